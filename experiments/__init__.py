@@ -1,0 +1,1 @@
+"""What people run: train, evaluate, sample, benchmark."""

@@ -1,0 +1,26 @@
+"""A small GAM on the source code of Python's standard library, byte by byte: minutes on a laptop.
+
+No learned positions, so that the model streams forever.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.config import Experiment, TrainConfig, config
+from gam_jax.data.config import DataConfig
+from gam_jax.layers import GAM, Block
+from gam_jax.model import LanguageModel
+from gam_jax.optimizer import OptimizerConfig
+from sharding.checkpoint import CheckpointConfig
+
+
+def get_config() -> ConfigDict:
+    """The default of `python -m experiments.train`."""
+    return config(
+        Experiment(
+            model=LanguageModel(Block(GAM(slots=256, kernel=3)), width=128, depth=6),
+            data=DataConfig(name="python_stdlib", tokenizer="bytes", window=256),
+            train=TrainConfig(steps=1000, batch=16, validation_tokens=262_144),
+            optimizer=OptimizerConfig(learning_rate=3e-3, warmup=100),
+            checkpoint=CheckpointConfig(every=200),
+        )
+    )

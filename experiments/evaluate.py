@@ -1,0 +1,69 @@
+"""Scores a trained run on its validation split, or on any other text.
+
+  python -m experiments.evaluate --run=runs/gam_small
+  python -m experiments.evaluate --run=runs/gam_small --data=text:my_code/ --json
+
+Prints loss (nats per token), perplexity, bits per byte and the number of tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+
+from absl import flags
+
+from experiments import cli
+from experiments.run import RunFolder, load_params
+from experiments.scoring import score
+from gam_jax.data import load
+from gam_jax.train import make_eval_step
+from sharding.mesh import make_mesh
+
+SPLITS = ("train", "validation", "test")
+
+
+def define_flags() -> None:
+    """The command line."""
+    flags.DEFINE_string("run", "runs/gam_small", "Run folder.")
+    flags.DEFINE_string("data", None, "Data set by name (text:PATH, ...); the run's own if not given.")
+    flags.DEFINE_enum("split", "validation", SPLITS, "Which split of it.")
+    flags.DEFINE_string("checkpoint", "latest", "latest, best (validation loss), or a step.")
+    flags.DEFINE_integer("tokens", 0, "Score that many first tokens only; 0 for all.", 0)
+    flags.DEFINE_bool("json", False, "Print one JSON object.")
+
+
+def main() -> None:
+    """Loads the run, then the data, then scores."""
+    args = flags.FLAGS
+    folder = RunFolder(pathlib.Path(args.run))
+    experiment = folder.experiment()
+    config = experiment.data
+    if args.data:
+        config = dataclasses.replace(config, name=args.data)
+    tokenizer, mesh = folder.load_tokenizer(), make_mesh()
+    step, params = load_params(folder, experiment, mesh, args.checkpoint)
+    data = load(config, tokenizer)
+    tokens = data.split(args.split)
+    if args.tokens:
+        tokens = tokens[: args.tokens + 1]
+    found = score(
+        make_eval_step(experiment.model, mesh),
+        params,
+        tokens,
+        config,
+        experiment.train.batch,
+        data.bytes_per_token,
+    )
+    if args.json:
+        facts = {"run": str(folder.path), "step": step, "data": config.name, "split": args.split}
+        print(json.dumps({**facts, **dataclasses.asdict(found)}))
+        return
+    print(f"{folder.path} at step {step} on {args.split} of {config.name}")
+    for name, value in dataclasses.asdict(found).items():
+        print(f"{name.replace('_', ' '):>14}  {value:,.4f}".removesuffix(".0000"))
+
+
+if __name__ == "__main__":
+    cli.run(main, define_flags)

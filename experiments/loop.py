@@ -1,0 +1,240 @@
+"""The training loop: steps, metrics, validation, checkpoints, and ways to end early."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import signal
+import time
+from types import FrameType, TracebackType
+from typing import Any
+
+import jax
+
+from experiments.config import Experiment
+from experiments.metrics import MetricsWriter
+from experiments.progress import Progress
+from experiments.run import RunFolder, abstract_on_mesh
+from experiments.scoring import Score, score
+from gam_jax.data import TextData
+from gam_jax.data.pipeline import train_batches
+from gam_jax.optimizer import learning_rate_schedule, make_optimizer
+from gam_jax.train import TrainState, init_state, make_eval_step, make_train_step
+from sharding.checkpoint import Checkpoints
+from sharding.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+      step: updates done.
+      last: the last validation.
+      interrupted: whether a signal ended it early.
+      tokens_per_second: median over logged steps, 0 if none was timed.
+    """
+
+    step: int
+    last: Score | None
+    interrupted: bool
+    tokens_per_second: float
+
+
+class StopRequest:
+    """While open, Ctrl-C and SIGTERM ask for an orderly end; a second one ends at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        signal.signal(number, self._before[number])
+
+
+def train(
+    experiment: Experiment,
+    data: TextData,
+    folder: RunFolder,
+    mesh: jax.sharding.Mesh,
+    progress: Progress,
+) -> Outcome:
+    """Trains from the newest checkpoint in the folder, or from the start, to the last step.
+
+    Raises:
+      UserError: a loss that is not a number (the last good checkpoint stays), a checkpoint that
+        does not fit, a full disk.
+    """
+    with Checkpoints(folder.checkpoints, experiment.checkpoint.keep) as checkpoints:
+        state, position = _start(experiment, mesh, checkpoints, data)
+        with MetricsWriter(folder.metrics, from_step=int(state.step)) as metrics:
+            run = _Run(experiment, data, mesh, checkpoints, metrics, progress)
+            return run.go(state, position)
+
+
+def _start(
+    experiment: Experiment,
+    mesh: jax.sharding.Mesh,
+    checkpoints: Checkpoints,
+    data: TextData,
+) -> tuple[TrainState, int]:
+    """The state to go on from and the data position."""
+    step = checkpoints.latest()
+    if step is None:
+        model = experiment.model
+        optimizer = make_optimizer(experiment.optimizer, experiment.train.steps, model.table())
+        return init_state(model, optimizer, mesh, experiment.train.seed), 0
+    extra = checkpoints.extra(step)
+    if extra["corpus"] != data.corpus.fingerprint:
+        raise UserError(
+            f"the text of '{experiment.data.name}' has changed since checkpoint {step} was "
+            f"saved: bring the old text back, or start another run with --run"
+        )
+    return checkpoints.restore(step, abstract_on_mesh(experiment, mesh)), extra["position"]
+
+
+class _Run:
+    """One process's way through the steps."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        data: TextData,
+        mesh: jax.sharding.Mesh,
+        checkpoints: Checkpoints,
+        metrics: MetricsWriter,
+        progress: Progress,
+    ) -> None:
+        self.experiment, self.data, self.mesh = experiment, data, mesh
+        self.checkpoints, self.metrics, self.progress = checkpoints, metrics, progress
+        model, settings = experiment.model, experiment.train
+        optimizer = make_optimizer(experiment.optimizer, settings.steps, model.table())
+        self.train_step = make_train_step(model, optimizer, mesh, settings.accumulate)
+        self.eval_step = make_eval_step(model, mesh)
+        self.rate = learning_rate_schedule(experiment.optimizer, settings.steps)
+        self.best = checkpoints.best_loss()
+        self.pending: tuple[int, dict[str, Any]] | None = None
+        self.last: tuple[int, Score] | None = None
+        self.speeds: list[float] = []
+
+    def go(self, state: TrainState, position: int) -> Outcome:
+        """Steps until the last one, or until a signal."""
+        settings = self.experiment.train
+        step = int(state.step)
+        batches = train_batches(
+            self.data.train,
+            self.experiment.data,
+            batch=settings.batch,
+            seed=settings.seed,
+            position=position,
+        )
+        with StopRequest() as stop, self.progress.training(step, settings.last_step):
+            self.clock = _Clock(step)
+            while step < settings.last_step and not stop.asked:
+                state, values = self.train_step(state, next(batches))
+                step += 1
+                self._report()  # the loss of the step before, while the device works at this one
+                self.pending = step, values
+                improved = step % settings.validate_every == 0 and self._validate(step, state)
+                if improved or step % self.experiment.checkpoint.every == 0:
+                    self._save(step, state, batches.position)
+            self._report()
+            if not stop.asked and (self.last is None or self.last[0] != step):
+                self._validate(step, state)
+            self._save(step, state, batches.position)
+            self.checkpoints.wait()
+        batches.close()
+        speed = sorted(self.speeds)[len(self.speeds) // 2] if self.speeds else 0.0
+        return Outcome(step, self.last and self.last[1], stop.asked, speed)
+
+    def _report(self) -> None:
+        """Reads and writes the metrics of the step that is pending, if any."""
+        if self.pending is None:
+            return
+        (step, values), self.pending = self.pending, None
+        loss, settings = float(values["loss"]), self.experiment.train
+        if not math.isfinite(loss):
+            kept = self.checkpoints.latest()
+            where = "no checkpoint was saved yet" if kept is None else f"checkpoint {kept} is kept"
+            raise UserError(
+                f"the loss of step {step} is {loss} ({where}): lower optimizer.learning_rate, or "
+                f"check the data"
+            )
+        self.progress.step(step, loss)
+        if step % settings.log_every and step != settings.last_step:
+            return
+        steps, seconds = self.clock.lap(step)
+        speed = steps * settings.batch * self.experiment.data.window / seconds
+        if steps:
+            self.speeds.append(speed)
+        self.metrics.write(
+            step,
+            "train",
+            loss=loss,
+            grad_norm=float(values["grad_norm"]),
+            learning_rate=float(self.rate(step - 1)),
+            tokens_per_second=round(speed, 1),
+        )
+
+    def _validate(self, step: int, state: TrainState) -> bool:
+        """Scores the validation split; True if no earlier score was as good."""
+        self._report()
+        found = score(
+            self.eval_step,
+            state.params,
+            self.data.validation,
+            self.experiment.data,
+            self.experiment.train.batch,
+            self.data.bytes_per_token,
+        )
+        values = {k: v for k, v in dataclasses.asdict(found).items() if k != "tokens"}
+        self.metrics.write(step, "validation", **values)
+        self.progress.validation(step, found)
+        self.clock.pause(step)
+        improved = found.loss < self.best
+        self.last, self.best = (step, found), min(self.best, found.loss)
+        return improved
+
+    def _save(self, step: int, state: TrainState, position: int) -> None:
+        self._report()  # a step whose loss is not a number is never saved
+        extra = {
+            "position": position,
+            "corpus": self.data.corpus.fingerprint,
+            "tokenizer": self.data.tokenizer.fingerprint,
+        }
+        scored = self.last is not None and self.last[0] == step
+        self.checkpoints.save(step, state, extra, self.last[1].loss if scored else None)
+
+
+class _Clock:
+    """Seconds per step, without the first step (it compiles) and without validation."""
+
+    def __init__(self, step: int) -> None:
+        self._first, self._step, self._time = step + 1, step, time.perf_counter()
+
+    def lap(self, step: int) -> tuple[int, float]:
+        """Steps and seconds since the last lap; no steps if the first was among them."""
+        now = time.perf_counter()
+        steps = step - self._step if self._step >= self._first else 0
+        seconds = now - self._time
+        self._step, self._time = step, now
+        return steps, seconds
+
+    def pause(self, step: int) -> None:
+        """Starts the next lap here."""
+        self._step, self._time = step, time.perf_counter()

@@ -1,0 +1,59 @@
+"""Metrics of a run: metrics.jsonl and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from types import TracebackType
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from experiments.run import write_atomically
+
+
+def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line that was cut short is left out."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class MetricsWriter:
+    """Appends metrics as lines of JSON (step, split, loss, ...) and as TensorBoard scalars.
+
+    Args:
+      path: metrics.jsonl; TensorBoard files go to `tensorboard/` beside it.
+      from_step: lines of later steps are cut off, since the run goes on from here.
+    """
+
+    def __init__(self, path: pathlib.Path, from_step: int = 0) -> None:
+        kept = [row for row in read_metrics(path) if row["step"] <= from_step]
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._file = path.open("a")
+        self._board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=from_step + 1)
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        self._board.close()
+
+    def write(self, step: int, split: str, **values: float) -> None:
+        """One line: the state after `step` updates, on "train" or "validation"."""
+        self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(f"{split}/{name}", value, step)

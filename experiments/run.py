@@ -1,0 +1,152 @@
+"""A run is a folder: config.json, tokenizer.json, metrics.jsonl, checkpoints/, curves.png."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+
+from experiments.config import Experiment, changed_fields
+from gam_jax.config import from_dict, to_dict
+from gam_jax.data.tokenizer import Tokenizer, load_tokenizer
+from gam_jax.optimizer import make_optimizer
+from gam_jax.params import Params
+from gam_jax.train import TrainState, abstract_state, state_shardings
+from sharding.checkpoint import Checkpoints
+from sharding.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run, and what they hold."""
+
+    path: pathlib.Path
+
+    @property
+    def config(self) -> pathlib.Path:
+        """The full configuration."""
+        return self.path / "config.json"
+
+    @property
+    def tokenizer(self) -> pathlib.Path:
+        """The tokenizer that the run's tokens are of."""
+        return self.path / "tokenizer.json"
+
+    @property
+    def metrics(self) -> pathlib.Path:
+        """One JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> pathlib.Path:
+        """See `sharding.checkpoint`."""
+        return self.path / "checkpoints"
+
+    @property
+    def curves(self) -> pathlib.Path:
+        """The picture of the losses."""
+        return self.path / "curves.png"
+
+    def saved_config(self) -> dict[str, Any] | None:
+        """The run's configuration as it was written; None if the folder holds no run.
+
+        Raises:
+          UserError: the file cannot be read as JSON.
+        """
+        if not self.config.is_file():
+            return None
+        try:
+            return json.loads(self.config.read_text())
+        except json.JSONDecodeError as error:
+            raise UserError(f"{self.config} is not JSON ({error}): restore or remove it") from error
+
+    def start(self, experiment: Experiment, tokenizer: Tokenizer) -> None:
+        """Writes configuration and tokenizer into a new folder."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            tokenizer.save(self.tokenizer)
+            write_atomically(self.config, json.dumps(to_dict(experiment), indent=2) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write the run folder {self.path}: {error}") from error
+
+    def check_new(self) -> None:
+        """Raises a UserError if there is a run, or anything else, in the folder."""
+        if self.config.exists():
+            raise UserError(
+                f"{self.path} already holds a run: add --resume to continue it, or name another "
+                f"folder with --run"
+            )
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise UserError(f"{self.path} exists and is not a run: name another with --run")
+
+    def check_same(self, experiment: Experiment) -> None:
+        """Raises a UserError that names the fields in which a resumed run would differ."""
+        saved = self.saved_config() or {}
+        new = to_dict(experiment)
+        if names := changed_fields(saved, new):
+            from gam_jax.config import flatten
+
+            old, now = flatten(saved), flatten(new)
+            shown = ", ".join(f"{n}: {old.get(n)!r} -> {now.get(n)!r}" for n in names[:6])
+            raise UserError(
+                f"{self.path} holds a different run ({shown}): resume with its own settings, or "
+                f"name another folder with --run"
+            )
+
+    def experiment(self) -> Experiment:
+        """The configuration of a run that must be there.
+
+        Raises:
+          UserError: no run in the folder.
+        """
+        saved = self.saved_config()
+        if saved is None:
+            raise UserError(f"{self.path} holds no run (no config.json): train one with --run")
+        return from_dict(Experiment, saved)
+
+    def load_tokenizer(self) -> Tokenizer:
+        """The run's tokenizer."""
+        if not self.tokenizer.is_file():
+            raise UserError(f"{self.path} has no tokenizer.json: the run folder is not whole")
+        return load_tokenizer(self.tokenizer)
+
+
+def abstract_on_mesh(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of a run's state: what a checkpoint is restored to."""
+    model = experiment.model
+    optimizer = make_optimizer(experiment.optimizer, experiment.train.steps, model.table())
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        abstract_state(model, optimizer),
+        state_shardings(model, optimizer, mesh),
+    )
+
+
+def load_params(
+    folder: RunFolder, experiment: Experiment, mesh: jax.sharding.Mesh, which: str = "latest"
+) -> tuple[int, Params]:
+    """Step and parameters of a run's checkpoint.
+
+    Args:
+      which: "latest", "best" (least validation loss) or a step.
+
+    Raises:
+      UserError: no such checkpoint, or a damaged one.
+    """
+    if not folder.checkpoints.is_dir():
+        raise UserError(f"{folder.path} has no checkpoints: train it further with --resume")
+    with Checkpoints(folder.checkpoints) as checkpoints:
+        step = checkpoints.choose(which)
+        state = checkpoints.restore(step, abstract_on_mesh(experiment, mesh))
+    return step, state.params
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """Replaces a file whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)

@@ -1,0 +1,1 @@
+"""Parallel sequence architectures as pure JAX functions."""

@@ -1,0 +1,78 @@
+"""Trains a byte-pair encoding on a corpus, once: it is cached beside the corpus."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+
+from gam_jax.data.config import DataConfig
+from gam_jax.data.corpus import Corpus
+from gam_jax.data.storage import cache_path, locked
+from gam_jax.data.tokenizer import SPECIAL_TOKENS, HFTokenizer, load_tokenizer
+from sharding.errors import UserError
+
+
+def train_bpe(documents: Iterable[str], vocab: int, pre_tokenizer: str) -> HFTokenizer:
+    """Trains a BPE; the same documents in the same order give the same tokenizer.
+
+    The first four ids are [UNK], [PAD], [SOS] and [EOS].
+
+    Args:
+      documents: the text to train on.
+      vocab: number of ids wanted; a small corpus may give fewer.
+      pre_tokenizer: `byte_level` (all 256 bytes are tokens, nothing is lost) or `whitespace`
+        (words and runs of punctuation; whitespace is dropped and unknown characters are [UNK]).
+
+    Raises:
+      UserError: the vocabulary is too small for the bytes and the special tokens.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    byte_level = pre_tokenizer == "byte_level"
+    least = len(SPECIAL_TOKENS) + (256 if byte_level else 1)
+    if vocab < least:
+        raise UserError(f"bpe:{vocab} is too small a vocabulary: give {least} or more")
+    tokenizer = Tokenizer(models.BPE(unk_token=SPECIAL_TOKENS[0]))
+    if byte_level:
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if byte_level else [],
+        show_progress=sys.stderr.isatty(),
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    return HFTokenizer(tokenizer)
+
+
+def cached_bpe(corpus: Corpus, config: DataConfig, vocab: int) -> HFTokenizer:
+    """The BPE of a corpus with the settings of `config`, trained if it is not cached.
+
+    Raises:
+      UserError: as `train_bpe`; no room on disk.
+    """
+    splits = corpus.splits if config.bpe_splits == "all" else ("train",)
+    settings = {
+        "corpus": corpus.fingerprint,
+        "splits": list(splits),
+        "vocab": vocab,
+        "pre_tokenizer": config.bpe_pre_tokenizer,
+    }
+    path = cache_path(corpus.folder, "bpe", settings, ".json")
+    if not path.exists():
+        with locked(corpus.folder, path):
+            if not path.exists():
+                text = _text(corpus, splits)
+                train_bpe(text, vocab, config.bpe_pre_tokenizer).save(path)
+    tokenizer = load_tokenizer(path)
+    assert isinstance(tokenizer, HFTokenizer)
+    return tokenizer
+
+
+def _text(corpus: Corpus, splits: Iterable[str]) -> Iterator[str]:
+    for split in splits:
+        for _, text in corpus.documents(split).pieces():
+            yield text

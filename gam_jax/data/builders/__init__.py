@@ -1,0 +1,1 @@
+"""Our TensorFlow Datasets builders, and what it takes to build them without TensorFlow."""

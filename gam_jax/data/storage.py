@@ -1,0 +1,117 @@
+"""Caches on disk: where they are, how they are written whole or not at all, and locks."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from sharding.errors import UserError
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
+
+def data_dir(configured: str) -> Path:
+    """The folder that holds data sets and caches.
+
+    Args:
+      configured: `DataConfig.dir`; '' is the default of TensorFlow Datasets.
+    """
+    if configured:
+        return Path(configured).expanduser()
+    from tensorflow_datasets.core import constants
+
+    return Path(constants.DATA_DIR).expanduser()
+
+
+def cache_path(folder: Path, kind: str, settings: dict[str, object], suffix: str) -> Path:
+    """The path of a cached file, named by a digest of the settings that made it."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:24]
+    return folder / "gam_jax" / kind / f"{digest}{suffix}"
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Gives a temporary path; renames it to `path` if the block succeeds, else removes it.
+
+    Raises:
+      UserError: the disk is full, or the folder cannot be written.
+    """
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.incomplete")
+    with plain_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, what: object) -> Iterator[None]:
+    """Holds a lock in the data folder: processes that want the same thing built build it once."""
+    lock = folder / "gam_jax" / "locks" / digest_of(str(what))
+    with plain_errors(lock):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        handle = lock.open("w")
+    with handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def plain_errors(path: Path) -> Iterator[None]:
+    """Turns a full disk or a folder that cannot be written into one plain line."""
+    try:
+        yield
+    except OSError as error:
+        if is_full_disk(error):
+            raise no_room(path.parent) from error
+        if isinstance(error, PermissionError) or error.errno in (errno.EROFS, errno.ENOTDIR):
+            raise UserError(
+                f"cannot write {path}: {error.strerror}; point data.dir at a folder you can write"
+            ) from error
+        raise
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether an error, or one that it came from, says that the disk is full."""
+    seen: BaseException | None = error
+    while seen is not None:
+        # ArrayRecord's writer reports it as text, from C++.
+        if getattr(seen, "errno", None) in FULL_DISK or "No space left on device" in str(seen):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def no_room(folder: Path, needed: int = 0) -> UserError:
+    """The error for a disk without room."""
+    amount = f" (about {needed / 2**20:.0f} MiB needed)" if needed else ""
+    return UserError(
+        f"no room on disk in {folder}{amount}: free some space or point data.dir at another disk"
+    )
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Refuses to start writing `needed` bytes into a folder whose disk has fewer free.
+
+    Raises:
+      UserError: there is too little room.
+    """
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if shutil.disk_usage(existing).free < needed:
+        raise no_room(folder, needed)
+
+
+def digest_of(*parts: object) -> str:
+    """A short stable digest of a few values."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -1,0 +1,214 @@
+"""Text to token ids and back: bytes, a BPE of our own, or anybody's tokenizer.json."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from gam_jax.data.storage import written_whole
+from sharding.errors import UserError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+FILE_NAME = "tokenizer.json"
+SPECIAL_TOKENS = ("[UNK]", "[PAD]", "[SOS]", "[EOS]")
+SEPARATORS = ("[EOS]", "</s>", "<|endoftext|>", "<eos>", "<|end_of_text|>")
+"""Tokens that end a text, in the order in which a third-party tokenizer is searched for one."""
+
+
+class Stream(Protocol):
+    """Decodes ids as they come; never gives half a character."""
+
+    def push(self, token: int) -> str:
+        """The text that this id completes, perhaps ''."""
+        ...
+
+    def flush(self) -> str:
+        """What is left at the end; an incomplete character becomes U+FFFD."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """What the rest of the code asks of a tokenizer.
+
+    Attributes:
+      vocab: number of ids.
+      separator: the id put between documents; None if the tokenizer has none.
+      fingerprint: equal for tokenizers that give equal ids.
+    """
+
+    @property
+    def vocab(self) -> int: ...
+    @property
+    def separator(self) -> int | None: ...
+    @property
+    def fingerprint(self) -> str: ...
+
+    def encode(self, text: str) -> np.ndarray:
+        """int32 ids; a special token's name in the text is text."""
+        ...
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """int32 ids of each text."""
+        ...
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some ids."""
+        ...
+
+    def stream(self) -> Stream:
+        """A decoder that takes one id at a time."""
+        ...
+
+    def save(self, path: str | Path) -> None:
+        """Writes one JSON file that `load_tokenizer` opens."""
+        ...
+
+
+class ByteTokenizer:
+    """Token id = value of a UTF-8 byte. Byte 0, which text does not hold, is the separator."""
+
+    vocab = 256
+    separator = 0
+    fingerprint = "bytes"
+
+    def encode(self, text: str) -> np.ndarray:
+        """int32 ids, one a byte."""
+        return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """int32 ids of each text."""
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text; bytes that are not UTF-8 become U+FFFD."""
+        return bytes(int(i) for i in ids).decode("utf-8", "replace")
+
+    def stream(self) -> Stream:
+        """A decoder that takes one id at a time."""
+        return _ByteStream()
+
+    def save(self, path: str | Path) -> None:
+        """Writes a small JSON file that says "bytes"."""
+        with written_whole(Path(path)) as temporary:
+            temporary.write_text(json.dumps({"gam_jax": "bytes"}) + "\n")
+
+
+class _ByteStream:
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        return self._decoder.decode(bytes([int(token)]))
+
+    def flush(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+class HFTokenizer:
+    """A tokenizer of the Hugging Face `tokenizers` library.
+
+    Nothing is added to a text, cut from it or padded, whatever its file asks for; and text that
+    happens to spell a special token stays text.
+    """
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True
+        ids = tokenizer.get_vocab(with_added_tokens=True)
+        self._tokenizer = tokenizer
+        self.vocab: int = max(ids.values()) + 1
+        self.separator: int | None = next((ids[t] for t in SEPARATORS if t in ids), None)
+        # Key order in the file differs from run to run where the library hashes.
+        content = json.dumps(json.loads(tokenizer.to_str()), sort_keys=True)
+        self.fingerprint: str = hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def encode(self, text: str) -> np.ndarray:
+        """int32 ids."""
+        return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """int32 ids of each text, encoded in parallel threads."""
+        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.asarray(e.ids, np.int32) for e in encoded]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text, special tokens left out."""
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def stream(self) -> Stream:
+        """A decoder that takes one id at a time."""
+        return _HFStream(self)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the library's own JSON file."""
+        with written_whole(Path(path)) as temporary:
+            temporary.write_text(self._tokenizer.to_str(pretty=True), encoding="utf-8")
+
+
+class _HFStream:
+    """Decodes a short run of ids again at each step, and gives what it has grown by.
+
+    The run starts at tokens already given, because how a token is written may depend on whether
+    another precedes it (a leading space), and grows while its end is an incomplete character.
+    """
+
+    def __init__(self, tokenizer: HFTokenizer) -> None:
+        self._decode = tokenizer.decode
+        self._ids: list[int] = []
+        self._given = 0  # how many of the ids have had their text given
+
+    def push(self, token: int) -> str:
+        self._ids.append(int(token))
+        return self._advance(final=False)
+
+    def flush(self) -> str:
+        return self._advance(final=True)
+
+    def _advance(self, final: bool) -> str:
+        before, now = self._decode(self._ids[: self._given]), self._decode(self._ids)
+        if len(now) <= len(before) or (now.endswith("\ufffd") and not final):
+            return ""
+        self._ids = self._ids[self._given :]
+        self._given = len(self._ids)
+        return now[len(before) :]
+
+
+def load_tokenizer(path: str | Path) -> ByteTokenizer | HFTokenizer:
+    """Opens a tokenizer.json: ours, or any of the Hugging Face `tokenizers` library.
+
+    Args:
+      path: the file, or a folder that holds a tokenizer.json.
+
+    Raises:
+      UserError: the file is missing, cannot be read, or is no tokenizer.
+    """
+    path = Path(path).expanduser()
+    path = path / FILE_NAME if path.is_dir() else path
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise UserError(
+            f"cannot read the tokenizer {path}: {reason}; "
+            "give 'bytes', 'bpe:10000' or the path of a tokenizer.json"
+        ) from error
+    import tokenizers
+
+    try:
+        if json.loads(content) == {"gam_jax": "bytes"}:
+            return ByteTokenizer()
+        return HFTokenizer(tokenizers.Tokenizer.from_str(content))
+    except Exception as error:  # the library raises bare Exceptions
+        raise UserError(
+            f"{path} is not a tokenizer.json: {' '.join(str(error).split())[:160]}; "
+            "save it again with the Hugging Face tokenizers library"
+        ) from error

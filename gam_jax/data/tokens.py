@@ -1,0 +1,107 @@
+"""The tokens of a whole split as one array on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from gam_jax.data.corpus import Corpus
+from gam_jax.data.storage import cache_path, locked, written_whole
+from gam_jax.data.tokenizer import Tokenizer
+from sharding.errors import UserError
+
+GROUP = 1 << 22
+"""Characters that are tokenized at once."""
+
+
+def tokenize_split(
+    corpus: Corpus, split: str, tokenizer: Tokenizer, separators: bool = True
+) -> np.ndarray:
+    """The tokens of a split, in order, with a separator between documents.
+
+    Tokenized once, and kept in the data folder under the fingerprints of corpus and tokenizer.
+
+    Args:
+      corpus: where the text comes from.
+      split: which of its splits.
+      tokenizer: turns text into ids.
+      separators: whether to put `tokenizer.separator` between documents.
+
+    Returns:
+      A read-only memory map, [N] of uint16 if the vocabulary fits, else of uint32.
+
+    Raises:
+      UserError: separators are wanted of a tokenizer that has none; no room on disk.
+    """
+    if separators and tokenizer.separator is None:
+        raise UserError(
+            "the tokenizer has no token that ends a text (such as </s> or <|endoftext|>) to put "
+            "between documents: set data.separators=False or add one to it"
+        )
+    settings = {
+        "corpus": corpus.fingerprint,
+        "split": split,
+        "tokenizer": tokenizer.fingerprint,
+        "separators": separators,
+    }
+    path = cache_path(corpus.folder, "tokens", settings, ".npy")
+    if not path.exists():
+        with locked(corpus.folder, path):
+            if not path.exists():
+                _write(path, corpus, split, tokenizer, separators)
+    return np.load(path, mmap_mode="r")
+
+
+def _write(path: Path, corpus: Corpus, split: str, tokenizer: Tokenizer, separators: bool) -> None:
+    dtype = np.dtype(np.uint16 if tokenizer.vocab <= 1 << 16 else np.uint32)
+    with written_whole(path) as temporary, temporary.open("wb") as file:
+        count = 0
+        _write_header(file, dtype, count)
+        for ids in _token_runs(corpus, split, tokenizer, separators):
+            count += len(ids)
+            file.write(ids.astype(dtype).tobytes())
+        file.seek(0)
+        _write_header(file, dtype, count)
+
+
+def _write_header(file: BinaryIO, dtype: np.dtype, count: int) -> None:
+    # NumPy leaves room in the header for the count to grow, so it can be written over.
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
+    np.lib.format.write_array_header_1_0(file, {**header, "shape": (count,)})
+
+
+def _token_runs(
+    corpus: Corpus, split: str, tokenizer: Tokenizer, separators: bool
+) -> Iterator[np.ndarray]:
+    """Ids of the pieces of text in order, and separators where a document follows another."""
+    separator = np.asarray([tokenizer.separator if separators else 0], np.int32)
+    first = True
+    for group in _groups(corpus, split):
+        for (starts, _), ids in zip(
+            group, tokenizer.encode_batch([text for _, text in group]), strict=True
+        ):
+            if starts and separators and not first:
+                yield separator
+            first = False
+            yield ids
+
+
+def _groups(corpus: Corpus, split: str) -> Iterator[list[tuple[bool, str]]]:
+    """Pieces in groups large enough to be tokenized in parallel."""
+    from tqdm import tqdm
+
+    group, characters = [], 0
+    with tqdm(desc=f"tokenizing {split}", unit="char", unit_scale=True, disable=None) as bar:
+        for piece in corpus.documents(split).pieces():
+            group.append(piece)
+            characters += len(piece[1])
+            if characters >= GROUP:
+                yield group
+                bar.update(characters)
+                group, characters = [], 0
+        if group:
+            yield group
+            bar.update(characters)

@@ -1,0 +1,14 @@
+"""Layers: frozen dataclasses that own a parameter table."""
+
+from gam_jax.layers.base import Carry, Layer, inherit
+from gam_jax.layers.block import Block, Stack
+from gam_jax.layers.gam import GAM
+from gam_jax.layers.mlp import MLP
+from gam_jax.layers.norm import LayerNorm
+
+LAYERS: dict[str, type] = {
+    layer.__name__: layer for layer in (Block, GAM, LayerNorm, MLP, Stack)
+}
+"""Every layer by name: configurations name them, tests run their laws over all of them."""
+
+__all__ = ["GAM", "LAYERS", "MLP", "Block", "Carry", "Layer", "LayerNorm", "Stack", "inherit"]

@@ -1,0 +1,119 @@
+"""A residual block and a stack of blocks."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from gam_jax.layers.base import WHOLE, Carry, Layer, inherit
+from gam_jax.layers.mlp import MLP
+from gam_jax.layers.norm import LayerNorm
+from gam_jax.params import Params, Table, stack
+from sharding.axes import Axes
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """h + mixer(norm(h)), then h + ffn(norm(h)): pre-norm residual, as in the GAM paper."""
+
+    mixer: Layer
+    ffn: Layer = MLP()
+    norm: Layer = LayerNorm()
+    width: int | None = None
+    dropout: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("mixer", "ffn", "norm"):
+            inner = inherit(getattr(self, name), width=self.width, dropout=self.dropout)
+            object.__setattr__(self, name, inner)
+
+    def table(self) -> Table:
+        """The tables of its layers."""
+        return {
+            "mixer_norm": self.norm.table(),
+            "mixer": self.mixer.table(),
+            "ffn_norm": self.norm.table(),
+            "ffn": self.ffn.table(),
+        }
+
+    def carry(self, batch: int, axes: Axes = WHOLE) -> Carry:
+        """The carries of mixer and feed-forward."""
+        return {"mixer": self.mixer.carry(batch, axes), "ffn": self.ffn.carry(batch, axes)}
+
+    def __call__(
+        self,
+        params: Params,
+        x: Float[Array, "B T D"],
+        carry: Carry | None = None,
+        axes: Axes = WHOLE,
+        *,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], Carry]:
+        """Two residual steps."""
+        carry = self.carry(x.shape[0], axes) if carry is None else carry
+        keys = {"mixer": None, "ffn": None}
+        if key is not None:
+            keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(keys)}
+        after: dict[str, Carry] = {}
+        for name, layer in (("mixer", self.mixer), ("ffn", self.ffn)):
+            normed, _ = self.norm(params[f"{name}_norm"], x, None, axes)
+            change, after[name] = layer(params[name], normed, carry[name], axes, key=keys[name])
+            x = x + change
+        return x, after
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """`depth` equal blocks, one after another, as one `lax.scan` over stacked parameters.
+
+    Attributes:
+      block: the layer that repeats.
+      depth: L.
+      remat: recompute a block's insides in the backward pass instead of storing them.
+    """
+
+    block: Layer
+    depth: int
+    remat: bool = False
+
+    def table(self) -> Table:
+        """The block's table with a leading axis `layer`."""
+        return stack(self.block.table(), self.depth)
+
+    def carry(self, batch: int, axes: Axes = WHOLE) -> Carry:
+        """The block's carry, [L, ...]."""
+        one = self.block.carry(batch, axes)
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (self.depth, *x.shape)), one)
+
+    def __call__(
+        self,
+        params: Params,
+        x: Float[Array, "B T D"],
+        carry: Carry | None = None,
+        axes: Axes = WHOLE,
+        *,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], Carry]:
+        """Runs the blocks in order; layer i draws its randomness from fold_in(key, i)."""
+        carry = self.carry(x.shape[0], axes) if carry is None else carry
+        return _scan_blocks(self, axes, params, x, carry, key)
+
+
+# Compiled once for a stack, so that a call outside jax.jit does not compile its scan anew.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _scan_blocks(
+    stack: Stack, axes: Axes, params: Params, x: Array, carry: Carry, key: Array | None
+) -> tuple[Array, Carry]:
+    def step(h: Array, layer: tuple[Params, Carry, Array]) -> tuple[Array, Carry]:
+        block_params, block_carry, index = layer
+        block_key = None if key is None else jax.random.fold_in(key, index)
+        return stack.block(block_params, h, block_carry, axes, key=block_key)
+
+    if stack.remat:
+        step = jax.checkpoint(step, prevent_cse=False)
+    return lax.scan(step, x, (params, carry, jnp.arange(stack.depth)))

@@ -1,0 +1,106 @@
+"""Gated Associative Memory: a causal convolution beside a memory bank, fused by gates."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from gam_jax.layers.base import WHOLE, known
+from gam_jax.ops.conv import causal_conv
+from gam_jax.ops.linear import linear
+from gam_jax.ops.memory import memory_read
+from gam_jax.params import Param, Params, Table, fan_in, uniform
+from sharding import collectives
+from sharding.axes import Axes
+
+VARIANTS = ("full", "sum", "global", "local")
+
+
+@dataclasses.dataclass(frozen=True)
+class GAM:
+    """The token mixer of the Gated Associative Memory paper (arXiv 2509.00605).
+
+    y_t = sigmoid(u_t) * conv(x)_t + sigmoid(v_t) * read(x_t), with gates (u_t, v_t) = x_t W + b.
+
+    The read is softmax(x_t Mem^T) Mem. The bank Mem is a weight: it does not depend on the
+    sequence, so a token sees only the `kernel` - 1 tokens before it, through the convolution.
+
+    Attributes:
+      width: D.
+      slots: M, rows of the bank.
+      kernel: K, taps of the convolution.
+      variant: "full"; or the paper's ablations, all without gates: "sum" (conv + read),
+        "global" (read alone), "local" (conv alone).
+    """
+
+    width: int | None = None
+    slots: int = 512
+    kernel: int = 3
+    variant: str = "full"
+
+    def __post_init__(self) -> None:
+        if self.variant not in VARIANTS:
+            raise ValueError(f"GAM.variant '{self.variant}' is not one of {', '.join(VARIANTS)}")
+        if self.kernel < 1 or self.slots < 1:
+            raise ValueError("GAM.kernel and GAM.slots must be at least 1")
+
+    @property
+    def _convolves(self) -> bool:
+        return self.variant != "global"
+
+    @property
+    def _reads(self) -> bool:
+        return self.variant != "local"
+
+    def table(self) -> Table:
+        """conv [K, D] and bias, memory [M, D], gate [D, 2, D] (local, global) and bias."""
+        width = known(self.width, "width", self)
+        table: dict[str, Param] = {}
+        if self._convolves:
+            table["conv"] = Param((self.kernel, width), (None, "channel"), fan_in(self.kernel))
+            table["conv_bias"] = Param((width,), ("channel",), fan_in(self.kernel), decay=False)
+        if self._reads:
+            xavier = uniform((6 / (self.slots + width)) ** 0.5)
+            table["memory"] = Param((self.slots, width), ("slot", "embed"), xavier)
+        if self.variant == "full":
+            table["gate"] = Param((width, 2, width), ("embed", None, "channel"), fan_in(width))
+            table["gate_bias"] = Param((2, width), (None, "channel"), fan_in(width), decay=False)
+        return table
+
+    def carry(self, batch: int, axes: Axes = WHOLE) -> Float[Array, "B K-1 D"]:
+        """The K-1 inputs before the first token: zeros."""
+        channels = known(self.width, "width", self) // collectives.axis_size(axes.tensor)
+        taps = self.kernel if self._convolves else 1
+        return jnp.zeros((batch, taps - 1, channels), jnp.float32)
+
+    def __call__(
+        self,
+        params: Params,
+        x: Float[Array, "B T D"],
+        carry: Float[Array, "B K-1 D"] | None = None,
+        axes: Axes = WHOLE,
+        *,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B K-1 D"]]:
+        """Channels are split over `axes.tensor` between the two pathways and their fusion."""
+        carry = self.carry(x.shape[0], axes) if carry is None else carry
+        flat = x.reshape(-1, x.shape[-1])
+        pathways = []
+        if self._convolves:
+            own = collectives.own_shard(x, axes.tensor, dim=2)
+            tail = carry.astype(x.dtype)
+            local, tail = causal_conv(own, params["conv"], params["conv_bias"], tail, axes.seq)
+            carry = tail.astype(carry.dtype)
+            pathways.append(local.reshape(flat.shape[0], -1))
+        if self._reads:
+            pathways.append(memory_read(flat, params["memory"], axes.tensor))
+        if self.variant == "full":
+            gate = params["gate"]
+            logits = linear(flat, gate.reshape(gate.shape[0], -1), params["gate_bias"].reshape(-1))
+            gates = jnp.split(jax.nn.sigmoid(logits), 2, axis=1)
+            pathways = [g * p for g, p in zip(gates, pathways, strict=True)]
+        fused = collectives.all_gather(sum(pathways), axes.tensor, dim=1)
+        return fused.reshape(x.shape), carry

@@ -1,0 +1,60 @@
+"""Feed-forward layers."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jaxtyping import Array, Float
+
+from gam_jax.layers.base import WHOLE, known
+from gam_jax.ops.activation import gelu
+from gam_jax.ops.dropout import dropout
+from gam_jax.ops.linear import linear
+from gam_jax.params import Param, Params, Table, fan_in
+from sharding import collectives
+from sharding.axes import Axes
+
+
+@dataclasses.dataclass(frozen=True)
+class MLP:
+    """W_out GELU(W_in x + b_in) + b_out, with dropout on the result.
+
+    Attributes:
+      width: D.
+      expansion: hidden units for each channel; F = expansion * D.
+      dropout: rate in training.
+    """
+
+    width: int | None = None
+    expansion: int = 4
+    dropout: float | None = None
+
+    def table(self) -> Table:
+        """w_in [D, F], b_in [F], w_out [F, D], b_out [D]."""
+        width = known(self.width, "width", self)
+        hidden = self.expansion * width
+        return {
+            "w_in": Param((width, hidden), ("embed", "ffn"), fan_in(width)),
+            "b_in": Param((hidden,), ("ffn",), fan_in(width), decay=False),
+            "w_out": Param((hidden, width), ("ffn", "embed"), fan_in(hidden)),
+            "b_out": Param((width,), ("embed",), fan_in(hidden), decay=False),
+        }
+
+    def carry(self, batch: int, axes: Axes = WHOLE) -> tuple[()]:
+        """Nothing: each token is mapped alone."""
+        return ()
+
+    def __call__(
+        self,
+        params: Params,
+        x: Float[Array, "B T D"],
+        carry: tuple[()] | None = None,
+        axes: Axes = WHOLE,
+        *,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], tuple[()]]:
+        """Column-parallel in, row-parallel out: one sum over `axes.tensor`."""
+        flat = x.reshape(-1, x.shape[-1])
+        hidden = gelu(linear(flat, params["w_in"], params["b_in"]))
+        out = collectives.psum(linear(hidden, params["w_out"]), axes.tensor) + params["b_out"]
+        return dropout(out.reshape(x.shape), self.dropout or 0.0, key, axes), ()

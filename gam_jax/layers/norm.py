@@ -1,0 +1,44 @@
+"""Normalisation layers."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jaxtyping import Array, Float
+
+from gam_jax.layers.base import WHOLE, known
+from gam_jax.ops.norm import layer_norm
+from gam_jax.params import Param, Params, Table, ones, zeros
+from sharding.axes import Axes
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerNorm:
+    """Layer normalisation with scale and bias, see `gam_jax.ops.norm`."""
+
+    width: int | None = None
+    eps: float = 1e-5
+
+    def table(self) -> Table:
+        """scale [D] and bias [D]."""
+        width = known(self.width, "width", self)
+        return {
+            "scale": Param((width,), ("embed",), ones, decay=False),
+            "bias": Param((width,), ("embed",), zeros, decay=False),
+        }
+
+    def carry(self, batch: int, axes: Axes = WHOLE) -> tuple[()]:
+        """Nothing: each token is normalised alone."""
+        return ()
+
+    def __call__(
+        self,
+        params: Params,
+        x: Float[Array, "B T D"],
+        carry: tuple[()] | None = None,
+        axes: Axes = WHOLE,
+        *,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], tuple[()]]:
+        """Normalised x."""
+        return layer_norm(x, params["scale"], params["bias"], self.eps), ()

@@ -1,0 +1,182 @@
+"""The language model: embedding, a stack of blocks, tied head."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from gam_jax import params as tables
+from gam_jax.layers.base import WHOLE, Carry, Layer, inherit, known
+from gam_jax.layers.block import Stack
+from gam_jax.layers.norm import LayerNorm
+from gam_jax.ops.dropout import dropout
+from gam_jax.ops.norm import layer_norm
+from gam_jax.ops.vocabulary import embed, token_losses
+from gam_jax.params import Param, Params, Table
+from sharding import collectives
+from sharding.axes import Axes
+
+INITS = ("sound", "published")
+
+
+@flax.struct.dataclass
+class ModelCarry:
+    """What the model hands to the next chunk.
+
+    Attributes:
+      position: int32 scalar, how many tokens came before.
+      layers: the stack's carry, each leaf [L, B, ...].
+    """
+
+    position: Int[Array, ""]
+    layers: Carry
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+    """Predicts the next token: logits, carry = model(params, tokens).
+
+    Attributes:
+      block: the residual block; it takes width and dropout from here where it leaves them None.
+      width: D.
+      depth: L.
+      vocab: V, the tokenizer's; None until it is known.
+      context: how many learned positions there are; 0 for none (the model then streams forever).
+      dropout: rate on the embedding and wherever the block leaves its own None.
+      init: "sound" draws positions from N(0, 0.02^2), so that tokens are seen beside them;
+        "published" from N(0, 1), as the official GAM code does (tokens are then 0.07 % of the
+        variance that enters the first block).
+      dtype: of the arithmetic; parameters, norms, softmaxes and losses stay float32.
+      remat: recompute blocks in the backward pass, see `Stack`.
+    """
+
+    block: Layer
+    width: int
+    depth: int
+    vocab: int | None = None
+    context: int = 0
+    dropout: float = 0.0
+    init: str = "sound"
+    dtype: str = "float32"
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        if self.init not in INITS:
+            raise ValueError(f"LanguageModel.init '{self.init}' is not one of {', '.join(INITS)}")
+        block = inherit(self.block, width=self.width, dropout=self.dropout)
+        object.__setattr__(self, "block", block)
+
+    @property
+    def stack(self) -> Stack:
+        """The blocks as one layer."""
+        return Stack(self.block, self.depth, self.remat)
+
+    def table(self) -> Table:
+        """embedding [V, D] (tied to the head), positions [context, D], blocks, final norm."""
+        vocab = known(self.vocab, "vocab", self)
+        table: dict[str, Table | Param] = {
+            "embedding": Param(
+                (vocab, self.width), ("vocab", "embed"), tables.fan_in(self.width)
+            ),
+            "blocks": self.stack.table(),
+            "final_norm": LayerNorm(self.width).table(),
+        }
+        if self.context:
+            std = 1.0 if self.init == "published" else 0.02
+            shape, axes = (self.context, self.width), ("position", "embed")
+            table["positions"] = Param(shape, axes, tables.normal(std))
+        return table
+
+    def init_params(self, key: Array) -> Params:
+        """Initial parameters, float32."""
+        return tables.init_params(self.table(), key)
+
+    def carry(self, batch: int, axes: Axes = WHOLE) -> ModelCarry:
+        """The start of a sequence."""
+        return ModelCarry(jnp.zeros((), jnp.int32), self.stack.carry(batch, axes))
+
+    def __call__(
+        self,
+        params: Params,
+        tokens: Int[Array, "B T"],
+        carry: ModelCarry | None = None,
+        axes: Axes = WHOLE,
+        *,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "B T V"], ModelCarry]:
+        """Float32 logits of the next token at each place, and the carry after the last.
+
+        Args:
+          params: see `init_params`.
+          tokens: ids, this device's part.
+          carry: from the call before; None starts a sequence.
+          axes: mesh axes, inside `jax.shard_map`.
+          key: for dropout; None when not training.
+
+        Raises:
+          ValueError: more tokens than learned positions (where the position is traced and not
+            known when this is compiled, the logits beyond are NaN instead).
+        """
+        hidden, carry = self.hidden(params, tokens, carry, axes, key=key)
+        head = params["embedding"].astype(hidden.dtype)
+        logits = jnp.dot(hidden, head.T, preferred_element_type=jnp.float32)
+        return collectives.all_gather(logits, axes.tensor, dim=2), carry
+
+    def loss(
+        self,
+        params: Params,
+        tokens: Int[Array, "B T"],
+        targets: Int[Array, "B T"],
+        weights: Float[Array, "B T"] | None = None,
+        axes: Axes = WHOLE,
+        *,
+        key: Array | None = None,
+    ) -> Float[Array, ""]:
+        """Weighted mean cross-entropy in nats over the whole batch, all devices of it."""
+        hidden, _ = self.hidden(params, tokens, None, axes, key=key)
+        flat = hidden.reshape(-1, self.width)
+        head = params["embedding"].astype(hidden.dtype)
+        losses = token_losses(flat, head, targets.reshape(-1), axes.tensor)
+        weights = jnp.ones(targets.shape) if weights is None else weights
+        total = collectives.psum(jnp.sum(losses * weights.reshape(-1)), axes.batch)
+        count = collectives.psum(jnp.sum(weights), axes.batch)
+        return total / jnp.maximum(count, 1)
+
+    def hidden(
+        self,
+        params: Params,
+        tokens: Int[Array, "B T"],
+        carry: ModelCarry | None = None,
+        axes: Axes = WHOLE,
+        *,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], ModelCarry]:
+        """The normalised output of the last block, in the arithmetic's dtype."""
+        carry = self.carry(tokens.shape[0], axes) if carry is None else carry
+        position, length = carry.position, tokens.shape[1] * collectives.axis_size(axes.seq)
+        embedding_key, blocks_key = (None, None) if key is None else jax.random.split(key)
+
+        x = embed(tokens, params["embedding"], axes.tensor)
+        if self.context:
+            self._check_positions(position, length)
+            first = position + collectives.axis_index(axes.seq) * tokens.shape[1]
+            places = first + jnp.arange(tokens.shape[1])
+            x = x + jnp.take(params["positions"], places, axis=0, mode="fill", fill_value=jnp.nan)
+        x = dropout(x, self.dropout, embedding_key, axes).astype(self.dtype)
+        blocks = jax.tree.map(lambda p: p.astype(self.dtype), params["blocks"])
+        x, layers = self.stack(blocks, x, carry.layers, axes, key=blocks_key)
+        norm = params["final_norm"]
+        x = layer_norm(x, norm["scale"], norm["bias"])
+        return x, ModelCarry(position + length, layers)
+
+    def _check_positions(self, position: Array, length: int) -> None:
+        start = 0 if isinstance(position, jax.core.Tracer) else int(position)
+        if start + length > self.context:
+            raise ValueError(
+                f"{start + length} tokens do not fit the model's {self.context} learned positions: "
+                f"give fewer, or train with context=0 (no positions) or a larger one"
+            )

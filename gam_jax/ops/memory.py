@@ -1,0 +1,33 @@
+"""Retrieval from a bank of slots."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from sharding import collectives
+
+
+def memory_read(
+    x: Float[Array, "N D"], bank: Float[Array, "M D"], axis: str | None = None
+) -> Float[Array, "N D"]:
+    """softmax(x bank^T) bank: each row of x retrieves a mixture of slots.
+
+    The bank is key and value at once; scores have no scale. Source: Gated Associative Memory
+    (arXiv 2509.00605), the global pathway.
+
+    Args:
+      x: queries.
+      bank: this device's slots.
+      axis: mesh axis that splits the slots. The softmax is completed with a maximum and a sum
+        over it, the retrieval is summed over it and each device keeps its own channels, D / size.
+
+    Returns:
+      The retrieval in the dtype of x; softmax in float32.
+    """
+    scores = jnp.dot(x, bank.T, preferred_element_type=jnp.float32)
+    top = collectives.pmax(jnp.max(scores, axis=-1, keepdims=True), axis)
+    weights = jnp.exp(scores - top)
+    total = collectives.psum(jnp.sum(weights, axis=-1, keepdims=True), axis)
+    partial = jnp.dot((weights / total).astype(x.dtype), bank)
+    return collectives.reduce_scatter(partial, axis, dim=1)

@@ -1,0 +1,20 @@
+"""Layer normalisation."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+
+def layer_norm(
+    x: Float[Array, "*B D"], scale: Float[Array, "D"], bias: Float[Array, "D"], eps: float = 1e-5
+) -> Float[Array, "*B D"]:
+    """(x - mean) / sqrt(variance + eps) * scale + bias over the last axis, in float32.
+
+    Source: Ba et al. 2016 (arXiv 1607.06450), eq. 3-4. Returns the dtype of x.
+    """
+    wide = x.astype(jnp.float32)
+    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+    return (centred * lax.rsqrt(variance + eps) * scale + bias).astype(x.dtype)

@@ -1,0 +1,113 @@
+"""Collectives in which `axis=None` means that the array is whole, so nothing is sent.
+
+Everything here is called from the program of one device, inside `jax.shard_map(check_vma=True)`,
+or with None outside any mesh. "Varying" and "invarying" are JAX's words for values that may
+differ between, or are known to be equal on, the devices along an axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+
+def psum(x: Array, axis: str | Sequence[str] | None) -> Array:
+    """Sum over the devices of `axis`; the result is invarying. Identity for None or ()."""
+    if not axis:
+        return x
+    names = (axis,) if isinstance(axis, str) else tuple(axis)
+    return lax.psum(as_varying(x, names), names)
+
+
+def pmax(x: Array, axis: str | None) -> Array:
+    """Maximum over the devices of `axis`, without a derivative. Identity for None."""
+    x = lax.stop_gradient(x)
+    return x if axis is None else lax.pmax(as_varying(x, axis), axis)
+
+
+def all_gather(x: Array, axis: str | None, dim: int) -> Array:
+    """Concatenates the shards of dimension `dim`; the result is invarying. Identity for None."""
+    if axis is None:
+        return x
+    return lax.all_gather(as_varying(x, axis), axis, axis=dim, tiled=True, to="invarying")
+
+
+def reduce_scatter(x: Array, axis: str | None, dim: int) -> Array:
+    """Sums partial arrays and keeps this device's part of dimension `dim`. Identity for None."""
+    if axis is None:
+        return x
+    return lax.psum_scatter(as_varying(x, axis), axis, scatter_dimension=dim, tiled=True)
+
+
+def own_shard(x: Array, axis: str | None, dim: int) -> Array:
+    """This device's part of dimension `dim` of an array that every device holds whole."""
+    if axis is None:
+        return x
+    size = x.shape[dim] // lax.axis_size(axis)
+    start = lax.axis_index(axis) * size
+    return lax.dynamic_slice_in_dim(as_varying(x, axis), start, size, dim)
+
+
+def axis_index(axis: str | None) -> Array | int:
+    """This device's place along `axis`; 0 for None."""
+    return 0 if axis is None else lax.axis_index(axis)
+
+
+def axis_size(axis: str | None) -> int:
+    """How many devices lie along `axis`; 1 for None."""
+    return 1 if axis is None else lax.axis_size(axis)
+
+
+def as_varying(x: Array, axis: str | Sequence[str]) -> Array:
+    """Types `x` as varying over `axis` (its gradient is then summed over it); a no-op at run."""
+    names = (axis,) if isinstance(axis, str) else tuple(axis)
+    missing = tuple(name for name in names if name not in _varying(x))
+    return lax.pcast(x, missing, to="varying") if missing else x
+
+
+def vary_like(x: Array, *others: Array) -> Array:
+    """Types `x` as varying wherever any of `others` is.
+
+    An op with a hand-written derivative needs all its arguments to vary alike: the transpose of
+    this cast is then the sum over devices that a replicated parameter's gradient needs.
+    """
+    names = frozenset[str]().union(*(_varying(other) for other in others))
+    return as_varying(x, sorted(names))
+
+
+def _varying(x: Array) -> frozenset[str]:
+    return jax.typeof(x).manual_axis_type.varying
+
+
+def left_halo(
+    x: Float[Array, "B T D"], carry: Float[Array, "B H D"], axis: str | None
+) -> Float[Array, "B H D"]:
+    """The H inputs that come before this device's tokens.
+
+    They are the last H tokens of the shard to the left, or `carry` on the first shard. What is
+    sent is H tokens, however long the sequence. Needs T >= H on a split axis.
+
+    Raises:
+      ValueError: a shard shorter than the halo.
+    """
+    if axis is None or lax.axis_size(axis) == 1 or carry.shape[1] == 0:
+        return carry
+    halo, tokens = carry.shape[1], x.shape[1]
+    if tokens < halo:
+        raise ValueError(f"a shard of {tokens} tokens is shorter than its halo of {halo}")
+    size = lax.axis_size(axis)
+    shift = [(i, i + 1) for i in range(size - 1)]
+    received = lax.ppermute(as_varying(x[:, tokens - halo :], axis), axis, shift)
+    return jnp.where(lax.axis_index(axis) == 0, carry, received)
+
+
+def from_last(x: Array, axis: str | None) -> Array:
+    """The value that the last device of `axis` holds, given to all. Identity for None."""
+    if axis is None:
+        return x
+    last = lax.axis_index(axis) == lax.axis_size(axis) - 1
+    return lax.psum(jnp.where(last, x, jnp.zeros_like(x)), axis)

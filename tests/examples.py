@@ -1,0 +1,55 @@
+"""One small example of every layer. A layer that registers is tested by all the laws at once."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gam_jax.layers import GAM, MLP, Block, Carry, Layer, LayerNorm, Stack
+from gam_jax.params import Params, Table, abstract_params
+
+WIDTH = 8
+
+EXAMPLES: dict[str, Layer] = {
+    "GAM": GAM(width=WIDTH, slots=16, kernel=3),
+    "GAM kernel 5": GAM(width=WIDTH, slots=16, kernel=5),
+    "GAM kernel 1": GAM(width=WIDTH, slots=16, kernel=1),
+    "GAM sum": GAM(width=WIDTH, slots=16, variant="sum"),
+    "GAM global": GAM(width=WIDTH, slots=16, variant="global"),
+    "GAM local": GAM(width=WIDTH, variant="local"),
+    "LayerNorm": LayerNorm(width=WIDTH),
+    "MLP": MLP(width=WIDTH),
+    "Block": Block(GAM(slots=16), width=WIDTH),
+    "Stack": Stack(Block(GAM(slots=16), width=WIDTH), depth=3),
+    "Stack remat": Stack(Block(GAM(slots=16), width=WIDTH), depth=2, remat=True),
+}
+
+
+@functools.partial(jax.jit, static_argnames="layer")
+def apply(layer: Layer, params: Params, x: jax.Array, carry: Carry | None = None):
+    """The layer, compiled once for each shape: tests would else compile every operation."""
+    return layer(params, x, carry)
+
+
+@functools.cache
+def params_of(layer: Layer, seed: int = 0) -> Params:
+    """Random parameters, away from neutral starts (norms of 1 and 0 would hide mistakes)."""
+    return random_like(layer.table(), seed)
+
+
+def random_like(table: Table, seed: int = 0) -> Params:
+    """Values from NumPy in the shapes of a table: nothing compiles."""
+    random = np.random.default_rng(seed)
+
+    def draw(want: jax.ShapeDtypeStruct) -> jax.Array:
+        return jnp.asarray(random.normal(0.1, 0.4, want.shape), want.dtype)
+
+    return jax.tree.map(draw, abstract_params(table))
+
+
+def inputs(batch: int, tokens: int, seed: int = 0) -> jax.Array:
+    """Normal inputs [B, T, WIDTH]."""
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(batch, tokens, WIDTH)), jnp.float32)

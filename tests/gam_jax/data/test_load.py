@@ -1,0 +1,97 @@
+"""One call from a configuration to tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from gam_jax.data import DataConfig, load
+from gam_jax.data.pipeline import train_batches, validation_batches
+from gam_jax.data.tokenizer import ByteTokenizer, HFTokenizer
+from sharding.errors import UserError
+
+
+def test_bytes_are_the_default(text_config):
+    data = load(text_config)
+    assert isinstance(data.tokenizer, ByteTokenizer)
+    tokens, text = len(data.validation), data.corpus.bytes("validation")
+    assert data.bytes_per_token == pytest.approx(text / tokens)
+    assert tokens == text + len(data.corpus.documents("validation")) - 1
+    assert data.test is None
+
+
+def test_the_papers_protocol_is_one_configuration(text_config):
+    config = dataclasses.replace(
+        text_config,
+        tokenizer="bpe:400",
+        bpe_splits="all",
+        bpe_pre_tokenizer="whitespace",
+        window=16,
+        stride=17,
+        separators=False,
+    )
+    data = load(config)
+    assert isinstance(data.tokenizer, HFTokenizer)
+    assert data.tokenizer.vocab <= 400
+    with train_batches(data.train, config, batch=4, seed=0) as stream:
+        assert next(stream)["inputs"].shape == (4, 16)
+    scored = sum(b["weights"].sum() for b in validation_batches(data.validation, config, batch=4))
+    n = len(data.validation)
+    assert scored == n - len(range(0, n, 17))
+
+
+def test_a_given_tokenizer_is_used_on_other_text(text_config, tmp_path):
+    trained = load(dataclasses.replace(text_config, tokenizer="bpe:300"))
+    (tmp_path / "other.txt").write_text("another text entirely\n" * 50)
+    config = DataConfig(name=f"text:{tmp_path}/other.txt", window=8, dir=str(tmp_path / "data"))
+    other = load(config, trained.tokenizer)
+    assert other.tokenizer is trained.tokenizer
+    assert trained.tokenizer.decode(other.train).startswith("another text")
+
+
+def test_a_tokenizer_file_is_opened(text_config, tmp_path):
+    load(dataclasses.replace(text_config, tokenizer="bpe:300")).tokenizer.save(tmp_path / "t.json")
+    data = load(dataclasses.replace(text_config, tokenizer=str(tmp_path / "t.json")))
+    assert data.tokenizer.vocab == 300
+
+
+def test_loading_again_gives_the_same_tokens(text_config):
+    one, two = load(text_config), load(text_config)
+    np.testing.assert_array_equal(one.train, two.train)
+    assert one.corpus.fingerprint == two.corpus.fingerprint
+
+
+def test_a_corpus_shorter_than_a_window_is_refused(text_config):
+    with pytest.raises(UserError, match=r"tokens long, and one window needs 100001: give more"):
+        load(dataclasses.replace(text_config, window=100_000))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("window", 0, "data.window is 0: give 1 or more"),
+        ("stride", -1, "data.stride is -1: give 0 or more"),
+        ("workers", -1, "data.workers is -1"),
+        ("tokenizer", "bpe:many", "give the vocabulary size after 'bpe:'"),
+        ("bpe_splits", "test", "choose 'train' or 'all'"),
+        ("bpe_pre_tokenizer", "none", "choose 'byte_level' or 'whitespace'"),
+        ("decode_errors", "ignore", "choose 'strict' or 'replace'"),
+        ("validation_fraction", 1.0, "give a share between 0 and 1"),
+    ],
+)
+def test_a_field_without_sense_is_refused(field, value, words):
+    with pytest.raises(UserError) as caught:
+        DataConfig(**{field: value})
+    assert words in str(caught.value)
+    assert f"data.{field}" in str(caught.value)
+
+
+def test_importing_is_quick_and_needs_no_tensorflow():
+    code = "import gam_jax.data, sys; print([m for m in ('tensorflow', 'tensorflow_datasets', "
+    code += "'tokenizers', 'grain') if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"

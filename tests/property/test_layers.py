@@ -1,0 +1,96 @@
+"""Laws that every layer obeys."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gam_jax.config import from_dict, to_dict
+from gam_jax.layers import LAYERS, Layer
+from gam_jax.params import abstract_params, count_params, decay_mask, init_params, param_specs
+from sharding.mesh import make_mesh
+from tests.examples import EXAMPLES, apply, inputs, params_of
+
+TOKENS = 8
+
+every_layer = pytest.mark.parametrize("layer", EXAMPLES.values(), ids=EXAMPLES.keys())
+
+
+def test_every_registered_layer_has_an_example():
+    assert {type(layer).__name__ for layer in EXAMPLES.values()} == set(LAYERS)
+
+
+@every_layer
+def test_it_is_a_layer_and_hashable(layer):
+    assert isinstance(layer, Layer)
+    assert hash(layer) == hash(from_dict(type(layer), to_dict(layer)))
+
+
+@every_layer
+def test_its_dict_brings_it_back(layer):
+    assert from_dict(Layer, to_dict(layer)) == layer
+
+
+@every_layer
+def test_values_shapes_specs_and_masks_have_the_table_s_structure(layer):
+    table = layer.table()
+    values = jax.eval_shape(lambda: init_params(table, jax.random.key(0)))
+    chex.assert_trees_all_equal_shapes_and_dtypes(values, abstract_params(table))
+    for other in (decay_mask(table), param_specs(table, make_mesh())):
+        chex.assert_trees_all_equal_structs(
+            jax.tree.map(lambda _: 0, values),
+            jax.tree.map(lambda _: 0, other, is_leaf=lambda leaf: not isinstance(leaf, dict)),
+        )
+    assert count_params(table) == sum(leaf.size for leaf in jax.tree.leaves(values))
+
+
+@every_layer
+def test_output_and_carry_keep_shape_and_dtype(layer):
+    params, x = params_of(layer), inputs(2, TOKENS)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        cast = jax.tree.map(lambda p, dtype=dtype: p.astype(dtype), params)
+        y, carry = apply(layer, cast, x.astype(dtype))
+        assert (y.shape, y.dtype) == (x.shape, dtype)
+        chex.assert_trees_all_equal_shapes_and_dtypes(carry, layer.carry(2))
+
+
+@every_layer
+@given(cuts=st.lists(st.integers(1, TOKENS - 1), unique=True, max_size=TOKENS - 1))
+def test_any_split_into_chunks_equals_the_whole(layer, cuts):
+    params, x = params_of(layer), inputs(2, TOKENS)
+    whole, last = apply(layer, params, x)
+    carry, parts = layer.carry(2), []
+    for part in jnp.split(x, sorted(cuts), axis=1):
+        y, carry = apply(layer, params, part, carry)
+        parts.append(y)
+    chex.assert_trees_all_close(jnp.concatenate(parts, axis=1), whole, atol=1e-6)
+    chex.assert_trees_all_close(carry, last, atol=1e-6)
+
+
+@every_layer
+def test_token_by_token_equals_the_whole(layer):
+    params, x = params_of(layer), inputs(2, TOKENS)
+    whole, _ = apply(layer, params, x)
+    carry = layer.carry(2)
+    for t in range(TOKENS):
+        y, carry = apply(layer, params, x[:, t : t + 1], carry)
+        chex.assert_trees_all_close(y, whole[:, t : t + 1], atol=1e-6)
+
+
+@every_layer
+def test_it_is_causal_by_its_gradient(layer):
+    params, x = params_of(layer), inputs(1, TOKENS)
+    pull = jax.jit(jax.grad(lambda x, t: layer(params, x)[0][0, t].sum()))
+    for t in (0, TOKENS // 2):
+        gradient = pull(x, t)
+        assert not jnp.any(gradient[:, t + 1 :])
+        assert jnp.any(gradient[:, t])
+
+
+@every_layer
+def test_sequences_of_a_batch_do_not_meet(layer):
+    params, x = params_of(layer), inputs(3, TOKENS)
+    alone = jnp.concatenate([apply(layer, params, row[None])[0] for row in x])
+    chex.assert_trees_all_close(apply(layer, params, x)[0], alone, atol=1e-6)
