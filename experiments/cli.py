@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from sharding.errors import UserError
 
 BAD_INPUT = 2
 
 
-def run(main: Callable[[], None], define_flags: Callable[[], None]) -> NoReturn:
-    """Defines and parses the flags, then runs `main`; never shows a trace for bad input."""
+def run(
+    main: Callable[..., None], define_flags: Callable[[], None], choices: Sequence[str] = ()
+) -> NoReturn:
+    """Defines and parses the flags, then runs `main`; never shows a trace for bad input.
+
+    With `choices`, the command takes one word of them, which is given to `main`.
+    """
     try:
         define_flags()
-    except UserError as error:
-        fail(str(error))
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        fail(f"config: {_one_line(error)}")  # ml_collections reads the overrides here
-    app.run(lambda _: _guarded(main), flags_parser=_parse)
+    except Exception as error:  # ml_collections runs the config file and reads overrides here
+        fail(f"config: {_one_line(error)}")
+    parser = functools.partial(_parse, choices=choices)
+    app.run(lambda rest: _guarded(lambda: main(*rest[1:])), flags_parser=parser)
 
 
 def fail(message: str) -> NoReturn:
@@ -30,19 +35,24 @@ def fail(message: str) -> NoReturn:
     sys.exit(BAD_INPUT)
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _parse(argv: list[str], choices: Sequence[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
         if "config" in flags.FLAGS:
-            _ = flags.FLAGS["config"].value.to_dict()  # a file that cannot be read says so here
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+            file: Any = flags.FLAGS["config"].value
+            file.to_dict()  # a file that cannot be read says so here
+    except Exception as error:  # a config file may raise anything
         fail(_one_line(error))
-    if len(rest) > 1:
+    if choices and (len(rest) != 2 or rest[1] not in choices):
+        fail(f"say one of {', '.join(choices)}; see --help")
+    if not choices and len(rest) > 1:
         fail(f"unexpected argument '{rest[1]}'; see --help")
     return rest
 
 
 def _guarded(main: Callable[[], None]) -> None:
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.ERROR)  # Orbax tells of every file
     try:
         main()
     except UserError as error:
@@ -55,5 +65,7 @@ def _guarded(main: Callable[[], None]) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    message = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
-    return " ".join(str(message).replace("\\n", " ").split())
+    message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    if message.startswith("Error whilst parsing config file"):  # then comes a whole trace
+        message = message.strip().splitlines()[-1]
+    return " ".join(message.replace("\\n", " ").replace("\\'", "'").split())

@@ -12,7 +12,7 @@ from ml_collections import config_dict, config_flags
 from gam_jax.config import flatten, from_dict, to_dict
 from gam_jax.data.config import DataConfig
 from gam_jax.model import LanguageModel
-from gam_jax.optimizer import OptimizerConfig
+from gam_jax.optimizer import OptimizerConfig, learning_rate_schedule
 from sharding.checkpoint import CheckpointConfig
 from sharding.errors import UserError
 
@@ -73,6 +73,9 @@ class Experiment:
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 
+    def __post_init__(self) -> None:
+        learning_rate_schedule(self.optimizer, self.train.steps)  # refuses what does not fit
+
 
 FREE_TO_CHANGE = {
     "train.stop_at",
@@ -88,13 +91,22 @@ FREE_TO_CHANGE = {
 
 def config(experiment: Experiment) -> config_dict.ConfigDict:
     """What a config file's `get_config()` returns: the experiment, open to overrides."""
-    return config_dict.ConfigDict(to_dict(experiment))
+    values = to_dict(experiment)
+    if values["model"]["vocab"] is None:
+        del values["model"]["vocab"]  # ml_collections cannot override a None
+    return config_dict.ConfigDict(values)
 
 
 def define_config_flag(default: pathlib.Path = DEFAULT_CONFIG) -> None:
     """Flags --config=FILE, a file with `get_config()`, and --config.a.b=value to override it."""
     config_flags.DEFINE_config_file(
-        "config", default=str(default), help_string="Config file; --config.a.b=value overrides."
+        "config",
+        default=str(default),
+        help_string="Config file; --config.a.b=value overrides.",
+        # Fields that a layer inherits are left out of the file and may be set all the same;
+        # `from_dict` refuses those that do not exist.
+        lock_config=False,
+        accept_new_attributes=True,
     )
 
 
@@ -108,7 +120,7 @@ def experiment_from_flags(saved: dict[str, Any] | None = None) -> Experiment:
     Raises:
       UserError: a value of the wrong type, or one that its dataclass refuses.
     """
-    flag = flags.FLAGS["config"]
+    flag: Any = flags.FLAGS["config"]
     values = flag.value
     if saved is not None and flag.using_default_value:
         values = config_dict.ConfigDict(saved)

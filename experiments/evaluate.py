@@ -27,7 +27,9 @@ SPLITS = ("train", "validation", "test")
 def define_flags() -> None:
     """The command line."""
     flags.DEFINE_string("run", "runs/gam_small", "Run folder.")
-    flags.DEFINE_string("data", None, "Data set by name (text:PATH, ...); the run's own if not given.")
+    flags.DEFINE_string(
+        "data", None, "Data set by name (text:PATH, ...); the run's own if not given."
+    )
     flags.DEFINE_enum("split", "validation", SPLITS, "Which split of it.")
     flags.DEFINE_string("checkpoint", "latest", "latest, best (validation loss), or a step.")
     flags.DEFINE_integer("tokens", 0, "Score that many first tokens only; 0 for all.", 0)

@@ -10,6 +10,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 import jax
+import numpy as np
 
 from experiments.config import Experiment
 from experiments.metrics import MetricsWriter
@@ -187,7 +188,7 @@ class _Run:
             "train",
             loss=loss,
             grad_norm=float(values["grad_norm"]),
-            learning_rate=float(self.rate(step - 1)),
+            learning_rate=float(np.asarray(self.rate(step - 1))),
             tokens_per_second=round(speed, 1),
         )
 
@@ -217,8 +218,8 @@ class _Run:
             "corpus": self.data.corpus.fingerprint,
             "tokenizer": self.data.tokenizer.fingerprint,
         }
-        scored = self.last is not None and self.last[0] == step
-        self.checkpoints.save(step, state, extra, self.last[1].loss if scored else None)
+        loss = self.last[1].loss if self.last is not None and self.last[0] == step else None
+        self.checkpoints.save(step, state, extra, loss)
 
 
 class _Clock:

@@ -69,7 +69,10 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             tokenizer.save(self.tokenizer)
-            write_atomically(self.config, json.dumps(to_dict(experiment), indent=2) + "\n")
+            # Where this start of the run ends is not part of the run: --resume goes on to the end.
+            train = dataclasses.replace(experiment.train, stop_at=0)
+            values = to_dict(dataclasses.replace(experiment, train=train))
+            write_atomically(self.config, json.dumps(values, indent=2) + "\n")
         except OSError as error:
             raise UserError(f"cannot write the run folder {self.path}: {error}") from error
 
@@ -139,7 +142,7 @@ def load_params(
     """
     if not folder.checkpoints.is_dir():
         raise UserError(f"{folder.path} has no checkpoints: train it further with --resume")
-    with Checkpoints(folder.checkpoints) as checkpoints:
+    with Checkpoints(folder.checkpoints, read_only=True) as checkpoints:
         step = checkpoints.choose(which)
         state = checkpoints.restore(step, abstract_on_mesh(experiment, mesh))
     return step, state.params

@@ -56,12 +56,15 @@ def main() -> None:
     text, stream = [args.prompt], tokenizer.stream()
     if not args.json:
         print(args.prompt, end="", flush=True)
-    key, start, first = jax.random.key(args.seed), time.perf_counter(), None
+    key, start = jax.random.key(args.seed), time.perf_counter()
+    first = 0.0
     settings = {"temperature": args.temperature, "top_p": args.top_p}
-    pieces = decode.generate(experiment.model, params, jnp.asarray(prompt[None]), args.tokens, key, **settings)
+    pieces = decode.generate(
+        experiment.model, params, jnp.asarray(prompt[None]), args.tokens, key, **settings
+    )
     counted = 0
     for piece in pieces:
-        if first is None:
+        if not first:
             first = time.perf_counter()  # what compiles, compiles before the first piece
         else:
             counted += piece.shape[1]

@@ -21,6 +21,7 @@ import sys
 from typing import Any
 
 from absl import flags
+from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
@@ -95,9 +96,7 @@ def fit_to_data(experiment: Experiment, data: TextData) -> tuple[Experiment, Tex
     limit = experiment.train.validation_tokens
     if limit and limit < len(data.validation) - 1:
         data = dataclasses.replace(data, validation=data.validation[: limit + 1])
-    return dataclasses.replace(
-        experiment, model=dataclasses.replace(model, vocab=vocab)
-    ), data
+    return dataclasses.replace(experiment, model=dataclasses.replace(model, vocab=vocab)), data
 
 
 def baselines_of(data: TextData) -> dict[str, dict[str, float]]:
@@ -117,8 +116,8 @@ def baselines_of(data: TextData) -> dict[str, dict[str, float]]:
 def _run_folder() -> RunFolder:
     name = flags.FLAGS.run
     if not name:
-        config = flags.FLAGS["config"]
-        name = pathlib.Path("runs") / pathlib.Path(config.config_filename).stem
+        file = config_flags.get_config_filename(flags.FLAGS["config"])
+        name = pathlib.Path("runs") / pathlib.Path(file).stem
     return RunFolder(pathlib.Path(name))
 
 
@@ -143,9 +142,7 @@ def _summary(
     }
 
 
-def _print_summary(
-    outcome: Outcome, lines: dict[str, dict[str, float]], folder: RunFolder
-) -> None:
+def _print_summary(outcome: Outcome, lines: dict[str, dict[str, float]], folder: RunFolder) -> None:
     rows = dict(lines)
     if outcome.last is not None:
         rows["this model"] = dataclasses.asdict(outcome.last)

@@ -78,7 +78,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config") ->
 
 def _field(hint: Any, value: Any, where: str) -> Any:
     if hint is Layer or dataclasses.is_dataclass(hint):
-        return from_dict(hint, value, where)
+        return from_dict(typing.cast(type, hint), value, where)
     allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if float in allowed and type(value) is int:
         return float(value)

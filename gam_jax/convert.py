@@ -39,7 +39,7 @@ _TOP = {
     "ln_f.weight": ("final_norm", "scale"),
     "ln_f.bias": ("final_norm", "bias"),
 }
-_TRANSPOSED = {"conv", "gate", "w_in", "w_out"}
+_TRANSPOSED = {"conv", "gate", "w_in"}
 
 
 def from_official_gam(state: State) -> tuple[LanguageModel, Params]:

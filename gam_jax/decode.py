@@ -20,7 +20,7 @@ WRITE_CHUNK = 8
 
 def choose(
     logits: Float[Array, "B V"], key: Array, temperature: float | Array, top_p: float | Array
-) -> Int[Array, "B"]:
+) -> Int[Array, B]:
     """Draws a token from softmax(logits / temperature), cut to its nucleus.
 
     The nucleus is the smallest set of likeliest tokens whose probability reaches `top_p`
@@ -61,19 +61,18 @@ def prefill(
     """
     if tokens.shape[1] == 0:
         raise ValueError("a prompt needs at least one token")
-    carry = model.carry(tokens.shape[0]) if carry is None else carry
-    check_length(model, int(carry.position) + tokens.shape[1])
-    logits, start = None, 0
+    after = model.carry(tokens.shape[0]) if carry is None else carry
+    check_length(model, int(after.position) + tokens.shape[1])
+    logits, start = jnp.zeros(()), 0
     while start < tokens.shape[1]:
         left = tokens.shape[1] - start
         size = PREFILL_CHUNK if left >= PREFILL_CHUNK else 1 << (left.bit_length() - 1)
-        logits, carry = _read(model, params, tokens[:, start : start + size], carry)
+        logits, after = _read(model, params, tokens[:, start : start + size], after)
         start += size
-    assert logits is not None
-    return logits, carry
+    return logits, after
 
 
-@functools.partial(jax.jit, static_argnames=("model", "count"), donate_argnames="carry")
+@functools.partial(jax.jit, static_argnames=("model", "count"))
 def _write(
     model: LanguageModel,
     params: Params,
@@ -114,12 +113,24 @@ def generate(
     """
     check_length(model, prompt.shape[1] + tokens)
     logits, carry = prefill(model, params, prompt)
-    written = 0
-    while written < tokens:
-        count = min(WRITE_CHUNK, tokens - written)
-        settings = jnp.float32(temperature), jnp.float32(top_p)
+    yield from write(model, params, logits, carry, tokens, key, temperature, top_p)
+
+
+def write(
+    model: LanguageModel,
+    params: Params,
+    logits: Float[Array, "B V"],
+    carry: ModelCarry,
+    tokens: int,
+    key: Array,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+) -> Iterator[Int[np.ndarray, "B N"]]:
+    """As `generate`, from what `prefill` returned."""
+    settings = jnp.float32(temperature), jnp.float32(top_p)
+    for start in range(0, tokens, WRITE_CHUNK):
+        count = min(WRITE_CHUNK, tokens - start)
         new, logits, carry = _write(model, params, logits, carry, key, *settings, count=count)
-        written += count
         yield np.asarray(new)
 
 

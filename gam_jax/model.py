@@ -6,6 +6,7 @@ import dataclasses
 
 import flax.struct
 import jax
+import jax.core
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -52,6 +53,7 @@ class LanguageModel:
         variance that enters the first block).
       dtype: of the arithmetic; parameters, norms, softmaxes and losses stay float32.
       remat: recompute blocks in the backward pass, see `Stack`.
+      unroll: blocks in one turn of the scan, see `Stack`.
     """
 
     block: Layer
@@ -63,6 +65,7 @@ class LanguageModel:
     init: str = "sound"
     dtype: str = "float32"
     remat: bool = False
+    unroll: int = 1
 
     def __post_init__(self) -> None:
         if self.init not in INITS:
@@ -73,15 +76,13 @@ class LanguageModel:
     @property
     def stack(self) -> Stack:
         """The blocks as one layer."""
-        return Stack(self.block, self.depth, self.remat)
+        return Stack(self.block, self.depth, self.remat, self.unroll)
 
     def table(self) -> Table:
         """embedding [V, D] (tied to the head), positions [context, D], blocks, final norm."""
         vocab = known(self.vocab, "vocab", self)
         table: dict[str, Table | Param] = {
-            "embedding": Param(
-                (vocab, self.width), ("vocab", "embed"), tables.fan_in(self.width)
-            ),
+            "embedding": Param((vocab, self.width), ("vocab", "embed"), tables.fan_in(self.width)),
             "blocks": self.stack.table(),
             "final_norm": LayerNorm(self.width).table(),
         }

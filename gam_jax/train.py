@@ -15,17 +15,21 @@ from jaxtyping import Array, Int
 
 from gam_jax.model import LanguageModel
 from gam_jax.params import Params, param_shardings, param_specs
-from sharding.axes import MESH_AXES
+from sharding import collectives
+from sharding.axes import axes_of
 from sharding.rules import DEFAULT_RULES, Rules
 
 Batch = Mapping[str, Any]
 """inputs and targets, int32 [B, T]; weights, float32 [B, T]."""
 
-BATCH_SPEC = PartitionSpec(MESH_AXES.data, MESH_AXES.seq)
+
+def batch_spec(mesh: Mesh) -> PartitionSpec:
+    """How a batch lies on a mesh: rows over `data`, tokens over `seq`."""
+    axes = axes_of(mesh)
+    return PartitionSpec(axes.data, axes.seq)
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """All that changes while training.
 
     Attributes:
@@ -46,8 +50,8 @@ def state_shardings(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     rules: Rules = DEFAULT_RULES,
-) -> TrainState:
-    """A NamedSharding for every leaf: moments lie as their parameters do, the rest is whole."""
+) -> Any:
+    """A NamedSharding for every leaf of a TrainState: moments lie as their parameters do."""
     params = param_shardings(model.table(), mesh, rules)
     whole = NamedSharding(mesh, PartitionSpec())
     abstract = abstract_state(model, optimizer)
@@ -58,7 +62,7 @@ def state_shardings(
         params,
         transform_non_params=lambda _: whole,
     )
-    return TrainState(step=whole, params=params, opt_state=opt_state, key=whole)
+    return abstract.replace(step=whole, params=params, opt_state=opt_state, key=whole)
 
 
 def new_state(
@@ -75,8 +79,8 @@ def new_state(
     )
 
 
-def abstract_state(model: LanguageModel, optimizer: optax.GradientTransformation) -> TrainState:
-    """Shapes and dtypes of the state."""
+def abstract_state(model: LanguageModel, optimizer: optax.GradientTransformation) -> Any:
+    """A TrainState of shapes and dtypes."""
     return jax.eval_shape(lambda: new_state(model, optimizer, jax.random.key(0)))
 
 
@@ -112,12 +116,12 @@ def make_train_step(
     Returns:
       A function whose metrics are float32 scalars: loss (nats per token) and grad_norm.
     """
-    specs = param_specs(model.table(), mesh, rules)
+    specs, axes = param_specs(model.table(), mesh, rules), axes_of(mesh)
 
     def gradients(params: Params, batch: Batch, key: Array) -> tuple[Array, Params]:
         def loss(params: Params, part: Batch, key: Array) -> Array:
             return model.loss(
-                params, part["inputs"], part["targets"], part["weights"], MESH_AXES, key=key
+                params, part["inputs"], part["targets"], part["weights"], axes, key=key
             )
 
         if accumulate == 1:
@@ -135,7 +139,7 @@ def make_train_step(
     sharded = jax.shard_map(
         gradients,
         mesh=mesh,
-        in_specs=(specs, BATCH_SPEC, PartitionSpec()),
+        in_specs=(specs, batch_spec(mesh), PartitionSpec()),
         out_specs=(PartitionSpec(), specs),
     )
 
@@ -148,7 +152,7 @@ def make_train_step(
         return after, {"loss": loss, "grad_norm": optax.tree.norm(grads)}
 
     shardings = state_shardings(model, optimizer, mesh, rules)
-    batches = NamedSharding(mesh, BATCH_SPEC)
+    batches = NamedSharding(mesh, batch_spec(mesh))
     return jax.jit(
         step, donate_argnums=0, in_shardings=(shardings, batches), out_shardings=(shardings, None)
     )
@@ -159,16 +163,18 @@ def make_eval_step(
 ) -> Callable[[Params, Batch], tuple[Array, Array]]:
     """A compiled (params, batch) -> (mean loss in nats, sum of weights), without dropout."""
 
+    axes = axes_of(mesh)
+
     def evaluate(params: Params, batch: Batch) -> tuple[Array, Array]:
         weights = batch["weights"]
-        loss = model.loss(params, batch["inputs"], batch["targets"], weights, MESH_AXES)
-        return loss, lax.psum(jnp.sum(weights), MESH_AXES.batch)
+        loss = model.loss(params, batch["inputs"], batch["targets"], weights, axes)
+        return loss, collectives.psum(jnp.sum(weights), axes.batch)
 
     sharded = jax.shard_map(
         evaluate,
         mesh=mesh,
-        in_specs=(param_specs(model.table(), mesh, rules), BATCH_SPEC),
+        in_specs=(param_specs(model.table(), mesh, rules), batch_spec(mesh)),
         out_specs=(PartitionSpec(), PartitionSpec()),
     )
     shardings = param_shardings(model.table(), mesh, rules)
-    return jax.jit(sharded, in_shardings=(shardings, NamedSharding(mesh, BATCH_SPEC)))
+    return jax.jit(sharded, in_shardings=(shardings, NamedSharding(mesh, batch_spec(mesh))))

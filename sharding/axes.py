@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from jax.sharding import Mesh
+
 
 @dataclasses.dataclass(frozen=True)
 class Axes:
@@ -27,4 +29,9 @@ class Axes:
         return tuple(axis for axis in (self.data, self.seq) if axis is not None)
 
 
-MESH_AXES = Axes(data="data", seq="seq", tensor="tensor")
+def axes_of(mesh: Mesh) -> Axes:
+    """The axes along which `mesh` has more than one device.
+
+    An axis of one device splits nothing, so it is None: no collective is sent to oneself.
+    """
+    return Axes(**{name: name for name, size in mesh.shape.items() if size > 1})

@@ -7,6 +7,7 @@ visible only when it is whole, so a save that dies half-way leaves nothing that 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import pathlib
 from types import TracebackType
@@ -21,6 +22,9 @@ from sharding.errors import UserError
 State = TypeVar("State")
 
 _STATE, _EXTRA = "state", "extra"
+
+Fact = tuple[tuple[int, ...], str]
+"""Shape and dtype."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +46,15 @@ class Checkpoints:
     Args:
       folder: where they are; made at the first save.
       keep: how many of the newest to keep; the one of least "loss" metric is kept beside them.
+      read_only: changes nothing in the folder, not even what a run is just now saving there.
+
+    Raises:
+      UserError: the metrics of a checkpoint are damaged.
     """
 
-    def __init__(self, folder: pathlib.Path, keep: int = 2) -> None:
+    def __init__(self, folder: pathlib.Path, keep: int = 2, *, read_only: bool = False) -> None:
         self.folder = folder.absolute()
+        self._check_metrics()
         policies = checkpoint_managers
         self._manager = ocp.CheckpointManager(
             self.folder,
@@ -54,13 +63,16 @@ class Checkpoints:
                 _EXTRA: ocp.JsonCheckpointHandler(),
             },
             options=ocp.CheckpointManagerOptions(
-                create=True,
-                cleanup_tmp_directories=True,
+                create=not read_only,
+                read_only=read_only,
+                cleanup_tmp_directories=not read_only,
+                best_fn=_loss,  # without it Orbax does not write metrics
+                best_mode="min",
                 preservation_policy=policies.AnyPreservationPolicy(
                     [
                         policies.LatestN(keep),
                         policies.BestN(
-                            get_metric_fn=lambda metrics: -metrics["loss"],
+                            get_metric_fn=lambda metrics: -_loss(metrics),
                             n=1,
                             keep_checkpoints_without_metrics=False,
                         ),
@@ -80,9 +92,7 @@ class Checkpoints:
     ) -> None:
         self.close()
 
-    def save(
-        self, step: int, state: Any, extra: dict[str, Any], loss: float | None = None
-    ) -> None:
+    def save(self, step: int, state: Any, extra: dict[str, Any], loss: float | None = None) -> None:
         """Saves in the background; nothing if that step is saved already.
 
         Args:
@@ -152,6 +162,16 @@ class Checkpoints:
             )
         return int(which)
 
+    def _check_metrics(self) -> None:
+        """Orbax reads all metrics when it opens a folder, and fails without saying where."""
+        for path in sorted(self.folder.glob("[0-9]*/metrics/metrics")):
+            step = path.parts[-3]
+            try:
+                if step.isdecimal():
+                    _loss(json.loads(path.read_text()))
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise self._damaged(int(step), error) from error
+
     def best_loss(self) -> float:
         """The least "loss" among the checkpoints; infinite if none has one."""
         return min(self._losses().values(), default=math.inf)
@@ -182,39 +202,33 @@ class Checkpoints:
         self._check(step, abstract)
         args = ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(abstract)})
         restored = self._restore(step, args)[_STATE]
+        self._compare(step, _facts(restored), _facts(abstract))  # random keys by their kind
         # Orbax's arrays share host memory, which cannot be donated; outputs of jit can.
         shardings = jax.tree.map(lambda x: x.sharding, restored)
         return jax.jit(lambda tree: tree, out_shardings=shardings)(restored)
 
     def _check(self, step: int, abstract: Any) -> None:
         """Orbax casts another dtype and pads another shape without a word; we refuse both."""
-        saved = self._metadata(step)
-        wanted = jax.tree_util.tree_leaves_with_path(abstract)
-        for path, leaf in wanted:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            if name not in saved:
-                raise UserError(f"checkpoint {step} in {self.folder} has no '{name}'")
-            if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) and saved[name] != (
-                tuple(leaf.shape),
-                str(leaf.dtype),
-            ):
+        saved, wanted = self._metadata(step), _facts(_key_data(abstract))
+        if missing := sorted(wanted.keys() - saved.keys()):
+            raise UserError(f"checkpoint {step} in {self.folder} has no '{missing[0]}'")
+        if unwanted := sorted(saved.keys() - wanted.keys()):
+            raise UserError(
+                f"checkpoint {step} in {self.folder} has '{unwanted[0]}', which is not expected"
+            )
+        self._compare(step, saved, wanted)
+
+    def _compare(self, step: int, found: dict[str, Fact], wanted: dict[str, Fact]) -> None:
+        for name, fact in wanted.items():
+            if found[name] != fact:
                 raise UserError(
-                    f"checkpoint {step} in {self.folder}: '{name}' is {saved[name]}, "
-                    f"expected {(tuple(leaf.shape), str(leaf.dtype))}"
+                    f"checkpoint {step} in {self.folder}: '{name}' is {found[name]}, expected "
+                    f"{fact}"
                 )
 
-    def _metadata(self, step: int) -> dict[str, tuple[tuple[int, ...], str]]:
+    def _metadata(self, step: int) -> dict[str, Fact]:
         try:
-            metadata = self._manager.item_metadata(step)[_STATE]
-            leaves = jax.tree_util.tree_leaves_with_path(metadata)
-            return {
-                jax.tree_util.keystr(path, simple=True, separator="/"): (
-                    tuple(leaf.shape),
-                    str(leaf.dtype),
-                )
-                for path, leaf in leaves
-                if hasattr(leaf, "shape")
-            }
+            return _facts(self._manager.item_metadata(step)[_STATE])
         except Exception as error:  # any file of a checkpoint may be the damaged one
             raise self._damaged(step, error) from error
 
@@ -238,3 +252,26 @@ class Checkpoints:
             f"cannot save in {self.folder} ({error}): make room or name another folder; earlier "
             f"checkpoints are whole"
         )
+
+
+def _loss(metrics: dict[str, float]) -> float:
+    return metrics["loss"]
+
+
+def _facts(tree: Any) -> dict[str, Fact]:
+    """Shape and dtype of every array, by its path."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (tuple(x.shape), str(x.dtype))
+        for path, x in jax.tree_util.tree_leaves_with_path(tree)
+        if hasattr(x, "shape")
+    }
+
+
+def _key_data(abstract: Any) -> Any:
+    """Random keys as the integers that they are stored as."""
+
+    def stored(x: Any) -> Any:
+        is_key = jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+        return jax.eval_shape(jax.random.key_data, x) if is_key else x
+
+    return jax.tree.map(stored, abstract)

@@ -69,14 +69,14 @@ def as_varying(x: Array, axis: str | Sequence[str]) -> Array:
     return lax.pcast(x, missing, to="varying") if missing else x
 
 
-def vary_like(x: Array, *others: Array) -> Array:
-    """Types `x` as varying wherever any of `others` is.
+def vary_alike(*arrays: Array) -> tuple[Array, ...]:
+    """Types every array as varying wherever any of them is.
 
     An op with a hand-written derivative needs all its arguments to vary alike: the transpose of
     this cast is then the sum over devices that a replicated parameter's gradient needs.
     """
-    names = frozenset[str]().union(*(_varying(other) for other in others))
-    return as_varying(x, sorted(names))
+    names = sorted(frozenset[str]().union(*(_varying(array) for array in arrays)))
+    return tuple(as_varying(array, names) for array in arrays)
 
 
 def _varying(x: Array) -> frozenset[str]:

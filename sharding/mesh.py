@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh
@@ -13,7 +14,7 @@ AXIS_NAMES = ("data", "seq", "tensor")
 
 
 def make_mesh(
-    data: int = 1, seq: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
+    data: int = 1, seq: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
 ) -> Mesh:
     """A mesh over (data, seq, tensor) from the first devices of this machine.
 

@@ -55,5 +55,5 @@ def partition_spec(
                 f"parameter {name} of shape {tuple(shape)}: '{axis}' = {size} is not divisible "
                 f"by mesh axis {mesh_axis}={mesh.shape[mesh_axis]}; change the one or the other"
             )
-        entries.append(mesh_axis)
+        entries.append(mesh_axis if mesh_axis and mesh.shape[mesh_axis] > 1 else None)
     return PartitionSpec(*entries)

@@ -25,6 +25,7 @@ EXAMPLES: dict[str, Layer] = {
     "Block": Block(GAM(slots=16), width=WIDTH),
     "Stack": Stack(Block(GAM(slots=16), width=WIDTH), depth=3),
     "Stack remat": Stack(Block(GAM(slots=16), width=WIDTH), depth=2, remat=True),
+    "Stack unrolled": Stack(Block(GAM(slots=16), width=WIDTH), depth=3, unroll=2),
 }
 
 

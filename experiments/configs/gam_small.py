@@ -17,9 +17,9 @@ def get_config() -> ConfigDict:
     """The default of `python -m experiments.train`."""
     return config(
         Experiment(
-            model=LanguageModel(Block(GAM(slots=256, kernel=3)), width=128, depth=6),
+            model=LanguageModel(Block(GAM(slots=128, kernel=3)), width=128, depth=4, unroll=4),
             data=DataConfig(name="python_stdlib", tokenizer="bytes", window=256),
-            train=TrainConfig(steps=1000, batch=16, validation_tokens=262_144),
+            train=TrainConfig(steps=1000, batch=8, validation_tokens=262_144),
             optimizer=OptimizerConfig(learning_rate=3e-3, warmup=100),
             checkpoint=CheckpointConfig(every=200),
         )

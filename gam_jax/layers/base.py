@@ -75,6 +75,8 @@ def known(value: int | None, field: str, layer: object) -> int:
       ValueError: the field is None.
     """
     if value is None:
-        raise ValueError(f"{type(layer).__name__}.{field} is not set: give it, or hold the layer "
-                         f"in one that has it")
+        raise ValueError(
+            f"{type(layer).__name__}.{field} is not set: give it, or hold the layer "
+            f"in one that has it"
+        )
     return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -102,5 +103,6 @@ class GAM:
             logits = linear(flat, gate.reshape(gate.shape[0], -1), params["gate_bias"].reshape(-1))
             gates = jnp.split(jax.nn.sigmoid(logits), 2, axis=1)
             pathways = [g * p for g, p in zip(gates, pathways, strict=True)]
-        fused = collectives.all_gather(sum(pathways), axes.tensor, dim=1)
+        fused = functools.reduce(jnp.add, pathways)
+        fused = collectives.all_gather(fused, axes.tensor, dim=1)
         return fused.reshape(x.shape), carry

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from gam_jax.layers.base import WHOLE, known
 from gam_jax.ops.activation import gelu
 from gam_jax.ops.dropout import dropout
-from gam_jax.ops.linear import linear
+from gam_jax.ops.linear import linear, linear_transposed
 from gam_jax.params import Param, Params, Table, fan_in
 from sharding import collectives
 from sharding.axes import Axes
@@ -30,13 +30,13 @@ class MLP:
     dropout: float | None = None
 
     def table(self) -> Table:
-        """w_in [D, F], b_in [F], w_out [F, D], b_out [D]."""
+        """w_in [D, F], b_in [F], w_out [D, F], b_out [D]."""
         width = known(self.width, "width", self)
         hidden = self.expansion * width
         return {
             "w_in": Param((width, hidden), ("embed", "ffn"), fan_in(width)),
             "b_in": Param((hidden,), ("ffn",), fan_in(width), decay=False),
-            "w_out": Param((hidden, width), ("ffn", "embed"), fan_in(hidden)),
+            "w_out": Param((width, hidden), ("embed", "ffn"), fan_in(hidden)),
             "b_out": Param((width,), ("embed",), fan_in(hidden), decay=False),
         }
 
@@ -56,5 +56,8 @@ class MLP:
         """Column-parallel in, row-parallel out: one sum over `axes.tensor`."""
         flat = x.reshape(-1, x.shape[-1])
         hidden = gelu(linear(flat, params["w_in"], params["b_in"]))
-        out = collectives.psum(linear(hidden, params["w_out"]), axes.tensor) + params["b_out"]
+        out = (
+            collectives.psum(linear_transposed(hidden, params["w_out"]), axes.tensor)
+            + params["b_out"]
+        )
         return dropout(out.reshape(x.shape), self.dropout or 0.0, key, axes), ()

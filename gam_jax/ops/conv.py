@@ -11,7 +11,7 @@ from sharding import collectives
 def causal_conv(
     x: Float[Array, "B T D"],
     weight: Float[Array, "K D"],
-    bias: Float[Array, "D"],
+    bias: Float[Array, D],
     carry: Float[Array, "B K-1 D"],
     axis: str | None = None,
 ) -> tuple[Float[Array, "B T D"], Float[Array, "B K-1 D"]]:

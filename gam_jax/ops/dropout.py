@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from sharding.axes import Axes
 from sharding import collectives
+from sharding.axes import Axes
 
 
 def dropout(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from gam_jax.ops.linear import linear, linear_transposed
 from sharding import collectives
 
 
@@ -25,9 +26,9 @@ def memory_read(
     Returns:
       The retrieval in the dtype of x; softmax in float32.
     """
-    scores = jnp.dot(x, bank.T, preferred_element_type=jnp.float32)
+    scores = linear_transposed(x, bank, jnp.float32)
     top = collectives.pmax(jnp.max(scores, axis=-1, keepdims=True), axis)
     weights = jnp.exp(scores - top)
     total = collectives.psum(jnp.sum(weights, axis=-1, keepdims=True), axis)
-    partial = jnp.dot((weights / total).astype(x.dtype), bank)
+    partial = linear((weights / total).astype(x.dtype), bank)
     return collectives.reduce_scatter(partial, axis, dim=1)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 
 def layer_norm(
-    x: Float[Array, "*B D"], scale: Float[Array, "D"], bias: Float[Array, "D"], eps: float = 1e-5
+    x: Float[Array, "*B D"], scale: Float[Array, D], bias: Float[Array, D], eps: float = 1e-5
 ) -> Float[Array, "*B D"]:
     """(x - mean) / sqrt(variance + eps) * scale + bias over the last axis, in float32.
 

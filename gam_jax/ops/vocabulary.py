@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -11,9 +14,9 @@ from sharding import collectives
 def token_losses(
     hidden: Float[Array, "N D"],
     embedding: Float[Array, "V D"],
-    targets: Int[Array, "N"],
+    targets: Int[Array, N],
     axis: str | None = None,
-) -> Float[Array, "N"]:
+) -> Float[Array, N]:
     """-log softmax(hidden embedding^T)[target] in nats, float32.
 
     Args:
@@ -23,15 +26,51 @@ def token_losses(
       axis: mesh axis that splits the vocabulary. Its parts meet in a maximum and two sums; no
         device ever holds whole logits (Megatron-LM, arXiv 2104.04473).
     """
-    logits = jnp.dot(hidden, embedding.T, preferred_element_type=jnp.float32)
-    top = collectives.pmax(jnp.max(logits, axis=-1), axis)
-    total = collectives.psum(jnp.sum(jnp.exp(logits - top[:, None]), axis=-1), axis)
     rows = embedding.shape[0]
     local = targets - collectives.axis_index(axis) * rows
     here = (local >= 0) & (local < rows)
-    picked = jnp.take_along_axis(logits, jnp.clip(local, 0, rows - 1)[:, None], axis=1)[:, 0]
+    hidden, embedding = collectives.vary_alike(hidden, embedding)
+    return _losses(hidden, embedding, jnp.clip(local, 0, rows - 1), here, axis)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _losses(hidden: Array, embedding: Array, local: Array, here: Array, axis: str | None) -> Array:
+    return _losses_forward(hidden, embedding, local, here, axis)[0]
+
+
+def _losses_forward(
+    hidden: Array, embedding: Array, local: Array, here: Array, axis: str | None
+) -> tuple[Array, tuple[Array, ...]]:
+    logits = jnp.dot(hidden, embedding.T, preferred_element_type=jnp.float32)
+    top = collectives.pmax(jnp.max(logits, axis=-1), axis)
+    picked = jnp.take_along_axis(logits, local[:, None], axis=1)[:, 0]
+    exps = jnp.exp(logits - top[:, None])
+    total = collectives.psum(jnp.sum(exps, axis=-1), axis)
     target_logit = collectives.psum(jnp.where(here, picked, 0), axis)
-    return jnp.log(total) + top - target_logit
+    losses = jnp.log(total) + top - target_logit
+    return losses, (hidden, embedding, local, here, exps, total)
+
+
+def _losses_backward(
+    axis: str | None, saved: tuple[Array, ...], g: Array
+) -> tuple[Array, Array, None, None]:
+    """The gradient of the logits is (exps - total * onehot) * g / total.
+
+    The row factor g / total goes to the small operands, so that the large array is passed over
+    as seldom as can be.
+    """
+    hidden, embedding, local, here, exps, total = saved
+    rows = jnp.arange(hidden.shape[0])
+    exps = exps.at[rows, local].add(
+        jnp.where(here, -total, 0), unique_indices=True, indices_are_sorted=True
+    )
+    factor = (g / total)[:, None]
+    to_hidden = jnp.dot(exps, embedding) * factor
+    to_embedding = jnp.dot(exps.T, hidden * factor)
+    return to_hidden.astype(hidden.dtype), to_embedding.astype(embedding.dtype), None, None
+
+
+_losses.defvjp(_losses_forward, _losses_backward)
 
 
 def embed(

@@ -46,7 +46,9 @@ def test_the_oracle_gives_the_official_logits_and_loss(golden):
 
 def test_loss_and_every_gradient_equal_the_official_ones(golden):
     model, params = from_official_gam(part(golden, "state/"))
-    loss, gradient = jax.jit(jax.value_and_grad(model.loss))(params, golden["tokens"], golden["targets"])
+    loss, gradient = jax.jit(jax.value_and_grad(model.loss))(
+        params, golden["tokens"], golden["targets"]
+    )
     np.testing.assert_allclose(loss, golden["loss"], rtol=1e-6)
     ours = to_official_gam(model, gradient)
     for name, theirs in part(golden, "grad/").items():

@@ -62,7 +62,9 @@ def test_the_global_variant_sees_the_current_token_alone():
     model = dataclasses.replace(SMALL, block=Block(GAM(slots=8, variant="global")))
     params = random_like(model.table())
     tokens = tokens_of(12, batch=1)
-    shuffled = np.concatenate([np.random.default_rng(1).permutation(tokens[0, :-1]), tokens[0, -1:]])
+    shuffled = np.concatenate(
+        [np.random.default_rng(1).permutation(tokens[0, :-1]), tokens[0, -1:]]
+    )
     chex.assert_trees_all_close(
         model(params, tokens)[0][:, -1], model(params, shuffled[None])[0][:, -1], atol=1e-6
     )

@@ -44,9 +44,7 @@ def run(shape):
     return losses, jax.tree.map(np.asarray, state.params), [float(x) for x in evaluation]
 
 
-@pytest.mark.parametrize(
-    "shape", [(8, 1, 1), (1, 4, 1), (1, 1, 4), (2, 2, 2)], ids=str
-)
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 4, 1), (1, 1, 4), (2, 2, 2)], ids=str)
 def test_losses_gradients_and_parameters_equal_those_of_one_device(shape):
     losses, params, evaluation = run((1, 1, 1))
     other_losses, other_params, other_evaluation = run(shape)

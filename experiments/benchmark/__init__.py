@@ -1,0 +1,1 @@
+"""Timings: medians of several runs, ratios within one process."""

@@ -1,0 +1,192 @@
+"""Bad input ends a command with code 2 and one line that names what is wrong and the nearest right.
+
+Nothing is left behind: a run that did not start has no folder.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from experiments.config import Experiment
+from experiments.run import RunFolder
+from gam_jax.data.config import DataConfig
+from gam_jax.data.tokenizer import ByteTokenizer
+from gam_jax.layers import GAM, Block
+from gam_jax.model import LanguageModel
+
+MODEL = LanguageModel(Block(GAM(slots=8)), width=16, depth=1, vocab=256, context=32)
+
+
+@pytest.fixture
+def place(workshop, tmp_path, monkeypatch):
+    """A folder with good and bad files and an untrained run, as the folder where we are."""
+    (tmp_path / "good.txt").write_text((workshop.path / "corpus.txt").read_text())
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "short.txt").write_text("two lines\nno more\n")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 au lait\n" * 40)
+    (tmp_path / "config.txt").write_text("no Python\n")
+    (tmp_path / "broken.py").write_text("def get_config(:\n")
+    (tmp_path / "raising.py").write_text("def get_config():\n    return 1 / 0\n")
+    (tmp_path / "refused.py").write_text("def get_config():\n    return int('one')\n")
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "a.txt").write_text("a few words")
+    experiment = Experiment(MODEL, DataConfig(name="text:good.txt", dir="data", window=32))
+    RunFolder(tmp_path / "untrained").start(experiment, ByteTokenizer())
+    for name, content in (("no_tokenizer", "{}"), ("garbled", "{")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(content)
+    saved = (tmp_path / "untrained" / "config.json").read_text()
+    (tmp_path / "no_tokenizer" / "config.json").write_text(saved)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def train(*args, data="good.txt"):
+    """A command line for a new run on a text of `place`."""
+    common = ("--run=new", "--config.data.dir=data", f"--config.data.name=text:{data}")
+    return ("train", *common, "--config.data.window=32", *args)
+
+
+def resume(*args):
+    """A command line that continues the untrained run."""
+    return ("train", "--run=untrained", "--resume", *args)
+
+
+BAD = {
+    "unknown field": (train("--config.model.depht=3"), ["model.depht", "'depth'"]),
+    "unknown field of a layer": (
+        train("--config.model.block.mixer.slot=3"),
+        ["mixer.slot", "'slots'"],
+    ),
+    "ill-typed field": (train("--config.model.depth=many"), ["depth", "many"]),
+    "ill-typed field that is inherited": (
+        train("--config.model.block.mixer.width=wide"),
+        ["block.mixer.width", "expected int", "'wide'"],
+    ),
+    "ill-typed choice": (train("--config.model.init=loud"), ["model", "init", "loud", "sound"]),
+    "no steps": (train("--config.train.steps=0"), ["train.steps=0", "at least 1"]),
+    "unequal parts": (
+        train("--config.train.batch=6", "--config.train.accumulate=4"),
+        ["train.batch=6", "train.accumulate=4"],
+    ),
+    "warm-up too long": (
+        train("--config.train.steps=10", "--config.optimizer.warmup=10"),
+        ["optimizer.warmup=10", "train.steps=10"],
+    ),
+    "unknown data set": (
+        ("train", "--run=new", "--config.data.name=wikitex2"),
+        ["unknown data set 'wikitex2'", "wikitext2"],
+    ),
+    "missing text": (train(data="nowhere.txt"), ["text:nowhere.txt does not exist"]),
+    "empty text": (train(data="empty.txt"), ["text:empty.txt holds no text"]),
+    "text shorter than a window": (
+        train("--config.data.window=500", data="short.txt"),
+        ["tokens long", "one window needs 501"],
+    ),
+    "text of another encoding": (
+        train(data="latin.txt"),
+        ["latin.txt is not UTF-8", "0xe9", "offset 3"],
+    ),
+    "vocabulary of another tokenizer": (
+        train("--config.model.vocab=300"),
+        ["model.vocab=300", "tokenizer has 256"],
+    ),
+    "window beyond the positions": (
+        train("--config.model.context=16"),
+        ["data.window=32", "16 learned positions", "model.context"],
+    ),
+    "missing config file": (("train", "--run=new", "--config=nowhere.py"), ["nowhere.py"]),
+    "config file that is not Python": (("train", "--run=new", "--config=config.txt"), ["config"]),
+    "broken config file": (("train", "--run=new", "--config=broken.py"), ["broken.py"]),
+    "raising config file": (("train", "--run=new", "--config=raising.py"), ["division by zero"]),
+    "refused config file": (("train", "--run=new", "--config=refused.py"), ["'one'"]),
+    "unknown group of fields": (train("--config.modl.depth=3"), ["modl"]),
+    "unknown flag": (train("--resum"), ["resum"]),
+    "unexpected argument": (train("more"), ["'more'"]),
+    "folder that holds a run": (
+        ("train", "--run=untrained"),
+        ["untrained already holds a run", "--resume", "--run"],
+    ),
+    "folder that is something else": (("train", "--run=words"), ["words", "not a run"]),
+    "run that is a file": (("train", "--run=good.txt"), ["good.txt", "not a run"]),
+    "resume of another model": (
+        resume("--config.model.width=24"),
+        ["untrained holds a different run", "model.width: 16 -> 24"],
+    ),
+    "resume without a tokenizer": (
+        ("train", "--run=no_tokenizer", "--resume"),
+        ["no_tokenizer has no tokenizer.json"],
+    ),
+    "resume of a garbled config": (
+        ("train", "--run=garbled", "--resume"),
+        ["config.json is not JSON"],
+    ),
+    "evaluation without a run": (("evaluate", "--run=words"), ["words holds no run"]),
+    "evaluation of nothing": (("evaluate", "--run=nowhere"), ["nowhere holds no run"]),
+    "evaluation before a checkpoint": (
+        ("evaluate", "--run=untrained"),
+        ["untrained has no checkpoints", "--resume"],
+    ),
+    "unknown split": (("evaluate", "--run=untrained", "--split=tests"), ["split", "tests"]),
+    "sample without a run": (("sample", "--run=words"), ["words holds no run"]),
+    "sample beyond the positions": (
+        ("sample", "--run=untrained", "--prompt=abc", "--tokens=30"),
+        ["33 tokens", "32 learned positions"],
+    ),
+    "sample of no prompt": (("sample", "--run=untrained", "--prompt="), ["--prompt"]),
+    "sample of a negative temperature": (
+        ("sample", "--run=untrained", "--temperature=-1"),
+        ["temperature", "-1"],
+    ),
+}
+
+
+def assert_one_line(result, *words):
+    """Code 2, nothing on stdout, and one line on stderr with all the words."""
+    assert result.code == 2
+    assert result.out == ""
+    progress = ("reading ", "31,744 parameters")
+    lines = [line for line in result.err.splitlines() if not line.startswith(progress)]
+    assert len(lines) == 1, result.err
+    assert lines[0].startswith("error: ")
+    for word in words:
+        assert word in lines[0]
+
+
+@pytest.mark.parametrize(("line", "words"), BAD.values(), ids=BAD.keys())
+def test_it_ends_with_one_line_that_says_what_and_where(line, words, place, command):
+    assert_one_line(command(*line), *words)
+    assert not (place / "new").exists()
+
+
+def test_a_run_that_is_refused_stays_as_it_was(place, command):
+    before = (place / "untrained" / "config.json").read_text()
+    assert_one_line(command(*resume("--config.model.width=24")))
+    assert (place / "untrained" / "config.json").read_text() == before
+
+
+@pytest.mark.parametrize("name", ["evaluate", "sample"])
+def test_a_checkpoint_that_is_not_there_is_named_beside_those_that_are(name, trained, command):
+    result = command(name, f"--run={trained.path}", "--checkpoint=7")
+    assert_one_line(result, "no checkpoint '7'", "latest, best, or one of [80, 120]")
+
+
+def test_a_text_that_has_changed_is_not_trained_on_further(trained, place, command):
+    shutil.copytree(trained.path, place / "copy")
+    config = place / "copy" / "config.json"
+    saved = json.loads(config.read_text())
+    saved["data"] |= {"name": "text:good.txt", "dir": "data"}
+    config.write_text(json.dumps(saved))
+    with (place / "good.txt").open("a") as file:
+        file.write("one more line\n")
+    words = ["the text of 'text:good.txt' has changed since checkpoint 120"]
+    assert_one_line(command("train", "--run=copy", "--resume"), *words)
+
+
+def test_a_command_in_a_process_of_its_own_fails_alike(place, workshop):
+    result = workshop.run("train", f"--run={place / 'new'}", "--config.model.depht=3")
+    assert_one_line(result, "model.depht", "'depth'")
+    assert not (place / "new").exists()

@@ -1,0 +1,61 @@
+"""A trained run is scored as it was while training, and writes the text that a seed decides."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+
+def printed(result):
+    assert result.code == 0, result.err
+    return json.loads(result.out)
+
+
+def test_evaluation_gives_the_last_validation_again(trained, workshop):
+    found = printed(workshop.run("evaluate", f"--run={trained.path}", "--json"))
+    assert found["step"] == trained.summary["step"]
+    assert {name: found[name] for name in trained.summary["validation"]} == trained.summary[
+        "validation"
+    ]
+
+
+def test_a_text_that_it_was_not_trained_on_is_scored_worse(trained, workshop, command):
+    other = workshop.path / "other.txt"
+    other.write_text("".join(f"{i * i} apples, please!\n" for i in range(100)))
+    data = f"--data=text:{other}"
+    found = printed(command("evaluate", f"--run={trained.path}", data, "--tokens=50", "--json"))
+    assert found["tokens"] == 50
+    assert found["loss"] > 2 * trained.summary["validation"]["loss"]
+
+
+@pytest.fixture
+def write(trained, command):
+    """Text of a sample with settings."""
+
+    def write(*args):
+        args = ("--prompt=the c", "--tokens=60", *args)
+        return command("sample", f"--run={trained.path}", *args)
+
+    return write
+
+
+def test_the_text_streams_to_stdout_and_the_facts_to_stderr(write):
+    result = write()
+    assert result.code == 0
+    assert result.out.startswith("the c")
+    assert len(result.out) == len("the c") + 60 + len("\n")
+    assert re.fullmatch(r"[\d,]+ tokens/s, carry of [\d,]+ bytes\n", result.err)
+
+
+def test_the_seed_decides_the_text(write):
+    one, same, other = (write(f"--seed={seed}").out for seed in (1, 1, 2))
+    assert one == same != other
+
+
+def test_greedy_text_is_made_of_the_words_of_the_corpus(write, workshop):
+    facts = printed(write("--temperature=0", "--json"))
+    words = set(re.findall(r"\w+", (workshop.path / "corpus.txt").read_text()))
+    assert set(re.findall(r"\w+", facts["text"])[:-1]) <= words
+    assert facts["carry_bytes"] == 4 + 2 * 2 * 32 * 4  # position; layers, inputs, width, float32

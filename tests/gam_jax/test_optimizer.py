@@ -1,0 +1,120 @@
+"""AdamW after clipping, with warm-up and cosine decay, is what its formula says."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gam_jax.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
+from gam_jax.params import Param, ones, zeros
+from sharding.errors import UserError
+
+CONFIG = OptimizerConfig(learning_rate=0.1, warmup=2, weight_decay=0.3, clip=1.0)
+STEPS = 6
+TABLE = {"w": Param((3, 2), (None, None), ones), "b": Param((2,), (None,), zeros, decay=False)}
+
+
+def rate_formula(config, step, steps):
+    if step < config.warmup:
+        return config.learning_rate * step / config.warmup
+    done = (step - config.warmup) / (steps - config.warmup)
+    share = config.final + (1 - config.final) * 0.5 * (1 + math.cos(math.pi * done))
+    return config.learning_rate * share
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        OptimizerConfig(learning_rate=3e-3, warmup=10, final=0.1),
+        OptimizerConfig(learning_rate=1.0, warmup=0, final=0.0),
+        OptimizerConfig(learning_rate=0.5, warmup=99, final=1.0),
+    ],
+)
+def test_the_rate_warms_up_and_decays_by_half_a_cosine(config):
+    schedule = learning_rate_schedule(config, 100)
+    found = [float(schedule(step)) for step in range(101)]
+    want = [rate_formula(config, step, 100) for step in range(101)]
+    np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-6 * config.learning_rate)
+    assert max(found) == pytest.approx(config.learning_rate)
+    assert found[-1] == pytest.approx(config.learning_rate * config.final)
+
+
+@pytest.mark.parametrize("warmup", [10, 11])
+def test_a_warm_up_that_does_not_end_is_refused(warmup):
+    with pytest.raises(UserError, match=rf"optimizer.warmup={warmup}.*train.steps=10"):
+        learning_rate_schedule(OptimizerConfig(warmup=warmup), 10)
+
+
+def gradients_of(step):
+    """Large at even steps, so that they are clipped, and small at odd ones."""
+    random = np.random.default_rng(step)
+    scale = 5 if step % 2 == 0 else 0.1
+    return {name: scale * random.normal(size=param.shape) for name, param in TABLE.items()}
+
+
+def start():
+    random = np.random.default_rng(99)
+    return {name: random.normal(size=param.shape) for name, param in TABLE.items()}
+
+
+def adamw_formula(config):
+    """The parameters after each step, in float64."""
+    params = start()
+    first = {name: np.zeros_like(p) for name, p in params.items()}
+    second = {name: np.zeros_like(p) for name, p in params.items()}
+    history = []
+    for step in range(STEPS - 1):
+        gradients = gradients_of(step)
+        norm = math.sqrt(sum(np.sum(g**2) for g in gradients.values()))
+        shrink = min(1, config.clip / norm) if config.clip else 1
+        for name in params:
+            g = gradients[name] * shrink
+            first[name] = config.beta1 * first[name] + (1 - config.beta1) * g
+            second[name] = config.beta2 * second[name] + (1 - config.beta2) * g**2
+            mean = first[name] / (1 - config.beta1 ** (step + 1))
+            variance = second[name] / (1 - config.beta2 ** (step + 1))
+            change = mean / (np.sqrt(variance) + config.eps)
+            if TABLE[name].decay or config.decay_all:
+                change = change + config.weight_decay * params[name]
+            params = {**params, name: params[name] - rate_formula(config, step, STEPS) * change}
+        history.append(params)
+    return history
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIG,
+        dataclasses.replace(CONFIG, clip=0.0),
+        dataclasses.replace(CONFIG, decay_all=True),
+        dataclasses.replace(CONFIG, beta1=0.5, beta2=0.6, eps=0.1, warmup=0),
+    ],
+    ids=["clipped", "not clipped", "decay of everything", "other constants"],
+)
+def test_five_steps_equal_the_formula(config):
+    optimizer = make_optimizer(config, STEPS, TABLE)
+    params = {name: jnp.asarray(value, jnp.float32) for name, value in start().items()}
+    state = optimizer.init(params)
+    update = jax.jit(optimizer.update)
+    for step, want in enumerate(adamw_formula(config)):
+        gradients = {n: jnp.asarray(g, jnp.float32) for n, g in gradients_of(step).items()}
+        changes, state = update(gradients, state, params)
+        params = optax.apply_updates(params, changes)
+        for name in TABLE:
+            np.testing.assert_allclose(params[name], want[name], rtol=2e-5, atol=2e-6)
+
+
+def test_decay_reaches_only_what_the_table_marks():
+    """Without gradients a parameter moves by its decay alone."""
+    optimizer = make_optimizer(dataclasses.replace(CONFIG, warmup=0), STEPS, TABLE)
+    params = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    changes, _ = optimizer.update(nothing, optimizer.init(params), params)
+    np.testing.assert_allclose(changes["w"], -0.1 * 0.3, rtol=1e-6)
+    np.testing.assert_array_equal(changes["b"], 0)

@@ -1,0 +1,272 @@
+"""What is restored is what was saved, bit for bit, or it is refused by name."""
+
+from __future__ import annotations
+
+import functools
+import re
+import shutil
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from sharding.checkpoint import Checkpoints
+from sharding.errors import UserError
+from sharding.mesh import make_mesh
+
+EXTRA = {"position": 12, "corpus": "a fingerprint"}
+
+
+def state(seed=0):
+    """A state with all that a run's has: nested names, integers, halves, a typed random key."""
+    random = np.random.default_rng(seed)
+    return {
+        "step": jnp.int32(seed),
+        "params": {
+            "w": jnp.asarray(random.normal(size=(16, 8)), jnp.float32),
+            "b": jnp.asarray(random.normal(size=(8,)), jnp.bfloat16),
+        },
+        "key": jax.random.key(seed),
+    }
+
+
+def abstract(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def next_step(tree):
+    """A step that overwrites the buffers it is given."""
+    new = jax.tree.map(lambda x: x * 2 + 1, {k: v for k, v in tree.items() if k != "key"})
+    return {**new, "key": jax.random.fold_in(tree["key"], 1)}
+
+
+def plain(tree):
+    """NumPy values, of keys their data."""
+    return jax.tree.map(
+        lambda x: np.asarray(
+            jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+        ),
+        tree,
+    )
+
+
+def assert_same(one, two):
+    chex.assert_trees_all_equal(plain(one), plain(two))
+    chex.assert_trees_all_equal_dtypes(one, two)
+
+
+def write(folder, losses, keep=2):
+    """One checkpoint for each {step: loss}."""
+    with Checkpoints(folder, keep) as checkpoints:
+        for step, loss in losses.items():
+            checkpoints.save(step, state(step), EXTRA, loss)
+            checkpoints.wait()
+
+
+def test_what_is_restored_is_what_was_saved_though_its_buffers_are_overwritten(tmp_path):
+    current, saved = next_step(state()), {}
+    with Checkpoints(tmp_path / "c", keep=10) as checkpoints:
+        for step in range(3):
+            saved[step] = plain(current)
+            checkpoints.save(step, current, {**EXTRA, "position": step})
+            current = next_step(current)
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        for step, values in saved.items():
+            restored = checkpoints.restore(step, abstract(current))
+            chex.assert_trees_all_equal(plain(restored), values)
+            chex.assert_trees_all_equal_dtypes(restored, current)
+            assert checkpoints.extra(step) == {**EXTRA, "position": step}
+
+
+def test_what_is_restored_may_be_donated(tmp_path):
+    write(tmp_path, {0: None})
+    with Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore(0, abstract(state()))
+    expected = next_step(state())
+    assert_same(next_step(restored), expected)
+    assert restored["params"]["w"].is_deleted()
+
+
+def test_another_mesh_restores_the_same_values(tmp_path):
+    write(tmp_path, {0: None})
+    mesh = make_mesh(data=2, tensor=4)
+    specs = {"w": PartitionSpec("data", "tensor"), "b": PartitionSpec("tensor")}
+    whole = NamedSharding(mesh, PartitionSpec())
+    shardings = {
+        "step": whole,
+        "params": {name: NamedSharding(mesh, spec) for name, spec in specs.items()},
+        "key": whole,
+    }
+    wanted = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state(), shardings
+    )
+    with Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore(0, wanted)
+    assert_same(restored, state())
+    assert restored["params"]["w"].sharding == shardings["params"]["w"]
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path):
+    write(tmp_path, {1: 0.5, 2: 0.1, 3: 0.4, 4: 0.3, 5: None})
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [2, 4, 5]
+        assert checkpoints.best_loss() == 0.1
+
+
+def test_they_are_kept_after_the_folder_is_opened_again(tmp_path):
+    for step, loss in {1: 0.5, 2: 0.1, 3: 0.4, 4: 0.3, 5: 0.2}.items():
+        write(tmp_path, {step: loss})
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [2, 4, 5]
+    write(tmp_path, {6: 0.05, 7: None, 8: None})
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [6, 7, 8]
+
+
+def test_a_step_that_is_saved_is_not_saved_again(tmp_path):
+    write(tmp_path, {1: 0.5})
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state(7), EXTRA, 0.1)
+        assert_same(checkpoints.restore(1, abstract(state())), state(1))
+
+
+def test_a_checkpoint_is_chosen_by_latest_best_or_number(tmp_path):
+    write(tmp_path, {10: 0.2, 20: 0.1, 30: 0.3})
+    with Checkpoints(tmp_path) as checkpoints:
+        choices = {which: checkpoints.choose(which) for which in ("latest", "best", "30")}
+        assert choices == {"latest": 30, "best": 20, "30": 30}
+        assert checkpoints.latest() == 30
+        for which in ("15", "newest", "-20", ""):
+            with pytest.raises(UserError, match=rf"no checkpoint '{which}'.*\[20, 30\]"):
+                checkpoints.choose(which)
+
+
+def test_without_losses_the_best_is_the_latest(tmp_path):
+    write(tmp_path, {1: None, 2: None})
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.choose("best") == 2
+        assert checkpoints.best_loss() == float("inf")
+
+
+def test_an_empty_folder_has_nothing_to_choose(tmp_path):
+    with Checkpoints(tmp_path / "new") as checkpoints:
+        assert (checkpoints.steps(), checkpoints.latest()) == ([], None)
+        with pytest.raises(UserError, match="the run has not saved one yet"):
+            checkpoints.choose("latest")
+        with pytest.raises(UserError, match="step 3"):
+            checkpoints.extra(3)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A folder with two checkpoints."""
+    folder = tmp_path_factory.mktemp("whole")
+    write(folder, {1: 0.5, 2: 0.25})
+    return folder
+
+
+def other(change):
+    """The state with one thing changed."""
+    tree = state()
+    change(tree)
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("tree", "words"),
+    [
+        (other(lambda t: t["params"].update(w=jnp.zeros((16, 9)))), ["'params/w'", "(16, 9)"]),
+        (other(lambda t: t["params"].update(w=jnp.zeros((8, 8)))), ["'params/w'", "(8, 8)"]),
+        (
+            other(lambda t: t["params"].update(w=jnp.zeros((16, 8), jnp.bfloat16))),
+            ["'params/w'", "bfloat16", "float32"],
+        ),
+        (other(lambda t: t.update(step=jnp.uint32(0))), ["'step'", "uint32", "int32"]),
+        (other(lambda t: t["params"].update(extra=jnp.zeros(3))), ["no 'params/extra'"]),
+        (other(lambda t: t["params"].pop("b")), ["'params/b'"]),
+        (other(lambda t: t.update(key=jnp.zeros(2, jnp.uint32))), ["'key'"]),
+        (other(lambda t: t.update(key=jax.random.key(0, impl="rbg"))), ["'key'"]),
+        (other(lambda t: t.update(key=jax.random.split(t["key"]))), ["'key'"]),
+    ],
+    ids=["wider", "shorter", "half", "unsigned", "added", "missing", "raw key", "rbg", "two keys"],
+)
+def test_another_state_is_refused_by_the_name_of_what_differs(whole, tree, words):
+    with Checkpoints(whole) as checkpoints, pytest.raises(UserError) as caught:
+        checkpoints.restore(2, abstract(tree))
+    assert "checkpoint 2" in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def files(folder):
+    """The relative paths of all files below a folder."""
+    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+
+
+def attempt(action):
+    """What an action gives; None if it is refused with the step's name on one line."""
+    try:
+        return action()
+    except UserError as error:
+        message = str(error)
+    assert re.search(r"\b2\b", message)
+    assert "\n" not in message
+    return None
+
+
+# Orbax leaves what it was still reading behind when one of its reads fails.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine")
+@pytest.mark.parametrize("damage", ["emptied", "cut in half", "removed"])
+def test_no_damage_to_a_file_ever_gives_other_values(whole, tmp_path, damage):
+    """Of the last of two checkpoints, each file in turn; the one before stays as it was."""
+    refused = 0
+    for number, name in enumerate(files(whole / "2")):
+        folder = tmp_path / str(number)
+        shutil.copytree(whole, folder)
+        file = folder / "2" / name
+        if damage == "removed":
+            file.unlink()
+        else:
+            content = file.read_bytes()
+            file.write_bytes(content[: len(content) // 2 if damage == "cut in half" else 0])
+        checkpoints = attempt(lambda folder=folder: Checkpoints(folder))
+        if checkpoints is None:
+            refused += 1
+            continue
+        with checkpoints:
+            restored = attempt(lambda c=checkpoints: c.restore(2, abstract(state())))
+            extra = attempt(lambda c=checkpoints: c.extra(2))
+            assert checkpoints.choose("best") in (1, 2)
+            assert_same(checkpoints.restore(1, abstract(state())), state(1))
+        if restored is None:
+            refused += 1
+        else:
+            assert_same(restored, state(2))
+        assert extra in (None, EXTRA)
+    assert refused > 3
+
+
+def test_a_step_that_was_not_finished_is_not_there(whole, tmp_path):
+    folder = tmp_path / "c"
+    shutil.copytree(whole, folder)
+    shutil.copytree(folder / "2", folder / "3.orbax-checkpoint-tmp")
+    shutil.copytree(folder / "2" / "state", folder / "4.orbax-checkpoint-tmp" / "state")
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.steps() == [1, 2]
+        assert_same(checkpoints.restore(2, abstract(state())), state(2))
+
+
+def test_a_reader_leaves_alone_what_a_run_is_just_saving(whole, tmp_path):
+    folder = tmp_path / "c"
+    shutil.copytree(whole, folder)
+    shutil.copytree(folder / "2", folder / "3.orbax-checkpoint-tmp")
+    before = files(folder)
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        assert checkpoints.choose("latest") == checkpoints.choose("best") == 2
+        assert_same(checkpoints.restore(2, abstract(state())), state(2))
+        assert checkpoints.extra(2) == EXTRA
+    assert files(folder) == before
