@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pathlib
-from types import TracebackType
 from typing import Any
 
 from tensorboardX import SummaryWriter
@@ -42,12 +41,7 @@ class MetricsWriter:
     def __enter__(self) -> MetricsWriter:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
         self._board.close()
 

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import math
 import pathlib
-from types import TracebackType
 from typing import Any, TypeVar
 
 import jax
@@ -84,12 +83,7 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def save(self, step: int, state: Any, extra: dict[str, Any], loss: float | None = None) -> None:

@@ -1,6 +1,8 @@
 """A small GAM on the source code of Python's standard library, byte by byte: minutes on a laptop.
 
-No learned positions, so that the model streams forever.
+No learned positions, so that the model streams forever. A kernel of 8 sees 29 bytes back through
+four layers; the published 3 sees 9, scores 1.189 nats where this scores 1.169 (1,000 steps, one
+seed), and loses count of indentation.
 """
 
 from ml_collections import ConfigDict
@@ -17,7 +19,7 @@ def get_config() -> ConfigDict:
     """The default of `python -m experiments.train`."""
     return config(
         Experiment(
-            model=LanguageModel(Block(GAM(slots=128, kernel=3)), width=128, depth=4, unroll=4),
+            model=LanguageModel(Block(GAM(slots=128, kernel=8)), width=128, depth=4, unroll=4),
             data=DataConfig(name="python_stdlib", tokenizer="bytes", window=256),
             train=TrainConfig(steps=1000, batch=8, validation_tokens=262_144),
             optimizer=OptimizerConfig(learning_rate=3e-3, warmup=100),
