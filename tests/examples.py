@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gam_jax.layers import GAM, MLP, Block, Carry, Layer, LayerNorm, Stack
+from gam_jax.layers import GAM, MLP, Block, Carry, Chunked, Layer, LayerNorm, Stack
 from gam_jax.params import Params, Table, abstract_params
 
 WIDTH = 8
@@ -23,6 +23,7 @@ EXAMPLES: dict[str, Layer] = {
     "LayerNorm": LayerNorm(width=WIDTH),
     "MLP": MLP(width=WIDTH),
     "Block": Block(GAM(slots=16), width=WIDTH),
+    "Chunked": Chunked(GAM(slots=16), size=3, width=WIDTH),
     "Stack": Stack(Block(GAM(slots=16), width=WIDTH), depth=3),
     "Stack remat": Stack(Block(GAM(slots=16), width=WIDTH), depth=2, remat=True),
     "Stack unrolled": Stack(Block(GAM(slots=16), width=WIDTH), depth=3, unroll=2),

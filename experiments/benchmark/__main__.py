@@ -46,6 +46,7 @@ def main(which: str) -> None:
 def print_figure(name: str, value: Any) -> None:
     """One line a figure, one line a row."""
     if isinstance(value, list):
+        print(f"{name}:")
         for row in value:
             print("  ".join(f"{key} {number:,.4g}" for key, number in row.items()))
     elif isinstance(value, dict):

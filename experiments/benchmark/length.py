@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.benchmark.timing import medians
-from gam_jax.layers import GAM, Block
+from gam_jax.layers import GAM, Block, Chunked, Layer
 from gam_jax.params import init_params
 
 LENGTHS = (256, 1024, 4096, 16_384, 65_536, 131_072)
@@ -19,10 +19,21 @@ def run(repeats: int) -> dict[str, Any]:
     """Forward and backward of one GAM block (width and slots 256), batch 1, float32.
 
     Returns:
-      A row a length: seconds, microseconds and temporary bytes per token (the compiler's own
-      count); and the largest over the smallest time per token from 4,096 tokens up.
+      For the block taken whole and in chunks of 4,096 tokens, a row a length: seconds,
+      microseconds and temporary bytes per token (the compiler's own count); and the largest over
+      the smallest time per token from 4,096 tokens up.
     """
     block = Block(GAM(slots=WIDTH), width=WIDTH)
+    result: dict[str, Any] = {}
+    for name, layer in (("whole", block), ("chunked", Chunked(block))):
+        rows = _rows(layer, repeats)
+        long = [row["microseconds_per_token"] for row in rows if row["tokens"] >= 4096]
+        result[name] = rows
+        result[f"{name}_spread_from_4096"] = max(long) / min(long)
+    return result
+
+
+def _rows(block: Layer, repeats: int) -> list[dict[str, float]]:
     params = init_params(block.table(), jax.random.key(0))
     gradient = jax.jit(jax.grad(lambda p, x: jnp.sum(jnp.square(block(p, x)[0])), argnums=(0, 1)))
     rows = []
@@ -44,5 +55,4 @@ def run(repeats: int) -> dict[str, Any]:
                 "bytes_per_token": memory / tokens,
             }
         )
-    long = [row["microseconds_per_token"] for row in rows if row["tokens"] >= 4096]
-    return {"rows": rows, "spread_from_4096": max(long) / min(long)}
+    return rows

@@ -2,11 +2,25 @@
 
 from gam_jax.layers.base import Carry, Layer, inherit
 from gam_jax.layers.block import Block, Stack
+from gam_jax.layers.chunked import Chunked
 from gam_jax.layers.gam import GAM
 from gam_jax.layers.mlp import MLP
 from gam_jax.layers.norm import LayerNorm
 
-LAYERS: dict[str, type] = {layer.__name__: layer for layer in (Block, GAM, LayerNorm, MLP, Stack)}
+LAYERS: dict[str, type] = {
+    layer.__name__: layer for layer in (Block, Chunked, GAM, LayerNorm, MLP, Stack)
+}
 """Every layer by name: configurations name them, tests run their laws over all of them."""
 
-__all__ = ["GAM", "LAYERS", "MLP", "Block", "Carry", "Layer", "LayerNorm", "Stack", "inherit"]
+__all__ = [
+    "GAM",
+    "LAYERS",
+    "MLP",
+    "Block",
+    "Carry",
+    "Chunked",
+    "Layer",
+    "LayerNorm",
+    "Stack",
+    "inherit",
+]

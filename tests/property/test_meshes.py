@@ -8,11 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from gam_jax.layers import GAM, Block
+from gam_jax.layers import GAM, Block, Chunked
 from gam_jax.model import LanguageModel
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.train import init_state, make_eval_step, make_train_step
 from sharding.mesh import make_mesh
+from tests.examples import random_like
 
 MODEL = LanguageModel(
     Block(GAM(slots=16)), width=16, depth=2, vocab=32, context=16, dropout=0.1, init="published"
@@ -63,6 +64,22 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch():
         _, metrics = step(state, next(batches()))
         values.append([float(metrics["loss"]), float(metrics["grad_norm"])])
     np.testing.assert_allclose(values[1], values[0], rtol=1e-5)
+
+
+def test_a_chunked_stack_has_the_loss_of_the_whole_on_any_mesh():
+    plain = dataclasses.replace(MODEL, dropout=0.0, block=Block(GAM(slots=16)))
+    chunked = dataclasses.replace(plain, block=Chunked(Block(GAM(slots=16)), size=5))
+    params, batch = random_like(plain.table()), next(batches())
+    losses = [
+        float(make_eval_step(model, mesh)(params, batch)[0])
+        for model, mesh in (
+            (plain, make_mesh()),
+            (chunked, make_mesh()),
+            (chunked, make_mesh(2, 1, 2)),
+            (chunked, make_mesh(2, 2, 1)),
+        )
+    ]
+    np.testing.assert_allclose(losses[1:], losses[0], rtol=1e-5)
 
 
 def test_the_seed_decides_the_start():

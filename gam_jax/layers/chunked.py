@@ -1,0 +1,82 @@
+"""Long sequences in chunks, for memory that hardly grows with the length."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from gam_jax.layers.base import WHOLE, Carry, Layer, inherit
+from gam_jax.params import Params, Table
+from sharding import collectives
+from sharding.axes import Axes
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunked:
+    """The inner layer, chunk after chunk, each handing its carry to the next.
+
+    The same function as `inner`. The backward pass recomputes a chunk's insides, so only its
+    input, output and carry are stored: temporaries are those of one chunk. Where tokens are split
+    over devices (`axes.seq`), each device's part is taken whole. With dropout, the masks differ
+    from those of `inner`, since each chunk has its own key.
+
+    Attributes:
+      inner: any layer.
+      size: tokens in a chunk; what is left over is a last, shorter one.
+    """
+
+    inner: Layer
+    size: int = 4096
+    width: int | None = None
+    dropout: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError("Chunked.size must be at least 1")
+        inner = inherit(self.inner, width=self.width, dropout=self.dropout)
+        object.__setattr__(self, "inner", inner)
+
+    def table(self) -> Table:
+        """The inner layer's."""
+        return self.inner.table()
+
+    def carry(self, batch: int, axes: Axes = WHOLE) -> Carry:
+        """The inner layer's."""
+        return self.inner.carry(batch, axes)
+
+    def __call__(
+        self,
+        params: Params,
+        x: Float[Array, "B T D"],
+        carry: Carry | None = None,
+        axes: Axes = WHOLE,
+        *,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], Carry]:
+        """A scan over the whole chunks, then the rest."""
+        batch, tokens, width = x.shape
+        count = tokens // self.size
+        if axes.seq is not None or count == 0:
+            return self.inner(params, x, carry, axes, key=key)
+
+        def step(carry: Carry, chunk: tuple[Array, Array]) -> tuple[Carry, Array]:
+            part, index = chunk
+            own = None if key is None else jax.random.fold_in(key, index)
+            y, carry = self.inner(params, part, carry, axes, key=own)
+            return carry, y
+
+        carry = self.carry(batch, axes) if carry is None else carry
+        names = [name for name in (axes.data, axes.tensor) if name is not None]
+        carry = jax.tree.map(lambda leaf: collectives.as_varying(leaf, names), carry)
+        whole = x[:, : count * self.size].reshape(batch, count, self.size, width)
+        chunks = (jnp.moveaxis(whole, 1, 0), jnp.arange(count))
+        carry, ys = lax.scan(jax.checkpoint(step, prevent_cse=False), carry, chunks)
+        y = jnp.moveaxis(ys, 0, 1).reshape(batch, -1, width)
+        if count * self.size == tokens:
+            return y, carry
+        carry, last = step(carry, (x[:, count * self.size :], jnp.asarray(count)))
+        return jnp.concatenate([y, last], axis=1), carry
