@@ -52,7 +52,8 @@ def _parse(argv: list[str], choices: Sequence[str]) -> list[str]:
 
 def _guarded(main: Callable[[], None]) -> None:
     if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.ERROR)  # Orbax tells of every file
+        # Orbax tells of every file, and of a failed one in whole traces; what matters is raised.
+        logging.set_verbosity(logging.FATAL)
     try:
         main()
     except UserError as error:

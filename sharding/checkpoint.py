@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import shutil
 from typing import Any, TypeVar
 
 import jax
@@ -101,6 +102,11 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
+        self.wait()
+        needed = sum(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(state))
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise self._cannot_save(OSError(f"{needed:,} bytes needed, {free:,} free on the disk"))
         try:
             self._manager.save(
                 step,
@@ -242,8 +248,10 @@ class Checkpoints:
         )
 
     def _cannot_save(self, error: Exception) -> UserError:
+        full = "No space left" in str(error)
+        reason = "no space left on the disk" if full else str(error)[:120]
         return UserError(
-            f"cannot save in {self.folder} ({error}): make room or name another folder; earlier "
+            f"cannot save in {self.folder} ({reason}): make room or name another folder; earlier "
             f"checkpoints are whole"
         )
 

@@ -270,3 +270,15 @@ def test_a_reader_leaves_alone_what_a_run_is_just_saving(whole, tmp_path):
         assert_same(checkpoints.restore(2, abstract(state())), state(2))
         assert checkpoints.extra(2) == EXTRA
     assert files(folder) == before
+
+
+def test_a_disk_without_room_is_one_clear_line_and_keeps_what_is_saved(tmp_path, monkeypatch):
+    state = {"w": jnp.arange(1000.0)}
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(1, state, {})
+        checkpoints.wait()
+        usage = shutil.disk_usage(tmp_path)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=3999))
+        with pytest.raises(UserError, match="4,000 bytes needed, 3,999 free"):
+            checkpoints.save(2, state, {})
+        assert checkpoints.steps() == [1]
