@@ -58,4 +58,4 @@ def test_greedy_text_is_made_of_the_words_of_the_corpus(write, workshop):
     facts = printed(write("--temperature=0", "--json"))
     words = set(re.findall(r"\w+", (workshop.path / "corpus.txt").read_text()))
     assert set(re.findall(r"\w+", facts["text"])[:-1]) <= words
-    assert facts["carry_bytes"] == 4 + 2 * 2 * 32 * 4  # position; layers, inputs, width, float32
+    assert facts["carry_bytes"] == 4 + 2 * 7 * 32 * 4  # position; layers, inputs, width, float32
