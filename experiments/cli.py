@@ -15,17 +15,21 @@ BAD_INPUT = 2
 
 
 def run(
-    main: Callable[..., None], define_flags: Callable[[], None], choices: Sequence[str] = ()
+    main: Callable[..., None],
+    define_flags: Callable[[], None],
+    choices: Sequence[str] = (),
+    takes_command: bool = False,
 ) -> NoReturn:
     """Defines and parses the flags, then runs `main`; never shows a trace for bad input.
 
-    With `choices`, the command takes one word of them, which is given to `main`.
+    With `choices`, the command takes one word of them, which is given to `main`. With
+    `takes_command`, all that follows `--` is given to it.
     """
     try:
         define_flags()
     except Exception as error:  # ml_collections runs the config file and reads overrides here
         fail(f"config: {_one_line(error)}")
-    parser = functools.partial(_parse, choices=choices)
+    parser = functools.partial(_parse, choices=choices, takes_command=takes_command)
     app.run(lambda rest: _guarded(lambda: main(*rest[1:])), flags_parser=parser)
 
 
@@ -35,7 +39,7 @@ def fail(message: str) -> NoReturn:
     sys.exit(BAD_INPUT)
 
 
-def _parse(argv: list[str], choices: Sequence[str]) -> list[str]:
+def _parse(argv: list[str], choices: Sequence[str], takes_command: bool) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
         if "config" in flags.FLAGS:
@@ -45,7 +49,9 @@ def _parse(argv: list[str], choices: Sequence[str]) -> list[str]:
         fail(_one_line(error))
     if choices and (len(rest) != 2 or rest[1] not in choices):
         fail(f"say one of {', '.join(choices)}; see --help")
-    if not choices and len(rest) > 1:
+    if takes_command and len(rest) == 1:
+        fail("give the command to run after --; see --help")
+    if not choices and not takes_command and len(rest) > 1:
         fail(f"unexpected argument '{rest[1]}'; see --help")
     return rest
 

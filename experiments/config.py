@@ -15,6 +15,7 @@ from gam_jax.model import LanguageModel
 from gam_jax.optimizer import OptimizerConfig, learning_rate_schedule
 from sharding.checkpoint import CheckpointConfig
 from sharding.errors import UserError
+from sharding.layout import Parallel
 
 DEFAULT_CONFIG = pathlib.Path(__file__).parent / "configs" / "gam_small.py"
 
@@ -72,6 +73,7 @@ class Experiment:
     train: TrainConfig = TrainConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    parallel: Parallel = Parallel()
 
     def __post_init__(self) -> None:
         learning_rate_schedule(self.optimizer, self.train.steps)  # refuses what does not fit
@@ -85,6 +87,8 @@ FREE_TO_CHANGE = {
     "checkpoint.keep",
     "data.dir",
     "data.workers",
+    "parallel.preset",
+    "parallel.rules",
 }
 """Fields that do not change what a run computes, so they may differ when it is resumed."""
 

@@ -15,11 +15,13 @@ import pathlib
 from absl import flags
 
 from experiments import cli
+from experiments.devices import define_device_flags, layout_from_flags
+from experiments.fit import check_fits
 from experiments.run import RunFolder, load_params
 from experiments.scoring import score
 from gam_jax.data import load
 from gam_jax.train import make_eval_step
-from sharding.mesh import make_mesh
+from sharding import processes
 
 SPLITS = ("train", "validation", "test")
 
@@ -34,6 +36,7 @@ def define_flags() -> None:
     flags.DEFINE_string("checkpoint", "latest", "latest, best (validation loss), or a step.")
     flags.DEFINE_integer("tokens", 0, "Score that many first tokens only; 0 for all.", 0)
     flags.DEFINE_bool("json", False, "Print one JSON object.")
+    define_device_flags()
 
 
 def main() -> None:
@@ -44,20 +47,25 @@ def main() -> None:
     config = experiment.data
     if args.data:
         config = dataclasses.replace(config, name=args.data)
-    tokenizer, mesh = folder.load_tokenizer(), make_mesh()
-    step, params = load_params(folder, experiment, mesh, args.checkpoint)
+    layout = layout_from_flags(experiment.parallel)
+    check_fits(experiment, layout)
+    tokenizer = folder.load_tokenizer()
+    step, params = load_params(folder, experiment, layout, args.checkpoint)
     data = load(config, tokenizer)
     tokens = data.split(args.split)
     if args.tokens:
         tokens = tokens[: args.tokens + 1]
     found = score(
-        make_eval_step(experiment.model, mesh),
+        make_eval_step(experiment.model, layout),
         params,
         tokens,
         config,
         experiment.train.batch,
         data.bytes_per_token,
+        layout,
     )
+    if not processes.is_first():
+        return
     if args.json:
         facts = {"run": str(folder.path), "step": step, "data": config.name, "split": args.split}
         print(json.dumps({**facts, **dataclasses.asdict(found)}))

@@ -9,20 +9,24 @@ import time
 from types import FrameType
 from typing import Any
 
-import jax
 import numpy as np
 
 from experiments.config import Experiment
+from experiments.feed import BatchShape, TrainFeed
 from experiments.metrics import MetricsWriter
 from experiments.progress import Progress
 from experiments.run import RunFolder, abstract_on_mesh
 from experiments.scoring import Score, score
 from gam_jax.data import TextData
-from gam_jax.data.pipeline import train_batches
 from gam_jax.optimizer import learning_rate_schedule, make_optimizer
 from gam_jax.train import TrainState, init_state, make_eval_step, make_train_step
+from sharding import processes
 from sharding.checkpoint import Checkpoints
 from sharding.errors import UserError
+from sharding.layout import Layout
+
+AGREE_EVERY = 10
+"""Steps between the moments at which several processes may stop together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +62,15 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def agreed(self, step: int) -> bool:
+        """Whether to stop before this step, the same in all processes of a job.
+
+        Several processes ask each other only now and then, since the asking waits for the step.
+        """
+        if processes.count() == 1:
+            return self.asked
+        return step % AGREE_EVERY == 0 and processes.agree(self.asked)
+
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
         signal.signal(number, self._before[number])
@@ -67,7 +80,7 @@ def train(
     experiment: Experiment,
     data: TextData,
     folder: RunFolder,
-    mesh: jax.sharding.Mesh,
+    layout: Layout,
     progress: Progress,
 ) -> Outcome:
     """Trains from the newest checkpoint in the folder, or from the start, to the last step.
@@ -77,15 +90,16 @@ def train(
         does not fit, a full disk.
     """
     with Checkpoints(folder.checkpoints, experiment.checkpoint.keep) as checkpoints:
-        state, position = _start(experiment, mesh, checkpoints, data)
-        with MetricsWriter(folder.metrics, from_step=int(state.step)) as metrics:
-            run = _Run(experiment, data, mesh, checkpoints, metrics, progress)
+        state, position = _start(experiment, layout, checkpoints, data)
+        first = processes.is_first()
+        with MetricsWriter(folder.metrics, from_step=int(state.step), writes=first) as metrics:
+            run = _Run(experiment, data, layout, checkpoints, metrics, progress)
             return run.go(state, position)
 
 
 def _start(
     experiment: Experiment,
-    mesh: jax.sharding.Mesh,
+    layout: Layout,
     checkpoints: Checkpoints,
     data: TextData,
 ) -> tuple[TrainState, int]:
@@ -94,14 +108,14 @@ def _start(
     if step is None:
         model = experiment.model
         optimizer = make_optimizer(experiment.optimizer, experiment.train.steps, model.table())
-        return init_state(model, optimizer, mesh, experiment.train.seed), 0
+        return init_state(model, optimizer, layout, experiment.train.seed), 0
     extra = checkpoints.extra(step)
     if extra["corpus"] != data.corpus.fingerprint:
         raise UserError(
             f"the text of '{experiment.data.name}' has changed since checkpoint {step} was "
             f"saved: bring the old text back, or start another run with --run"
         )
-    return checkpoints.restore(step, abstract_on_mesh(experiment, mesh)), extra["position"]
+    return checkpoints.restore(step, abstract_on_mesh(experiment, layout)), extra["position"]
 
 
 class _Run:
@@ -111,17 +125,17 @@ class _Run:
         self,
         experiment: Experiment,
         data: TextData,
-        mesh: jax.sharding.Mesh,
+        layout: Layout,
         checkpoints: Checkpoints,
         metrics: MetricsWriter,
         progress: Progress,
     ) -> None:
-        self.experiment, self.data, self.mesh = experiment, data, mesh
+        self.experiment, self.data, self.layout = experiment, data, layout
         self.checkpoints, self.metrics, self.progress = checkpoints, metrics, progress
         model, settings = experiment.model, experiment.train
         optimizer = make_optimizer(experiment.optimizer, settings.steps, model.table())
-        self.train_step = make_train_step(model, optimizer, mesh, settings.accumulate)
-        self.eval_step = make_eval_step(model, mesh)
+        self.train_step = make_train_step(model, optimizer, layout, settings.accumulate)
+        self.eval_step = make_eval_step(model, layout)
         self.rate = learning_rate_schedule(experiment.optimizer, settings.steps)
         self.best = checkpoints.best_loss()
         self.pending: tuple[int, dict[str, Any]] | None = None
@@ -132,16 +146,18 @@ class _Run:
         """Steps until the last one, or until a signal."""
         settings = self.experiment.train
         step = int(state.step)
-        batches = train_batches(
+        batches = TrainFeed(
             self.data.train,
             self.experiment.data,
-            batch=settings.batch,
+            BatchShape(settings.batch, settings.accumulate),
+            self.layout,
             seed=settings.seed,
             position=position,
         )
-        with StopRequest() as stop, self.progress.training(step, settings.last_step):
+        progress = self.progress.training(step, settings.last_step)
+        with batches, StopRequest() as stop, progress:
             self.clock = _Clock(step)
-            while step < settings.last_step and not stop.asked:
+            while step < settings.last_step and not stop.agreed(step):
                 state, values = self.train_step(state, next(batches))
                 step += 1
                 self._report()  # the loss of the step before, while the device works at this one
@@ -150,13 +166,13 @@ class _Run:
                 if improved or step % self.experiment.checkpoint.every == 0:
                     self._save(step, state, batches.position)
             self._report()
-            if not stop.asked and (self.last is None or self.last[0] != step):
+            if step == settings.last_step and (self.last is None or self.last[0] != step):
                 self._validate(step, state)
             self._save(step, state, batches.position)
             self.checkpoints.wait()
-        batches.close()
+        interrupted = step < settings.last_step
         speed = sorted(self.speeds)[len(self.speeds) // 2] if self.speeds else 0.0
-        return Outcome(step, self.last and self.last[1], stop.asked, speed)
+        return Outcome(step, self.last and self.last[1], interrupted, speed)
 
     def _report(self) -> None:
         """Reads and writes the metrics of the step that is pending, if any."""
@@ -197,6 +213,7 @@ class _Run:
             self.experiment.data,
             self.experiment.train.batch,
             self.data.bytes_per_token,
+            self.layout,
         )
         values = {k: v for k, v in dataclasses.asdict(found).items() if k != "tokens"}
         self.metrics.write(step, "validation", **values)

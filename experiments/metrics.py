@@ -30,9 +30,13 @@ class MetricsWriter:
     Args:
       path: metrics.jsonl; TensorBoard files go to `tensorboard/` beside it.
       from_step: lines of later steps are cut off, since the run goes on from here.
+      writes: False writes nothing, as for all processes of a job but the first.
     """
 
-    def __init__(self, path: pathlib.Path, from_step: int = 0) -> None:
+    def __init__(self, path: pathlib.Path, from_step: int = 0, writes: bool = True) -> None:
+        self._writes = writes
+        if not writes:
+            return
         kept = [row for row in read_metrics(path) if row["step"] <= from_step]
         write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = path.open("a")
@@ -42,11 +46,14 @@ class MetricsWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._board.close()
+        if self._writes:
+            self._file.close()
+            self._board.close()
 
     def write(self, step: int, split: str, **values: float) -> None:
         """One line: the state after `step` updates, on "train" or "validation"."""
+        if not self._writes:
+            return
         self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():

@@ -25,11 +25,12 @@ class Progress:
 
     Args:
       tokens_per_step: to turn steps into tokens.
+      visible: False says nothing, as for all processes of a job but the first.
     """
 
-    def __init__(self, tokens_per_step: int) -> None:
+    def __init__(self, tokens_per_step: int, visible: bool = True) -> None:
         self.tokens_per_step = tokens_per_step
-        self.console = Console(stderr=True, highlight=False)
+        self.console = Console(stderr=True, highlight=False, quiet=not visible)
         self._bar: RichProgress | None = None
 
     def say(self, message: str) -> None:

@@ -18,6 +18,7 @@ from gam_jax.params import Params
 from gam_jax.train import TrainState, abstract_state, state_shardings
 from sharding.checkpoint import Checkpoints
 from sharding.errors import UserError
+from sharding.layout import Layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,19 +119,19 @@ class RunFolder:
         return load_tokenizer(self.tokenizer)
 
 
-def abstract_on_mesh(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainState:
+def abstract_on_mesh(experiment: Experiment, layout: Layout) -> TrainState:
     """Shapes, dtypes and shardings of a run's state: what a checkpoint is restored to."""
     model = experiment.model
     optimizer = make_optimizer(experiment.optimizer, experiment.train.steps, model.table())
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         abstract_state(model, optimizer),
-        state_shardings(model, optimizer, mesh),
+        state_shardings(model, optimizer, layout),
     )
 
 
 def load_params(
-    folder: RunFolder, experiment: Experiment, mesh: jax.sharding.Mesh, which: str = "latest"
+    folder: RunFolder, experiment: Experiment, layout: Layout, which: str = "latest"
 ) -> tuple[int, Params]:
     """Step and parameters of a run's checkpoint.
 
@@ -144,7 +145,7 @@ def load_params(
         raise UserError(f"{folder.path} has no checkpoints: train it further with --resume")
     with Checkpoints(folder.checkpoints, read_only=True) as checkpoints:
         step = checkpoints.choose(which)
-        state = checkpoints.restore(step, abstract_on_mesh(experiment, mesh))
+        state = checkpoints.restore(step, abstract_on_mesh(experiment, layout))
     return step, state.params
 
 

@@ -13,17 +13,19 @@ import json
 import pathlib
 import sys
 import time
+from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
 from experiments import cli
+from experiments.devices import define_device_flags, layout_from_flags
 from experiments.run import RunFolder, load_params
 from gam_jax import decode
+from gam_jax.data.tokenizer import Stream
+from sharding import processes
 from sharding.errors import UserError
-from sharding.mesh import make_mesh
 
 
 def define_flags() -> None:
@@ -37,6 +39,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("seed", 0, "Random seed.")
     flags.DEFINE_string("checkpoint", "latest", "latest, best (validation loss), or a step.")
     flags.DEFINE_bool("json", False, "Print one JSON object at the end instead of streaming.")
+    define_device_flags()
 
 
 def main() -> None:
@@ -51,38 +54,54 @@ def main() -> None:
         decode.check_length(experiment.model, len(prompt) + args.tokens)
     except ValueError as error:
         raise UserError(str(error)) from error
-    step, params = load_params(folder, experiment, make_mesh(), args.checkpoint)
+    layout = layout_from_flags(experiment.parallel).whole
+    step, params = load_params(folder, experiment, layout, args.checkpoint)
 
-    text, stream = [args.prompt], tokenizer.stream()
-    if not args.json:
-        print(args.prompt, end="", flush=True)
-    key, start = jax.random.key(args.seed), time.perf_counter()
-    first = 0.0
-    settings = {"temperature": args.temperature, "top_p": args.top_p}
     pieces = decode.generate(
-        experiment.model, params, jnp.asarray(prompt[None]), args.tokens, key, **settings
+        experiment.model,
+        params,
+        prompt[None],
+        args.tokens,
+        jax.random.key(args.seed),
+        temperature=args.temperature,
+        top_p=args.top_p,
+        layout=layout,
     )
-    counted = 0
-    for piece in pieces:
-        if not first:
-            first = time.perf_counter()  # what compiles, compiles before the first piece
-        else:
-            counted += piece.shape[1]
-        new = "".join(stream.push(int(token)) for token in piece[0])
-        text.append(new)
-        if not args.json:
-            print(new, end="", flush=True)
-    text.append(stream.flush())
-    if not args.json:
-        print(text[-1])
-    end = time.perf_counter()
-    speed = counted / (end - first) if counted else args.tokens / (end - start)
+    shown = processes.is_first() and not args.json
+    text, speed = _write(pieces, args.prompt, tokenizer.stream(), shown)
     carry = decode.carry_bytes(experiment.model.carry(1))
-    if args.json:
+    if args.json and processes.is_first():
         facts = {"tokens_per_second": round(speed, 1), "carry_bytes": carry, "step": step}
-        print(json.dumps({"text": "".join(text), **facts}))
-    else:
+        print(json.dumps({"text": text, **facts}))
+    elif shown:
         print(f"{speed:,.0f} tokens/s, carry of {carry:,} bytes", file=sys.stderr)
+
+
+def _write(
+    pieces: Iterator[np.ndarray], prompt: str, stream: Stream, shown: bool
+) -> tuple[str, float]:
+    """Prints the text as it comes; all of it, and tokens/s after the first piece (it compiles)."""
+    text: list[str] = []
+
+    def put(new: str) -> None:
+        text.append(new)
+        if shown:
+            print(new, end="", flush=True)
+
+    put(prompt)
+    start, first, counted, tokens = time.perf_counter(), 0.0, 0, 0
+    for piece in pieces:
+        if first:
+            counted += piece.shape[1]
+        else:
+            first = time.perf_counter()
+        tokens += piece.shape[1]
+        put("".join(stream.push(int(token)) for token in piece[0]))
+    end = time.perf_counter()
+    put(stream.flush())
+    if shown:
+        print()
+    return "".join(text), counted / (end - first) if counted else tokens / (end - start)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from experiments.feed import validation_feed
 from gam_jax.data.config import DataConfig
-from gam_jax.data.pipeline import validation_batches
 from gam_jax.params import Params
+from sharding.layout import Layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +41,11 @@ def score(
     config: DataConfig,
     batch: int,
     bytes_per_token: float,
+    layout: Layout,
 ) -> Score:
     """The score on every token but the first, each counted once (float64 sums)."""
     total = count = 0.0
-    batches = validation_batches(tokens, config, batch=batch)
+    batches = validation_feed(tokens, config, batch, layout)
     # One batch ahead, so that the device never waits for the sums.
     pending: list[Any] = []
     for values in itertools.chain((eval_step(params, b) for b in batches), [None]):

@@ -6,6 +6,7 @@ The default needs no download: a small GAM reads the source code of Python's sta
   python -m experiments.train --config=experiments/configs/gam_paper.py --run=runs/paper
   python -m experiments.train --run=runs/books --config.data.name=text:books/
   python -m experiments.train --run=runs/books --resume
+  python -m experiments.train --emulate=8 --mesh=data=2,seq=2,tensor=2
 
 Every field of the config file can be set with --config.a.b=value. A run is a folder:
 config.json, tokenizer.json, metrics.jsonl, checkpoints/, tensorboard/, curves.png. Ctrl-C and
@@ -28,6 +29,8 @@ from rich.table import Table
 from experiments import cli
 from experiments.config import Experiment, define_config_flag, experiment_from_flags
 from experiments.curves import draw_curves
+from experiments.devices import define_device_flags, layout_from_flags
+from experiments.fit import check_batch, check_fits
 from experiments.loop import Outcome, train
 from experiments.metrics import read_metrics
 from experiments.progress import Progress
@@ -35,8 +38,9 @@ from experiments.run import RunFolder
 from gam_jax.data import TextData, load
 from gam_jax.data.baselines import baselines
 from gam_jax.params import count_params
+from sharding import processes
 from sharding.errors import UserError
-from sharding.mesh import make_mesh
+from sharding.layout import Layout
 
 
 def define_flags() -> None:
@@ -45,6 +49,7 @@ def define_flags() -> None:
     flags.DEFINE_string("run", None, "Run folder; runs/<name of the config> if not given.")
     flags.DEFINE_bool("resume", False, "Continue the run, or start it where there is none yet.")
     flags.DEFINE_bool("json", False, "Print the summary as one JSON object on standard output.")
+    define_device_flags()
 
 
 def main() -> None:
@@ -54,19 +59,24 @@ def main() -> None:
     if saved is None:
         folder.check_new()
     experiment = experiment_from_flags(saved)
-    mesh = make_mesh()
-    progress = Progress(experiment.train.batch * experiment.data.window)
+    layout = layout_from_flags(experiment.parallel)
+    check_batch(experiment, layout)
+    progress = Progress(experiment.train.batch * experiment.data.window, processes.is_first())
 
     progress.say(f"reading {experiment.data.name}")
     data = load(experiment.data, None if saved is None else folder.load_tokenizer())
     experiment, data = fit_to_data(experiment, data)
-    if saved is None:
-        folder.start(experiment, data.tokenizer)
-    else:
+    check_fits(experiment, layout)
+    if saved is not None:
         folder.check_same(experiment)
+    elif processes.is_first():
+        folder.start(experiment, data.tokenizer)
+    processes.barrier("run folder")
     lines = baselines_of(data)
-    progress.say(_describe(experiment, data, folder))
-    outcome = train(experiment, data, folder, mesh, progress)
+    progress.say(_describe(experiment, data, folder, layout))
+    outcome = train(experiment, data, folder, layout, progress)
+    if not processes.is_first():
+        return
 
     losses = {name: values["loss"] for name, values in lines.items()}
     draw_curves(read_metrics(folder.metrics), losses, folder.curves)
@@ -121,10 +131,11 @@ def _run_folder() -> RunFolder:
     return RunFolder(pathlib.Path(name))
 
 
-def _describe(experiment: Experiment, data: TextData, folder: RunFolder) -> str:
+def _describe(experiment: Experiment, data: TextData, folder: RunFolder, layout: Layout) -> str:
     count = count_params(experiment.model.table())
+    mesh = f"{layout.shown} ({experiment.parallel.preset}), " if layout.mesh.size > 1 else ""
     return (
-        f"{count:,} parameters, {len(data.train):,} training and {len(data.validation):,} "
+        f"{mesh}{count:,} parameters, {len(data.train):,} training and {len(data.validation):,} "
         f"validation tokens, {experiment.train.last_step:,} steps; run folder {folder.path}"
     )
 

@@ -1,18 +1,25 @@
-"""Writing text: prefill in chunks, then a token at a time."""
+"""Writing text: prefill in chunks, then a token at a time, on any mesh."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from gam_jax.model import LanguageModel, ModelCarry
-from gam_jax.params import Params
+from gam_jax.params import Params, rule_specs
+from sharding import collectives
+from sharding.axes import Axes
+from sharding.layout import Layout
+from sharding.mesh import make_mesh
 
 PREFILL_CHUNK = 256
 WRITE_CHUNK = 8
@@ -37,21 +44,120 @@ def choose(
     return jnp.where(temperature == 0, jnp.argmax(logits, axis=-1), drawn).astype(jnp.int32)
 
 
-@functools.partial(jax.jit, static_argnames="model")
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """A model that streams on a mesh.
+
+    Rows are split over `data` if it divides them; else its devices compute them alike, as those
+    of `seq` do single tokens. Whole chunks of a prompt are split over `seq`. Logits and new
+    tokens are whole on every device, so that the draw is that of one device.
+
+    Attributes:
+      model: the model.
+      layout: the mesh and its rules, see `Layout.whole`.
+    """
+
+    model: LanguageModel
+    layout: Layout
+
+    @property
+    def chunk(self) -> int:
+        """Tokens of a prompt that are read at once."""
+        return PREFILL_CHUNK * self.layout.mesh.shape["seq"]
+
+    def axes(self, batch: int, tokens: int) -> Axes:
+        """The mesh axes of a program over [batch, tokens]."""
+        axes = self.layout.axes
+        rows = axes.data if axes.data and batch % self.layout.mesh.shape[axes.data] == 0 else None
+        return dataclasses.replace(axes, data=rows, seq=axes.seq if tokens == self.chunk else None)
+
+    def next_logits(
+        self, params: Params, tokens: Array, carry: ModelCarry, axes: Axes
+    ) -> tuple[Array, ModelCarry]:
+        """The program of one device: whole logits [B, V] after its tokens, and the carry."""
+        logits, carry = self.model.last_logits(params, tokens, carry, axes)
+        return collectives.all_gather(logits, axes.data, dim=0), carry
+
+    def on_mesh(self, program: Any, batch: int, axes: Axes, tokens: PartitionSpec) -> Any:
+        """`program(params, carry, tokens or logits, *rest)` -> (carry, *whole) over the mesh."""
+        carry = self.model.carry_specs(batch, self.layout, axes.data)
+        params = rule_specs(self.model.table(), self.layout)
+
+        def call(*args: Any) -> Any:
+            whole = (PartitionSpec(),) * (len(args) - 3)
+            return jax.shard_map(
+                lambda *own: program(*own, axes=axes),
+                mesh=self.layout.mesh,
+                in_specs=(params, carry, tokens, *whole),
+                out_specs=(carry, PartitionSpec()),
+            )(*args)
+
+        return call
+
+
+@functools.partial(jax.jit, static_argnums=0)
 def _read(
-    model: LanguageModel, params: Params, tokens: Array, carry: ModelCarry
+    decoder: Decoder, params: Params, tokens: Array, carry: ModelCarry
 ) -> tuple[Array, ModelCarry]:
-    logits, carry = model(params, tokens, carry)
-    return logits[:, -1], carry
+    def read(params: Params, carry: ModelCarry, tokens: Array, axes: Axes) -> Any:
+        logits, carry = decoder.next_logits(params, tokens, carry, axes)
+        return carry, logits
+
+    axes = decoder.axes(*tokens.shape)
+    spec = PartitionSpec(axes.data, axes.seq)
+    program = decoder.on_mesh(read, tokens.shape[0], axes, spec)
+    carry, logits = program(params, carry, tokens)
+    return logits, carry
+
+
+@functools.partial(jax.jit, static_argnums=(0, 6))
+def _write(
+    decoder: Decoder,
+    params: Params,
+    logits: Array,
+    carry: ModelCarry,
+    key: Array,
+    settings: tuple[Array, Array],
+    count: int,
+) -> tuple[Array, Array, ModelCarry]:
+    def write(
+        params: Params,
+        carry: ModelCarry,
+        logits: Array,
+        key: Array,
+        settings: tuple[Array, Array],
+        axes: Axes,
+    ) -> Any:
+        def step(state: Any, _: None) -> tuple[Any, Array]:
+            logits, carry = state
+            token = choose(logits, jax.random.fold_in(key, carry.position), *settings)
+            own = collectives.own_shard(token[:, None], axes.data, dim=0)
+            return decoder.next_logits(params, own, carry, axes), token
+
+        (logits, carry), tokens = lax.scan(step, (logits, carry), None, length=count)
+        return carry, (tokens.T, logits)
+
+    axes = decoder.axes(logits.shape[0], 1)
+    program = decoder.on_mesh(write, logits.shape[0], axes, PartitionSpec())
+    carry, (tokens, logits) = program(params, carry, logits, key, settings)
+    return tokens, logits, carry
 
 
 def prefill(
     model: LanguageModel,
     params: Params,
-    tokens: Int[Array, "B T"],
+    tokens: Int[Array | np.ndarray, "B T"],
     carry: ModelCarry | None = None,
+    layout: Layout | None = None,
 ) -> tuple[Float[Array, "B V"], ModelCarry]:
     """Reads a prompt of any length in chunks of a fixed size, so that few programs are compiled.
+
+    Args:
+      model: the model.
+      params: its parameters, on the layout's mesh.
+      tokens: the prompt.
+      carry: from what was read before; None starts a sequence.
+      layout: the mesh; None for one device.
 
     Returns:
       The logits after the last token and the carry.
@@ -61,59 +167,40 @@ def prefill(
     """
     if tokens.shape[1] == 0:
         raise ValueError("a prompt needs at least one token")
+    decoder = Decoder(model, (layout or Layout(make_mesh())).whole)
     after = model.carry(tokens.shape[0]) if carry is None else carry
     check_length(model, int(after.position) + tokens.shape[1])
     logits, start = jnp.zeros(()), 0
     while start < tokens.shape[1]:
         left = tokens.shape[1] - start
-        size = PREFILL_CHUNK if left >= PREFILL_CHUNK else 1 << (left.bit_length() - 1)
-        logits, after = _read(model, params, tokens[:, start : start + size], after)
+        part = min(PREFILL_CHUNK, 1 << (left.bit_length() - 1))
+        size = decoder.chunk if left >= decoder.chunk else part
+        logits, after = _read(decoder, params, jnp.asarray(tokens[:, start : start + size]), after)
         start += size
     return logits, after
-
-
-@functools.partial(jax.jit, static_argnames=("model", "count"))
-def _write(
-    model: LanguageModel,
-    params: Params,
-    logits: Array,
-    carry: ModelCarry,
-    key: Array,
-    temperature: Array,
-    top_p: Array,
-    count: int,
-) -> tuple[Array, Array, ModelCarry]:
-    def step(state: tuple[Array, ModelCarry], _: None) -> tuple[tuple[Array, ModelCarry], Array]:
-        logits, carry = state
-        place = jax.random.fold_in(key, carry.position)
-        token = choose(logits, place, temperature, top_p)
-        logits, carry = model(params, token[:, None], carry)
-        return (logits[:, 0], carry), token
-
-    (logits, carry), tokens = lax.scan(step, (logits, carry), None, length=count)
-    return tokens.T, logits, carry
 
 
 def generate(
     model: LanguageModel,
     params: Params,
-    prompt: Int[Array, "B T"],
+    prompt: Int[Array | np.ndarray, "B T"],
     tokens: int,
     key: Array,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    layout: Layout | None = None,
 ) -> Iterator[Int[np.ndarray, "B N"]]:
     """Continues the prompt by `tokens` tokens, given out a few at a time.
 
     The token at position i is drawn with fold_in(key, i), so the text does not depend on how it
-    is cut into chunks.
+    is cut into chunks, nor on the mesh.
 
     Raises:
       ValueError: prompt and tokens together exceed the model's learned positions.
     """
     check_length(model, prompt.shape[1] + tokens)
-    logits, carry = prefill(model, params, prompt)
-    yield from write(model, params, logits, carry, tokens, key, temperature, top_p)
+    logits, carry = prefill(model, params, prompt, layout=layout)
+    yield from write(model, params, logits, carry, tokens, key, temperature, top_p, layout)
 
 
 def write(
@@ -125,12 +212,14 @@ def write(
     key: Array,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    layout: Layout | None = None,
 ) -> Iterator[Int[np.ndarray, "B N"]]:
     """As `generate`, from what `prefill` returned."""
+    decoder = Decoder(model, (layout or Layout(make_mesh())).whole)
     settings = jnp.float32(temperature), jnp.float32(top_p)
     for start in range(0, tokens, WRITE_CHUNK):
         count = min(WRITE_CHUNK, tokens - start)
-        new, logits, carry = _write(model, params, logits, carry, key, *settings, count=count)
+        new, logits, carry = _write(decoder, params, logits, carry, key, settings, count)
         yield np.asarray(new)
 
 

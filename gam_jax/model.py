@@ -8,6 +8,7 @@ import flax.struct
 import jax
 import jax.core
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from gam_jax import params as tables
@@ -18,8 +19,9 @@ from gam_jax.ops.dropout import dropout
 from gam_jax.ops.norm import layer_norm
 from gam_jax.ops.vocabulary import embed, token_losses
 from gam_jax.params import Param, Params, Table
-from sharding import collectives
+from sharding import collectives, residual, zero
 from sharding.axes import Axes
+from sharding.layout import Layout
 
 INITS = ("sound", "published")
 
@@ -100,6 +102,17 @@ class LanguageModel:
         """The start of a sequence."""
         return ModelCarry(jnp.zeros((), jnp.int32), self.stack.carry(batch, axes))
 
+    def carry_specs(self, batch: int, layout: Layout, rows: str | None = None) -> ModelCarry:
+        """How a carry of `batch` rows lies on a mesh: a PartitionSpec for each array.
+
+        Args:
+          batch: rows on all devices together.
+          layout: the mesh and its rules.
+          rows: the mesh axis that splits the rows.
+        """
+        specs = tables.carry_specs(self.stack.carry_table(batch), layout, rows)
+        return ModelCarry(PartitionSpec(), specs)  # type: ignore[arg-type]
+
     def __call__(
         self,
         params: Params,
@@ -122,10 +135,30 @@ class LanguageModel:
           ValueError: more tokens than learned positions (where the position is traced and not
             known when this is compiled, the logits beyond are NaN instead).
         """
+        params = self._gathered(params)
         hidden, carry = self.hidden(params, tokens, carry, axes, key=key)
+        hidden = collectives.all_gather(hidden, axes.residual, dim=1)
+        return self._logits(params, hidden, axes), carry
+
+    def last_logits(
+        self,
+        params: Params,
+        tokens: Int[Array, "B T"],
+        carry: ModelCarry | None = None,
+        axes: Axes = WHOLE,
+    ) -> tuple[Float[Array, "B V"], ModelCarry]:
+        """As a call, the logits after the last token alone."""
+        params = self._gathered(params)
+        hidden, carry = self.hidden(params, tokens, carry, axes)
+        last = hidden[:, -1:]
+        for axis in reversed(axes.tokens):
+            last = collectives.from_last(last, axis)
+        return self._logits(params, last, axes)[:, 0], carry
+
+    def _logits(self, params: Params, hidden: Array, axes: Axes) -> Array:
         head = params["embedding"].astype(hidden.dtype)
         logits = jnp.dot(hidden, head.T, preferred_element_type=jnp.float32)
-        return collectives.all_gather(logits, axes.tensor, dim=2), carry
+        return collectives.all_gather(logits, axes.of("vocab"), dim=2)
 
     def loss(
         self,
@@ -138,13 +171,21 @@ class LanguageModel:
         key: Array | None = None,
     ) -> Float[Array, ""]:
         """Weighted mean cross-entropy in nats over the whole batch, all devices of it."""
+        params = self._gathered(params)
         hidden, _ = self.hidden(params, tokens, None, axes, key=key)
+        vocab, spread = axes.of("vocab"), axes.batch
+        weights = jnp.ones(targets.shape) if weights is None else weights
+        if vocab is not None:
+            hidden = residual.enter(hidden, axes, "vocab")
+        elif axes.residual is not None:  # each device scores its own tokens of the stream
+            spread = (*spread, axes.residual)
+            targets = collectives.own_shard(targets, axes.residual, dim=1)
+            weights = collectives.own_shard(weights, axes.residual, dim=1)
         flat = hidden.reshape(-1, self.width)
         head = params["embedding"].astype(hidden.dtype)
-        losses = token_losses(flat, head, targets.reshape(-1), axes.tensor)
-        weights = jnp.ones(targets.shape) if weights is None else weights
-        total = collectives.psum(jnp.sum(losses * weights.reshape(-1)), axes.batch)
-        count = collectives.psum(jnp.sum(weights), axes.batch)
+        losses = token_losses(flat, head, targets.reshape(-1), vocab)
+        total = collectives.psum(jnp.sum(losses * weights.reshape(-1)), spread)
+        count = collectives.psum(jnp.sum(weights), spread)
         return total / jnp.maximum(count, 1)
 
     def hidden(
@@ -156,16 +197,19 @@ class LanguageModel:
         *,
         key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], ModelCarry]:
-        """The normalised output of the last block, in the arithmetic's dtype."""
+        """The normalised output of the last block, in the arithmetic's dtype.
+
+        With `axes.residual`, of this device's tokens of the residual stream.
+        """
+        params = self._gathered(params)
         carry = self.carry(tokens.shape[0], axes) if carry is None else carry
         position, length = carry.position, tokens.shape[1] * collectives.axis_size(axes.seq)
         embedding_key, blocks_key = (None, None) if key is None else jax.random.split(key)
 
-        x = embed(tokens, params["embedding"], axes.tensor)
+        x = embed(tokens, params["embedding"], axes)
         if self.context:
             self._check_positions(position, length)
-            first = position + collectives.axis_index(axes.seq) * tokens.shape[1]
-            places = first + jnp.arange(tokens.shape[1])
+            places = position + residual.first_token(x.shape[1], axes) + jnp.arange(x.shape[1])
             x = x + jnp.take(params["positions"], places, axis=0, mode="fill", fill_value=jnp.nan)
         x = dropout(x, self.dropout, embedding_key, axes).astype(self.dtype)
         blocks = jax.tree.map(lambda p: p.astype(self.dtype), params["blocks"])
@@ -173,6 +217,11 @@ class LanguageModel:
         norm = params["final_norm"]
         x = layer_norm(x, norm["scale"], norm["bias"])
         return x, ModelCarry(position + length, layers)
+
+    def _gathered(self, params: Params) -> Params:
+        """What stands outside the blocks, whole; blocks are gathered one by one as they run."""
+        outside = {name: params[name] for name in params if name != "blocks"}
+        return {**zero.whole(outside), "blocks": params["blocks"]}
 
     def _check_positions(self, position: Array, length: int) -> None:
         start = 0 if isinstance(position, jax.core.Tracer) else int(position)

@@ -15,10 +15,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from sharding.rules import DEFAULT_RULES, Rules, partition_spec
+from sharding import collectives
+from sharding.axes import Axes
+from sharding.layout import Layout
 
 Initializer = Callable[[Array, tuple[int, ...]], Array]
 Table = Mapping[str, Any]
@@ -102,27 +104,38 @@ def init_params(table: Table, key: Array) -> Params:
     )
 
 
-def abstract_params(table: Table, mesh: Mesh | None = None, rules: Rules = DEFAULT_RULES) -> Params:
-    """Shapes and dtypes (and, with a mesh, shardings) without values."""
-    if mesh is None:
-        return _map(lambda param: jax.ShapeDtypeStruct(param.shape, jnp.float32), table)
-    return _map(
-        lambda param, sharding: jax.ShapeDtypeStruct(param.shape, jnp.float32, sharding=sharding),
-        table,
-        param_shardings(table, mesh, rules),
-    )
+def abstract_params(table: Table) -> Params:
+    """Shapes and dtypes without values."""
+    return _map(lambda param: jax.ShapeDtypeStruct(param.shape, jnp.float32), table)
 
 
-def param_specs(table: Table, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Any:
-    """A PartitionSpec for each parameter; a UserError where the mesh does not fit."""
+def param_specs(table: Table, layout: Layout) -> Any:
+    """How each parameter lies on the mesh between steps; a UserError where it does not fit."""
+    return stored_specs(table, layout) if layout.shards_params else rule_specs(table, layout)
+
+
+def rule_specs(table: Table, layout: Layout) -> Any:
+    """How the rules alone split each parameter: what a layer is given."""
+    return _map_with_name(lambda name, param: layout.spec(name, param.shape, param.axes), table)
+
+
+def stored_specs(table: Table, layout: Layout) -> Any:
+    """How the optimizer's state for each parameter lies on the mesh: ZeRO splits it further."""
     return _map_with_name(
-        lambda name, param: partition_spec(name, param.shape, param.axes, mesh, rules), table
+        lambda name, param: layout.stored_spec(name, param.shape, param.axes), table
     )
 
 
-def param_shardings(table: Table, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Any:
-    """A NamedSharding for each parameter."""
-    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), param_specs(table, mesh, rules))
+def shard_dims(table: Table, layout: Layout) -> Any:
+    """The dimension of each parameter that ZeRO splits, counted from the end; 0 for none."""
+    return _map_with_name(
+        lambda name, param: layout.shard_dim(name, param.shape, param.axes), table
+    )
+
+
+def shardings(specs: Any, layout: Layout) -> Any:
+    """A NamedSharding for each PartitionSpec."""
+    return jax.tree.map(lambda spec: NamedSharding(layout.mesh, spec), specs)
 
 
 def decay_mask(table: Table) -> Any:
@@ -144,3 +157,25 @@ def stack(table: Table, depth: int) -> Table:
         ),
         table,
     )
+
+
+def zero_shards(table: Any, axes: Axes) -> Any:
+    """Zeros in the shapes of a carry's table, this device's part; rows are its own already."""
+
+    def start(param: Param) -> Array:
+        parts = [collectives.axis_size(axes.of(axis)) if axis else 1 for axis in param.axes]
+        shape = [size // part for size, part in zip(param.shape, parts, strict=True)]
+        return jnp.zeros(shape, jnp.float32)
+
+    return _map(start, table)
+
+
+def carry_specs(table: Any, layout: Layout, rows: str | None) -> Any:
+    """How a carry lies on the mesh; its rows are split over `rows`."""
+
+    def spec(name: str, param: Param) -> PartitionSpec:
+        entries = layout.spec(f"carry {name}", param.shape, param.axes)
+        pairs = zip(entries, param.axes, strict=True)
+        return PartitionSpec(*(rows if axis == "batch" else entry for entry, axis in pairs))
+
+    return _map_with_name(spec, table)

@@ -10,23 +10,25 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from gam_jax.model import LanguageModel
-from gam_jax.params import Params, param_shardings, param_specs
-from sharding import collectives
-from sharding.axes import axes_of
-from sharding.rules import DEFAULT_RULES, Rules
+from gam_jax.params import Params, param_specs, rule_specs, shard_dims, shardings, stored_specs
+from sharding import collectives, zero
+from sharding.layout import Layout
 
 Batch = Mapping[str, Any]
 """inputs and targets, int32 [B, T]; weights, float32 [B, T]."""
 
 
-def batch_spec(mesh: Mesh) -> PartitionSpec:
-    """How a batch lies on a mesh: rows over `data`, tokens over `seq`."""
-    axes = axes_of(mesh)
-    return PartitionSpec(axes.data, axes.seq)
+def batch_spec(layout: Layout, accumulate: int = 1) -> PartitionSpec:
+    """How a batch lies on a mesh: rows over `data`, tokens over `seq`.
+
+    With accumulation a batch is [accumulate, rows, T], so that each part is spread over all.
+    """
+    rows_and_tokens = layout.axes.data, layout.axes.seq
+    return PartitionSpec(*((None,) if accumulate > 1 else ()), *rows_and_tokens)
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -46,22 +48,23 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def state_shardings(
-    model: LanguageModel,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    rules: Rules = DEFAULT_RULES,
+    model: LanguageModel, optimizer: optax.GradientTransformation, layout: Layout
 ) -> Any:
-    """A NamedSharding for every leaf of a TrainState: moments lie as their parameters do."""
-    params = param_shardings(model.table(), mesh, rules)
-    whole = NamedSharding(mesh, PartitionSpec())
+    """A NamedSharding for every leaf of a TrainState.
+
+    Moments lie as their parameters do, or split further where ZeRO splits the optimizer's state.
+    """
+    table = model.table()
+    whole = NamedSharding(layout.mesh, PartitionSpec())
     abstract = abstract_state(model, optimizer)
     opt_state = optax.tree.map_params(
         optimizer,
         lambda _, sharding: sharding,
         abstract.opt_state,
-        params,
+        shardings(stored_specs(table, layout), layout),
         transform_non_params=lambda _: whole,
     )
+    params = shardings(param_specs(table, layout), layout)
     return abstract.replace(step=whole, params=params, opt_state=opt_state, key=whole)
 
 
@@ -85,96 +88,135 @@ def abstract_state(model: LanguageModel, optimizer: optax.GradientTransformation
 
 
 def init_state(
-    model: LanguageModel,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    seed: int,
-    rules: Rules = DEFAULT_RULES,
+    model: LanguageModel, optimizer: optax.GradientTransformation, layout: Layout, seed: int
 ) -> TrainState:
     """`new_state` placed on the mesh."""
-    shardings = state_shardings(model, optimizer, mesh, rules)
-    init = jax.jit(lambda key: new_state(model, optimizer, key), out_shardings=shardings)
+    placed = state_shardings(model, optimizer, layout)
+    init = jax.jit(lambda key: new_state(model, optimizer, key), out_shardings=placed)
     return init(jax.random.key(seed))
 
 
-def make_train_step(
-    model: LanguageModel,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    accumulate: int = 1,
-    rules: Rules = DEFAULT_RULES,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """A compiled (state, batch) -> (state, metrics); the state given is used up.
+def make_gradients(
+    model: LanguageModel, layout: Layout, accumulate: int = 1
+) -> Callable[[Params, Batch, Array], tuple[Array, Params]]:
+    """(params, batch, key) -> (loss, gradients), a program over the whole mesh.
+
+    Each device differentiates the loss by its own copy of the parameters, and what they found is
+    summed once: all-reduced, or reduce-scattered where ZeRO splits the optimizer's state. Where
+    it splits parameters too, the sum is the backward pass of their gathering, layer by layer.
 
     Args:
       model: what is trained.
-      optimizer: sees global arrays, so clipping by global norm is right on any mesh.
-      mesh: the mesh of (data, seq, tensor).
-      accumulate: the batch is taken in that many parts, whose gradients are averaged.
-      rules: logical axes -> mesh axes.
-
-    Returns:
-      A function whose metrics are float32 scalars: loss (nats per token) and grad_norm.
+      layout: the mesh and its uses.
+      accumulate: parts that a batch [accumulate, rows, T] is taken in, one after another.
     """
-    specs, axes = param_specs(model.table(), mesh, rules), axes_of(mesh)
+    table, axes = model.table(), layout.axes
+    dims, shard_axis = shard_dims(table, layout), layout.shard_axis
 
-    def gradients(params: Params, batch: Batch, key: Array) -> tuple[Array, Params]:
-        def loss(params: Params, part: Batch, key: Array) -> Array:
-            return model.loss(
-                params, part["inputs"], part["targets"], part["weights"], axes, key=key
-            )
+    def loss(params: Params, part: Batch, key: Array) -> Array:
+        return model.loss(params, part["inputs"], part["targets"], part["weights"], axes, key=key)
 
+    def own(params: Params, batch: Batch, key: Array) -> tuple[Array, Params]:
         if accumulate == 1:
             return jax.value_and_grad(loss)(params, batch, key)
-        parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), dict(batch))
 
         def add(total: Any, part: tuple[Batch, Array]) -> tuple[Any, None]:
             found = jax.value_and_grad(loss)(params, part[0], jax.random.fold_in(key, part[1]))
             return jax.tree.map(jnp.add, total, found), None
 
-        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-        total, _ = lax.scan(add, zero, (parts, jnp.arange(accumulate)))
+        start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        total, _ = lax.scan(add, start, (dict(batch), jnp.arange(accumulate)))
         return jax.tree.map(lambda x: x / accumulate, total)
 
-    sharded = jax.shard_map(
+    def gradients(params: Params, batch: Batch, key: Array) -> tuple[Array, Params]:
+        params = jax.tree.map(lambda x: collectives.as_varying(x, axes.batch), params)
+        if layout.shards_params:
+            params = zero.shards(params, dims, shard_axis)
+        value, grads = own(params, batch, key)
+        return value, zero.sum_gradients(grads, dims, shard_axis, axes.batch)
+
+    return jax.shard_map(
         gradients,
-        mesh=mesh,
-        in_specs=(specs, batch_spec(mesh), PartitionSpec()),
-        out_specs=(PartitionSpec(), specs),
+        mesh=layout.mesh,
+        in_specs=(param_specs(table, layout), batch_spec(layout, accumulate), PartitionSpec()),
+        out_specs=(PartitionSpec(), stored_specs(table, layout)),
     )
 
+
+def make_train_step(
+    model: LanguageModel,
+    optimizer: optax.GradientTransformation,
+    layout: Layout,
+    accumulate: int = 1,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+    """A compiled (state, batch) -> (state, metrics); the state given is used up.
+
+    Args:
+      model: what is trained.
+      optimizer: sees global arrays, so clipping by global norm is right on any mesh; its
+        arithmetic is done on shards where its state is in shards.
+      layout: the mesh and its uses.
+      accumulate: parts of a batch [accumulate, rows, T], whose gradients are averaged.
+
+    Returns:
+      A function whose metrics are float32 scalars: loss (nats per token) and grad_norm.
+    """
+    table = model.table()
+    gradients = make_gradients(model, layout, accumulate)
+    stored = shardings(stored_specs(table, layout), layout)
+
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        key = jax.random.fold_in(state.key, state.step)
-        loss, grads = sharded(state.params, batch, key)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        loss, grads = gradients(state.params, batch, jax.random.fold_in(state.key, state.step))
+        params = lax.with_sharding_constraint(state.params, stored)
+        updates, opt_state = optimizer.update(grads, state.opt_state, params)
+        params = _spread(optax.apply_updates(params, updates), table, layout)
         after = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
         return after, {"loss": loss, "grad_norm": optax.tree.norm(grads)}
 
-    shardings = state_shardings(model, optimizer, mesh, rules)
-    batches = NamedSharding(mesh, batch_spec(mesh))
+    placed = state_shardings(model, optimizer, layout)
+    batches = NamedSharding(layout.mesh, batch_spec(layout, accumulate))
     return jax.jit(
-        step, donate_argnums=0, in_shardings=(shardings, batches), out_shardings=(shardings, None)
+        step, donate_argnums=0, in_shardings=(placed, batches), out_shardings=(placed, None)
     )
 
 
+def _spread(params: Any, table: Any, layout: Layout) -> Any:
+    """Gives every device the parameters that ZeRO stage 1 updated in shards."""
+    if layout.shard_axis is None or layout.shards_params:
+        return params
+    dims = shard_dims(table, layout)
+
+    def gather(params: Params) -> Params:
+        def one(x: Array, dim: int) -> Array:
+            return collectives.all_gather(x, layout.shard_axis, x.ndim + dim) if dim else x
+
+        return jax.tree.map(one, params, dims)
+
+    specs = stored_specs(table, layout), rule_specs(table, layout)
+    return jax.shard_map(gather, mesh=layout.mesh, in_specs=specs[:1], out_specs=specs[1])(params)
+
+
 def make_eval_step(
-    model: LanguageModel, mesh: Mesh, rules: Rules = DEFAULT_RULES
+    model: LanguageModel, layout: Layout
 ) -> Callable[[Params, Batch], tuple[Array, Array]]:
     """A compiled (params, batch) -> (mean loss in nats, sum of weights), without dropout."""
-
-    axes = axes_of(mesh)
+    table, axes = model.table(), layout.axes
 
     def evaluate(params: Params, batch: Batch) -> tuple[Array, Array]:
+        if layout.shards_params:
+            params = zero.shards(params, shard_dims(table, layout), layout.shard_axis)
         weights = batch["weights"]
         loss = model.loss(params, batch["inputs"], batch["targets"], weights, axes)
         return loss, collectives.psum(jnp.sum(weights), axes.batch)
 
+    specs = param_specs(table, layout), batch_spec(layout)
     sharded = jax.shard_map(
         evaluate,
-        mesh=mesh,
-        in_specs=(param_specs(model.table(), mesh, rules), batch_spec(mesh)),
+        mesh=layout.mesh,
+        in_specs=specs,
         out_specs=(PartitionSpec(), PartitionSpec()),
     )
-    shardings = param_shardings(model.table(), mesh, rules)
-    return jax.jit(sharded, in_shardings=(shardings, NamedSharding(mesh, batch_spec(mesh))))
+    return jax.jit(
+        sharded,
+        in_shardings=(shardings(specs[0], layout), NamedSharding(layout.mesh, specs[1])),
+    )

@@ -2,7 +2,7 @@
 
 from sharding.axes import Axes
 from sharding.errors import UserError
+from sharding.layout import Layout, Parallel
 from sharding.mesh import make_mesh
-from sharding.rules import DEFAULT_RULES, Rules, partition_spec
 
-__all__ = ["DEFAULT_RULES", "Axes", "Rules", "UserError", "make_mesh", "partition_spec"]
+__all__ = ["Axes", "Layout", "Parallel", "UserError", "make_mesh"]

@@ -1,10 +1,8 @@
-"""Which mesh axis splits what."""
+"""What a program of one device knows of the mesh around it."""
 
 from __future__ import annotations
 
 import dataclasses
-
-from jax.sharding import Mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,22 +14,35 @@ class Axes:
     Attributes:
       data: axis that splits the batch.
       seq: axis that splits the tokens of each sequence.
-      tensor: axis that splits channels, memory slots, hidden units and the vocabulary.
+      residual: axis that further splits the tokens of the residual stream, between layers; it is
+        one that splits layers inside (Megatron's sequence parallelism, arXiv 2205.05198).
+      splits: (logical axis, mesh axis) for every logical axis that is split, see `rules`.
     """
 
     data: str | None = None
     seq: str | None = None
-    tensor: str | None = None
+    residual: str | None = None
+    splits: tuple[tuple[str, str], ...] = ()
+
+    def of(self, logical: str) -> str | None:
+        """The mesh axis that splits a logical axis ("channel", "slot", "ffn", "vocab", ...)."""
+        return dict(self.splits).get(logical)
 
     @property
     def batch(self) -> tuple[str, ...]:
         """The axes over which tokens are spread, those that a mean loss must be summed over."""
-        return tuple(axis for axis in (self.data, self.seq) if axis is not None)
+        return _present(self.data, self.seq)
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The axes that split the tokens of the residual stream, the outer one first."""
+        return _present(self.seq, self.residual)
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Every mesh axis named here."""
+        return tuple(dict.fromkeys((*self.batch, *self.tokens, *dict(self.splits).values())))
 
 
-def axes_of(mesh: Mesh) -> Axes:
-    """The axes along which `mesh` has more than one device.
-
-    An axis of one device splits nothing, so it is None: no collective is sent to oneself.
-    """
-    return Axes(**{name: name for name, size in mesh.shape.items() if size > 1})
+def _present(*names: str | None) -> tuple[str, ...]:
+    return tuple(name for name in names if name is not None)

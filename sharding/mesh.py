@@ -1,38 +1,177 @@
-"""Meshes with named axes."""
+"""Meshes with named axes, from sizes or from the words of a command line."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from sharding.errors import UserError
 
 AXIS_NAMES = ("data", "seq", "tensor")
+"""The outer axes first: those may cross hosts, and `tensor`, which talks most, stays inside one."""
 
 
 def make_mesh(
-    data: int = 1, seq: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
+    data: int = 1,
+    seq: int = 1,
+    tensor: int = 1,
+    devices: Sequence[Any] | None = None,
+    across: Mapping[str, int] | None = None,
 ) -> Mesh:
-    """A mesh over (data, seq, tensor) from the first devices of this machine.
+    """A mesh over (data, seq, tensor) from the first devices there are.
 
     The default is the mesh of a laptop: one device, three axes of size one.
 
+    Args:
+      data, seq, tensor: devices along each axis.
+      devices: to choose from; all if None.
+      across: how many hosts each axis crosses, where the devices are on several; what is left of
+        an axis lies inside a host. The outermost axes cross first if None.
+
     Raises:
-      UserError: an axis below one, or more devices asked for than there are.
+      UserError: an axis below one, more devices asked for than there are, or hosts that do not
+        fit the axes.
     """
     sizes = (data, seq, tensor)
     for name, size in zip(AXIS_NAMES, sizes, strict=True):
         if size < 1:
             raise UserError(f"mesh axis {name}={size}: give a size of at least 1")
     devices = list(jax.devices() if devices is None else devices)
-    needed = data * seq * tensor
+    needed = math.prod(sizes)
     if needed > len(devices):
         raise UserError(
             f"mesh data={data},seq={seq},tensor={tensor} needs {needed} devices but there are "
             f"{len(devices)}: ask for a smaller mesh"
         )
+    devices = devices[:needed]
     types = (AxisType.Auto,) * len(AXIS_NAMES)
-    return jax.make_mesh(sizes, AXIS_NAMES, axis_types=types, devices=devices[:needed])
+    if len({host_of(device) for device in devices}) == 1 and not across:
+        return jax.make_mesh(sizes, AXIS_NAMES, axis_types=types, devices=devices)
+    places = arrange([host_of(device) for device in devices], sizes, across)
+    return Mesh(np.asarray(devices, dtype=object)[places], AXIS_NAMES, axis_types=types)
+
+
+def host_of(device: Any) -> int:
+    """Which fast network a device is on: its slice on TPU pods of several, else its process."""
+    found = getattr(device, "slice_index", None)
+    return device.process_index if found is None else found
+
+
+def arrange(
+    hosts: Sequence[int], sizes: Sequence[int], across: Mapping[str, int] | None = None
+) -> np.ndarray:
+    """Which device stands where: indices into `hosts`, in the shape `sizes`.
+
+    Axis a of size s that crosses c hosts is c groups of s / c devices, each group inside a host.
+
+    Args:
+      hosts: the host of each device.
+      sizes: of the mesh's axes.
+      across: hosts that each axis crosses; if None, the outermost axes cross first.
+
+    Raises:
+      UserError: hosts of unequal numbers of devices, or that do not fit the axes.
+    """
+    names = sorted(set(hosts))
+    groups = [[i for i, host in enumerate(hosts) if host == name] for name in names]
+    inside = len(groups[0])
+    if any(len(group) != inside for group in groups):
+        raise UserError(
+            f"hosts have {', '.join(str(len(group)) for group in groups)} devices of the mesh: "
+            f"make it a multiple that all hosts have alike"
+        )
+    crossed = _crossed(len(names), sizes, across)
+    kept = [size // cross for size, cross in zip(sizes, crossed, strict=True)]
+    # [host of axis 0, host of axis 1, ..., inside of axis 0, ...] -> each axis' two parts together
+    order = np.asarray(groups).reshape(*crossed, *kept)
+    count = len(sizes)
+    pairs = [place for axis in range(count) for place in (axis, count + axis)]
+    return order.transpose(pairs).reshape(tuple(sizes))
+
+
+def _crossed(hosts: int, sizes: Sequence[int], across: Mapping[str, int] | None) -> list[int]:
+    """Hosts that each axis crosses."""
+    if across is None:
+        left, crossed = hosts, []
+        for size in sizes:
+            crossed.append(math.gcd(size, left))
+            left //= crossed[-1]
+        if left > 1:
+            shown = ",".join(f"{n}={s}" for n, s in zip(AXIS_NAMES, sizes, strict=True))
+            raise UserError(f"mesh {shown} does not divide over {hosts} hosts: change its axes")
+        return crossed
+    crossed = [across.get(name, 1) for name in AXIS_NAMES]
+    for name, size, cross in zip(AXIS_NAMES, sizes, crossed, strict=True):
+        if size % cross:
+            raise UserError(f"mesh axis {name}={size} cannot cross {cross} hosts: change --across")
+    if math.prod(crossed) != hosts:
+        raise UserError(
+            f"--across makes {math.prod(crossed)} hosts but the mesh has {hosts}: the axes' "
+            f"numbers must multiply to that"
+        )
+    return crossed
+
+
+def parse_axes(text: str, what: str = "--mesh") -> dict[str, int]:
+    """ "data=2,tensor=4" as a dict.
+
+    Raises:
+      UserError: an axis that is unknown or given twice, or a size that is no number.
+    """
+    sizes: dict[str, int] = {}
+    for entry in filter(None, text.split(",")):
+        name, _, size = entry.partition("=")
+        if name not in AXIS_NAMES:
+            near = difflib.get_close_matches(name, AXIS_NAMES, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(AXIS_NAMES)}"
+            raise UserError(f"{what}={text}: unknown axis '{name}'; {hint}")
+        if name in sizes:
+            raise UserError(f"{what}={text}: axis '{name}' is given twice: give it once")
+        try:
+            sizes[name] = int(size)
+        except ValueError:
+            raise UserError(f"{what}={text}: '{entry}' should look like {name}=2") from None
+    return sizes
+
+
+def mesh_from_text(text: str, across: str = "", devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh that a command line asks for.
+
+    Args:
+      text: as "data=2,seq=2,tensor=2"; one size may be -1, what is left of the devices. Empty:
+        all devices on `data`.
+      across: as "data=2", see `make_mesh`; empty for its default.
+      devices: to choose from; all if None.
+
+    Raises:
+      UserError: see `parse_axes` and `make_mesh`; several processes whose devices are not all in
+        the mesh.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = parse_axes(text) or {"data": -1}
+    rest = [name for name, size in sizes.items() if size == -1]
+    if len(rest) > 1:
+        raise UserError(f"--mesh={text}: only one axis can be -1, what is left: give the others")
+    if rest:
+        given = math.prod(size for size in sizes.values() if size != -1)
+        if given < 1 or len(devices) % given:
+            raise UserError(
+                f"--mesh={text}: {len(devices)} devices do not divide by {given}, the other axes: "
+                f"change them"
+            )
+        sizes[rest[0]] = len(devices) // given
+    mesh = make_mesh(
+        **sizes, devices=devices, across=parse_axes(across, "--across") if across else None
+    )
+    if jax.process_count() > 1 and mesh.size != len(devices):
+        raise UserError(
+            f"--mesh={text} uses {mesh.size} of {len(devices)} devices: with several processes "
+            f"use all of them, as with data=-1"
+        )
+    return mesh

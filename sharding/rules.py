@@ -13,6 +13,7 @@ Rules = Mapping[str, str | None]
 
 DEFAULT_RULES: Rules = MappingProxyType(
     {
+        "batch": None,
         "vocab": "tensor",
         "slot": "tensor",
         "channel": "tensor",

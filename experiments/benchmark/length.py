@@ -6,16 +6,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.benchmark.timing import medians
 from gam_jax.layers import GAM, Block, Chunked, Layer
-from gam_jax.params import init_params
+from gam_jax.params import init_params, rule_specs, shardings
+from sharding.layout import Layout
 
 LENGTHS = (256, 1024, 4096, 16_384, 65_536, 131_072)
 WIDTH = 256
 
 
-def run(repeats: int) -> dict[str, Any]:
+def run(repeats: int, layout: Layout) -> dict[str, Any]:
     """Forward and backward of one GAM block (width and slots 256), batch 1, float32.
 
     Returns:
@@ -26,19 +28,29 @@ def run(repeats: int) -> dict[str, Any]:
     block = Block(GAM(slots=WIDTH), width=WIDTH)
     result: dict[str, Any] = {}
     for name, layer in (("whole", block), ("chunked", Chunked(block))):
-        rows = _rows(layer, repeats)
+        rows = _rows(layer, repeats, layout)
         long = [row["microseconds_per_token"] for row in rows if row["tokens"] >= 4096]
         result[name] = rows
         result[f"{name}_spread_from_4096"] = max(long) / min(long)
     return result
 
 
-def _rows(block: Layer, repeats: int) -> list[dict[str, float]]:
-    params = init_params(block.table(), jax.random.key(0))
-    gradient = jax.jit(jax.grad(lambda p, x: jnp.sum(jnp.square(block(p, x)[0])), argnums=(0, 1)))
+def _rows(block: Layer, repeats: int, layout: Layout) -> list[dict[str, float]]:
+    specs, axes = rule_specs(block.table(), layout), layout.axes
+    params = jax.device_put(init_params(block.table(), jax.random.key(0)), shardings(specs, layout))
+    stream = PartitionSpec(axes.data, axes.tokens or None)
+    on_mesh = jax.shard_map(
+        lambda p, x: block(p, x, None, axes)[0],
+        mesh=layout.mesh,
+        in_specs=(specs, stream),
+        out_specs=stream,
+    )
+    gradient = jax.jit(jax.grad(lambda p, x: jnp.sum(jnp.square(on_mesh(p, x))), argnums=(0, 1)))
     rows = []
     for tokens in LENGTHS:
+        layout.check_batch(1, tokens)
         x = jax.random.normal(jax.random.key(1), (1, tokens, WIDTH))
+        x = jax.device_put(x, NamedSharding(layout.mesh, stream))
         compiled = gradient.lower(params, x).compile()
         calls = max(1, 4096 // tokens)  # short sequences many at a time, to be above the clock
 

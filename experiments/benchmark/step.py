@@ -17,7 +17,7 @@ from gam_jax.model import LanguageModel
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.train import init_state, make_train_step
 from sharding.errors import UserError
-from sharding.mesh import make_mesh
+from sharding.layout import Layout
 
 BATCH, TOKENS = 4, 256
 MODEL = LanguageModel(
@@ -33,18 +33,20 @@ MODEL = LanguageModel(
 OPTIMIZER = OptimizerConfig(learning_rate=3e-4, final=0.0, decay_all=True)
 
 
-def run(repeats: int, against: str | None) -> dict[str, Any]:
+def run(repeats: int, against: str | None, layout: Layout) -> dict[str, Any]:
     """Times forward, backward, clipping and AdamW, dropout on, float32.
 
     Args:
       repeats: timed steps of each.
       against: path of the official gam_model.py, timed in turn with ours.
+      layout: the mesh that ours runs on.
 
     Returns:
       Seconds of ours and theirs, their ratio, and the seconds that the step's matrix products
       would take at the rate of one such product on this machine.
     """
-    calls = {"ours": _ours()}
+    layout.check_batch(BATCH, TOKENS)
+    calls = {"ours": _ours(layout)}
     if against is not None:
         calls["official"] = _official(pathlib.Path(against))
     rate_x, rate_w = jnp.ones((BATCH * TOKENS, 512)), jnp.ones((512, 2048))
@@ -75,11 +77,10 @@ def step_flops() -> int:
     return 3 * 2 * macs
 
 
-def _ours() -> Callable[[], Any]:
-    mesh = make_mesh()
+def _ours(layout: Layout) -> Callable[[], Any]:
     optimizer = make_optimizer(OPTIMIZER, 10_000, MODEL.table())
-    step = make_train_step(MODEL, optimizer, mesh)
-    holder = [init_state(MODEL, optimizer, mesh, seed=0)]
+    step = make_train_step(MODEL, optimizer, layout)
+    holder = [init_state(MODEL, optimizer, layout, seed=0)]
     tokens = np.random.default_rng(0).integers(0, 10_000, (BATCH, TOKENS + 1)).astype(np.int32)
     weights = np.ones((BATCH, TOKENS), np.float32)
     batch = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:], "weights": weights}

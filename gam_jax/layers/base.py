@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 from jaxtyping import Array, Float
 
-from gam_jax.params import Params, Table
+from gam_jax.params import Params, Table, zero_shards
 from sharding.axes import Axes
 
 Carry = Any
@@ -17,22 +17,31 @@ WHOLE = Axes()
 """No mesh: every array is whole."""
 
 
-@runtime_checkable
-class Layer(Protocol):
+class Layer:
     """A frozen dataclass of configuration; its parameters live elsewhere.
 
-    A layer declares its parameters in `table()`, the start of a sequence in `carry(batch)`, and
-    is a pure function of (params, x, carry). The law of the carry: for any split of a sequence
-    into chunks, outputs and last carry are those of the whole.
+    A layer declares its parameters in `table()`, what it carries along a sequence in
+    `carry_table(batch)`, and is a pure function of (params, x, carry). The law of the carry: for
+    any split of a sequence into chunks, outputs and last carry are those of the whole. The law
+    of the mesh: likewise for any split over devices.
     """
 
     def table(self) -> Table:
         """The parameters, see `gam_jax.params`."""
-        ...
+        raise NotImplementedError
+
+    def carry_table(self, batch: int) -> Any:
+        """The carry as a table: shapes of whole arrays and their logical axes; () for nothing."""
+        return ()
 
     def carry(self, batch: int, axes: Axes = WHOLE) -> Carry:
-        """The float32 carry at the start of a sequence (this device's part of it)."""
-        ...
+        """The float32 carry at the start of a sequence: zeros, this device's part of them.
+
+        Args:
+          batch: rows on this device.
+          axes: mesh axes, inside `jax.shard_map`.
+        """
+        return zero_shards(self.carry_table(batch), axes)
 
     def __call__(
         self,
@@ -43,8 +52,11 @@ class Layer(Protocol):
         *,
         key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
-        """(y, carry after the last token). carry=None starts a sequence; key=None: no dropout."""
-        ...
+        """(y, carry after the last token). carry=None starts a sequence; key=None: no dropout.
+
+        Where `axes.residual` is set, x and y hold this device's tokens of the residual stream.
+        """
+        raise NotImplementedError
 
 
 LayerType = TypeVar("LayerType")

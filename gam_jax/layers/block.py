@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +15,12 @@ from gam_jax.layers.base import WHOLE, Carry, Layer, inherit
 from gam_jax.layers.mlp import MLP
 from gam_jax.layers.norm import LayerNorm
 from gam_jax.params import Params, Table, stack
+from sharding import zero
 from sharding.axes import Axes
 
 
 @dataclasses.dataclass(frozen=True)
-class Block:
+class Block(Layer):
     """h + mixer(norm(h)), then h + ffn(norm(h)): pre-norm residual, as in the GAM paper."""
 
     mixer: Layer
@@ -41,9 +43,9 @@ class Block:
             "ffn": self.ffn.table(),
         }
 
-    def carry(self, batch: int, axes: Axes = WHOLE) -> Carry:
-        """The carries of mixer and feed-forward."""
-        return {"mixer": self.mixer.carry(batch, axes), "ffn": self.ffn.carry(batch, axes)}
+    def carry_table(self, batch: int) -> Any:
+        """Those of mixer and feed-forward."""
+        return {"mixer": self.mixer.carry_table(batch), "ffn": self.ffn.carry_table(batch)}
 
     def __call__(
         self,
@@ -66,13 +68,14 @@ class Block:
 
 
 @dataclasses.dataclass(frozen=True)
-class Stack:
+class Stack(Layer):
     """`depth` equal blocks, one after another, as one `lax.scan` over stacked parameters.
 
     Attributes:
       block: the layer that repeats.
       depth: L.
-      remat: recompute a block's insides in the backward pass instead of storing them.
+      remat: recompute a block's insides in the backward pass instead of storing them. Where
+        parameters are in shards, they are gathered again in the backward pass in any case.
       unroll: blocks in one turn of the scan. All of them is fastest on CPU, where what a turn
         leaves for the backward pass is copied into stacked arrays; one compiles soonest.
     """
@@ -86,10 +89,9 @@ class Stack:
         """The block's table with a leading axis `layer`."""
         return stack(self.block.table(), self.depth)
 
-    def carry(self, batch: int, axes: Axes = WHOLE) -> Carry:
-        """The block's carry, [L, ...]."""
-        one = self.block.carry(batch, axes)
-        return jax.tree.map(lambda x: jnp.broadcast_to(x, (self.depth, *x.shape)), one)
+    def carry_table(self, batch: int) -> Any:
+        """The block's, with a leading axis `layer`."""
+        return stack(self.block.carry_table(batch), self.depth)
 
     def __call__(
         self,
@@ -113,8 +115,12 @@ def _scan_blocks(
     def step(h: Array, layer: tuple[Params, Carry, Array]) -> tuple[Array, Carry]:
         block_params, block_carry, index = layer
         block_key = None if key is None else jax.random.fold_in(key, index)
-        return stack.block(block_params, h, block_carry, axes, key=block_key)
+        return stack.block(zero.whole(block_params), h, block_carry, axes, key=block_key)
 
+    # A loop's turns cannot be merged with those of its backward pass; unrolled ones could be.
+    apart = stack.unroll > 1
     if stack.remat:
-        step = jax.checkpoint(step, prevent_cse=False)
+        step = jax.checkpoint(step, prevent_cse=apart)
+    elif zero.has_shards(params):
+        step = jax.checkpoint(step, prevent_cse=apart, policy=zero.keeps)
     return lax.scan(step, x, (params, carry, jnp.arange(stack.depth)), unroll=stack.unroll)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +17,12 @@ from sharding.axes import Axes
 
 
 @dataclasses.dataclass(frozen=True)
-class Chunked:
+class Chunked(Layer):
     """The inner layer, chunk after chunk, each handing its carry to the next.
 
     The same function as `inner`. The backward pass recomputes a chunk's insides, so only its
     input, output and carry are stored: temporaries are those of one chunk. Where tokens are split
-    over devices (`axes.seq`), each device's part is taken whole. With dropout, the masks differ
+    over devices (`axes.tokens`), each device's part is taken whole. With dropout, the masks differ
     from those of `inner`, since each chunk has its own key.
 
     Attributes:
@@ -44,9 +45,9 @@ class Chunked:
         """The inner layer's."""
         return self.inner.table()
 
-    def carry(self, batch: int, axes: Axes = WHOLE) -> Carry:
+    def carry_table(self, batch: int) -> Any:
         """The inner layer's."""
-        return self.inner.carry(batch, axes)
+        return self.inner.carry_table(batch)
 
     def __call__(
         self,
@@ -60,7 +61,7 @@ class Chunked:
         """A scan over the whole chunks, then the rest."""
         batch, tokens, width = x.shape
         count = tokens // self.size
-        if axes.seq is not None or count == 0:
+        if axes.tokens or count == 0:
             return self.inner(params, x, carry, axes, key=key)
 
         def step(carry: Carry, chunk: tuple[Array, Array]) -> tuple[Carry, Array]:
@@ -70,8 +71,7 @@ class Chunked:
             return carry, y
 
         carry = self.carry(batch, axes) if carry is None else carry
-        names = [name for name in (axes.data, axes.tensor) if name is not None]
-        carry = jax.tree.map(lambda leaf: collectives.as_varying(leaf, names), carry)
+        carry = jax.tree.map(lambda leaf: collectives.as_varying(leaf, axes.all), carry)
         whole = x[:, : count * self.size].reshape(batch, count, self.size, width)
         chunks = (jnp.moveaxis(whole, 1, 0), jnp.arange(count))
         carry, ys = lax.scan(jax.checkpoint(step, prevent_cse=False), carry, chunks)

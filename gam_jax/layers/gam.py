@@ -9,19 +9,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gam_jax.layers.base import WHOLE, known
+from gam_jax.layers.base import WHOLE, Layer, known
 from gam_jax.ops.conv import causal_conv
 from gam_jax.ops.linear import linear
 from gam_jax.ops.memory import memory_read
-from gam_jax.params import Param, Params, Table, fan_in, uniform
-from sharding import collectives
+from gam_jax.params import Param, Params, Table, fan_in, uniform, zeros
+from sharding import collectives, residual
 from sharding.axes import Axes
 
 VARIANTS = ("full", "sum", "global", "local")
 
 
 @dataclasses.dataclass(frozen=True)
-class GAM:
+class GAM(Layer):
     """The token mixer of the Gated Associative Memory paper (arXiv 2509.00605).
 
     y_t = sigmoid(u_t) * conv(x)_t + sigmoid(v_t) * read(x_t), with gates (u_t, v_t) = x_t W + b.
@@ -71,11 +71,11 @@ class GAM:
             table["gate_bias"] = Param((2, width), (None, "channel"), fan_in(width), decay=False)
         return table
 
-    def carry(self, batch: int, axes: Axes = WHOLE) -> Float[Array, "B K-1 D"]:
-        """The K-1 inputs before the first token: zeros."""
-        channels = known(self.width, "width", self) // collectives.axis_size(axes.tensor)
+    def carry_table(self, batch: int) -> Param:
+        """The K-1 inputs before the next token [B, K-1, D]."""
         taps = self.kernel if self._convolves else 1
-        return jnp.zeros((batch, taps - 1, channels), jnp.float32)
+        shape = (batch, taps - 1, known(self.width, "width", self))
+        return Param(shape, ("batch", None, "channel"), zeros)
 
     def __call__(
         self,
@@ -86,23 +86,24 @@ class GAM:
         *,
         key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B K-1 D"]]:
-        """Channels are split over `axes.tensor` between the two pathways and their fusion."""
-        carry = self.carry(x.shape[0], axes) if carry is None else carry
+        """Channels are split between the two pathways and their fusion, slots inside the read."""
+        after = self.carry(x.shape[0], axes) if carry is None else carry
+        channels = axes.of("channel")
+        x = residual.enter(x, axes, "channel", "slot")
         flat = x.reshape(-1, x.shape[-1])
         pathways = []
         if self._convolves:
-            own = collectives.own_shard(x, axes.tensor, dim=2)
-            tail = carry.astype(x.dtype)
+            own = collectives.own_shard(x, channels, dim=2)
+            tail = after.astype(x.dtype)
             local, tail = causal_conv(own, params["conv"], params["conv_bias"], tail, axes.seq)
-            carry = tail.astype(carry.dtype)
+            after = tail.astype(after.dtype)
             pathways.append(local.reshape(flat.shape[0], -1))
         if self._reads:
-            pathways.append(memory_read(flat, params["memory"], axes.tensor))
+            pathways.append(memory_read(flat, params["memory"], axes.of("slot"), channels))
         if self.variant == "full":
             gate = params["gate"]
             logits = linear(flat, gate.reshape(gate.shape[0], -1), params["gate_bias"].reshape(-1))
             gates = jnp.split(jax.nn.sigmoid(logits), 2, axis=1)
             pathways = [g * p for g, p in zip(gates, pathways, strict=True)]
-        fused = functools.reduce(jnp.add, pathways)
-        fused = collectives.all_gather(fused, axes.tensor, dim=1)
-        return fused.reshape(x.shape), carry
+        fused = functools.reduce(jnp.add, pathways).reshape(*x.shape[:2], -1)
+        return residual.leave_channels(fused, channels, axes), after

@@ -6,17 +6,17 @@ import dataclasses
 
 from jaxtyping import Array, Float
 
-from gam_jax.layers.base import WHOLE, known
+from gam_jax.layers.base import WHOLE, Layer, known
 from gam_jax.ops.activation import gelu
 from gam_jax.ops.dropout import dropout
 from gam_jax.ops.linear import linear, linear_transposed
 from gam_jax.params import Param, Params, Table, fan_in
-from sharding import collectives
+from sharding import residual
 from sharding.axes import Axes
 
 
 @dataclasses.dataclass(frozen=True)
-class MLP:
+class MLP(Layer):
     """W_out GELU(W_in x + b_in) + b_out, with dropout on the result.
 
     Attributes:
@@ -40,10 +40,6 @@ class MLP:
             "b_out": Param((width,), ("embed",), fan_in(hidden), decay=False),
         }
 
-    def carry(self, batch: int, axes: Axes = WHOLE) -> tuple[()]:
-        """Nothing: each token is mapped alone."""
-        return ()
-
     def __call__(
         self,
         params: Params,
@@ -53,11 +49,10 @@ class MLP:
         *,
         key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], tuple[()]]:
-        """Column-parallel in, row-parallel out: one sum over `axes.tensor`."""
+        """Column-parallel in, row-parallel out: hidden units are summed where they are split."""
+        x = residual.enter(x, axes, "ffn")
         flat = x.reshape(-1, x.shape[-1])
         hidden = gelu(linear(flat, params["w_in"], params["b_in"]))
-        out = (
-            collectives.psum(linear_transposed(hidden, params["w_out"]), axes.tensor)
-            + params["b_out"]
-        )
-        return dropout(out.reshape(x.shape), self.dropout or 0.0, key, axes), ()
+        partial = linear_transposed(hidden, params["w_out"]).reshape(x.shape)
+        out = residual.leave_sum(partial, axes.of("ffn"), axes) + params["b_out"]
+        return dropout(out, self.dropout or 0.0, key, axes), ()

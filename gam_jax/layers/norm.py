@@ -6,14 +6,14 @@ import dataclasses
 
 from jaxtyping import Array, Float
 
-from gam_jax.layers.base import WHOLE, known
+from gam_jax.layers.base import WHOLE, Layer, known
 from gam_jax.ops.norm import layer_norm
 from gam_jax.params import Param, Params, Table, ones, zeros
 from sharding.axes import Axes
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerNorm:
+class LayerNorm(Layer):
     """Layer normalisation with scale and bias, see `gam_jax.ops.norm`."""
 
     width: int | None = None
@@ -26,10 +26,6 @@ class LayerNorm:
             "scale": Param((width,), ("embed",), ones, decay=False),
             "bias": Param((width,), ("embed",), zeros, decay=False),
         }
-
-    def carry(self, batch: int, axes: Axes = WHOLE) -> tuple[()]:
-        """Nothing: each token is normalised alone."""
-        return ()
 
     def __call__(
         self,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
-from sharding import collectives
+from sharding import collectives, residual
 from sharding.axes import Axes
 
 
@@ -22,22 +25,17 @@ def dropout(
     if key is None or rate == 0:
         return x
     _, tokens, width = x.shape
-    row = _global_iota(x.shape, 0, axes.data)
-    column = _global_iota(x.shape, 1, axes.seq)
-    length = tokens * collectives.axis_size(axes.seq)
-    place = (row * jnp.uint32(length) + column) * jnp.uint32(width) + _global_iota(x.shape, 2, None)
+    first_row = jnp.uint32(collectives.axis_index(axes.data)) * jnp.uint32(x.shape[0])
+    first_token = jnp.uint32(residual.first_token(tokens, axes))
+    row, token, channel = (lax.broadcasted_iota(jnp.uint32, x.shape, dim) for dim in range(3))
+    length = jnp.uint32(tokens * math.prod(map(collectives.axis_size, axes.tokens)))
+    place = ((first_row + row) * length + first_token + token) * jnp.uint32(width) + channel
     dropped = round(rate * 2**32)
     keep = _hash(place * jnp.uint32(_ODD) + jax.random.bits(key)) >= jnp.uint32(dropped)
     return jnp.where(keep, x * (1 / (1 - dropped / 2**32)), 0).astype(x.dtype)
 
 
 _ODD = 0x9E3779B9  # spreads neighbouring places over all 32 bits
-
-
-def _global_iota(shape: tuple[int, ...], dim: int, axis: str | None) -> Array:
-    """Each element's index along `dim` of the array that `axis` splits there."""
-    first = jnp.uint32(collectives.axis_index(axis)) * jnp.uint32(shape[dim])
-    return first + jax.lax.broadcasted_iota(jnp.uint32, shape, dim)
 
 
 def _hash(x: Array) -> Array:

@@ -10,7 +10,10 @@ from sharding import collectives
 
 
 def memory_read(
-    x: Float[Array, "N D"], bank: Float[Array, "M D"], axis: str | None = None
+    x: Float[Array, "N D"],
+    bank: Float[Array, "M D"],
+    slots: str | None = None,
+    channels: str | None = None,
 ) -> Float[Array, "N D"]:
     """softmax(x bank^T) bank: each row of x retrieves a mixture of slots.
 
@@ -20,15 +23,18 @@ def memory_read(
     Args:
       x: queries.
       bank: this device's slots.
-      axis: mesh axis that splits the slots. The softmax is completed with a maximum and a sum
-        over it, the retrieval is summed over it and each device keeps its own channels, D / size.
+      slots: mesh axis that splits the slots. The softmax is completed with a maximum and a sum
+        over it, and the retrieval is summed over it.
+      channels: mesh axis that splits the result: each device keeps its own channels.
 
     Returns:
       The retrieval in the dtype of x; softmax in float32.
     """
     scores = linear_transposed(x, bank, jnp.float32)
-    top = collectives.pmax(jnp.max(scores, axis=-1, keepdims=True), axis)
+    top = collectives.pmax(jnp.max(scores, axis=-1, keepdims=True), slots)
     weights = jnp.exp(scores - top)
-    total = collectives.psum(jnp.sum(weights, axis=-1, keepdims=True), axis)
+    total = collectives.psum(jnp.sum(weights, axis=-1, keepdims=True), slots)
     partial = linear((weights / total).astype(x.dtype), bank)
-    return collectives.reduce_scatter(partial, axis, dim=1)
+    if slots == channels:
+        return collectives.reduce_scatter(partial, slots, dim=1)
+    return collectives.own_shard(collectives.psum(partial, slots), channels, dim=1)

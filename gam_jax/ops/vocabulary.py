@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from sharding import collectives
+from sharding import collectives, residual
+from sharding.axes import Axes
 
 
 def token_losses(
@@ -74,13 +75,18 @@ _losses.defvjp(_losses_forward, _losses_backward)
 
 
 def embed(
-    tokens: Int[Array, "B T"], embedding: Float[Array, "V D"], axis: str | None = None
-) -> Float[Array, "B T D"]:
-    """Rows of the embedding; with the vocabulary split, each device gives its own and they add."""
+    tokens: Int[Array, "B T"], embedding: Float[Array, "V D"], axes: Axes = Axes()
+) -> Float[Array, "B t D"]:
+    """Rows of the embedding, in the layout of the residual stream.
+
+    With the vocabulary split, each device gives the rows that it has and they add up.
+    """
+    axis = axes.of("vocab")
     if axis is None:
-        return jnp.take(embedding, tokens, axis=0)
+        own = collectives.own_shard(tokens, axes.residual, dim=1)
+        return jnp.take(embedding, own, axis=0)
     rows = embedding.shape[0]
     local = tokens - collectives.axis_index(axis) * rows
     here = (local >= 0) & (local < rows)
     found = jnp.take(embedding, jnp.clip(local, 0, rows - 1), axis=0)
-    return collectives.psum(jnp.where(here[..., None], found, 0), axis)
+    return residual.leave_sum(jnp.where(here[..., None], found, 0), axis, axes)

@@ -137,6 +137,53 @@ BAD = {
         ["33 tokens", "32 learned positions"],
     ),
     "sample of no prompt": (("sample", "--run=untrained", "--prompt="), ["--prompt"]),
+    "mesh of an unknown axis": (train("--mesh=dta=2"), ["--mesh=dta=2", "'data'"]),
+    "mesh of too many devices": (train("--mesh=data=16"), ["16 devices", "there are 8"]),
+    "evaluation on a mesh of too many": (
+        ("evaluate", "--run=untrained", "--mesh=seq=9"),
+        ["9 devices"],
+    ),
+    "sample on a mesh that is none": (
+        ("sample", "--run=untrained", "--tokens=2", "--mesh=two"),
+        ["'two'"],
+    ),
+    "other emulated devices": (train("--emulate=3"), ["cannot emulate 3 devices"]),
+    "preset that is none": (
+        train("--config.parallel.preset=fuly_sharded"),
+        ["parallel", "'fully_sharded'"],
+    ),
+    "axis without work": (
+        train("--mesh=tensor=2", "--config.parallel.preset=data"),
+        ["tensor=2", "+tensor"],
+    ),
+    "batch that the mesh does not divide": (
+        train("--mesh=data=8", "--config.train.batch=12"),
+        ["12 rows", "data=8", "train.batch"],
+    ),
+    "parts of a batch that the mesh does not divide": (
+        train("--mesh=data=8", "--config.train.accumulate=2"),
+        ["4 rows", "data=8", "train.accumulate"],
+    ),
+    "tokens that the mesh does not divide": (
+        train("--mesh=seq=5"),
+        ["32 tokens", "seq=5", "data.window"],
+    ),
+    "shards shorter than the convolution's reach": (
+        train("--mesh=seq=8"),
+        ["seq=8", "a shard of 4 tokens", "halo of 7"],
+    ),
+    "width that the mesh does not divide": (
+        train("--mesh=tensor=8", "--config.model.width=36"),
+        ["blocks/mixer/conv", "'channel' = 36", "tensor=8"],
+    ),
+    "slots that the mesh does not divide": (
+        train("--mesh=tensor=8", "--config.model.block.mixer.slots=12"),
+        ["blocks/mixer/memory", "'slot' = 12", "tensor=8"],
+    ),
+    "vocabulary that the mesh does not divide": (
+        train("--mesh=tensor=8", "--config.data.tokenizer=bpe:300"),
+        ["embedding", "'vocab' = ", "tensor=8"],
+    ),
     "sample of a negative temperature": (
         ("sample", "--run=untrained", "--temperature=-1"),
         ["temperature", "-1"],
@@ -148,7 +195,7 @@ def assert_one_line(result, *words):
     """Code 2, nothing on stdout, and one line on stderr with all the words."""
     assert result.code == 2
     assert result.out == ""
-    progress = ("reading ", "32,064 parameters")
+    progress = ("reading ", "32,064 parameters", "mesh data=")
     lines = [line for line in result.err.splitlines() if not line.startswith(progress)]
     assert len(lines) == 1, result.err
     assert lines[0].startswith("error: ")

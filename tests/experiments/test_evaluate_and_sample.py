@@ -54,6 +54,14 @@ def test_the_seed_decides_the_text(write):
     assert one == same != other
 
 
+@pytest.mark.parametrize("mesh", ["data=1", "data=2,seq=2,tensor=2", "tensor=8"])
+def test_scores_and_text_are_the_same_on_every_mesh(mesh, trained, command, write):
+    found = printed(command("evaluate", f"--run={trained.path}", "--json", f"--mesh={mesh}"))
+    assert found["loss"] == pytest.approx(trained.summary["validation"]["loss"], rel=1e-5)
+    assert found["tokens"] == trained.summary["validation"]["tokens"]
+    assert write("--seed=1", f"--mesh={mesh}").out == write("--seed=1", "--mesh=seq=1").out
+
+
 def test_greedy_text_is_made_of_the_words_of_the_corpus(write, workshop):
     facts = printed(write("--temperature=0", "--json"))
     words = set(re.findall(r"\w+", (workshop.path / "corpus.txt").read_text()))

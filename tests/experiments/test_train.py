@@ -13,6 +13,7 @@ import pytest
 from matplotlib import image
 
 from experiments.run import RunFolder, load_params
+from sharding.layout import Layout
 from sharding.mesh import make_mesh
 from tests.experiments.conftest import STEPS, metrics_of
 
@@ -23,7 +24,7 @@ def losses(path, split):
 
 def params(path):
     folder = RunFolder(path)
-    return load_params(folder, folder.experiment(), make_mesh())
+    return load_params(folder, folder.experiment(), Layout(make_mesh()))
 
 
 def test_the_model_beats_the_bigram_of_the_same_text(trained):

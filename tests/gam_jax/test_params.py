@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from gam_jax import params as tables
 from gam_jax.params import Param
 from sharding.errors import UserError
+from sharding.layout import Layout, Parallel
 from sharding.mesh import make_mesh
 
 TABLE = {
@@ -64,17 +65,27 @@ def test_shapes_counts_and_masks_are_the_table_s():
 
 
 def test_shardings_follow_the_rules():
-    mesh = make_mesh(tensor=4)
-    specs = tables.param_specs(TABLE, mesh)
+    layout = Layout(make_mesh(tensor=4))
+    specs = tables.param_specs(TABLE, layout)
     assert specs["inner"] == {"w": PartitionSpec(None, "tensor"), "b": PartitionSpec("tensor")}
     assert specs["position"] == PartitionSpec(None, None)
-    abstract = tables.abstract_params(TABLE, mesh)
-    assert abstract["inner"]["w"].sharding == NamedSharding(mesh, specs["inner"]["w"])
+    placed = tables.shardings(specs, layout)
+    assert placed["inner"]["w"] == NamedSharding(layout.mesh, specs["inner"]["w"])
+
+
+def test_shards_are_stored_over_data_as_well():
+    mesh = make_mesh(data=2, tensor=4)
+    zero1, zero3 = (Layout(mesh, Parallel(f"{word}+tensor")) for word in ("zero1", "fully_sharded"))
+    rules, stored = tables.rule_specs(TABLE, zero1), tables.stored_specs(TABLE, zero1)
+    assert stored["inner"]["w"] == PartitionSpec("data", "tensor")
+    assert tables.param_specs(TABLE, zero1) == rules
+    assert tables.param_specs(TABLE, zero3) == tables.stored_specs(TABLE, zero3) == stored
+    assert tables.shard_dims(TABLE, zero1)["inner"] == {"w": -2, "b": 0}
 
 
 def test_a_mesh_that_does_not_fit_is_refused_by_the_parameter_s_path():
     with pytest.raises(UserError, match=r"parameter inner/b of shape \(300,\).*tensor=8"):
-        tables.param_specs(TABLE, make_mesh(tensor=8))
+        tables.param_specs(TABLE, Layout(make_mesh(tensor=8)))
 
 
 def test_stacking_adds_a_layer_axis_and_independent_values():

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from gam_jax.config import from_dict, to_dict
 from gam_jax.layers import LAYERS, Layer
 from gam_jax.params import abstract_params, count_params, decay_mask, init_params, param_specs
+from sharding.layout import Layout
 from sharding.mesh import make_mesh
 from tests.examples import EXAMPLES, apply, inputs, params_of
 
@@ -38,7 +39,7 @@ def test_values_shapes_specs_and_masks_have_the_table_s_structure(layer):
     table = layer.table()
     values = jax.eval_shape(lambda: init_params(table, jax.random.key(0)))
     chex.assert_trees_all_equal_shapes_and_dtypes(values, abstract_params(table))
-    for other in (decay_mask(table), param_specs(table, make_mesh())):
+    for other in (decay_mask(table), param_specs(table, Layout(make_mesh()))):
         chex.assert_trees_all_equal_structs(
             jax.tree.map(lambda _: 0, values),
             jax.tree.map(lambda _: 0, other, is_leaf=lambda leaf: not isinstance(leaf, dict)),

@@ -2,66 +2,215 @@
 
 import dataclasses
 import functools
+import itertools
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from jax.sharding import PartitionSpec as P
 
+from gam_jax import decode
 from gam_jax.layers import GAM, Block, Chunked
 from gam_jax.model import LanguageModel
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
+from gam_jax.params import carry_specs, rule_specs
 from gam_jax.train import init_state, make_eval_step, make_train_step
+from sharding.layout import Layout, Parallel
 from sharding.mesh import make_mesh
-from tests.examples import random_like
+from tests.examples import EXAMPLES, inputs, params_of, random_like
+
+SHAPES = tuple(
+    shape for shape in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(shape) in (1, 2, 4, 8)
+)
+STATES = ("data", "zero1", "fully_sharded")
+TENSORS = ("tensor", "tensor_tokens")
+ONE = ((1, 1, 1), "data+sequence+tensor", "")
 
 MODEL = LanguageModel(
-    Block(GAM(slots=16)), width=16, depth=2, vocab=32, context=16, dropout=0.1, init="published"
+    Block(GAM(slots=16)), width=16, depth=2, vocab=32, context=32, dropout=0.1, init="published"
 )
+MODELS = {
+    "gam": MODEL,
+    "remat": dataclasses.replace(MODEL, remat=True),
+    "unrolled": dataclasses.replace(MODEL, unroll=2),
+    "sum, kernel 5": dataclasses.replace(
+        MODEL, block=Block(GAM(slots=16, kernel=5, variant="sum"))
+    ),
+}
 STEPS = 3
+
+
+def layout_of(shape, preset=ONE[1], rules=""):
+    return Layout(make_mesh(*shape), Parallel(preset, rules))
 
 
 def batches():
     random = np.random.default_rng(0)
     for _ in range(STEPS):
-        tokens = random.integers(0, MODEL.vocab, (8, 17)).astype(np.int32)
-        weights = np.ones((8, 16), np.float32)
+        tokens = random.integers(0, MODEL.vocab, (8, 33)).astype(np.int32)
+        weights = np.ones((8, 32), np.float32)
         yield {"inputs": tokens[:, :-1], "targets": tokens[:, 1:], "weights": weights}
 
 
 @functools.cache
-def run(shape):
-    """Losses, last parameters and evaluation after a few steps."""
-    mesh = make_mesh(*shape)
-    optimizer = make_optimizer(OptimizerConfig(warmup=1), 10, MODEL.table())
-    state = init_state(MODEL, optimizer, mesh, seed=0)
-    step = make_train_step(MODEL, optimizer, mesh)
-    losses = []
+def run(name, shape, preset, rules=""):
+    """Losses, first gradients, last parameters and evaluation after a few steps of AdamW.
+
+    eps keeps Adam from blowing up the rounding of gradients that are almost zero. The first
+    gradients are read from the first moment, which begins at 0: (1 - beta1) times the gradient.
+    """
+    model, layout = MODELS[name], layout_of(shape, preset, rules)
+    config = OptimizerConfig(warmup=1, eps=1e-4)
+    optimizer = make_optimizer(config, 10, model.table())
+    state = init_state(model, optimizer, layout, seed=0)
+    step = make_train_step(model, optimizer, layout)
+    losses, gradients = [], None
     for batch in batches():
         state, metrics = step(state, batch)
         losses.append((float(metrics["loss"]), float(metrics["grad_norm"])))
+        if gradients is None:
+            adam = next(
+                s for s in jax.tree.leaves(state.opt_state, is_leaf=_is_adam) if _is_adam(s)
+            )
+            gradients = jax.tree.map(np.asarray, adam.mu)
     batch["weights"][5:] = 0
-    evaluation = make_eval_step(MODEL, mesh)(state.params, batch)
-    return losses, jax.tree.map(np.asarray, state.params), [float(x) for x in evaluation]
+    evaluation = make_eval_step(model, layout)(state.params, batch)
+    params = jax.tree.map(np.asarray, state.params)
+    return losses, gradients, params, [float(x) for x in evaluation]
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 4, 1), (1, 1, 4), (2, 2, 2)], ids=str)
-def test_losses_gradients_and_parameters_equal_those_of_one_device(shape):
-    losses, params, evaluation = run((1, 1, 1))
-    other_losses, other_params, other_evaluation = run(shape)
+def _is_adam(state):
+    return hasattr(state, "mu")
+
+
+def assert_leaves_close(found, wanted, tolerance=1e-5):
+    """Each leaf, relative to its own largest element."""
+
+    def close(path, a, b):
+        error, scale = np.max(np.abs(a - b), initial=0), np.max(np.abs(b), initial=0)
+        assert error <= tolerance * scale, (jax.tree_util.keystr(path), error, scale)
+
+    jax.tree_util.tree_map_with_path(close, found, wanted)
+
+
+def assert_same_run(name, shape, preset, rules=""):
+    losses, gradients, params, evaluation = run(name, *ONE)
+    other_losses, other_gradients, other_params, other_evaluation = run(name, shape, preset, rules)
     np.testing.assert_allclose(other_losses, losses, rtol=1e-5)
     np.testing.assert_allclose(other_evaluation, evaluation, rtol=1e-5)
-    chex.assert_trees_all_close(other_params, params, rtol=1e-4, atol=1e-5)
+    assert_leaves_close(other_gradients, gradients)
+    assert_leaves_close(other_params, params)
 
 
-def test_accumulated_gradients_equal_those_of_the_whole_batch():
+presets = st.builds("{}+sequence+{}".format, st.sampled_from(STATES), st.sampled_from(TENSORS))
+
+
+@settings(max_examples=8)
+@given(name=st.sampled_from(list(MODELS)), shape=st.sampled_from(SHAPES), preset=presets)
+@example("gam", (8, 1, 1), "zero1+sequence+tensor")
+@example("gam", (2, 2, 2), "fully_sharded+sequence+tensor_tokens")
+@example("remat", (4, 1, 2), "fully_sharded+sequence+tensor")
+def test_losses_gradients_and_parameters_equal_those_of_one_device(name, shape, preset):
+    assert_same_run(name, shape, preset)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_every_mesh_and_every_kind_of_state_gives_the_run_of_one_device(shape, state):
+    for tensor in TENSORS[: 1 + (shape[2] > 1)]:
+        assert_same_run("gam", shape, f"{state}+sequence+{tensor}")
+
+
+@pytest.mark.parametrize("rules", ["vocab=none,ffn=none", "slot=none", "channel=none"])
+def test_a_changed_table_of_rules_changes_nothing_that_is_computed(rules):
+    assert_same_run("gam", (1, 2, 4), "zero1+sequence+tensor_tokens", rules)
+    assert_same_run("gam", (2, 1, 4), "fully_sharded+sequence+tensor", rules)
+
+
+@functools.cache
+def layer_run(name, shape, preset):
+    """Output, carry, and gradients by parameters and inputs of a layer on a mesh."""
+    layer, layout = EXAMPLES[name], layout_of(shape, preset)
+    axes, x = layout.axes, inputs(8, 32)
+    stream = P(axes.data, axes.tokens or None)
+    carry = layer.carry_table(8)
+
+    def program(params, x, weights):
+        own = jax.shard_map(
+            lambda p, x: layer(p, x, None, axes),
+            mesh=layout.mesh,
+            in_specs=(rule_specs(layer.table(), layout), stream),
+            out_specs=(stream, carry_specs(carry, layout, axes.data)),
+        )
+        y, after = own(params, x)
+        return jnp.sum(y * weights), (y, after)
+
+    both = jax.jit(jax.value_and_grad(program, argnums=(0, 1), has_aux=True))
+    (_, outputs), gradients = both(params_of(layer), x, inputs(8, 32, seed=1))
+    return jax.tree.map(np.asarray, (outputs, gradients))
+
+
+@settings(max_examples=10)
+@given(
+    name=st.sampled_from(list(EXAMPLES)),
+    shape=st.sampled_from(SHAPES),
+    preset=st.sampled_from(["data+sequence+tensor", "data+sequence+tensor_tokens"]),
+)
+@example("GAM kernel 5", (1, 8, 1), "data+sequence+tensor")
+@example("Stack", (2, 2, 2), "data+sequence+tensor_tokens")
+def test_a_layer_gives_on_any_mesh_what_it_gives_alone(name, shape, preset):
+    outputs, gradients = layer_run(name, *ONE[:2])
+    other_outputs, other_gradients = layer_run(name, shape, preset)
+    assert_leaves_close(other_outputs, outputs, 2e-5)
+    assert_leaves_close(other_gradients, gradients, 2e-5)
+
+
+STREAMING = dataclasses.replace(MODEL, context=0, dropout=0.0, block=Block(GAM(slots=16)))
+
+
+@functools.cache
+def sampled(shape, rows):
+    """A prompt longer than one chunk, and what follows."""
+    prompt = np.random.default_rng(0).integers(0, 32, (rows, 2 * decode.PREFILL_CHUNK + 5))
+    params = random_like(STREAMING.table())
+    pieces = decode.generate(
+        STREAMING,
+        params,
+        prompt.astype(np.int32),
+        12,
+        jax.random.key(1),
+        layout=layout_of(shape),
+    )
+    return np.concatenate(list(pieces), axis=1)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("shape", [(2, 2, 2), (4, 1, 2), (1, 8, 1), (1, 1, 8)], ids=str)
+def test_the_same_text_is_written_on_every_mesh(shape, rows):
+    np.testing.assert_array_equal(sampled(shape, rows), sampled((1, 1, 1), rows))
+
+
+@pytest.mark.parametrize(
+    ("shape", "preset"),
+    [((1, 1, 1), "data+sequence+tensor"), ((2, 2, 2), "fully_sharded+sequence+tensor")],
+)
+def test_parts_of_a_batch_give_the_gradients_of_the_whole(shape, preset):
     plain = dataclasses.replace(MODEL, dropout=0.0, block=Block(GAM(slots=16)))
     optimizer = make_optimizer(OptimizerConfig(warmup=1), 10, plain.table())
     values = []
     for accumulate in (1, 4):
-        state = init_state(plain, optimizer, make_mesh(), seed=0)
-        step = make_train_step(plain, optimizer, make_mesh(), accumulate)
-        _, metrics = step(state, next(batches()))
+        layout = layout_of(shape, preset)
+        state = init_state(plain, optimizer, layout, seed=0)
+        step = make_train_step(plain, optimizer, layout, accumulate)
+        batch = next(batches())
+        if accumulate > 1:
+            batch = {name: x.reshape(accumulate, -1, x.shape[1]) for name, x in batch.items()}
+        _, metrics = step(state, batch)
         values.append([float(metrics["loss"]), float(metrics["grad_norm"])])
     np.testing.assert_allclose(values[1], values[0], rtol=1e-5)
 
@@ -71,12 +220,12 @@ def test_a_chunked_stack_has_the_loss_of_the_whole_on_any_mesh():
     chunked = dataclasses.replace(plain, block=Chunked(Block(GAM(slots=16)), size=5))
     params, batch = random_like(plain.table()), next(batches())
     losses = [
-        float(make_eval_step(model, mesh)(params, batch)[0])
-        for model, mesh in (
-            (plain, make_mesh()),
-            (chunked, make_mesh()),
-            (chunked, make_mesh(2, 1, 2)),
-            (chunked, make_mesh(2, 2, 1)),
+        float(make_eval_step(model, layout_of(shape))(params, batch)[0])
+        for model, shape in (
+            (plain, (1, 1, 1)),
+            (chunked, (1, 1, 1)),
+            (chunked, (2, 1, 2)),
+            (chunked, (2, 2, 1)),
         )
     ]
     np.testing.assert_allclose(losses[1:], losses[0], rtol=1e-5)
@@ -84,6 +233,8 @@ def test_a_chunked_stack_has_the_loss_of_the_whole_on_any_mesh():
 
 def test_the_seed_decides_the_start():
     optimizer = make_optimizer(OptimizerConfig(warmup=1), 10, MODEL.table())
-    one, same, other = (init_state(MODEL, optimizer, make_mesh(), seed) for seed in (0, 0, 1))
+    one, same, other = (
+        init_state(MODEL, optimizer, layout_of((1, 1, 1)), seed) for seed in (0, 0, 1)
+    )
     chex.assert_trees_all_equal(one.params, same.params)
     assert np.any(one.params["embedding"] != other.params["embedding"])

@@ -6,7 +6,7 @@ import jax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from sharding.axes import Axes, axes_of
+from sharding.axes import Axes
 from sharding.errors import UserError
 from sharding.mesh import AXIS_NAMES, make_mesh
 from sharding.rules import DEFAULT_RULES, partition_spec
@@ -44,15 +44,11 @@ def test_a_mesh_that_cannot_be_is_refused(sizes, words):
 
 def test_axes_of_a_batch_are_those_that_split_tokens():
     assert Axes().batch == ()
-    assert Axes(tensor="t").batch == ()
-    assert Axes(data="d", tensor="t").batch == ("d",)
+    assert Axes(splits=(("ffn", "t"),)).batch == ()
     assert Axes(data="d", seq="s").batch == ("d", "s")
 
 
 def test_an_axis_of_one_device_splits_nothing():
-    assert axes_of(make_mesh()) == Axes()
-    assert axes_of(make_mesh(data=2, tensor=4)) == Axes(data="data", tensor="tensor")
-    assert axes_of(make_mesh(seq=8)) == Axes(seq="seq")
     assert partition_spec("w", (7,), ("ffn",), make_mesh(data=8)) == P(None)
 
 

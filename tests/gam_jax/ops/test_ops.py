@@ -251,9 +251,21 @@ AXIS = "tensor"
 SPLIT = {
     # op with an axis, its arguments, how they are split, how the result is
     "memory": (
-        memory_read,
+        lambda x, bank, axis=None: memory_read(x, bank, axis, axis),
         [normal(5, 8), normal(12, 8)],
         (P(), P(AXIS)),
+        P(None, AXIS),
+    ),
+    "memory, its result whole": (
+        lambda x, bank, axis=None: memory_read(x, bank, axis),
+        [normal(5, 8), normal(12, 8)],
+        (P(), P(AXIS)),
+        P(),
+    ),
+    "memory, its result alone split": (
+        lambda x, bank, axis=None: memory_read(x, bank, None, axis),
+        [normal(5, 8), normal(12, 8)],
+        (P(), P()),
         P(None, AXIS),
     ),
     "token losses": (
@@ -263,7 +275,9 @@ SPLIT = {
         P(),
     ),
     "embed": (
-        lambda table, axis=None: embed(jnp.asarray(TOKENS), table, axis),
+        lambda table, axis=None: embed(
+            jnp.asarray(TOKENS), table, Axes(splits=(("vocab", axis),) if axis else ())
+        ),
         [normal(8, 3)],
         (P(AXIS),),
         P(),

@@ -1,0 +1,122 @@
+"""A training step on meshes of 1 to 8 devices, and a sequence of 1 Mi tokens on eight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from experiments.benchmark.timing import medians
+from gam_jax.layers import GAM, Block
+from gam_jax.model import LanguageModel
+from gam_jax.optimizer import OptimizerConfig, make_optimizer
+from gam_jax.train import abstract_state, batch_spec, init_state, make_train_step, state_shardings
+from sharding.layout import Layout, Parallel
+from sharding.mesh import make_mesh
+
+DEVICES = 8
+MODEL = LanguageModel(Block(GAM(slots=128, kernel=8)), width=128, depth=4, vocab=256, unroll=4)
+BATCH, TOKENS = 8, 256
+MESHES = (
+    ((1, 1, 1), "data"),
+    ((2, 1, 1), "data"),
+    ((4, 1, 1), "data"),
+    ((8, 1, 1), "data"),
+    ((8, 1, 1), "zero1"),
+    ((8, 1, 1), "fully_sharded"),
+    ((1, 2, 1), "sequence"),
+    ((1, 8, 1), "sequence"),
+    ((1, 1, 2), "tensor"),
+    ((1, 1, 8), "tensor"),
+    ((1, 1, 8), "tensor_tokens"),
+    ((2, 2, 2), "data+sequence+tensor"),
+)
+LONG = LanguageModel(Block(GAM(slots=64, kernel=8)), width=64, depth=2, vocab=256, remat=True)
+LONG_TOKENS = 1 << 20
+
+
+def run(repeats: int) -> dict[str, Any]:
+    """Whole steps of the default model, 8 x 256 tokens, on eight emulated devices.
+
+    Emulated devices share this machine's cores, so a perfect mesh takes the time of one device;
+    what is above that is overhead.
+
+    Returns:
+      A row a mesh: seconds, over those of one device, operations and bytes of parameters and
+      optimizer state per device.
+    """
+    calls, rows = {}, []
+    for shape, preset in MESHES:
+        layout = Layout(make_mesh(*shape), Parallel(preset))
+        name = f"{'x'.join(map(str, shape))} {preset}"
+        calls[name], compiled = _step(MODEL, layout, BATCH, TOKENS)
+        row = {"mesh": name, "gflops_per_device": _flops(compiled) / 1e9}
+        rows.append({**row, "state_bytes_per_device": state_bytes(MODEL, layout)})
+    seconds = {name: times["median"] for name, times in medians(calls, repeats, warmup=1).items()}
+    one = seconds[rows[0]["mesh"]]
+    return {
+        "rows": [
+            {**row, "seconds": seconds[row["mesh"]], "over_one_device": seconds[row["mesh"]] / one}
+            for row in rows
+        ]
+    }
+
+
+def run_long(repeats: int) -> dict[str, Any]:
+    """Whole steps on one sequence: 128 Ki tokens on one device, 1 Mi on eight along `seq`.
+
+    Returns:
+      A row each: tokens, tokens per device, seconds, and the compiler's count of temporary bytes
+      on a device.
+    """
+    calls, rows = {}, []
+    for size in (1, DEVICES):
+        layout = Layout(make_mesh(seq=size), Parallel("sequence"))
+        tokens = LONG_TOKENS // DEVICES * size
+        name = f"seq={size}"
+        calls[name], compiled = _step(LONG, layout, 1, tokens)
+        temporary = compiled.memory_analysis().temp_size_in_bytes
+        each = {"tokens_per_device": tokens // size, "temporary_bytes_per_device": temporary}
+        rows.append({"mesh": name, "tokens": tokens, **each})
+    times = medians(calls, repeats, warmup=1)
+    return {"rows": [{**row, "seconds": times[row["mesh"]]["median"]} for row in rows]}
+
+
+def state_bytes(model: LanguageModel, layout: Layout) -> int:
+    """Bytes of parameters and optimizer state that one device holds."""
+    optimizer = make_optimizer(OptimizerConfig(), 1000, model.table())
+    abstract = abstract_state(model, optimizer)
+    shardings = state_shardings(model, optimizer, layout)
+    sizes = jax.tree.map(
+        lambda x, s: int(np.prod(s.shard_shape(x.shape))) * x.dtype.itemsize,
+        (abstract.params, abstract.opt_state),
+        (shardings.params, shardings.opt_state),
+    )
+    return sum(jax.tree.leaves(sizes))
+
+
+def _step(
+    model: LanguageModel, layout: Layout, rows: int, length: int
+) -> tuple[Callable[[], Any], Any]:
+    """A call that takes one step, and its compiled program."""
+    optimizer = make_optimizer(OptimizerConfig(), 1000, model.table())
+    holder = [init_state(model, optimizer, layout, seed=0)]
+    random = np.random.default_rng(0)
+    tokens = random.integers(0, model.vocab or 0, (rows, length + 1)).astype(np.int32)
+    weights = np.ones((rows, length), np.float32)
+    batch = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:], "weights": weights}
+    batch = jax.device_put(batch, NamedSharding(layout.mesh, batch_spec(layout)))
+    compiled = make_train_step(model, optimizer, layout).lower(holder[0], batch).compile()
+
+    def call() -> Any:
+        holder[0], metrics = compiled(holder[0], batch)
+        return metrics
+
+    return call, compiled
+
+
+def _flops(compiled: Any) -> float:
+    return float(compiled.cost_analysis().get("flops", float("nan")))

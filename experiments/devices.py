@@ -1,0 +1,45 @@
+"""The flags that say which devices a command runs on."""
+
+from __future__ import annotations
+
+from absl import flags
+
+from sharding import processes
+from sharding.layout import Layout, Parallel
+from sharding.mesh import mesh_from_text
+
+
+def define_device_flags() -> None:
+    """--mesh, --across and --emulate."""
+    flags.DEFINE_string(
+        "mesh",
+        "",
+        "Devices along each axis, as data=2,seq=2,tensor=2; -1 is what is left. All the devices "
+        "on data if not given.",
+    )
+    flags.DEFINE_string(
+        "across",
+        "",
+        "Hosts that each axis crosses, as data=2; the outermost axes cross first if not given.",
+    )
+    flags.DEFINE_integer("emulate", 0, "Run on that many emulated CPU devices.", 0)
+
+
+def layout_from_flags(parallel: Parallel = Parallel(), *, one_device: bool = False) -> Layout:
+    """Joins the job's other processes, if any, and lays out the mesh that the flags ask for.
+
+    Args:
+      parallel: what the axes are used for.
+      one_device: without --mesh, take one device and not all of them.
+
+    Raises:
+      UserError: a mesh that the devices or the preset do not fit.
+    """
+    args = flags.FLAGS
+    if args.emulate:
+        processes.emulate(args.emulate)
+    else:
+        processes.emulate_from_environment()
+    processes.join()
+    text = args.mesh or ("data=1" if one_device else "")
+    return Layout(mesh_from_text(text, args.across), parallel)

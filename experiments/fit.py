@@ -1,0 +1,37 @@
+"""Whether an experiment fits a mesh: said before anything compiles."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from experiments.config import Experiment
+from gam_jax.params import abstract_params, stored_specs
+from gam_jax.train import make_eval_step
+from sharding.errors import UserError
+from sharding.layout import Layout
+
+
+def check_batch(experiment: Experiment, layout: Layout) -> None:
+    """Raises a UserError if the rows or tokens of a training batch do not divide."""
+    settings = experiment.train
+    layout.check_batch(settings.batch // settings.accumulate, experiment.data.window)
+
+
+def check_fits(experiment: Experiment, layout: Layout) -> None:
+    """Raises a UserError that names the parameter or field that does not fit the mesh.
+
+    The model's program is traced, not compiled, which finds what a layer itself refuses (a shard
+    shorter than a convolution's reach, say).
+    """
+    table = experiment.model.table()
+    stored_specs(table, layout)
+    shape = (layout.mesh.shape["data"], experiment.data.window)
+    layout.check_batch(*shape)
+    tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
+    weights = jax.ShapeDtypeStruct(shape, jnp.float32)
+    batch = {"inputs": tokens, "targets": tokens, "weights": weights}
+    try:
+        jax.eval_shape(make_eval_step(experiment.model, layout), abstract_params(table), batch)
+    except ValueError as error:
+        raise UserError(f"{layout.shown}: {error}") from error

@@ -1,0 +1,211 @@
+"""How the arrays of a run lie on a mesh: who holds what, by which rules."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+
+from jax.sharding import Mesh, PartitionSpec
+
+from sharding.axes import Axes
+from sharding.errors import UserError
+from sharding.rules import DEFAULT_RULES, Rules, partition_spec
+
+WORDS = {
+    "data": "data",
+    "zero1": "data",
+    "fully_sharded": "data",
+    "sequence": "seq",
+    "tensor": "tensor",
+    "tensor_tokens": "tensor",
+}
+"""Word of a preset -> the mesh axis that it gives work to."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Parallel:
+    """What each mesh axis is used for. It changes where numbers are, not what they are.
+
+    Attributes:
+      preset: words joined by "+", at most one for each mesh axis.
+        data: every device holds all parameters and the optimizer's state;
+        zero1: the optimizer's state and arithmetic are split over `data` (ZeRO stage 1);
+        fully_sharded: parameters too, gathered layer by layer (ZeRO stage 3);
+        sequence: tokens are split over `seq`;
+        tensor: slots, channels, hidden units and vocabulary are split over `tensor`;
+        tensor_tokens: likewise, and between layers tokens are split over `tensor` as well.
+      rules: changes to the table of `sharding.rules`, as "ffn=none,slot=tensor".
+    """
+
+    preset: str = "data+sequence+tensor"
+    rules: str = ""
+
+    def __post_init__(self) -> None:
+        used: dict[str, str] = {}
+        for word in self.words:
+            if word not in WORDS:
+                raise UserError(f"parallel.preset={self.preset}: {_unknown(word, WORDS)}")
+            if WORDS[word] in used:
+                raise UserError(
+                    f"parallel.preset={self.preset}: '{used[WORDS[word]]}' and '{word}' both "
+                    f"decide what the {WORDS[word]} axis does: keep one"
+                )
+            used[WORDS[word]] = word
+        _ = self.table
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The preset's words."""
+        return tuple(self.preset.split("+")) if self.preset else ()
+
+    @property
+    def mesh_axes(self) -> set[str]:
+        """The mesh axes that have work."""
+        return {WORDS[word] for word in self.words}
+
+    @property
+    def table(self) -> Rules:
+        """Logical axis -> mesh axis."""
+        table = {
+            logical: axis if axis in self.mesh_axes else None
+            for logical, axis in DEFAULT_RULES.items()
+        }
+        for entry in filter(None, self.rules.split(",")):
+            logical, _, axis = entry.partition("=")
+            if logical not in table:
+                raise UserError(f"parallel.rules={self.rules}: {_unknown(logical, table)}")
+            if axis not in ("none", "tensor"):
+                raise UserError(
+                    f"parallel.rules={self.rules}: '{logical}' can go to 'tensor' or 'none', not "
+                    f"to '{axis}'"
+                )
+            table[logical] = None if axis == "none" else axis
+        return table
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A mesh and what its axes are used for.
+
+    Raises:
+      UserError: an axis of several devices that the preset leaves without work.
+    """
+
+    mesh: Mesh
+    parallel: Parallel = Parallel()
+
+    def __post_init__(self) -> None:
+        for name, size in self.mesh.shape.items():
+            if size > 1 and name not in self.parallel.mesh_axes:
+                word = next(word for word, axis in WORDS.items() if axis == name)
+                raise UserError(
+                    f"mesh axis {name}={size} has no work under parallel.preset="
+                    f"{self.parallel.preset}: add '+{word}', or make the axis 1"
+                )
+
+    @property
+    def shown(self) -> str:
+        """The mesh in words: "mesh data=2,seq=1,tensor=4"."""
+        return "mesh " + ",".join(f"{name}={size}" for name, size in self.mesh.shape.items())
+
+    @property
+    def axes(self) -> Axes:
+        """What the program of one device knows. An axis of one device splits nothing: None."""
+        splits = {k: v for k, v in self.parallel.table.items() if v and self._size(v) > 1}
+        tokens = "tensor_tokens" in self.parallel.words
+        return Axes(
+            data=self._split("data"),
+            seq=self._split("seq"),
+            residual=self._split("tensor") if tokens else None,
+            splits=tuple(sorted(splits.items())),
+        )
+
+    @property
+    def shard_axis(self) -> str | None:
+        """The axis over which ZeRO splits state; None where nothing is split that way."""
+        zero = {"zero1", "fully_sharded"} & set(self.parallel.words)
+        return self._split("data") if zero else None
+
+    @property
+    def shards_params(self) -> bool:
+        """Whether parameters, not the optimizer's state alone, are split over `shard_axis`."""
+        return self.shard_axis is not None and "fully_sharded" in self.parallel.words
+
+    @property
+    def whole(self) -> Layout:
+        """The same mesh without ZeRO or split residual streams, as for decoding."""
+        plain = {"zero1": "data", "fully_sharded": "data", "tensor_tokens": "tensor"}
+        preset = "+".join(plain.get(word, word) for word in self.parallel.words)
+        return Layout(self.mesh, dataclasses.replace(self.parallel, preset=preset))
+
+    def spec(self, name: str, shape: Sequence[int], axes: Sequence[str | None]) -> PartitionSpec:
+        """How a parameter is split by the rules alone: what a layer is given.
+
+        Raises:
+          UserError: see `rules.partition_spec`.
+        """
+        return partition_spec(name, shape, axes, self.mesh, self.parallel.table)
+
+    def shard_dim(self, name: str, shape: Sequence[int], axes: Sequence[str | None]) -> int:
+        """The dimension of a parameter that ZeRO splits over `shard_axis`, counted from the end.
+
+        The largest one that no rule splits and that divides; else one whose remaining part
+        divides; else 0: a parameter too small to be split stays whole. Never `layer`, since
+        layers are gathered one by one.
+        """
+        if self.shard_axis is None:
+            return 0
+        parts = self._size(self.shard_axis)
+        spec = self.spec(name, shape, axes)
+        whole, split = [], []
+        for dim, (size, axis, mesh_axis) in enumerate(zip(shape, axes, spec, strict=True)):
+            own = size // (self._size(mesh_axis) if mesh_axis else 1)
+            if axis != "layer" and own % parts == 0:
+                (split if mesh_axis else whole).append((own, dim - len(shape)))
+        for candidates in (whole, split):
+            if candidates:
+                return max(candidates, key=lambda found: found[0])[1]
+        return 0
+
+    def stored_spec(
+        self, name: str, shape: Sequence[int], axes: Sequence[str | None]
+    ) -> PartitionSpec:
+        """`spec` with `shard_dim` split over `shard_axis` as well: how ZeRO stores state."""
+        entries = list(self.spec(name, shape, axes))
+        dim = self.shard_dim(name, shape, axes)
+        if dim and self.shard_axis:
+            outer = entries[dim]
+            entries[dim] = (outer, self.shard_axis) if outer else self.shard_axis
+        return PartitionSpec(*entries)
+
+    def check_batch(self, rows: int, tokens: int) -> None:
+        """Raises a UserError if a batch [rows, tokens] cannot be split as the mesh asks."""
+        if rows % self._size("data"):
+            raise UserError(
+                f"a batch of {rows} rows is not divisible by mesh axis data={self._size('data')}: "
+                f"change train.batch (or train.accumulate), or the mesh"
+            )
+        for names in (("seq",), self.axes.tokens):
+            parts = 1
+            for name in names:
+                parts *= self._size(name)
+            if tokens % parts:
+                shown = " x ".join(f"{name}={self._size(name)}" for name in names)
+                raise UserError(
+                    f"data.window of {tokens} tokens is not divisible by mesh axis {shown}: "
+                    f"change data.window, or the mesh"
+                )
+
+    def _size(self, name: str) -> int:
+        return self.mesh.shape.get(name, 1)
+
+    def _split(self, name: str) -> str | None:
+        return name if self._size(name) > 1 else None
+
+
+def _unknown(word: str, valid: Sequence[str] | Rules) -> str:
+    near = difflib.get_close_matches(word, list(valid), n=1)
+    return f"unknown '{word}'; " + (
+        f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(valid)}"
+    )

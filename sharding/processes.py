@@ -1,0 +1,155 @@
+"""The processes of one job: how they find each other, and what they say to each other.
+
+Every process runs the same command. What tells them apart comes from the environment: the
+variables below (set by `experiments.launch`, or by a Kubernetes manifest), those of SLURM, or
+those of a Cloud TPU slice of several hosts.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from sharding.errors import UserError
+
+ADDRESS = "JAX_COORDINATOR_ADDRESS"
+COUNT = "JAX_NUM_PROCESSES"
+RANK = "JAX_PROCESS_ID"
+EMULATE = "GAM_JAX_EMULATE"
+"""Emulated CPU devices of this process, for `experiments.launch --devices-per-process`."""
+
+START_SECONDS = 120
+HEARTBEAT_SECONDS = 20
+"""A process that has died is missed after that long even where nobody watches it."""
+
+
+def emulate(devices: int) -> None:
+    """Makes this process see that many emulated CPU devices and no others.
+
+    Raises:
+      UserError: JAX has already looked for its devices, and found others.
+    """
+    try:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", devices)
+    except RuntimeError:  # the backend has started
+        if len(jax.devices()) != devices or jax.default_backend() != "cpu":
+            raise UserError(
+                f"cannot emulate {devices} devices: this process already uses "
+                f"{len(jax.devices())}; start another"
+            ) from None
+
+
+def emulate_from_environment() -> None:
+    """As `emulate`, if the launcher asks for it."""
+    if os.environ.get(EMULATE):
+        emulate(_number(EMULATE, 1))
+
+
+def join() -> None:
+    """Joins the other processes of this job, if the environment names any; asks no network else.
+
+    Raises:
+      UserError: variables that are missing or make no sense, or a first process that does not
+        answer.
+    """
+    if jax.distributed.is_initialized():
+        return
+    arguments: dict[str, object] = {}
+    if ADDRESS in os.environ or COUNT in os.environ:
+        count, rank = _number(COUNT, 1), _number(RANK, 0)
+        if ADDRESS not in os.environ:
+            raise UserError(f"{COUNT} is set but {ADDRESS} is not: give host:port of process 0")
+        if rank >= count:
+            raise UserError(f"{RANK}={rank} of {COUNT}={count}: processes are numbered from 0")
+        if count == 1:
+            return
+        arguments = {
+            "coordinator_address": os.environ[ADDRESS],
+            "num_processes": count,
+            "process_id": rank,
+        }
+        if rank > 0:
+            _await(os.environ[ADDRESS])
+    elif not (_several_slurm_tasks() or _several_tpu_hosts()):
+        return  # alone; else jax reads the cluster's own variables
+    try:
+        jax.distributed.initialize(
+            **arguments,  # type: ignore[arg-type]
+            initialization_timeout=START_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"cannot join the job at {arguments.get('coordinator_address', 'its first process')} "
+            f"({reason[:160]}): check that all processes run and reach that address"
+        ) from error
+
+
+def _await(address: str) -> None:
+    """Until process 0 listens; jax itself would end the process without a word of why."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise UserError(f"{ADDRESS}={address}: write it as host:port of process 0")
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+            return
+        except (OSError, OverflowError) as error:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"process 0 does not answer at {ADDRESS}={address} ({error}): check that it "
+                    f"runs and that this host reaches it"
+                ) from error
+            time.sleep(0.2)
+
+
+def _several_slurm_tasks() -> bool:
+    return "SLURM_STEP_NODELIST" in os.environ and _number("SLURM_NTASKS", 1) > 1
+
+
+def _several_tpu_hosts() -> bool:
+    return len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
+
+
+def _number(name: str, least: int) -> int:
+    text = os.environ.get(name, "")
+    if not text.isdecimal() or int(text) < least:
+        raise UserError(f"{name}='{text}': set it to a whole number of at least {least}")
+    return int(text)
+
+
+def rank() -> int:
+    """Which process this is, from 0."""
+    return jax.process_index()
+
+
+def count() -> int:
+    """How many processes the job has."""
+    return jax.process_count()
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return rank() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits until all processes are here. Nothing for one."""
+    if count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def agree(flag: bool) -> bool:
+    """Whether any process says True; all get the same answer. All must ask."""
+    if count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))

@@ -1,0 +1,156 @@
+"""Real processes, joined: what they print, how they end, and that none is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests.experiments import commands
+from tests.experiments.conftest import metrics_of
+
+JOIN = """
+import sys, time, jax
+from sharding import processes
+processes.emulate_from_environment()
+processes.join()
+"""
+TALK = """
+import numpy as np
+from jax.experimental import multihost_utils
+ranks = multihost_utils.process_allgather(np.asarray(processes.rank()))
+print(len(jax.devices()), "devices", ranks.tolist(), processes.agree(processes.rank() == 1))
+print("to stderr", file=sys.stderr)
+"""
+
+
+@pytest.fixture
+def launch(tmp_path, monkeypatch):
+    """Starts a job of Python processes; they see the devices that they are told, no others."""
+    monkeypatch.setenv("XLA_FLAGS", "")
+
+    def start(script: str, *flags: str):
+        command = (sys.executable, "-c", script)
+        return commands.start(tmp_path, "launch", *flags, "--", *command)
+
+    return start
+
+
+def wait_for(path: pathlib.Path, seconds: float = 60) -> str:
+    """What a file holds, once it holds something."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if path.is_file() and path.read_text().endswith("\n"):
+            return path.read_text()
+        time.sleep(0.05)
+    raise AssertionError(f"{path} was never written")
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs (one that has ended but was not waited for does not)."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().split(")")[-1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_processes_see_each_other_and_each_line_says_whose_it_is(launch):
+    result = commands.finish(launch(JOIN + TALK, "--processes=2", "--devices-per-process=2"))
+    assert result.code == 0, result.err
+    lines = sorted(result.out.splitlines())
+    assert lines == ["[0] 4 devices [0, 1] True", "[1] 4 devices [0, 1] True"]
+    assert {"[0] to stderr", "[1] to stderr"} <= set(result.err.splitlines())
+
+
+def test_the_first_that_ends_badly_ends_all_and_gives_its_code(launch):
+    script = "import os, time\nif os.environ['JAX_PROCESS_ID'] == '1': os._exit(3)\ntime.sleep(60)"
+    start = time.monotonic()
+    result = commands.finish(launch(script))
+    assert result.code == 3
+    assert result.err == "launch: process 1 ended with exit code 3; ending the others\n"
+    assert time.monotonic() - start < 30
+
+
+def test_a_killed_process_is_named_by_its_signal_and_none_is_left(launch, tmp_path):
+    script = (
+        JOIN + "import os\n"
+        f"path = {str(tmp_path)!r} + '/' + str(processes.rank())\n"
+        "open(path, 'w').write(str(os.getpid()) + '\\n')\n"
+        "processes.barrier('all')\n"
+        "time.sleep(60) if processes.rank() else processes.barrier('never')\n"
+    )
+    job = launch(script, "--devices-per-process=1", "--grace=2")
+    pids = [int(wait_for(tmp_path / str(rank))) for rank in range(2)]
+    time.sleep(1)
+    os.kill(pids[1], signal.SIGKILL)
+    start = time.monotonic()
+    result = commands.finish(job)
+    assert result.code == 128 + signal.SIGKILL
+    assert "launch: process 1 was ended by SIGKILL; ending the others" in result.err
+    assert time.monotonic() - start < 15
+    assert not any(alive(pid) for pid in pids)
+
+
+def test_a_signal_is_passed_on_and_the_processes_may_end_well(launch, tmp_path):
+    script = (
+        "import os, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (print('saved'), sys.exit(0)))\n"
+        f"path = {str(tmp_path)!r} + '/' + os.environ['JAX_PROCESS_ID']\n"
+        "open(path, 'w').write('ready\\n')\n"
+        "time.sleep(60)\n"
+    )
+    job = launch(script)
+    for rank in range(2):
+        wait_for(tmp_path / str(rank))
+    job.send_signal(signal.SIGTERM)
+    result = commands.finish(job)
+    assert result.code == 0
+    assert sorted(result.out.splitlines()) == ["[0] saved", "[1] saved"]
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--processes=0", "--", "true"), "processes"),
+        ((), "give the command to run after --"),
+        (("--", "no-such-program"), "no program 'no-such-program'"),
+    ],
+)
+def test_bad_input_is_one_line(command, args, words):
+    result = command("launch", *args)
+    assert result.code == 2
+    assert result.err.count("\n") == 1
+    assert words in result.err
+
+
+def test_two_processes_train_the_run_of_one_and_go_on_alone(workshop, trained, tmp_path):
+    """The losses of one process, to 1e-5; then the same run goes on in one."""
+    path = tmp_path / "two"
+    train = (sys.executable, "-m", "experiments.train", f"--run={path}", *workshop.settings)
+    job = workshop.start(
+        "launch",
+        "--devices-per-process=4",
+        "--",
+        *(*train, "--mesh=data=4,tensor=2", "--config.parallel.preset=fully_sharded+tensor"),
+        *("--config.train.stop_at=60", "--json"),
+    )
+    result = commands.finish(job)
+    assert result.code == 0, result.err
+    assert json.loads(result.out.splitlines()[-1].removeprefix("[0] "))["step"] == 60
+    found = {(row["step"], row["split"]): row["loss"] for row in metrics_of(path)}
+    wanted = {(row["step"], row["split"]): row["loss"] for row in trained.metrics}
+    steps = [key for key in wanted if key[0] <= 60]
+    assert len(steps) == len(found) == 61
+    np.testing.assert_allclose([found[k] for k in steps], [wanted[k] for k in steps], rtol=1e-5)
+
+    result = workshop.run("train", f"--run={path}", "--resume", "--config.train.stop_at=80")
+    assert result.code == 0, result.err
+    losses = [row["loss"] for row in metrics_of(path) if row["split"] == "train"]
+    known = [row["loss"] for row in trained.metrics if row["split"] == "train"][:80]
+    np.testing.assert_allclose(losses, known, rtol=1e-5)

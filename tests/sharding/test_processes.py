@@ -1,0 +1,77 @@
+"""Alone, a process asks nobody; variables that make no sense are refused by name."""
+
+from __future__ import annotations
+
+import socket
+
+import jax
+import pytest
+
+from sharding import processes
+from sharding.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch):
+    names = (processes.ADDRESS, processes.COUNT, processes.RANK, processes.EMULATE)
+    for name in (*names, "SLURM_NTASKS", "SLURM_STEP_NODELIST", "TPU_WORKER_HOSTNAMES"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_alone_nobody_is_joined():
+    processes.join()
+    assert not jax.distributed.is_initialized()
+    assert (processes.rank(), processes.count(), processes.is_first()) == (0, 1, True)
+    assert processes.agree(True)
+    assert not processes.agree(False)
+    processes.barrier("here")
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"COUNT": "2", "RANK": "0"}, "JAX_COORDINATOR_ADDRESS is not"),
+        ({"ADDRESS": "localhost:1", "COUNT": "two", "RANK": "0"}, "JAX_NUM_PROCESSES='two'"),
+        ({"ADDRESS": "localhost:1", "COUNT": "2"}, "JAX_PROCESS_ID=''"),
+        ({"ADDRESS": "localhost:1", "COUNT": "2", "RANK": "2"}, "numbered from 0"),
+        ({"ADDRESS": "localhost", "COUNT": "2", "RANK": "1"}, "write it as host:port"),
+    ],
+)
+def test_variables_that_make_no_sense_are_named(monkeypatch, variables, words):
+    for name, value in variables.items():
+        monkeypatch.setenv(getattr(processes, name), value)
+    with pytest.raises(UserError, match=words):
+        processes.join()
+
+
+def test_a_first_process_that_does_not_answer_is_named(monkeypatch):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    monkeypatch.setattr(processes, "START_SECONDS", 0)
+    values = {processes.ADDRESS: address, processes.COUNT: "2", processes.RANK: "1"}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"process 0 does not answer at .*{address}"):
+        processes.join()
+
+
+def test_one_process_of_one_is_alone(monkeypatch):
+    values = {processes.ADDRESS: "localhost:1", processes.COUNT: "1", processes.RANK: "0"}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    processes.join()
+    assert not jax.distributed.is_initialized()
+
+
+def test_devices_that_are_there_already_can_be_asked_for_again():
+    processes.emulate(len(jax.devices()))
+    with pytest.raises(UserError, match="cannot emulate 3 devices: this process already uses 8"):
+        processes.emulate(3)
+
+
+def test_emulation_is_asked_for_by_a_variable(monkeypatch):
+    processes.emulate_from_environment()
+    monkeypatch.setenv(processes.EMULATE, "none")
+    with pytest.raises(UserError, match="GAM_JAX_EMULATE='none'"):
+        processes.emulate_from_environment()
