@@ -65,7 +65,7 @@ def axis_size(axis: str | None) -> int:
 def as_varying(x: Array, axis: str | Sequence[str]) -> Array:
     """Types `x` as varying over `axis` (its gradient is then summed over it); a no-op at run."""
     names = (axis,) if isinstance(axis, str) else tuple(axis)
-    missing = tuple(name for name in names if name not in _varying(x))
+    missing = tuple(name for name in names if name not in varying(x))
     return lax.pcast(x, missing, to="varying") if missing else x
 
 
@@ -75,12 +75,14 @@ def vary_alike(*arrays: Array) -> tuple[Array, ...]:
     An op with a hand-written derivative needs all its arguments to vary alike: the transpose of
     this cast is then the sum over devices that a replicated parameter's gradient needs.
     """
-    names = sorted(frozenset[str]().union(*(_varying(array) for array in arrays)))
+    names = sorted(frozenset[str]().union(*(varying(array) for array in arrays)))
     return tuple(as_varying(array, names) for array in arrays)
 
 
-def _varying(x: Array) -> frozenset[str]:
-    return jax.typeof(x).manual_axis_type.varying
+def varying(x: Any) -> frozenset[str]:
+    """The mesh axes over which an array (or its abstract value) is typed as varying."""
+    typed = x if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x)
+    return typed.manual_axis_type.varying
 
 
 def left_halo(
