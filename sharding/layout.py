@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Sequence
+from typing import Any
 
+import jax
 from jax.sharding import Mesh, PartitionSpec
 
 from sharding.axes import Axes
@@ -202,6 +205,22 @@ class Layout:
 
     def _split(self, name: str) -> str | None:
         return name if self._size(name) > 1 else None
+
+
+def bytes_held(arrays: Any, shardings: Any) -> int:
+    """Bytes of a tree of arrays (or their shapes) that one device holds.
+
+    Random keys, which JAX does not tell the size of, count as the words that they are made of.
+    """
+
+    def held(x: Any, sharding: Any) -> int:
+        shape, dtype = sharding.shard_shape(x.shape), x.dtype
+        if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+            words = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(shape, dtype))
+            shape, dtype = words.shape, words.dtype
+        return math.prod(shape) * dtype.itemsize
+
+    return sum(jax.tree.leaves(jax.tree.map(held, arrays, shardings)))
 
 
 def _unknown(word: str, valid: Sequence[str] | Rules) -> str:

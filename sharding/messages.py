@@ -214,4 +214,8 @@ def _group(line: str) -> int:
         return len(listed.group(1).split(","))
     if counted := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
         return int(counted.group(1))
+    if named := re.search(r"replica_groups=mesh\[(.*?)\].*? \{(.*?)\}", line):
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named.group(1))}
+        over = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", named.group(2))  # whole, or a part
+        return math.prod(int(part) if part else sizes[name] for name, part in over)
     raise ValueError(f"a collective without groups: {line.strip()[:80]}")

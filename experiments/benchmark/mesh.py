@@ -14,7 +14,7 @@ from gam_jax.layers import GAM, Block
 from gam_jax.model import LanguageModel
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.train import abstract_state, batch_spec, init_state, make_train_step, state_shardings
-from sharding.layout import Layout, Parallel
+from sharding.layout import Layout, Parallel, bytes_held
 from sharding.mesh import make_mesh
 
 DEVICES = 8
@@ -54,7 +54,7 @@ def run(repeats: int) -> dict[str, Any]:
         name = f"{'x'.join(map(str, shape))} {preset}"
         calls[name], compiled = _step(MODEL, layout, BATCH, TOKENS)
         row = {"mesh": name, "gflops_per_device": _flops(compiled) / 1e9}
-        rows.append({**row, "state_bytes_per_device": state_bytes(MODEL, layout)})
+        rows.append({**row, "state_bytes_per_device": _state_bytes(MODEL, layout)})
     seconds = {name: times["median"] for name, times in medians(calls, repeats, warmup=1).items()}
     one = seconds[rows[0]["mesh"]]
     return {
@@ -85,17 +85,11 @@ def run_long(repeats: int) -> dict[str, Any]:
     return {"rows": [{**row, "seconds": times[row["mesh"]]["median"]} for row in rows]}
 
 
-def state_bytes(model: LanguageModel, layout: Layout) -> int:
+def _state_bytes(model: LanguageModel, layout: Layout) -> int:
     """Bytes of parameters and optimizer state that one device holds."""
     optimizer = make_optimizer(OptimizerConfig(), 1000, model.table())
-    abstract = abstract_state(model, optimizer)
-    shardings = state_shardings(model, optimizer, layout)
-    sizes = jax.tree.map(
-        lambda x, s: int(np.prod(s.shard_shape(x.shape))) * x.dtype.itemsize,
-        (abstract.params, abstract.opt_state),
-        (shardings.params, shardings.opt_state),
-    )
-    return sum(jax.tree.leaves(sizes))
+    state, placed = abstract_state(model, optimizer), state_shardings(model, optimizer, layout)
+    return bytes_held(state, placed)
 
 
 def _step(

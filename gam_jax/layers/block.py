@@ -77,7 +77,8 @@ class Stack(Layer):
       remat: recompute a block's insides in the backward pass instead of storing them. Where
         parameters are in shards, they are gathered again in the backward pass in any case.
       unroll: blocks in one turn of the scan. All of them is fastest on CPU, where what a turn
-        leaves for the backward pass is copied into stacked arrays; one compiles soonest.
+        leaves for the backward pass is copied into stacked arrays; one compiles soonest, and is
+        what parameters in shards are given.
     """
 
     block: Layer
@@ -117,10 +118,10 @@ def _scan_blocks(
         block_key = None if key is None else jax.random.fold_in(key, index)
         return stack.block(zero.whole(block_params), h, block_carry, axes, key=block_key)
 
-    # A loop's turns cannot be merged with those of its backward pass; unrolled ones could be.
-    apart = stack.unroll > 1
+    # Outside a loop, compilers may see that a gathering is done twice, and keep what was gathered.
+    unroll = 1 if zero.has_shards(params) else stack.unroll
     if stack.remat:
-        step = jax.checkpoint(step, prevent_cse=apart)
+        step = jax.checkpoint(step, prevent_cse=unroll > 1)
     elif zero.has_shards(params):
-        step = jax.checkpoint(step, prevent_cse=apart, policy=zero.keeps)
-    return lax.scan(step, x, (params, carry, jnp.arange(stack.depth)), unroll=stack.unroll)
+        step = jax.checkpoint(step, prevent_cse=False, policy=zero.keeps)
+    return lax.scan(step, x, (params, carry, jnp.arange(stack.depth)), unroll=unroll)

@@ -1,0 +1,240 @@
+"""What a training step should send, by formula: layer by layer, from sizes alone.
+
+Written from the design of each layer, not from its program, so that `experiments.audit` can hold
+the one against the other. Collectives are those of the default rules, which split channels,
+slots, hidden units and vocabulary alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+
+from gam_jax.layers import GAM, MLP, Block, Chunked, Layer, LayerNorm, Stack
+from gam_jax.model import LanguageModel
+from gam_jax.params import Param, rule_specs, shard_dims, shardings
+from sharding.layout import Layout
+from sharding.messages import Message
+
+FLOAT = 4
+"""Bytes of a float32."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What one device works on.
+
+    Attributes:
+      rows: of a part of the batch, on this device.
+      tokens: of each row, on this device's shard of the sequence.
+      width: D.
+      itemsize: bytes of a number of the arithmetic.
+      seq, tensor: devices along those axes.
+      split: whether the residual stream is split over tokens between layers.
+      again: whether the backward pass runs the layer's forward part again.
+      enter_again: whether it gathers the layer's input again.
+    """
+
+    rows: int
+    tokens: int
+    width: int
+    itemsize: int
+    seq: int
+    tensor: int
+    split: bool
+    again: bool
+    enter_again: bool
+
+    @property
+    def stream(self) -> int:
+        """Bytes of [B, T, D] on this device."""
+        return self.rows * self.tokens * self.width * self.itemsize
+
+    def over_tensor(self, collective: str, size: int, count: int = 1) -> Message:
+        """A message along `tensor`."""
+        return Message(collective, ("tensor",), self.tensor, size, count)
+
+
+def gathers(size: int, sizes: Sizes, count: int = 1) -> Message:
+    """Gathers an array that is `size` bytes when whole."""
+    return sizes.over_tensor("all_gather", size // sizes.tensor, count)
+
+
+@functools.singledispatch
+def layer_traffic(layer: Layer, sizes: Sizes) -> Iterator[Message]:
+    """What a layer sends in a forward and a backward pass.
+
+    Raises:
+      NotImplementedError: a layer without a formula.
+    """
+    raise NotImplementedError(f"no formula for the traffic of {type(layer).__name__}")
+
+
+@layer_traffic.register
+def _(layer: GAM, sizes: Sizes) -> Iterator[Message]:
+    runs = 2 if sizes.again else 1
+    if layer.variant != "global" and sizes.seq > 1:
+        halo = sizes.rows * (layer.kernel - 1) * sizes.width // sizes.tensor * sizes.itemsize
+        if halo:
+            yield Message("permute", ("seq",), sizes.seq, halo, runs + 1)
+    one = sizes.rows * sizes.tokens * FLOAT  # a number a token
+    if sizes.split:
+        yield gathers(sizes.stream, sizes, 1 + sizes.enter_again)  # into the layer ...
+        yield sizes.over_tensor("reduce_scatter", sizes.stream)  # ... and its gradient
+        yield sizes.over_tensor("all_to_all", sizes.stream // sizes.tensor, runs + 1)  # out
+    else:
+        yield sizes.over_tensor("all_reduce", sizes.stream)  # the gradient by the layer's input
+        yield gathers(sizes.stream, sizes, runs)  # channels, out
+    if layer.variant != "local":
+        yield sizes.over_tensor("all_reduce", one, 2 * runs + 1)  # softmax: max, sum; gradient
+        yield sizes.over_tensor("reduce_scatter", sizes.stream, runs)  # retrieval ...
+        yield gathers(sizes.stream, sizes)  # ... and its gradient
+
+
+@layer_traffic.register
+def _(layer: MLP, sizes: Sizes) -> Iterator[Message]:
+    if not sizes.split:
+        yield sizes.over_tensor("all_reduce", sizes.stream, 2)  # out, and the input's gradient
+        return
+    yield gathers(sizes.stream, sizes, 2 + sizes.enter_again)
+    yield sizes.over_tensor("reduce_scatter", sizes.stream, 2)
+    yield sizes.over_tensor("all_reduce", sizes.width * sizes.itemsize)  # gradient of b_out
+
+
+@layer_traffic.register
+def _(layer: LayerNorm, sizes: Sizes) -> Iterator[Message]:
+    if sizes.split:  # each device normalises its own tokens, in float32: a part of the gradients
+        yield sizes.over_tensor("all_reduce", sizes.width * FLOAT, 2)
+
+
+@layer_traffic.register
+def _(layer: Block, sizes: Sizes) -> Iterator[Message]:
+    for part in (layer.norm, layer.mixer, layer.norm, layer.ffn):
+        yield from layer_traffic(part, sizes)
+
+
+@layer_traffic.register
+def _(layer: Chunked, sizes: Sizes) -> Iterator[Message]:
+    yield from layer_traffic(layer.inner, sizes)
+
+
+@layer_traffic.register
+def _(layer: Stack, sizes: Sizes) -> Iterator[Message]:
+    enter_again = layer.remat or sizes.enter_again
+    sizes = dataclasses.replace(sizes, again=layer.remat, enter_again=enter_again)
+    for message in layer_traffic(layer.block, sizes):
+        yield message.times(layer.depth)
+
+
+def step_traffic(
+    model: LanguageModel, layout: Layout, rows: int, tokens: int, accumulate: int = 1
+) -> list[Message]:
+    """What each device sends in one training step, but for the optimizer's own few scalars.
+
+    Args:
+      model: with a known vocabulary.
+      layout: the mesh, under the default table of rules.
+      rows, tokens: of the whole batch.
+      accumulate: parts that it is taken in.
+    """
+    mesh = layout.mesh.shape
+    sizes = Sizes(
+        rows=rows // accumulate // mesh["data"],
+        tokens=tokens // mesh["seq"],
+        width=model.width,
+        itemsize=jnp.dtype(model.dtype).itemsize,
+        seq=mesh["seq"],
+        tensor=mesh["tensor"],
+        split=layout.axes.residual is not None,
+        again=False,
+        enter_again=layout.shards_params,  # what is kept beside shards leaves such gathers out
+    )
+    parts = [*layer_traffic(model.stack, sizes), *_outside(model, sizes)]
+    batch = math.prod(mesh[axis] for axis in layout.axes.batch)
+    parts += [Message("all_reduce", layout.axes.batch, batch, FLOAT, 2)]  # loss, weights
+    parts += _gathered(model, layout)
+    once = _summed(model, layout)
+    return [message.times(accumulate) for message in parts] + once
+
+
+def _outside(model: LanguageModel, sizes: Sizes) -> Iterator[Message]:
+    """Embedding, final norm, head and loss; the embedding is looked up in float32."""
+    stream32 = sizes.stream // sizes.itemsize * FLOAT
+    yield sizes.over_tensor("all_reduce", sizes.rows * sizes.tokens * FLOAT, 3)  # the loss
+    if not sizes.split:
+        yield sizes.over_tensor("all_reduce", stream32)  # rows of the embedding
+        yield sizes.over_tensor("all_reduce", sizes.stream)  # the gradient by the last output
+        return
+    yield sizes.over_tensor("reduce_scatter", stream32)
+    yield gathers(stream32, sizes)
+    yield gathers(sizes.stream, sizes)
+    yield sizes.over_tensor("reduce_scatter", sizes.stream)
+    yield from layer_traffic(LayerNorm(), sizes)
+    if model.context:
+        yield sizes.over_tensor("all_reduce", model.context * sizes.width * FLOAT)
+
+
+def added_last(layer: Layer) -> set[str]:
+    """Parameters that the backward pass has no use for: added where only a sum follows."""
+    if isinstance(layer, GAM):
+        return {"conv_bias"} if layer.variant in ("sum", "local") else set()
+    if isinstance(layer, MLP):
+        return {"b_out"}
+    if isinstance(layer, Block):
+        return added_last(layer.mixer) | added_last(layer.ffn)
+    return added_last(layer.inner) if isinstance(layer, Chunked) else set()
+
+
+def _leaves(model: LanguageModel, layout: Layout) -> Iterator[tuple[tuple[str, ...], int, int]]:
+    """Of each parameter: its path, bytes after the rules split it, ZeRO's dimension or 0."""
+    table = model.table()
+    leaves, _ = jax.tree_util.tree_flatten_with_path(table, is_leaf=lambda x: isinstance(x, Param))
+    specs = jax.tree.leaves(shardings(rule_specs(table, layout), layout))
+    dims = jax.tree.leaves(shard_dims(table, layout))
+    for (path, param), spec, dim in zip(leaves, specs, dims, strict=True):
+        size = math.prod(spec.shard_shape(param.shape)) * FLOAT
+        yield tuple(key.key for key in path), size, dim
+
+
+def _gathered(model: LanguageModel, layout: Layout) -> Iterator[Message]:
+    """Parameters in shards: gathered in each part of a batch, their gradients scattered."""
+    axis = layout.shard_axis
+    if axis is None or not layout.shards_params:
+        return
+    devices = layout.mesh.shape[axis]
+    forward_only = added_last(model.block)
+    for path, size, dim in _leaves(model, layout):
+        if not dim:
+            continue
+        layers, passes = 1, 1
+        if path[0] == "blocks":
+            layers, passes = model.depth, 1 if path[-1] in forward_only else 2
+            size = size // model.depth * jnp.dtype(model.dtype).itemsize // FLOAT
+        yield Message("all_gather", (axis,), devices, size // devices, passes * layers)
+        yield Message("reduce_scatter", (axis,), devices, size, layers)
+
+
+def _summed(model: LanguageModel, layout: Layout) -> list[Message]:
+    """Gradients summed over the batch's axes once a step, and new parameters given to all."""
+    axis, axes, mesh = layout.shard_axis, layout.axes.batch, layout.mesh.shape
+    found = []
+
+    def add(collective: str, over: tuple[str, ...], size: int) -> None:
+        devices = math.prod(mesh[name] for name in over)
+        found.append(Message(collective, over, devices, size))
+
+    for _, size, dim in _leaves(model, layout):
+        if axis is None or not dim:
+            add("all_reduce", axes, size)
+            continue
+        part = size // mesh[axis]
+        add("all_reduce", tuple(name for name in axes if name != axis), part)
+        if not layout.shards_params:
+            add("reduce_scatter", (axis,), size)
+            add("all_gather", (axis,), part)
+    return found

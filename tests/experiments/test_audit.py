@@ -1,0 +1,69 @@
+"""The audit counts what its formulas say, and shows what grows with the sequence."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+SMALL = (
+    "--config.model.width=32",
+    "--config.model.depth=2",
+    "--config.model.block.mixer.slots=32",
+    "--config.data.window=64",
+)
+
+
+@pytest.fixture
+def audit(command):
+    """The audit's JSON for a mesh."""
+
+    def run(mesh, *args):
+        result = command("audit", f"--mesh={mesh}", "--json", *SMALL, *args)
+        assert result.code == 0, result.err
+        return json.loads(result.out)
+
+    return run
+
+
+@pytest.mark.parametrize("mesh", ["data=2,seq=2,tensor=2", "data=8", "tensor=4"])
+def test_counts_and_bytes_equal_the_formulas(mesh, audit):
+    found = audit(mesh, "--config.parallel.preset=fully_sharded+sequence+tensor_tokens")
+    assert found["agree"]
+    assert all(row["sent"] == row["formula_sent"] > 0 for row in found["rows"])
+    sent = sum(row["sent"] for row in found["rows"])
+    assert sent <= found["compiled_sent"] <= sent + 2000
+    assert found["memory"]["activations and other temporaries"] > 0
+
+
+def test_state_in_shards_is_a_part_of_the_whole(audit):
+    memory = audit("data=8", "--config.parallel.preset=fully_sharded", "--nocompile")["memory"]
+    held = memory["parameters"] + memory["optimizer state"]
+    assert held == pytest.approx(memory["both on one device alone"] / 8, rel=0.01)
+
+
+def test_traffic_over_split_tokens_stays_where_ring_attention_s_grows(audit):
+    rows = audit("seq=4", "--nocompile")["longer"]
+    assert [row["tokens"] for row in rows] == [64, 256, 1024]
+    assert len({row["halo_sent"] for row in rows}) == 1
+    first, _, last = (row["ring_attention_sent"] for row in rows)
+    assert last == 16 * first
+
+
+def test_with_other_rules_there_are_counts_and_no_formulas(audit):
+    found = audit("tensor=2", "--nocompile", "--config.parallel.rules=ffn=none")
+    assert found["agree"] is None
+    assert all(row["formula_sent"] is None and row["sent"] > 0 for row in found["rows"])
+
+
+def test_the_table_is_for_people(command):
+    result = command("audit", "--mesh=data=2,seq=2", "--nocompile", *SMALL)
+    assert result.code == 0
+    for words in ("all_reduce", "data x seq", "equal the formulas", "ring attention would send"):
+        assert words in result.out
+
+
+def test_a_tokenizer_that_does_not_tell_its_size_is_named(command):
+    result = command("audit", "--config.data.tokenizer=tokenizer.json")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "set --config.model.vocab" in result.err

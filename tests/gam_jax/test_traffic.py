@@ -1,0 +1,119 @@
+"""A training step sends what the formulas say: the same collectives, as often, the same bytes."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from gam_jax.layers import GAM, Block, Layer
+from gam_jax.model import LanguageModel
+from gam_jax.optimizer import OptimizerConfig, make_optimizer
+from gam_jax.traffic import layer_traffic, step_traffic
+from gam_jax.train import abstract_state, make_train_step, state_shardings
+from sharding.layout import Layout, Parallel, bytes_held
+from sharding.mesh import make_mesh
+from sharding.messages import compiled_messages, messages_of, totals
+
+MODEL = LanguageModel(Block(GAM(slots=16)), width=16, depth=3, vocab=32, context=32, dropout=0.1)
+
+
+def abstract_step(model, layout, rows, tokens, accumulate=1):
+    optimizer = make_optimizer(OptimizerConfig(warmup=1), 10, model.table())
+    shape = (accumulate, rows // accumulate, tokens)[0 if accumulate > 1 else 1 :]
+    ids = jax.ShapeDtypeStruct(shape, jnp.int32)
+    batch = {"inputs": ids, "targets": ids, "weights": jax.ShapeDtypeStruct(shape, jnp.float32)}
+    step = make_train_step(model, optimizer, layout, accumulate)
+    return step, abstract_state(model, optimizer), batch
+
+
+def counted(*args):
+    return totals(messages_of(*abstract_step(*args)))
+
+
+@pytest.mark.parametrize("tensor", ["tensor", "tensor_tokens"])
+@pytest.mark.parametrize("data", ["data", "zero1", "fully_sharded"])
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (4, 1, 2)], ids=str)
+def test_on_every_mesh(shape, data, tensor):
+    layout = Layout(make_mesh(*shape), Parallel(f"{data}+sequence+{tensor}"))
+    assert counted(MODEL, layout, 8, 32) == totals(step_traffic(MODEL, layout, 8, 32))
+
+
+PRESETS = ("fully_sharded+sequence+tensor_tokens", "zero1+sequence+tensor")
+VARIANTS = {
+    "remat": {"remat": True},
+    "bfloat16": {"dtype": "bfloat16"},
+    "remat in bfloat16": {"remat": True, "dtype": "bfloat16"},
+    "unrolled": {"unroll": 3},
+    "no positions": {"context": 0},
+    "kernel 1": {"block": Block(GAM(slots=16, kernel=1))},
+    "sum": {"block": Block(GAM(slots=16, variant="sum"))},
+    "local": {"block": Block(GAM(variant="local"))},
+    "global": {"block": Block(GAM(slots=16, variant="global"))},
+}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_of_every_variant(changes, preset):
+    model = dataclasses.replace(MODEL, **changes)
+    layout = Layout(make_mesh(2, 2, 2), Parallel(preset))
+    assert counted(model, layout, 8, 32) == totals(step_traffic(model, layout, 8, 32))
+
+
+@pytest.mark.parametrize("preset", ["data", "fully_sharded"])
+def test_in_parts(preset):
+    layout = Layout(make_mesh(2), Parallel(preset))
+    assert counted(MODEL, layout, 8, 32, 4) == totals(step_traffic(MODEL, layout, 8, 32, 4))
+
+
+def test_over_split_tokens_it_does_not_grow_with_the_sequence():
+    model = dataclasses.replace(MODEL, context=0)
+    layout = Layout(make_mesh(seq=8), Parallel("sequence"))
+    assert counted(model, layout, 1, 64) == counted(model, layout, 1, 4096)
+
+
+def by_group(messages):
+    """Bytes sent by collective and devices; a compiled permutation does not say of how many."""
+    sent = collections.Counter()
+    for message in messages:
+        devices = None if message.collective == "permute" else message.devices
+        sent[message.collective, devices] += message.sent
+    return +sent
+
+
+@pytest.mark.parametrize(
+    ("shape", "preset"),
+    [
+        ((2, 2, 2), "data+sequence+tensor"),
+        ((2, 1, 4), "zero1+tensor_tokens"),
+        ((4, 2, 1), "fully_sharded+sequence"),
+    ],
+)
+def test_the_compiled_step_sends_as_much_and_holds_its_share_of_the_state(shape, preset):
+    model = dataclasses.replace(MODEL, unroll=3)
+    layout = Layout(make_mesh(*shape), Parallel(preset))
+    step, state, batch = abstract_step(model, layout, 8, 32)
+    compiled = step.lower(state, batch).compile()
+    found = by_group(compiled_messages(compiled.as_text()))
+    wanted = by_group(step_traffic(model, layout, 8, 32))
+    scalars = 2000  # the optimizer's norm, a number for each parameter
+    assert found.keys() - wanted.keys() <= {("all_reduce", size) for size in (2, 4, 8)}
+    for kind in found | wanted:
+        assert wanted[kind] <= found[kind] <= wanted[kind] + scalars, kind
+    optimizer = make_optimizer(OptimizerConfig(warmup=1), 10, model.table())
+    inputs = 3 * 8 * 32 * 4 // math.prod(shape[:2])
+    held = bytes_held(state, state_shardings(model, optimizer, layout))
+    assert compiled.memory_analysis().argument_size_in_bytes == held + inputs
+
+
+def test_a_layer_without_a_formula_is_named():
+    class Unknown(Layer):
+        pass
+
+    with pytest.raises(NotImplementedError, match="Unknown"):
+        layer_traffic(Unknown(), None)
