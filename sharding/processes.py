@@ -1,8 +1,8 @@
 """The processes of one job: how they find each other, and what they say to each other.
 
 Every process runs the same command. What tells them apart comes from the environment: the
-variables below (set by `experiments.launch`, or by a Kubernetes manifest), those of SLURM, or
-those of a Cloud TPU slice of several hosts.
+variables below (set by `experiments.launch`, or by a Kubernetes manifest), from SLURM, or from
+wherever JAX looks when GAM_JAX_JOIN=1 tells it to.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from sharding.errors import UserError
 ADDRESS = "JAX_COORDINATOR_ADDRESS"
 COUNT = "JAX_NUM_PROCESSES"
 RANK = "JAX_PROCESS_ID"
+JOIN = "GAM_JAX_JOIN"
+"""Set to 1 where JAX finds the other processes by itself, as on Cloud TPU slices."""
 EMULATE = "GAM_JAX_EMULATE"
 """Emulated CPU devices of this process, for `experiments.launch --devices-per-process`."""
 
@@ -76,8 +78,8 @@ def join() -> None:
         }
         if rank > 0:
             _await(os.environ[ADDRESS])
-    elif not (_several_slurm_tasks() or _several_tpu_hosts()):
-        return  # alone; else jax reads the cluster's own variables
+    elif not (os.environ.get(JOIN) == "1" or _several_slurm_tasks()):
+        return  # alone; else jax asks the cluster
     try:
         jax.distributed.initialize(
             **arguments,  # type: ignore[arg-type]
@@ -114,10 +116,6 @@ def _await(address: str) -> None:
 
 def _several_slurm_tasks() -> bool:
     return "SLURM_STEP_NODELIST" in os.environ and _number("SLURM_NTASKS", 1) > 1
-
-
-def _several_tpu_hosts() -> bool:
-    return len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
 
 
 def _number(name: str, least: int) -> int:

@@ -14,7 +14,7 @@ from sharding.errors import UserError
 @pytest.fixture(autouse=True)
 def no_variables(monkeypatch):
     names = (processes.ADDRESS, processes.COUNT, processes.RANK, processes.EMULATE)
-    for name in (*names, "SLURM_NTASKS", "SLURM_STEP_NODELIST", "TPU_WORKER_HOSTNAMES"):
+    for name in (*names, "SLURM_NTASKS", "SLURM_STEP_NODELIST", processes.JOIN):
         monkeypatch.delenv(name, raising=False)
 
 

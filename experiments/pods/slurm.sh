@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Submits a command to SLURM: one process on each node, each with all the GPUs of its node.
+set -euo pipefail
+
+usage() {
+  cat <<'TEXT'
+usage: slurm.sh --nodes N [options] -- COMMAND...
+  --nodes N        nodes, one process on each
+  --gpus N         GPUs of each node (default 8; 0 for none)
+  --cpus N         cores of each process (default 16)
+  --time T         time limit (default 04:00:00)
+  --partition P    partition
+  --name NAME      name of the job (default gam_jax)
+  --dry-run        print the batch script and submit nothing
+TEXT
+}
+
+fail() { printf 'error: %s; see --help\n' "$1" >&2; exit 2; }
+
+nodes="" gpus=8 cpus=16 time=04:00:00 partition="" name=gam_jax dry=false
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --help) usage; exit 0 ;;
+    --dry-run) dry=true; shift ;;
+    --) shift; break ;;
+    --nodes | --gpus | --cpus | --time | --partition | --name)
+      [ $# -ge 2 ] || fail "$1 needs a value"
+      case "$1" in
+        --nodes) nodes=$2 ;; --gpus) gpus=$2 ;; --cpus) cpus=$2 ;;
+        --time) time=$2 ;; --partition) partition=$2 ;; --name) name=$2 ;;
+      esac
+      shift 2 ;;
+    *) fail "unknown argument '$1'" ;;
+  esac
+done
+[[ $nodes =~ ^[1-9][0-9]*$ ]] || fail "--nodes='$nodes' should be a number of at least 1"
+[[ $gpus =~ ^[0-9]+$ ]] || fail "--gpus='$gpus' should be a number"
+[[ $cpus =~ ^[1-9][0-9]*$ ]] || fail "--cpus='$cpus' should be a number of at least 1"
+[ $# -gt 0 ] || fail "give the command to run after --"
+
+script() {
+  echo '#!/usr/bin/env bash'
+  echo "#SBATCH --job-name=$name"
+  echo "#SBATCH --nodes=$nodes"
+  echo "#SBATCH --ntasks=$nodes"
+  echo "#SBATCH --ntasks-per-node=1"
+  echo "#SBATCH --cpus-per-task=$cpus"
+  [ "$gpus" = 0 ] || echo "#SBATCH --gpus-per-node=$gpus"
+  [ -z "$partition" ] || echo "#SBATCH --partition=$partition"
+  echo "#SBATCH --time=$time"
+  echo "#SBATCH --signal=TERM@120  # the training command saves and leaves"
+  echo "#SBATCH --output=%x-%j.log"
+  echo 'set -euo pipefail'
+  printf 'srun --label --kill-on-bad-exit=1'
+  printf ' %q' "$@"
+  echo
+}
+
+if $dry; then
+  script "$@"
+else
+  command -v sbatch > /dev/null || fail "there is no sbatch here: run this on a login node"
+  script "$@" | sbatch
+fi

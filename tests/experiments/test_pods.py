@@ -1,0 +1,114 @@
+"""Dry runs print what would be started and need no cluster; the shell code is clean."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+
+import pytest
+import yaml
+
+from tests.experiments.commands import ROOT
+
+PODS = ROOT / "experiments" / "pods"
+TRAIN = ("python", "-m", "experiments.train", "--run=/shared/a run", "--mesh=data=-1", "--resume")
+ARGUMENTS = {
+    "slurm.sh": ("--nodes", "2", "--gpus", "4", "--partition", "long"),
+    "tpu_vm.sh": ("--name", "pod", "--zone", "us-west4-a", "--project", "mine"),
+    "kubernetes.sh": ("--image", "gam:1", "--processes", "3", "--claim", "runs"),
+}
+every_script = pytest.mark.parametrize("name", ARGUMENTS)
+
+
+def run(name, *args):
+    """The script with a PATH on which there is no cluster's program."""
+    environment = {**os.environ, "PATH": "/usr/bin:/bin"}
+    return subprocess.run(
+        ["/bin/bash", str(PODS / name), *args], env=environment, capture_output=True, text=True
+    )
+
+
+def dry_run(name):
+    result = run(name, *ARGUMENTS[name], "--dry-run", "--", *TRAIN)
+    assert (result.returncode, result.stderr) == (0, "")
+    return result.stdout
+
+
+def test_shellcheck_finds_nothing():
+    assert {path.name for path in PODS.glob("*.sh")} == set(ARGUMENTS)
+    scripts = sorted(map(str, PODS.glob("*.sh")))
+    found = subprocess.run(["shellcheck", *scripts], capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout
+
+
+@every_script
+def test_it_can_be_started_and_says_how(name):
+    assert os.access(PODS / name, os.X_OK)
+    result = run(name, "--help")
+    assert result.returncode == 0
+    assert result.stdout.startswith(f"usage: {name}")
+
+
+def test_slurm_runs_the_command_once_on_each_node():
+    script = dry_run("slurm.sh")
+    lines = script.splitlines()
+    assert lines[0] == "#!/usr/bin/env bash"
+    for option in ("nodes=2", "ntasks-per-node=1", "gpus-per-node=4", "partition=long"):
+        assert f"#SBATCH --{option}" in lines
+    words = shlex.split(lines[-1])
+    assert words[0] == "srun"
+    assert words[-len(TRAIN) :] == list(TRAIN)
+
+
+def test_tpu_hosts_all_run_the_command_and_look_for_each_other():
+    words = shlex.split(dry_run("tpu_vm.sh"))
+    assert words[:5] == ["gcloud", "compute", "tpus", "tpu-vm", "ssh"]
+    assert {"pod", "--zone=us-west4-a", "--worker=all", "--project=mine"} <= set(words)
+    remote = next(word for word in words if word.startswith("--command="))
+    remote = shlex.split(remote.removeprefix("--command="))
+    assert remote[:4] == ["cd", "gam_jax", "&&", "GAM_JAX_JOIN=1"]
+    assert remote[4:] == list(TRAIN)
+
+
+def test_kubernetes_numbers_the_pods_and_names_the_first_to_all():
+    service, job = yaml.safe_load_all(dry_run("kubernetes.sh"))
+    assert service["spec"]["clusterIP"] == "None"
+    spec = job["spec"]
+    assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 3, 3)
+    pod = spec["template"]["spec"]
+    container = pod["containers"][0]
+    assert container["command"] == list(TRAIN)
+    assert container["resources"]["limits"] == {"nvidia.com/gpu": 8}
+    environment = {entry["name"]: entry for entry in container["env"]}
+    address = environment["JAX_COORDINATOR_ADDRESS"]["value"]
+    assert address == f"{job['metadata']['name']}-0.{service['metadata']['name']}:8476"
+    assert pod["subdomain"] == service["metadata"]["name"]
+    assert environment["JAX_NUM_PROCESSES"]["value"] == "3"
+    assert "job-completion-index" in str(environment["JAX_PROCESS_ID"]["valueFrom"])
+    assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == "runs"
+
+
+BAD = {
+    "no command": ("slurm.sh", ("--nodes", "2"), "after --"),
+    "no nodes": ("slurm.sh", ("--", "true"), "--nodes=''"),
+    "nodes that are no number": ("slurm.sh", ("--nodes", "two", "--", "true"), "--nodes='two'"),
+    "no name": ("tpu_vm.sh", ("--zone", "z", "--", "true"), "give --name"),
+    "no image": ("kubernetes.sh", ("--processes", "2", "--", "true"), "give --image"),
+    "a name that is none": (
+        "kubernetes.sh",
+        ("--image", "i", "--processes", "2", "--name", "My Job", "--", "true"),
+        "--name='My Job'",
+    ),
+    "unknown flag": ("slurm.sh", ("--nods", "2"), "unknown argument '--nods'"),
+    "flag without its value": ("tpu_vm.sh", ("--zone",), "--zone needs a value"),
+}
+
+
+@pytest.mark.parametrize(("name", "args", "words"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_line(name, args, words):
+    result = run(name, *args)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert words in result.stderr
