@@ -202,7 +202,7 @@ class LanguageModel:
         With `axes.residual`, of this device's tokens of the residual stream.
         """
         params = self._gathered(params)
-        carry = self.carry(tokens.shape[0], axes) if carry is None else carry
+        carry = ModelCarry(jnp.zeros((), jnp.int32), None) if carry is None else carry
         position, length = carry.position, tokens.shape[1] * collectives.axis_size(axes.seq)
         embedding_key, blocks_key = (None, None) if key is None else jax.random.split(key)
 

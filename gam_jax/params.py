@@ -38,12 +38,14 @@ class Param:
       axes: a logical axis name (or None) for each dimension, see `sharding.rules`.
       init: initialiser, (key, shape) -> float32 array.
       decay: whether weight decay applies (matrices yes; biases, norms no).
+      dtype: of the array; parameters are float32, what a carry counts may be int32.
     """
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
     init: Initializer
     decay: bool = True
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         if len(self.shape) != len(self.axes):
@@ -106,7 +108,7 @@ def init_params(table: Table, key: Array) -> Params:
 
 def abstract_params(table: Table) -> Params:
     """Shapes and dtypes without values."""
-    return _map(lambda param: jax.ShapeDtypeStruct(param.shape, jnp.float32), table)
+    return _map(lambda param: jax.ShapeDtypeStruct(param.shape, param.dtype), table)
 
 
 def param_specs(table: Table, layout: Layout) -> Any:
@@ -165,7 +167,7 @@ def zero_shards(table: Any, axes: Axes) -> Any:
     def start(param: Param) -> Array:
         parts = [collectives.axis_size(axes.of(axis)) if axis else 1 for axis in param.axes]
         shape = [size // part for size, part in zip(param.shape, parts, strict=True)]
-        return jnp.zeros(shape, jnp.float32)
+        return jnp.zeros(shape, param.dtype)
 
     return _map(start, table)
 

@@ -112,18 +112,18 @@ def _walk(jaxpr: Any, sizes: Mapping[str, int]) -> Iterator[Message]:
             continue
         if name == "shard_map":
             sizes = dict(params["mesh"].shape)
-        inner = [message for part in _parts(eqn) for message in _walk(part, sizes)]
+        inner = [message for part in inner_jaxprs(eqn) for message in _walk(part, sizes)]
         if name == "while" and inner:
             raise ValueError("a collective in a while loop cannot be counted: use lax.scan")
         if name == "cond":
-            branches = [_merged(_walk(part, sizes)) for part in _parts(eqn)]
+            branches = [_merged(_walk(part, sizes)) for part in inner_jaxprs(eqn)]
             inner = max(branches, key=lambda found: sum(message.sent for message in found))
         turns = params["length"] if name == "scan" else 1
         yield from (message.times(turns) for message in inner)
 
 
-def _parts(eqn: Any) -> Iterator[Any]:
-    """The jaxprs inside an equation."""
+def inner_jaxprs(eqn: Any) -> Iterator[Any]:
+    """The jaxprs inside an equation: of a loop's body, a branch, a called function."""
     for value in eqn.params.values():
         for part in value if isinstance(value, (tuple, list)) else (value,):
             if hasattr(part, "jaxpr"):

@@ -35,7 +35,7 @@ class Layer:
         return ()
 
     def carry(self, batch: int, axes: Axes = WHOLE) -> Carry:
-        """The float32 carry at the start of a sequence: zeros, this device's part of them.
+        """The carry at the start of a sequence: zeros, this device's part of them.
 
         Args:
           batch: rows on this device.
@@ -53,6 +53,9 @@ class Layer:
         key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
         """(y, carry after the last token). carry=None starts a sequence; key=None: no dropout.
+
+        None is what a start is told by, not zeros: a layer around hands it on, so that one whose
+        carry is a cache need not look into an empty one.
 
         Where `axes.residual` is set, x and y hold this device's tokens of the residual stream.
         """

@@ -57,7 +57,7 @@ class Block(Layer):
         key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
         """Two residual steps."""
-        begin: Carry = self.carry(x.shape[0], axes) if carry is None else carry
+        begin: Carry = {"mixer": None, "ffn": None} if carry is None else carry
         keys = (None, None) if key is None else jax.random.split(key)
         after: dict[str, Carry] = {}
         for name, layer, own in (("mixer", self.mixer, keys[0]), ("ffn", self.ffn, keys[1])):
@@ -104,14 +104,13 @@ class Stack(Layer):
         key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
         """Runs the blocks in order; layer i draws its randomness from fold_in(key, i)."""
-        carry = self.carry(x.shape[0], axes) if carry is None else carry
         return _scan_blocks(self, axes, params, x, carry, key)
 
 
 # Compiled once for a stack, so that a call outside jax.jit does not compile its scan anew.
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _scan_blocks(
-    stack: Stack, axes: Axes, params: Params, x: Array, carry: Carry, key: Array | None
+    stack: Stack, axes: Axes, params: Params, x: Array, carry: Carry | None, key: Array | None
 ) -> tuple[Array, Carry]:
     def step(h: Array, layer: tuple[Params, Carry, Array]) -> tuple[Array, Carry]:
         block_params, block_carry, index = layer

@@ -89,7 +89,7 @@ class GAM(Layer):
         """Channels are split between the two pathways and their fusion, slots inside the read."""
         after = self.carry(x.shape[0], axes) if carry is None else carry
         channels = axes.of("channel")
-        x = residual.enter(x, axes, "channel", "slot")
+        x = residual.enter(x, axes, "channel")
         flat = x.reshape(-1, x.shape[-1])
         pathways = []
         if self._convolves:

@@ -2,33 +2,23 @@
 
 import dataclasses
 import functools
-import itertools
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from jax.sharding import PartitionSpec as P
 
-from gam_jax import decode
 from gam_jax.layers import GAM, Block, Chunked
 from gam_jax.model import LanguageModel
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
-from gam_jax.params import carry_specs, rule_specs
 from gam_jax.train import init_state, make_eval_step, make_train_step
-from sharding.layout import Layout, Parallel
-from sharding.mesh import make_mesh
-from tests.examples import EXAMPLES, inputs, params_of, random_like
+from tests.examples import random_like
+from tests.meshes import ONE, SHAPES, assert_leaves_close, layout_of
 
-SHAPES = tuple(
-    shape for shape in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(shape) in (1, 2, 4, 8)
-)
 STATES = ("data", "zero1", "fully_sharded")
 TENSORS = ("tensor", "tensor_tokens")
-ONE = ((1, 1, 1), "data+sequence+tensor", "")
 
 MODEL = LanguageModel(
     Block(GAM(slots=16)), width=16, depth=2, vocab=32, context=32, dropout=0.1, init="published"
@@ -42,10 +32,6 @@ MODELS = {
     ),
 }
 STEPS = 3
-
-
-def layout_of(shape, preset=ONE[1], rules=""):
-    return Layout(make_mesh(*shape), Parallel(preset, rules))
 
 
 def batches():
@@ -87,18 +73,8 @@ def _is_adam(state):
     return hasattr(state, "mu")
 
 
-def assert_leaves_close(found, wanted, tolerance=1e-5):
-    """Each leaf, relative to its own largest element."""
-
-    def close(path, a, b):
-        error, scale = np.max(np.abs(a - b), initial=0), np.max(np.abs(b), initial=0)
-        assert error <= tolerance * scale, (jax.tree_util.keystr(path), error, scale)
-
-    jax.tree_util.tree_map_with_path(close, found, wanted)
-
-
 def assert_same_run(name, shape, preset, rules=""):
-    losses, gradients, params, evaluation = run(name, *ONE)
+    losses, gradients, params, evaluation = run(name, *ONE, "")
     other_losses, other_gradients, other_params, other_evaluation = run(name, shape, preset, rules)
     np.testing.assert_allclose(other_losses, losses, rtol=1e-5)
     np.testing.assert_allclose(other_evaluation, evaluation, rtol=1e-5)
@@ -130,69 +106,6 @@ def test_every_mesh_and_every_kind_of_state_gives_the_run_of_one_device(shape, s
 def test_a_changed_table_of_rules_changes_nothing_that_is_computed(rules):
     assert_same_run("gam", (1, 2, 4), "zero1+sequence+tensor_tokens", rules)
     assert_same_run("gam", (2, 1, 4), "fully_sharded+sequence+tensor", rules)
-
-
-@functools.cache
-def layer_run(name, shape, preset):
-    """Output, carry, and gradients by parameters and inputs of a layer on a mesh."""
-    layer, layout = EXAMPLES[name], layout_of(shape, preset)
-    axes, x = layout.axes, inputs(8, 32)
-    stream = P(axes.data, axes.tokens or None)
-    carry = layer.carry_table(8)
-
-    def program(params, x, weights):
-        own = jax.shard_map(
-            lambda p, x: layer(p, x, None, axes),
-            mesh=layout.mesh,
-            in_specs=(rule_specs(layer.table(), layout), stream),
-            out_specs=(stream, carry_specs(carry, layout, axes.data)),
-        )
-        y, after = own(params, x)
-        return jnp.sum(y * weights), (y, after)
-
-    both = jax.jit(jax.value_and_grad(program, argnums=(0, 1), has_aux=True))
-    (_, outputs), gradients = both(params_of(layer), x, inputs(8, 32, seed=1))
-    return jax.tree.map(np.asarray, (outputs, gradients))
-
-
-@settings(max_examples=10)
-@given(
-    name=st.sampled_from(list(EXAMPLES)),
-    shape=st.sampled_from(SHAPES),
-    preset=st.sampled_from(["data+sequence+tensor", "data+sequence+tensor_tokens"]),
-)
-@example("GAM kernel 5", (1, 8, 1), "data+sequence+tensor")
-@example("Stack", (2, 2, 2), "data+sequence+tensor_tokens")
-def test_a_layer_gives_on_any_mesh_what_it_gives_alone(name, shape, preset):
-    outputs, gradients = layer_run(name, *ONE[:2])
-    other_outputs, other_gradients = layer_run(name, shape, preset)
-    assert_leaves_close(other_outputs, outputs, 2e-5)
-    assert_leaves_close(other_gradients, gradients, 2e-5)
-
-
-STREAMING = dataclasses.replace(MODEL, context=0, dropout=0.0, block=Block(GAM(slots=16)))
-
-
-@functools.cache
-def sampled(shape, rows):
-    """A prompt longer than one chunk, and what follows."""
-    prompt = np.random.default_rng(0).integers(0, 32, (rows, 2 * decode.PREFILL_CHUNK + 5))
-    params = random_like(STREAMING.table())
-    pieces = decode.generate(
-        STREAMING,
-        params,
-        prompt.astype(np.int32),
-        12,
-        jax.random.key(1),
-        layout=layout_of(shape),
-    )
-    return np.concatenate(list(pieces), axis=1)
-
-
-@pytest.mark.parametrize("rows", [1, 4])
-@pytest.mark.parametrize("shape", [(2, 2, 2), (4, 1, 2), (1, 8, 1), (1, 1, 8)], ids=str)
-def test_the_same_text_is_written_on_every_mesh(shape, rows):
-    np.testing.assert_array_equal(sampled(shape, rows), sampled((1, 1, 1), rows))
 
 
 @pytest.mark.parametrize(

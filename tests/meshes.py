@@ -1,0 +1,34 @@
+"""Every small mesh, and what it means that two runs are the same."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import jax
+import numpy as np
+
+from sharding.layout import Layout, Parallel
+from sharding.mesh import make_mesh
+
+SHAPES = tuple(
+    shape for shape in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(shape) in (1, 2, 4, 8)
+)
+"""Every factorisation of 1, 2, 4 and 8 devices into data x seq x tensor."""
+
+ONE = ((1, 1, 1), "data+sequence+tensor")
+
+
+def layout_of(shape: tuple[int, int, int], preset: str = ONE[1], rules: str = "") -> Layout:
+    """A layout on the first devices."""
+    return Layout(make_mesh(*shape), Parallel(preset, rules))
+
+
+def assert_leaves_close(found: Any, wanted: Any, tolerance: float = 1e-5) -> None:
+    """Each leaf, relative to its own largest element."""
+
+    def close(path: Any, a: np.ndarray, b: np.ndarray) -> None:
+        error, scale = np.max(np.abs(a - b), initial=0), np.max(np.abs(b), initial=0)
+        assert error <= tolerance * scale, (jax.tree_util.keystr(path), error, scale)
+
+    jax.tree_util.tree_map_with_path(close, found, wanted)

@@ -1,0 +1,37 @@
+"""The same text is written on every mesh."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from gam_jax import decode
+from gam_jax.layers import GAM, Block
+from gam_jax.model import LanguageModel
+from tests.examples import random_like
+from tests.meshes import layout_of
+
+STREAMING = LanguageModel(Block(GAM(slots=16)), width=16, depth=2, vocab=32)
+
+
+@functools.cache
+def sampled(shape, rows):
+    """A prompt longer than one chunk, and what follows."""
+    prompt = np.random.default_rng(0).integers(0, 32, (rows, 2 * decode.PREFILL_CHUNK + 5))
+    params = random_like(STREAMING.table())
+    pieces = decode.generate(
+        STREAMING,
+        params,
+        prompt.astype(np.int32),
+        12,
+        jax.random.key(1),
+        layout=layout_of(shape),
+    )
+    return np.concatenate(list(pieces), axis=1)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("shape", [(2, 2, 2), (4, 1, 2), (1, 8, 1), (1, 1, 8)], ids=str)
+def test_the_same_text_is_written_on_every_mesh(shape, rows):
+    np.testing.assert_array_equal(sampled(shape, rows), sampled((1, 1, 1), rows))
