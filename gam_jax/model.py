@@ -1,4 +1,4 @@
-"""The language model: embedding, a stack of blocks, tied head."""
+"""The language model: embedding, a stack of blocks, head."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from gam_jax.layers.base import WHOLE, Carry, Layer, inherit, known
 from gam_jax.layers.block import Stack
 from gam_jax.layers.norm import LayerNorm
 from gam_jax.ops.dropout import dropout
-from gam_jax.ops.norm import layer_norm
 from gam_jax.ops.vocabulary import embed, token_losses
 from gam_jax.params import Param, Params, Table
 from sharding import collectives, residual, zero
@@ -56,6 +55,8 @@ class LanguageModel:
       dtype: of the arithmetic; parameters, norms, softmaxes and losses stay float32.
       remat: recompute blocks in the backward pass, see `Stack`.
       unroll: blocks in one turn of the scan, see `Stack`.
+      norm: of the last block's output.
+      tied: whether the head is the embedding; if not, it is a parameter of its own.
     """
 
     block: Layer
@@ -68,12 +69,15 @@ class LanguageModel:
     dtype: str = "float32"
     remat: bool = False
     unroll: int = 1
+    norm: Layer = LayerNorm()
+    tied: bool = True
 
     def __post_init__(self) -> None:
         if self.init not in INITS:
             raise ValueError(f"LanguageModel.init '{self.init}' is not one of {', '.join(INITS)}")
-        block = inherit(self.block, width=self.width, dropout=self.dropout)
-        object.__setattr__(self, "block", block)
+        for name in ("block", "norm"):
+            inner = inherit(getattr(self, name), width=self.width, dropout=self.dropout)
+            object.__setattr__(self, name, inner)
 
     @property
     def stack(self) -> Stack:
@@ -81,13 +85,16 @@ class LanguageModel:
         return Stack(self.block, self.depth, self.remat, self.unroll)
 
     def table(self) -> Table:
-        """embedding [V, D] (tied to the head), positions [context, D], blocks, final norm."""
+        """embedding [V, D], positions [context, D], blocks, final norm; untied, head [V, D]."""
         vocab = known(self.vocab, "vocab", self)
         table: dict[str, Table | Param] = {
             "embedding": Param((vocab, self.width), ("vocab", "embed"), tables.fan_in(self.width)),
             "blocks": self.stack.table(),
-            "final_norm": LayerNorm(self.width).table(),
+            "final_norm": self.norm.table(),
         }
+        if not self.tied:
+            shape, axes = (vocab, self.width), ("vocab", "embed")
+            table["head"] = Param(shape, axes, tables.fan_in(self.width))
         if self.context:
             std = 1.0 if self.init == "published" else 0.02
             shape, axes = (self.context, self.width), ("position", "embed")
@@ -156,9 +163,12 @@ class LanguageModel:
         return self._logits(params, last, axes)[:, 0], carry
 
     def _logits(self, params: Params, hidden: Array, axes: Axes) -> Array:
-        head = params["embedding"].astype(hidden.dtype)
+        head = self._head(params).astype(hidden.dtype)
         logits = jnp.dot(hidden, head.T, preferred_element_type=jnp.float32)
         return collectives.all_gather(logits, axes.of("vocab"), dim=2)
+
+    def _head(self, params: Params) -> Array:
+        return params["embedding" if self.tied else "head"]
 
     def loss(
         self,
@@ -182,7 +192,7 @@ class LanguageModel:
             targets = collectives.own_shard(targets, axes.residual, dim=1)
             weights = collectives.own_shard(weights, axes.residual, dim=1)
         flat = hidden.reshape(-1, self.width)
-        head = params["embedding"].astype(hidden.dtype)
+        head = self._head(params).astype(hidden.dtype)
         losses = token_losses(flat, head, targets.reshape(-1), vocab)
         total = collectives.psum(jnp.sum(losses * weights.reshape(-1)), spread)
         count = collectives.psum(jnp.sum(weights), spread)
@@ -214,8 +224,7 @@ class LanguageModel:
         x = dropout(x, self.dropout, embedding_key, axes).astype(self.dtype)
         blocks = jax.tree.map(lambda p: p.astype(self.dtype), params["blocks"])
         x, layers = self.stack(blocks, x, carry.layers, axes, key=blocks_key)
-        norm = params["final_norm"]
-        x = layer_norm(x, norm["scale"], norm["bias"])
+        x, _ = self.norm(params["final_norm"], x, None, axes)
         return x, ModelCarry(position + length, layers)
 
     def _gathered(self, params: Params) -> Params:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
-from gam_jax.layers import GAM, MLP, Block, Chunked, Layer, LayerNorm, Stack
+from gam_jax.layers import GAM, MLP, Block, Chunked, Layer, LayerNorm, RMSNorm, Stack
 from gam_jax.model import LanguageModel
 from gam_jax.params import Param, rule_specs, shard_dims, shardings
 from sharding.layout import Layout
@@ -103,13 +103,20 @@ def _(layer: MLP, sizes: Sizes) -> Iterator[Message]:
         return
     yield gathers(sizes.stream, sizes, 2 + sizes.enter_again)
     yield sizes.over_tensor("reduce_scatter", sizes.stream, 2)
-    yield sizes.over_tensor("all_reduce", sizes.width * sizes.itemsize)  # gradient of b_out
+    if layer.bias:
+        yield sizes.over_tensor("all_reduce", sizes.width * sizes.itemsize)  # gradient of b_out
 
 
 @layer_traffic.register
 def _(layer: LayerNorm, sizes: Sizes) -> Iterator[Message]:
     if sizes.split:  # each device normalises its own tokens, in float32: a part of the gradients
         yield sizes.over_tensor("all_reduce", sizes.width * FLOAT, 2)
+
+
+@layer_traffic.register
+def _(layer: RMSNorm, sizes: Sizes) -> Iterator[Message]:
+    if sizes.split:
+        yield sizes.over_tensor("all_reduce", sizes.width * FLOAT)
 
 
 @layer_traffic.register
@@ -174,7 +181,7 @@ def _outside(model: LanguageModel, sizes: Sizes) -> Iterator[Message]:
     yield gathers(stream32, sizes)
     yield gathers(sizes.stream, sizes)
     yield sizes.over_tensor("reduce_scatter", sizes.stream)
-    yield from layer_traffic(LayerNorm(), sizes)
+    yield from layer_traffic(model.norm, sizes)
     if model.context:
         yield sizes.over_tensor("all_reduce", model.context * sizes.width * FLOAT)
 

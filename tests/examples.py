@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gam_jax.layers import GAM, MLP, Block, Carry, Chunked, Layer, LayerNorm, Stack
+from gam_jax.layers import GAM, MLP, Block, Carry, Chunked, Layer, LayerNorm, RMSNorm, Stack
 from gam_jax.params import Params, Table, abstract_params
 
 WIDTH = 8
@@ -22,6 +22,9 @@ EXAMPLES: dict[str, Layer] = {
     "GAM local": GAM(width=WIDTH, variant="local"),
     "LayerNorm": LayerNorm(width=WIDTH),
     "MLP": MLP(width=WIDTH),
+    "RMSNorm": RMSNorm(width=WIDTH),
+    "MLP swiglu": MLP(width=WIDTH, activation="swiglu", hidden=24, bias=False),
+    "MLP geglu": MLP(width=WIDTH, activation="geglu"),
     "Block": Block(GAM(slots=16), width=WIDTH),
     "Chunked": Chunked(GAM(slots=16), size=3, width=WIDTH),
     "Stack": Stack(Block(GAM(slots=16), width=WIDTH), depth=3),

@@ -5,10 +5,10 @@ from gam_jax.layers.block import Block, Stack
 from gam_jax.layers.chunked import Chunked
 from gam_jax.layers.gam import GAM
 from gam_jax.layers.mlp import MLP
-from gam_jax.layers.norm import LayerNorm
+from gam_jax.layers.norm import LayerNorm, RMSNorm
 
 LAYERS: dict[str, type] = {
-    layer.__name__: layer for layer in (Block, Chunked, GAM, LayerNorm, MLP, Stack)
+    layer.__name__: layer for layer in (Block, Chunked, GAM, LayerNorm, MLP, RMSNorm, Stack)
 }
 """Every layer by name: configurations name them, tests run their laws over all of them."""
 
@@ -21,6 +21,7 @@ __all__ = [
     "Chunked",
     "Layer",
     "LayerNorm",
+    "RMSNorm",
     "Stack",
     "inherit",
 ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
+import jax
 from jaxtyping import Array, Float
 
 from gam_jax.layers.base import WHOLE, Layer, known
@@ -14,31 +16,57 @@ from gam_jax.params import Param, Params, Table, fan_in
 from sharding import residual
 from sharding.axes import Axes
 
+GATED = {"swiglu": "silu", "geglu": "gelu"}
+"""Gated activations, and what each lays on its gate (Shazeer 2020, arXiv 2002.05202)."""
+
+PLAIN: dict[str, Callable[[Array], Array]] = {
+    "gelu": gelu,
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class MLP(Layer):
-    """W_out GELU(W_in x + b_in) + b_out, with dropout on the result.
+    """W_out act(W_in x + b_in) + b_out, with dropout on the result.
+
+    A gated one is W_out (act(W_gate x + b_gate) * (W_in x + b_in)) + b_out.
 
     Attributes:
       width: D.
       expansion: hidden units for each channel; F = expansion * D.
       dropout: rate in training.
+      activation: "gelu" (exact), "gelu_tanh", "relu", "silu"; gated: "swiglu", "geglu".
+      hidden: F, where no whole expansion gives it; 0 for expansion * D.
+      bias: whether there are biases.
     """
 
     width: int | None = None
     expansion: int = 4
     dropout: float | None = None
+    activation: str = "gelu"
+    hidden: int = 0
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        if self.activation not in {**PLAIN, **GATED}:
+            valid = ", ".join({**PLAIN, **GATED})
+            raise ValueError(f"MLP.activation '{self.activation}' is not one of {valid}")
 
     def table(self) -> Table:
-        """w_in [D, F], b_in [F], w_out [D, F], b_out [D]."""
+        """w_in [D, F] and b_in [F], w_out [D, F] and b_out [D]; gated: w_gate, b_gate as w_in."""
         width = known(self.width, "width", self)
-        hidden = self.expansion * width
-        return {
-            "w_in": Param((width, hidden), ("embed", "ffn"), fan_in(width)),
-            "b_in": Param((hidden,), ("ffn",), fan_in(width), decay=False),
-            "w_out": Param((width, hidden), ("embed", "ffn"), fan_in(hidden)),
-            "b_out": Param((width,), ("embed",), fan_in(hidden), decay=False),
-        }
+        hidden = self.hidden or self.expansion * width
+        table: dict[str, Param] = {}
+        for name in ("in", "gate") if self.activation in GATED else ("in",):
+            table[f"w_{name}"] = Param((width, hidden), ("embed", "ffn"), fan_in(width))
+            if self.bias:
+                table[f"b_{name}"] = Param((hidden,), ("ffn",), fan_in(width), decay=False)
+        table["w_out"] = Param((width, hidden), ("embed", "ffn"), fan_in(hidden))
+        if self.bias:
+            table["b_out"] = Param((width,), ("embed",), fan_in(hidden), decay=False)
+        return table
 
     def __call__(
         self,
@@ -52,7 +80,14 @@ class MLP(Layer):
         """Column-parallel in, row-parallel out: hidden units are summed where they are split."""
         x = residual.enter(x, axes, "ffn")
         flat = x.reshape(-1, x.shape[-1])
-        hidden = gelu(linear(flat, params["w_in"], params["b_in"]))
+        hidden = linear(flat, params["w_in"], params.get("b_in"))
+        if self.activation in GATED:
+            gate = linear(flat, params["w_gate"], params.get("b_gate"))
+            hidden = PLAIN[GATED[self.activation]](gate) * hidden
+        else:
+            hidden = PLAIN[self.activation](hidden)
         partial = linear_transposed(hidden, params["w_out"]).reshape(x.shape)
-        out = residual.leave_sum(partial, axes.of("ffn"), axes) + params["b_out"]
+        out = residual.leave_sum(partial, axes.of("ffn"), axes)
+        if self.bias:
+            out = out + params["b_out"]
         return dropout(out, self.dropout or 0.0, key, axes), ()

@@ -7,7 +7,7 @@ import dataclasses
 from jaxtyping import Array, Float
 
 from gam_jax.layers.base import WHOLE, Layer, known
-from gam_jax.ops.norm import layer_norm
+from gam_jax.ops.norm import layer_norm, rms_norm
 from gam_jax.params import Param, Params, Table, ones, zeros
 from sharding.axes import Axes
 
@@ -38,3 +38,27 @@ class LayerNorm(Layer):
     ) -> tuple[Float[Array, "B T D"], tuple[()]]:
         """Normalised x."""
         return layer_norm(x, params["scale"], params["bias"], self.eps), ()
+
+
+@dataclasses.dataclass(frozen=True)
+class RMSNorm(Layer):
+    """Root-mean-square normalisation with a scale, see `gam_jax.ops.norm`."""
+
+    width: int | None = None
+    eps: float = 1e-5
+
+    def table(self) -> Table:
+        """scale [D]."""
+        return {"scale": Param((known(self.width, "width", self),), ("embed",), ones, decay=False)}
+
+    def __call__(
+        self,
+        params: Params,
+        x: Float[Array, "B T D"],
+        carry: tuple[()] | None = None,
+        axes: Axes = WHOLE,
+        *,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], tuple[()]]:
+        """Normalised x."""
+        return rms_norm(x, params["scale"], self.eps), ()

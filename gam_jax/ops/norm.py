@@ -1,4 +1,4 @@
-"""Layer normalisation."""
+"""Layer and root-mean-square normalisation."""
 
 from __future__ import annotations
 
@@ -18,3 +18,15 @@ def layer_norm(
     centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
     return (centred * lax.rsqrt(variance + eps) * scale + bias).astype(x.dtype)
+
+
+def rms_norm(
+    x: Float[Array, "*B D"], scale: Float[Array, D], eps: float = 1e-5
+) -> Float[Array, "*B D"]:
+    """x / sqrt(mean(x^2) + eps) * scale over the last axis, in float32.
+
+    Source: Zhang and Sennrich 2019 (arXiv 1910.07467), eq. 4. Returns the dtype of x.
+    """
+    wide = x.astype(jnp.float32)
+    mean = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+    return (wide * lax.rsqrt(mean + eps) * scale).astype(x.dtype)

@@ -113,6 +113,21 @@ def test_the_loss_is_the_weighted_mean_of_the_logits_cross_entropy():
     np.testing.assert_allclose(SMALL.loss(PARAMS, tokens, targets, weights), want, rtol=1e-5)
 
 
+def test_an_untied_head_gives_logits_and_loss_of_its_own():
+    untied = dataclasses.replace(SMALL, tied=False)
+    tokens, targets = tokens_of(10), tokens_of(10, seed=1)
+    same = {**PARAMS, "head": PARAMS["embedding"]}
+    chex.assert_trees_all_close(untied(same, tokens)[0], SMALL(PARAMS, tokens)[0], atol=1e-6)
+    hidden, _ = SMALL.hidden(PARAMS, tokens)
+    head = random_like(untied.table())["head"]
+    logits = untied({**PARAMS, "head": head}, tokens)[0]
+    chex.assert_trees_all_close(logits, hidden @ head.T, atol=1e-5)
+    log_p = jax.nn.log_softmax(logits)
+    losses = -jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
+    loss = untied.loss({**PARAMS, "head": head}, tokens, targets)
+    np.testing.assert_allclose(loss, losses.mean(), rtol=1e-5)
+
+
 def test_dropout_needs_a_key_and_the_key_decides_it():
     model = dataclasses.replace(SMALL, dropout=0.5, block=Block(GAM(slots=8)))
     params = random_like(model.table())

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from gam_jax.layers import GAM, Block, Layer
+from gam_jax.layers import GAM, MLP, Block, Layer, RMSNorm
 from gam_jax.model import LanguageModel
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.traffic import layer_traffic, step_traffic
@@ -50,6 +50,13 @@ VARIANTS = {
     "remat in bfloat16": {"remat": True, "dtype": "bfloat16"},
     "unrolled": {"unroll": 3},
     "no positions": {"context": 0},
+    "untied": {"tied": False},
+    "gated, RMS norms": {
+        "block": Block(
+            GAM(slots=16), MLP(activation="swiglu", hidden=48, bias=False), norm=RMSNorm()
+        ),
+        "norm": RMSNorm(),
+    },
     "kernel 1": {"block": Block(GAM(slots=16, kernel=1))},
     "sum": {"block": Block(GAM(slots=16, variant="sum"))},
     "local": {"block": Block(GAM(variant="local"))},

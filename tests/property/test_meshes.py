@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gam_jax.layers import GAM, Block, Chunked
+from gam_jax.layers import GAM, MLP, Block, Chunked, RMSNorm
 from gam_jax.model import LanguageModel
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.train import init_state, make_eval_step, make_train_step
@@ -29,6 +29,12 @@ MODELS = {
     "unrolled": dataclasses.replace(MODEL, unroll=2),
     "sum, kernel 5": dataclasses.replace(
         MODEL, block=Block(GAM(slots=16, kernel=5, variant="sum"))
+    ),
+    "untied, gated, RMS norms": dataclasses.replace(
+        MODEL,
+        block=Block(GAM(slots=16), MLP(activation="swiglu", bias=False), norm=RMSNorm()),
+        norm=RMSNorm(),
+        tied=False,
     ),
 }
 STEPS = 3

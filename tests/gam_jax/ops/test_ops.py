@@ -20,7 +20,7 @@ from gam_jax.ops.conv import causal_conv
 from gam_jax.ops.dropout import dropout
 from gam_jax.ops.linear import linear, linear_transposed
 from gam_jax.ops.memory import memory_read
-from gam_jax.ops.norm import layer_norm
+from gam_jax.ops.norm import layer_norm, rms_norm
 from gam_jax.ops.vocabulary import embed, token_losses
 from sharding.axes import Axes
 from sharding.mesh import make_mesh
@@ -57,6 +57,10 @@ def norm_formula(x, scale, bias):
     return (x - x.mean(axis=-1, keepdims=True)) / deviation * scale + bias
 
 
+def rms_formula(x, scale):
+    return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-5) * scale
+
+
 TARGETS = np.array([0, 3, 7, 3, 5])
 TOKENS = np.array([[1, 0, 7], [7, 7, 2]])
 
@@ -73,6 +77,7 @@ OPS = {
     "linear, wide to narrow": (linear, lambda x, w: x @ w, [normal(5, 4), normal(4, 2)]),
     "linear transposed": (linear_transposed, lambda x, w: x @ w.T, [normal(5, 4), normal(3, 4)]),
     "layer norm": (layer_norm, norm_formula, [2 + normal(2, 3, 6), normal(6), normal(6, seed=1)]),
+    "rms norm": (rms_norm, rms_formula, [2 + normal(2, 3, 6), normal(6)]),
     "memory": (memory_read, memory_formula, [normal(5, 4), normal(6, 4)]),
     "memory of one slot": (memory_read, memory_formula, [normal(5, 4), normal(1, 4)]),
     "conv": (
