@@ -8,7 +8,7 @@ docs/parallelism.md.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ def ring(
         return step(state, block, 0)
     size, own = lax.axis_size(axis), lax.axis_index(axis)
     block = jax.tree.map(lambda x: collectives.as_varying(x, axis), block)
-    state = _typed_as(state, jax.eval_shape(step, state, block, own))
+    state = collectives.typed_as(state, jax.eval_shape(step, state, block, own))
     shift = [(i, (i + 1) % size) for i in range(size)]
     step = jax.checkpoint(step, prevent_cse=False)
 
@@ -89,12 +89,5 @@ def _fold(
     combine: Callable[[State, State], State], before: State, elements: State
 ) -> tuple[State, State]:
     """The combination of all elements [n, ...], and what stands before each."""
-    before = _typed_as(before, jax.tree.map(lambda x: x[0], elements))
+    before = collectives.typed_as(before, jax.tree.map(lambda x: x[0], elements))
     return lax.scan(lambda left, right: (combine(left, right), left), before, elements)
-
-
-def _typed_as(tree: Any, like: Any) -> Any:
-    """`tree` varying wherever the arrays of `like` do too: what a scan's carry must begin as."""
-    return jax.tree.map(
-        lambda x, y: collectives.as_varying(x, sorted(collectives.varying(y))), tree, like
-    )

@@ -17,6 +17,7 @@ EXAMPLES: dict[str, Layer] = {
     "GAM": GAM(width=WIDTH, slots=16, kernel=3),
     "GAM kernel 5": GAM(width=WIDTH, slots=16, kernel=5),
     "GAM kernel 1": GAM(width=WIDTH, slots=16, kernel=1),
+    "GAM dilated": GAM(width=WIDTH, slots=16, kernel=3, dilation=3),
     "GAM sum": GAM(width=WIDTH, slots=16, variant="sum"),
     "GAM global": GAM(width=WIDTH, slots=16, variant="global"),
     "GAM local": GAM(width=WIDTH, variant="local"),

@@ -51,6 +51,7 @@ VARIANTS = {
     "unrolled": {"unroll": 3},
     "no positions": {"context": 0},
     "kernel 1": {"block": Block(GAM(slots=16, kernel=1))},
+    "dilated past a shard": {"block": Block(GAM(slots=16, kernel=4, dilation=7))},
     "sum": {"block": Block(GAM(slots=16, variant="sum"))},
     "local": {"block": Block(GAM(variant="local"))},
     "global": {"block": Block(GAM(slots=16, variant="global"))},
