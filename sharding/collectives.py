@@ -88,7 +88,8 @@ def typed_as(tree: Any, like: Any) -> Any:
 def varying(x: Any) -> frozenset[str]:
     """The mesh axes over which an array (or its abstract value) is typed as varying."""
     typed = x if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x)
-    return typed.manual_axis_type.varying
+    kind = typed.manual_axis_type  # an abstract value has none outside any mesh
+    return frozenset() if kind is None else kind.varying
 
 
 def left_halo(

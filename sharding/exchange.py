@@ -1,4 +1,4 @@
-"""What shards of a sequence hand to each other beyond a halo: blocks in a ring, states in a prefix.
+"""What shards of a sequence hand to each other beyond a halo: rings, prefixes, relays, reversal.
 
 Called from the program of one device, inside `jax.shard_map(check_vma=True)`; `axis=None` means
 that the sequence is whole. Source: the sequence-parallel literature as summed up in
@@ -7,7 +7,7 @@ docs/parallelism.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import jax
@@ -91,3 +91,43 @@ def _fold(
     """The combination of all elements [n, ...], and what stands before each."""
     before = collectives.typed_as(before, jax.tree.map(lambda x: x[0], elements))
     return lax.scan(lambda left, right: (combine(left, right), left), before, elements)
+
+
+def relay(run: Callable[[State], State], state: State, axis: str | None) -> State:
+    """What this shard begins with, where a shard begins with what its left neighbour ends with.
+
+    For recurrences that no prefix can shorten: shard r waits for r runs, one after another, so
+    it is correct and not parallel. What is sent is one state a shard. Runs are done again in the
+    backward pass, so what is stored for it is a state for each turn.
+
+    Args:
+      run: this shard's tokens, from the state before them to the state after. Arrays that it
+        closes over must be typed as varying over `axis` already: a shard runs at its own turn,
+        when no other can meet it in a collective over `axis`.
+      state: what the first shard begins with, the same on all.
+      axis: the mesh axis that splits the sequence.
+    """
+    if axis is None:
+        return state
+    size, own = lax.axis_size(axis), lax.axis_index(axis)
+    state = jax.tree.map(lambda x: collectives.as_varying(x, axis), state)
+    state = collectives.typed_as(state, jax.eval_shape(run, state))
+    shift = [(i, i + 1) for i in range(size - 1)]
+
+    def turn(state: State, index: Array) -> tuple[State, None]:
+        after = lax.cond(own == index, run, lambda same: same, state)
+        moved = jax.tree.map(lambda x: lax.ppermute(x, axis, shift), after)
+        mine = jax.tree.map(lambda x, y: jnp.where(own == index + 1, x, y), moved, state)
+        return mine, None
+
+    return lax.scan(jax.checkpoint(turn, prevent_cse=False), state, jnp.arange(size - 1))[0]
+
+
+def reverse(x: Array, axes: Sequence[str]) -> Array:
+    """The sequence [B, T, ...] from its end to its start; `axes` split T, the outer one first."""
+    x = jnp.flip(x, axis=1)
+    for axis in axes:
+        size = lax.axis_size(axis)
+        shift = [(i, size - 1 - i) for i in range(size)]
+        x = lax.ppermute(collectives.as_varying(x, axis), axis, shift)
+    return x

@@ -8,7 +8,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gam_jax.layers import GAM, MLP, Block, Carry, Chunked, Layer, LayerNorm, Stack
+from gam_jax.layers import (
+    GAM,
+    GRU,
+    LSTM,
+    MLP,
+    TCN,
+    TCNCA,
+    Bidirectional,
+    Block,
+    Carry,
+    Chunked,
+    Elman,
+    Layer,
+    LayerNorm,
+    Stack,
+)
 from gam_jax.params import Params, Table, abstract_params
 
 WIDTH = 8
@@ -23,9 +38,24 @@ EXAMPLES: dict[str, Layer] = {
     "GAM local": GAM(width=WIDTH, variant="local"),
     "LayerNorm": LayerNorm(width=WIDTH),
     "MLP": MLP(width=WIDTH),
+    "Elman": Elman(width=WIDTH),
+    "LSTM": LSTM(width=WIDTH),
+    "LSTM unrolled": LSTM(width=WIDTH, unroll=3),
+    "GRU": GRU(width=WIDTH),
+    "GRU reset first": GRU(width=WIDTH, reset_first=True),
+    "Bidirectional": Bidirectional(GRU(), width=WIDTH),
+    "Bidirectional stack": Bidirectional(Block(GAM(slots=16)), width=WIDTH),
+    "TCN": TCN(width=WIDTH, kernel=3, levels=2, factor=3),
+    "TCN of two convolutions": TCN(width=WIDTH, kernel=2, levels=2, factor=2, convs=2),
+    "TCNCA": TCNCA(width=WIDTH, tcn=TCN(kernel=2, levels=2, factor=2), chunk=4, keys=4),
+    "TCNCA of odd chunks": TCNCA(width=WIDTH, tcn=TCN(levels=1), chunk=3, keys=4),
+    "TCNCA simple": TCNCA(
+        width=WIDTH, tcn=TCN(kernel=2, levels=3, factor=2), chunk=5, keys=4, variant="simple"
+    ),
     "Block": Block(GAM(slots=16), width=WIDTH),
     "Chunked": Chunked(GAM(slots=16), size=3, width=WIDTH),
     "Stack": Stack(Block(GAM(slots=16), width=WIDTH), depth=3),
+    "Stack of recurrences": Stack(Block(LSTM(), width=WIDTH), depth=2),
     "Stack remat": Stack(Block(GAM(slots=16), width=WIDTH), depth=2, remat=True),
     "Stack unrolled": Stack(Block(GAM(slots=16), width=WIDTH), depth=3, unroll=2),
 }
