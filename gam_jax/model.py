@@ -75,6 +75,11 @@ class LanguageModel:
     def __post_init__(self) -> None:
         if self.init not in INITS:
             raise ValueError(f"LanguageModel.init '{self.init}' is not one of {', '.join(INITS)}")
+        if not self.block.streams:
+            raise ValueError(
+                "LanguageModel.block holds a layer that reads the whole sequence at once, so it "
+                "cannot predict a next token; give a causal one"
+            )
         for name in ("block", "norm"):
             inner = inherit(getattr(self, name), width=self.width, dropout=self.dropout)
             object.__setattr__(self, name, inner)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from gam_jax.layers import GAM, MLP, Block, Chunked, Layer, LayerNorm, RMSNorm, Stack
 from gam_jax.model import LanguageModel
+from gam_jax.ops.conv import reach
 from gam_jax.params import Param, rule_specs, shard_dims, shardings
 from sharding.layout import Layout
 from sharding.messages import Message
@@ -79,9 +80,13 @@ def layer_traffic(layer: Layer, sizes: Sizes) -> Iterator[Message]:
 def _(layer: GAM, sizes: Sizes) -> Iterator[Message]:
     runs = 2 if sizes.again else 1
     if layer.variant != "global" and sizes.seq > 1:
-        halo = sizes.rows * (layer.kernel - 1) * sizes.width // sizes.tensor * sizes.itemsize
-        if halo:
-            yield Message("permute", ("seq",), sizes.seq, halo, runs + 1)
+        token = sizes.rows * sizes.width // sizes.tensor * sizes.itemsize
+        missing = reach(layer.kernel, layer.dilation)
+        for _ in range(1, sizes.seq):  # a halo longer than a shard takes several hops
+            sent = min(missing, sizes.tokens)
+            if sent:
+                yield Message("permute", ("seq",), sizes.seq, sent * token, runs + 1)
+            missing -= sent
     one = sizes.rows * sizes.tokens * FLOAT  # a number a token
     if sizes.split:
         yield gathers(sizes.stream, sizes, 1 + sizes.enter_again)  # into the layer ...

@@ -8,6 +8,7 @@ differ between, or are known to be equal on, the devices along an axis.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,10 +80,16 @@ def vary_alike(*arrays: Array) -> tuple[Array, ...]:
     return tuple(as_varying(array, names) for array in arrays)
 
 
+def typed_as(tree: Any, like: Any) -> Any:
+    """`tree` varying wherever the arrays of `like` do too: what a scan's carry must begin as."""
+    return jax.tree.map(lambda x, y: as_varying(x, sorted(varying(y))), tree, like)
+
+
 def varying(x: Any) -> frozenset[str]:
     """The mesh axes over which an array (or its abstract value) is typed as varying."""
     typed = x if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x)
-    return typed.manual_axis_type.varying
+    kind = typed.manual_axis_type  # an abstract value has none outside any mesh
+    return frozenset() if kind is None else kind.varying
 
 
 def left_halo(
@@ -90,21 +97,28 @@ def left_halo(
 ) -> Float[Array, "B H D"]:
     """The H inputs that come before this device's tokens.
 
-    They are the last H tokens of the shard to the left, or `carry` on the first shard. What is
-    sent is H tokens, however long the sequence. Needs T >= H on a split axis.
-
-    Raises:
-      ValueError: a shard shorter than the halo.
+    They are the last tokens of the shards to the left and, where those are too few, of `carry`,
+    which stands before the first shard. A halo longer than a shard is sent in several hops, by
+    each shard to as many neighbours as need it. What is sent is H tokens, however long the
+    sequence.
     """
     if axis is None or lax.axis_size(axis) == 1 or carry.shape[1] == 0:
         return carry
-    halo, tokens = carry.shape[1], x.shape[1]
-    if tokens < halo:
-        raise ValueError(f"a shard of {tokens} tokens is shorter than its halo of {halo}")
-    size = lax.axis_size(axis)
-    shift = [(i, i + 1) for i in range(size - 1)]
-    received = lax.ppermute(as_varying(x[:, tokens - halo :], axis), axis, shift)
-    return jnp.where(lax.axis_index(axis) == 0, carry, received)
+    halo, tokens, size = carry.shape[1], x.shape[1], lax.axis_size(axis)
+    x, parts, missing = as_varying(x, axis), [], halo
+    for hop in range(1, size):
+        if missing:
+            sent = min(missing, tokens)
+            shift = [(i, i + hop) for i in range(size - hop)]
+            parts.insert(0, lax.ppermute(x[:, tokens - sent :], axis, shift))
+            missing -= sent
+    received = jnp.concatenate(parts, axis=1)  # zeros from where there is no shard
+    # The shard r has r * T tokens of shards before it; what is left over is the carry's end.
+    end = jnp.concatenate([carry, jnp.zeros_like(carry)], axis=1)
+    start = jnp.minimum(lax.axis_index(axis) * tokens, halo)
+    end = lax.dynamic_slice_in_dim(as_varying(end, axis), start, halo, axis=1)
+    there = jnp.arange(halo) >= halo - start
+    return jnp.where(there[:, None], jnp.pad(received, ((0, 0), (missing, 0), (0, 0))), end)
 
 
 def from_last(x: Array, axis: str | None) -> Array:

@@ -1,4 +1,4 @@
-"""What shards of a sequence hand to each other beyond a halo: blocks in a ring, states in a prefix.
+"""What shards of a sequence hand to each other beyond a halo: rings, prefixes, relays, reversal.
 
 Called from the program of one device, inside `jax.shard_map(check_vma=True)`; `axis=None` means
 that the sequence is whole. Source: the sequence-parallel literature as summed up in
@@ -7,8 +7,8 @@ docs/parallelism.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ def ring(
         return step(state, block, 0)
     size, own = lax.axis_size(axis), lax.axis_index(axis)
     block = jax.tree.map(lambda x: collectives.as_varying(x, axis), block)
-    state = _typed_as(state, jax.eval_shape(step, state, block, own))
+    state = collectives.typed_as(state, jax.eval_shape(step, state, block, own))
     shift = [(i, (i + 1) % size) for i in range(size)]
     step = jax.checkpoint(step, prevent_cse=False)
 
@@ -89,12 +89,45 @@ def _fold(
     combine: Callable[[State, State], State], before: State, elements: State
 ) -> tuple[State, State]:
     """The combination of all elements [n, ...], and what stands before each."""
-    before = _typed_as(before, jax.tree.map(lambda x: x[0], elements))
+    before = collectives.typed_as(before, jax.tree.map(lambda x: x[0], elements))
     return lax.scan(lambda left, right: (combine(left, right), left), before, elements)
 
 
-def _typed_as(tree: Any, like: Any) -> Any:
-    """`tree` varying wherever the arrays of `like` do too: what a scan's carry must begin as."""
-    return jax.tree.map(
-        lambda x, y: collectives.as_varying(x, sorted(collectives.varying(y))), tree, like
-    )
+def relay(run: Callable[[State], State], state: State, axis: str | None) -> State:
+    """What this shard begins with, where a shard begins with what its left neighbour ends with.
+
+    For recurrences that no prefix can shorten: shard r waits for r runs, one after another, so
+    it is correct and not parallel. What is sent is one state a shard. Runs are done again in the
+    backward pass, so what is stored for it is a state for each turn.
+
+    Args:
+      run: this shard's tokens, from the state before them to the state after. Arrays that it
+        closes over must be typed as varying over `axis` already: a shard runs at its own turn,
+        when no other can meet it in a collective over `axis`.
+      state: what the first shard begins with, the same on all.
+      axis: the mesh axis that splits the sequence.
+    """
+    if axis is None:
+        return state
+    size, own = lax.axis_size(axis), lax.axis_index(axis)
+    state = jax.tree.map(lambda x: collectives.as_varying(x, axis), state)
+    state = collectives.typed_as(state, jax.eval_shape(run, state))
+    shift = [(i, i + 1) for i in range(size - 1)]
+
+    def turn(state: State, index: Array) -> tuple[State, None]:
+        after = lax.cond(own == index, run, lambda same: same, state)
+        moved = jax.tree.map(lambda x: lax.ppermute(x, axis, shift), after)
+        mine = jax.tree.map(lambda x, y: jnp.where(own == index + 1, x, y), moved, state)
+        return mine, None
+
+    return lax.scan(jax.checkpoint(turn, prevent_cse=False), state, jnp.arange(size - 1))[0]
+
+
+def reverse(x: Array, axes: Sequence[str]) -> Array:
+    """The sequence [B, T, ...] from its end to its start; `axes` split T, the outer one first."""
+    x = jnp.flip(x, axis=1)
+    for axis in axes:
+        size = lax.axis_size(axis)
+        shift = [(i, size - 1 - i) for i in range(size)]
+        x = lax.ppermute(collectives.as_varying(x, axis), axis, shift)
+    return x

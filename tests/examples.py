@@ -8,7 +8,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gam_jax.layers import GAM, MLP, Block, Carry, Chunked, Layer, LayerNorm, RMSNorm, Stack
+from gam_jax.layers import (
+    GAM,
+    GRU,
+    LSTM,
+    MLP,
+    TCN,
+    TCNCA,
+    Bidirectional,
+    Block,
+    Carry,
+    Chunked,
+    Elman,
+    Layer,
+    LayerNorm,
+    RMSNorm,
+    Stack,
+)
 from gam_jax.params import Params, Table, abstract_params
 
 WIDTH = 8
@@ -17,6 +33,7 @@ EXAMPLES: dict[str, Layer] = {
     "GAM": GAM(width=WIDTH, slots=16, kernel=3),
     "GAM kernel 5": GAM(width=WIDTH, slots=16, kernel=5),
     "GAM kernel 1": GAM(width=WIDTH, slots=16, kernel=1),
+    "GAM dilated": GAM(width=WIDTH, slots=16, kernel=3, dilation=3),
     "GAM sum": GAM(width=WIDTH, slots=16, variant="sum"),
     "GAM global": GAM(width=WIDTH, slots=16, variant="global"),
     "GAM local": GAM(width=WIDTH, variant="local"),
@@ -25,9 +42,24 @@ EXAMPLES: dict[str, Layer] = {
     "RMSNorm": RMSNorm(width=WIDTH),
     "MLP swiglu": MLP(width=WIDTH, activation="swiglu", hidden=24, bias=False),
     "MLP geglu": MLP(width=WIDTH, activation="geglu"),
+    "Elman": Elman(width=WIDTH),
+    "LSTM": LSTM(width=WIDTH),
+    "LSTM unrolled": LSTM(width=WIDTH, unroll=3),
+    "GRU": GRU(width=WIDTH),
+    "GRU reset first": GRU(width=WIDTH, reset_first=True),
+    "Bidirectional": Bidirectional(GRU(), width=WIDTH),
+    "Bidirectional stack": Bidirectional(Block(GAM(slots=16)), width=WIDTH),
+    "TCN": TCN(width=WIDTH, kernel=3, levels=2, factor=3),
+    "TCN of two convolutions": TCN(width=WIDTH, kernel=2, levels=2, factor=2, convs=2),
+    "TCNCA": TCNCA(width=WIDTH, tcn=TCN(kernel=2, levels=2, factor=2), chunk=4, keys=4),
+    "TCNCA of odd chunks": TCNCA(width=WIDTH, tcn=TCN(levels=1), chunk=3, keys=4),
+    "TCNCA simple": TCNCA(
+        width=WIDTH, tcn=TCN(kernel=2, levels=3, factor=2), chunk=5, keys=4, variant="simple"
+    ),
     "Block": Block(GAM(slots=16), width=WIDTH),
     "Chunked": Chunked(GAM(slots=16), size=3, width=WIDTH),
     "Stack": Stack(Block(GAM(slots=16), width=WIDTH), depth=3),
+    "Stack of recurrences": Stack(Block(LSTM(), width=WIDTH), depth=2),
     "Stack remat": Stack(Block(GAM(slots=16), width=WIDTH), depth=2, remat=True),
     "Stack unrolled": Stack(Block(GAM(slots=16), width=WIDTH), depth=3, unroll=2),
 }

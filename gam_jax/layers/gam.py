@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gam_jax.layers.base import WHOLE, Layer, known
-from gam_jax.ops.conv import causal_conv
+from gam_jax.ops.conv import causal_conv, reach
 from gam_jax.ops.linear import linear
 from gam_jax.ops.memory import memory_read
 from gam_jax.params import Param, Params, Table, fan_in, uniform, zeros
@@ -27,12 +27,14 @@ class GAM(Layer):
     y_t = sigmoid(u_t) * conv(x)_t + sigmoid(v_t) * read(x_t), with gates (u_t, v_t) = x_t W + b.
 
     The read is softmax(x_t Mem^T) Mem. The bank Mem is a weight: it does not depend on the
-    sequence, so a token sees only the `kernel` - 1 tokens before it, through the convolution.
+    sequence, so a token sees only the (`kernel` - 1) * `dilation` tokens before it, through the
+    convolution.
 
     Attributes:
       width: D.
       slots: M, rows of the bank.
       kernel: K, taps of the convolution.
+      dilation: tokens between two taps; 1 in the paper.
       variant: "full"; or the paper's ablations, all without gates: "sum" (conv + read),
         "global" (read alone), "local" (conv alone).
     """
@@ -40,13 +42,14 @@ class GAM(Layer):
     width: int | None = None
     slots: int = 512
     kernel: int = 3
+    dilation: int = 1
     variant: str = "full"
 
     def __post_init__(self) -> None:
         if self.variant not in VARIANTS:
             raise ValueError(f"GAM.variant '{self.variant}' is not one of {', '.join(VARIANTS)}")
-        if self.kernel < 1 or self.slots < 1:
-            raise ValueError("GAM.kernel and GAM.slots must be at least 1")
+        if min(self.kernel, self.dilation, self.slots) < 1:
+            raise ValueError("GAM.kernel, GAM.dilation and GAM.slots must be at least 1")
 
     @property
     def _convolves(self) -> bool:
@@ -72,20 +75,20 @@ class GAM(Layer):
         return table
 
     def carry_table(self, batch: int) -> Param:
-        """The K-1 inputs before the next token [B, K-1, D]."""
-        taps = self.kernel if self._convolves else 1
-        shape = (batch, taps - 1, known(self.width, "width", self))
+        """The inputs before the next token that it sees [B, H, D], H = (K-1) * dilation."""
+        halo = reach(self.kernel, self.dilation) if self._convolves else 0
+        shape = (batch, halo, known(self.width, "width", self))
         return Param(shape, ("batch", None, "channel"), zeros)
 
     def __call__(
         self,
         params: Params,
         x: Float[Array, "B T D"],
-        carry: Float[Array, "B K-1 D"] | None = None,
+        carry: Float[Array, "B H D"] | None = None,
         axes: Axes = WHOLE,
         *,
         key: Array | None = None,
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "B K-1 D"]]:
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B H D"]]:
         """Channels are split between the two pathways and their fusion, slots inside the read."""
         after = self.carry(x.shape[0], axes) if carry is None else carry
         channels = axes.of("channel")
@@ -95,7 +98,9 @@ class GAM(Layer):
         if self._convolves:
             own = collectives.own_shard(x, channels, dim=2)
             tail = after.astype(x.dtype)
-            local, tail = causal_conv(own, params["conv"], params["conv_bias"], tail, axes.seq)
+            local, tail = causal_conv(
+                own, params["conv"], params["conv_bias"], tail, axes.seq, self.dilation
+            )
             after = tail.astype(after.dtype)
             pathways.append(local.reshape(flat.shape[0], -1))
         if self._reads:

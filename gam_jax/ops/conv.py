@@ -1,37 +1,51 @@
-"""Causal depthwise convolution that streams."""
+"""Causal convolutions that stream."""
 
 from __future__ import annotations
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from gam_jax.ops.linear import linear
 from sharding import collectives
+
+
+def reach(kernel: int, dilation: int = 1) -> int:
+    """How many tokens before the current one a convolution sees: (K-1) * dilation."""
+    return (kernel - 1) * dilation
 
 
 def causal_conv(
     x: Float[Array, "B T D"],
-    weight: Float[Array, "K D"],
-    bias: Float[Array, D],
-    carry: Float[Array, "B K-1 D"],
+    weight: Float[Array, "K D"] | Float[Array, "K D F"],
+    bias: Float[Array, D] | Float[Array, F],
+    carry: Float[Array, "B H D"],
     axis: str | None = None,
-) -> tuple[Float[Array, "B T D"], Float[Array, "B K-1 D"]]:
-    """y_t = bias + sum_j weight[j] * x_{t-K+1+j}, j = 0..K-1, each channel alone.
+    dilation: int = 1,
+) -> tuple[Float[Array, "B T D"] | Float[Array, "B T F"], Float[Array, "B H D"]]:
+    """y_t = bias + sum_j weight[j] x_{t-(K-1-j)*dilation}, j = 0..K-1.
 
-    The last tap meets the current token. What comes before x is `carry`, the last K-1 inputs of
-    the chunk before, zeros at the start of a sequence. The sum is K shifted multiply-adds: XLA's
-    grouped convolution is many times slower on CPU.
+    A weight [K, D] is depthwise, each channel alone; [K, D, F] mixes channels. The last tap
+    meets the current token. What comes before x is `carry`, the last H = (K-1) * dilation
+    inputs of the chunk before, zeros at the start of a sequence. The sum is of K shifted arrays:
+    XLA's grouped convolution is many times slower on CPU.
 
     Args:
       x: this device's tokens.
-      weight, bias: one filter a channel.
-      carry: the K-1 inputs before x (before the first shard's, where tokens are split).
-      axis: mesh axis that splits the tokens.
+      weight, bias: one filter a channel, or one for each pair of channels.
+      carry: the H inputs before x (before the first shard's, where tokens are split).
+      axis: mesh axis that splits the tokens; shards may be shorter than H.
+      dilation: distance between taps.
 
     Returns:
       y, in the dtype of x, and the carry after the last token.
     """
     taps, tokens = weight.shape[0], x.shape[1]
-    halo = collectives.left_halo(x, carry, axis)
-    padded = jnp.concatenate([halo, x], axis=1)
-    y = bias + sum(weight[j] * padded[:, j : j + tokens] for j in range(taps))
+    padded = jnp.concatenate([collectives.left_halo(x, carry, axis), x], axis=1)
+    shifted = (padded[:, j * dilation : j * dilation + tokens] for j in range(taps))
+    if weight.ndim == 2:
+        y = bias + sum(w * part for w, part in zip(weight, shifted, strict=True))
+    else:
+        flat = (part.reshape(-1, part.shape[2]) for part in shifted)
+        products = sum(linear(part, w) for w, part in zip(weight, flat, strict=True))
+        y = (bias + products).reshape(*x.shape[:2], -1)
     return y, collectives.from_last(padded[:, tokens:], axis)

@@ -168,10 +168,6 @@ BAD = {
         train("--mesh=seq=5"),
         ["32 tokens", "seq=5", "data.window"],
     ),
-    "shards shorter than the convolution's reach": (
-        train("--mesh=seq=8"),
-        ["seq=8", "a shard of 4 tokens", "halo of 7"],
-    ),
     "width that the mesh does not divide": (
         train("--mesh=tensor=8", "--config.model.width=36"),
         ["blocks/mixer/conv", "'channel' = 36", "tensor=8"],

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gam_jax.config import from_dict, to_dict
-from gam_jax.layers import LAYERS, Layer
+from gam_jax.layers import LAYERS, MLP, Block, Chunked, Layer, Stack
+from gam_jax.model import LanguageModel
 from gam_jax.params import abstract_params, count_params, decay_mask, init_params, param_specs
 from sharding.layout import Layout
 from sharding.mesh import make_mesh
@@ -16,7 +17,15 @@ from tests.examples import EXAMPLES, apply, inputs, params_of
 
 TOKENS = 8
 
-every_layer = pytest.mark.parametrize("layer", EXAMPLES.values(), ids=EXAMPLES.keys())
+
+def layers(wanted):
+    chosen = {name: layer for name, layer in EXAMPLES.items() if wanted(layer)}
+    return pytest.mark.parametrize("layer", chosen.values(), ids=chosen.keys())
+
+
+every_layer = layers(lambda layer: True)
+streaming_layer = layers(lambda layer: layer.streams)
+whole_layer = layers(lambda layer: not layer.streams)
 
 
 def test_every_registered_layer_has_an_example():
@@ -57,7 +66,7 @@ def test_output_and_carry_keep_shape_and_dtype(layer):
         chex.assert_trees_all_equal_shapes_and_dtypes(carry, layer.carry(2))
 
 
-@every_layer
+@streaming_layer
 @given(cuts=st.lists(st.integers(1, TOKENS - 1), unique=True, max_size=TOKENS - 1))
 def test_any_split_into_chunks_equals_the_whole(layer, cuts):
     params, x = params_of(layer), inputs(2, TOKENS)
@@ -70,7 +79,7 @@ def test_any_split_into_chunks_equals_the_whole(layer, cuts):
     chex.assert_trees_all_close(carry, last, atol=1e-6)
 
 
-@every_layer
+@streaming_layer
 def test_token_by_token_equals_the_whole(layer):
     params, x = params_of(layer), inputs(2, TOKENS)
     whole, _ = apply(layer, params, x)
@@ -80,7 +89,7 @@ def test_token_by_token_equals_the_whole(layer):
         chex.assert_trees_all_close(y, whole[:, t : t + 1], atol=1e-6)
 
 
-@every_layer
+@streaming_layer
 def test_it_is_causal_by_its_gradient(layer):
     params, x = params_of(layer), inputs(1, TOKENS)
     pull = jax.jit(jax.grad(lambda x, t: layer(params, x)[0][0, t].sum()))
@@ -88,6 +97,19 @@ def test_it_is_causal_by_its_gradient(layer):
         gradient = pull(x, t)
         assert not jnp.any(gradient[:, t + 1 :])
         assert jnp.any(gradient[:, t])
+
+
+@whole_layer
+def test_a_layer_that_does_not_stream_sees_what_is_to_come_and_hands_nothing_on(layer):
+    params, x = params_of(layer), inputs(1, TOKENS)
+    assert layer.carry_table(1) == ()
+    assert jnp.any(jax.grad(lambda x: layer(params, x)[0][0, 0].sum())(x)[:, 1:])
+    for around in (Block(layer, MLP()), Stack(Block(layer), depth=1)):
+        assert not around.streams
+    with pytest.raises(ValueError, match="cannot predict a next token; give a causal one"):
+        LanguageModel(Block(layer), width=8, depth=1)
+    with pytest.raises(ValueError, match="must be causal"):
+        Chunked(layer)
 
 
 @every_layer

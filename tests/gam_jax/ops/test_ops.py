@@ -34,14 +34,21 @@ def gelu_formula(x):
     return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
 
 
-def conv_formula(x, weight, bias, carry):
-    taps, tokens = len(weight), x.shape[1]
+def conv_formula(x, weight, bias, carry, dilation=1):
     before = np.concatenate([carry, x], axis=1)
-    y = np.zeros_like(x)
-    for t in range(tokens):
-        for j in range(taps):
-            y[:, t] += weight[j] * before[:, t + j]
+    y = np.zeros((*x.shape[:2], weight.shape[-1]))
+    for t in range(x.shape[1]):
+        for j, tap in enumerate(weight):
+            seen = before[:, t + j * dilation]
+            y[:, t] += seen @ tap if tap.ndim == 2 else seen * tap
     return y + bias
+
+
+def dilated(dilation):
+    return (
+        lambda *arrays: causal_conv(*arrays, dilation=dilation)[0],
+        functools.partial(conv_formula, dilation=dilation),
+    )
 
 
 def memory_formula(x, bank):
@@ -94,6 +101,16 @@ OPS = {
         lambda *arrays: causal_conv(*arrays)[0],
         conv_formula,
         [normal(2, 5, 3), normal(1, 3), normal(3), normal(2, 0, 3)],
+    ),
+    "conv, dilated": (*dilated(2), [normal(2, 5, 3), normal(3, 3), normal(3), normal(2, 4, 3)]),
+    "conv, dilated past its tokens": (
+        *dilated(4),
+        [normal(2, 3, 3), normal(3, 3), normal(3), normal(2, 8, 3)],
+    ),
+    "conv, dense": (*dilated(1), [normal(2, 5, 3), normal(3, 3, 2), normal(2), normal(2, 2, 3)]),
+    "conv, dense and dilated": (
+        *dilated(3),
+        [normal(2, 4, 2), normal(2, 2, 3), normal(3), normal(2, 3, 2)],
     ),
     "token losses": (
         lambda hidden, embedding: token_losses(hidden, embedding, jnp.asarray(TARGETS)),

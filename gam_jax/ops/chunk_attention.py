@@ -1,0 +1,84 @@
+"""Causal attention inside chunks of a sequence."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from sharding import collectives
+
+
+def chunk_attention(
+    q: Float[Array, "B T Z"],
+    k: Float[Array, "B T Z"],
+    v: Float[Array, "B T H"],
+    bias: Float[Array, C],
+    before: tuple[Float[Array, "B C Z"], Float[Array, "B C H"], Int[Array, ""]] | None = None,
+    axis: str | None = None,
+) -> tuple[Float[Array, "B T H"], tuple[Array, Array, Array]]:
+    """o_t = sum_s softmax_s(q_t k_s / sqrt(Z) + bias[t - s]) v_s over s <= t in the chunk of t.
+
+    Chunks are of C tokens, counted from the start of the sequence; none sees another. Source:
+    MEGA (arXiv 2209.10655), section 3.3 and its official code; the bias is its "simple" one,
+    learned for each distance. Time and memory are O(T C). Softmax in float32.
+
+    Args:
+      q, k, v: this device's tokens.
+      bias: by distance; its length is the size of a chunk.
+      before: the last C keys and values, and how many tokens came before, modulo C; None at the
+        start of a sequence. Then chunks that end with a shard need no communication.
+      axis: mesh axis that splits the tokens.
+
+    Returns:
+      o in the dtype of v, and what comes before the next token, keys and values in float32.
+    """
+    size, tokens = bias.shape[0], q.shape[1]
+    shards, own = collectives.axis_size(axis), collectives.axis_index(axis)
+    aligned = before is None and (shards == 1 or tokens % size == 0)
+    if before is None:
+        empty = (jnp.zeros((x.shape[0], size, x.shape[2]), jnp.float32) for x in (k, v))
+        before = (*empty, jnp.zeros((), jnp.int32))
+    keys, values, place = before
+    first = (place + own * tokens) % size
+    keys, values = (
+        jnp.concatenate([collectives.left_halo(x, past.astype(x.dtype), axis), x], axis=1)
+        for x, past in ((k, keys), (v, values))
+    )
+    after = tuple(
+        collectives.from_last(x[:, tokens:], axis).astype(jnp.float32) for x in (keys, values)
+    )
+    past = 0 if aligned else size  # keys before a block that it may see
+    o = _blocks(q, keys[:, size - past :], values[:, size - past :], bias, first, past)
+    return o, (*after, (place + shards * tokens) % size)
+
+
+def _blocks(
+    q: Array, keys: Array, values: Array, bias: Array, first: Array | int, past: int
+) -> Array:
+    """Blocks of at most C queries, each over its own keys and the `past` ones before them."""
+    (rows, tokens, width), size = q.shape, bias.shape[0]
+    block = min(size, tokens)
+    count = -(-tokens // block)
+    pad = ((0, 0), (0, count * block - tokens), (0, 0))
+    q = jnp.pad(q, pad).reshape(rows, count, block, width) * width**-0.5
+
+    def windows(x: Array) -> Array:
+        x = jnp.pad(x, pad)
+        own = x[:, past:].reshape(rows, count, block, -1)
+        if past == 0:
+            return own
+        starts = x[:, : count * block].reshape(rows, count, block, -1)
+        if block == size:
+            return jnp.concatenate([starts, own], axis=2)
+        return x[:, None]  # one block, shorter than a chunk
+
+    keys, values = windows(keys), windows(values)
+    place, key = jnp.arange(count * block).reshape(count, block), jnp.arange(past + block)
+    distance = past + jnp.arange(block)[:, None] - key
+    seen = (distance >= 0) & (distance <= ((first + place) % size)[..., None])
+    scores = jnp.einsum("bnqz,bnkz->bnqk", q, keys, preferred_element_type=jnp.float32)
+    scores = scores + bias.astype(jnp.float32)[jnp.clip(distance, 0, size - 1)]
+    weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1).astype(values.dtype)
+    o = jnp.einsum("bnqk,bnkh->bnqh", weights, values)
+    return o.reshape(rows, count * block, -1)[:, :tokens]
