@@ -8,7 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gam_jax.layers import GAM, MLP, Block, Carry, Chunked, Layer, LayerNorm, RMSNorm, Stack
+from gam_jax.layers import (
+    GAM,
+    MLP,
+    Block,
+    Carry,
+    Chunked,
+    Layer,
+    LayerNorm,
+    Mamba,
+    Residual,
+    RMSNorm,
+    Stack,
+)
 from gam_jax.params import Params, Table, abstract_params
 
 WIDTH = 8
@@ -22,10 +34,13 @@ EXAMPLES: dict[str, Layer] = {
     "GAM local": GAM(width=WIDTH, variant="local"),
     "LayerNorm": LayerNorm(width=WIDTH),
     "MLP": MLP(width=WIDTH),
+    "Mamba": Mamba(width=WIDTH, state=4),
+    "Mamba kernel 1": Mamba(width=WIDTH, state=4, kernel=1, rank=2),
     "RMSNorm": RMSNorm(width=WIDTH),
     "MLP swiglu": MLP(width=WIDTH, activation="swiglu", hidden=24, bias=False),
     "MLP geglu": MLP(width=WIDTH, activation="geglu"),
     "Block": Block(GAM(slots=16), width=WIDTH),
+    "Residual": Residual(Mamba(state=4), norm=RMSNorm(), width=WIDTH),
     "Chunked": Chunked(GAM(slots=16), size=3, width=WIDTH),
     "Stack": Stack(Block(GAM(slots=16), width=WIDTH), depth=3),
     "Stack remat": Stack(Block(GAM(slots=16), width=WIDTH), depth=2, remat=True),
