@@ -53,7 +53,7 @@ def selective_scan(
       state: what is carried in (before the first shard, where tokens are split); None for zeros.
       method: "chunked"; "associative", `lax.associative_scan` over all tokens; "recurrent", token
         by token. They differ in time and memory alone.
-      chunk: tokens in a chunk.
+      chunk: tokens in a chunk; the program grows with it.
       axis: mesh axis that splits the tokens. Each shard sends a decay and a state. It then runs
         again from the state that it was given.
 
@@ -103,7 +103,9 @@ def _recurrent(state: Array, a: Array, tokens: Tokens, chunk: int) -> tuple[Arra
 
 
 def _associative(state: Array, a: Array, tokens: Tokens, chunk: int) -> tuple[Array, Array]:
-    states = _states(state, a, tokens)[1]
+    decay, write = _decay_and_write(a, tokens)
+    write = write.at[0].add(decay[0] * state)
+    _, states = lax.associative_scan(_combine, (decay, write))
     return states[-1], _read(states, tokens.c)
 
 
@@ -139,10 +141,19 @@ def _read(states: Array, c: Array) -> Array:
 
 
 def _states(state: Array, a: Array, tokens: Tokens) -> tuple[Array, Array]:
-    """All decays and all states [T, B, N, D] of a run of tokens."""
+    """All decays and all states [T, B, N, D] of a few tokens."""
     decay, write = _decay_and_write(a, tokens)
-    write = write.at[0].add(decay[0] * state)
-    return decay, lax.associative_scan(_combine, (decay, write))[1]
+    return decay, _in_turn(decay, write, state)
+
+
+def _in_turn(decay: Array, write: Array, begin: Array, reverse: bool = False) -> Array:
+    """h_t = decay_t h_{t-1} + write_t without a loop in the program, whose turns cost more."""
+
+    def step(h: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
+        h = now[0] * h + now[1]
+        return h, h
+
+    return lax.scan(step, begin, (decay, write), reverse=reverse, unroll=True)[1]
 
 
 @jax.custom_vjp
@@ -159,9 +170,9 @@ def _chunk_backward(
     state, a, tokens = saved
     by_last, by_y = gradients
     decay, states = _states(state, a, tokens)
-    by_read = (by_y[:, :, None] * tokens.c[..., None]).at[-1].add(by_last)
+    by_read = by_y[:, :, None] * tokens.c[..., None]
     following = jnp.concatenate([decay[1:], jnp.ones_like(decay[:1])])
-    _, by_state = lax.associative_scan(_combine, (following, by_read), reverse=True)
+    by_state = _in_turn(following, by_read, by_last, reverse=True)
     before = jnp.concatenate([state[None], states[:-1]])
     by_exponent = by_state * decay * before
     by_write = jnp.sum(by_state * tokens.b[..., None], axis=-2)  # by dt x

@@ -99,7 +99,7 @@ def test_values_and_gradients_are_those_of_the_recurrence_in_float64(method, ste
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 8, 13])
-@pytest.mark.parametrize("chunk", [1, 4, 8, 64])
+@pytest.mark.parametrize("chunk", [1, 4, 16])
 def test_any_chunk_and_length_give_what_token_by_token_gives(tokens, chunk):
     given = jax.tree.map(jnp.float32, problem(tokens))
     args = [given[name] for name in NAMES[:-1]]
@@ -161,7 +161,7 @@ def temporaries(tokens):
 def test_memory_is_far_from_that_of_all_states():
     tokens = 4096
     all_states = 4 * tokens * 64 * 16
-    assert temporaries(tokens) - temporaries(tokens // 2) < 0.8 * all_states / 2
+    assert temporaries(tokens) - temporaries(tokens // 2) < 0.4 * all_states / 2
 
 
 @pytest.mark.parametrize(
