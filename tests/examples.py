@@ -8,24 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gam_jax.layers import (
-    GAM,
-    GRU,
-    LSTM,
-    MLP,
-    TCN,
-    TCNCA,
-    Bidirectional,
-    Block,
-    Carry,
-    Chunked,
-    Elman,
-    Layer,
-    LayerNorm,
-    RMSNorm,
-    Stack,
-)
+from gam_jax.layers import <<<<<<< HEAD     GRU, =======     MLP, >>>>>>> mamba     RMSNorm, Bidirectional, Block, Carry, Chunked, Elman, GAM, LSTM, Layer, LayerNorm, MLP, Mamba, Residual, Stack, TCN, TCNCA
 from gam_jax.params import Params, Table, abstract_params
+
 
 WIDTH = 8
 
@@ -39,6 +24,8 @@ EXAMPLES: dict[str, Layer] = {
     "GAM local": GAM(width=WIDTH, variant="local"),
     "LayerNorm": LayerNorm(width=WIDTH),
     "MLP": MLP(width=WIDTH),
+    "Mamba": Mamba(width=WIDTH, state=4),
+    "Mamba kernel 1": Mamba(width=WIDTH, state=4, kernel=1, rank=2),
     "RMSNorm": RMSNorm(width=WIDTH),
     "MLP swiglu": MLP(width=WIDTH, activation="swiglu", hidden=24, bias=False),
     "MLP geglu": MLP(width=WIDTH, activation="geglu"),
@@ -57,6 +44,7 @@ EXAMPLES: dict[str, Layer] = {
         width=WIDTH, tcn=TCN(kernel=2, levels=3, factor=2), chunk=5, keys=4, variant="simple"
     ),
     "Block": Block(GAM(slots=16), width=WIDTH),
+    "Residual": Residual(Mamba(state=4), norm=RMSNorm(), width=WIDTH),
     "Chunked": Chunked(GAM(slots=16), size=3, width=WIDTH),
     "Stack": Stack(Block(GAM(slots=16), width=WIDTH), depth=3),
     "Stack of recurrences": Stack(Block(LSTM(), width=WIDTH), depth=2),

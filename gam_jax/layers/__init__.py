@@ -2,9 +2,10 @@
 
 from gam_jax.layers.base import Carry, Layer, inherit
 from gam_jax.layers.bidirectional import Bidirectional
-from gam_jax.layers.block import Block, Stack
+from gam_jax.layers.block import Block, Residual, Stack
 from gam_jax.layers.chunked import Chunked
 from gam_jax.layers.gam import GAM
+from gam_jax.layers.mamba import Mamba
 from gam_jax.layers.mlp import MLP
 from gam_jax.layers.norm import LayerNorm, RMSNorm
 from gam_jax.layers.recurrent import GRU, LSTM, Elman
@@ -22,7 +23,9 @@ LAYERS: dict[str, type] = {
         LSTM,
         LayerNorm,
         MLP,
+        Mamba,
         RMSNorm,
+        Residual,
         Stack,
         TCN,
         TCNCA,
@@ -45,7 +48,9 @@ __all__ = [
     "Elman",
     "Layer",
     "LayerNorm",
+    "Mamba",
     "RMSNorm",
+    "Residual",
     "Stack",
     "inherit",
 ]

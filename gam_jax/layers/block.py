@@ -1,4 +1,4 @@
-"""A residual block and a stack of blocks."""
+"""Residual blocks and a stack of them."""
 
 from __future__ import annotations
 
@@ -65,6 +65,43 @@ class Block(Layer):
             change, after[name] = layer(params[name], normed, begin[name], axes, key=own)
             x = x + change
         return x, after
+
+
+@dataclasses.dataclass(frozen=True)
+class Residual(Layer):
+    """h + inner(norm(h)): a block of one step, as Mamba's, which has no feed-forward."""
+
+    inner: Layer
+    norm: Layer = LayerNorm()
+    width: int | None = None
+    dropout: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("inner", "norm"):
+            layer = inherit(getattr(self, name), width=self.width, dropout=self.dropout)
+            object.__setattr__(self, name, layer)
+
+    def table(self) -> Table:
+        """The tables of its layers."""
+        return {"norm": self.norm.table(), "inner": self.inner.table()}
+
+    def carry_table(self, batch: int) -> Any:
+        """The inner layer's."""
+        return self.inner.carry_table(batch)
+
+    def __call__(
+        self,
+        params: Params,
+        x: Float[Array, "B T D"],
+        carry: Carry | None = None,
+        axes: Axes = WHOLE,
+        *,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], Carry]:
+        """One residual step."""
+        normed, _ = self.norm(params["norm"], x, None, axes)
+        change, after = self.inner(params["inner"], normed, carry, axes, key=key)
+        return x + change, after
 
 
 @dataclasses.dataclass(frozen=True)

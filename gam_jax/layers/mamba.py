@@ -1,0 +1,140 @@
+"""Mamba: a gated mixer around the selective scan."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from gam_jax.layers.base import WHOLE, Carry, Layer, known
+from gam_jax.ops.conv import causal_conv
+from gam_jax.ops.linear import linear, linear_transposed
+from gam_jax.ops.selective_scan import selective_scan
+from gam_jax.params import Initializer, Param, Params, Table, fan_in, ones, uniform, zeros
+from sharding import collectives, residual
+from sharding.axes import Axes
+
+
+def log_step_sizes(low: float = 1e-3, high: float = 0.1, floor: float = 1e-4) -> Initializer:
+    """Biases whose softplus is log-uniform in [low, high], as the official Mamba code begins."""
+
+    def draw(key: Array, shape: tuple[int, ...]) -> Array:
+        exponent = jax.random.uniform(key, shape, jnp.float32, math.log(low), math.log(high))
+        step = jnp.maximum(jnp.exp(exponent), floor)
+        return step + jnp.log(-jnp.expm1(-step))
+
+    return draw
+
+
+def _log_of_order(key: Array, shape: tuple[int, ...]) -> Array:
+    """log n for the n-th number of a state, n = 1..N, in each channel: S4D-Real."""
+    order = jnp.arange(1, shape[-2] + 1, dtype=jnp.float32)
+    return jnp.broadcast_to(jnp.log(order)[:, None], shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mamba(Layer):
+    """The mixer of Mamba (Gu and Dao 2023, arXiv 2312.00752, section 3.4 and figure 3).
+
+    (u, z) = x W_in; u = silu(conv(u)); (r, b, c) = u W_x; dt = softplus(r W_dt + bias);
+    y = (selective_scan(u, dt, -exp(a_log), b, c) + skip * u) * silu(z), then W_out.
+
+    Memory and time are linear in tokens; each of the E inner channels carries N numbers. Starts
+    as the official code does, but for its division of W_out by the square root of the depth.
+
+    Attributes:
+      width: D.
+      expansion: E / D.
+      state: N, numbers in the state of a channel.
+      kernel: K, taps of the convolution.
+      rank: R, of the map from a token to its step sizes; 0 for D / 16, rounded up.
+    """
+
+    width: int | None = None
+    expansion: int = 2
+    state: int = 16
+    kernel: int = 4
+    rank: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("expansion", "state", "kernel"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Mamba.{name} must be at least 1")
+
+    @property
+    def inner(self) -> int:
+        """E."""
+        return self.expansion * known(self.width, "width", self)
+
+    def table(self) -> Table:
+        """w_in [D, 2, E], conv [K, E], w_x [E, R + 2N], w_dt [R, E], a_log [N, E], w_out [D, E]."""
+        width, inner = known(self.width, "width", self), self.inner
+        rank = self.rank or math.ceil(width / 16)
+        small = rank + 2 * self.state
+        channel = ("channel",)
+        return {
+            "w_in": Param((width, 2, inner), ("embed", None, "channel"), fan_in(width)),
+            "conv": Param((self.kernel, inner), (None, "channel"), fan_in(self.kernel)),
+            "conv_bias": Param((inner,), channel, fan_in(self.kernel), decay=False),
+            "w_x": Param((inner, small), ("channel", None), fan_in(inner)),
+            "w_dt": Param((rank, inner), (None, "channel"), uniform(rank**-0.5)),
+            "dt_bias": Param((inner,), channel, log_step_sizes(), decay=False),
+            "a_log": Param((self.state, inner), (None, "channel"), _log_of_order, decay=False),
+            "skip": Param((inner,), channel, ones, decay=False),
+            "w_out": Param((width, inner), ("embed", "channel"), fan_in(inner)),
+        }
+
+    def carry_table(self, batch: int) -> Any:
+        """conv, the K-1 inputs before the next token [B, K-1, E], and the state [B, N, E]."""
+        axes = ("batch", None, "channel")
+        return {
+            "conv": Param((batch, self.kernel - 1, self.inner), axes, zeros),
+            "state": Param((batch, self.state, self.inner), axes, zeros),
+        }
+
+    def __call__(
+        self,
+        params: Params,
+        x: Float[Array, "B T D"],
+        carry: Carry | None = None,
+        axes: Axes = WHOLE,
+        *,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], Carry]:
+        """Inner channels are split; what they find of steps, b and c is summed."""
+        carry = self.carry(x.shape[0], axes) if carry is None else carry
+        channels = axes.of("channel")
+        x = residual.enter(x, axes, "channel")
+        batch, tokens, width = x.shape
+        both = linear(x.reshape(-1, width), params["w_in"].reshape(width, -1))
+        u, z = jnp.split(both, 2, axis=1)
+        u, tail = causal_conv(
+            u.reshape(batch, tokens, -1),
+            params["conv"],
+            params["conv_bias"],
+            carry["conv"].astype(x.dtype),
+            axes.seq,
+        )
+        u = jax.nn.silu(u)
+        flat = u.reshape(z.shape)
+        small = collectives.psum(linear(flat, params["w_x"]), channels)
+        rank = params["w_dt"].shape[0]
+        r, b, c = jnp.split(small, (rank, rank + self.state), axis=1)
+        dt = linear(r, params["w_dt"]).astype(jnp.float32) + params["dt_bias"]
+        y, state = selective_scan(
+            u,
+            jax.nn.softplus(dt).reshape(u.shape),
+            -jnp.exp(params["a_log"].astype(jnp.float32)),
+            b.reshape(batch, tokens, -1),
+            c.reshape(batch, tokens, -1),
+            state=carry["state"],
+            axis=axes.seq,
+        )
+        gated = (y.reshape(flat.shape) + params["skip"] * flat) * jax.nn.silu(z)
+        partial = linear_transposed(gated, params["w_out"]).reshape(x.shape)
+        after = {"conv": tail.astype(carry["conv"].dtype), "state": state}
+        return residual.leave_sum(partial, channels, axes), after

@@ -1,0 +1,189 @@
+"""The selective scan of Mamba: a diagonal state space whose step depends on the token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from sharding import collectives
+from sharding.exchange import prefix
+
+
+class Tokens(NamedTuple):
+    """What a token brings, time first: x and dt [T, B, D], b and c [T, B, N]."""
+
+    x: Array
+    dt: Array
+    b: Array
+    c: Array
+
+
+def selective_scan(
+    x: Float[Array, "B T D"],
+    dt: Float[Array, "B T D"],
+    a: Float[Array, "N D"],
+    b: Float[Array, "B T N"],
+    c: Float[Array, "B T N"],
+    *,
+    state: Float[Array, "B N D"] | None = None,
+    method: str = "chunked",
+    chunk: int = 16,
+    axis: str | None = None,
+) -> tuple[Float[Array, "B T D"], Float[Array, "B N D"]]:
+    """h_t = exp(dt_t a) h_{t-1} + dt_t x_t b_t, read as y_t = sum_n c_t h_t, for each channel.
+
+    Source: Gu and Dao 2023 (arXiv 2312.00752), eq. 2 and section 3.2, with the simplified step
+    of the official code: a is discretised by zero-order hold, b by Euler's rule. The skip D x is
+    left to the caller. Float32 inside.
+
+    Every state number has a decay of its own, so there is no product of matrices to be had. The
+    chunked method holds the N D numbers of a token's state for one chunk at a time: it keeps the
+    state before each chunk, and its hand-written backward pass computes the others again.
+
+    Args:
+      x: inputs.
+      dt: step sizes, at least 0; 0 leaves the state as it is.
+      a: rates of decay, at most 0.
+      b, c: what is written to and read from the N numbers of a channel's state.
+      state: what is carried in (before the first shard, where tokens are split); None for zeros.
+      method: "chunked"; "associative", `lax.associative_scan` over all tokens; "recurrent", token
+        by token. They differ in time and memory alone.
+      chunk: tokens in a chunk; the program grows with it.
+      axis: mesh axis that splits the tokens. Each shard sends a decay and a state. It then runs
+        again from the state that it was given.
+
+    Returns:
+      y in the dtype of x, and the float32 state after the last token.
+
+    Raises:
+      ValueError: an unknown method or a chunk below 1.
+    """
+    if method not in METHODS:
+        raise ValueError(f"selective_scan: '{method}' is not one of {', '.join(METHODS)}")
+    if chunk < 1:
+        raise ValueError(f"selective_scan: chunk {chunk} is not at least 1")
+    run, dtype = METHODS[method], x.dtype
+    if state is None:
+        state = jnp.zeros((x.shape[0], *a.shape), jnp.float32)
+    state, a = state.astype(jnp.float32), a.astype(jnp.float32)
+    tokens = Tokens(*(jnp.moveaxis(v, 1, 0).astype(jnp.float32) for v in (x, dt, b, c)))
+    if axis is None:
+        last, y = run(*_alike(state, a, tokens), chunk)
+    else:
+        own, _ = run(*_alike(jnp.zeros_like(state), a, tokens), chunk)
+        decay = jnp.exp(jnp.sum(tokens.dt, 0)[:, None] * a)
+        unit = jnp.ones(state.shape, jnp.float32)
+        (_, before), (_, last) = prefix((decay, own), _combine, axis, (unit, state))
+        _, y = run(*_alike(before, a, tokens), chunk)
+    return jnp.moveaxis(y, 0, 1).astype(dtype), last
+
+
+def _alike(state: Array, a: Array, tokens: Tokens) -> tuple[Array, Array, Tokens]:
+    """Types all arrays as varying over the same mesh axes."""
+    state, a, *rest = collectives.vary_alike(state, a, *tokens)
+    return state, a, Tokens(*rest)
+
+
+def _combine(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
+    return left[0] * right[0], right[0] * left[1] + right[1]
+
+
+def _recurrent(state: Array, a: Array, tokens: Tokens, chunk: int) -> tuple[Array, Array]:
+    def step(state: Array, token: Tokens) -> tuple[Array, Array]:
+        decay, write = _decay_and_write(a, token)
+        state = decay * state + write
+        return state, _read(state, token.c)
+
+    return lax.scan(step, state, tokens)
+
+
+def _associative(state: Array, a: Array, tokens: Tokens, chunk: int) -> tuple[Array, Array]:
+    decay, write = _decay_and_write(a, tokens)
+    write = write.at[0].add(decay[0] * state)
+    _, states = lax.associative_scan(_combine, (decay, write))
+    return states[-1], _read(states, tokens.c)
+
+
+def _chunked(state: Array, a: Array, tokens: Tokens, chunk: int) -> tuple[Array, Array]:
+    count = tokens.x.shape[0]
+    chunk = min(chunk, count)
+    missing = -count % chunk  # steps of size 0 change nothing
+
+    def chunks(x: Array) -> Array:
+        return jnp.pad(x, ((0, missing), (0, 0), (0, 0))).reshape(-1, chunk, *x.shape[1:])
+
+    state, y = lax.scan(
+        lambda state, part: _chunk(state, a, part), state, Tokens(*map(chunks, tokens))
+    )
+    return state, y.reshape(-1, *y.shape[2:])[:count]
+
+
+METHODS: dict[str, Callable[[Array, Array, Tokens, int], tuple[Array, Array]]] = {
+    "chunked": _chunked,
+    "associative": _associative,
+    "recurrent": _recurrent,
+}
+
+
+def _decay_and_write(a: Array, tokens: Tokens) -> tuple[Array, Array]:
+    """exp(dt a) and dt x b, each [..., B, N, D]."""
+    decay = jnp.exp(tokens.dt[..., None, :] * a)
+    return decay, (tokens.dt * tokens.x)[..., None, :] * tokens.b[..., None]
+
+
+def _read(states: Array, c: Array) -> Array:
+    return jnp.sum(states * c[..., None], axis=-2)
+
+
+def _states(state: Array, a: Array, tokens: Tokens) -> tuple[Array, Array]:
+    """All decays and all states [T, B, N, D] of a few tokens."""
+    decay, write = _decay_and_write(a, tokens)
+    return decay, _in_turn(decay, write, state)
+
+
+def _in_turn(decay: Array, write: Array, begin: Array, reverse: bool = False) -> Array:
+    """h_t = decay_t h_{t-1} + write_t without a loop in the program, whose turns cost more."""
+
+    def step(h: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
+        h = now[0] * h + now[1]
+        return h, h
+
+    return lax.scan(step, begin, (decay, write), reverse=reverse, unroll=True)[1]
+
+
+@jax.custom_vjp
+def _chunk(state: Array, a: Array, tokens: Tokens) -> tuple[Array, Array]:
+    """The state after a chunk, and what is read in it; stores its arguments alone."""
+    _, states = _states(state, a, tokens)
+    return states[-1], _read(states, tokens.c)
+
+
+def _chunk_backward(
+    saved: tuple[Array, Array, Tokens], gradients: tuple[Array, Array]
+) -> tuple[Array, Array, Tokens]:
+    """The recurrence of the gradients by the states runs from right to left."""
+    state, a, tokens = saved
+    by_last, by_y = gradients
+    decay, states = _states(state, a, tokens)
+    by_read = by_y[:, :, None] * tokens.c[..., None]
+    following = jnp.concatenate([decay[1:], jnp.ones_like(decay[:1])])
+    by_state = _in_turn(following, by_read, by_last, reverse=True)
+    before = jnp.concatenate([state[None], states[:-1]])
+    by_exponent = by_state * decay * before
+    by_write = jnp.sum(by_state * tokens.b[..., None], axis=-2)  # by dt x
+    by_tokens = Tokens(
+        x=by_write * tokens.dt,
+        dt=by_write * tokens.x + jnp.sum(by_exponent * a, axis=-2),
+        b=jnp.sum(by_state * (tokens.dt * tokens.x)[:, :, None], axis=-1),
+        c=jnp.sum(states * by_y[:, :, None], axis=-1),
+    )
+    by_a = jnp.sum(by_exponent * tokens.dt[:, :, None], axis=(0, 1))
+    return decay[0] * by_state[0], by_a, by_tokens
+
+
+_chunk.defvjp(lambda *args: (_chunk(*args), args), _chunk_backward)

@@ -1,0 +1,121 @@
+"""Tiny random models of Hugging Face transformers, and what they compute.
+
+    python tests/golden/state_spaces.py tests/golden
+
+writes a folder for each: config.json and model.safetensors as transformers saves them, and
+expected.npz with tokens, logits and greedy continuations. It needs torch and transformers.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+
+import numpy as np
+
+FALCON = {
+    "vocab_size": 48,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "mamba_d_ssm": 48,
+    "mamba_n_heads": 6,
+    "mamba_d_head": 8,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 12,
+    "mamba_chunk_size": 8,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+    "lm_head_multiplier": 0.6,
+    "embedding_multiplier": 2.5,
+    "mlp_multipliers": [0.8, 0.7],
+    "key_multiplier": 0.6,
+    "attention_in_multiplier": 0.9,
+    "attention_out_multiplier": 0.85,
+    "ssm_multipliers": [0.9, 0.8, 1.2, 1.3, 0.7],
+    "ssm_in_multiplier": 1.25,
+    "ssm_out_multiplier": 0.75,
+}
+CONFIGS = {
+    "hf_mamba": (
+        "Mamba",
+        {"vocab_size": 48, "hidden_size": 24, "state_size": 6, "num_hidden_layers": 2},
+    ),
+    "hf_mamba2": (
+        "Mamba2",
+        {
+            "vocab_size": 48,
+            "hidden_size": 24,
+            "num_heads": 6,
+            "head_dim": 8,
+            "n_groups": 2,
+            "state_size": 12,
+            "num_hidden_layers": 2,
+            "chunk_size": 8,
+        },
+    ),
+    "hf_falcon_h1": ("FalconH1", FALCON),
+    "hf_falcon_h1_normed": (
+        "FalconH1",
+        {
+            **FALCON,
+            "num_hidden_layers": 1,
+            "mamba_rms_norm": True,
+            "mamba_norm_before_gate": False,
+            "tie_word_embeddings": True,
+        },
+    ),
+}
+"""Folder -> (class of transformers, configuration); every multiplier differs from 1."""
+
+
+def random_model(name: str, seed: int = 0):
+    """A model with every weight random, none at a neutral start."""
+    import torch
+    import transformers
+
+    kind, values = CONFIGS[name]
+    config = getattr(transformers, f"{kind}Config")(**values)
+    torch.manual_seed(seed)
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for path, weight in model.named_parameters():
+            if path.endswith(("A_log", "dt_bias", "dt_proj.bias")):
+                weight.uniform_(-2.0, 1.0)
+            elif weight.ndim == 1:
+                weight.uniform_(0.5, 1.5)
+            else:
+                torch.nn.init.normal_(weight, std=0.25)
+    return model
+
+
+def expected(model, seed: int = 0) -> dict[str, np.ndarray]:
+    """Tokens [2, 19], their logits, and a greedy continuation of 12 tokens after each."""
+    import torch
+
+    tokens = np.random.default_rng(seed).integers(3, model.config.vocab_size, (2, 19))
+    with torch.no_grad():
+        logits = model(torch.tensor(tokens)).logits
+        rows = torch.tensor(tokens)
+        for _ in range(12):  # without a cache
+            step = model(rows, use_cache=False).logits[:, -1].argmax(-1, keepdim=True)
+            rows = torch.cat([rows, step], dim=1)
+    return {
+        "tokens": tokens.astype(np.int32),
+        "logits": logits.float().numpy(),
+        "greedy": rows[:, tokens.shape[1] :].numpy().astype(np.int32),
+    }
+
+
+def write(folder: pathlib.Path) -> None:
+    """Every folder of CONFIGS."""
+    for name in CONFIGS:
+        model = random_model(name)
+        model.save_pretrained(folder / name)
+        (folder / name / "generation_config.json").unlink(missing_ok=True)
+        np.savez_compressed(folder / name / "expected.npz", **expected(model))
+
+
+if __name__ == "__main__":
+    write(pathlib.Path(sys.argv[1]))
