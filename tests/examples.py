@@ -8,9 +8,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gam_jax.layers import <<<<<<< HEAD     GRU, =======     MLP, >>>>>>> mamba     RMSNorm, Bidirectional, Block, Carry, Chunked, Elman, GAM, LSTM, Layer, LayerNorm, MLP, Mamba, Residual, Stack, TCN, TCNCA
+from gam_jax.layers import (
+    GAM,
+    GRU,
+    LSTM,
+    MLP,
+    TCN,
+    TCNCA,
+    Bidirectional,
+    Block,
+    Carry,
+    Chunked,
+    Elman,
+    Layer,
+    LayerNorm,
+    Mamba,
+    Residual,
+    RMSNorm,
+    Stack,
+)
 from gam_jax.params import Params, Table, abstract_params
-
 
 WIDTH = 8
 
