@@ -1,0 +1,148 @@
+"""The memory scan chunk by chunk, in matrix products: the fast form.
+
+Inside a chunk, what every token owes to the tokens before it is a product of masked [C, C]
+matrices; from chunk to chunk only the state is handed on. Sources: Mamba-2's state-space duality
+(arXiv 2405.21060, section 6), GLA (2312.06635, section 4), DeltaNet (2406.06484, section 3) and
+Gated DeltaNet (2412.06464, section 3.3) for the delta rule as (I + L)^-1.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from gam_jax.ops.scan.decays import Decays, running
+from gam_jax.ops.scan.layout import Inputs
+from gam_jax.ops.scan.triangle import BASE, grow, unit_lower_inverse
+
+AT_ONCE = 64
+"""Rows x heads x chunks that are worked on at once: enough for batched products, and in cache."""
+
+
+def run(
+    inputs: Inputs, state: Float[Array, "P R K N"], rule: str, chunk: int
+) -> tuple[Float[Array, "P R T N"], Float[Array, "P R K N"]]:
+    """A scan over stretches of a few chunks; their insides are recomputed in the backward pass."""
+    rows, heads, tokens, _ = inputs.v.shape
+    size = 1 << (min(chunk, tokens) - 1).bit_length()
+    count = -(-tokens // size)
+    turns = -(-count // max(1, AT_ONCE // (rows * heads)))
+    at_once = -(-count // turns)
+    padded = inputs.padded(turns * at_once * size).map(
+        lambda x: jnp.moveaxis(x.reshape(*x.shape[:2], turns, at_once, size, x.shape[-1]), 2, 0)
+    )
+
+    def turn(state: Array, part: Inputs) -> tuple[Array, Array]:
+        return _chunks(part, state, rule)
+
+    if turns > 1:
+        turn = jax.checkpoint(turn, prevent_cse=False)
+    state, y = lax.scan(turn, state, padded)
+    y = jnp.moveaxis(y, 0, 2).reshape(rows, heads, -1, y.shape[-1])
+    return y[:, :, :tokens], state
+
+
+def _chunks(part: Inputs, state: Array, rule: str) -> tuple[Array, Array]:
+    """Chunks [P, R, chunks, C, ...], all at once but for the state: (last state, y)."""
+    q, k, v, log_decay, beta = part
+    inside = _Chunk(k, log_decay)
+    write = v if beta is None else beta * v
+    scores = inside.products(q)
+    decayed = None
+    if rule == "delta":
+        overlap = jnp.tril(inside.products(k), -1)
+        inverse = unit_lower_inverse(overlap if beta is None else beta * overlap)
+        write = inverse @ write
+        decayed = inverse @ inside.since_start(k if beta is None else beta * k)
+
+    def hand_on(state: Array, chunk: tuple[Array, ...]) -> tuple[Array, tuple[Array, Array]]:
+        k, to_end, whole, write, *decayed = chunk
+        if decayed:  # what the chunk writes beside what the state holds under its keys
+            write = write - decayed[0] @ state
+        kept = state if whole is None else jnp.swapaxes(whole, -1, -2) * state
+        return kept + _stored(k, to_end, write), (state, write)
+
+    chunks = (k, inside.to_end, inside.whole, write, *(() if decayed is None else (decayed,)))
+    chunks = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), chunks)
+    last, (states, writes) = lax.scan(hand_on, state, chunks)
+    states, writes = jnp.moveaxis(states, 0, 2), jnp.moveaxis(writes, 0, 2)
+    return last, scores @ writes + inside.read(q, states)
+
+
+def _stored(k: Array, to_end: Array | None, write: Array) -> Array:
+    """What tokens leave in the state at the end of their chunk."""
+    if to_end is not None and to_end.shape[-1] == 1:
+        write = to_end * write
+    elif to_end is not None:
+        k = to_end * k
+    return jnp.swapaxes(k, -1, -2) @ write
+
+
+class _Chunk:
+    """The decays inside chunks: none, one a head [..., C, 1] or one a key channel [..., C, K]."""
+
+    def __init__(self, k: Array, log_decay: Array | None) -> None:
+        self.k = k
+        self.past = jnp.tri(k.shape[-2], dtype=bool)
+        self.decays, self.to_end, self.whole, self.start = None, None, None, None
+        if log_decay is not None:
+            self.decays = running(log_decay, -2)
+            last = self.decays.at(slice(-1, None), -2)
+            self.start = self.decays.from_start()
+            self.to_end = last.since(self.decays)
+            self.whole = last.from_start()
+
+    def products(self, x: Array) -> Array:
+        """[..., C, C]: x_i . k_j times the decay from j to i; 0 for j after i."""
+        if self.decays is None:
+            return jnp.where(self.past, x @ jnp.swapaxes(self.k, -1, -2), 0.0)
+        if self.decays.fine.shape[-1] > 1:
+            return _by_channel(x, self.k, self.decays)
+        earlier = Decays(*(jnp.swapaxes(part, -1, -2) for part in self.decays))
+        return self.decays.since(earlier, self.past) * (x @ jnp.swapaxes(self.k, -1, -2))
+
+    def since_start(self, x: Array) -> Array:
+        """x with the decay from the chunk's start."""
+        return x if self.start is None else self.start * x
+
+    def read(self, q: Array, states: Array) -> Array:
+        """What queries find in the state that entered their chunk."""
+        if self.start is not None and self.start.shape[-1] == 1:
+            return self.start * (q @ states)
+        return self.since_start(q) @ states
+
+
+def _by_channel(x: Array, k: Array, decays: Decays) -> Array:
+    """`products` where every key channel has a decay of its own.
+
+    exp(c_i - c_j) does not split into factors of i and j that stay in range, unless both look at
+    a place between them. So the chunk is halved: what the later half owes to the earlier is a
+    product of factors at most 1 that meet at the middle; small blocks are summed pair by pair.
+    """
+    lead, (size, width) = decays.fine.shape[:-2], x.shape[-2:]
+
+    def flat(x: Array) -> Array:  # XLA's products on CPU (jax 0.10.2) crash on seven axes
+        return jnp.broadcast_to(x, (*lead, size, width)).reshape(-1, size, width)
+
+    x, k, decays = flat(x), flat(k), Decays(*map(flat, decays))
+    small = min(BASE, size)
+    rows, keys = _blocks(x, small), _blocks(k, small)
+    sums = Decays(*(_blocks(part, small) for part in decays))
+    pairs = sums.expand(-2).since(sums.expand(-3), jnp.tri(small, dtype=bool)[..., None])
+    found = jnp.sum(rows[..., :, None, :] * keys[..., None, :, :] * pairs, axis=-1)
+    while small < size:
+        halves = Decays(*(_blocks(part, 2 * small) for part in decays))
+        early, late = halves.at(slice(small), -2), halves.at(slice(small, None), -2)
+        middle = early.at(slice(-1, None), -2)
+        left = _blocks(x, 2 * small)[..., small:, :] * late.since(middle)
+        right = _blocks(k, 2 * small)[..., :small, :] * middle.since(early)
+        found = grow(found, left @ jnp.swapaxes(right, -1, -2))
+        small *= 2
+    return found.reshape(*lead, size, size)
+
+
+def _blocks(x: Array, size: int) -> Array:
+    """[..., C, K] as [..., C / size, size, K]."""
+    return x.reshape(*x.shape[:-2], -1, size, x.shape[-1])

@@ -1,0 +1,70 @@
+"""Products of decays inside a chunk, from their logarithms, exact down to decays of zero."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+LEAST = -87.0
+"""exp of it is about the smallest normal float32: what decays by more is gone."""
+
+GRID = 256.0
+
+
+class Decays(NamedTuple):
+    """Running sums of log-decays, in parts that float32 holds exactly.
+
+    A sum of many logs loses the last digits of each, and a log of zero (-inf) would spread NaN
+    through differences. So each log is split into a multiple of 1/256, whose sums are exact, and
+    a rest, whose sums stay small; decays of zero are counted instead. Gradients pass by the rest.
+
+    Attributes:
+      coarse: sum of the multiples of 1/256.
+      fine: sum of the rests.
+      zeros: how many decays so far were zero.
+    """
+
+    coarse: Array
+    fine: Array
+    zeros: Array
+
+    def at(self, index: slice | int, axis: int) -> Decays:
+        """Those at some places of `axis`."""
+        where = (slice(None),) * (axis % self.fine.ndim) + (index,)
+        return Decays(*(part[where] for part in self))
+
+    def expand(self, axis: int) -> Decays:
+        """With an axis of one more."""
+        return Decays(*(jnp.expand_dims(part, axis) for part in self))
+
+    def since(self, earlier: Decays, mask: Bool[Array, ...] | None = None) -> Array:
+        """The product of the decays after `earlier` up to these; 0 where `mask` is False."""
+        alive = self.zeros == earlier.zeros
+        log = (self.coarse - earlier.coarse) + (self.fine - earlier.fine)
+        return jnp.exp(jnp.where(alive if mask is None else alive & mask, log, -jnp.inf))
+
+    def from_start(self) -> Array:
+        """The product of all decays so far."""
+        return jnp.exp(jnp.where(self.zeros == 0, self.coarse + self.fine, -jnp.inf))
+
+
+def running(log_decay: Float[Array, "*L"], axis: int) -> Decays:
+    """Sums of log-decays along `axis`, each including its own."""
+    log = log_decay.astype(jnp.float32)
+    gone = log < LEAST
+    log = jnp.where(gone, 0.0, log)
+    coarse = lax.stop_gradient(jnp.round(log * GRID) / GRID)
+    parts = (coarse, log - coarse, gone.astype(jnp.float32))
+    return Decays(*(_running_sum(part, axis) for part in parts))
+
+
+def _running_sum(x: Array, axis: int) -> Array:
+    """As a product with a triangle of ones where the axis is short: fast on CPU."""
+    size = x.shape[axis]
+    if size > 256:
+        return jnp.cumsum(x, axis)
+    ones = jnp.tri(size, dtype=x.dtype)
+    return jnp.moveaxis(jnp.tensordot(x, ones, (axis, 1), precision="highest"), -1, axis)

@@ -1,0 +1,176 @@
+"""An associative memory that is written as the sequence is read: its signature and its shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from gam_jax.ops.scan import chunks, steps, tree
+from gam_jax.ops.scan.decays import running
+from gam_jax.ops.scan.layout import Inputs
+from sharding import collectives
+from sharding.exchange import prefix
+
+Run = Callable[[Inputs, Array, str, int], tuple[Array, Array]]
+METHODS: dict[str, Run] = {
+    "chunked": chunks.run,
+    "associative": tree.run,
+    "recurrent": steps.run,
+}
+RULES = ("hebb", "delta")
+
+
+def memory_scan(
+    q: Float[Array, "B T G K"],
+    k: Float[Array, "B T G K"],
+    v: Float[Array, "B T H N"],
+    *,
+    log_decay: Float[Array, "B T H"] | Float[Array, "B T H K"] | None = None,
+    beta: Float[Array, "B T H"] | None = None,
+    rule: str = "hebb",
+    state: Float[Array, "B H K N"] | None = None,
+    method: str = "chunked",
+    chunk: int = 64,
+    axis: str | None = None,
+) -> tuple[Float[Array, "B T H N"], Float[Array, "B H K N"]]:
+    """S_t = transition_t S_{t-1} + beta_t k_t v_t^T, read as y_t = S_t^T q_t.
+
+    The transition is diag(decay_t) for the rule "hebb" (linear attention, RetNet, GLA, Mamba-2)
+    and (I - beta_t k_t k_t^T) diag(decay_t) for "delta" (DeltaNet; with a decay a head Gated
+    DeltaNet, with one a key channel Kimi delta attention). The delta rule wants keys of norm 1
+    (or beta |k|^2 below 2); nothing is normalised or scaled here.
+
+    States and arithmetic are float32. What is stored for the backward pass is linear in T for
+    every method: K N numbers a chunk for "chunked" and "recurrent"; "associative" stores inputs
+    alone, but works on T K N numbers (T K (K + N) for the delta rule).
+
+    Args:
+      q, k: queries and keys of G groups, each shared by H / G heads in a row.
+      v: values.
+      log_decay: logarithm of the decay of a head, or of each of its key channels; at most 0,
+        -inf for a decay of 0; None for no decay. Below -87 counts as a decay of 0.
+      beta: strength of the write; None for 1.
+      rule: one of RULES.
+      state: what is carried in (before the first shard, where tokens are split); None for zeros.
+      method: one of METHODS: in matrix products chunk by chunk, `lax.associative_scan`, or token
+        by token. They differ in time and memory alone.
+      chunk: tokens in a chunk; the chunked method rounds it up to a power of two.
+      axis: mesh axis that splits the tokens. Each shard sends its state and what became of the
+        state it was given: nothing, the decay (1 or K numbers a head) or a K x K matrix (delta).
+
+    Returns:
+      y in the dtype of v, and the float32 state after the last token.
+
+    Raises:
+      ValueError: an unknown rule or method, or shapes that do not fit.
+    """
+    _check(q, k, v, log_decay, beta, rule, method, chunk)
+    batch, tokens, heads, width = v.shape
+    groups, keys = k.shape[2:]
+    if state is None:
+        state = jnp.zeros((batch, heads, keys, width), jnp.float32)
+    state = state.astype(jnp.float32).reshape(batch * groups, -1, keys, width)
+    if log_decay is not None and log_decay.ndim == 3:
+        log_decay = log_decay[..., None]
+    beta = None if beta is None else beta[..., None]
+    inputs = Inputs(q, k, v, log_decay, beta).map(lambda x: _by_group(x, groups))
+    if axis is None:
+        y, state = _run_alike(inputs, state, rule, method, chunk)
+    else:
+        over = _delta_over_shards if rule == "delta" else _hebb_over_shards
+        y, state = over(inputs, state, method, chunk, axis)
+    y = jnp.moveaxis(y.reshape(batch, heads, tokens, width), 1, 2).astype(v.dtype)
+    return y, state.reshape(batch, heads, keys, width)
+
+
+def _by_group(x: Array, groups: int) -> Array:
+    """[B, T, H, ...] as [B G, H / G, T, ...], float32."""
+    x = jnp.moveaxis(x.astype(jnp.float32), 2, 1)
+    return x.reshape(x.shape[0] * groups, -1, *x.shape[2:])
+
+
+def _run_alike(
+    inputs: Inputs, state: Array, rule: str, method: str, chunk: int
+) -> tuple[Array, Array]:
+    """Runs a method with all arrays typed as varying over the same mesh axes."""
+    present = [x for x in (*inputs, state) if x is not None]
+    *_, state = collectives.vary_alike(*present)
+    inputs = inputs.map(lambda x: collectives.vary_alike(x, state)[0])
+    return METHODS[method](inputs, state, rule, chunk)
+
+
+def _hebb_over_shards(
+    inputs: Inputs, state: Array, method: str, chunk: int, axis: str
+) -> tuple[Array, Array]:
+    """The shard from zeros, then what the state before it adds: q_t . decay since the start."""
+    y, own = _run_alike(inputs, jnp.zeros_like(state), "hebb", method, chunk)
+    if inputs.log_decay is None:
+        before, total = prefix(own, jnp.add, axis, state)
+        return y + inputs.q @ before, total
+    start = running(inputs.log_decay, -2).from_start()
+    whole = jnp.swapaxes(start[..., -1:, :], -1, -2)
+
+    def combine(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
+        return left[0] * right[0], right[0] * left[1] + right[1]
+
+    unit = jnp.ones(whole.shape, jnp.float32)
+    (_, before), (_, total) = prefix((whole, own), combine, axis, (unit, state))
+    if start.shape[-1] == 1:
+        return y + start * (inputs.q @ before), total
+    return y + (start * inputs.q) @ before, total
+
+
+def _delta_over_shards(
+    inputs: Inputs, state: Array, method: str, chunk: int, axis: str
+) -> tuple[Array, Array]:
+    """The shard from zeros and, as further columns of the values, from the identity.
+
+    Those columns write nothing, so at the end they are the shard's K x K transition, and what
+    is read from them is the query as the state before the shard sees it.
+    """
+    keys, width = state.shape[-2:]
+    eye = jnp.broadcast_to(jnp.eye(keys, dtype=jnp.float32), (*state.shape[:-1], keys))
+    nothing = jnp.zeros((*inputs.v.shape[:-1], keys), jnp.float32)
+    wide = inputs._replace(v=jnp.concatenate([inputs.v, nothing], axis=-1))
+    begin = jnp.concatenate([jnp.zeros_like(state), eye], axis=-1)
+    y, own = _run_alike(wide, begin, "delta", method, chunk)
+
+    def combine(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
+        return right[0] @ left[0], right[0] @ left[1] + right[1]
+
+    element = own[..., width:], own[..., :width]
+    (_, before), (_, total) = prefix(element, combine, axis, (eye, state))
+    return y[..., :width] + y[..., width:] @ before, total
+
+
+def _check(
+    q: Array,
+    k: Array,
+    v: Array,
+    log_decay: Array | None,
+    beta: Array | None,
+    rule: str,
+    method: str,
+    chunk: int,
+) -> None:
+    if rule not in RULES:
+        raise ValueError(f"memory_scan: rule '{rule}' is not one of {', '.join(RULES)}")
+    if method not in METHODS:
+        raise ValueError(f"memory_scan: method '{method}' is not one of {', '.join(METHODS)}")
+    if chunk < 1:
+        raise ValueError(f"memory_scan: chunk {chunk} is not at least 1")
+    heads = v.shape[:3]
+    if q.shape != k.shape or k.shape[:2] != v.shape[:2] or v.shape[2] % k.shape[2]:
+        raise ValueError(
+            f"memory_scan: q {q.shape}, k {k.shape} and v {v.shape} must be [B, T, G, K], the "
+            f"same, and [B, T, H, N] with H a multiple of G"
+        )
+    if log_decay is not None and log_decay.shape not in (heads, (*heads, k.shape[3])):
+        raise ValueError(
+            f"memory_scan: log_decay {log_decay.shape} is not [B, T, H] or [B, T, H, K] = "
+            f"{(*heads, k.shape[3])}"
+        )
+    if beta is not None and beta.shape != heads:
+        raise ValueError(f"memory_scan: beta {beta.shape} is not {heads}")

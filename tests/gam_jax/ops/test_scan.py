@@ -1,0 +1,170 @@
+"""The memory scan against its equations: values, gradients, extreme decays, any length."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gam_jax.ops.scan import METHODS, RULES, memory_scan
+from tests import scan_oracle
+
+EXTREME = (0.0, 1e-6, 1.0, 0.5, 0.99, 0.9999)
+DECAYS = ("none", "head", "channel")
+
+
+def draw(rows, tokens, groups, heads, keys, width, decay, beta=True, seed=0):
+    """Arguments of a scan; keys have norm 1."""
+    random = np.random.default_rng(seed)
+    q, k = random.normal(size=(2, rows, tokens, groups, keys))
+    k /= np.linalg.norm(k, axis=-1, keepdims=True)
+    v, state = random.normal(size=(rows, tokens, heads, width)), random.normal(size=keys * width)
+    shape = {"none": None, "head": v.shape[:3], "channel": (*v.shape[:3], keys)}[decay]
+    with np.errstate(divide="ignore"):
+        log = None if shape is None else np.log(random.choice(EXTREME, shape))
+    strength = random.uniform(0, 1, v.shape[:3]) if beta else None
+    state = np.broadcast_to(state.reshape(keys, width), (rows, heads, keys, width))
+    return tuple(
+        None if x is None else x.astype(np.float32) for x in (q, k, v, log, strength, state)
+    )
+
+
+def scan(q, k, v, log_decay, beta, state, **how):
+    return memory_scan(q, k, v, log_decay=log_decay, beta=beta, state=state, **how)
+
+
+@functools.partial(jax.jit, static_argnames=("rule", "method", "chunk"))
+def run(args, *, rule, method="chunked", chunk=8):
+    return scan(*args, rule=rule, method=method, chunk=chunk)
+
+
+@functools.partial(jax.jit, static_argnames=("rule", "method", "chunk"))
+def run_and_pull(args, cotangents, *, rule, method="chunked", chunk=8):
+    """Outputs, and gradients by every argument that is there."""
+    there = [i for i, x in enumerate(args) if x is not None]
+
+    def function(*given):
+        full = list(args)
+        for i, x in zip(there, given, strict=True):
+            full[i] = x
+        return scan(*full, rule=rule, method=method, chunk=chunk)
+
+    outputs, pull = jax.vjp(function, *(args[i] for i in there))
+    return outputs, pull(cotangents)
+
+
+def assert_close(found, wanted, tolerance=2e-6):
+    for a, b in zip(found, wanted, strict=True):
+        assert np.all(np.isfinite(a))
+        scale = max(np.max(np.abs(b), initial=0), 1e-30)
+        assert np.max(np.abs(a - b), initial=0) <= tolerance * scale
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("rule", RULES)
+def test_values_and_gradients_are_those_of_the_equations(rule, decay, method):
+    args = draw(2, 75, 2, 4, 8, 6, decay)
+    random = np.random.default_rng(1)
+    cotangents = random.normal(size=(2, 75, 4, 6)), random.normal(size=(2, 4, 8, 6))
+    cotangents = tuple(x.astype(np.float32) for x in cotangents)
+    outputs, gradients = run_and_pull(args, cotangents, rule=rule, method=method)
+    *wanted, pull = scan_oracle.memory(*args, rule)
+    assert_close(outputs, wanted)
+    assert_close(gradients, pull(*cotangents))
+
+
+@settings(max_examples=8)
+@given(
+    tokens=st.integers(1, 70),
+    chunk=st.sampled_from([1, 3, 16, 64]),
+    groups=st.sampled_from([1, 3]),
+    shared=st.sampled_from([1, 2]),
+    keys=st.integers(1, 9),
+    width=st.integers(1, 9),
+    decay=st.sampled_from(DECAYS),
+    beta=st.booleans(),
+    rule=st.sampled_from(RULES),
+)
+def test_of_any_shape(tokens, chunk, groups, shared, keys, width, decay, beta, rule):
+    args = draw(1, tokens, groups, groups * shared, keys, width, decay, beta)
+    *wanted, _ = scan_oracle.memory(*args, rule)
+    assert_close(run(args, rule=rule, chunk=chunk), wanted)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_no_strength_is_a_strength_of_one(rule):
+    q, k, v, log, _, state = draw(1, 20, 2, 2, 4, 4, "head")
+    ones = np.ones(v.shape[:3], np.float32)
+    with_ones = run((q, k, v, log, ones, state), rule=rule)
+    assert_close(run((q, k, v, log, None, state), rule=rule), with_ones)
+
+
+@pytest.mark.parametrize("decay", ["head", "channel"])
+def test_a_slow_decay_after_fast_ones_keeps_its_digits(decay):
+    """A plain running sum of logs would be off by 1e-4 here."""
+    q, k, v, log, beta, state = draw(1, 64, 1, 1, 4, 4, decay)
+    log[:, :40], log[:, 40:] = np.log(1e-6), np.log(0.9)
+    args = (q, k, v, log.astype(np.float32), beta, state)
+    *wanted, _ = scan_oracle.memory(*args, "hebb")
+    assert_close(run(args, rule="hebb", chunk=64), wanted, 5e-7)
+
+
+def test_the_delta_rule_is_stable_where_all_keys_are_alike():
+    q, k, v, _, _, state = draw(1, 64, 1, 1, 4, 4, "none")
+    args = (q, np.broadcast_to(k[:, :1], k.shape), v, None, np.ones((1, 64, 1), np.float32), state)
+    *wanted, _ = scan_oracle.memory(*args, "delta")
+    assert_close(run(args, rule="delta", chunk=64), wanted)
+
+
+def test_the_delta_rule_recalls_as_many_values_as_keys_and_overwrites():
+    keys = np.eye(8, dtype=np.float32)[None, :, None]
+    old, new = np.random.default_rng(0).normal(size=(2, 1, 8, 1, 4)).astype(np.float32)
+    k, v = np.concatenate([keys, keys], 1), np.concatenate([old, new], 1)
+    args = (k, k, v, None, None, np.zeros((1, 1, 8, 4), np.float32))
+    y, state = run(args, rule="delta")
+    np.testing.assert_allclose(y, v, atol=1e-6)
+    np.testing.assert_allclose(state[0, 0], new[0, :, 0], atol=1e-6)
+
+
+def test_in_bfloat16_states_stay_float32():
+    args = draw(1, 20, 1, 2, 4, 4, "head")
+    half = tuple(jnp.asarray(x, jnp.bfloat16) for x in args[:3])
+    y, state = run((*half, *args[3:]), rule="delta")
+    assert (y.dtype, state.dtype) == (jnp.bfloat16, jnp.float32)
+
+
+def test_the_backward_pass_of_chunks_stores_states_a_stretch_not_a_token():
+    def temporary(tokens):
+        q = jax.ShapeDtypeStruct((1, tokens, 2, 32), jnp.float32)
+        loss = jax.grad(lambda q, k, v: jnp.sum(memory_scan(q, k, v, rule="delta")[0]), (0, 1, 2))
+        compiled = jax.jit(loss).lower(q, q, q).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    short, long = temporary(2**14), temporary(2**15)
+    arrays = 2**14 * 2 * 32 * 4  # bytes of one argument
+    assert long - short <= 12 * arrays
+    assert 12 * arrays < 2**14 * 2 * 32 * 32 * 4  # a state a token would be more
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rule": "oja"}, "rule 'oja' is not one of hebb, delta"),
+        ({"method": "fast"}, "method 'fast' is not one of"),
+        ({"chunk": 0}, "chunk 0 is not at least 1"),
+        ({"beta": np.ones((1, 4, 3))}, "beta"),
+        ({"log_decay": np.ones((1, 4, 2, 3))}, "log_decay"),
+        ({"v": np.ones((1, 4, 3, 4))}, "H a multiple of G"),
+    ],
+)
+def test_what_does_not_fit_is_named(changes, message):
+    k = np.ones((1, 4, 2, 5), np.float32)
+    args = {"q": k, "k": k, "v": np.ones((1, 4, 2, 4), np.float32), **changes}
+    with pytest.raises(ValueError, match=message):
+        memory_scan(**args)
