@@ -77,6 +77,7 @@ def memory_scan(
     beta = None if beta is None else beta[..., None]
     inputs = Inputs(q, k, v, log_decay, beta).map(lambda x: _by_group(x, groups))
     if axis is None:
+        method = "recurrent" if tokens == 1 else method
         y, state = _run_alike(inputs, state, rule, method, chunk)
     else:
         over = _delta_over_shards if rule == "delta" else _hebb_over_shards

@@ -1,0 +1,45 @@
+"""The recurrence of single numbers against its equation."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from gam_jax.ops.scan import diagonal_scan
+from gam_jax.ops.scan.diagonal import DIAGONAL_METHODS
+from tests import scan_oracle
+from tests.gam_jax.ops.test_scan import EXTREME, assert_close
+
+
+@functools.partial(jax.jit, static_argnames=("method", "chunk"))
+def run_and_pull(args, cotangents, *, method, chunk):
+    def function(log, write, state):
+        return diagonal_scan(log, write, state=state, method=method, chunk=chunk)
+
+    outputs, pull = jax.vjp(function, *args)
+    return outputs, pull(cotangents)
+
+
+@pytest.mark.parametrize("method", DIAGONAL_METHODS)
+@pytest.mark.parametrize("shape", [(37, 3), (16, 2, 3), (5, 1)], ids=str)
+def test_values_and_gradients_are_those_of_the_equation(shape, method):
+    random = np.random.default_rng(0)
+    with np.errstate(divide="ignore"):
+        log = np.log(random.choice(EXTREME, (2, *shape)))
+    arrays = (log, random.normal(size=(2, *shape)), random.normal(size=(2, *shape[1:])))
+    args = tuple(x.astype(np.float32) for x in arrays)
+    cotangents = tuple(random.normal(size=x.shape).astype(np.float32) for x in args[1:])
+    outputs, gradients = run_and_pull(args, cotangents, method=method, chunk=8)
+    states, pull = scan_oracle.diagonal(*args)
+    assert_close(outputs, (states, states[:, -1]))
+    last = cotangents[0].astype(np.float64)
+    last[:, -1] += cotangents[1]
+    assert_close(gradients, pull(last))
+
+
+def test_an_unknown_method_is_named():
+    with pytest.raises(ValueError, match="'fast' is not one of chunked, associative, recurrent"):
+        diagonal_scan(np.zeros((1, 2, 3)), np.zeros((1, 2, 3)), method="fast")
