@@ -51,7 +51,7 @@ def main() -> None:
     if not len(prompt):
         raise UserError("--prompt holds no token: give at least one character")
     try:
-        decode.check_length(experiment.model, len(prompt) + args.tokens)
+        experiment.model.check_length(len(prompt) + args.tokens)
     except ValueError as error:
         raise UserError(str(error)) from error
     layout = layout_from_flags(experiment.parallel).whole

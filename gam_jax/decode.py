@@ -163,13 +163,13 @@ def prefill(
       The logits after the last token and the carry.
 
     Raises:
-      ValueError: no token, or more than the model's learned positions.
+      ValueError: no token, or more than the model's `limit`.
     """
     if tokens.shape[1] == 0:
         raise ValueError("a prompt needs at least one token")
     decoder = Decoder(model, (layout or Layout(make_mesh())).whole)
     after = model.carry(tokens.shape[0]) if carry is None else carry
-    check_length(model, int(after.position) + tokens.shape[1])
+    model.check_length(int(after.position) + tokens.shape[1])
     logits, start = jnp.zeros(()), 0
     while start < tokens.shape[1]:
         left = tokens.shape[1] - start
@@ -196,9 +196,9 @@ def generate(
     is cut into chunks, nor on the mesh.
 
     Raises:
-      ValueError: prompt and tokens together exceed the model's learned positions.
+      ValueError: prompt and tokens together exceed the model's `limit`.
     """
-    check_length(model, prompt.shape[1] + tokens)
+    model.check_length(prompt.shape[1] + tokens)
     logits, carry = prefill(model, params, prompt, layout=layout)
     yield from write(model, params, logits, carry, tokens, key, temperature, top_p, layout)
 
@@ -221,15 +221,6 @@ def write(
         count = min(WRITE_CHUNK, tokens - start)
         new, logits, carry = _write(decoder, params, logits, carry, key, settings, count)
         yield np.asarray(new)
-
-
-def check_length(model: LanguageModel, tokens: int) -> None:
-    """Raises a ValueError if `tokens` tokens exceed the model's learned positions."""
-    if model.context and tokens > model.context:
-        raise ValueError(
-            f"{tokens} tokens do not fit the model's {model.context} learned positions: ask for "
-            f"fewer, or train with context=0 (no positions) or a larger one"
-        )
 
 
 def carry_bytes(carry: ModelCarry) -> int:

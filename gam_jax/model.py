@@ -144,8 +144,8 @@ class LanguageModel:
           key: for dropout; None when not training.
 
         Raises:
-          ValueError: more tokens than learned positions (where the position is traced and not
-            known when this is compiled, the logits beyond are NaN instead).
+          ValueError: more tokens than learned positions, or than a cache holds (where the
+            position is traced and not known when this is compiled, the logits beyond are NaN).
         """
         params = self._gathered(params)
         hidden, carry = self.hidden(params, tokens, carry, axes, key=key)
@@ -222,8 +222,9 @@ class LanguageModel:
         embedding_key, blocks_key = (None, None) if key is None else jax.random.split(key)
 
         x = embed(tokens, params["embedding"], axes)
+        start = 0 if isinstance(position, jax.core.Tracer) else int(position)
+        self.check_length(start + length)
         if self.context:
-            self._check_positions(position, length)
             places = position + residual.first_token(x.shape[1], axes) + jnp.arange(x.shape[1])
             x = x + jnp.take(params["positions"], places, axis=0, mode="fill", fill_value=jnp.nan)
         x = dropout(x, self.dropout, embedding_key, axes).astype(self.dtype)
@@ -237,10 +238,19 @@ class LanguageModel:
         outside = {name: params[name] for name in params if name != "blocks"}
         return {**zero.whole(outside), "blocks": params["blocks"]}
 
-    def _check_positions(self, position: Array, length: int) -> None:
-        start = 0 if isinstance(position, jax.core.Tracer) else int(position)
-        if start + length > self.context:
+    def limit(self) -> int:
+        """The most tokens that a sequence may have, by positions and caches; 0 for any."""
+        return min((n for n in (self.context, self.block.limit()) if n), default=0)
+
+    def check_length(self, tokens: int) -> None:
+        """Raises a ValueError if a sequence of `tokens` tokens exceeds the `limit`."""
+        if self.context and tokens > self.context:
             raise ValueError(
-                f"{start + length} tokens do not fit the model's {self.context} learned positions: "
+                f"{tokens} tokens do not fit the model's {self.context} learned positions: "
                 f"give fewer, or train with context=0 (no positions) or a larger one"
+            )
+        if self.limit() and tokens > self.limit():
+            raise ValueError(
+                f"{tokens} tokens do not fit the model's cache of {self.limit()}: give fewer, or "
+                f"set a larger context in its attention layers"
             )

@@ -19,6 +19,7 @@ from sharding import collectives
 
 State = TypeVar("State")
 Block = TypeVar("Block")
+Found = TypeVar("Found")
 
 
 def ring(
@@ -53,6 +54,45 @@ def ring(
 
     (state, block), _ = lax.scan(turn, (state, block), jnp.arange(size - 1))
     return step(state, block, (own + 1) % size)
+
+
+def ring_home(
+    step: Callable[[State, Block, Found, Array | int], tuple[State, Found]],
+    state: State,
+    block: Block,
+    found: Found,
+    axis: str | None,
+) -> tuple[State, Found]:
+    """As `ring`, where each block takes along what is found for it on its way, and brings it home.
+
+    What a hand-written backward pass of a ring needs: blocks of keys and values travel with their
+    gradients. n - 1 blocks and n findings are sent by each device. It has no derivative.
+
+    Args:
+      step: (state, block, found, source) -> (state, found).
+      state, block, axis: as in `ring`.
+      found: a tree of arrays, what is found for a device's own block to begin with.
+    """
+    if axis is None:
+        return step(state, block, found, 0)
+    size, own = lax.axis_size(axis), lax.axis_index(axis)
+    block = jax.tree.map(lambda x: collectives.as_varying(x, axis), block)
+    for _ in range(2):  # what a step types as varying may make others vary
+        types = jax.eval_shape(step, state, block, found, own)
+        state, found = _typed_as((state, found), types)
+    shift = [(i, (i + 1) % size) for i in range(size)]
+
+    def moved(tree: Any) -> Any:
+        return jax.tree.map(lambda x: lax.ppermute(x, axis, shift), tree)
+
+    def turn(carry: tuple[State, Block, Found], index: Array) -> tuple[Any, None]:
+        state, block, found = carry
+        state, found = step(state, block, found, (own - index) % size)
+        return (state, moved(block), moved(found)), None
+
+    (state, block, found), _ = lax.scan(turn, (state, block, found), jnp.arange(size - 1))
+    state, found = step(state, block, found, (own + 1) % size)
+    return state, moved(found)
 
 
 def prefix(

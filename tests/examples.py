@@ -15,6 +15,7 @@ from gam_jax.layers import (
     MLP,
     TCN,
     TCNCA,
+    Attention,
     Bidirectional,
     Block,
     Carry,
@@ -60,6 +61,16 @@ EXAMPLES: dict[str, Layer] = {
     "TCNCA simple": TCNCA(
         width=WIDTH, tcn=TCN(kernel=2, levels=3, factor=2), chunk=5, keys=4, variant="simple"
     ),
+    "Attention": Attention(width=WIDTH, heads=8, head_size=2, context=32, rotary=0.0),
+    "Attention grouped": Attention(
+        width=WIDTH, heads=16, kv_heads=8, head_size=2, context=40, bias=True, out_bias=True
+    ),
+    "Attention window": Attention(width=WIDTH, heads=8, head_size=2, window=3),
+    "Attention wide window": Attention(
+        width=WIDTH, heads=8, head_size=2, window=14, sinks=True, qk_norm=True
+    ),
+    "Attention capped": Attention(width=WIDTH, heads=8, head_size=2, context=32, soft_cap=2.0),
+    "Attention sinks": Attention(width=WIDTH, heads=8, head_size=2, context=32, sinks=True),
     "Block": Block(GAM(slots=16), width=WIDTH),
     "Residual": Residual(Mamba(state=4), norm=RMSNorm(), width=WIDTH),
     "Chunked": Chunked(GAM(slots=16), size=3, width=WIDTH),

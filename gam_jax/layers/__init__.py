@@ -1,5 +1,6 @@
 """Layers: frozen dataclasses that own a parameter table."""
 
+from gam_jax.layers.attention import Attention
 from gam_jax.layers.base import Carry, Layer, inherit
 from gam_jax.layers.bidirectional import Bidirectional
 from gam_jax.layers.block import Block, Residual, Stack
@@ -14,6 +15,7 @@ from gam_jax.layers.tcnca import TCN, TCNCA
 LAYERS: dict[str, type] = {
     layer.__name__: layer
     for layer in (
+        Attention,
         Bidirectional,
         Block,
         Chunked,
@@ -41,6 +43,7 @@ __all__ = [
     "MLP",
     "TCN",
     "TCNCA",
+    "Attention",
     "Bidirectional",
     "Block",
     "Carry",

@@ -53,6 +53,11 @@ class Layer:
         """
         return zero_shards(self.carry_table(batch), axes)
 
+    def limit(self) -> int:
+        """The most tokens that a sequence may have, 0 for any: the least of the layers inside."""
+        inside = (getattr(self, field.name) for field in dataclasses.fields(self))  # type: ignore
+        return min((n for x in inside if isinstance(x, Layer) and (n := x.limit())), default=0)
+
     def __call__(
         self,
         params: Params,

@@ -1,0 +1,248 @@
+"""Softmax attention."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax.core
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from gam_jax.layers.base import WHOLE, Layer, known
+from gam_jax.ops.attention import BLOCK, Rule, attend, with_sinks
+from gam_jax.ops.dropout import dropout
+from gam_jax.ops.fused_attention import attention
+from gam_jax.ops.linear import linear
+from gam_jax.ops.norm import rms_norm
+from gam_jax.ops.ring_attention import ring_attention, window_attention
+from gam_jax.ops.rotary import rotary
+from gam_jax.params import Param, Params, Table, fan_in, ones, zeros
+from sharding import collectives, residual
+from sharding.axes import Axes
+
+QK_NORM_EPS = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention(Layer):
+    """Causal softmax attention: y = concat_h(softmax(q_h k_g^T scale) v_g) W_out.
+
+    Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.2; grouped queries: Ainslie et al.
+    2023 (arXiv 2305.13245). Its carry is the cache of keys and values. Heads are split over
+    `tensor`, whole groups on each device; tokens over `seq` go round a ring (see
+    `gam_jax.ops.ring_attention`).
+
+    Attributes:
+      width: D.
+      heads: H, of queries.
+      kv_heads: G, of keys and values; each serves H / G of the queries'. 0 for H.
+      head_size: K, channels of a head; 0 for D / H.
+      rotary: base of the rotary positions' wavelengths (see `gam_jax.ops.rotary`); 0 for none.
+      context: tokens that the cache holds, and so the most that a sequence may have. It takes no
+        memory in training. A window needs no such bound.
+      window: a token sees that many last tokens, itself among them; 0 for all.
+      soft_cap: scores become cap * tanh(score / cap); 0 for none.
+      sinks: each head learns the score of one more key, of value 0.
+      bias: whether queries, keys and values have one.
+      out_bias: whether the output has one.
+      qk_norm: RMS norm of each head's queries and keys, before they are turned (Qwen3).
+      scale: of the scores; 0 for 1 / sqrt(K).
+      dropout: rate on the output in training.
+    """
+
+    width: int | None = None
+    heads: int = 4
+    kv_heads: int = 0
+    head_size: int = 0
+    rotary: float = 10_000.0
+    context: int = 2048
+    window: int = 0
+    soft_cap: float = 0.0
+    sinks: bool = False
+    bias: bool = False
+    out_bias: bool = False
+    qk_norm: bool = False
+    scale: float = 0.0
+    dropout: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.heads < 1 or self.heads % self.groups:
+            raise ValueError(
+                f"Attention.heads={self.heads} is not a multiple of kv_heads={self.kv_heads}"
+            )
+        if not self.head_size and self.width is not None and self.width % self.heads:
+            raise ValueError(
+                f"Attention.width={self.width} is not a multiple of heads={self.heads}: change "
+                f"the one or the other, or give head_size"
+            )
+        if self.rotary and (self.head_size or self.width) and self.size % 2:
+            raise ValueError(f"Attention: rotary positions need an even head, not {self.size}")
+        if self.context < 1 or self.window < 0:
+            raise ValueError("Attention.context must be at least 1, and window 0 or more")
+
+    @property
+    def groups(self) -> int:
+        """G."""
+        return self.kv_heads or self.heads
+
+    @property
+    def size(self) -> int:
+        """K."""
+        return self.head_size or known(self.width, "width", self) // self.heads
+
+    @property
+    def cached(self) -> int:
+        """Tokens that the cache holds."""
+        return self.window - 1 if self.window else self.context
+
+    @property
+    def rule(self) -> Rule:
+        """What a query makes of a key; narrow windows are computed in small blocks."""
+        block = min(BLOCK, max(64, 1 << self.window.bit_length())) if self.window else BLOCK
+        scale = self.scale or self.size**-0.5
+        return Rule(scale, True, self.window, self.soft_cap, block)
+
+    def limit(self) -> int:
+        """The context, unless there is a window."""
+        return 0 if self.window else self.context
+
+    def table(self) -> Table:
+        """query [D, H, K], key and value [D, G, K], out [H, K, D], and what the fields ask for."""
+        width, size = known(self.width, "width", self), self.size
+        counts = {"query": self.heads, "key": self.groups, "value": self.groups}
+        table: dict[str, Param] = {}
+        for name, heads in counts.items():
+            table[name] = Param((width, heads, size), ("embed", "heads", None), fan_in(width))
+            if self.bias:
+                bias = Param((heads, size), ("heads", None), fan_in(width), decay=False)
+                table[f"{name}_bias"] = bias
+        if self.qk_norm:
+            for name in ("query_norm", "key_norm"):
+                table[name] = Param((size,), (None,), ones, decay=False)
+        if self.sinks:
+            table["sinks"] = Param((self.heads,), ("heads",), zeros, decay=False)
+        inside = self.heads * size
+        table["out"] = Param((self.heads, size, width), ("heads", None, "embed"), fan_in(inside))
+        if self.out_bias:
+            table["out_bias"] = Param((width,), ("embed",), fan_in(inside), decay=False)
+        return table
+
+    def carry_table(self, batch: int) -> Any:
+        """key and value [B, S, G, K], keys as they are scored, and the position, int32."""
+        shape = (batch, self.cached, self.groups, self.size)
+        cache = Param(shape, ("batch", None, "heads", None), zeros)
+        return {"key": cache, "value": cache, "position": Param((), (), zeros, dtype="int32")}
+
+    def __call__(
+        self,
+        params: Params,
+        x: Float[Array, "B T D"],
+        carry: Any = None,
+        axes: Axes = WHOLE,
+        *,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """Heads are split inside, and summed on the way out.
+
+        Raises:
+          ValueError: more tokens than the context (where the position is traced and not known
+            when this is compiled, the outputs of such a chunk are NaN instead).
+        """
+        x = residual.enter(x, axes, "heads")
+        batch, tokens = x.shape[:2]
+        total = tokens * collectives.axis_size(axes.seq)
+        position = jnp.zeros((), jnp.int32) if carry is None else carry["position"]
+        self._check_fits(position, total)
+        places = position + collectives.axis_index(axes.seq) * tokens + jnp.arange(tokens)
+        q, k, v = self._heads(params, x.reshape(-1, x.shape[-1]), (batch, tokens), places)
+        sinks = params.get("sinks")
+        if carry is None:
+            mixed = self._from_start(q, k, v, axes.seq, sinks)
+            cache = self._gathered(k, axes.seq), self._gathered(v, axes.seq)
+            cache = tuple(self._kept(x) for x in cache)
+        else:
+            mixed, cache = self._continued(q, k, v, carry, axes.seq, sinks)
+        after = {"key": cache[0], "value": cache[1], "position": position + total}
+        out = params["out"]
+        flat = mixed.reshape(batch * tokens, -1)
+        partial = linear(flat, out.reshape(-1, out.shape[-1])).reshape(batch, tokens, -1)
+        y = residual.leave_sum(partial, axes.of("heads"), axes)
+        if self.out_bias:
+            y = y + params["out_bias"]
+        return dropout(y, self.dropout or 0.0, key, axes), after
+
+    def _heads(
+        self, params: Params, flat: Array, shape: tuple[int, int], places: Int[Array, T]
+    ) -> tuple[Array, Array, Array]:
+        """Queries [B, T, H, K], keys and values [B, T, G, K], turned by their places."""
+        found = []
+        for name in ("query", "key", "value"):
+            weight, bias = params[name], params.get(f"{name}_bias")
+            bias = None if bias is None else bias.reshape(-1)
+            y = linear(flat, weight.reshape(weight.shape[0], -1), bias)
+            y = y.reshape(*shape, -1, self.size)
+            if self.qk_norm and name != "value":
+                y = rms_norm(y, params[f"{name}_norm"], QK_NORM_EPS)
+            found.append(rotary(y, places, self.rotary) if self.rotary and name != "value" else y)
+        return found[0], found[1], found[2]
+
+    def _from_start(
+        self, q: Array, k: Array, v: Array, seq: str | None, sinks: Array | None
+    ) -> Array:
+        """What a sequence that begins here gives: no cache is looked into."""
+        if seq is not None and not self.window:
+            return ring_attention(self.rule, q, k, v, seq, sinks)
+        if seq is None and sinks is None:
+            return attention(self.rule, q, k, v)
+        if seq is None:
+            found = attend(self.rule, q, k, v)
+        else:
+            found = window_attention(self.rule, q, k, v, seq)
+        return _finished(found, sinks, q)
+
+    def _continued(
+        self, q: Array, k: Array, v: Array, carry: Any, seq: str | None, sinks: Array | None
+    ) -> tuple[Array, tuple[Array, Array]]:
+        """What follows on a cache, and the cache after; every device sees all of the chunk."""
+        position = carry["position"]
+        own = collectives.axis_index(seq) * q.shape[1]
+        new = self._gathered(k, seq), self._gathered(v, seq)
+        pairs = [(carry[name], x) for name, x in zip(("key", "value"), new, strict=True)]
+        if self.window:
+            keys, values = (jnp.concatenate([c.astype(x.dtype), x], axis=1) for c, x in pairs)
+            first = jnp.maximum(0, self.cached - position)
+            found = attend(self.rule, q, keys, values, self.cached + own, first)
+            return _finished(found, sinks, q), (self._kept(keys), self._kept(values))
+        keys, values = (
+            lax.dynamic_update_slice_in_dim(c, x.astype(c.dtype), position, axis=1)
+            for c, x in pairs
+        )
+        read = keys.astype(q.dtype), values.astype(q.dtype)
+        mixed = _finished(attend(self.rule, q, *read, position + own), sinks, q)
+        fits = position + new[0].shape[1] <= self.context
+        return jnp.where(fits, mixed, jnp.nan), (keys, values)
+
+    def _gathered(self, x: Array, seq: str | None) -> Array:
+        return collectives.all_gather(x, seq, dim=1)
+
+    def _kept(self, x: Array) -> Array:
+        """The cache after the keys or values x: filled up, at the end without a window."""
+        missing = max(0, self.cached - x.shape[1])
+        widths = (missing, 0) if self.window else (0, missing)
+        x = jnp.pad(x, ((0, 0), widths, (0, 0), (0, 0)))
+        return x[:, x.shape[1] - self.cached :].astype(jnp.float32)
+
+    def _check_fits(self, position: Array, total: int) -> None:
+        start = 0 if isinstance(position, jax.core.Tracer) else int(position)
+        if self.limit() and start + total > self.limit():
+            raise ValueError(
+                f"{start + total} tokens do not fit a cache of {self.limit()}: give fewer, or set "
+                f"a larger Attention.context"
+            )
+
+
+def _finished(found: tuple[Array, Array], sinks: Array | None, q: Array) -> Array:
+    out, lse = found
+    return (out if sinks is None else with_sinks(out, lse, sinks)).astype(q.dtype)

@@ -1,0 +1,63 @@
+"""Attention by the best program that this machine has for the case: one signature."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from gam_jax.ops.attention import BLOCK, Rule, attend
+
+
+def implementation(
+    backend: str, rule: Rule, tokens: int, keys: int, size: int, dtype: DTypeLike
+) -> str:
+    """Which program computes a whole sequence, first query at the first key.
+
+    Args:
+      backend: "cpu", "gpu" or "tpu".
+      rule: what is asked for.
+      tokens, keys: how many.
+      size: channels of a head.
+      dtype: of queries, keys and values.
+
+    Returns:
+      "cudnn": the flash attention of cuDNN, which takes half precision and heads of at most 128
+      channels, a multiple of 8. "xla": `jax.nn.dot_product_attention`, which holds all the scores
+      at once and so is used up to one block of ours. "blocks": `attend`.
+    """
+    if backend not in ("gpu", "tpu") or rule.soft_cap or (rule.window and not rule.causal):
+        return "blocks"
+    half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
+    if backend == "gpu" and half and size <= 128 and size % 8 == 0:
+        return "cudnn"
+    return "xla" if max(tokens, keys) <= BLOCK else "blocks"
+
+
+def attention(
+    rule: Rule,
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B S G K"],
+    v: Float[Array, "B S G K"],
+    backend: str | None = None,
+) -> Float[Array, "B T H K"]:
+    """softmax(scores) v in the dtype of q, where query 0 stands at key 0.
+
+    Args:
+      rule, q, k, v: see `ops.attention.attend`.
+      backend: where it will run; None for JAX's default when this is traced.
+    """
+    backend = backend or jax.default_backend()
+    chosen = implementation(backend, rule, q.shape[1], k.shape[1], q.shape[3], q.dtype)
+    if chosen == "blocks":
+        return attend(rule, q, k, v)[0].astype(q.dtype)
+    return jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        scale=rule.scale,
+        is_causal=rule.causal,
+        local_window_size=(rule.window - 1, 0) if rule.window else None,
+        implementation=chosen,  # type: ignore[arg-type]
+    )

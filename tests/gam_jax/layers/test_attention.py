@@ -1,0 +1,92 @@
+"""What the laws of every layer do not say of attention: its cache and its limits."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gam_jax import decode
+from gam_jax.layers import Attention, Block, Stack
+from gam_jax.model import LanguageModel
+from gam_jax.params import rule_specs
+from sharding.errors import UserError
+from tests.examples import inputs, params_of, random_like
+from tests.meshes import layout_of
+
+LAYER = Attention(width=8, heads=2, context=6)
+
+
+def test_more_tokens_than_the_context_are_an_error():
+    params = params_of(LAYER)
+    with pytest.raises(ValueError, match="7 tokens do not fit a cache of 6"):
+        LAYER(params, inputs(1, 7))
+    _, carry = LAYER(params, inputs(1, 5))
+    with pytest.raises(ValueError, match="7 tokens do not fit"):
+        LAYER(params, inputs(1, 2), carry)
+    beyond, _ = jax.jit(LAYER)(params, inputs(1, 2), carry)
+    assert jnp.all(jnp.isnan(beyond))
+
+
+def test_a_model_says_before_it_writes_that_its_cache_is_too_small():
+    model = LanguageModel(Block(LAYER), width=8, depth=2, vocab=16)
+    assert model.limit() == 6
+    prompt = np.zeros((1, 4), np.int32)
+    with pytest.raises(ValueError, match="7 tokens do not fit the model's cache of 6"):
+        next(decode.generate(model, random_like(model.table()), prompt, 3, jax.random.key(0)))
+    window = dataclasses.replace(LAYER, window=3)
+    assert dataclasses.replace(model, block=Block(window)).limit() == 0
+
+
+def test_a_window_keeps_one_token_less_than_it_sees():
+    layer = Attention(width=8, heads=4, kv_heads=2, window=5)
+    assert layer.carry_table(3)["key"].shape == (3, 4, 2, 2)
+
+
+def test_training_holds_no_cache():
+    """Memory of a gradient does not depend on the context that could be decoded."""
+
+    def temporary(context):
+        block = Block(Attention(width=8, heads=2, context=context))
+        stack = Stack(block.__class__(block.mixer, width=8), depth=2)
+        x = jax.ShapeDtypeStruct((2, 16, 8), jnp.float32)
+        loss = jax.jit(jax.grad(lambda p, x: stack(p, x)[0].sum()))
+        analysis = loss.lower(params_of(stack), x).compile().memory_analysis()
+        return analysis.temp_size_in_bytes
+
+    assert temporary(1 << 20) == temporary(16)
+
+
+@pytest.mark.parametrize(("heads", "groups", "named"), [(6, 6, "query"), (8, 2, "key")])
+def test_heads_that_a_mesh_does_not_divide_are_named(heads, groups, named):
+    layer = Attention(width=8, heads=heads, kv_heads=groups, head_size=2)
+    with pytest.raises(UserError, match=rf"{named}.*'heads' = .*tensor=4"):
+        rule_specs({named: layer.table()[named]}, layout_of((1, 1, 4)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"heads": 4, "kv_heads": 3}, "heads=4 is not a multiple of kv_heads=3"),
+        ({"heads": 3}, "width=8 is not a multiple of heads=3"),
+        ({"heads": 2, "head_size": 3}, "even head, not 3"),
+        ({"context": 0}, "context must be at least 1"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Attention(width=8, **fields)
+
+
+def test_decoding_gives_the_logits_of_the_whole():
+    block = Block(Attention(heads=4, kv_heads=2, context=40))
+    model = LanguageModel(block, width=16, depth=2, vocab=32)
+    params = random_like(model.table())
+    tokens = np.random.default_rng(0).integers(0, 32, (2, 40)).astype(np.int32)
+    whole, _ = jax.jit(model)(params, tokens)
+    logits, carry = decode.prefill(model, params, tokens[:, :37])
+    np.testing.assert_allclose(logits, whole[:, 36], atol=1e-4)
+    for t in range(37, 40):
+        logits, carry = decode.prefill(model, params, tokens[:, t : t + 1], carry)
+        np.testing.assert_allclose(logits, whole[:, t], atol=1e-4)

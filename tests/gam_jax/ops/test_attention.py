@@ -1,0 +1,215 @@
+"""Attention in blocks against the formula in float64, gradients included, and its balanced ring."""
+
+import collections
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from gam_jax.ops import attention
+from gam_jax.ops.attention import Rule, Tiles, attend, merge, with_sinks
+from gam_jax.ops.fused_attention import attention as fused
+from gam_jax.ops.fused_attention import implementation
+from gam_jax.ops.ring_attention import ring_attention
+from gam_jax.ops.rotary import rotary
+from sharding.mesh import make_mesh
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng([seed, *shape]).normal(size=shape)
+
+
+def formula(rule, q, k, v, offset, first):
+    """One query and head at a time: the mixture, and the logarithm of the sum."""
+    batch, tokens, heads, _ = q.shape
+    out, lse = np.zeros((*q.shape[:3], v.shape[-1])), np.full(q.shape[:3], attention.EMPTY)
+    for b, t, h in np.ndindex(batch, tokens, heads):
+        g, place = h // (heads // k.shape[2]), offset + t
+        begin = max(first, place - rule.window + 1) if rule.window else first
+        end = min(place + 1, k.shape[1]) if rule.causal else k.shape[1]
+        if begin >= end:
+            continue
+        scores = k[b, begin:end, g] @ q[b, t, h] * rule.scale
+        if rule.soft_cap:
+            scores = rule.soft_cap * np.tanh(scores / rule.soft_cap)
+        lse[b, t, h] = np.log(np.sum(np.exp(scores)))
+        out[b, t, h] = np.exp(scores - lse[b, t, h]) @ v[b, begin:end, g]
+    return out, lse
+
+
+def heads(tokens, keys, count=4, groups=2):
+    return [normal(2, tokens, count, 6), normal(2, keys, groups, 6), normal(2, keys, groups, 5)]
+
+
+def single(arrays):
+    return [jnp.asarray(array, jnp.float32) for array in arrays]
+
+
+CASES = {
+    "one block": (Rule(0.4), 7, 7, 0, 0),
+    "blocks that do not divide": (Rule(0.4, block=4), 13, 13, 0, 0),
+    "not causal": (Rule(0.4, causal=False, block=4), 5, 9, 0, 0),
+    "after a cache": (Rule(0.4, block=4), 6, 16, 7, 3),
+    "a token after a cache": (Rule(0.4, block=4), 1, 16, 9, 0),
+    "window": (Rule(0.4, window=3, block=4), 13, 13, 0, 0),
+    "window after a cache": (Rule(0.4, window=6, block=4), 9, 14, 5, 2),
+    "soft cap": (Rule(0.9, soft_cap=1.5, block=4), 9, 9, 0, 0),
+    "no key for some": (Rule(0.4, block=4), 6, 6, 0, 3),
+}
+every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+
+
+@every_case
+def test_it_is_the_formula(case):
+    rule, tokens, keys, offset, first = case
+    arrays = heads(tokens, keys)
+    out, lse = jax.jit(attend, static_argnums=0)(rule, *single(arrays), offset, first)
+    want_out, want_lse = formula(rule, *arrays, offset, first)
+    np.testing.assert_allclose(out, want_out, atol=2e-6)
+    np.testing.assert_allclose(lse, want_lse, atol=2e-6)
+
+
+@every_case
+def test_its_gradients_are_those_of_the_formula(case):
+    rule, tokens, keys, offset, first = case
+    arrays = heads(tokens, keys)
+    weights, lse_weights = normal(2, tokens, 4, 5, seed=1), normal(2, tokens, 4, seed=1)
+
+    def loss(function, *arrays):
+        out, lse = function(rule, *arrays, offset, first)
+        return (out * weights).sum() + (lse * (lse > attention.EMPTY / 2) * lse_weights).sum()
+
+    pull = jax.jit(jax.grad(lambda *arrays: loss(attend, *arrays), argnums=(0, 1, 2)))
+    gradients = pull(*single(arrays))
+    step = 1e-6
+    for i, gradient in enumerate(gradients):
+        for seed in range(2):  # along random directions, by differences in float64
+            direction = normal(*arrays[i].shape, seed=seed)
+            ends = [
+                [*arrays[:i], arrays[i] + change * direction, *arrays[i + 1 :]]
+                for change in (step, -step)
+            ]
+            slope = (loss(formula, *ends[0]) - loss(formula, *ends[1])) / (2 * step)
+            np.testing.assert_allclose(np.vdot(gradient, direction), slope, rtol=2e-5, atol=2e-5)
+
+
+def test_two_sets_of_keys_merge_into_both():
+    rule = Rule(0.4, causal=False)
+    q, k, v = single(heads(5, 9))
+    parts = [attend(rule, q, k[:, s], v[:, s]) for s in (slice(0, 4), slice(4, 9))]
+    for found, want in zip(merge(*parts), attend(rule, q, k, v), strict=True):
+        np.testing.assert_allclose(found, want, atol=1e-6)
+
+
+def test_a_sink_is_one_more_key_without_a_value():
+    rule = Rule(1.0, causal=False)
+    q, k, v = heads(5, 9)
+    sinks = normal(4)
+    found = with_sinks(*attend(rule, *single([q, k, v])), jnp.asarray(sinks, jnp.float32))
+    more = np.concatenate([q, np.broadcast_to(sinks[:, None], (*q.shape[:3], 1))], axis=-1)
+    keys = np.concatenate([k, np.zeros((*k.shape[:3], 1))], axis=-1)
+    sink = np.zeros((2, 1, 2, 7))
+    sink[..., -1] = 1
+    values = np.concatenate([v, np.zeros((2, 1, 2, 5))], axis=1)
+    want, _ = formula(rule, more, np.concatenate([keys, sink], axis=1), values, 0, 0)
+    np.testing.assert_allclose(found, want, atol=2e-6)
+
+
+def test_hidden_blocks_are_not_looked_at():
+    tiles = Tiles(Rule(1.0, window=4, block=4), 16, 16)
+    assert [tuple(map(int, tiles.seen(i, 0, 0))) for i in range(4)] == [
+        (0, 1),
+        (0, 2),
+        (1, 3),
+        (2, 4),
+    ]
+    causal = Tiles(Rule(1.0, block=4), 1, 64)
+    assert tuple(map(int, causal.seen(0, 9, 0))) == (0, 3)
+
+
+def test_memory_grows_with_the_tokens_and_not_with_their_square():
+    def temporary(tokens):
+        array = jax.ShapeDtypeStruct((1, tokens, 1, 8), jnp.float32)
+        loss = jax.grad(lambda q, k, v: attend(Rule(1.0), q, k, v)[0].sum(), argnums=(0, 1, 2))
+        compiled = jax.jit(loss).lower(array, array, array).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    small, large = temporary(2048), temporary(16384)
+    assert large < 8 * small
+
+
+@pytest.mark.parametrize("window", [0, 3])
+def test_the_program_of_jax_gives_the_same(window):
+    rule = Rule(0.3, window=window)
+    q, k, _ = single(heads(9, 9))
+    v = jnp.asarray(normal(*k.shape, seed=5), jnp.float32)
+    own, of_jax = (fused(rule, q, k, v, backend) for backend in ("cpu", "tpu"))
+    np.testing.assert_allclose(own, of_jax, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype", "tokens", "rule", "want"),
+    [
+        ("cpu", "bfloat16", 64, Rule(1.0), "blocks"),
+        ("gpu", "bfloat16", 4096, Rule(1.0), "cudnn"),
+        ("gpu", "bfloat16", 4096, Rule(1.0, window=256), "cudnn"),
+        ("gpu", "bfloat16", 4096, Rule(1.0, soft_cap=30.0), "blocks"),
+        ("gpu", "float32", 4096, Rule(1.0), "blocks"),
+        ("gpu", "float32", 256, Rule(1.0), "xla"),
+        ("tpu", "bfloat16", 256, Rule(1.0), "xla"),
+        ("tpu", "bfloat16", 4096, Rule(1.0), "blocks"),
+    ],
+)
+def test_the_machine_decides_the_program(backend, dtype, tokens, rule, want):
+    assert implementation(backend, rule, tokens, tokens, 64, dtype) == want
+
+
+def test_rotary_turns_pairs_so_that_products_tell_distances_alone():
+    x = normal(1, 1, 1, 6)
+    turned = {t: rotary(jnp.asarray(x, jnp.float32), jnp.asarray([t]), 100.0) for t in (0, 3, 5, 8)}
+    np.testing.assert_allclose(turned[0], x, atol=1e-6)
+    for i in range(3):
+        angle = 5 * 100.0 ** (-i / 3)
+        pair = complex(x[0, 0, 0, i], x[0, 0, 0, i + 3]) * np.exp(1j * angle)
+        np.testing.assert_allclose(turned[5][0, 0, 0, i], pair.real, atol=1e-5)
+        np.testing.assert_allclose(turned[5][0, 0, 0, i + 3], pair.imag, atol=1e-5)
+    near, far = (np.vdot(turned[a], turned[b]) for a, b in ((0, 3), (5, 8)))
+    np.testing.assert_allclose(near, far, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shards", [2, 8])
+def test_every_device_of_a_ring_computes_as_many_blocks(shards, monkeypatch):
+    """Counted as they are computed, forward and backward; blocks on the diagonal are halves."""
+    computed = collections.Counter()
+    plain = Tiles.scores
+
+    def counted(tiles, q, k, see):
+        share = jnp.mean(see.astype(jnp.float32))
+        jax.debug.callback(
+            lambda device, share: computed.update({int(device): 1 + int(share == 1)}),
+            jax.lax.axis_index("seq"),
+            share,
+        )
+        return plain(tiles, q, k, see)
+
+    monkeypatch.setattr(Tiles, "scores", counted)
+    mesh, half = make_mesh(seq=shards), 2
+    q = jnp.asarray(normal(1, 2 * shards * half, 1, 4), jnp.float32)
+    rule = Rule(1.0, block=half)
+    spec = P(None, "seq")
+    ring = jax.shard_map(
+        lambda q, k, v: ring_attention(rule, q, k, v, "seq"),
+        mesh=mesh,
+        in_specs=(spec, spec, spec),
+        out_specs=spec,
+    )
+    halves = 2 * (2 * shards - 1) + 2  # two whole blocks a step, and one more, halved, at first
+    jax.block_until_ready(jax.jit(ring)(q, q, q))
+    jax.effects_barrier()
+    assert computed == dict.fromkeys(range(shards), 2 * halves // 2)
+    computed.clear()
+    jax.block_until_ready(jax.jit(jax.grad(lambda *a: ring(*a).sum(), argnums=(0, 1, 2)))(q, q, q))
+    jax.effects_barrier()
+    assert computed == dict.fromkeys(range(shards), 2 * halves)
