@@ -44,6 +44,7 @@ EXAMPLES: dict[str, Layer] = {
     "MLP": MLP(width=WIDTH),
     "Mamba": Mamba(width=WIDTH, state=4),
     "Mamba kernel 1": Mamba(width=WIDTH, state=4, kernel=1, rank=2),
+    "MLP scaled": MLP(width=WIDTH, activation="swiglu", gate_scale=0.7, out_scale=1.3),
     "RMSNorm": RMSNorm(width=WIDTH),
     "MLP swiglu": MLP(width=WIDTH, activation="swiglu", hidden=24, bias=False),
     "MLP geglu": MLP(width=WIDTH, activation="geglu"),
