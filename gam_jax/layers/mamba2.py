@@ -152,12 +152,12 @@ class Mamba2(Layer):
         key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
         """Heads are split; each device finds b and c of all groups."""
-        carry = self.carry(x.shape[0], axes) if carry is None else carry
+        before: Carry = self.carry(x.shape[0], axes) if carry is None else carry
         x = residual.enter(x, axes, "heads")
         z, v, bc, dt = self._project(params, x)
-        after = dict(carry)
-        v, after["conv_x"] = _convolve(params, "conv_x", v, carry, axes)
-        bc, tail = _convolve(params, "conv_bc", bc, carry, axes)
+        after: dict[str, Array] = {}
+        v, after["conv_x"] = _convolve(params, "conv_x", v, before, axes)
+        bc, tail = _convolve(params, "conv_bc", bc, before, axes)
         after["conv_bc"] = collectives.from_last(tail, axes.of("heads"))  # the same on all
         b, c = self._own_groups(bc, axes)
         v = v.reshape(*x.shape[:2], -1, self.head)
@@ -168,7 +168,7 @@ class Mamba2(Layer):
             b,
             step[..., None] * v,
             log_decay=-step * jnp.exp(params["a_log"].astype(jnp.float32)),
-            state=carry["state"],
+            state=before["state"],
             chunk=self.chunk,
             axis=axes.seq,
         )
