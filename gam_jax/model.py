@@ -57,6 +57,8 @@ class LanguageModel:
       unroll: blocks in one turn of the scan, see `Stack`.
       norm: of the last block's output.
       tied: whether the head is the embedding; if not, it is a parameter of its own.
+      embedding_scale: constant on the embedding of a token.
+      logit_scale: constant on the logits.
     """
 
     block: Layer
@@ -71,6 +73,8 @@ class LanguageModel:
     unroll: int = 1
     norm: Layer = LayerNorm()
     tied: bool = True
+    embedding_scale: float = 1.0
+    logit_scale: float = 1.0
 
     def __post_init__(self) -> None:
         if self.init not in INITS:
@@ -212,7 +216,7 @@ class LanguageModel:
         *,
         key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], ModelCarry]:
-        """The normalised output of the last block, in the arithmetic's dtype.
+        """The normalised output of the last block times `logit_scale`, in the arithmetic's dtype.
 
         With `axes.residual`, of this device's tokens of the residual stream.
         """
@@ -222,6 +226,7 @@ class LanguageModel:
         embedding_key, blocks_key = (None, None) if key is None else jax.random.split(key)
 
         x = embed(tokens, params["embedding"], axes)
+        x = x if self.embedding_scale == 1 else self.embedding_scale * x
         start = 0 if isinstance(position, jax.core.Tracer) else int(position)
         self.check_length(start + length)
         if self.context:
@@ -231,6 +236,7 @@ class LanguageModel:
         blocks = jax.tree.map(lambda p: p.astype(self.dtype), params["blocks"])
         x, layers = self.stack(blocks, x, carry.layers, axes, key=blocks_key)
         x, _ = self.norm(params["final_norm"], x, None, axes)
+        x = x if self.logit_scale == 1 else self.logit_scale * x
         return x, ModelCarry(position + length, layers)
 
     def _gathered(self, params: Params) -> Params:

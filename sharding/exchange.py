@@ -79,7 +79,7 @@ def ring_home(
     block = jax.tree.map(lambda x: collectives.as_varying(x, axis), block)
     for _ in range(2):  # what a step types as varying may make others vary
         types = jax.eval_shape(step, state, block, found, own)
-        state, found = _typed_as((state, found), types)
+        state, found = collectives.typed_as((state, found), types)
     shift = [(i, (i + 1) % size) for i in range(size)]
 
     def moved(tree: Any) -> Any:

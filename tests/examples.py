@@ -21,13 +21,16 @@ from gam_jax.layers import (
     Carry,
     Chunked,
     Elman,
+    FalconH1,
     Layer,
     LayerNorm,
     Mamba,
+    Mamba2,
     Residual,
     RMSNorm,
     Stack,
 )
+from gam_jax.layers.mamba2 import Scales
 from gam_jax.params import Params, Table, abstract_params
 
 WIDTH = 8
@@ -44,6 +47,26 @@ EXAMPLES: dict[str, Layer] = {
     "MLP": MLP(width=WIDTH),
     "Mamba": Mamba(width=WIDTH, state=4),
     "Mamba kernel 1": Mamba(width=WIDTH, state=4, kernel=1, rank=2),
+    "Mamba2": Mamba2(width=WIDTH, inner=32, head=4, state=4, groups=2, chunk=4),
+    "Mamba2 scaled": Mamba2(
+        width=WIDTH,
+        head=2,
+        state=4,
+        kernel=2,
+        norm="none",
+        dt_max=0.5,
+        scales=Scales(0.9, 0.8, 1.2, 1.1, 0.7, 1.3),
+    ),
+    "Mamba2 norm first": Mamba2(width=WIDTH, head=1, state=2, kernel=1, norm="norm_first"),
+    "FalconH1": FalconH1(
+        Attention(heads=8, head_size=2, rotary=1e11, context=32, scale=0.5),
+        Mamba2(head=2, state=4, norm="none"),
+        width=WIDTH,
+        attention_in=0.9,
+        attention_out=0.8,
+        ssm_out=1.2,
+    ),
+    "MLP scaled": MLP(width=WIDTH, activation="swiglu", gate_scale=0.7, out_scale=1.3),
     "RMSNorm": RMSNorm(width=WIDTH),
     "MLP swiglu": MLP(width=WIDTH, activation="swiglu", hidden=24, bias=False),
     "MLP geglu": MLP(width=WIDTH, activation="geglu"),

@@ -5,8 +5,10 @@ from gam_jax.layers.base import Carry, Layer, inherit
 from gam_jax.layers.bidirectional import Bidirectional
 from gam_jax.layers.block import Block, Residual, Stack
 from gam_jax.layers.chunked import Chunked
+from gam_jax.layers.falcon_h1 import FalconH1
 from gam_jax.layers.gam import GAM
 from gam_jax.layers.mamba import Mamba
+from gam_jax.layers.mamba2 import Mamba2
 from gam_jax.layers.mlp import MLP
 from gam_jax.layers.norm import LayerNorm, RMSNorm
 from gam_jax.layers.recurrent import GRU, LSTM, Elman
@@ -20,12 +22,14 @@ LAYERS: dict[str, type] = {
         Block,
         Chunked,
         Elman,
+        FalconH1,
         GAM,
         GRU,
         LSTM,
         LayerNorm,
         MLP,
         Mamba,
+        Mamba2,
         RMSNorm,
         Residual,
         Stack,
@@ -49,9 +53,11 @@ __all__ = [
     "Carry",
     "Chunked",
     "Elman",
+    "FalconH1",
     "Layer",
     "LayerNorm",
     "Mamba",
+    "Mamba2",
     "RMSNorm",
     "Residual",
     "Stack",

@@ -106,7 +106,7 @@ class Mamba(Layer):
         key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
         """Inner channels are split; what they find of steps, b and c is summed."""
-        carry = self.carry(x.shape[0], axes) if carry is None else carry
+        before: Carry = self.carry(x.shape[0], axes) if carry is None else carry
         channels = axes.of("channel")
         x = residual.enter(x, axes, "channel")
         batch, tokens, width = x.shape
@@ -116,7 +116,7 @@ class Mamba(Layer):
             u.reshape(batch, tokens, -1),
             params["conv"],
             params["conv_bias"],
-            carry["conv"].astype(x.dtype),
+            before["conv"].astype(x.dtype),
             axes.seq,
         )
         u = jax.nn.silu(u)
@@ -131,10 +131,10 @@ class Mamba(Layer):
             -jnp.exp(params["a_log"].astype(jnp.float32)),
             b.reshape(batch, tokens, -1),
             c.reshape(batch, tokens, -1),
-            state=carry["state"],
+            state=before["state"],
             axis=axes.seq,
         )
         gated = (y.reshape(flat.shape) + params["skip"] * flat) * jax.nn.silu(z)
         partial = linear_transposed(gated, params["w_out"]).reshape(x.shape)
-        after = {"conv": tail.astype(carry["conv"].dtype), "state": state}
+        after = {"conv": tail.astype(before["conv"].dtype), "state": state}
         return residual.leave_sum(partial, channels, axes), after

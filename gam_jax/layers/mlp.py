@@ -40,6 +40,8 @@ class MLP(Layer):
       activation: "gelu" (exact), "gelu_tanh", "relu", "silu"; gated: "swiglu", "geglu".
       hidden: F, where no whole expansion gives it; 0 for expansion * D.
       bias: whether there are biases.
+      gate_scale: constant on what a gated activation is laid on.
+      out_scale: constant on the result, before its bias.
     """
 
     width: int | None = None
@@ -48,6 +50,8 @@ class MLP(Layer):
     activation: str = "gelu"
     hidden: int = 0
     bias: bool = True
+    gate_scale: float = 1.0
+    out_scale: float = 1.0
 
     def __post_init__(self) -> None:
         if self.activation not in {**PLAIN, **GATED}:
@@ -83,10 +87,12 @@ class MLP(Layer):
         hidden = linear(flat, params["w_in"], params.get("b_in"))
         if self.activation in GATED:
             gate = linear(flat, params["w_gate"], params.get("b_gate"))
+            gate = gate if self.gate_scale == 1 else self.gate_scale * gate
             hidden = PLAIN[GATED[self.activation]](gate) * hidden
         else:
             hidden = PLAIN[self.activation](hidden)
         partial = linear_transposed(hidden, params["w_out"]).reshape(x.shape)
+        partial = partial if self.out_scale == 1 else self.out_scale * partial
         out = residual.leave_sum(partial, axes.of("ffn"), axes)
         if self.bias:
             out = out + params["b_out"]

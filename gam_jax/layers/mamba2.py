@@ -1,0 +1,237 @@
+"""Mamba-2: heads with one decay each, so that the scan is made of matrix products."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from gam_jax.layers.base import WHOLE, Carry, Layer, known
+from gam_jax.layers.mamba import log_step_sizes
+from gam_jax.ops.conv import causal_conv
+from gam_jax.ops.linear import linear, linear_transposed
+from gam_jax.ops.scan import memory_scan
+from gam_jax.params import Param, Params, Table, fan_in, ones, zeros
+from sharding import collectives, residual
+from sharding.axes import Axes
+
+NORMS = ("gate_first", "norm_first", "none")
+
+
+def _log_uniform_decay(key: Array, shape: tuple[int, ...]) -> Array:
+    """log of U(1, 16), as the official Mamba-2 code begins."""
+    return jnp.log(jax.random.uniform(key, shape, jnp.float32, 1.0, 16.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Scales:
+    """Constants on what a Mamba-2 layer is given and on the five parts of its projection."""
+
+    input: float = 1.0
+    z: float = 1.0
+    x: float = 1.0
+    b: float = 1.0
+    c: float = 1.0
+    dt: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Mamba2(Layer):
+    """The mixer of Mamba-2 (Dao and Gu 2024, arXiv 2405.21060, sections 7 and 8).
+
+    (z, x, b, c, dt) = u W_in; (x, b, c) = silu(conv(x, b, c)); dt = softplus(dt + dt_bias); for
+    each head S_t = exp(-dt_t exp(a_log)) S_{t-1} + b_t (dt_t x_t)^T and y_t = S_t^T c_t + skip x_t;
+    y is gated by silu(z) and normed by groups of heads, then W_out.
+
+    This is an associative memory with a decay: b are keys, c queries, dt x values. Heads of one
+    group share b and c.
+
+    Attributes:
+      width: D.
+      inner: E = H P; 0 for 2 D.
+      head: P, channels of a head.
+      state: N, numbers in the state of a channel.
+      groups: G, of heads; it divides their number.
+      kernel: K, taps of the convolution.
+      norm: "gate_first", norm(y silu(z)), as Mamba-2; "norm_first", norm(y) silu(z); "none",
+        y silu(z), as most of Falcon-H1.
+      eps: of the norm.
+      dt_min, dt_max: bounds of dt; dt_max 0 for none.
+      scales: Falcon-H1's constants.
+      chunk: tokens in a chunk of the scan.
+    """
+
+    width: int | None = None
+    inner: int = 0
+    head: int = 64
+    state: int = 128
+    groups: int = 1
+    kernel: int = 4
+    norm: str = "gate_first"
+    eps: float = 1e-5
+    dt_min: float = 0.0
+    dt_max: float = 0.0
+    scales: Scales = Scales()
+    chunk: int = 64
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise ValueError(f"Mamba2.norm '{self.norm}' is not one of {', '.join(NORMS)}")
+        for name in ("head", "state", "groups", "kernel"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Mamba2.{name} must be at least 1")
+        if self.inner or self.width:
+            _ = self.heads
+
+    @property
+    def heads(self) -> int:
+        """H.
+
+        Raises:
+          ValueError: the inner width is no multiple of head * groups.
+        """
+        inner = self.inner or 2 * known(self.width, "width", self)
+        if inner % (self.head * self.groups):
+            raise ValueError(
+                f"Mamba2: {inner} inner channels are not whole heads of {self.head} in "
+                f"{self.groups} groups: change inner, head or groups"
+            )
+        return inner // self.head
+
+    def table(self) -> Table:
+        """w_zx [D, 2, H, P], w_bc [D, 2, G, N], w_dt [D, H], w_out [D, H, P]; what heads have."""
+        width, heads = known(self.width, "width", self), self.heads
+        shared, per_head = (2, self.groups, self.state), ("heads",)
+        taps = fan_in(self.kernel)
+        table = {
+            "w_zx": Param(
+                (width, 2, heads, self.head), ("embed", None, "heads", None), fan_in(width)
+            ),
+            "w_bc": Param((width, *shared), ("embed", None, None, None), fan_in(width)),
+            "w_dt": Param((width, heads), ("embed", "heads"), fan_in(width)),
+            "conv_x": Param((self.kernel, heads, self.head), (None, "heads", None), taps),
+            "conv_x_bias": Param((heads, self.head), ("heads", None), taps, decay=False),
+            "conv_bc": Param((self.kernel, *shared), (None, None, None, None), taps),
+            "conv_bc_bias": Param(shared, (None, None, None), taps, decay=False),
+            "dt_bias": Param((heads,), per_head, log_step_sizes(), decay=False),
+            "a_log": Param((heads,), per_head, _log_uniform_decay, decay=False),
+            "skip": Param((heads,), per_head, ones, decay=False),
+            "w_out": Param(
+                (width, heads, self.head), ("embed", "heads", None), fan_in(heads * self.head)
+            ),
+        }
+        if self.norm != "none":
+            table["norm"] = Param((heads, self.head), ("heads", None), ones, decay=False)
+        return table
+
+    def carry_table(self, batch: int) -> Any:
+        """The K-1 inputs of the convolutions [B, K-1, H P] and [B, K-1, 2 G N]; S [B, H, N, P]."""
+        heads, before = self.heads, self.kernel - 1
+        shared = 2 * self.groups * self.state
+        state = (batch, heads, self.state, self.head)
+        return {
+            "conv_x": Param(
+                (batch, before, heads, self.head), ("batch", None, "heads", None), zeros
+            ),
+            "conv_bc": Param((batch, before, shared), ("batch", None, None), zeros),
+            "state": Param(state, ("batch", "heads", None, None), zeros),
+        }
+
+    def __call__(
+        self,
+        params: Params,
+        x: Float[Array, "B T D"],
+        carry: Carry | None = None,
+        axes: Axes = WHOLE,
+        *,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], Carry]:
+        """Heads are split; each device finds b and c of all groups."""
+        before: Carry = self.carry(x.shape[0], axes) if carry is None else carry
+        x = residual.enter(x, axes, "heads")
+        z, v, bc, dt = self._project(params, x)
+        after: dict[str, Array] = {}
+        v, after["conv_x"] = _convolve(params, "conv_x", v, before, axes)
+        bc, tail = _convolve(params, "conv_bc", bc, before, axes)
+        after["conv_bc"] = collectives.from_last(tail, axes.of("heads"))  # the same on all
+        b, c = self._own_groups(bc, axes)
+        v = v.reshape(*x.shape[:2], -1, self.head)
+        step = jax.nn.softplus(dt.astype(jnp.float32) + params["dt_bias"])
+        step = jnp.clip(step, self.dt_min, self.dt_max or None)
+        y, after["state"] = memory_scan(
+            c,
+            b,
+            step[..., None] * v,
+            log_decay=-step * jnp.exp(params["a_log"].astype(jnp.float32)),
+            state=before["state"],
+            chunk=self.chunk,
+            axis=axes.seq,
+        )
+        y = self._gate(params, y + params["skip"][:, None] * v, z.reshape(v.shape), axes)
+        flat = y.astype(x.dtype).reshape(x.shape[0] * x.shape[1], -1)
+        weight = params["w_out"].reshape(x.shape[-1], -1)
+        partial = linear_transposed(flat, weight).reshape(x.shape)
+        return residual.leave_sum(partial, axes.of("heads"), axes), after
+
+    def _project(self, params: Params, x: Array) -> tuple[Array, Array, Array, Array]:
+        """z, x [B, T, H P], b and c [B, T, 2 G N], dt [B, T, H]: each times its scale."""
+        flat, width, scales = x.reshape(-1, x.shape[-1]), x.shape[-1], self.scales
+        if scales.input != 1:
+            flat = flat * scales.input
+        zx, bc, dt = (
+            linear(flat, params[name].reshape(width, -1)).reshape(*x.shape[:2], -1)
+            for name in ("w_zx", "w_bc", "w_dt")
+        )
+        z, v = jnp.split(zx, 2, axis=2)
+        if scales != Scales(input=scales.input):
+            b, c = jnp.split(bc, 2, axis=2)
+            bc = jnp.concatenate([scales.b * b, scales.c * c], axis=2)
+            z, v, dt = scales.z * z, scales.x * v, scales.dt * dt
+        return z, v, bc, dt
+
+    def _own_groups(self, bc: Array, axes: Axes) -> tuple[Array, Array]:
+        """b and c [B, T, g, N] of the groups that this device's heads belong to."""
+        bc = bc.reshape(*bc.shape[:2], 2, self.groups, self.state)
+        parts = collectives.axis_size(axes.of("heads"))
+        # A group whose heads lie on several devices is taken as that many equal ones.
+        bc = jnp.repeat(bc, math.lcm(self.groups, parts) // self.groups, axis=3)
+        own = collectives.own_shard(bc, axes.of("heads"), dim=3)
+        return own[:, :, 0], own[:, :, 1]
+
+    def _gate(self, params: Params, y: Array, z: Array, axes: Axes) -> Array:
+        """y [B, T, h, P] gated by silu(z) and normed by groups of heads, in float32."""
+        y, gate = y.astype(jnp.float32), jax.nn.silu(z.astype(jnp.float32))
+        if self.norm != "norm_first":
+            y = y * gate
+        if self.norm != "none":
+            y = y * self._inverse_size(y, axes)[..., None] * params["norm"]
+        return y * gate if self.norm == "norm_first" else y
+
+    def _inverse_size(self, y: Array, axes: Axes) -> Array:
+        """1 / sqrt(mean of y^2 in a head's group + eps), for each of this device's heads."""
+        squares = jnp.mean(jnp.square(y), axis=-1)
+        heads, split = axes.of("heads"), self.groups % collectives.axis_size(axes.of("heads"))
+        if split:  # groups lie on several devices: a number a head and token is gathered
+            squares = collectives.all_gather(squares, heads, dim=2)
+        size = self.heads // self.groups
+        means = jnp.mean(squares.reshape(*squares.shape[:2], -1, size), axis=-1)
+        inverse = jnp.repeat(lax.rsqrt(means + self.eps), size, axis=2)
+        return collectives.own_shard(inverse, heads, dim=2) if split else inverse
+
+
+def _convolve(params: Params, name: str, x: Array, carry: Carry, axes: Axes) -> tuple[Array, Array]:
+    """silu(conv(x)) and the tail in the carry's shape and dtype."""
+    weight, before = params[name], carry[name]
+    y, tail = causal_conv(
+        x,
+        weight.reshape(weight.shape[0], -1),
+        params[f"{name}_bias"].reshape(-1),
+        before.astype(x.dtype).reshape(*before.shape[:2], x.shape[2]),
+        axes.seq,
+    )
+    return jax.nn.silu(y), tail.astype(before.dtype).reshape(before.shape)
