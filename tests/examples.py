@@ -54,6 +54,9 @@ EXAMPLES: dict[str, Layer] = {
     ),
     "Block": Block(GAM(slots=16), width=WIDTH),
     "Chunked": Chunked(GAM(slots=16), size=3, width=WIDTH),
+    "Chunked whose carry is whole": Chunked(
+        TCNCA(tcn=TCN(levels=1), chunk=4, keys=4, variant="simple"), size=3, width=WIDTH
+    ),
     "Stack": Stack(Block(GAM(slots=16), width=WIDTH), depth=3),
     "Stack of recurrences": Stack(Block(LSTM(), width=WIDTH), depth=2),
     "Stack remat": Stack(Block(GAM(slots=16), width=WIDTH), depth=2, remat=True),
