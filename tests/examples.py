@@ -22,6 +22,7 @@ from gam_jax.layers import (
     Elman,
     Layer,
     LayerNorm,
+    ProductMemory,
     Stack,
 )
 from gam_jax.params import Params, Table, abstract_params
@@ -33,11 +34,13 @@ EXAMPLES: dict[str, Layer] = {
     "GAM kernel 5": GAM(width=WIDTH, slots=16, kernel=5),
     "GAM kernel 1": GAM(width=WIDTH, slots=16, kernel=1),
     "GAM dilated": GAM(width=WIDTH, slots=16, kernel=3, dilation=3),
+    "GAM sparse": GAM(width=WIDTH, slots=16, top=5),
     "GAM sum": GAM(width=WIDTH, slots=16, variant="sum"),
     "GAM global": GAM(width=WIDTH, slots=16, variant="global"),
     "GAM local": GAM(width=WIDTH, variant="local"),
     "LayerNorm": LayerNorm(width=WIDTH),
     "MLP": MLP(width=WIDTH),
+    "ProductMemory": ProductMemory(width=WIDTH, side=4, keys=3, heads=2, top=3),
     "Elman": Elman(width=WIDTH),
     "LSTM": LSTM(width=WIDTH),
     "LSTM unrolled": LSTM(width=WIDTH, unroll=3),

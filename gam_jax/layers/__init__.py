@@ -7,6 +7,7 @@ from gam_jax.layers.chunked import Chunked
 from gam_jax.layers.gam import GAM
 from gam_jax.layers.mlp import MLP
 from gam_jax.layers.norm import LayerNorm
+from gam_jax.layers.product_memory import ProductMemory
 from gam_jax.layers.recurrent import GRU, LSTM, Elman
 from gam_jax.layers.tcnca import TCN, TCNCA
 
@@ -22,6 +23,7 @@ LAYERS: dict[str, type] = {
         LSTM,
         LayerNorm,
         MLP,
+        ProductMemory,
         Stack,
         TCN,
         TCNCA,
@@ -44,6 +46,7 @@ __all__ = [
     "Elman",
     "Layer",
     "LayerNorm",
+    "ProductMemory",
     "Stack",
     "inherit",
 ]
