@@ -96,6 +96,9 @@ def _(layer: GAM, sizes: Sizes) -> Iterator[Message]:
         yield sizes.over_tensor("all_reduce", sizes.stream)  # the gradient by the layer's input
         yield gathers(sizes.stream, sizes, runs)  # channels, out
     if layer.variant != "local":
+        if layer.top:  # each device's best scores
+            best = min(layer.top, layer.slots // sizes.tensor)
+            yield sizes.over_tensor("all_gather", one * best, runs)
         yield sizes.over_tensor("all_reduce", one, 2 * runs + 1)  # softmax: max, sum; gradient
         yield sizes.over_tensor("reduce_scatter", sizes.stream, runs)  # retrieval ...
         yield gathers(sizes.stream, sizes)  # ... and its gradient

@@ -26,6 +26,7 @@ from gam_jax.layers import (
     LayerNorm,
     Mamba,
     Mamba2,
+    ProductMemory,
     Residual,
     RMSNorm,
     Stack,
@@ -40,6 +41,7 @@ EXAMPLES: dict[str, Layer] = {
     "GAM kernel 5": GAM(width=WIDTH, slots=16, kernel=5),
     "GAM kernel 1": GAM(width=WIDTH, slots=16, kernel=1),
     "GAM dilated": GAM(width=WIDTH, slots=16, kernel=3, dilation=3),
+    "GAM sparse": GAM(width=WIDTH, slots=16, top=5),
     "GAM sum": GAM(width=WIDTH, slots=16, variant="sum"),
     "GAM global": GAM(width=WIDTH, slots=16, variant="global"),
     "GAM local": GAM(width=WIDTH, variant="local"),
@@ -70,6 +72,7 @@ EXAMPLES: dict[str, Layer] = {
     "RMSNorm": RMSNorm(width=WIDTH),
     "MLP swiglu": MLP(width=WIDTH, activation="swiglu", hidden=24, bias=False),
     "MLP geglu": MLP(width=WIDTH, activation="geglu"),
+    "ProductMemory": ProductMemory(width=WIDTH, side=4, keys=3, heads=2, top=3),
     "Elman": Elman(width=WIDTH),
     "LSTM": LSTM(width=WIDTH),
     "LSTM unrolled": LSTM(width=WIDTH, unroll=3),
@@ -97,6 +100,9 @@ EXAMPLES: dict[str, Layer] = {
     "Block": Block(GAM(slots=16), width=WIDTH),
     "Residual": Residual(Mamba(state=4), norm=RMSNorm(), width=WIDTH),
     "Chunked": Chunked(GAM(slots=16), size=3, width=WIDTH),
+    "Chunked whose carry is whole": Chunked(
+        TCNCA(tcn=TCN(levels=1), chunk=4, keys=4, variant="simple"), size=3, width=WIDTH
+    ),
     "Stack": Stack(Block(GAM(slots=16), width=WIDTH), depth=3),
     "Stack of recurrences": Stack(Block(LSTM(), width=WIDTH), depth=2),
     "Stack remat": Stack(Block(GAM(slots=16), width=WIDTH), depth=2, remat=True),

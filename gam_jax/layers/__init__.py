@@ -11,6 +11,7 @@ from gam_jax.layers.mamba import Mamba
 from gam_jax.layers.mamba2 import Mamba2
 from gam_jax.layers.mlp import MLP
 from gam_jax.layers.norm import LayerNorm, RMSNorm
+from gam_jax.layers.product_memory import ProductMemory
 from gam_jax.layers.recurrent import GRU, LSTM, Elman
 from gam_jax.layers.tcnca import TCN, TCNCA
 
@@ -30,6 +31,7 @@ LAYERS: dict[str, type] = {
         MLP,
         Mamba,
         Mamba2,
+        ProductMemory,
         RMSNorm,
         Residual,
         Stack,
@@ -58,6 +60,7 @@ __all__ = [
     "LayerNorm",
     "Mamba",
     "Mamba2",
+    "ProductMemory",
     "RMSNorm",
     "Residual",
     "Stack",

@@ -73,9 +73,10 @@ class Chunked(Layer):
             return carry, y
 
         carry = self.carry(batch, axes) if carry is None else carry
-        carry = jax.tree.map(lambda leaf: collectives.as_varying(leaf, axes.all), carry)
         whole = x[:, : count * self.size].reshape(batch, count, self.size, width)
         chunks = (jnp.moveaxis(whole, 1, 0), jnp.arange(count))
+        first = jax.tree.map(lambda part: part[0], chunks)
+        carry = collectives.typed_as(carry, jax.eval_shape(step, carry, first)[0])
         carry, ys = lax.scan(jax.checkpoint(step, prevent_cse=False), carry, chunks)
         y = jnp.moveaxis(ys, 0, 1).reshape(batch, -1, width)
         if count * self.size == tokens:

@@ -13,6 +13,7 @@ from gam_jax.layers.base import WHOLE, Layer, known
 from gam_jax.ops.conv import causal_conv, reach
 from gam_jax.ops.linear import linear
 from gam_jax.ops.memory import memory_read
+from gam_jax.ops.sparse_memory import sparse_read
 from gam_jax.params import Param, Params, Table, fan_in, uniform, zeros
 from sharding import collectives, residual
 from sharding.axes import Axes
@@ -35,6 +36,7 @@ class GAM(Layer):
       slots: M, rows of the bank.
       kernel: K, taps of the convolution.
       dilation: tokens between two taps; 1 in the paper.
+      top: each token reads its `top` best slots alone; 0 for all, as in the paper.
       variant: "full"; or the paper's ablations, all without gates: "sum" (conv + read),
         "global" (read alone), "local" (conv alone).
     """
@@ -43,6 +45,7 @@ class GAM(Layer):
     slots: int = 512
     kernel: int = 3
     dilation: int = 1
+    top: int = 0
     variant: str = "full"
 
     def __post_init__(self) -> None:
@@ -50,6 +53,8 @@ class GAM(Layer):
             raise ValueError(f"GAM.variant '{self.variant}' is not one of {', '.join(VARIANTS)}")
         if min(self.kernel, self.dilation, self.slots) < 1:
             raise ValueError("GAM.kernel, GAM.dilation and GAM.slots must be at least 1")
+        if not 0 <= self.top <= self.slots:
+            raise ValueError(f"GAM.top {self.top} is not from 0 (all) to GAM.slots = {self.slots}")
 
     @property
     def _convolves(self) -> bool:
@@ -104,7 +109,7 @@ class GAM(Layer):
             after = tail.astype(after.dtype)
             pathways.append(local.reshape(flat.shape[0], -1))
         if self._reads:
-            pathways.append(memory_read(flat, params["memory"], axes.of("slot"), channels))
+            pathways.append(self._read(flat, params["memory"], axes.of("slot"), channels))
         if self.variant == "full":
             gate = params["gate"]
             logits = linear(flat, gate.reshape(gate.shape[0], -1), params["gate_bias"].reshape(-1))
@@ -112,3 +117,8 @@ class GAM(Layer):
             pathways = [g * p for g, p in zip(gates, pathways, strict=True)]
         fused = functools.reduce(jnp.add, pathways).reshape(*x.shape[:2], -1)
         return residual.leave_channels(fused, channels, axes), after
+
+    def _read(self, x: Array, bank: Array, slots: str | None, channels: str | None) -> Array:
+        if self.top:
+            return sparse_read(x, bank, self.top, slots, channels)
+        return memory_read(x, bank, slots, channels)

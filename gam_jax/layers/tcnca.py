@@ -121,7 +121,8 @@ class TCNCA(Layer):
     m = silu(TCN(x) + omega * x); z = silu(m W_z + b); q, k are two channel-wise affine maps of z;
     v = silu(x W_v + b); o is their attention in chunks (`gam_jax.ops.chunk_attention`);
     r = silu(m W_r + b); h = silu(m W_m + (o * r) W_h + b); u = sigmoid(m W_u + b);
-    the result is u * (h - x), which the residual connection around adds.
+    the result is u * (h - x), which the residual connection around adds. The scales of q and k
+    begin near 1 (MEGA's near 0, for which its long warm-up waits).
 
     It is MEGA's block (arXiv 2209.10655, eq. 7-15, and its official code) with convolutions in
     place of the moving average, as TCNCA has it (arXiv 2312.05605; its paper's body was not at

@@ -37,20 +37,20 @@ def chunk_attention(
     shards, own = collectives.axis_size(axis), collectives.axis_index(axis)
     aligned = before is None and (shards == 1 or tokens % size == 0)
     if before is None:
-        empty = (jnp.zeros((x.shape[0], size, x.shape[2]), jnp.float32) for x in (k, v))
-        before = (*empty, jnp.zeros((), jnp.int32))
+        empty_k, empty_v = (jnp.zeros((x.shape[0], size, x.shape[2]), jnp.float32) for x in (k, v))
+        before = (empty_k, empty_v, jnp.zeros((), jnp.int32))
     keys, values, place = before
     first = (place + own * tokens) % size
     keys, values = (
         jnp.concatenate([collectives.left_halo(x, past.astype(x.dtype), axis), x], axis=1)
         for x, past in ((k, keys), (v, values))
     )
-    after = tuple(
+    last_k, last_v = (
         collectives.from_last(x[:, tokens:], axis).astype(jnp.float32) for x in (keys, values)
     )
     past = 0 if aligned else size  # keys before a block that it may see
     o = _blocks(q, keys[:, size - past :], values[:, size - past :], bias, first, past)
-    return o, (*after, (place + shards * tokens) % size)
+    return o, (last_k, last_v, (place + shards * tokens) % size)
 
 
 def _blocks(

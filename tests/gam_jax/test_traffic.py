@@ -59,6 +59,7 @@ VARIANTS = {
     },
     "kernel 1": {"block": Block(GAM(slots=16, kernel=1))},
     "dilated past a shard": {"block": Block(GAM(slots=16, kernel=4, dilation=7))},
+    "sparse": {"block": Block(GAM(slots=16, top=3))},
     "sum": {"block": Block(GAM(slots=16, variant="sum"))},
     "local": {"block": Block(GAM(variant="local"))},
     "global": {"block": Block(GAM(slots=16, variant="global"))},
