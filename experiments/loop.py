@@ -89,7 +89,7 @@ def train(
       UserError: a loss that is not a number (the last good checkpoint stays), a checkpoint that
         does not fit, a full disk.
     """
-    with Checkpoints(folder.checkpoints, experiment.checkpoint.keep) as checkpoints:
+    with Checkpoints(folder.checkpoints, experiment.checkpoint) as checkpoints:
         state, position = _start(experiment, layout, checkpoints, data)
         first = processes.is_first()
         with MetricsWriter(folder.metrics, from_step=int(state.step), writes=first) as metrics:
