@@ -126,7 +126,7 @@ class Reader:
         for name, found in itertools.groupby(
             _read_ahead(reads, lambda tag: tag[0]), lambda pair: pair[0][1]
         ):
-            target = targets.pop(name)
+            target = targets[name]
             target.allocate()
             for (block, _), values in found:
                 target.put(block, values)
@@ -190,6 +190,7 @@ class _Target:
             jax.device_put(self._buffers[place], device, may_alias=False)
             for device, place in self._places.items()
         ]
+        self._buffers.clear()
         return jax.make_array_from_single_device_arrays(self._shape, self._sharding, shards)
 
 

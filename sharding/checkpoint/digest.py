@@ -28,7 +28,7 @@ def digest(array: np.ndarray, start: Sequence[int] | None = None) -> int:
       array: the part, of any dtype of 1, 2, 4 or 8 bytes.
       start: where in the whole it begins; at its beginning if not given.
     """
-    array = np.ascontiguousarray(array)
+    array = np.asarray(array, order="C")
     bits = array.reshape(-1).view(f"u{min(array.itemsize, 4)}")
     shape = array.shape if array.itemsize <= 4 else (*array.shape, 2)
     start = [0] * len(shape) if start is None else [*start, *[0] * (len(shape) - len(start))]

@@ -51,10 +51,16 @@ class Damaged(UserError):
     """A checkpoint that is not as it was written.
 
     Attributes:
-      reason: what is wrong with it, in words.
+      where: which one.
+      reason: what is wrong with it.
     """
 
-    reason = ""
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(
+            f"{where} is damaged ({reason}): train on from the newest whole one with "
+            f"--resume=latest-good"
+        )
+        self.where, self.reason = where, reason
 
 
 class CannotSave(UserError):
@@ -80,7 +86,9 @@ class Checkpoints:
         self.folder, self.config = folder.absolute(), config
         self._writer: Writer | None = None
         self._thread: threading.Thread | None = None
-        self._failure: CannotSave | None = None
+        self._failures: dict[int, CannotSave] = {}
+        self._newest = -1
+        self._checked: set[int] = set()
         self._losses: dict[int, float | None] = {}
         if not read_only and processes.is_first():
             try:
@@ -145,24 +153,24 @@ class Checkpoints:
                 self._prune(step)
             except Exception as error:  # Orbax and TensorStore raise many kinds
                 self._give_up(partial)
-                self._failure = self._cannot_save(error)
+                self._failures[step] = self._cannot_save(error)
 
+        self._newest = step
         self._thread = threading.Thread(target=finish, name=f"checkpoint {step}")
         self._thread.start()
 
     def failure(self) -> CannotSave | None:
-        """What went wrong in the background since this was last asked; does not wait."""
-        failure, self._failure = self._failure, None
-        return failure
+        """A save that failed in the background and was not told of yet; does not wait."""
+        return self._failures.pop(min(self._failures)) if self._failures else None
 
     def wait(self) -> None:
         """Until what is being saved is on disk.
 
         Raises:
-          CannotSave: it failed.
+          CannotSave: the newest save failed.
         """
         self._join()
-        if failure := self.failure():
+        if failure := self._failures.pop(self._newest, None):
             raise failure
 
     def close(self) -> None:
@@ -268,6 +276,8 @@ class Checkpoints:
         Raises:
           Damaged: a file that is not as it was written; in all processes alike.
         """
+        if step in self._checked:
+            return
         reason = ""
         try:
             manifest = self.manifest(step)
@@ -278,6 +288,7 @@ class Checkpoints:
             reason = error.reason
         if reason := processes.first_said(reason):
             raise self._damaged(step, reason)
+        self._checked.add(step)
 
     def restore(self, step: int, abstract: State, *, partial: bool = False) -> State:
         """The state of a step, checked byte by byte and value by value. All processes call it.
@@ -313,7 +324,7 @@ class Checkpoints:
         found, reason = ({}, {}), ""
         try:
             found = self.reader(step).restore(wanted)
-        except (OSError, ValueError, RuntimeError) as error:  # what TensorStore raises
+        except (OSError, ValueError) as error:  # what TensorStore raises
             reason = _first_line(error)
         if reason := processes.first_said(reason):
             raise self._damaged(step, reason)
@@ -404,6 +415,7 @@ class Checkpoints:
         for step in sorted(set(steps) - self.config.kept(steps, self._known_losses()) - {saved}):
             going = self.folder / f"{step}{DELETING}"
             os.replace(self.folder / str(step), going)
+            self._checked.discard(step)
             shutil.rmtree(going)
 
     def _give_up(self, partial: pathlib.Path) -> None:
@@ -417,12 +429,7 @@ class Checkpoints:
             self._thread = None
 
     def _damaged(self, step: int, reason: str) -> Damaged:
-        error = Damaged(
-            f"checkpoint {step} in {self.folder} is damaged ({reason}): train on from the newest "
-            f"whole one with --resume=latest-good"
-        )
-        error.reason = reason
-        return error
+        return Damaged(f"checkpoint {step} in {self.folder}", reason)
 
     def _cannot_save(self, error: Exception) -> CannotSave:
         full = "No space left" in str(error)
