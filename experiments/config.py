@@ -85,6 +85,8 @@ FREE_TO_CHANGE = {
     "train.validate_every",
     "checkpoint.every",
     "checkpoint.keep",
+    "checkpoint.keep_best",
+    "checkpoint.keep_every",
     "data.dir",
     "data.workers",
     "parallel.preset",

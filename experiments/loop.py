@@ -15,13 +15,14 @@ from experiments.config import Experiment
 from experiments.feed import BatchShape, TrainFeed
 from experiments.metrics import MetricsWriter
 from experiments.progress import Progress
-from experiments.run import RunFolder, abstract_on_mesh
+from experiments.run import RunFolder, abstract_on_mesh, describe, logical_axes
 from experiments.scoring import Score, score
+from experiments.warm import Source, warm_start
 from gam_jax.data import TextData
 from gam_jax.optimizer import learning_rate_schedule, make_optimizer
 from gam_jax.train import TrainState, init_state, make_eval_step, make_train_step
 from sharding import processes
-from sharding.checkpoint import Checkpoints
+from sharding.checkpoint import CannotSave, Checkpoints
 from sharding.errors import UserError
 from sharding.layout import Layout
 
@@ -76,46 +77,102 @@ class StopRequest:
         signal.signal(number, self._before[number])
 
 
+@dataclasses.dataclass(frozen=True)
+class Beginning:
+    """Where a run begins.
+
+    Attributes:
+      which: "latest" checkpoint of the folder, or "latest-good": the newest that is whole.
+      source: whose parameters to start from where the folder has no checkpoint.
+    """
+
+    which: str = "latest"
+    source: Source | None = None
+
+
 def train(
     experiment: Experiment,
     data: TextData,
     folder: RunFolder,
     layout: Layout,
     progress: Progress,
+    beginning: Beginning = Beginning(),
 ) -> Outcome:
     """Trains from the newest checkpoint in the folder, or from the start, to the last step.
 
     Raises:
       UserError: a loss that is not a number (the last good checkpoint stays), a checkpoint that
-        does not fit, a full disk.
+        is damaged or does not fit, a disk that is full at the end.
     """
-    with Checkpoints(folder.checkpoints, experiment.checkpoint.keep) as checkpoints:
-        state, position = _start(experiment, layout, checkpoints, data)
+    with Checkpoints(folder.checkpoints, experiment.checkpoint) as checkpoints:
+        step = _choose(checkpoints, beginning.which, progress)
+        if step is None:
+            state, position = _new(experiment, layout, folder, beginning.source, progress), 0
+        else:
+            state, position = _restore(step, experiment, layout, checkpoints, data)
         first = processes.is_first()
         with MetricsWriter(folder.metrics, from_step=int(state.step), writes=first) as metrics:
             run = _Run(experiment, data, layout, checkpoints, metrics, progress)
+            if step is None and beginning.source:
+                run.save(0, state, 0)  # what was taken is a part of this run from here on
             return run.go(state, position)
 
 
-def _start(
+def _choose(checkpoints: Checkpoints, which: str, progress: Progress) -> int | None:
+    """The step to go on from; None if there is no checkpoint yet."""
+    if which == "latest":
+        return checkpoints.latest()
+    step, damaged = checkpoints.latest_good()
+    if damaged and step is None:
+        raise UserError(
+            f"no checkpoint in {checkpoints.folder} is whole; the oldest: {damaged[-1]}"
+        )
+    for error in damaged:
+        progress.say(f"{error.where} is damaged ({error.reason}) and set aside")
+    if damaged:
+        checkpoints.set_aside(step)
+        progress.say(f"going on from checkpoint {step}")
+    return step
+
+
+def _new(
+    experiment: Experiment,
+    layout: Layout,
+    folder: RunFolder,
+    source: Source | None,
+    progress: Progress,
+) -> TrainState:
+    """The state before the first step."""
+    model = experiment.model
+    optimizer = make_optimizer(experiment.optimizer, experiment.train.steps, model.table())
+    state = init_state(model, optimizer, layout, experiment.train.seed)
+    if source is None:
+        return state
+    params, report = warm_start(source, model.table(), state.params)
+    for line in report.lines():
+        progress.say(line)
+    if processes.is_first():
+        report.write(folder.init)
+    return state.replace(params=params)
+
+
+def _restore(
+    step: int,
     experiment: Experiment,
     layout: Layout,
     checkpoints: Checkpoints,
     data: TextData,
 ) -> tuple[TrainState, int]:
     """The state to go on from and the data position."""
-    step = checkpoints.latest()
-    if step is None:
-        model = experiment.model
-        optimizer = make_optimizer(experiment.optimizer, experiment.train.steps, model.table())
-        return init_state(model, optimizer, layout, experiment.train.seed), 0
+    checkpoints.check(step)
     extra = checkpoints.extra(step)
-    if extra["corpus"] != data.corpus.fingerprint:
+    if extra.get("corpus") not in (None, data.corpus.fingerprint):
         raise UserError(
             f"the text of '{experiment.data.name}' has changed since checkpoint {step} was "
             f"saved: bring the old text back, or start another run with --run"
         )
-    return checkpoints.restore(step, abstract_on_mesh(experiment, layout)), extra["position"]
+    state = checkpoints.restore(step, abstract_on_mesh(experiment, layout))
+    return state, extra["position"]
 
 
 class _Run:
@@ -138,6 +195,7 @@ class _Run:
         self.eval_step = make_eval_step(model, layout)
         self.rate = learning_rate_schedule(experiment.optimizer, settings.steps)
         self.best = checkpoints.best_loss()
+        self.axes = logical_axes(experiment)
         self.pending: tuple[int, dict[str, Any]] | None = None
         self.last: tuple[int, Score] | None = None
         self.speeds: list[float] = []
@@ -164,23 +222,25 @@ class _Run:
                 self.pending = step, values
                 improved = step % settings.validate_every == 0 and self._validate(step, state)
                 if improved or step % self.experiment.checkpoint.every == 0:
-                    self._save(step, state, batches.position)
+                    self.save(step, state, batches.position)
             self._report()
             if step == settings.last_step and (self.last is None or self.last[0] != step):
                 self._validate(step, state)
-            self._save(step, state, batches.position)
-            self.checkpoints.wait()
+            self.save(step, state, batches.position, last=True)
         interrupted = step < settings.last_step
         speed = sorted(self.speeds)[len(self.speeds) // 2] if self.speeds else 0.0
         return Outcome(step, self.last and self.last[1], interrupted, speed)
 
     def _report(self) -> None:
         """Reads and writes the metrics of the step that is pending, if any."""
+        if failure := self.checkpoints.failure():
+            self._tell(failure)
         if self.pending is None:
             return
         (step, values), self.pending = self.pending, None
         loss, settings = float(values["loss"]), self.experiment.train
         if not math.isfinite(loss):
+            self._settle()
             kept = self.checkpoints.latest()
             where = "no checkpoint was saved yet" if kept is None else f"checkpoint {kept} is kept"
             raise UserError(
@@ -223,15 +283,35 @@ class _Run:
         self.last, self.best = (step, found), min(self.best, found.loss)
         return improved
 
-    def _save(self, step: int, state: TrainState, position: int) -> None:
+    def save(self, step: int, state: TrainState, position: int, last: bool = False) -> None:
+        """Saves in the background; a disk that is full is told, and training goes on.
+
+        Raises:
+          CannotSave: at the last step, for which this waits.
+        """
         self._report()  # a step whose loss is not a number is never saved
-        extra = {
-            "position": position,
-            "corpus": self.data.corpus.fingerprint,
-            "tokenizer": self.data.tokenizer.fingerprint,
-        }
+        extra = describe(self.experiment, self.data, position)
         loss = self.last[1].loss if self.last is not None and self.last[0] == step else None
-        self.checkpoints.save(step, state, extra, loss)
+        try:
+            self.checkpoints.save(step, state, extra, loss, self.axes)
+            if last:
+                self.checkpoints.wait()
+        except CannotSave as error:
+            if last:
+                raise
+            self._tell(error)
+
+    def _settle(self) -> None:
+        """Waits for a save that is under way."""
+        try:
+            self.checkpoints.wait()
+        except CannotSave as error:
+            self._tell(error)
+
+    def _tell(self, error: CannotSave) -> None:
+        kept = self.checkpoints.latest()
+        where = "there is no checkpoint yet" if kept is None else f"checkpoint {kept} is kept"
+        self.progress.say(f"{error}; {where}, training goes on")
 
 
 class _Clock:

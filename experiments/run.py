@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import json
 import os
 import pathlib
 from typing import Any
 
 import jax
+import optax
 
 from experiments.config import Experiment, changed_fields
 from gam_jax.config import from_dict, to_dict
+from gam_jax.data import TextData
 from gam_jax.data.tokenizer import Tokenizer, load_tokenizer
 from gam_jax.optimizer import make_optimizer
-from gam_jax.params import Params
+from gam_jax.params import Param, Params
 from gam_jax.train import TrainState, abstract_state, state_shardings
-from sharding.checkpoint import Checkpoints
+from sharding.checkpoint import Checkpoints, names
 from sharding.errors import UserError
 from sharding.layout import Layout
+
+LIBRARIES = ("jax", "jaxlib", "numpy", "optax", "orbax-checkpoint", "tensorstore")
+"""Those whose versions a checkpoint records."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +52,11 @@ class RunFolder:
     def checkpoints(self) -> pathlib.Path:
         """See `sharding.checkpoint`."""
         return self.path / "checkpoints"
+
+    @property
+    def init(self) -> pathlib.Path:
+        """What a run that started from another's parameters has taken."""
+        return self.path / "init.json"
 
     @property
     def curves(self) -> pathlib.Path:
@@ -130,6 +141,33 @@ def abstract_on_mesh(experiment: Experiment, layout: Layout) -> TrainState:
     )
 
 
+def logical_axes(experiment: Experiment) -> dict[str, tuple[str | None, ...]]:
+    """The logical axes of each array of a run's state that has any, by its name."""
+    table = experiment.model.table()
+    optimizer = make_optimizer(experiment.optimizer, experiment.train.steps, table)
+    abstract = abstract_state(experiment.model, optimizer)
+    opt_state = optax.tree.map_params(optimizer, lambda _, param: param, abstract.opt_state, table)
+    found = names.flat(abstract.replace(params=table, opt_state=opt_state))
+    return {name: leaf.axes for name, leaf in found.items() if isinstance(leaf, Param)}
+
+
+def describe(experiment: Experiment, data: TextData, position: int) -> dict[str, Any]:
+    """What a checkpoint says beside its arrays: enough to know what it is without the run.
+
+    Args:
+      experiment: the whole configuration is recorded.
+      data: its text and tokenizer are recorded by their fingerprints.
+      position: global batches delivered, the same for any number of processes.
+    """
+    return {
+        "position": position,
+        "corpus": data.corpus.fingerprint,
+        "tokenizer": data.tokenizer.fingerprint,
+        "config": to_dict(experiment),
+        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+    }
+
+
 def load_params(
     folder: RunFolder, experiment: Experiment, layout: Layout, which: str = "latest"
 ) -> tuple[int, Params]:
@@ -145,8 +183,8 @@ def load_params(
         raise UserError(f"{folder.path} has no checkpoints: train it further with --resume")
     with Checkpoints(folder.checkpoints, read_only=True) as checkpoints:
         step = checkpoints.choose(which)
-        state = checkpoints.restore(step, abstract_on_mesh(experiment, layout))
-    return step, state.params
+        wanted = {"params": abstract_on_mesh(experiment, layout).params}
+        return step, checkpoints.restore(step, wanted, partial=True)["params"]
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:

@@ -6,11 +6,12 @@ The default needs no download: a small GAM reads the source code of Python's sta
   python -m experiments.train --config=experiments/configs/gam_paper.py --run=runs/paper
   python -m experiments.train --run=runs/books --config.data.name=text:books/
   python -m experiments.train --run=runs/books --resume
+  python -m experiments.train --run=runs/tuned --init=runs/books@best --init_exclude='final_norm/*'
   python -m experiments.train --emulate=8 --mesh=data=2,seq=2,tensor=2
 
 Every field of the config file can be set with --config.a.b=value. A run is a folder:
 config.json, tokenizer.json, metrics.jsonl, checkpoints/, tensorboard/, curves.png. Ctrl-C and
-SIGTERM save and leave; --resume continues the very same run.
+SIGTERM save and leave; --resume continues the very same run. See docs/checkpoints.md.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ from experiments.config import Experiment, define_config_flag, experiment_from_f
 from experiments.curves import draw_curves
 from experiments.devices import define_device_flags, layout_from_flags
 from experiments.fit import check_batch, check_fits
-from experiments.loop import Outcome, train
+from experiments.loop import Beginning, Outcome, train
 from experiments.metrics import read_metrics
 from experiments.progress import Progress
 from experiments.run import RunFolder
+from experiments.warm import Source, plan
 from gam_jax.data import TextData, load
 from gam_jax.data.baselines import baselines
 from gam_jax.params import count_params
@@ -42,14 +44,54 @@ from sharding import processes
 from sharding.errors import UserError
 from sharding.layout import Layout
 
+LATEST_GOOD = "latest-good"
+
 
 def define_flags() -> None:
     """The command line."""
     define_config_flag()
     flags.DEFINE_string("run", None, "Run folder; runs/<name of the config> if not given.")
-    flags.DEFINE_bool("resume", False, "Continue the run, or start it where there is none yet.")
+    flags.DEFINE_flag(
+        flags.Flag(
+            _Resume(),
+            flags.ArgumentSerializer(),
+            "resume",
+            None,
+            "Continue the run, or start it where there is none yet; --resume=latest-good goes on "
+            "from the newest checkpoint that is whole.",
+            boolean=True,
+        )
+    )
+    flags.DEFINE_string("init", None, "Start from parameters of another run: RUN, or RUN@STEP.")
+    flags.DEFINE_string("init_include", "", "Only parameters of these names, as 'blocks/*,emb*'.")
+    flags.DEFINE_string("init_exclude", "", "But not those of these names.")
+    flags.DEFINE_enum(
+        "init_vocab",
+        "same",
+        ("same", "resize"),
+        "resize: cut a vocabulary of another size, or fill it up with new rows.",
+    )
     flags.DEFINE_bool("json", False, "Print the summary as one JSON object on standard output.")
     define_device_flags()
+
+
+class _Resume(flags.ArgumentParser):
+    """None, or the checkpoint to go on from. --resume alone says the latest."""
+
+    syntactic_help = "latest or latest-good"
+
+    def parse(self, argument: Any) -> str | None:
+        """The choice that a word stands for."""
+        words = {"true": "latest", "false": None, "latest": "latest", LATEST_GOOD: LATEST_GOOD}
+        if argument in (True, False):
+            argument = str(argument).lower()
+        if argument not in words:
+            raise ValueError(f"say latest or {LATEST_GOOD}")
+        return words[argument]
+
+    def flag_type(self) -> str:
+        """Its name in --help."""
+        return "checkpoint"
 
 
 def main() -> None:
@@ -59,6 +101,7 @@ def main() -> None:
     if saved is None:
         folder.check_new()
     experiment = experiment_from_flags(saved)
+    beginning = _beginning(folder)
     layout = layout_from_flags(experiment.parallel)
     check_batch(experiment, layout)
     progress = Progress(experiment.train.batch * experiment.data.window, processes.is_first())
@@ -67,6 +110,8 @@ def main() -> None:
     data = load(experiment.data, None if saved is None else folder.load_tokenizer())
     experiment, data = fit_to_data(experiment, data)
     check_fits(experiment, layout)
+    if beginning.source is not None:
+        plan(beginning.source, experiment.model.table())
     if saved is not None:
         folder.check_same(experiment)
     elif processes.is_first():
@@ -74,7 +119,7 @@ def main() -> None:
     processes.barrier("run folder")
     lines = baselines_of(data)
     progress.say(_describe(experiment, data, folder, layout))
-    outcome = train(experiment, data, folder, layout, progress)
+    outcome = train(experiment, data, folder, layout, progress, beginning)
     if not processes.is_first():
         return
 
@@ -129,6 +174,24 @@ def _run_folder() -> RunFolder:
         file = config_flags.get_config_filename(flags.FLAGS["config"])
         name = pathlib.Path("runs") / pathlib.Path(file).stem
     return RunFolder(pathlib.Path(name))
+
+
+def _beginning(folder: RunFolder) -> Beginning:
+    """What --resume and --init ask for; a UserError where they do not go together."""
+    args = flags.FLAGS
+    source = None
+    if args.init:
+        source = Source.parse(
+            args.init, args.init_include, args.init_exclude, args.init_vocab == "resize"
+        )
+        if folder.config.exists():
+            raise UserError(
+                f"--init starts a new run, and {folder.path} holds one: name another with --run"
+            )
+        source.open()
+    elif args.init_include or args.init_exclude or args.init_vocab != "same":
+        raise UserError("--init_include, --init_exclude, --init_vocab need --init=RUN")
+    return Beginning(args.resume or "latest", source)
 
 
 def _describe(experiment: Experiment, data: TextData, folder: RunFolder, layout: Layout) -> str:

@@ -28,6 +28,7 @@ EMULATE = "GAM_JAX_EMULATE"
 START_SECONDS = 120
 HEARTBEAT_SECONDS = 20
 """A process that has died is missed after that long even where nobody watches it."""
+_MESSAGE_BYTES = 512
 
 
 def emulate(devices: int) -> None:
@@ -151,3 +152,21 @@ def agree(flag: bool) -> bool:
     if count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+def gather(array: np.ndarray) -> np.ndarray:
+    """[processes, ...]: the arrays of all processes, equal in shape. All must ask."""
+    if count() == 1:
+        return array[None]
+    return np.asarray(multihost_utils.process_allgather(array)).reshape(count(), *array.shape)
+
+
+def first_said(text: str) -> str:
+    """What the first process of those that say anything says; all get the same. All must ask."""
+    if count() == 1:
+        return text
+    told = np.zeros(_MESSAGE_BYTES, np.uint8)
+    letters = np.frombuffer(text.encode()[:_MESSAGE_BYTES], np.uint8)
+    told[: len(letters)] = letters
+    rows = (bytes(row).rstrip(b"\0").decode(errors="replace") for row in gather(told))
+    return next((row for row in rows if row), "")

@@ -1,0 +1,44 @@
+"""Which checkpoints of a run are kept."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+
+from sharding.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When a run is saved, and which checkpoints are kept. The newest is never removed.
+
+    Attributes:
+      every: steps between saves; one is always saved at the end.
+      keep: how many of the newest are kept.
+      keep_best: how many of least validation loss are kept beside them.
+      keep_every: those of every so many steps are kept for good; 0 for none.
+    """
+
+    every: int = 200
+    keep: int = 2
+    keep_best: int = 1
+    keep_every: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("every", 1), ("keep", 1), ("keep_best", 0), ("keep_every", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"checkpoint.{name}={getattr(self, name)}: give at least {least}")
+
+    def kept(self, steps: Iterable[int], losses: Mapping[int, float]) -> set[int]:
+        """The steps to keep.
+
+        Args:
+          steps: all that are saved.
+          losses: those of them that have a validation loss. Of equal ones the earlier is best.
+        """
+        steps = sorted(steps)
+        best = sorted((loss, step) for step, loss in losses.items() if step in steps)
+        kept = set(steps[-self.keep :]) | {step for _, step in best[: self.keep_best]}
+        if self.keep_every:
+            kept |= {step for step in steps if step % self.keep_every == 0}
+        return kept

@@ -1,0 +1,491 @@
+"""The checkpoints of a run: saved in the background, whole or not there at all.
+
+A save is written to `<step>.partial` and becomes `<step>` by one rename, after its manifest. What
+a save that died has left is removed when the folder is opened for writing. What is to go is
+renamed to `<step>.deleting` first, so that half a checkpoint is never seen.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+import shutil
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from sharding import processes
+from sharding.checkpoint import names
+from sharding.checkpoint.arrays import FOLDER, Reader, Writer, count_bytes, own_digests, own_files
+from sharding.checkpoint.digest import add, shown
+from sharding.checkpoint.keep import CheckpointConfig
+from sharding.checkpoint.manifest import (
+    File,
+    Manifest,
+    Stored,
+    Unreadable,
+    check_files,
+    files_of,
+    hash_file,
+    read,
+    write,
+)
+from sharding.errors import UserError
+
+State = TypeVar("State")
+Axes = Mapping[str, tuple[str | None, ...]]
+"""Logical axes by the name of an array."""
+
+PARTIAL, DELETING, DAMAGED = ".partial", ".deleting", ".damaged"
+WAIT_SECONDS = 600
+"""How long the first process waits for what the others have written."""
+
+
+class Damaged(UserError):
+    """A checkpoint that is not as it was written.
+
+    Attributes:
+      where: which one.
+      reason: what is wrong with it.
+    """
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(
+            f"{where} is damaged ({reason}): train on from the newest whole one with "
+            f"--resume=latest-good"
+        )
+        self.where, self.reason = where, reason
+
+
+class CannotSave(UserError):
+    """A save that failed; earlier checkpoints are as they were."""
+
+
+class Checkpoints:
+    """The checkpoints in one folder, by step.
+
+    Args:
+      folder: where they are; made if it is not there.
+      config: which are kept.
+      read_only: changes nothing in the folder, not even what a run is just now saving there.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        config: CheckpointConfig = CheckpointConfig(),
+        *,
+        read_only: bool = False,
+    ) -> None:
+        self.folder, self.config = folder.absolute(), config
+        self._writer: Writer | None = None
+        self._thread: threading.Thread | None = None
+        self._failures: dict[int, CannotSave] = {}
+        self._newest = -1
+        self._checked: set[int] = set()
+        self._losses: dict[int, float | None] = {}
+        if not read_only and processes.is_first():
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                for end in (PARTIAL, DELETING):
+                    for path in self.folder.glob(f"*{end}"):
+                        shutil.rmtree(path)
+            except OSError as error:
+                raise self._cannot_save(error) from error
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Saving.
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        extra: Mapping[str, Any],
+        loss: float | None = None,
+        axes: Axes | None = None,
+    ) -> None:
+        """Saves in the background; nothing if that step is saved already. All processes call it.
+
+        Args:
+          step: updates done.
+          state: a tree of jax Arrays (typed random keys too). It is copied before this returns,
+            so its buffers may be donated to the next step.
+          extra: JSON values, such as the data position and the configuration.
+          loss: validation loss, by which the best is chosen.
+          axes: logical axes of arrays, by name.
+
+        Raises:
+          CannotSave: the disk is full or cannot be written. What fails later, in the background,
+            `failure` and `wait` tell.
+        """
+        self._join()
+        if processes.agree(step in self.steps()):
+            return
+        leaves = names.flat(state)
+        self._check_room(leaves)
+        facts = {name: names.fact(leaf) for name, leaf in leaves.items()}
+        leaves = {name: names.stored(leaf) for name, leaf in leaves.items()}
+        digests = own_digests(leaves)
+        self._writer = self._writer or Writer()
+        partial = self.folder / f"{step}{PARTIAL}"
+        try:
+            self._writer.start(partial, leaves)
+        except (OSError, ValueError, RuntimeError) as error:
+            self._give_up(partial)
+            raise self._cannot_save(error) from error
+
+        def finish() -> None:
+            try:
+                self._commit(
+                    partial, digests, facts, Manifest(step, loss, {}, extra, {}), axes or {}
+                )
+                self._prune(step)
+            except Exception as error:  # Orbax and TensorStore raise many kinds
+                self._give_up(partial)
+                self._failures[step] = self._cannot_save(error)
+
+        self._newest = step
+        self._thread = threading.Thread(target=finish, name=f"checkpoint {step}")
+        self._thread.start()
+
+    def failure(self) -> CannotSave | None:
+        """A save that failed in the background and was not told of yet; does not wait."""
+        return self._failures.pop(min(self._failures)) if self._failures else None
+
+    def wait(self) -> None:
+        """Until what is being saved is on disk.
+
+        Raises:
+          CannotSave: the newest save failed.
+        """
+        self._join()
+        if failure := self._failures.pop(self._newest, None):
+            raise failure
+
+    def close(self) -> None:
+        """Waits, then lets go of the folder."""
+        self._join()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    # Choosing.
+
+    def steps(self) -> list[int]:
+        """The steps that are saved, ascending; damaged ones too."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
+
+    def latest(self) -> int | None:
+        """The newest step, None if there is none."""
+        return max(self.steps(), default=None)
+
+    def choose(self, which: str) -> int:
+        """The step that "latest", "best" (least loss) or a number names.
+
+        Raises:
+          UserError: there is no such checkpoint.
+        """
+        steps = self.steps()
+        if not steps:
+            raise UserError(f"no checkpoint in {self.folder}: the run has not saved one yet")
+        if which == "latest":
+            return steps[-1]
+        if which == "best":
+            losses = self._known_losses()
+            return min(losses, key=lambda step: (losses[step], step), default=steps[-1])
+        if not which.isdecimal() or int(which) not in steps:
+            raise UserError(
+                f"no checkpoint '{which}' in {self.folder}: say latest, best, or one of {steps}"
+            )
+        return int(which)
+
+    def best_loss(self) -> float:
+        """The least validation loss among the checkpoints; infinite if none has one."""
+        return min(self._known_losses().values(), default=math.inf)
+
+    def latest_good(self) -> tuple[int | None, list[Damaged]]:
+        """The newest step whose every byte is as it was written, and what is wrong with newer ones.
+
+        All processes call it and get the same answer.
+        """
+        damaged: list[Damaged] = []
+        for step in reversed(self.steps()):
+            try:
+                self.check(step)
+                return step, damaged
+            except Damaged as error:
+                damaged.append(error)
+        return None, damaged
+
+    def set_aside(self, after: int | None) -> None:
+        """Renames checkpoints newer than a step to `<step>.damaged`: a run goes on before them.
+
+        Saving such a step anew removes what was set aside.
+        """
+        if processes.is_first():
+            for step in self.steps():
+                if after is None or step > after:
+                    aside = self.folder / f"{step}{DAMAGED}"
+                    shutil.rmtree(aside, ignore_errors=True)
+                    os.replace(self.folder / str(step), aside)
+        processes.barrier("checkpoints set aside")
+
+    # Reading.
+
+    def manifest(self, step: int) -> Manifest:
+        """What a checkpoint holds.
+
+        Raises:
+          UserError: no such checkpoint.
+          Damaged: its manifest cannot be read.
+        """
+        if step not in self.steps():
+            raise UserError(f"no checkpoint of step {step} in {self.folder}; have {self.steps()}")
+        try:
+            found = read(self.folder / str(step))
+        except Unreadable as error:
+            raise self._damaged(step, str(error)) from error
+        if found.step != step:
+            raise self._damaged(step, f"it was saved as step {found.step}")
+        return found
+
+    def extra(self, step: int) -> Mapping[str, Any]:
+        """The JSON values of a step; raises as `manifest`."""
+        return self.manifest(step).extra
+
+    def reader(self, step: int) -> Reader:
+        """Of the arrays of a step."""
+        return Reader(self.folder / str(step))
+
+    def check(self, step: int) -> None:
+        """Reads every byte of a checkpoint once, the processes a share each.
+
+        Raises:
+          Damaged: a file that is not as it was written; in all processes alike.
+        """
+        if step in self._checked:
+            return
+        reason = ""
+        try:
+            manifest = self.manifest(step)
+            check_files(self.folder / str(step), manifest, processes.rank(), processes.count())
+        except Unreadable as error:
+            reason = str(error)
+        except Damaged as error:
+            reason = error.reason
+        if reason := processes.first_said(reason):
+            raise self._damaged(step, reason)
+        self._checked.add(step)
+
+    def restore(self, step: int, abstract: State, *, partial: bool = False) -> State:
+        """The state of a step, checked byte by byte and value by value. All processes call it.
+
+        Args:
+          step: one of `steps()`.
+          abstract: the tree of shapes, dtypes and shardings to restore to.
+          partial: whether the checkpoint may hold more than is asked for.
+
+        Raises:
+          UserError: no such checkpoint, or one of other names, shapes or dtypes.
+          Damaged: it is not as it was written.
+        """
+        self.check(step)
+        stored = self.manifest(step).arrays
+        wanted = names.flat(abstract)
+        self._compare(step, stored, wanted, partial)
+        arrays, digests = self._read(step, {name: _placed(leaf) for name, leaf in wanted.items()})
+        for name, value in _totals(digests).items():
+            if value != stored[name].digest:
+                raise self._damaged(step, f"'{name}' has other values than were saved")
+        leaves = [
+            jax.random.wrap_key_data(arrays[name], impl=names.key_kind(leaf))
+            if names.is_key(leaf)
+            else arrays[name]
+            for name, leaf in wanted.items()
+        ]
+        return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+
+    # How.
+
+    def _read(self, step: int, wanted: Mapping[str, Any]) -> Any:
+        found, reason = ({}, {}), ""
+        try:
+            found = self.reader(step).restore(wanted)
+        except (OSError, ValueError) as error:  # what TensorStore raises
+            reason = _first_line(error)
+        if reason := processes.first_said(reason):
+            raise self._damaged(step, reason)
+        return found
+
+    def _compare(
+        self, step: int, stored: Mapping[str, Stored], wanted: Mapping[str, Any], partial: bool
+    ) -> None:
+        """Nothing is ever cast, padded or left out."""
+        where = f"checkpoint {step} in {self.folder}"
+        if missing := [name for name in wanted if name not in stored]:
+            raise UserError(
+                f"{where} has no '{missing[0]}'"
+                + (": it holds parameters only" if missing[0] == "step" else "")
+            )
+        if not partial and (unwanted := sorted(stored.keys() - wanted.keys())):
+            raise UserError(f"{where} has '{unwanted[0]}', which is not expected")
+        for name, leaf in wanted.items():
+            found, expected = stored[name].fact, names.fact(leaf)
+            if found != expected:
+                raise UserError(f"{where}: '{name}' is {found}, expected {expected}")
+
+    def _known_losses(self) -> dict[int, float]:
+        """Of steps whose manifest can be read; whoever uses another one will be told."""
+        for step in self.steps():
+            if step not in self._losses:
+                try:
+                    self._losses[step] = self.manifest(step).loss
+                except UserError:
+                    continue
+        steps = self.steps()
+        return {s: loss for s, loss in self._losses.items() if loss is not None and s in steps}
+
+    def _check_room(self, leaves: Mapping[str, Any]) -> None:
+        needed, reason = count_bytes(leaves), ""
+        try:
+            free = shutil.disk_usage(self.folder).free
+            if needed > free:
+                reason = f"{needed:,} bytes needed, {free:,} free on the disk"
+        except OSError as error:
+            reason = str(error)
+        if reason := processes.first_said(reason):
+            raise self._cannot_save(OSError(reason))
+
+    def _commit(
+        self,
+        partial: pathlib.Path,
+        digests: dict[str, int],
+        facts: Mapping[str, names.Fact],
+        manifest: Manifest,
+        axes: Axes,
+    ) -> None:
+        """Waits for the arrays, then makes the checkpoint visible."""
+        assert self._writer is not None
+        self._writer.wait()
+        own = own_files(
+            [path.relative_to(partial) for path in files_of(partial / FOLDER)], processes.rank()
+        )
+        files = {path.as_posix(): hash_file(partial / path) for path in own}
+        if not processes.is_first():
+            _tell(partial, digests, files)
+            return
+        for told, theirs in _others(partial):
+            files.update(theirs)
+            digests = {name: value + told[name] for name, value in digests.items()}
+        arrays = {
+            name: Stored(fact, axes.get(name), shown(add([digests[name]])))
+            for name, fact in facts.items()
+        }
+        write(
+            partial,
+            Manifest(
+                manifest.step, manifest.loss, arrays, manifest.extra, dict(sorted(files.items()))
+            ),
+        )
+        target = self.folder / str(manifest.step)
+        _sync(partial)
+        os.replace(partial, target)
+        _sync(self.folder)
+        shutil.rmtree(self.folder / f"{manifest.step}{DAMAGED}", ignore_errors=True)
+        self._losses[manifest.step] = manifest.loss
+
+    def _prune(self, saved: int) -> None:
+        """Removes what need not be kept."""
+        if not processes.is_first():
+            return
+        steps = self.steps()
+        for step in sorted(set(steps) - self.config.kept(steps, self._known_losses()) - {saved}):
+            going = self.folder / f"{step}{DELETING}"
+            os.replace(self.folder / str(step), going)
+            self._checked.discard(step)
+            shutil.rmtree(going)
+
+    def _give_up(self, partial: pathlib.Path) -> None:
+        self._writer = None  # Orbax's may be left in any state
+        if processes.is_first():
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _damaged(self, step: int, reason: str) -> Damaged:
+        return Damaged(f"checkpoint {step} in {self.folder}", reason)
+
+    def _cannot_save(self, error: Exception) -> CannotSave:
+        full = "No space left" in str(error)
+        reason = "no space left on the disk" if full else _first_line(error)
+        return CannotSave(
+            f"cannot save in {self.folder} ({reason}): make room or name another folder; earlier "
+            f"checkpoints are whole"
+        )
+
+
+def _placed(leaf: Any) -> Any:
+    """What is restored for a leaf: of random keys, their integers, lying as the keys do."""
+    words = names.stored(leaf)
+    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(words.shape, words.dtype, sharding=sharding)
+
+
+def _totals(digests: Mapping[str, int]) -> dict[str, str]:
+    """The digests of whole arrays from what each process has of them."""
+    own = np.array([add([value]) for value in digests.values()], np.uint64)
+    parts = processes.gather(own.view(np.uint32)).view(np.uint64)  # JAX would cut 64 bits short
+    return {name: shown(add(parts[:, i].tolist())) for i, name in enumerate(digests)}
+
+
+def _tell(partial: pathlib.Path, digests: Mapping[str, int], files: Mapping[str, File]) -> None:
+    """Leaves what this process has written where the first process looks for it."""
+    values = {"digests": digests, "files": {n: [f.bytes, f.sha256] for n, f in files.items()}}
+    path = partial / f"part.{processes.rank()}"
+    path.with_suffix(f"{path.suffix}.new").write_text(json.dumps(values))
+    os.replace(path.with_suffix(f"{path.suffix}.new"), path)
+
+
+def _others(partial: pathlib.Path) -> list[tuple[dict[str, int], dict[str, File]]]:
+    """What the other processes have told; their notes are taken away."""
+    found, deadline = [], time.monotonic() + WAIT_SECONDS
+    for rank in range(1, processes.count()):
+        path = partial / f"part.{rank}"
+        while not path.exists():
+            if time.monotonic() > deadline:
+                raise OSError(f"process {rank} has not told what it wrote")
+            time.sleep(0.01)
+        values = json.loads(path.read_text())
+        path.unlink()
+        found.append((values["digests"], {n: File(*f) for n, f in values["files"].items()}))
+    return found
+
+
+def _sync(folder: pathlib.Path) -> None:
+    """Makes the names in a folder outlast a loss of power."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:160] if text else repr(error)
