@@ -43,7 +43,7 @@ def check_fits(experiment: Experiment, layout: Layout) -> None:
 def refusal(experiment: Experiment, sizes: Mapping[str, int]) -> str | None:
     """Why an experiment does not fit a mesh of these sizes; None if it does."""
     try:
-        layout = Layout(make_mesh(**sizes), experiment.parallel)
+        layout = Layout(make_mesh(**dict(sizes)), experiment.parallel)  # type: ignore[arg-type]
         check_batch(experiment, layout)
         check_fits(experiment, layout)
     except UserError as error:

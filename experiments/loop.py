@@ -13,10 +13,12 @@ import numpy as np
 
 from experiments.config import Experiment
 from experiments.feed import BatchShape, TrainFeed
+from experiments.heartbeat import TRAINING, Heartbeat
 from experiments.metrics import MetricsWriter
 from experiments.progress import Progress
 from experiments.run import RunFolder, abstract_on_mesh
 from experiments.scoring import Score, score
+from experiments.stragglers import Pace, Straggler, Stragglers
 from gam_jax.data import TextData
 from gam_jax.optimizer import learning_rate_schedule, make_optimizer
 from gam_jax.train import TrainState, init_state, make_eval_step, make_train_step
@@ -62,15 +64,6 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def agreed(self, step: int) -> bool:
-        """Whether to stop before this step, the same in all processes of a job.
-
-        Several processes ask each other only now and then, since the asking waits for the step.
-        """
-        if processes.count() == 1:
-            return self.asked
-        return step % AGREE_EVERY == 0 and processes.agree(self.asked)
-
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
         signal.signal(number, self._before[number])
@@ -82,6 +75,7 @@ def train(
     folder: RunFolder,
     layout: Layout,
     progress: Progress,
+    heartbeat: Heartbeat,
 ) -> Outcome:
     """Trains from the newest checkpoint in the folder, or from the start, to the last step.
 
@@ -93,7 +87,7 @@ def train(
         state, position = _start(experiment, layout, checkpoints, data)
         first = processes.is_first()
         with MetricsWriter(folder.metrics, from_step=int(state.step), writes=first) as metrics:
-            run = _Run(experiment, data, layout, checkpoints, metrics, progress)
+            run = _Run(experiment, data, layout, checkpoints, metrics, progress, heartbeat)
             return run.go(state, position)
 
 
@@ -129,7 +123,10 @@ class _Run:
         checkpoints: Checkpoints,
         metrics: MetricsWriter,
         progress: Progress,
+        heartbeat: Heartbeat,
     ) -> None:
+        self.heartbeat, self.pace = heartbeat, Pace()
+        self.stragglers = Stragglers(experiment.train.straggler)
         self.experiment, self.data, self.layout = experiment, data, layout
         self.checkpoints, self.metrics, self.progress = checkpoints, metrics, progress
         model, settings = experiment.model, experiment.train
@@ -157,10 +154,17 @@ class _Run:
         progress = self.progress.training(step, settings.last_step)
         with batches, StopRequest() as stop, progress:
             self.clock = _Clock(step)
-            while step < settings.last_step and not stop.agreed(step):
-                state, values = self.train_step(state, next(batches))
+            first = step
+            while step < settings.last_step and not self._stops(step, stop.asked):
+                # The first steps compile.
+                self.heartbeat.beat(step, TRAINING if step > first + 1 else "starting")
+                self.pace.own()
+                batch = next(batches)
+                self.pace.wait()
+                state, values = self.train_step(state, batch)
                 step += 1
                 self._report()  # the loss of the step before, while the device works at this one
+                self.pace.pause()
                 self.pending = step, values
                 improved = step % settings.validate_every == 0 and self._validate(step, state)
                 if improved or step % self.experiment.checkpoint.every == 0:
@@ -170,9 +174,35 @@ class _Run:
                 self._validate(step, state)
             self._save(step, state, batches.position)
             self.checkpoints.wait()
+            self.heartbeat.beat(step, "ending")
         interrupted = step < settings.last_step
         speed = sorted(self.speeds)[len(self.speeds) // 2] if self.speeds else 0.0
         return Outcome(step, self.last and self.last[1], interrupted, speed)
+
+    def _stops(self, step: int, asked: bool) -> bool:
+        """Whether to stop before this step, the same in all processes of a job.
+
+        Several processes ask each other only now and then, since the asking waits for the step;
+        they say then how long they worked and waited, too.
+        """
+        if processes.count() == 1:
+            return asked
+        if step % AGREE_EVERY:
+            return False
+        said = processes.gather([asked, *self.pace.lap()])
+        if found := self.stragglers.note(said[:, 1].tolist(), said[:, 2].tolist()):
+            self._tell(step, found)
+        return bool(said[:, 0].any())
+
+    def _tell(self, step: int, slow: Straggler) -> None:
+        host, ratio = processes.hosts()[slow.rank], slow.seconds / slow.median
+        self.progress.say(
+            f"step {step:>6}  process {slow.rank} ({host}) is slow: {slow.seconds:.3f} s a step, "
+            f"{ratio:.1f} times the median of {slow.median:.3f} s"
+        )
+        self.metrics.write(
+            step, "straggler", rank=slow.rank, seconds=slow.seconds, median=slow.median, ratio=ratio
+        )
 
     def _report(self) -> None:
         """Reads and writes the metrics of the step that is pending, if any."""
@@ -206,6 +236,7 @@ class _Run:
     def _validate(self, step: int, state: TrainState) -> bool:
         """Scores the validation split; True if no earlier score was as good."""
         self._report()
+        self.heartbeat.beat(step, "validating")
         found = score(
             self.eval_step,
             state.params,
@@ -224,6 +255,7 @@ class _Run:
         return improved
 
     def _save(self, step: int, state: TrainState, position: int) -> None:
+        self.heartbeat.beat(step, "saving")
         self._report()  # a step whose loss is not a number is never saved
         extra = {
             "position": position,
