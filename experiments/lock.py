@@ -63,7 +63,7 @@ class Owner:
         age = max(0, round(time.time() - self.since))
         hours, minutes, seconds = age // 3600, age % 3600 // 60, age % 60
         shown = f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
-        return f"process {self.pid} on {self.host}, for {shown if age >= 60 else f'{age} s'}"
+        return f"process {self.pid} on {self.host} (for {shown if age >= 60 else f'{age} s'})"
 
 
 @contextlib.contextmanager

@@ -176,6 +176,16 @@ def hosts() -> list[str]:
     return [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in rows]
 
 
+def lost_another(error: BaseException) -> str | None:
+    """One line if an error means that another process of the job is gone; else None."""
+    if not isinstance(error, jax.errors.JaxRuntimeError) or not jax.distributed.is_initialized():
+        return None
+    said = str(error)
+    if not any(sign in said for sign in ("Gloo", "NCCL", "UNAVAILABLE", "Connection closed")):
+        return None
+    return f"another process of this job is gone ({' '.join(said.split())[:120]})"
+
+
 def agree(flag: bool) -> bool:
     """Whether any process says True; all get the same answer. All must ask."""
     if count() == 1:
