@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
+from sharding import processes
 from sharding.errors import UserError
 
 BAD_INPUT = 2
@@ -69,6 +70,11 @@ def _guarded(main: Callable[[], None]) -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has left
+    except Exception as error:
+        if (line := processes.lost_another(error)) is None:
+            raise
+        print(f"error: {line}", file=sys.stderr, flush=True)
+        sys.exit(1)
 
 
 def _one_line(error: BaseException) -> str:

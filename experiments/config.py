@@ -34,6 +34,7 @@ class TrainConfig:
       validation_tokens: validate on that many first tokens of the split; 0 for all. Baselines
         are scored on the same ones.
       stop_at: end at this step, without changing the schedule; 0 for `steps`.
+      straggler: report a process whose step time is that many times the median; 0 for none.
     """
 
     steps: int = 1000
@@ -44,6 +45,7 @@ class TrainConfig:
     validate_every: int = 200
     validation_tokens: int = 0
     stop_at: int = 0
+    straggler: float = 2.0
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulate", "log_every", "validate_every"):
@@ -52,6 +54,8 @@ class TrainConfig:
         for name in ("validation_tokens", "stop_at"):
             if getattr(self, name) < 0:
                 raise UserError(f"train.{name}={getattr(self, name)}: give 0 or more")
+        if self.straggler and self.straggler <= 1:
+            raise UserError(f"train.straggler={self.straggler}: give more than 1, or 0 for none")
         if self.batch % self.accumulate:
             raise UserError(
                 f"train.batch={self.batch} cannot be taken in train.accumulate="
@@ -81,6 +85,7 @@ class Experiment:
 
 FREE_TO_CHANGE = {
     "train.stop_at",
+    "train.straggler",
     "train.log_every",
     "train.validate_every",
     "checkpoint.every",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 
@@ -10,6 +12,7 @@ from gam_jax.params import abstract_params, stored_specs
 from gam_jax.train import make_eval_step
 from sharding.errors import UserError
 from sharding.layout import Layout
+from sharding.mesh import make_mesh
 
 
 def check_batch(experiment: Experiment, layout: Layout) -> None:
@@ -35,3 +38,14 @@ def check_fits(experiment: Experiment, layout: Layout) -> None:
         jax.eval_shape(make_eval_step(experiment.model, layout), abstract_params(table), batch)
     except ValueError as error:
         raise UserError(f"{layout.shown}: {error}") from error
+
+
+def refusal(experiment: Experiment, sizes: Mapping[str, int]) -> str | None:
+    """Why an experiment does not fit a mesh of these sizes; None if it does."""
+    try:
+        layout = Layout(make_mesh(**dict(sizes)), experiment.parallel)  # type: ignore[arg-type]
+        check_batch(experiment, layout)
+        check_fits(experiment, layout)
+    except UserError as error:
+        return str(error)
+    return None

@@ -2,10 +2,13 @@
 
   python -m experiments.launch --processes=2 --devices-per-process=4 -- \\
     python -m experiments.train --mesh=data=-1
+  python -m experiments.launch --processes=4 --devices-per-process=2 --elastic --min-devices=2 -- \\
+    python -m experiments.train --run=runs/long --mesh=data=4,tensor=2
 
-Each line that a process prints is shown with its rank before it. When one ends badly the others
-are ended too, and its exit code is returned. Ctrl-C and SIGTERM are passed on to all: the
-training command saves and leaves.
+Each line that a process prints is shown with its rank before it. When one ends badly, or hangs,
+the others are ended too, and its exit code is returned; with --elastic the run is started again
+on the devices that are left (see `experiments.elastic`). Ctrl-C and SIGTERM are passed on to all:
+the training command saves and leaves.
 """
 
 from __future__ import annotations
@@ -13,11 +16,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import pathlib
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -25,11 +30,17 @@ from typing import IO
 
 from absl import flags
 
-from experiments import cli
+from experiments import cli, elastic, heartbeat
+from experiments.watch import Hang, Limits, Watch, named, where
 from sharding import processes
 from sharding.errors import UserError
 
 POLL_SECONDS = 0.05
+LOOK_SECONDS = 0.25
+SETTLE_SECONDS = 0.2
+"""After a death, before it is asked who else has died: several may be killed at once."""
+HUNG = 124
+"""Exit code of a job that hangs; that of `timeout`."""
 
 
 def define_flags() -> None:
@@ -40,6 +51,17 @@ def define_flags() -> None:
     )
     flags.DEFINE_alias("devices-per-process", "devices_per_process")
     flags.DEFINE_float("grace", 10.0, "Seconds that processes have to end when asked to.", 0)
+    flags.DEFINE_float(
+        "hang",
+        120.0,
+        "Seconds without a heartbeat, or without a step, after which a process hangs; 0: never.",
+        0,
+    )
+    flags.DEFINE_float(
+        "hang_other", 1200.0, "Likewise while it starts, compiles, validates or saves.", 0
+    )
+    flags.DEFINE_alias("hang-other", "hang_other")
+    elastic.define_flags()
 
 
 def main(*command: str) -> None:
@@ -47,31 +69,62 @@ def main(*command: str) -> None:
     args = flags.FLAGS
     if shutil.which(command[0]) is None:
         raise UserError(f"no program '{command[0]}': give the command to run after --")
-    job = Job(command, args.processes, args.devices_per_process, args.grace)
-    sys.exit(job.run())
+    limits = Limits(args.hang, args.hang_other)
+    with Signals() as signals:
+
+        def run(command: Sequence[str], slots: Sequence[int], devices: int) -> Ending:
+            if signals.asked:  # while a restart was being planned
+                return Ending(128 + signal.SIGTERM, asked=True)
+            grace = 0 if args.elastic else args.grace
+            return Job(command, slots, devices, grace, limits, signals).run()
+
+        slots = range(args.processes)
+        if args.elastic:
+            code = elastic.run(run, command, slots, args.devices_per_process)
+        else:
+            code = run(command, slots, args.devices_per_process).code
+    sys.exit(code)
 
 
 @dataclasses.dataclass(frozen=True)
-class Death:
-    """The first process that ended badly.
+class Ending:
+    """How a job ended.
 
     Attributes:
-      rank: which one.
-      code: its exit code, or minus the signal that ended it.
+      code: 0, or the exit code of the first that ended badly, as a shell would say it.
+      lost: ranks of those that are the cause; empty if it ended well, or if all hang alike.
+      why: in words, empty if it ended well.
+      asked: whether a signal had asked it to end.
+      devices: of a process, as they said themselves; 0 if none has.
     """
 
-    rank: int
     code: int
+    lost: tuple[int, ...] = ()
+    why: str = ""
+    asked: bool = False
+    devices: int = 0
 
-    def __str__(self) -> str:
-        if self.code < 0:
-            return f"process {self.rank} was ended by {signal.Signals(-self.code).name}"
-        return f"process {self.rank} ended with exit code {self.code}"
 
-    @property
-    def exit_code(self) -> int:
-        """As a shell would say it."""
-        return 128 - self.code if self.code < 0 else self.code
+class Signals:
+    """While open, Ctrl-C and SIGTERM go to the children: once to end well, then at once."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.children: Sequence[subprocess.Popen[str]] = ()
+
+    def __enter__(self) -> Signals:
+        self._before = {n: signal.signal(n, self._pass_on) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _pass_on(self, number: int, frame: object) -> None:
+        self.asked += 1
+        for child in self.children:
+            if child.poll() is None:
+                _signal_group(child, number if self.asked == 1 else signal.SIGKILL)
 
 
 class Job:
@@ -79,39 +132,48 @@ class Job:
 
     Args:
       command: program and arguments.
-      count: processes.
+      slots: for each process, the place among the first job's processes that it has.
       devices: emulated CPU devices of each; 0 for the real ones.
       grace: seconds between asking to end and killing.
+      limits: when a process hangs.
+      signals: what a person asks for.
     """
 
-    def __init__(self, command: Sequence[str], count: int, devices: int, grace: float) -> None:
-        self._command, self._count, self._devices, self._grace = command, count, devices, grace
+    def __init__(
+        self,
+        command: Sequence[str],
+        slots: Sequence[int],
+        devices: int,
+        grace: float,
+        limits: Limits,
+        signals: Signals,
+    ) -> None:
+        self._command, self._slots, self._devices = command, slots, devices
+        self._grace, self._signals, self._watch = grace, signals, Watch(limits)
         self._children: list[subprocess.Popen[str]] = []
         self._readers: list[threading.Thread] = []
-        self._asked = 0
+        self._beats: dict[int, heartbeat.Beat] = {}
 
-    def run(self) -> int:
-        """Starts all and waits; the exit code of the first that ended badly, or 0."""
-        before = {n: signal.signal(n, self._pass_on) for n in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            self._start()
-            death = self._wait()
-            if death is not None:
-                ending = "" if self._asked else "; ending the others"
-                print(f"launch: {death}{ending}", file=sys.stderr, flush=True)
-            return death.exit_code if death else 0
-        finally:
-            self._stop()
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def run(self) -> Ending:
+        """Starts all and waits until all have ended well, or one has not."""
+        with tempfile.TemporaryDirectory(prefix="gam_jax_launch_") as folder:
+            try:
+                self._start(folder)
+                ending = self._wait(pathlib.Path(folder))
+                if ending.why:
+                    others = "" if ending.asked or len(self._slots) == 1 else "; ending the others"
+                    print(f"launch: {ending.why}{others}", file=sys.stderr, flush=True)
+                return ending
+            finally:
+                self._stop()
 
-    def _start(self) -> None:
+    def _start(self, folder: str) -> None:
         address = f"localhost:{free_port()}"
-        for rank in range(self._count):
+        for rank in range(len(self._slots)):
             self._children.append(
                 subprocess.Popen(
                     self._command,
-                    env=self._environment(address, rank),
+                    env=self._environment(address, rank, folder),
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     text=True,
@@ -119,37 +181,86 @@ class Job:
                     start_new_session=True,  # so that all that a process started ends with it
                 )
             )
+            self._signals.children = self._children
         for rank, child in enumerate(self._children):
             for pipe, out in ((child.stdout, sys.stdout), (child.stderr, sys.stderr)):
                 reader = threading.Thread(target=_copy, args=(pipe, out, f"[{rank}] "), daemon=True)
                 reader.start()
                 self._readers.append(reader)
 
-    def _environment(self, address: str, rank: int) -> Mapping[str, str]:
+    def _environment(self, address: str, rank: int, folder: str) -> Mapping[str, str]:
         emulated = {processes.EMULATE: str(self._devices)} if self._devices else {}
         return {
             **os.environ,
             "PYTHONUNBUFFERED": "1",
             processes.ADDRESS: address,
-            processes.COUNT: str(self._count),
+            processes.COUNT: str(len(self._slots)),
             processes.RANK: str(rank),
+            elastic.SLOT: str(self._slots[rank]),
+            heartbeat.FOLDER: folder,
             **emulated,
         }
 
-    def _wait(self) -> Death | None:
-        """Until all have ended well, or one has not."""
+    def _wait(self, folder: pathlib.Path) -> Ending:
+        looked = 0.0
         while True:
             codes = [child.poll() for child in self._children]
-            if bad := [Death(rank, code) for rank, code in enumerate(codes) if code]:
-                # Those who miss a dead process abort by themselves: the killed one is the cause.
-                return min(bad, key=lambda death: (death.code != -signal.SIGKILL, death.rank))
+            if any(codes):
+                time.sleep(SETTLE_SECONDS)
+                self._read(folder)
+                return self._death([child.poll() for child in self._children])
             if all(code == 0 for code in codes):
-                return None
+                return Ending(0, asked=self._asked)
+            now = time.monotonic()
+            if now - looked >= LOOK_SECONDS:
+                looked = now
+                self._read(folder)
+                running = [rank for rank, code in enumerate(codes) if code is None]
+                if (hang := self._watch.look(self._beats, running, now)) is not None:
+                    return self._hang(hang)
             time.sleep(POLL_SECONDS)
+
+    @property
+    def _asked(self) -> bool:
+        return self._signals.asked > 0
+
+    @property
+    def _known_devices(self) -> int:
+        return max((beat.devices for beat in self._beats.values()), default=0)
+
+    def _read(self, folder: pathlib.Path) -> None:
+        self._beats.update(heartbeat.read_beats(folder))  # one that has left is remembered
+
+    def _death(self, codes: Sequence[int | None]) -> Ending:
+        """Those who miss a dead process abort by themselves: the killed ones are the cause."""
+        bad = {rank: code for rank, code in enumerate(codes) if code}
+        killed = tuple(rank for rank, code in bad.items() if code == -signal.SIGKILL)
+        lost = killed or (min(bad),)
+        why = "; ".join(self._ended(rank, bad[rank]) for rank in lost)
+        code = bad[lost[0]]
+        shell = 128 - code if code < 0 else code
+        return Ending(shell, lost, why, self._asked, self._known_devices)
+
+    def _ended(self, rank: int, code: int) -> str:
+        beat = self._beats.get(rank)
+        who, place = (f"process {rank}", "") if beat is None else (named(beat), f", {where(beat)}")
+        if code < 0:
+            return f"{who} was ended by {signal.Signals(-code).name}{place}"
+        return f"{who} ended with exit code {code}{place}"
+
+    def _hang(self, hang: Hang) -> Ending:
+        lost = tuple(beat.rank for beat in hang.beats)
+        for rank in lost:
+            _signal_group(self._children[rank], signal.SIGKILL)
+        why = f"{hang}: killed" if lost else str(hang)
+        return Ending(HUNG, lost, why, self._asked, self._known_devices)
 
     def _stop(self) -> None:
         """Asks the processes that are left to end, kills those that do not, and reads the rest."""
-        self._signal(signal.SIGTERM)
+        if self._grace:
+            for child in self._children:
+                if child.poll() is None:
+                    _signal_group(child, signal.SIGTERM)
         deadline = time.monotonic() + self._grace
         while time.monotonic() < deadline and any(c.poll() is None for c in self._children):
             time.sleep(POLL_SECONDS)
@@ -158,16 +269,6 @@ class Job:
             child.wait()
         for reader in self._readers:
             reader.join(timeout=1)
-
-    def _signal(self, number: int) -> None:
-        for child in self._children:
-            if child.poll() is None:
-                _signal_group(child, number)
-
-    def _pass_on(self, number: int, frame: object) -> None:
-        """The first signal asks all to end well; the second ends them at once."""
-        self._asked += 1
-        self._signal(number if self._asked == 1 else signal.SIGKILL)
 
 
 def free_port() -> int:
@@ -178,7 +279,8 @@ def free_port() -> int:
 
 
 def _signal_group(child: subprocess.Popen[str], number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):  # it has ended, and all that it started
+    # It may have ended, with all that it started.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, number)
 
 

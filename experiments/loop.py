@@ -13,10 +13,12 @@ import numpy as np
 
 from experiments.config import Experiment
 from experiments.feed import BatchShape, TrainFeed
+from experiments.heartbeat import TRAINING, Heartbeat
 from experiments.metrics import MetricsWriter
 from experiments.progress import Progress
 from experiments.run import RunFolder, abstract_on_mesh, describe, logical_axes
 from experiments.scoring import Score, score
+from experiments.stragglers import Pace, Straggler, Stragglers
 from experiments.warm import Source, warm_start
 from gam_jax.data import TextData
 from gam_jax.optimizer import learning_rate_schedule, make_optimizer
@@ -63,15 +65,6 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def agreed(self, step: int) -> bool:
-        """Whether to stop before this step, the same in all processes of a job.
-
-        Several processes ask each other only now and then, since the asking waits for the step.
-        """
-        if processes.count() == 1:
-            return self.asked
-        return step % AGREE_EVERY == 0 and processes.agree(self.asked)
-
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
         signal.signal(number, self._before[number])
@@ -96,6 +89,7 @@ def train(
     folder: RunFolder,
     layout: Layout,
     progress: Progress,
+    heartbeat: Heartbeat,
     beginning: Beginning = Beginning(),
 ) -> Outcome:
     """Trains from the newest checkpoint in the folder, or from the start, to the last step.
@@ -112,7 +106,7 @@ def train(
             state, position = _restore(step, experiment, layout, checkpoints, data)
         first = processes.is_first()
         with MetricsWriter(folder.metrics, from_step=int(state.step), writes=first) as metrics:
-            run = _Run(experiment, data, layout, checkpoints, metrics, progress)
+            run = _Run(experiment, data, layout, checkpoints, metrics, progress, heartbeat)
             if step is None and beginning.source:
                 run.save(0, state, 0)  # what was taken is a part of this run from here on
             return run.go(state, position)
@@ -186,7 +180,10 @@ class _Run:
         checkpoints: Checkpoints,
         metrics: MetricsWriter,
         progress: Progress,
+        heartbeat: Heartbeat,
     ) -> None:
+        self.heartbeat, self.pace = heartbeat, Pace()
+        self.stragglers = Stragglers(experiment.train.straggler)
         self.experiment, self.data, self.layout = experiment, data, layout
         self.checkpoints, self.metrics, self.progress = checkpoints, metrics, progress
         model, settings = experiment.model, experiment.train
@@ -215,10 +212,17 @@ class _Run:
         progress = self.progress.training(step, settings.last_step)
         with batches, StopRequest() as stop, progress:
             self.clock = _Clock(step)
-            while step < settings.last_step and not stop.agreed(step):
-                state, values = self.train_step(state, next(batches))
+            first = step
+            while step < settings.last_step and not self._stops(step, stop.asked):
+                # The first steps compile.
+                self.heartbeat.beat(step, TRAINING if step > first + 1 else "starting")
+                self.pace.own()
+                batch = next(batches)
+                self.pace.wait()
+                state, values = self.train_step(state, batch)
                 step += 1
                 self._report()  # the loss of the step before, while the device works at this one
+                self.pace.pause()
                 self.pending = step, values
                 improved = step % settings.validate_every == 0 and self._validate(step, state)
                 if improved or step % self.experiment.checkpoint.every == 0:
@@ -227,9 +231,35 @@ class _Run:
             if step == settings.last_step and (self.last is None or self.last[0] != step):
                 self._validate(step, state)
             self.save(step, state, batches.position, last=True)
+            self.heartbeat.beat(step, "ending")
         interrupted = step < settings.last_step
         speed = sorted(self.speeds)[len(self.speeds) // 2] if self.speeds else 0.0
         return Outcome(step, self.last and self.last[1], interrupted, speed)
+
+    def _stops(self, step: int, asked: bool) -> bool:
+        """Whether to stop before this step, the same in all processes of a job.
+
+        Several processes ask each other only now and then, since the asking waits for the step;
+        they say then how long they worked and waited, too.
+        """
+        if processes.count() == 1:
+            return asked
+        if step % AGREE_EVERY:
+            return False
+        said = processes.gather([asked, *self.pace.lap()])
+        if found := self.stragglers.note(said[:, 1].tolist(), said[:, 2].tolist()):
+            self._tell_slow(step, found)
+        return bool(said[:, 0].any())
+
+    def _tell_slow(self, step: int, slow: Straggler) -> None:
+        host, ratio = processes.hosts()[slow.rank], slow.seconds / slow.median
+        self.progress.say(
+            f"step {step:>6}  process {slow.rank} ({host}) is slow: {slow.seconds:.3f} s a step, "
+            f"{ratio:.1f} times the median of {slow.median:.3f} s"
+        )
+        self.metrics.write(
+            step, "straggler", rank=slow.rank, seconds=slow.seconds, median=slow.median, ratio=ratio
+        )
 
     def _report(self) -> None:
         """Reads and writes the metrics of the step that is pending, if any."""
@@ -266,6 +296,7 @@ class _Run:
     def _validate(self, step: int, state: TrainState) -> bool:
         """Scores the validation split; True if no earlier score was as good."""
         self._report()
+        self.heartbeat.beat(step, "validating")
         found = score(
             self.eval_step,
             state.params,
@@ -289,6 +320,7 @@ class _Run:
         Raises:
           CannotSave: at the last step, for which this waits.
         """
+        self.heartbeat.beat(step, "saving")
         self._report()  # a step whose loss is not a number is never saved
         extra = describe(self.experiment, self.data, position)
         loss = self.last[1].loss if self.last is not None and self.last[0] == step else None

@@ -80,6 +80,8 @@ class RunFolder:
         """Writes configuration and tokenizer into a new folder."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            for cut_short in self.path.glob(f"{self.tokenizer.name}.*"):
+                cut_short.unlink(missing_ok=True)
             tokenizer.save(self.tokenizer)
             # Where this start of the run ends is not part of the run: --resume goes on to the end.
             train = dataclasses.replace(experiment.train, stop_at=0)
@@ -95,8 +97,13 @@ class RunFolder:
                 f"{self.path} already holds a run: add --resume to continue it, or name another "
                 f"folder with --run"
             )
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if self.path.exists() and (not self.path.is_dir() or self._others()):
             raise UserError(f"{self.path} exists and is not a run: name another with --run")
+
+    def _others(self) -> list[pathlib.Path]:
+        """What is in the folder besides the first files of a run that died as it began."""
+        own = ("run.lock*", f"{self.tokenizer.name}*", f"{self.config.name}.partial")
+        return [p for p in self.path.iterdir() if not any(p.match(pattern) for pattern in own)]
 
     def check_same(self, experiment: Experiment) -> None:
         """Raises a UserError that names the fields in which a resumed run would differ."""

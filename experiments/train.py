@@ -22,6 +22,7 @@ import pathlib
 import sys
 from typing import Any
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
@@ -31,7 +32,9 @@ from experiments import cli
 from experiments.config import Experiment, define_config_flag, experiment_from_flags
 from experiments.curves import draw_curves
 from experiments.devices import define_device_flags, layout_from_flags
-from experiments.fit import check_batch, check_fits
+from experiments.fit import check_batch, check_fits, refusal
+from experiments.heartbeat import Heartbeat
+from experiments.lock import run_lock
 from experiments.loop import Beginning, Outcome, train
 from experiments.metrics import read_metrics
 from experiments.progress import Progress
@@ -43,6 +46,7 @@ from gam_jax.params import count_params
 from sharding import processes
 from sharding.errors import UserError
 from sharding.layout import Layout
+from sharding.replan import Plan, replan
 
 LATEST_GOOD = "latest-good"
 
@@ -72,6 +76,12 @@ def define_flags() -> None:
         "resize: cut a vocabulary of another size, or fill it up with new rows.",
     )
     flags.DEFINE_bool("json", False, "Print the summary as one JSON object on standard output.")
+    flags.DEFINE_string(
+        "plan",
+        "",
+        "Train nothing: print, as JSON, the mesh to go on with where that many processes x "
+        "devices of each are left, as 2x4. --mesh is what was wanted.",
+    )
     define_device_flags()
 
 
@@ -102,13 +112,30 @@ def main() -> None:
         folder.check_new()
     experiment = experiment_from_flags(saved)
     beginning = _beginning(folder)
-    layout = layout_from_flags(experiment.parallel)
-    check_batch(experiment, layout)
-    progress = Progress(experiment.train.batch * experiment.data.window, processes.is_first())
+    if flags.FLAGS.plan:
+        print(json.dumps(dataclasses.asdict(_plan(experiment, folder, saved))))
+        return
+    with Heartbeat.from_environment() as heartbeat:
+        layout = layout_from_flags(experiment.parallel)
+        heartbeat.has(jax.local_device_count())
+        check_batch(experiment, layout)
+        tokens = experiment.train.batch * experiment.data.window
+        progress = Progress(tokens, processes.is_first())
+        with run_lock(folder.path, progress.say):
+            _run(experiment, folder, saved, layout, progress, heartbeat, beginning)
 
+
+def _run(
+    experiment: Experiment,
+    folder: RunFolder,
+    saved: dict[str, Any] | None,
+    layout: Layout,
+    progress: Progress,
+    heartbeat: Heartbeat,
+    beginning: Beginning,
+) -> None:
     progress.say(f"reading {experiment.data.name}")
-    data = load(experiment.data, None if saved is None else folder.load_tokenizer())
-    experiment, data = fit_to_data(experiment, data)
+    experiment, data = _load(experiment, folder, saved)
     check_fits(experiment, layout)
     if beginning.source is not None:
         plan(beginning.source, experiment.model.table())
@@ -119,7 +146,7 @@ def main() -> None:
     processes.barrier("run folder")
     lines = baselines_of(data)
     progress.say(_describe(experiment, data, folder, layout))
-    outcome = train(experiment, data, folder, layout, progress, beginning)
+    outcome = train(experiment, data, folder, layout, progress, heartbeat, beginning)
     if not processes.is_first():
         return
 
@@ -129,6 +156,26 @@ def main() -> None:
         print(json.dumps(_summary(outcome, lines, folder)))
     else:
         _print_summary(outcome, lines, folder)
+
+
+def _load(
+    experiment: Experiment, folder: RunFolder, saved: dict[str, Any] | None
+) -> tuple[Experiment, TextData]:
+    data = load(experiment.data, None if saved is None else folder.load_tokenizer())
+    return fit_to_data(experiment, data)
+
+
+def _plan(experiment: Experiment, folder: RunFolder, saved: dict[str, Any] | None) -> Plan:
+    """The mesh for the devices that --plan names."""
+    count, times, devices = flags.FLAGS.plan.partition("x")
+    if not (times and count.isdecimal() and devices.isdecimal()):
+        raise UserError(f"--plan={flags.FLAGS.plan}: write processes x devices of each, as 2x4")
+    if saved is None:  # else the vocabulary is known
+        experiment, _ = _load(experiment, folder, saved)
+    processes.emulate(max(int(count) * int(devices), 1))
+    return replan(
+        flags.FLAGS.mesh, int(count), int(devices), lambda sizes: refusal(experiment, sizes)
+    )
 
 
 def fit_to_data(experiment: Experiment, data: TextData) -> tuple[Experiment, TextData]:

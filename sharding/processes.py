@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -29,6 +30,9 @@ START_SECONDS = 120
 HEARTBEAT_SECONDS = 20
 """A process that has died is missed after that long even where nobody watches it."""
 _MESSAGE_BYTES = 512
+
+TELL_BYTES = 1024
+HOST_BYTES = 64
 
 
 def emulate(devices: int) -> None:
@@ -145,6 +149,42 @@ def barrier(name: str) -> None:
     """Waits until all processes are here. Nothing for one."""
     if count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def gather(values: Sequence[float]) -> np.ndarray:
+    """The values of every process, float32 [processes, values]. All must ask."""
+    row = np.asarray(values, np.float32)
+    if count() == 1:
+        return row[None]
+    return np.asarray(multihost_utils.process_allgather(row))
+
+
+def tell(text: str | None) -> str | None:
+    """What the first process says, to all; what the others give is not looked at. All must ask."""
+    if count() == 1:
+        return text
+    words = np.zeros(TELL_BYTES, np.uint8)
+    encoded = b"" if text is None else b"+" + text.encode()[: TELL_BYTES - 1]
+    words[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+    heard = np.asarray(multihost_utils.broadcast_one_to_all(words)).tobytes().rstrip(b"\0")
+    return heard[1:].decode(errors="replace") if heard else None
+
+
+def hosts() -> list[str]:
+    """The name of every process's host. All must ask."""
+    own = socket.gethostname().encode()[:HOST_BYTES].ljust(HOST_BYTES, b"\0")
+    rows = gather(list(own)).astype(np.uint8)
+    return [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in rows]
+
+
+def lost_another(error: BaseException) -> str | None:
+    """One line if an error means that another process of the job is gone; else None."""
+    if not isinstance(error, jax.errors.JaxRuntimeError) or not jax.distributed.is_initialized():
+        return None
+    said = str(error)
+    if not any(sign in said for sign in ("Gloo", "NCCL", "UNAVAILABLE", "Connection closed")):
+        return None
+    return f"another process of this job is gone ({' '.join(said.split())[:120]})"
 
 
 def agree(flag: bool) -> bool:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 import signal
 import sys
 import time
 
-import numpy as np
 import pytest
 
 from tests.experiments import commands
-from tests.experiments.conftest import metrics_of
 
 JOIN = """
 import sys, time, jax
@@ -22,7 +19,6 @@ processes.emulate_from_environment()
 processes.join()
 """
 TALK = """
-import numpy as np
 from jax.experimental import multihost_utils
 ranks = multihost_utils.process_allgather(np.asarray(processes.rank()))
 print(len(jax.devices()), "devices", ranks.tolist(), processes.agree(processes.rank() == 1))
@@ -127,30 +123,3 @@ def test_bad_input_is_one_line(command, args, words):
     assert result.code == 2
     assert result.err.count("\n") == 1
     assert words in result.err
-
-
-def test_two_processes_train_the_run_of_one_and_go_on_alone(workshop, trained, tmp_path):
-    """The losses of one process, to 1e-5; then the same run goes on in one."""
-    path = tmp_path / "two"
-    train = (sys.executable, "-m", "experiments.train", f"--run={path}", *workshop.settings)
-    job = workshop.start(
-        "launch",
-        "--devices-per-process=4",
-        "--",
-        *(*train, "--mesh=data=4,tensor=2", "--config.parallel.preset=fully_sharded+tensor"),
-        *("--config.train.stop_at=60", "--json"),
-    )
-    result = commands.finish(job)
-    assert result.code == 0, result.err
-    assert json.loads(result.out.splitlines()[-1].removeprefix("[0] "))["step"] == 60
-    found = {(row["step"], row["split"]): row["loss"] for row in metrics_of(path)}
-    wanted = {(row["step"], row["split"]): row["loss"] for row in trained.metrics}
-    steps = [key for key in wanted if key[0] <= 60]
-    assert len(steps) == len(found) == 61
-    np.testing.assert_allclose([found[k] for k in steps], [wanted[k] for k in steps], rtol=1e-5)
-
-    result = workshop.run("train", f"--run={path}", "--resume", "--config.train.stop_at=80")
-    assert result.code == 0, result.err
-    losses = [row["loss"] for row in metrics_of(path) if row["split"] == "train"]
-    known = [row["loss"] for row in trained.metrics if row["split"] == "train"][:80]
-    np.testing.assert_allclose(losses, known, rtol=1e-5)

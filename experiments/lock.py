@@ -1,0 +1,230 @@
+"""One run folder, one run: a lock that names its owner, and dies with it.
+
+The lock is a file, `run.lock`, that says who holds it. Its owner touches it every few seconds.
+Whoever finds it decides, without comparing any clocks:
+
+- the owner is of this host (and of this boot and container) and lives: refused;
+- it is of this host and is gone: taken over;
+- it is of another host: the file is watched. Once it is touched: refused. If it stays untouched
+  for `SILENT_SECONDS`, its owner is gone (a host that died): taken over.
+
+An owner whose lock was taken over all the same, as one that was frozen for minutes and woke up,
+ends at once: two runs never write into one folder for longer than `TOUCH_SECONDS`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from sharding import processes
+from sharding.errors import UserError
+
+TOUCH_SECONDS = 5.0
+SILENT_SECONDS = 120.0
+"""Longer than file systems of several hosts take to show each other a changed time."""
+
+_STALE = ".stale"
+
+
+@dataclasses.dataclass(frozen=True)
+class Owner:
+    """The process that holds a lock.
+
+    Attributes:
+      host: its name.
+      place: host, boot and process namespace: where `pid` means something.
+      pid: its number there.
+      born: when it was started, by the kernel's count; numbers are used again.
+      since: when it took the lock, seconds since 1970 (to be shown only).
+    """
+
+    host: str
+    place: str
+    pid: int
+    born: str
+    since: float
+
+    @classmethod
+    def this(cls) -> Owner:
+        """This process, now."""
+        pid = os.getpid()
+        return cls(socket.gethostname(), _place(), pid, _born(pid) or "unknown", time.time())
+
+    def __str__(self) -> str:
+        age = max(0, round(time.time() - self.since))
+        hours, minutes, seconds = age // 3600, age % 3600 // 60, age % 60
+        shown = f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+        return f"process {self.pid} on {self.host} (for {shown if age >= 60 else f'{age} s'})"
+
+
+@contextlib.contextmanager
+def run_lock(
+    folder: pathlib.Path,
+    say: Callable[[str], None],
+    silent_seconds: float = SILENT_SECONDS,
+    touch_seconds: float = TOUCH_SECONDS,
+) -> Iterator[None]:
+    """Holds the lock of a run folder while open, which is made if it is not there.
+
+    All processes of a job enter; the first of them holds the lock, and if it is refused all are.
+
+    Args:
+      folder: of the run.
+      say: tells a person in one line.
+      silent_seconds: how long a lock of another host must be untouched to be taken over.
+      touch_seconds: how often the owner touches it.
+
+    Raises:
+      UserError: another run holds it, or the folder cannot be written.
+    """
+    lock = _Lock(folder, silent_seconds, touch_seconds)
+    problem = None
+    if processes.is_first():
+        try:
+            lock.take(say)
+        except UserError as error:
+            problem = str(error)
+    if (problem := processes.tell(problem)) is not None:
+        raise UserError(problem)
+    try:
+        yield
+    finally:
+        if processes.is_first():
+            lock.release()
+
+
+class _Lock:
+    """The first process's side."""
+
+    def __init__(self, folder: pathlib.Path, silent_seconds: float, touch_seconds: float) -> None:
+        self._folder, self._path = folder, folder / "run.lock"
+        self._silent, self._touch = silent_seconds, touch_seconds
+        self._made: list[pathlib.Path] = []
+        self._owner = Owner.this()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep, daemon=True)
+
+    def take(self, say: Callable[[str], None]) -> None:
+        try:
+            self._make_folder()
+            while not self._create():
+                self._judge(say)
+        except OSError as error:
+            raise UserError(f"cannot write the run folder {self._folder}: {error}") from error
+        self._thread.start()
+
+    def release(self) -> None:
+        self._ended.set()
+        self._thread.join()
+        if _read(self._path) == self._owner:
+            self._path.unlink(missing_ok=True)
+        for folder in self._made:  # a run that never began leaves nothing behind
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+    def _make_folder(self) -> None:
+        missing = [p for p in (self._folder, *self._folder.parents) if not p.exists()]
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._made = missing
+        self._path.with_name(self._path.name + _STALE).unlink(missing_ok=True)
+
+    def _create(self) -> bool:
+        try:
+            with self._path.open("x") as file:
+                file.write(json.dumps(dataclasses.asdict(self._owner)) + "\n")
+        except FileExistsError:
+            return False
+        return True
+
+    def _judge(self, say: Callable[[str], None]) -> None:
+        """Returns when the lock there is may be taken; raises if not."""
+        with contextlib.suppress(FileNotFoundError):  # it has just been given back
+            touched = self._path.stat().st_mtime_ns
+            owner = _read(self._path)
+            if owner is not None and owner.place == self._owner.place:
+                if _born(owner.pid) == owner.born:
+                    raise self._refused(owner)
+                say(f"taking over {self._folder} from {owner}, which is gone")
+            else:
+                shown = str(owner) if owner else "a process that did not say who it is"
+                say(
+                    f"{self._folder} is held by {shown}; taking it over if there is no sign of "
+                    f"life for {self._silent:.0f} s"
+                )
+                deadline = time.monotonic() + self._silent
+                while time.monotonic() < deadline:
+                    time.sleep(min(0.5, self._silent / 4))
+                    if self._path.stat().st_mtime_ns != touched:
+                        raise self._refused(_read(self._path) or owner)
+                say(f"taking over {self._folder} from {shown}: no sign of life")
+            self._remove(owner)
+
+    def _remove(self, owner: Owner | None) -> None:
+        """Takes the judged lock away, and not one that another has made in its place by now."""
+        aside = self._path.with_name(self._path.name + _STALE)
+        os.rename(self._path, aside)
+        if _read(aside) != owner:
+            with contextlib.suppress(FileExistsError):
+                os.link(aside, self._path)
+        aside.unlink(missing_ok=True)
+
+    def _refused(self, owner: Owner | None) -> UserError:
+        return UserError(
+            f"{self._folder} is in use by {owner or 'another run'}: wait for it or stop it, or "
+            f"name another folder with --run"
+        )
+
+    def _keep(self) -> None:
+        while not self._ended.wait(self._touch):
+            with contextlib.suppress(OSError):  # a file system that is away for a while
+                if (owner := _read(self._path)) not in (None, self._owner):
+                    sys.stderr.write(f"error: {self._folder} was taken over by {owner}: ending\n")
+                    sys.stderr.flush()
+                    os._exit(1)
+                os.utime(self._path)
+
+
+def _read(path: pathlib.Path) -> Owner | None:
+    """Who a lock names; None if nobody, as while it is being written."""
+    try:
+        return Owner(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _place() -> str:
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):  # where there is no /proc, the name must do
+        parts.append(pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
+
+
+def _born(pid: int) -> str | None:
+    """When a living process of this host was started; None if there is none of that number."""
+    try:
+        state, *fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        if pathlib.Path("/proc/self").exists():
+            return None
+        return _born_without_proc(pid)
+    return None if state in "ZX" else fields[18]
+
+
+def _born_without_proc(pid: int) -> str | None:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass  # it lives, and is another's
+    return "unknown"
