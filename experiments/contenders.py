@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 from gam_jax.config import unknown
-from gam_jax.layers import GAM, MLP, Block, Layer
+from gam_jax.layers import GAM, MLP, Block, Layer, RMSNorm
 from gam_jax.params import count_params
 from sharding.errors import UserError
 
@@ -21,16 +21,15 @@ class Contender:
     Attributes:
       title: as tables show it.
       mixer: the layer; its width is None, it takes the model's.
-      ffn: the feed-forward layer, whose hidden units `sized` chooses.
-      norm: the layer of norms.
     """
 
     title: str
     mixer: Layer
 
     def block(self, width: int, hidden: int) -> Layer:
-        """The residual block with that many hidden units in its feed-forward layer."""
-        return Block(self.mixer, MLP(hidden=hidden), width=width)
+        """The mixer and a SwiGLU of that many hidden units, each after an RMS norm."""
+        ffn = MLP(hidden=hidden, activation="swiglu", bias=False)
+        return Block(self.mixer, ffn, RMSNorm(), width=width)
 
     def sized(self, width: int, budget: int, multiple: int = 4) -> Layer:
         """The block whose parameters come nearest to `budget` from below.

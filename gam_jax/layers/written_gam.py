@@ -78,7 +78,7 @@ class WrittenGAM(Layer):
         *,
         key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
-        """Channels are split between the pathways and their fusion; the memory splits as it does."""
+        """Channels are split between pathways and fusion; the memory is split as it is alone."""
         memory, written = self.memory(
             params["memory"], x, None if carry is None else carry["memory"], axes, key=key
         )

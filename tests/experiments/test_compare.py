@@ -19,23 +19,18 @@ VOCAB = 256
 numbers = st.integers(0, 6).map(float)
 
 
-def parameters(contender, vocab=VOCAB):
-    """Of a contender's whole model."""
-    values = get_config_of(contender)
-    values["model"]["vocab"] = vocab
+def parameters(name):
+    """Of a contender's whole model, built from the record of its run."""
+    values = get_config(name).to_dict()
+    values["model"]["vocab"] = VOCAB
     return count_params(from_dict(Experiment, values).model.table())
-
-
-def get_config_of(name):
-    """The record of a contender's run, as the command line sees it."""
-    return get_config(name).to_dict()
 
 
 @pytest.mark.parametrize("name", CONTENDERS)
 def test_every_contender_has_the_same_number_of_parameters_within_two_percent(name):
     block = count_params(CONTENDERS[name].sized(WIDTH, BLOCK_BUDGET).table())
     assert 0.98 * BLOCK_BUDGET <= block <= BLOCK_BUDGET
-    assert 0.98 * 820_000 - 65 * WIDTH <= parameters(name, vocab=65) <= 820_000
+    assert 0.98 * 820_000 <= parameters(name) <= 820_000
 
 
 def test_every_contender_sees_the_same_tokens_and_trains_alike():
