@@ -90,7 +90,8 @@ def _with_flags(one: Experiment) -> Experiment:
     args = flags.FLAGS
     data = dataclasses.replace(one.data, name=args.data, dir=args.data_dir)
     steps = args.steps or one.train.steps
-    train = dataclasses.replace(one.train, steps=steps)
+    log_every = min(one.train.log_every, max(1, steps // 4))
+    train = dataclasses.replace(one.train, steps=steps, log_every=log_every)
     warmup = min(one.optimizer.warmup, steps // 10)
     optimizer = dataclasses.replace(one.optimizer, warmup=warmup)
     return dataclasses.replace(one, data=data, train=train, optimizer=optimizer)

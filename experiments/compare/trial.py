@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import statistics
 from typing import Any
@@ -13,7 +14,7 @@ from experiments.config import Experiment
 from experiments.loop import train
 from experiments.metrics import read_metrics
 from experiments.progress import Progress
-from experiments.run import RunFolder
+from experiments.run import RunFolder, write_atomically
 from gam_jax.data import TextData
 from gam_jax.model import LanguageModel
 from gam_jax.optimizer import make_optimizer
@@ -23,6 +24,9 @@ from sharding import processes
 from sharding.errors import UserError
 from sharding.layout import Layout
 
+FOUND = "found.json"
+"""In a run folder: what a finished trial found."""
+
 
 def run_trial(
     experiment: Experiment, data: TextData, path: pathlib.Path, layout: Layout
@@ -30,9 +34,9 @@ def run_trial(
     """Trains in a run folder, or goes on in it, and reads what was found.
 
     Returns:
-      loss, perplexity and bits_per_byte of the validation text after the last step; best_loss of
-      all validations; tokens_per_second, median; parameters, carry_bytes of one sequence, and
-      peak_bytes of a training step on each device.
+      loss, perplexity and bits_per_byte of the validation text after the last step;
+      tokens_per_second, median; parameters; carry_bytes of one sequence; peak_bytes of a training
+      step on each device. They are kept in the folder, so a finished trial is only read.
 
     Raises:
       UserError: the folder holds another run, or the run was interrupted.
@@ -42,29 +46,27 @@ def run_trial(
         folder.check_new()
         folder.start(experiment, data.tokenizer)
     folder.check_same(experiment)
+    if (path / FOUND).exists():
+        return json.loads((path / FOUND).read_text())
     parameters = count_params(experiment.model.table())
     progress = Progress(settings.batch * experiment.data.window, processes.is_first())
     progress.say(f"{path.name}: {parameters:,} parameters")
-    if not _finished(folder, settings.last_step):
-        outcome = train(experiment, data, folder, layout, progress)
-        if outcome.interrupted:
-            raise UserError(f"stopped at step {outcome.step} of {path}: the same command goes on")
+    outcome = train(experiment, data, folder, layout, progress)
+    if outcome.interrupted:
+        raise UserError(f"stopped at step {outcome.step} of {path}: the same command goes on")
     rows = read_metrics(folder.metrics)
     scores = [row for row in rows if row["split"] == "validation"]
-    speeds = [row["tokens_per_second"] for row in rows if row["split"] == "train"]
+    timed = [row for row in rows if row["split"] == "train" and row["tokens_per_second"]]
     names = ("loss", "perplexity", "bits_per_byte")
-    return {
+    found = {
         **{name: scores[-1][name] for name in names},
-        "tokens_per_second": statistics.median(speeds),
+        "tokens_per_second": statistics.median(row["tokens_per_second"] for row in timed),
         "parameters": parameters,
         "carry_bytes": carry_bytes(experiment.model),
         "peak_bytes": peak_bytes(experiment, layout),
     }
-
-
-def _finished(folder: RunFolder, last: int) -> bool:
-    rows = read_metrics(folder.metrics)
-    return any(row["split"] == "validation" and row["step"] == last for row in rows)
+    write_atomically(path / FOUND, json.dumps(found) + "\n")
+    return found
 
 
 def carry_bytes(model: LanguageModel) -> int:

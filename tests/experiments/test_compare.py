@@ -92,16 +92,17 @@ def test_bad_input_is_one_line_and_code_2(args, words, command, tmp_path, monkey
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_compares_goes_on_and_draws(workshop, tmp_path):
-    args = ("compare", "--json", "--mixers=gam", "--steps=12", f"--out={tmp_path}")
+def test_the_command_compares_draws_and_goes_on(workshop, tmp_path, command):
+    args = ("--json", "--mixers=gam", "--steps=12", f"--out={tmp_path}")
     args += (f"--data=text:{workshop.path / 'corpus.txt'}", f"--data_dir={workshop.path / 'data'}")
-    first = workshop.run(*args)
+    first = workshop.run("compare", *args)
     assert first.code == 0, first.err
     result = json.loads(first.out)
     (row,) = result["rows"]
     assert result["tokens"] == 12 * 12 * 64
     assert 0 < row["loss"] < 6
+    assert row["tokens_per_second"] > 0
     assert row["carry_bytes"] > 0 < row["peak_bytes"]
     assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
-    again = workshop.run(*args)  # nothing is left to train
+    again = command("compare.__main__", *args)  # nothing is left to train
     assert json.loads(again.out)["rows"] == result["rows"]

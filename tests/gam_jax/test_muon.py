@@ -10,9 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gam_jax.layers import GAM, Block
+from gam_jax.model import LanguageModel
 from gam_jax.muon import ADAM_SIZE, matrix_sides, orthogonalised, scale_by_muon
+from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.params import Param, zeros
+from gam_jax.train import init_state, make_train_step
 from tests.examples import random_like
+from tests.meshes import ONE, assert_leaves_close, layout_of
 
 TABLE = {
     "in": Param((2, 8, 12), ("layer", "embed", "ffn"), zeros),
@@ -86,3 +91,22 @@ def test_every_matrix_of_a_stack_is_updated_alone():
         np.testing.assert_allclose(
             whole[layer], orthogonalised(stacked[layer : layer + 1])[0], atol=1e-5
         )
+
+
+def test_a_step_is_the_same_with_parameters_and_state_in_shards():
+    model = LanguageModel(Block(GAM(slots=16)), width=16, depth=2, vocab=32)
+    optimizer = make_optimizer(OptimizerConfig(kind="muon", warmup=1, eps=1e-4), 10, model.table())
+    tokens = np.random.default_rng(0).integers(0, 32, (8, 33)).astype(np.int32)
+    batch = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
+    batch["weights"] = np.ones((8, 32), np.float32)
+    found = []
+    for shape, preset in (ONE, ((2, 2, 2), "fully_sharded+sequence+tensor")):
+        layout = layout_of(shape, preset)
+        state = init_state(model, optimizer, layout, seed=0)
+        step = make_train_step(model, optimizer, layout)
+        for _ in range(2):  # the rate of the first step is 0
+            state, _ = step(state, batch)
+        found.append(jax.tree.map(np.asarray, state.params))
+    start = jax.tree.map(np.asarray, init_state(model, optimizer, layout_of(*ONE), seed=0).params)
+    changes = [jax.tree.map(np.subtract, params, start) for params in found]
+    assert_leaves_close(changes[1], changes[0], 2e-3)
