@@ -19,7 +19,6 @@ class OptimizerConfig:
     """AdamW (arXiv 1711.05101), or Muon for matrices, after clipping by global norm.
 
     Attributes:
-      kind: "adamw"; or "muon", which differs in the updates of matrices, see `gam_jax.muon`.
       learning_rate: the highest rate.
       warmup: steps of linear warm-up from 0.
       final: the rate at the last step, as a fraction of the highest (half-cosine in between).
@@ -27,9 +26,9 @@ class OptimizerConfig:
       weight_decay: decoupled, on the parameters that the tables mark.
       decay_all: on every parameter, norms and biases too, as the GAM paper's code does.
       clip: largest global gradient norm; 0 for none.
+      kind: "adamw"; or "muon", which differs in the updates of matrices, see `gam_jax.muon`.
     """
 
-    kind: str = "adamw"
     learning_rate: float = 3e-3
     warmup: int = 100
     final: float = 0.1
@@ -39,6 +38,7 @@ class OptimizerConfig:
     weight_decay: float = 0.1
     decay_all: bool = False
     clip: float = 1.0
+    kind: str = "adamw"
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
