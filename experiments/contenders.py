@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 from gam_jax.config import unknown
-from gam_jax.layers import GAM, MLP, Block, Layer, RMSNorm
+from gam_jax.layers import GAM, LSTM, MLP, TCN, TCNCA, Block, Layer, Mamba, RMSNorm
 from gam_jax.params import count_params
 from sharding.errors import UserError
 
@@ -49,6 +49,9 @@ class Contender:
 
 CONTENDERS: dict[str, Contender] = {
     "gam": Contender("GAM", GAM(slots=128, kernel=8)),
+    "mamba": Contender("Mamba", Mamba()),
+    "tcnca": Contender("TCNCA", TCNCA(tcn=TCN(kernel=4, levels=2, factor=4), chunk=64)),
+    "lstm": Contender("LSTM", LSTM()),
 }
 
 
