@@ -54,15 +54,16 @@ def scale_by_muon(
     adam = optax.scale_by_adam(beta1, beta2, eps)
     sides = jax.tree.map(matrix_sides, table, is_leaf=lambda leaf: isinstance(leaf, Param))
 
-    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        updates, after = adam.update(grads, state, params)
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        ours, after = adam.update(updates, state, params)
+        moments: Any = after
 
-        def one(update: Array, grad: Array, mean: Array, own: Sides | None) -> Array:
+        def one(ours: Array, grad: Array, mean: Array, own: Sides | None) -> Array:
             if own is None:
-                return update
+                return ours
             return _orthogonal(beta1 * mean + (1 - beta1) * grad, own)
 
-        return jax.tree.map(one, updates, grads, after.mu, sides), after
+        return jax.tree.map(one, ours, updates, moments.mu, sides), after
 
     return optax.GradientTransformation(adam.init, update)
 
