@@ -9,7 +9,20 @@ from __future__ import annotations
 import dataclasses
 
 from gam_jax.config import unknown
-from gam_jax.layers import GAM, LSTM, MLP, TCN, TCNCA, Block, Layer, Mamba, RMSNorm
+from gam_jax.layers import (
+    GAM,
+    LSTM,
+    MLP,
+    TCN,
+    TCNCA,
+    Attention,
+    Block,
+    FalconH1,
+    Layer,
+    Mamba,
+    Mamba2,
+    RMSNorm,
+)
 from gam_jax.params import count_params
 from sharding.errors import UserError
 
@@ -49,10 +62,20 @@ class Contender:
 
 CONTENDERS: dict[str, Contender] = {
     "gam": Contender("GAM", GAM(slots=128, kernel=8)),
+    "transformer": Contender("Transformer", Attention(context=512)),
     "mamba": Contender("Mamba", Mamba()),
+    "mamba2": Contender("Mamba-2", Mamba2(head=32, state=64)),
+    "falcon_h1": Contender(
+        "Falcon-H1",
+        FalconH1(
+            Attention(kv_heads=2, context=512), Mamba2(inner=128, head=32, state=64, norm="none")
+        ),
+    ),
     "tcnca": Contender("TCNCA", TCNCA(tcn=TCN(kernel=4, levels=2, factor=4), chunk=64)),
     "lstm": Contender("LSTM", LSTM()),
 }
+"""By the name that --mixers takes. Caches of attention hold 512 tokens, which is as long as any
+sequence here; what the others keep does not grow."""
 
 
 def chosen(names: str) -> dict[str, Contender]:
