@@ -1,4 +1,4 @@
-"""AdamW with warm-up, cosine decay and clipping, from a config."""
+"""AdamW or Muon with warm-up, cosine decay and clipping, from a config."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import dataclasses
 
 import optax
 
+from gam_jax.config import unknown
+from gam_jax.muon import scale_by_muon
 from gam_jax.params import Table, decay_mask
 from sharding.errors import UserError
+
+KINDS = ("adamw", "muon")
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (arXiv 1711.05101) after clipping by global norm.
+    """AdamW (arXiv 1711.05101), or Muon for matrices, after clipping by global norm.
 
     Attributes:
       learning_rate: the highest rate.
@@ -22,6 +26,7 @@ class OptimizerConfig:
       weight_decay: decoupled, on the parameters that the tables mark.
       decay_all: on every parameter, norms and biases too, as the GAM paper's code does.
       clip: largest global gradient norm; 0 for none.
+      kind: "adamw"; or "muon", which differs in the updates of matrices, see `gam_jax.muon`.
     """
 
     learning_rate: float = 3e-3
@@ -33,6 +38,11 @@ class OptimizerConfig:
     weight_decay: float = 0.1
     decay_all: bool = False
     clip: float = 1.0
+    kind: str = "adamw"
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise UserError(f"optimizer.kind: {unknown(self.kind, KINDS, 'kind')}")
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -59,13 +69,14 @@ def make_optimizer(
     config: OptimizerConfig, steps: int, table: Table
 ) -> optax.GradientTransformation:
     """The optimizer of a run of `steps` steps over the parameters of `table`."""
-    adamw = optax.adamw(
-        learning_rate_schedule(config, steps),
-        b1=config.beta1,
-        b2=config.beta2,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        mask=None if config.decay_all else decay_mask(table),
+    betas = config.beta1, config.beta2, config.eps
+    direction = (
+        scale_by_muon(table, *betas) if config.kind == "muon" else optax.scale_by_adam(*betas)
     )
+    mask = None if config.decay_all else decay_mask(table)
     clip = optax.clip_by_global_norm(config.clip) if config.clip else optax.identity()
-    return optax.chain(clip, adamw)
+    rest = (
+        optax.add_decayed_weights(config.weight_decay, mask),
+        optax.scale_by_learning_rate(learning_rate_schedule(config, steps)),
+    )
+    return optax.chain(clip, optax.chain(direction, *rest))

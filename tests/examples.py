@@ -30,6 +30,7 @@ from gam_jax.layers import (
     Residual,
     RMSNorm,
     Stack,
+    WrittenGAM,
 )
 from gam_jax.layers.mamba2 import Scales
 from gam_jax.params import Params, Table, abstract_params
@@ -97,6 +98,8 @@ EXAMPLES: dict[str, Layer] = {
     ),
     "Attention capped": Attention(width=WIDTH, heads=8, head_size=2, context=32, soft_cap=2.0),
     "Attention sinks": Attention(width=WIDTH, heads=8, head_size=2, context=32, sinks=True),
+    "WrittenGAM": WrittenGAM(GAM(slots=16, kernel=2), width=WIDTH, kernel=3),
+    "WrittenGAM bank": WrittenGAM(GAM(slots=16, kernel=2), width=WIDTH, slots=16, kernel=1),
     "Block": Block(GAM(slots=16), width=WIDTH),
     "Residual": Residual(Mamba(state=4), norm=RMSNorm(), width=WIDTH),
     "Chunked": Chunked(GAM(slots=16), size=3, width=WIDTH),

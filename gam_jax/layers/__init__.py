@@ -14,6 +14,7 @@ from gam_jax.layers.norm import LayerNorm, RMSNorm
 from gam_jax.layers.product_memory import ProductMemory
 from gam_jax.layers.recurrent import GRU, LSTM, Elman
 from gam_jax.layers.tcnca import TCN, TCNCA
+from gam_jax.layers.written_gam import WrittenGAM
 
 LAYERS: dict[str, type] = {
     layer.__name__: layer
@@ -37,6 +38,7 @@ LAYERS: dict[str, type] = {
         Stack,
         TCN,
         TCNCA,
+        WrittenGAM,
     )
 }
 """Every layer by name: configurations name them, tests run their laws over all of them."""
@@ -64,5 +66,6 @@ __all__ = [
     "RMSNorm",
     "Residual",
     "Stack",
+    "WrittenGAM",
     "inherit",
 ]

@@ -1,0 +1,40 @@
+"""One architecture of `experiments.compare`, named after a colon, as a run of its own.
+
+  python -m experiments.train --config=experiments/configs/compare.py:mamba2
+
+The setting is nanoGPT's for a CPU: 4 layers of width 128, windows of 64 tokens, 2,000 updates of
+12 windows, a tenth of the text held out. Each block's feed-forward layer is made as wide as the
+budget allows, so that all architectures have the same number of parameters, within 2 %.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.config import Experiment, TrainConfig, config
+from experiments.contenders import Contender, chosen
+from gam_jax.data.config import DataConfig
+from gam_jax.model import LanguageModel
+from gam_jax.optimizer import OptimizerConfig
+from sharding.checkpoint import CheckpointConfig
+
+WIDTH, DEPTH, WINDOW = 128, 4, 64
+BLOCK_BUDGET = 196_600
+"""Parameters of a block, about a transformer's of that width: with a vocabulary of bytes, a whole
+model has 0.82 million."""
+
+
+def experiment(contender: Contender) -> Experiment:
+    """The run of a contender."""
+    return Experiment(
+        model=LanguageModel(
+            contender.sized(WIDTH, BLOCK_BUDGET), width=WIDTH, depth=DEPTH, unroll=DEPTH
+        ),
+        data=DataConfig(name="python_stdlib", tokenizer="bytes", window=WINDOW),
+        train=TrainConfig(steps=2000, batch=12, validate_every=500, log_every=20),
+        optimizer=OptimizerConfig(learning_rate=3e-3, warmup=100, final=0.0),
+        checkpoint=CheckpointConfig(every=1000, keep=1),
+    )
+
+
+def get_config(name: str = "written_gam") -> ConfigDict:
+    """The contender of that name."""
+    return config(experiment(chosen(name)[name]))

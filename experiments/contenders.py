@@ -1,0 +1,91 @@
+"""The architectures that are compared: one line each, in one registry.
+
+`CONTENDERS` is what `experiments.recall`, `experiments.compare` and their tests go through. A new
+architecture takes part by being registered here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from gam_jax.config import unknown
+from gam_jax.layers import (
+    GAM,
+    LSTM,
+    MLP,
+    TCN,
+    TCNCA,
+    Attention,
+    Block,
+    FalconH1,
+    Layer,
+    Mamba,
+    Mamba2,
+    RMSNorm,
+)
+from gam_jax.params import count_params
+from sharding.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """An architecture: a mixer of tokens, in the block that all contenders have.
+
+    Attributes:
+      title: as tables show it.
+      mixer: the layer; its width is None, it takes the model's.
+    """
+
+    title: str
+    mixer: Layer
+
+    def block(self, width: int, hidden: int) -> Layer:
+        """The mixer and a SwiGLU of that many hidden units, each after an RMS norm."""
+        ffn = MLP(hidden=hidden, activation="swiglu", bias=False)
+        return Block(self.mixer, ffn, RMSNorm(), width=width)
+
+    def sized(self, width: int, budget: int, multiple: int = 4) -> Layer:
+        """The block whose parameters come nearest to `budget` from below.
+
+        Raises:
+          UserError: the mixer alone has more.
+        """
+        one, two = (count_params(self.block(width, n * multiple).table()) for n in (1, 2))
+        count = (budget - one) // (two - one) + 1
+        if count < 1:
+            raise UserError(
+                f"{self.title} has more than {budget:,} parameters in a block of width {width} "
+                f"before any feed-forward: give more parameters"
+            )
+        return self.block(width, count * multiple)
+
+
+CONTENDERS: dict[str, Contender] = {
+    "gam": Contender("GAM", GAM(slots=128, kernel=8)),
+    "transformer": Contender("Transformer", Attention(context=512)),
+    "mamba": Contender("Mamba", Mamba()),
+    "mamba2": Contender("Mamba-2", Mamba2(head=32, state=64)),
+    "falcon_h1": Contender(
+        "Falcon-H1",
+        FalconH1(
+            Attention(kv_heads=2, context=512), Mamba2(inner=128, head=32, state=64, norm="none")
+        ),
+    ),
+    "tcnca": Contender("TCNCA", TCNCA(tcn=TCN(kernel=4, levels=2, factor=4), chunk=64)),
+    "lstm": Contender("LSTM", LSTM()),
+}
+"""By the name that --mixers takes. Caches of attention hold 512 tokens, which is as long as any
+sequence here; what the others keep does not grow."""
+
+
+def chosen(names: str) -> dict[str, Contender]:
+    """The contenders of a list such as "gam,mamba"; all of them if it is empty.
+
+    Raises:
+      UserError: an unknown name, with the nearest.
+    """
+    wanted = [name.strip() for name in names.split(",") if name.strip()] or list(CONTENDERS)
+    for name in wanted:
+        if name not in CONTENDERS:
+            raise UserError(f"--mixers: {unknown(name, CONTENDERS, 'mixer')}")
+    return {name: CONTENDERS[name] for name in wanted}

@@ -1,0 +1,1 @@
+"""Multi-query associative recall: which mixers remember what they have read."""

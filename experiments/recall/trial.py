@@ -1,0 +1,143 @@
+"""One mixer trained on recall until it has it, or until its steps are over."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from experiments.contenders import Contender
+from experiments.progress import Progress
+from experiments.recall.task import Batch, Recall, draw, mixed
+from gam_jax.model import LanguageModel
+from gam_jax.optimizer import OptimizerConfig, make_optimizer
+from gam_jax.params import Params, count_params
+from gam_jax.train import TrainState, init_state, make_train_step
+from sharding.layout import Layout
+from sharding.mesh import make_mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """How large the task and the models are.
+
+    Attributes:
+      tokens, vocab: of a sequence.
+      pairs: numbers of pairs; a batch has equally many rows of each.
+      width, depth: of the models; hidden, of their feed-forward layers.
+      rows: sequences in an update.
+      steps: updates at most.
+      learning_rate: the highest.
+      check_every: steps between two looks at sequences of their own.
+      asked: sequences of each number of pairs that the last score is of.
+      enough: the share of right answers at which training ends.
+    """
+
+    tokens: int = 128
+    vocab: int = 256
+    pairs: tuple[int, ...] = (4, 8, 16)
+    width: int = 64
+    depth: int = 2
+    hidden: int = 128
+    rows: int = 48
+    steps: int = 2000
+    learning_rate: float = 3e-3
+    check_every: int = 100
+    asked: int = 512
+    enough: float = 0.999
+
+    @property
+    def tasks(self) -> tuple[Recall, ...]:
+        """One for each number of pairs."""
+        return tuple(Recall(self.tokens, n, self.vocab) for n in self.pairs)
+
+
+SCALES = {
+    "short": Scale(32, 64, (2, 4), width=32, rows=32, steps=300, check_every=50, asked=128),
+    "default": Scale(),
+    "long": Scale(512, 1024, (16, 32, 64), width=128, hidden=256, rows=24, steps=4000),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a trial found.
+
+    Attributes:
+      accuracy: pairs -> share of questions answered rightly, on sequences never trained on.
+      steps: updates done.
+      seconds: training took, compiling included.
+      parameters: of the whole model.
+      carry_bytes: that the model keeps of one sequence, at the length of the task.
+    """
+
+    accuracy: dict[int, float]
+    steps: int
+    seconds: float
+    parameters: int
+    carry_bytes: int
+
+
+class Trial:
+    """Trains one contender from a seed; the sequences depend on the seed alone."""
+
+    def __init__(self, contender: Contender, scale: Scale, seed: int) -> None:
+        block = contender.block(scale.width, scale.hidden)
+        self.model = LanguageModel(block, scale.width, scale.depth, scale.vocab)
+        self.scale, self.seed = scale, seed
+        config = OptimizerConfig(scale.learning_rate, warmup=min(100, scale.steps // 10))
+        self.optimizer = make_optimizer(config, scale.steps, self.model.table())
+        self.layout = Layout(make_mesh())
+        keys = jax.random.split(jax.random.key(seed), 3)
+        self.to_train, self.to_check, self.to_score = keys
+        self.right = jax.jit(functools.partial(_right, self.model))
+
+    def run(self, progress: Progress) -> Found:
+        """Trains, looking now and then whether all is learned, and scores."""
+        scale, began = self.scale, time.perf_counter()
+        state = init_state(self.model, self.optimizer, self.layout, self.seed)
+        train_step = make_train_step(self.model, self.optimizer, self.layout)
+        step, checked = 0, 0.0
+        with progress.training(0, scale.steps):
+            while step < scale.steps and checked < scale.enough:
+                batch = mixed(scale.tasks, jax.random.fold_in(self.to_train, step), scale.rows)
+                state, values = train_step(state, batch)
+                step += 1
+                if step % scale.check_every == 0:
+                    progress.step(step, float(values["loss"]))
+                    checked = min(self.accuracy(state, self.to_check, scale.rows).values())
+        seconds = time.perf_counter() - began
+        return Found(
+            accuracy=self.accuracy(state, self.to_score, scale.asked),
+            steps=step,
+            seconds=round(seconds, 1),
+            parameters=count_params(self.model.table()),
+            carry_bytes=carry_bytes(self.model, 1),
+        )
+
+    def accuracy(self, state: TrainState, key: Array, rows: int) -> dict[int, float]:
+        """Number of pairs -> share of right answers on `rows` new sequences."""
+        found, part = {}, min(rows, self.scale.rows)
+        for task in self.scale.tasks:
+            keys = jax.random.split(jax.random.fold_in(key, task.pairs), -(-rows // part))
+            shares = [self.right(state.params, draw(task, own, part)) for own in keys]
+            found[task.pairs] = float(jnp.mean(jnp.stack(shares)))
+        return found
+
+
+def _right(model: LanguageModel, params: Params, batch: Batch) -> Array:
+    """The share of questions whose likeliest answer is the right one."""
+    logits, _ = model(params, batch["inputs"])
+    hits = jnp.argmax(logits, axis=-1) == batch["targets"]
+    return jnp.sum(hits * batch["weights"]) / jnp.sum(batch["weights"])
+
+
+def carry_bytes(model: LanguageModel, rows: int) -> int:
+    """Bytes of what the model keeps of `rows` sequences between two chunks."""
+    carry: Any = jax.eval_shape(lambda: model.carry(rows))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(carry))

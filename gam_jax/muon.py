@@ -1,0 +1,96 @@
+"""Updates of matrices made orthogonal, of everything else Adam's."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from gam_jax.params import Param, Table
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+ROUNDS = 5
+ADAM_SIZE = 0.2
+"""Root mean square of an update, in units of the rate: about what Adam's updates have."""
+
+Sides = tuple[tuple[int, ...], tuple[int, ...]]
+"""Dimensions of a parameter that are a matrix's rows, and those that are its columns."""
+
+
+def matrix_sides(param: Param) -> Sides | None:
+    """How a parameter is a matrix from or to the residual stream; None where it is none.
+
+    One side is the axis `embed`, the other all further axes that have a name. Axes without a name
+    and layers count matrices. Embeddings, whose rows are looked up, are no matrices.
+    """
+    names = dict(enumerate(param.axes))
+    rows = tuple(dim for dim, name in names.items() if name == "embed")
+    columns = tuple(dim for dim, name in names.items() if name not in ("embed", "layer", None))
+    embeds = {"vocab", "position"} & set(param.axes)
+    return None if embeds or not rows or not columns else (rows, columns)
+
+
+def scale_by_muon(
+    table: Table, beta1: float, beta2: float, eps: float
+) -> optax.GradientTransformation:
+    """Muon for the matrices of a table, Adam for the rest.
+
+    A matrix is given the orthogonal matrix nearest to its momentum (Nesterov's), found by five
+    rounds of a polynomial, times 0.2 sqrt(the longer side): so its root mean square is about that
+    of Adam's update, and one learning rate serves both.
+
+    Sources: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; the
+    scale is that of Liu et al. 2025 (arXiv 2502.16982), section 2.2.
+
+    Args:
+      table: of the parameters.
+      beta1: of the momentum, for both.
+      beta2, eps: Adam's.
+    """
+    adam = optax.scale_by_adam(beta1, beta2, eps)
+    sides = jax.tree.map(matrix_sides, table, is_leaf=lambda leaf: isinstance(leaf, Param))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        ours, after = adam.update(updates, state, params)
+        moments: Any = after
+
+        def one(ours: Array, grad: Array, mean: Array, own: Sides | None) -> Array:
+            if own is None:
+                return ours
+            return _orthogonal(beta1 * mean + (1 - beta1) * grad, own)
+
+        return jax.tree.map(one, ours, updates, moments.mu, sides), after
+
+    return optax.GradientTransformation(adam.init, update)
+
+
+def _orthogonal(x: Array, sides: Sides) -> Array:
+    """`orthogonalised` over the sides of a parameter."""
+    rows, columns = sides
+    others = tuple(dim for dim in range(x.ndim) if dim not in rows + columns)
+    order = others + rows + columns
+    moved = jnp.transpose(x, order)
+    shape = [math.prod(x.shape[dim] for dim in side) for side in (others, rows, columns)]
+    found = orthogonalised(moved.reshape(shape)) * (ADAM_SIZE * math.sqrt(max(shape[1:])))
+    back = sorted(range(x.ndim), key=order.__getitem__)
+    return jnp.transpose(found.reshape(moved.shape), back)
+
+
+def orthogonalised(x: Float[Array, "N R C"]) -> Float[Array, "N R C"]:
+    """About U V^T of each matrix's singular value decomposition U S V^T.
+
+    Singular values go through an odd polynomial that takes those above about 0.01 of the whole to
+    between 0.7 and 1.2, which is as near to 1 as an update needs.
+    """
+    if x.shape[1] > x.shape[2]:
+        return jnp.swapaxes(orthogonalised(jnp.swapaxes(x, 1, 2)), 1, 2)
+    a, b, c = COEFFICIENTS
+    x = x / (jnp.linalg.norm(x, axis=(1, 2), keepdims=True) + 1e-7)
+    for _ in range(ROUNDS):
+        gram = x @ jnp.swapaxes(x, 1, 2)
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x
