@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments.config import Experiment
 from experiments.feed import BatchShape, TrainFeed
-from experiments.metrics import MetricsWriter
+from experiments.metrics import MetricsWriter, peak_memory
 from experiments.progress import Progress
 from experiments.run import RunFolder, abstract_on_mesh
 from experiments.scoring import Score, score
@@ -201,6 +201,7 @@ class _Run:
             grad_norm=float(values["grad_norm"]),
             learning_rate=float(np.asarray(self.rate(step - 1))),
             tokens_per_second=round(speed, 1),
+            **peak_memory(),
         )
 
     def _validate(self, step: int, state: TrainState) -> bool:

@@ -34,7 +34,7 @@ from experiments.fit import check_batch, check_fits
 from experiments.loop import Outcome, train
 from experiments.metrics import read_metrics
 from experiments.progress import Progress
-from experiments.run import RunFolder
+from experiments.run import RunFolder, write_atomically
 from gam_jax.data import TextData, load
 from gam_jax.data.baselines import baselines
 from gam_jax.params import count_params
@@ -73,6 +73,8 @@ def main() -> None:
         folder.start(experiment, data.tokenizer)
     processes.barrier("run folder")
     lines = baselines_of(data)
+    if processes.is_first():
+        write_atomically(folder.baselines, json.dumps(lines, indent=2) + "\n")
     progress.say(_describe(experiment, data, folder, layout))
     outcome = train(experiment, data, folder, layout, progress)
     if not processes.is_first():
