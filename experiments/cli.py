@@ -20,17 +20,20 @@ def run(
     define_flags: Callable[[], None],
     choices: Sequence[str] = (),
     takes_command: bool = False,
+    takes: str = "",
 ) -> NoReturn:
     """Defines and parses the flags, then runs `main`; never shows a trace for bad input.
 
     With `choices`, the command takes one word of them, which is given to `main`. With
-    `takes_command`, all that follows `--` is given to it.
+    `takes_command`, all that follows `--` is given to it. With `takes`, which says what they are,
+    any number of words, but at least one.
     """
     try:
         define_flags()
     except Exception as error:  # ml_collections runs the config file and reads overrides here
         fail(f"config: {_one_line(error)}")
-    parser = functools.partial(_parse, choices=choices, takes_command=takes_command)
+    takes = takes or ("the command to run after --" if takes_command else "")
+    parser = functools.partial(_parse, choices=choices, takes=takes)
     app.run(lambda rest: _guarded(lambda: main(*rest[1:])), flags_parser=parser)
 
 
@@ -40,7 +43,7 @@ def fail(message: str) -> NoReturn:
     sys.exit(BAD_INPUT)
 
 
-def _parse(argv: list[str], choices: Sequence[str], takes_command: bool) -> list[str]:
+def _parse(argv: list[str], choices: Sequence[str], takes: str) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
         if "config" in flags.FLAGS:
@@ -50,9 +53,9 @@ def _parse(argv: list[str], choices: Sequence[str], takes_command: bool) -> list
         fail(_one_line(error))
     if choices and (len(rest) != 2 or rest[1] not in choices):
         fail(f"say one of {', '.join(choices)}; see --help")
-    if takes_command and len(rest) == 1:
-        fail("give the command to run after --; see --help")
-    if not choices and not takes_command and len(rest) > 1:
+    if takes and len(rest) == 1:
+        fail(f"give {takes}; see --help")
+    if not choices and not takes and len(rest) > 1:
         fail(f"unexpected argument '{rest[1]}'; see --help")
     return rest
 

@@ -14,7 +14,7 @@ import numpy as np
 from experiments.config import Experiment
 from experiments.feed import BatchShape, TrainFeed
 from experiments.heartbeat import TRAINING, Heartbeat
-from experiments.metrics import MetricsWriter
+from experiments.metrics import MetricsWriter, peak_memory
 from experiments.progress import Progress
 from experiments.run import RunFolder, abstract_on_mesh, describe, logical_axes
 from experiments.scoring import Score, score
@@ -246,7 +246,7 @@ class _Run:
             return asked
         if step % AGREE_EVERY:
             return False
-        said = processes.gather([asked, *self.pace.lap()])
+        said = processes.gather(np.array([asked, *self.pace.lap()], np.float32))
         if found := self.stragglers.note(said[:, 1].tolist(), said[:, 2].tolist()):
             self._tell_slow(step, found)
         return bool(said[:, 0].any())
@@ -291,6 +291,7 @@ class _Run:
             grad_norm=float(values["grad_norm"]),
             learning_rate=float(np.asarray(self.rate(step - 1))),
             tokens_per_second=round(speed, 1),
+            **peak_memory(),
         )
 
     def _validate(self, step: int, state: TrainState) -> bool:

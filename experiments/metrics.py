@@ -4,11 +4,27 @@ from __future__ import annotations
 
 import json
 import pathlib
+import resource
+import sys
 from typing import Any
 
+import jax
 from tensorboardX import SummaryWriter
 
 from experiments.run import write_atomically
+
+MEMORY = {"device_peak_bytes": "device memory", "process_peak_bytes": "process memory"}
+"""Metric -> what it is the peak of."""
+
+
+def peak_memory() -> dict[str, int]:
+    """The most that was ever held: on the first device, where it tells, and by this process."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    unit = 1 if sys.platform == "darwin" else 1024
+    found = {"process_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if "peak_bytes_in_use" in stats:
+        found["device_peak_bytes"] = stats["peak_bytes_in_use"]
+    return found
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -49,6 +49,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def baselines(self) -> pathlib.Path:
+        """What the model must beat: name -> loss, perplexity, bits_per_byte."""
+        return self.path / "baselines.json"
+
+    @property
     def checkpoints(self) -> pathlib.Path:
         """See `sharding.checkpoint`."""
         return self.path / "checkpoints"

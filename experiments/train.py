@@ -38,7 +38,7 @@ from experiments.lock import run_lock
 from experiments.loop import Beginning, Outcome, train
 from experiments.metrics import read_metrics
 from experiments.progress import Progress
-from experiments.run import RunFolder
+from experiments.run import RunFolder, write_atomically
 from experiments.warm import Source, plan
 from gam_jax.data import TextData, load
 from gam_jax.data.baselines import baselines
@@ -145,6 +145,8 @@ def _run(
         folder.start(experiment, data.tokenizer)
     processes.barrier("run folder")
     lines = baselines_of(data)
+    if processes.is_first():
+        write_atomically(folder.baselines, json.dumps(lines, indent=2) + "\n")
     progress.say(_describe(experiment, data, folder, layout))
     outcome = train(experiment, data, folder, layout, progress, heartbeat, beginning)
     if not processes.is_first():

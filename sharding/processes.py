@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -151,14 +150,6 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def gather(values: Sequence[float]) -> np.ndarray:
-    """The values of every process, float32 [processes, values]. All must ask."""
-    row = np.asarray(values, np.float32)
-    if count() == 1:
-        return row[None]
-    return np.asarray(multihost_utils.process_allgather(row))
-
-
 def tell(text: str | None) -> str | None:
     """What the first process says, to all; what the others give is not looked at. All must ask."""
     if count() == 1:
@@ -173,7 +164,7 @@ def tell(text: str | None) -> str | None:
 def hosts() -> list[str]:
     """The name of every process's host. All must ask."""
     own = socket.gethostname().encode()[:HOST_BYTES].ljust(HOST_BYTES, b"\0")
-    rows = gather(list(own)).astype(np.uint8)
+    rows = gather(np.frombuffer(own, np.uint8))
     return [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in rows]
 
 

@@ -14,6 +14,8 @@ from absl import flags
 
 from experiments import cli
 
+WORDS = {"launch": {"takes_command": True}, "report.__main__": {"takes": "run folders"}}
+"""How commands that take words are run."""
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -61,7 +63,7 @@ def in_process(
     capture.readouterr()
     try:
         with pytest.raises(SystemExit) as ended:
-            cli.run(module.main, module.define_flags, takes_command=name == "launch")
+            cli.run(module.main, module.define_flags, **WORDS.get(name, {}))
     finally:
         for flag in set(flags.FLAGS) - before:
             delattr(flags.FLAGS, flag)

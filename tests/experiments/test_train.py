@@ -46,6 +46,7 @@ def test_the_summary_agrees_with_itself(trained):
 def test_the_folder_holds_the_whole_run(trained):
     names = {path.name for path in trained.path.iterdir()}
     assert names == {
+        "baselines.json",
         "checkpoints",
         "config.json",
         "curves.png",
@@ -74,6 +75,7 @@ def test_every_step_and_validation_has_its_line(trained):
             "grad_norm",
             "learning_rate",
             "tokens_per_second",
+            "process_peak_bytes",
         }
     assert [step for step, _ in losses(trained.path, "validation")] == [60, STEPS]
     assert rows[-1]["loss"] == trained.summary["validation"]["loss"]

@@ -1,0 +1,56 @@
+"""Makes one page of runs: what differs, curves, figures, what a loss costs.
+
+  python -m experiments.report runs/*
+  python -m experiments.report runs --out=report.html
+  python -m experiments.report runs/a runs/b --markdown --out=-
+
+A folder that holds run folders stands for all of them. The page needs nothing else: no network, no
+script; it is read on a phone as on a desk. --markdown writes the tables as Markdown. A run that
+still trains is shown as far as it is.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import shlex
+import sys
+
+from absl import flags
+
+from experiments import cli
+from experiments.report.markdown import markdown
+from experiments.report.page import page
+from experiments.report.runs import read_runs
+from experiments.run import write_atomically
+from sharding.errors import UserError
+
+
+def define_flags() -> None:
+    """The command line."""
+    flags.DEFINE_string(
+        "out", None, "File to write; report.html or report.md if not given, - prints."
+    )
+    flags.DEFINE_bool("markdown", False, "Write Markdown, not HTML.")
+
+
+def main(*folders: str) -> None:
+    """Reads the runs, then writes the report."""
+    args = flags.FLAGS
+    runs = read_runs(folders)
+    command = shlex.join(["python", "-m", "experiments.report", *folders])
+    text = markdown(runs, f"{command} --markdown") if args.markdown else page(runs, command)
+    if args.out == "-":
+        sys.stdout.write(text)
+        return
+    out = pathlib.Path(args.out or ("report.md" if args.markdown else "report.html"))
+    try:
+        write_atomically(out, text)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {out} ({error.strerror}): name another with --out"
+        ) from error
+    print(f"{len(runs)} run{'s' if len(runs) > 1 else ''} in {out} ({out.stat().st_size:,} bytes)")
+
+
+if __name__ == "__main__":
+    cli.run(main, define_flags, takes="run folders, as in runs/*")

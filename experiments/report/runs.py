@@ -1,0 +1,220 @@
+"""What a run folder tells: settings, curves, and the figures that runs are compared by."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from experiments.config import Experiment
+from experiments.metrics import read_metrics
+from experiments.run import RunFolder
+from gam_jax.config import flatten, from_dict
+from gam_jax.params import count_params
+from sharding.errors import UserError
+
+Points = list[tuple[float, float]]
+
+TEXT = ("data.name", "data.validation_fraction", "train.validation_tokens")
+"""Fields that decide which text a run is validated on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run as its folder tells it; a figure that is not known is None.
+
+    Attributes:
+      name: what tells it from the other runs of the report.
+      config: flat, dotted fields.
+      rows: lines of metrics.jsonl.
+      baselines: name -> loss, perplexity, bits_per_byte; empty if none were saved.
+      experiment: the configuration as dataclasses; None where this version cannot read it.
+      unread: why not.
+    """
+
+    name: str
+    config: dict[str, Any]
+    rows: list[dict[str, Any]]
+    baselines: dict[str, dict[str, float]]
+    experiment: Experiment | None
+    unread: str = ""
+
+    def points(self, split: str, value: str = "loss") -> Points:
+        """(step, value) of the lines that have a finite one."""
+        found = [(row["step"], row.get(value)) for row in self._lines(split)]
+        return [(step, v) for step, v in found if v is not None and math.isfinite(v)]
+
+    def final(self, value: str) -> float | None:
+        """The value of the last validation."""
+        points = self.points("validation", value)
+        return points[-1][1] if points else None
+
+    @property
+    def steps(self) -> int:
+        """Updates done, as far as the metrics tell."""
+        return max((row["step"] for row in self.rows), default=0)
+
+    @property
+    def asked_steps(self) -> int | None:
+        """Updates in the whole schedule."""
+        return self.config.get("train.steps")
+
+    @property
+    def tokens_per_step(self) -> int | None:
+        """Tokens predicted in an update."""
+        batch, window = self.config.get("train.batch"), self.config.get("data.window")
+        return batch * window if batch and window else None
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens trained on."""
+        return self.steps * self.tokens_per_step if self.tokens_per_step else None
+
+    @functools.cached_property
+    def speed(self) -> float | None:
+        """Median of the logged tokens per second."""
+        speeds = sorted(v for _, v in self.points("train", "tokens_per_second") if v > 0)
+        return speeds[len(speeds) // 2] if speeds else None
+
+    def seconds_at(self, step: float) -> float | None:
+        """Training time up to a step, from the logged speeds: no compiling, no validation."""
+        if self.speed is None or self.tokens_per_step is None:
+            return None
+        seconds, before = 0.0, 0
+        for at, speed in self.points("train", "tokens_per_second"):
+            reached = min(at, step)
+            seconds += (reached - before) * self.tokens_per_step / (speed or self.speed)
+            before = reached
+            if at >= step:
+                return seconds
+        return seconds + (step - before) * self.tokens_per_step / self.speed
+
+    @property
+    def seconds(self) -> float | None:
+        """Training time of the whole run."""
+        return self.seconds_at(self.steps)
+
+    @functools.cached_property
+    def parameters(self) -> int | None:
+        """Numbers that the model learns."""
+        return self.experiment and count_params(self.experiment.model.table())
+
+    @functools.cached_property
+    def carry_bytes(self) -> int | None:
+        """What one stream hands to its next token."""
+        if self.experiment is None:
+            return None
+        model = self.experiment.model
+        leaves = jax.tree.leaves(jax.eval_shape(lambda: model.carry(1)))
+        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+
+    def peak_bytes(self, kind: str) -> float | None:
+        """The largest logged value of one of `metrics.MEMORY`."""
+        return max((v for _, v in self.points("train", kind)), default=None)
+
+    def _lines(self, split: str) -> list[dict[str, Any]]:
+        return [row for row in self.rows if row.get("split") == split]
+
+
+def read_runs(paths: Sequence[str]) -> list[Run]:
+    """The runs of some folders, best first: least loss of the last validation.
+
+    A folder that holds run folders stands for all of them.
+
+    Raises:
+      UserError: no folder given, or one that neither is a run nor holds any.
+    """
+    if not paths:
+        raise UserError("name one run folder or more, as in: python -m experiments.report runs/*")
+    folders: dict[pathlib.Path, None] = {}
+    for path in paths:
+        folders.update(dict.fromkeys(_folders(pathlib.Path(path))))
+    named = zip(_names(list(folders)), folders, strict=True)
+    runs = [_read(name, RunFolder(path)) for name, path in named]
+    score = measure(runs)
+    return sorted(runs, key=lambda run: (run.final(score) or math.inf, run.name))
+
+
+def measure(runs: Sequence[Run]) -> str:
+    """What runs are ranked by: loss, or bits per byte where their tokens are not the same."""
+    tokenizers = {(run.config.get("data.tokenizer"), run.config.get("model.vocab")) for run in runs}
+    return "loss" if len(tokenizers) <= 1 else "bits_per_byte"
+
+
+def shared_baselines(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
+    """The baselines, if all runs that have any have the same ones."""
+    found = [run.baselines for run in runs if run.baselines]
+    return found[0] if found and all(other == found[0] for other in found) else {}
+
+
+def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """Field -> its value in each run, for the fields that are not the same in all; None: unset."""
+    fields = sorted({field for run in runs for field in run.config})
+    values = {field: [run.config.get(field) for run in runs] for field in fields}
+    return {field: row for field, row in values.items() if any(v != row[0] for v in row)}
+
+
+def cautions(runs: Sequence[Run]) -> list[str]:
+    """What a reader of the figures must know."""
+    notes = []
+    for run in runs:
+        asked, points = run.asked_steps, run.points("validation")
+        if run.unread:
+            notes.append(f"{run.name}: parameters and carry are unknown ({run.unread}).")
+        if asked and run.steps < asked:
+            notes.append(f"{run.name} stands at step {run.steps:,} of {asked:,}.")
+        if not points:
+            notes.append(f"{run.name} has no validation yet.")
+        elif (best := min(points, key=lambda point: point[1]))[1] < points[-1][1]:
+            notes.append(f"{run.name} was at {best[1]:.4f} at step {best[0]:,}, then it rose.")
+    changed = differences(runs)
+    if any(field in changed for field in TEXT):
+        notes.append("The runs were not validated on the same text: their losses differ by that.")
+    if measure(runs) == "bits_per_byte":
+        notes.append("Their tokens are not the same either: they are ranked by bits per byte.")
+    return notes
+
+
+def _folders(path: pathlib.Path) -> list[pathlib.Path]:
+    if RunFolder(path).config.is_file():
+        return [path.resolve()]
+    inside = sorted(path.iterdir()) if path.is_dir() else []
+    if found := [child.resolve() for child in inside if RunFolder(child).config.is_file()]:
+        return found
+    raise UserError(
+        f"{path} is no run folder (no config.json) and holds none: train one with --run"
+    )
+
+
+def _names(paths: Sequence[pathlib.Path]) -> list[str]:
+    """Each path, without what all have in common."""
+    if len(paths) == 1:
+        return [paths[0].name]
+    common = pathlib.Path(os.path.commonpath([path.parent for path in paths]))
+    return [str(path.relative_to(common)) for path in paths]
+
+
+def _read(name: str, folder: RunFolder) -> Run:
+    saved = folder.saved_config()
+    if not isinstance(saved, dict):
+        raise UserError(f"{folder.config} is not a configuration: restore or remove it")
+    try:
+        experiment, unread = from_dict(Experiment, saved), ""
+    except UserError as error:
+        experiment, unread = None, str(error)
+    rows = [row for row in read_metrics(folder.metrics) if isinstance(row.get("step"), int)]
+    return Run(name, flatten(saved), rows, _baselines(folder), experiment, unread)
+
+
+def _baselines(folder: RunFolder) -> dict[str, dict[str, float]]:
+    try:
+        return json.loads(folder.baselines.read_text())
+    except (OSError, json.JSONDecodeError):
+        return {}  # of a run that was begun by an older version, or is being begun
