@@ -1,0 +1,57 @@
+"""The scaling law and its rivals, fitted to a table of runs and told honestly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments.parscale import published
+from gam_jax.scaling import LAWS, Run, fit
+
+
+def fits(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Every law with its numbers, the best told by the data (least BIC) first."""
+    found = sorted((fit(runs, law) for law in LAWS), key=lambda one: one.bic)
+    return [
+        {
+            "law": one.law.name,
+            "formula": one.law.formula,
+            "values": one.values,
+            "huber": one.huber,
+            "r2": one.r2,
+            "bic": one.bic,
+        }
+        for one in found
+    ]
+
+
+def published_fits() -> dict[str, Any]:
+    """For each published table: what the paper's script finds, and all laws fitted here."""
+    return {
+        corpus: {"paper": published.COEFFICIENTS[corpus], "fits": fits(published.runs(corpus))}
+        for corpus in published.LOSSES
+    }
+
+
+def print_fits(
+    title: str, rows: Sequence[Mapping[str, Any]], paper: Mapping[str, float] | None = None
+) -> None:
+    """A table of the laws, and which the data prefers."""
+    table = Table("law", "numbers", "R2", "BIC", title=title)
+    for row in rows:
+        table.add_row(row["law"], _shown(row["values"]), f"{row['r2']:.5f}", f"{row['bic']:.1f}")
+    if paper is not None:
+        table.add_row("parallel, by the paper's script", _shown(paper), "", "")
+    Console().print(table)
+    first, second = rows[0], rows[1]
+    print(
+        f"the data prefers '{first['law']}', {first['formula']}, to '{second['law']}' by "
+        f"{second['bic'] - first['bic']:.1f} in BIC"
+    )
+
+
+def _shown(values: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {value:.5g}" for name, value in values.items())
