@@ -89,15 +89,20 @@ def train(
     folder: RunFolder,
     layout: Layout,
     progress: Progress,
-    heartbeat: Heartbeat,
+    heartbeat: Heartbeat | None = None,
     beginning: Beginning = Beginning(),
 ) -> Outcome:
     """Trains from the newest checkpoint in the folder, or from the start, to the last step.
+
+    Args:
+      heartbeat: tells a launcher how far this is; None where nobody watches.
+      beginning: which checkpoint to go on from, or what a new run takes from another.
 
     Raises:
       UserError: a loss that is not a number (the last good checkpoint stays), a checkpoint that
         is damaged or does not fit, a disk that is full at the end.
     """
+    heartbeat = Heartbeat(None) if heartbeat is None else heartbeat
     with Checkpoints(folder.checkpoints, experiment.checkpoint) as checkpoints:
         step = _choose(checkpoints, beginning.which, progress)
         if step is None:
