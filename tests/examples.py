@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +25,10 @@ from gam_jax.layers import (
     FalconH1,
     Layer,
     LayerNorm,
+    LinearMemory,
     Mamba,
     Mamba2,
+    MinimalRNN,
     ProductMemory,
     Residual,
     RMSNorm,
@@ -36,6 +39,7 @@ from gam_jax.layers.mamba2 import Scales
 from gam_jax.params import Params, Table, abstract_params
 
 WIDTH = 8
+HEADS: Any = {"width": WIDTH, "heads": 8, "key_width": 4, "value_width": 3}
 
 EXAMPLES: dict[str, Layer] = {
     "GAM": GAM(width=WIDTH, slots=16, kernel=3),
@@ -100,6 +104,12 @@ EXAMPLES: dict[str, Layer] = {
     "Attention sinks": Attention(width=WIDTH, heads=8, head_size=2, context=32, sinks=True),
     "WrittenGAM": WrittenGAM(GAM(slots=16, kernel=2), width=WIDTH, kernel=3),
     "WrittenGAM bank": WrittenGAM(GAM(slots=16, kernel=2), width=WIDTH, slots=16, kernel=1),
+    "LinearMemory linear": LinearMemory(variant="linear", **HEADS),
+    "LinearMemory retnet": LinearMemory(variant="retnet", **HEADS),
+    "LinearMemory gla": LinearMemory(variant="gla", kernel=3, **HEADS),
+    "LinearMemory gated deltanet": LinearMemory(negative=True, chunk=4, **HEADS),
+    "MinimalRNN gru": MinimalRNN(width=WIDTH),
+    "MinimalRNN lstm": MinimalRNN(width=WIDTH, variant="lstm", expansion=2),
     "Block": Block(GAM(slots=16), width=WIDTH),
     "Residual": Residual(Mamba(state=4), norm=RMSNorm(), width=WIDTH),
     "Chunked": Chunked(GAM(slots=16), size=3, width=WIDTH),

@@ -7,8 +7,10 @@ from gam_jax.layers.block import Block, Residual, Stack
 from gam_jax.layers.chunked import Chunked
 from gam_jax.layers.falcon_h1 import FalconH1
 from gam_jax.layers.gam import GAM
+from gam_jax.layers.linear_memory import LinearMemory
 from gam_jax.layers.mamba import Mamba
 from gam_jax.layers.mamba2 import Mamba2
+from gam_jax.layers.minimal import MinimalRNN
 from gam_jax.layers.mlp import MLP
 from gam_jax.layers.norm import LayerNorm, RMSNorm
 from gam_jax.layers.product_memory import ProductMemory
@@ -29,10 +31,12 @@ LAYERS: dict[str, type] = {
         GRU,
         LSTM,
         LayerNorm,
+        LinearMemory,
         MLP,
         Mamba,
         Mamba2,
         ProductMemory,
+        MinimalRNN,
         RMSNorm,
         Residual,
         Stack,
@@ -60,8 +64,10 @@ __all__ = [
     "FalconH1",
     "Layer",
     "LayerNorm",
+    "LinearMemory",
     "Mamba",
     "Mamba2",
+    "MinimalRNN",
     "ProductMemory",
     "RMSNorm",
     "Residual",

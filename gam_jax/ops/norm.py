@@ -30,3 +30,10 @@ def rms_norm(
     wide = x.astype(jnp.float32)
     mean = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
     return (wide * lax.rsqrt(mean + eps) * scale).astype(x.dtype)
+
+
+def unit_norm(x: Float[Array, "*B D"], eps: float = 1e-6) -> Float[Array, "*B D"]:
+    """x / sqrt(sum(x^2) + eps): vectors of length one, in float32. Returns the dtype of x."""
+    wide = x.astype(jnp.float32)
+    total = jnp.sum(jnp.square(wide), axis=-1, keepdims=True)
+    return (wide * lax.rsqrt(total + eps)).astype(x.dtype)

@@ -1,0 +1,289 @@
+"""Mixers around an associative memory that is written as the sequence is read."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from gam_jax.layers.base import WHOLE, Carry, Layer, known
+from gam_jax.layers.mamba import log_step_sizes
+from gam_jax.ops.conv import causal_conv
+from gam_jax.ops.linear import linear, linear_transposed
+from gam_jax.ops.norm import rms_norm, unit_norm
+from gam_jax.ops.rotary import rotary
+from gam_jax.ops.scan import memory_scan
+from gam_jax.params import Param, Params, Table, fan_in, ones, zeros
+from sharding import collectives, residual
+from sharding.axes import Axes
+
+RANK = 16
+"""Of GLA's map from a token to its decays."""
+
+SLOWNESS = 16.0
+"""GLA's decays are sigmoids to the power 1 / 16, so that they begin near 1."""
+
+THETA = 10_000.0
+
+SUM_EPS = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What tells one linear memory from another.
+
+    Attributes:
+      rule: of the write, see `gam_jax.ops.scan`.
+      decay: "none"; "fixed" for each head; "head" or "channel", from the token.
+      beta: whether the strength of a write comes from the token.
+      feature: of queries and keys, see FEATURES.
+      kernel: taps of the convolution on queries, keys and values; 1 for none.
+      gated: whether the output is gated.
+      turned: whether queries and keys have rotary positions.
+      keys, values: channels of all heads together, over D.
+    """
+
+    rule: str
+    decay: str
+    beta: bool
+    feature: str
+    kernel: int
+    gated: bool
+    turned: bool
+    keys: float
+    values: float
+
+
+RECIPES = {
+    "linear": Recipe("hebb", "none", False, "elu", 1, False, False, 1.0, 1.0),
+    "retnet": Recipe("hebb", "fixed", False, "identity", 1, True, True, 1.0, 2.0),
+    "gla": Recipe("hebb", "channel", False, "identity", 1, True, False, 0.5, 1.0),
+    "deltanet": Recipe("delta", "none", True, "unit", 4, False, False, 1.0, 1.0),
+    "gated_deltanet": Recipe("delta", "head", True, "unit", 4, True, False, 0.75, 1.5),
+}
+"""Linear attention (arXiv 2006.16236), RetNet (2307.08621), GLA (2312.06635), DeltaNet
+(2406.06484) and Gated DeltaNet (2412.06464), each as its paper has it."""
+
+FEATURES = {
+    "identity": lambda x: x,
+    "elu": lambda x: jax.nn.elu(x) + 1,
+    "relu": jax.nn.relu,
+    "unit": unit_norm,
+}
+"""elu(x) + 1 and relu are positive: reads may be divided by the sum of their weights."""
+
+POSITIVE = ("elu", "relu")
+
+
+def _log_of_uniform(key: Array, shape: tuple[int, ...]) -> Array:
+    """log a, a from U(0.01, 16)."""
+    return jnp.log(jax.random.uniform(key, shape, jnp.float32, 0.01, 16.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearMemory(Layer):
+    """H memories, each a matrix S [K, N], written and read once a token, in time linear in T.
+
+    (q, k, v) = x W_qkv, convolved and through silu where the kernel is over 1;
+    S_t = transition_t S_{t-1} + beta_t k_t v_t^T (see `gam_jax.ops.scan.memory_scan`);
+    y_t = S_t^T q_t / sqrt(K), each head RMS-normalised, gated by silu(x W_gate); then W_out.
+
+    linear: no decay; with positive features, y_t is divided by q_t . sum of k instead of normed.
+    retnet: decay 1 - 2^(-5-h); rotary positions (the paper: xPos).
+    gla: decay sigmoid(x W W' + b)^(1/16) of each key channel.
+    deltanet: delta rule, beta = sigmoid(x w).
+    gated_deltanet: and a decay exp(-a softplus(x w' + b)) of each head.
+
+    Attributes:
+      width: D.
+      heads: H, split over `tensor`.
+      variant: one of RECIPES.
+      key_width: K; 0 for the variant's share of D / H.
+      value_width: N; 0 for the variant's share of D / H.
+      kernel: taps of the convolution; 0 for the variant's.
+      feature: one of FEATURES; "" for the variant's.
+      negative: double the strength of writes, so that transitions have eigenvalues down to -1.
+      chunk: of the scan.
+      method: of the scan.
+    """
+
+    width: int | None = None
+    heads: int = 4
+    variant: str = "gated_deltanet"
+    key_width: int = 0
+    value_width: int = 0
+    kernel: int = 0
+    feature: str = ""
+    negative: bool = False
+    chunk: int = 64
+    method: str = "chunked"
+
+    def __post_init__(self) -> None:
+        if self.variant not in RECIPES:
+            raise ValueError(
+                f"LinearMemory.variant '{self.variant}' is not one of {', '.join(RECIPES)}"
+            )
+        if self.feature and self.feature not in FEATURES:
+            raise ValueError(
+                f"LinearMemory.feature '{self.feature}' is not one of {', '.join(FEATURES)}"
+            )
+        if self.heads < 1 or min(self.key_width, self.value_width, self.kernel) < 0:
+            raise ValueError("LinearMemory.heads must be at least 1, and no width negative")
+        if self.width is not None and not (self.keys and self.values):
+            raise ValueError(f"LinearMemory.heads={self.heads} are too many for {self.width}")
+        if self.recipe.turned and self.width is not None and self.keys % 2:
+            raise ValueError(f"LinearMemory: rotary positions need even keys, not {self.keys}")
+
+    @property
+    def recipe(self) -> Recipe:
+        """The variant's, with what the fields change."""
+        recipe = RECIPES[self.variant]
+        kernel, feature = self.kernel or recipe.kernel, self.feature or recipe.feature
+        return dataclasses.replace(recipe, kernel=kernel, feature=feature)
+
+    @property
+    def keys(self) -> int:
+        """K."""
+        share = self.recipe.keys * known(self.width, "width", self)
+        return self.key_width or int(share) // self.heads
+
+    @property
+    def values(self) -> int:
+        """N."""
+        share = self.recipe.values * known(self.width, "width", self)
+        return self.value_width or int(share) // self.heads
+
+    @property
+    def averages(self) -> bool:
+        """Whether reads are divided by the sum of their weights, a further column of the state."""
+        return self.variant == "linear" and self.recipe.feature in POSITIVE
+
+    def table(self) -> Table:
+        """w_qkv [D, H, 2K + N], w_out [D, H, N], and what the variant asks for."""
+        width, heads, recipe = known(self.width, "width", self), self.heads, self.recipe
+        keys, values = self.keys, self.values
+        mixed = 2 * keys + values
+        by_head = ("embed", "heads", None)
+        table = {
+            "w_qkv": Param((width, heads, mixed), by_head, fan_in(width)),
+            "w_out": Param((width, heads, values), by_head, fan_in(heads * values)),
+        }
+        if recipe.kernel > 1:
+            shape, taps = (recipe.kernel, heads, mixed), fan_in(recipe.kernel)
+            table["conv"] = Param(shape, (None, "heads", None), taps)
+        if recipe.beta:
+            table["w_beta"] = Param((width, heads), ("embed", "heads"), fan_in(width))
+        if recipe.decay == "head":
+            table["w_decay"] = Param((width, heads), ("embed", "heads"), fan_in(width))
+            table["decay_bias"] = Param((heads,), ("heads",), log_step_sizes(), decay=False)
+            table["a_log"] = Param((heads,), ("heads",), _log_of_uniform, decay=False)
+        if recipe.decay == "channel":
+            inner, bias = (None, "heads", None), ("heads", None)
+            table["w_decay_in"] = Param((width, RANK), ("embed", None), fan_in(width))
+            table["w_decay_out"] = Param((RANK, heads, keys), inner, fan_in(RANK))
+            table["decay_bias"] = Param((heads, keys), bias, fan_in(RANK), decay=False)
+        if not self.averages:
+            table["norm"] = Param((values,), (None,), ones, decay=False)
+        if recipe.gated:
+            table["w_gate"] = Param((width, heads, values), by_head, fan_in(width))
+        return table
+
+    def carry_table(self, batch: int) -> Any:
+        """state [B, H, K, N]; conv, inputs before the next token; a position where keys turn."""
+        recipe, columns = self.recipe, self.values + self.averages
+        shape = (batch, self.heads, self.keys, columns)
+        table = {"state": Param(shape, ("batch", "heads", None, None), zeros)}
+        if recipe.kernel > 1:
+            shape = (batch, recipe.kernel - 1, self.heads, 2 * self.keys + self.values)
+            table["conv"] = Param(shape, ("batch", None, "heads", None), zeros)
+        if recipe.turned:
+            table["position"] = Param((), (), zeros, dtype="int32")
+        return table
+
+    def __call__(
+        self,
+        params: Params,
+        x: Float[Array, "B T D"],
+        carry: Carry | None = None,
+        axes: Axes = WHOLE,
+        *,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], Carry]:
+        """Heads are split inside, and summed on the way out."""
+        before: Carry = self.carry(x.shape[0], axes) if carry is None else carry
+        x = residual.enter(x, axes, "heads")
+        flat = x.reshape(-1, x.shape[-1])
+        q, k, v, after = self._written(params, x, flat, before, axes)
+        beta, log_decay = None, self._log_decay(params, flat, axes)
+        if self.recipe.beta:
+            beta = jax.nn.sigmoid(linear(flat, params["w_beta"]).astype(jnp.float32))
+            beta = (2 * beta if self.negative else beta).reshape(*x.shape[:2], -1)
+        if log_decay is not None:
+            log_decay = log_decay.reshape(*x.shape[:2], *log_decay.shape[1:])
+        y, after["state"] = memory_scan(
+            q,
+            k,
+            v,
+            log_decay=log_decay,
+            beta=beta,
+            rule=self.recipe.rule,
+            state=before["state"],
+            method=self.method,
+            chunk=self.chunk,
+            axis=axes.seq,
+        )
+        average = self.averages
+        y = y[..., :-1] / (y[..., -1:] + SUM_EPS) if average else rms_norm(y, params["norm"])
+        y = y.reshape(flat.shape[0], -1)
+        if self.recipe.gated:
+            gate = params["w_gate"]
+            y = y * jax.nn.silu(linear(flat, gate.reshape(gate.shape[0], -1)))
+        w_out = params["w_out"]
+        partial = linear_transposed(y, w_out.reshape(w_out.shape[0], -1)).reshape(x.shape)
+        return residual.leave_sum(partial, axes.of("heads"), axes), after
+
+    def _written(
+        self, params: Params, x: Array, flat: Array, carry: Carry, axes: Axes
+    ) -> tuple[Array, Array, Array, dict[str, Array]]:
+        """Queries and keys [B, T, H, K], values [B, T, H, N (+ 1)], and carries but the state."""
+        recipe, w_qkv = self.recipe, params["w_qkv"]
+        after: dict[str, Array] = {}
+        mixed = linear(flat, w_qkv.reshape(w_qkv.shape[0], -1)).reshape(*x.shape[:2], -1)
+        if recipe.kernel > 1:
+            taps, tail = params["conv"], carry["conv"]
+            bias = jnp.zeros((), x.dtype)
+            begin = tail.astype(x.dtype).reshape(*tail.shape[:2], -1)
+            mixed, last = causal_conv(mixed, taps.reshape(taps.shape[0], -1), bias, begin, axes.seq)
+            mixed = jax.nn.silu(mixed)
+            after["conv"] = last.astype(tail.dtype).reshape(tail.shape)
+        mixed = mixed.reshape(*x.shape[:2], *w_qkv.shape[1:])
+        q, k, v = jnp.split(mixed, (self.keys, 2 * self.keys), axis=3)
+        q, k = (FEATURES[recipe.feature](part) for part in (q, k))
+        if recipe.turned:
+            tokens, position = x.shape[1], carry["position"]
+            first = position + collectives.axis_index(axes.seq) * tokens
+            q, k = (rotary(part, first + jnp.arange(tokens), THETA) for part in (q, k))
+            after["position"] = position + tokens * collectives.axis_size(axes.seq)
+        if self.averages:
+            v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=3)
+        return q * self.keys**-0.5, k, v, after
+
+    def _log_decay(self, params: Params, flat: Array, axes: Axes) -> Array | None:
+        """[N, H] or [N, H, K] in float32; None for no decay."""
+        kind, heads = self.recipe.decay, params["w_qkv"].shape[1]
+        if kind == "fixed":
+            first = collectives.axis_index(axes.of("heads")) * heads
+            order = (first + jnp.arange(heads)).astype(jnp.float32)
+            return jnp.broadcast_to(jnp.log1p(-jnp.exp2(-5 - order)), (flat.shape[0], heads))
+        if kind == "head":
+            step = linear(flat, params["w_decay"]).astype(jnp.float32) + params["decay_bias"]
+            return -jnp.exp(params["a_log"].astype(jnp.float32)) * jax.nn.softplus(step)
+        if kind == "channel":
+            low, out = linear(flat, params["w_decay_in"]), params["w_decay_out"]
+            logits = linear(low, out.reshape(RANK, -1)).astype(jnp.float32)
+            logits = logits.reshape(-1, *out.shape[1:]) + params["decay_bias"]
+            return jax.nn.log_sigmoid(logits) / SLOWNESS
+        return None

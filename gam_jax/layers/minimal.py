@@ -1,0 +1,102 @@
+"""Minimal gated recurrences, whose gates do not look at the state: parallel in time."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from gam_jax.layers.base import WHOLE, Layer, known
+from gam_jax.ops.linear import linear, linear_transposed
+from gam_jax.ops.scan import diagonal_scan
+from gam_jax.params import Param, Params, Table, fan_in, zeros
+from sharding import residual
+from sharding.axes import Axes
+
+GATES = {"gru": 1, "lstm": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class MinimalRNN(Layer):
+    """minGRU and minLSTM (Feng et al. 2024, "Were RNNs All We Needed?", arXiv 2410.01201).
+
+    gru (section 3.1): h_t = (1 - z_t) h_{t-1} + z_t c_t, z = sigmoid(x W_z + b).
+    lstm (section 3.2): h_t = f'_t h_{t-1} + i'_t c_t, with f, i = sigmoid(x W + b) scaled to
+    f' + i' = 1.
+    The candidate is c = g(x W_c + b), g(u) = u + 0.5 for u >= 0 and sigmoid(u) below (appendix
+    B), so states stay positive. They are read through W_out, which joins the channels.
+
+    Attributes:
+      width: D.
+      expansion: E / D, E channels of the state.
+      variant: "gru" or "lstm".
+      method: of the scan, see `gam_jax.ops.scan.diagonal_scan`.
+    """
+
+    width: int | None = None
+    expansion: int = 1
+    variant: str = "gru"
+    method: str = "chunked"
+
+    def __post_init__(self) -> None:
+        if self.variant not in GATES:
+            raise ValueError(f"MinimalRNN.variant '{self.variant}' is not one of gru, lstm")
+        if self.expansion < 1:
+            raise ValueError("MinimalRNN.expansion must be at least 1")
+
+    @property
+    def inner(self) -> int:
+        """E."""
+        return self.expansion * known(self.width, "width", self)
+
+    def table(self) -> Table:
+        """w_in [D, gates + 1, E] (the candidate last) and bias, w_out [D, E]."""
+        width, parts = known(self.width, "width", self), GATES[self.variant] + 1
+        shape, bias = (width, parts, self.inner), (parts, self.inner)
+        return {
+            "w_in": Param(shape, ("embed", None, "channel"), fan_in(width)),
+            "b_in": Param(bias, (None, "channel"), fan_in(width), decay=False),
+            "w_out": Param((width, self.inner), ("embed", "channel"), fan_in(self.inner)),
+        }
+
+    def carry_table(self, batch: int) -> Param:
+        """The state [B, E]."""
+        return Param((batch, self.inner), ("batch", "channel"), zeros)
+
+    def __call__(
+        self,
+        params: Params,
+        x: Float[Array, "B T D"],
+        carry: Float[Array, "B E"] | None = None,
+        axes: Axes = WHOLE,
+        *,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B E"]]:
+        """Channels of the state are split, and summed on the way out."""
+        carry = self.carry(x.shape[0], axes) if carry is None else carry
+        x = residual.enter(x, axes, "channel")
+        flat, w_in = x.reshape(-1, x.shape[-1]), params["w_in"]
+        logits = linear(flat, w_in.reshape(w_in.shape[0], -1)).astype(jnp.float32)
+        *gates, candidate = jnp.split(logits + params["b_in"].reshape(-1), len(w_in[0]), axis=1)
+        keep, write = self._gates(*gates)
+        candidate = jnp.where(candidate >= 0, candidate + 0.5, jax.nn.sigmoid(candidate))
+        shape = (*x.shape[:2], -1)
+        states, last = diagonal_scan(
+            keep.reshape(shape),
+            (jnp.exp(write) * candidate).reshape(shape),
+            state=carry,
+            method=self.method,
+            axis=axes.seq,
+        )
+        states = states.reshape(candidate.shape).astype(x.dtype)
+        partial = linear_transposed(states, params["w_out"]).reshape(x.shape)
+        return residual.leave_sum(partial, axes.of("channel"), axes), last
+
+    def _gates(self, *gates: Array) -> tuple[Array, Array]:
+        """Logarithms of what is kept and of what is written; the two sum to 1."""
+        if self.variant == "gru":
+            return jax.nn.log_sigmoid(-gates[0]), jax.nn.log_sigmoid(gates[0])
+        forget, write = (jax.nn.log_sigmoid(gate) for gate in gates)
+        return jax.nn.log_sigmoid(forget - write), jax.nn.log_sigmoid(write - forget)
