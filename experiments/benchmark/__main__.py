@@ -3,6 +3,8 @@
 python -m experiments.benchmark step      a training step of the paper's 22.6 M model
 python -m experiments.benchmark step --against=gam_model.py    the official PyTorch code too
 python -m experiments.benchmark length    one block, 256 to 131,072 tokens
+python -m experiments.benchmark length --mixers=GAM,LinearMemory.gla --lengths=131072
+python -m experiments.benchmark scan      the ways to compute a memory scan, 8,192 tokens
 python -m experiments.benchmark decode    writing after 1 Ki, 16 Ki and 256 Ki tokens
 python -m experiments.benchmark mesh      a training step on meshes of 1 to 8 emulated devices
 python -m experiments.benchmark long      1 Mi tokens over 8 emulated devices
@@ -15,18 +17,19 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 from absl import flags
 
 from experiments import cli
-from experiments.benchmark import decode, length, mesh, step
+from experiments.benchmark import decode, length, mesh, scan, step
 from experiments.devices import define_device_flags, layout_from_flags
 from sharding import processes
 from sharding.errors import UserError
 
-ON_MESH = {"length": length.run, "decode": decode.run}
+ON_MESH = ("length", "decode")
 OVER_MESHES = {"mesh": mesh.run, "long": mesh.run_long}
 
 
@@ -34,6 +37,8 @@ def define_flags() -> None:
     """The command line."""
     flags.DEFINE_integer("repeats", 7, "Timed runs of each.", 1)
     flags.DEFINE_string("against", None, "step: path of the official gam_model.py (needs torch).")
+    flags.DEFINE_list("mixers", ["GAM"], "length: layers, as GAM or LinearMemory.gla.")
+    flags.DEFINE_list("lengths", list(map(str, length.LENGTHS)), "length: tokens.")
     flags.DEFINE_bool("json", False, "Print one JSON object.")
     define_device_flags()
 
@@ -50,8 +55,13 @@ def main(which: str) -> None:
         result = OVER_MESHES[which](args.repeats)
     elif which == "step":
         result = step.run(args.repeats, args.against, layout_from_flags(one_device=True))
+    elif which == "scan":
+        result = scan.run(args.repeats)
+    elif which == "length":
+        layout = layout_from_flags(one_device=True)
+        result = length.run(args.repeats, layout, args.mixers, _lengths(args.lengths))
     else:
-        result = ON_MESH[which](args.repeats, layout_from_flags(one_device=True))
+        result = decode.run(args.repeats, layout_from_flags(one_device=True))
     machine = {"cores": os.cpu_count(), "machine": platform.machine(), "jax": jax.__version__}
     if args.json:
         print(json.dumps({"benchmark": which, **machine, **result}))
@@ -59,6 +69,12 @@ def main(which: str) -> None:
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     for name, value in result.items():
         print_figure(name, value)
+
+
+def _lengths(given: Sequence[str]) -> list[int]:
+    if not all(number.isdigit() and int(number) for number in given):
+        raise UserError(f"--lengths={','.join(given)}: give whole numbers of tokens, as 1024,4096")
+    return [int(number) for number in given]
 
 
 def print_figure(name: str, value: Any) -> None:
@@ -78,4 +94,4 @@ def _shown(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags, choices=("step", *ON_MESH, *OVER_MESHES))
+    cli.run(main, define_flags, choices=("step", "scan", *ON_MESH, *OVER_MESHES))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,33 +10,59 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.benchmark.timing import medians
-from gam_jax.layers import GAM, Block, Chunked, Layer
+from gam_jax.config import LAYER_KEY, from_dict
+from gam_jax.layers import Block, Chunked, Layer
 from gam_jax.params import init_params, rule_specs, shardings
 from sharding.layout import Layout
 
 LENGTHS = (256, 1024, 4096, 16_384, 65_536, 131_072)
 WIDTH = 256
+DEFAULTS = {"GAM": {"slots": WIDTH}}
 
 
-def run(repeats: int, layout: Layout) -> dict[str, Any]:
-    """Forward and backward of one GAM block (width and slots 256), batch 1, float32.
+def mixer_of(name: str) -> Layer:
+    """A registered layer, "GAM" or with a variant "LinearMemory.gla", other fields by default.
+
+    Raises:
+      UserError: no such layer or variant, or one that cannot stand in a block by itself.
+    """
+    layer, _, variant = name.partition(".")
+    fields = {**DEFAULTS.get(layer, {}), **({"variant": variant} if variant else {})}
+    return from_dict(Layer, {LAYER_KEY: layer, **fields}, f"--mixers={name}")
+
+
+def run(
+    repeats: int, layout: Layout, mixers: Sequence[str] = ("GAM",), lengths: Sequence[int] = LENGTHS
+) -> dict[str, Any]:
+    """Forward and backward of a block (width 256; slots too, of GAM), batch 1, float32.
+
+    Args:
+      repeats: timed runs of each.
+      layout: the mesh.
+      mixers: names of the block's mixer, see `mixer_of`.
+      lengths: tokens.
 
     Returns:
-      For the block taken whole and in chunks of 4,096 tokens, a row a length: seconds,
+      For each block taken whole and in chunks of 4,096 tokens, a row a length: seconds,
       microseconds and temporary bytes per token (the compiler's own count); and the largest over
       the smallest time per token from 4,096 tokens up.
     """
-    block = Block(GAM(slots=WIDTH), width=WIDTH)
+    blocks = {name: Block(mixer_of(name), width=WIDTH) for name in mixers}
     result: dict[str, Any] = {}
-    for name, layer in (("whole", block), ("chunked", Chunked(block))):
-        rows = _rows(layer, repeats, layout)
-        long = [row["microseconds_per_token"] for row in rows if row["tokens"] >= 4096]
-        result[name] = rows
-        result[f"{name}_spread_from_4096"] = max(long) / min(long)
+    for mixer, block in blocks.items():
+        prefix = f"{mixer}_" if len(blocks) > 1 else ""
+        for kind, layer in (("whole", block), ("chunked", Chunked(block))):
+            rows = _rows(layer, repeats, layout, lengths)
+            long = [row["microseconds_per_token"] for row in rows if row["tokens"] >= 4096]
+            result[prefix + kind] = rows
+            if len(long) > 1:
+                result[f"{prefix}{kind}_spread_from_4096"] = max(long) / min(long)
     return result
 
 
-def _rows(block: Layer, repeats: int, layout: Layout) -> list[dict[str, float]]:
+def _rows(
+    block: Layer, repeats: int, layout: Layout, lengths: Sequence[int]
+) -> list[dict[str, float]]:
     specs, axes = rule_specs(block.table(), layout), layout.axes
     params = jax.device_put(init_params(block.table(), jax.random.key(0)), shardings(specs, layout))
     stream = PartitionSpec(axes.data, axes.tokens or None)
@@ -47,7 +74,7 @@ def _rows(block: Layer, repeats: int, layout: Layout) -> list[dict[str, float]]:
     )
     gradient = jax.jit(jax.grad(lambda p, x: jnp.sum(jnp.square(on_mesh(p, x))), argnums=(0, 1)))
     rows = []
-    for tokens in LENGTHS:
+    for tokens in lengths:
         layout.check_batch(1, tokens)
         x = jax.random.normal(jax.random.key(1), (1, tokens, WIDTH))
         x = jax.device_put(x, NamedSharding(layout.mesh, stream))

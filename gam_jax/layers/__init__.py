@@ -6,6 +6,7 @@ from gam_jax.layers.bidirectional import Bidirectional
 from gam_jax.layers.block import Block, Residual, Stack
 from gam_jax.layers.chunked import Chunked
 from gam_jax.layers.falcon_h1 import FalconH1
+from gam_jax.layers.fused_delta import FusedDelta
 from gam_jax.layers.gam import GAM
 from gam_jax.layers.linear_memory import LinearMemory
 from gam_jax.layers.mamba import Mamba
@@ -27,6 +28,7 @@ LAYERS: dict[str, type] = {
         Chunked,
         Elman,
         FalconH1,
+        FusedDelta,
         GAM,
         GRU,
         LSTM,
@@ -62,6 +64,7 @@ __all__ = [
     "Chunked",
     "Elman",
     "FalconH1",
+    "FusedDelta",
     "Layer",
     "LayerNorm",
     "LinearMemory",

@@ -17,7 +17,7 @@ from gam_jax.ops.scan.decays import Decays, running
 from gam_jax.ops.scan.layout import Inputs
 from gam_jax.ops.scan.triangle import BASE, grow, unit_lower_inverse
 
-AT_ONCE = 64
+AT_ONCE = 16
 """Rows x heads x chunks that are worked on at once: enough for batched products, and in cache."""
 
 

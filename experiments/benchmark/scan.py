@@ -1,0 +1,57 @@
+"""The three ways to compute a memory scan, forward and backward, side by side."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from experiments.benchmark.timing import medians
+from gam_jax.ops.norm import unit_norm
+from gam_jax.ops.scan import METHODS, memory_scan
+
+TOKENS, HEADS, SIZE = 8192, 8, 32
+KINDS = {
+    "decay a head": ("hebb", (TOKENS, HEADS), False),
+    "decay a channel": ("hebb", (TOKENS, HEADS, SIZE), False),
+    "gated delta rule": ("delta", (TOKENS, HEADS), True),
+}
+
+
+def run(repeats: int) -> dict[str, Any]:
+    """8,192 tokens, 8 heads of 32 x 32 numbers, batch 1, float32; the methods take turns.
+
+    Returns:
+      A row a kind of memory: median seconds of each method, and those of the associative and
+      recurrent methods over those of the chunked one.
+    """
+    rows = []
+    for name, (rule, shape, strong) in KINDS.items():
+        keys = jax.random.split(jax.random.key(0), 5)
+        q, k, v = (jax.random.normal(key, (1, TOKENS, HEADS, SIZE)) for key in keys[:3])
+        log_decay = -jax.nn.softplus(jax.random.normal(keys[3], (1, *shape)) - 3)
+        beta = jax.nn.sigmoid(jax.random.normal(keys[4], v.shape[:3])) if strong else None
+        arrays = (q, unit_norm(k), v, log_decay, beta)
+        calls = {method: functools.partial(_gradient(rule, method), *arrays) for method in METHODS}
+        seconds = {method: each["median"] for method, each in medians(calls, repeats, 1).items()}
+        ratios = {
+            f"{method}_over_chunked": seconds[method] / seconds["chunked"]
+            for method in seconds
+            if method != "chunked"
+        }
+        rows.append({"memory": name, **seconds, **ratios})
+    return {"tokens": TOKENS, "rows": rows}
+
+
+def _gradient(rule: str, method: str) -> Callable[..., Any]:
+    """By queries, keys, values and decays."""
+
+    def loss(q: Array, k: Array, v: Array, log_decay: Array, beta: Array | None) -> Array:
+        how = {"log_decay": log_decay, "beta": beta, "rule": rule, "method": method}
+        return jnp.sum(jnp.square(memory_scan(q, k, v, **how)[0]))
+
+    return jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))

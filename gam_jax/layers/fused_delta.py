@@ -1,0 +1,200 @@
+"""A delta-rule memory beside two convolutions and the value itself, fused by gates."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from gam_jax.layers.base import WHOLE, Carry, Layer, known
+from gam_jax.ops.activation import gelu
+from gam_jax.ops.conv import causal_conv
+from gam_jax.ops.linear import linear, linear_transposed
+from gam_jax.ops.norm import rms_norm, unit_norm
+from gam_jax.ops.scan import memory_scan
+from gam_jax.params import Initializer, Param, Params, Table, fan_in, ones, zeros
+from sharding import collectives, residual
+from sharding.axes import Axes
+
+PATHS = 4
+"""Short convolution, long convolution, memory, value."""
+
+STARTS = (-1.0, -1.0, 1.0, 3.0)
+"""Biases of the gates' logits."""
+
+FLOOR = 0.02
+"""Of every gate, so that no path dies."""
+
+LEAST_DECAY = 0.6
+"""Of the state over STRETCH tokens."""
+
+STRETCH = 32
+
+
+def _last_tap(key: Array, shape: tuple[int, ...]) -> Array:
+    """Filters [K, ...] that hand on their input, with noise of 0.01."""
+    return (0.01 * jax.random.normal(key, shape, jnp.float32)).at[-1].add(1.0)
+
+
+def _value(value: float) -> Initializer:
+    return lambda key, shape: jnp.full(shape, value, jnp.float32)
+
+
+def _gate_starts(key: Array, shape: tuple[int, ...]) -> Array:
+    return jnp.broadcast_to(jnp.asarray(STARTS, jnp.float32), shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class FusedDelta(Layer):
+    """FusionGatedFIRNet of ASI-Arch (arXiv 2507.18074), one of its multi-path DeltaNets.
+
+    v, q, k, beta as DeltaNet has them. Four paths of a value: FIR_short(v), FIR_long(v), the
+    delta rule's read, and v. Their gates are 0.02 + 0.98 sigmoid(logits / exp(temperature)), the
+    logits a two-layer network of the token and of the mean size of each head's paths; the gated
+    sum is RMS-normalised head by head, then W_out.
+
+    The state decays by 0.6 + 0.4 sigmoid(p) of each head every 32 tokens. The official code does
+    so once for each chunk of its scan, which no recurrence over tokens equals; here each token
+    decays by the 32nd root.
+
+    Attributes:
+      width: D.
+      heads: H, of K = N = D / H channels, split over `tensor`.
+      key_width, value_width: K and N where they are not D / H.
+      kernel: taps of the convolution on queries, keys and values.
+      short, long: taps of the paths' convolutions.
+      chunk: of the scan.
+    """
+
+    width: int | None = None
+    heads: int = 4
+    key_width: int = 0
+    value_width: int = 0
+    kernel: int = 4
+    short: int = 3
+    long: int = 63
+    chunk: int = 64
+
+    def __post_init__(self) -> None:
+        if min(self.heads, self.kernel, self.short, self.long) < 1:
+            raise ValueError("FusedDelta.heads, kernel, short and long must be at least 1")
+        if self.width is not None and not (self.keys and self.values):
+            raise ValueError(f"FusedDelta.heads={self.heads} are too many for {self.width}")
+
+    @property
+    def keys(self) -> int:
+        """K."""
+        return self.key_width or known(self.width, "width", self) // self.heads
+
+    @property
+    def values(self) -> int:
+        """N."""
+        return self.value_width or known(self.width, "width", self) // self.heads
+
+    def table(self) -> Table:
+        """w_qkv [D, H, 2K + N], conv, FIRs [taps, H, N], the gates' network, w_out [D, H, N]."""
+        width, heads, values = known(self.width, "width", self), self.heads, self.values
+        mixed, hidden = 2 * self.keys + values, 2 * width
+        by_head, taps = ("embed", "heads", None), (None, "heads", None)
+        sizes, head = (heads, PATHS, hidden), ("heads",)
+        first = fan_in(width + heads * PATHS)
+        return {
+            "w_qkv": Param((width, heads, mixed), by_head, fan_in(width)),
+            "conv": Param((self.kernel, heads, mixed), taps, fan_in(self.kernel)),
+            "w_beta": Param((width, heads), ("embed", "heads"), fan_in(width)),
+            "decay": Param((heads,), head, _value(6.0), decay=False),
+            "short": Param((self.short, heads, values), taps, _last_tap),
+            "long": Param((self.long, heads, values), taps, _last_tap),
+            "gate_in": Param((width, hidden), ("embed", "ffn"), first),
+            "gate_sizes": Param(sizes, (None, None, "ffn"), first),
+            "gate_in_bias": Param((hidden,), ("ffn",), first, decay=False),
+            "gate_out": Param((hidden, heads, PATHS), ("ffn", None, None), fan_in(hidden)),
+            "gate_bias": Param((heads, PATHS), ("heads", None), _gate_starts, decay=False),
+            "temperature": Param((heads,), head, zeros, decay=False),
+            "norm": Param((values,), (None,), ones, decay=False),
+            "w_out": Param((width, heads, values), by_head, fan_in(heads * values)),
+        }
+
+    def carry_table(self, batch: int) -> Any:
+        """state [B, H, K, N], and what each convolution has before the next token."""
+        mixed = 2 * self.keys + self.values
+        state = (batch, self.heads, self.keys, self.values)
+        table = {"state": Param(state, ("batch", "heads", None, None), zeros)}
+        for name, taps, channels in (
+            ("conv", self.kernel, mixed),
+            ("short", self.short, self.values),
+            ("long", self.long, self.values),
+        ):
+            shape = (batch, taps - 1, self.heads, channels)
+            table[name] = Param(shape, ("batch", None, "heads", None), zeros)
+        return table
+
+    def __call__(
+        self,
+        params: Params,
+        x: Float[Array, "B T D"],
+        carry: Carry | None = None,
+        axes: Axes = WHOLE,
+        *,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], Carry]:
+        """Heads are split inside, hidden units in the gates' network; sums on the way out."""
+        before: Carry = self.carry(x.shape[0], axes) if carry is None else carry
+        after: dict[str, Array] = {}
+        x = residual.enter(x, axes, "heads", "ffn")
+        flat, w_qkv = x.reshape(-1, x.shape[-1]), params["w_qkv"]
+
+        def convolved(name: str, values: Array) -> Array:  # [B, T, H, C]
+            taps, tail = params[name], before[name]
+            begin = tail.astype(x.dtype).reshape(*tail.shape[:2], -1)
+            rows = values.reshape(*values.shape[:2], -1)
+            bias = jnp.zeros((), x.dtype)
+            y, last = causal_conv(rows, taps.reshape(taps.shape[0], -1), bias, begin, axes.seq)
+            after[name] = last.astype(tail.dtype).reshape(tail.shape)
+            return y.reshape(values.shape)
+
+        mixed = linear(flat, w_qkv.reshape(w_qkv.shape[0], -1))
+        mixed = jax.nn.silu(convolved("conv", mixed.reshape(*x.shape[:2], *w_qkv.shape[1:])))
+        q, k, v = jnp.split(mixed, (self.keys, 2 * self.keys), axis=3)
+        beta = jax.nn.sigmoid(linear(flat, params["w_beta"]).astype(jnp.float32))
+        beta = beta.reshape(v.shape[:3])
+        kept = jax.nn.sigmoid(params["decay"].astype(jnp.float32))
+        log_decay = jnp.log(LEAST_DECAY + (1 - LEAST_DECAY) * kept) / STRETCH
+        read, after["state"] = memory_scan(
+            unit_norm(q) * self.keys**-0.5,
+            unit_norm(k),
+            v,
+            log_decay=jnp.broadcast_to(log_decay, beta.shape),
+            beta=beta,
+            rule="delta",
+            state=before["state"],
+            chunk=self.chunk,
+            axis=axes.seq,
+        )
+        paths = jnp.stack([convolved("short", v), convolved("long", v), read, v], axis=3)
+        gates = self._gates(params, flat, paths, axes)
+        fused = jnp.sum(gates[..., None] * paths, axis=3)
+        y = rms_norm(fused, params["norm"]).reshape(flat.shape[0], -1)
+        w_out = params["w_out"]
+        partial = linear_transposed(y, w_out.reshape(w_out.shape[0], -1)).reshape(x.shape)
+        return residual.leave_sum(partial, axes.of("heads"), axes), after
+
+    def _gates(self, params: Params, flat: Array, paths: Array, axes: Axes) -> Array:
+        """[B, T, H, 4] of this device's heads: the network sees the sizes of all."""
+        heads, hidden = axes.of("heads"), axes.of("ffn")
+        sizes = jnp.mean(jnp.abs(paths), axis=-1).reshape(flat.shape[0], -1)
+        sizes = collectives.all_gather(sizes, heads, dim=1)
+        inner, outer = params["gate_sizes"], params["gate_out"]
+        units = linear(flat, params["gate_in"], params["gate_in_bias"])
+        units = gelu(units + linear(sizes, inner.reshape(-1, inner.shape[-1])))
+        logits = linear(units, outer.reshape(outer.shape[0], -1))
+        if heads == hidden:
+            logits = collectives.reduce_scatter(logits, heads, dim=1)
+        else:
+            logits = collectives.own_shard(collectives.psum(logits, hidden), heads, dim=1)
+        logits = logits.reshape(paths.shape[:-1]) + params["gate_bias"]
+        warm = logits / jnp.exp(params["temperature"])[:, None]
+        return FLOOR + (1 - FLOOR) * jax.nn.sigmoid(warm)
