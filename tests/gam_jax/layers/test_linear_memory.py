@@ -12,7 +12,7 @@ import pytest
 from gam_jax.layers import MLP, Block, FusedDelta, LinearMemory, MinimalRNN, RMSNorm
 from gam_jax.layers.linear_memory import RECIPES
 from gam_jax.model import LanguageModel
-from gam_jax.params import count_params, init_params
+from gam_jax.params import count_params
 from tests import scan_oracle
 from tests.examples import apply, inputs, params_of
 
@@ -138,16 +138,17 @@ def test_fused_delta_has_the_published_number_of_parameters():
 
 
 def test_it_starts_as_the_papers_say():
-    layer = FusedDelta(width=32, heads=4)
-    params = init_params(layer.table(), jax.random.key(0))
-    np.testing.assert_allclose(params["long"][-1], 1.0, atol=0.06)
-    np.testing.assert_allclose(params["long"][:-1], 0.0, atol=0.06)
-    assert params["gate_bias"].tolist() == [[-1, -1, 1, 3]] * 4
-    layer = LinearMemory(width=64, heads=16)
-    params = init_params(layer.table(), jax.random.key(0))
-    steps = jax.nn.softplus(params["decay_bias"])
-    assert jnp.all((steps > 0.9e-3) & (steps < 0.11))
-    assert jnp.all(jnp.exp(params["a_log"]) <= 16.001)
+    def start(layer, name):
+        param = layer.table()[name]
+        return np.asarray(param.init(jax.random.key(0), param.shape))
+
+    fused, memory = FusedDelta(width=32, heads=4), LinearMemory(width=64, heads=16)
+    np.testing.assert_allclose(start(fused, "long")[-1], 1.0, atol=0.06)
+    np.testing.assert_allclose(start(fused, "long")[:-1], 0.0, atol=0.06)
+    assert start(fused, "gate_bias").tolist() == [[-1, -1, 1, 3]] * 4
+    steps = softplus(start(memory, "decay_bias"))
+    assert np.all((steps > 0.9e-3) & (steps < 0.11))
+    assert np.all(np.exp(start(memory, "a_log")) <= 16.001)
 
 
 def test_sizes_are_those_of_the_papers():
