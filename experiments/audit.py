@@ -153,10 +153,9 @@ def longer_sequences(experiment: Experiment, layout: Layout) -> list[dict[str, i
     model, found = experiment.model, []
     for multiple in LONGER:
         window = multiple * experiment.data.window
-        context = multiple * model.context
         longer = dataclasses.replace(
             experiment,
-            model=dataclasses.replace(model, context=context),
+            model=with_context(model, multiple),
             data=dataclasses.replace(experiment.data, window=window),
         )
         counted = totals(messages_of(*_lowered(longer, layout)))
@@ -164,6 +163,18 @@ def longer_sequences(experiment: Experiment, layout: Layout) -> list[dict[str, i
         ring = model.depth * cost.ring_attention(rows, window, model.width, shards)
         found.append({"tokens": window, "halo_sent": sent, "ring_attention_sent": ring})
     return found
+
+
+def with_context(config: Any, multiple: int) -> Any:
+    """A model, or a layer, with every `context` in it that many times as long."""
+    changes = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            changes[field.name] = with_context(value, multiple)
+        elif field.name == "context":
+            changes[field.name] = multiple * value
+    return dataclasses.replace(config, **changes)
 
 
 def _print(result: dict[str, Any]) -> None:

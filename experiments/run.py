@@ -112,7 +112,7 @@ class RunFolder:
 
     def check_same(self, experiment: Experiment) -> None:
         """Raises a UserError that names the fields in which a resumed run would differ."""
-        saved = self.saved_config() or {}
+        saved = to_dict(self.experiment())  # with the defaults of fields that it was before
         new = to_dict(experiment)
         if names := changed_fields(saved, new):
             from gam_jax.config import flatten

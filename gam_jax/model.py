@@ -244,9 +244,10 @@ class LanguageModel:
         outside = {name: params[name] for name in params if name != "blocks"}
         return {**zero.whole(outside), "blocks": params["blocks"]}
 
+    @property
     def limit(self) -> int:
         """The most tokens that a sequence may have, by positions and caches; 0 for any."""
-        return min((n for n in (self.context, self.block.limit()) if n), default=0)
+        return min((n for n in (self.context, self.block.limit) if n), default=0)
 
     def check_length(self, tokens: int) -> None:
         """Raises a ValueError if a sequence of `tokens` tokens exceeds the `limit`."""
@@ -255,8 +256,8 @@ class LanguageModel:
                 f"{tokens} tokens do not fit the model's {self.context} learned positions: "
                 f"give fewer, or train with context=0 (no positions) or a larger one"
             )
-        if self.limit() and tokens > self.limit():
+        if self.limit and tokens > self.limit:
             raise ValueError(
-                f"{tokens} tokens do not fit the model's cache of {self.limit()}: give fewer, or "
+                f"{tokens} tokens do not fit the model's cache of {self.limit}: give fewer, or "
                 f"set a larger context in its attention layers"
             )

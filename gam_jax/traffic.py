@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
-from gam_jax.layers import GAM, MLP, Block, Chunked, Layer, LayerNorm, RMSNorm, Stack
+from gam_jax.layers import GAM, MLP, Attention, Block, Chunked, Layer, LayerNorm, RMSNorm, Stack
 from gam_jax.model import LanguageModel
 from gam_jax.ops.conv import reach
 from gam_jax.params import Param, rule_specs, shard_dims, shardings
@@ -39,6 +39,7 @@ class Sizes:
       split: whether the residual stream is split over tokens between layers.
       again: whether the backward pass runs the layer's forward part again.
       enter_again: whether it gathers the layer's input again.
+      leave_again: whether it sums the layer's output again, for what follows in the block.
     """
 
     rows: int
@@ -50,6 +51,7 @@ class Sizes:
     split: bool
     again: bool
     enter_again: bool
+    leave_again: bool = False
 
     @property
     def stream(self) -> int:
@@ -91,10 +93,11 @@ def _(layer: GAM, sizes: Sizes) -> Iterator[Message]:
     if sizes.split:
         yield gathers(sizes.stream, sizes, 1 + sizes.enter_again)  # into the layer ...
         yield sizes.over_tensor("reduce_scatter", sizes.stream)  # ... and its gradient
-        yield sizes.over_tensor("all_to_all", sizes.stream // sizes.tensor, runs + 1)  # out
+        out = sizes.stream // sizes.tensor
+        yield sizes.over_tensor("all_to_all", out, 2 + sizes.leave_again)  # out
     else:
         yield sizes.over_tensor("all_reduce", sizes.stream)  # the gradient by the layer's input
-        yield gathers(sizes.stream, sizes, runs)  # channels, out
+        yield gathers(sizes.stream, sizes, 1 + sizes.leave_again)  # channels, out
     if layer.variant != "local":
         if layer.top:  # each device's best scores
             best = min(layer.top, layer.slots // sizes.tensor)
@@ -106,13 +109,56 @@ def _(layer: GAM, sizes: Sizes) -> Iterator[Message]:
 
 @layer_traffic.register
 def _(layer: MLP, sizes: Sizes) -> Iterator[Message]:
+    yield from _column_then_row(sizes, layer.bias)
+
+
+def _column_then_row(sizes: Sizes, bias: bool) -> Iterator[Message]:
+    """Weights split by columns, then by rows: a sum on the way out, and of the input's gradient."""
     if not sizes.split:
-        yield sizes.over_tensor("all_reduce", sizes.stream, 2)  # out, and the input's gradient
+        yield sizes.over_tensor("all_reduce", sizes.stream, 2 + sizes.leave_again)
         return
     yield gathers(sizes.stream, sizes, 2 + sizes.enter_again)
-    yield sizes.over_tensor("reduce_scatter", sizes.stream, 2)
-    if layer.bias:
+    yield sizes.over_tensor("reduce_scatter", sizes.stream, 2 + sizes.leave_again)
+    if bias:
         yield sizes.over_tensor("all_reduce", sizes.width * sizes.itemsize)  # gradient of b_out
+
+
+@layer_traffic.register
+def _(layer: Attention, sizes: Sizes) -> Iterator[Message]:
+    yield from _column_then_row(sizes, layer.out_bias)
+    if layer.qk_norm:  # each device norms its own heads: a part of the gradients
+        yield sizes.over_tensor("all_reduce", layer.size * FLOAT, 2)
+    if sizes.seq > 1:
+        runs = 2 if sizes.again else 1
+        yield from (_halo if layer.window else _ring)(layer, sizes, runs)
+
+
+def _ring(layer: Attention, sizes: Sizes, runs: int) -> Iterator[Message]:
+    """Keys and values round the ring, then again with their float32 gradients, which come home.
+
+    Half shards of queries, keys and values go to their places in zigzag order, and of the mixture
+    back.
+    """
+    token = sizes.rows * sizes.tokens * layer.size // sizes.tensor
+    keys, queries = token * layer.groups, token * layer.heads
+
+    def sent(size: int, count: int) -> Message:
+        return Message("permute", ("seq",), sizes.seq, size, count)
+
+    yield sent((queries + 2 * keys) // 2 * sizes.itemsize, 2 * (runs + 1))
+    yield sent(queries // 2 * sizes.itemsize, 2 * (runs + 1))
+    yield sent(keys * sizes.itemsize, 2 * (sizes.seq - 1) * (runs + 1))
+    yield sent(keys // 2 * FLOAT, 4 * sizes.seq)
+
+
+def _halo(layer: Attention, sizes: Sizes, runs: int) -> Iterator[Message]:
+    """The keys and values of the window before a shard, in several hops if it is shorter."""
+    token = 2 * sizes.rows * layer.groups * layer.size // sizes.tensor * sizes.itemsize
+    missing = min(layer.window - 1, (sizes.seq - 1) * sizes.tokens)
+    while missing > 0:
+        size = min(missing, sizes.tokens) * token
+        yield Message("permute", ("seq",), sizes.seq, size, runs + 1)
+        missing -= sizes.tokens
 
 
 @layer_traffic.register
@@ -129,8 +175,14 @@ def _(layer: RMSNorm, sizes: Sizes) -> Iterator[Message]:
 
 @layer_traffic.register
 def _(layer: Block, sizes: Sizes) -> Iterator[Message]:
-    for part in (layer.norm, layer.mixer, layer.norm, layer.ffn):
-        yield from layer_traffic(part, sizes)
+    steps = list(layer.steps.values())
+    for place, names in enumerate(steps):
+        followed = layer.norms != "pre" or place + 1 < len(steps)  # by a norm, which looks at it
+        own = dataclasses.replace(sizes, leave_again=sizes.again and followed)
+        for part in (layer.norm, *(getattr(layer, name) for name in names)):
+            yield from layer_traffic(part, own)
+        if layer.norms == "sandwich":
+            yield from layer_traffic(layer.norm, own)
 
 
 @layer_traffic.register
@@ -194,15 +246,22 @@ def _outside(model: LanguageModel, sizes: Sizes) -> Iterator[Message]:
         yield sizes.over_tensor("all_reduce", model.context * sizes.width * FLOAT)
 
 
-def added_last(layer: Layer) -> set[str]:
-    """Parameters that the backward pass has no use for: added where only a sum follows."""
+def added_last(layer: Layer, seq: int = 1) -> set[str]:
+    """Parameters that the backward pass has no use for: added where only a sum follows.
+
+    Also those added to what is sent on over `seq` devices: it keeps what was received.
+    """
     if isinstance(layer, GAM):
         return {"conv_bias"} if layer.variant in ("sum", "local") else set()
     if isinstance(layer, MLP):
         return {"b_out"}
+    if isinstance(layer, Attention):
+        if seq == 1 or layer.window:
+            return set()
+        return {"value_bias"} | (set() if layer.qk_norm else {"query_bias", "key_bias"})
     if isinstance(layer, Block):
-        return added_last(layer.mixer) | added_last(layer.ffn)
-    return added_last(layer.inner) if isinstance(layer, Chunked) else set()
+        return added_last(layer.mixer, seq) | added_last(layer.ffn, seq)
+    return added_last(layer.inner, seq) if isinstance(layer, Chunked) else set()
 
 
 def _leaves(model: LanguageModel, layout: Layout) -> Iterator[tuple[tuple[str, ...], int, int]]:
@@ -222,7 +281,7 @@ def _gathered(model: LanguageModel, layout: Layout) -> Iterator[Message]:
     if axis is None or not layout.shards_params:
         return
     devices = layout.mesh.shape[axis]
-    forward_only = added_last(model.block)
+    forward_only = added_last(model.block, layout.mesh.shape["seq"])
     for path, size, dim in _leaves(model, layout):
         if not dim:
             continue

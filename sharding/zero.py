@@ -79,8 +79,8 @@ def has_shards(tree: Any) -> bool:
 def keeps(primitive: Any, *_: Any, **__: Any) -> bool:
     """What the backward pass of a layer in shards keeps, a policy for `jax.checkpoint`.
 
-    Products and what other devices sent are kept; gathered parameters, and what is cheap, are
-    made again.
+    Products, what other devices sent and what a layer has named (`jax.ad_checkpoint.
+    checkpoint_name`) are kept; gathered parameters, and what is cheap, are made again.
     """
     return primitive.name in _KEPT
 
@@ -94,6 +94,7 @@ _KEPT = {
     "all_gather_invariant",
     "all_to_all",
     "ppermute",
+    "name",
 }
 
 

@@ -33,6 +33,7 @@ from gam_jax.layers import (
     ProductMemory,
     Residual,
     RMSNorm,
+    Shallow,
     Stack,
     WrittenGAM,
 )
@@ -114,6 +115,25 @@ EXAMPLES: dict[str, Layer] = {
     "MinimalRNN lstm": MinimalRNN(width=WIDTH, variant="lstm", expansion=2),
     "Block": Block(GAM(slots=16), width=WIDTH),
     "Residual": Residual(Mamba(state=4), norm=RMSNorm(), width=WIDTH),
+    "Block parallel": Block(
+        Attention(heads=8, head_size=2, context=32),
+        MLP(activation="swiglu", bias=False),
+        RMSNorm(),
+        width=WIDTH,
+        form="parallel",
+    ),
+    "Block post norm": Block(GAM(slots=16), width=WIDTH, norms="post"),
+    "Block sandwich": Block(GAM(slots=16), width=WIDTH, norms="sandwich"),
+    "Block parallel sandwich": Block(
+        GAM(slots=16), norm=RMSNorm(), width=WIDTH, form="parallel", norms="sandwich"
+    ),
+    "Shallow": Shallow(Block(GAM(slots=16)), depth=3, width=WIDTH),
+    "Shallow attention": Shallow(
+        Block(Attention(heads=8, head_size=2, context=32)), depth=2, width=WIDTH
+    ),
+    "Stack of attention": Stack(
+        Block(Attention(heads=8, head_size=2, window=5), width=WIDTH), depth=2, remat=True
+    ),
     "Chunked": Chunked(GAM(slots=16), size=3, width=WIDTH),
     "Chunked whose carry is whole": Chunked(
         TCNCA(tcn=TCN(levels=1), chunk=4, keys=4, variant="simple"), size=3, width=WIDTH

@@ -16,6 +16,7 @@ from gam_jax.layers.mlp import MLP
 from gam_jax.layers.norm import LayerNorm, RMSNorm
 from gam_jax.layers.product_memory import ProductMemory
 from gam_jax.layers.recurrent import GRU, LSTM, Elman
+from gam_jax.layers.shallow import Shallow
 from gam_jax.layers.tcnca import TCN, TCNCA
 from gam_jax.layers.written_gam import WrittenGAM
 
@@ -41,6 +42,7 @@ LAYERS: dict[str, type] = {
         MinimalRNN,
         RMSNorm,
         Residual,
+        Shallow,
         Stack,
         TCN,
         TCNCA,
@@ -74,6 +76,7 @@ __all__ = [
     "ProductMemory",
     "RMSNorm",
     "Residual",
+    "Shallow",
     "Stack",
     "WrittenGAM",
     "inherit",

@@ -104,6 +104,7 @@ class Attention(Layer):
         scale = self.scale or self.size**-0.5
         return Rule(scale, True, self.window, self.soft_cap, block)
 
+    @property
     def limit(self) -> int:
         """The context, unless there is a window."""
         return 0 if self.window else self.context
@@ -236,9 +237,9 @@ class Attention(Layer):
 
     def _check_fits(self, position: Array, total: int) -> None:
         start = 0 if isinstance(position, jax.core.Tracer) else int(position)
-        if self.limit() and start + total > self.limit():
+        if self.limit and start + total > self.limit:
             raise ValueError(
-                f"{start + total} tokens do not fit a cache of {self.limit()}: give fewer, or set "
+                f"{start + total} tokens do not fit a cache of {self.limit}: give fewer, or set "
                 f"a larger Attention.context"
             )
 

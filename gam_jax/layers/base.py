@@ -53,10 +53,12 @@ class Layer:
         """
         return zero_shards(self.carry_table(batch), axes)
 
+    @property
     def limit(self) -> int:
         """The most tokens that a sequence may have, 0 for any: the least of the layers inside."""
-        inside = (getattr(self, field.name) for field in dataclasses.fields(self))  # type: ignore
-        return min((n for x in inside if isinstance(x, Layer) and (n := x.limit())), default=0)
+        inner = (getattr(self, field.name) for field in dataclasses.fields(self))  # type: ignore[arg-type]
+        limits = (layer.limit for layer in inner if isinstance(layer, Layer))
+        return min((limit for limit in limits if limit), default=0)
 
     def __call__(
         self,

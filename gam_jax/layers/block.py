@@ -18,30 +18,60 @@ from gam_jax.params import Params, Table, stack
 from sharding import zero
 from sharding.axes import Axes
 
+FORMS = ("sequential", "parallel")
+NORMS = ("pre", "post", "sandwich")
+
 
 @dataclasses.dataclass(frozen=True)
 class Block(Layer):
-    """h + mixer(norm(h)), then h + ffn(norm(h)): pre-norm residual, as in the GAM paper."""
+    """h + mixer(norm(h)), then h + ffn(norm(h)): pre-norm residual, as in the GAM paper.
+
+    Attributes:
+      mixer: what mixes tokens.
+      ffn: what each token does alone.
+      norm: each place that norms has its own parameters of this layer.
+      width, dropout: of the layers inside.
+      form: "sequential": two steps. "parallel": one, h + mixer(norm(h)) + ffn(norm(h)), on one norm
+        (GPT-J; PaLM, arXiv 2204.02311, section 2).
+      norms: "pre": h + f(norm(h)). "post": norm(h + f(h)) (arXiv 1706.03762). "sandwich":
+        h + norm'(f(norm(h))) (CogView, arXiv 2105.13290; Gemma 2).
+    """
 
     mixer: Layer
     ffn: Layer = MLP()
     norm: Layer = LayerNorm()
     width: int | None = None
     dropout: float | None = None
+    form: str = "sequential"
+    norms: str = "pre"
 
     def __post_init__(self) -> None:
+        for name, valid in (("form", FORMS), ("norms", NORMS)):
+            if getattr(self, name) not in valid:
+                raise ValueError(
+                    f"Block.{name} '{getattr(self, name)}' is not one of {', '.join(valid)}"
+                )
         for name in ("mixer", "ffn", "norm"):
             inner = inherit(getattr(self, name), width=self.width, dropout=self.dropout)
             object.__setattr__(self, name, inner)
 
+    @property
+    def steps(self) -> dict[str, tuple[str, ...]]:
+        """The residual steps: what begins the names of a step's norms, and its layers."""
+        if self.form == "parallel":
+            return {"": ("mixer", "ffn")}
+        return {"mixer_": ("mixer",), "ffn_": ("ffn",)}
+
     def table(self) -> Table:
-        """The tables of its layers."""
-        return {
-            "mixer_norm": self.norm.table(),
-            "mixer": self.mixer.table(),
-            "ffn_norm": self.norm.table(),
-            "ffn": self.ffn.table(),
-        }
+        """The tables of its layers and norms, in the order in which they run."""
+        table: dict[str, Table] = {}
+        for prefix, layers in self.steps.items():
+            table[f"{prefix}norm"] = self.norm.table()
+            for name in layers:
+                table[name] = getattr(self, name).table()
+            if self.norms == "sandwich":
+                table[f"{prefix}out_norm"] = self.norm.table()
+        return table
 
     def carry_table(self, batch: int) -> Any:
         """Those of mixer and feed-forward."""
@@ -56,14 +86,25 @@ class Block(Layer):
         *,
         key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
-        """Two residual steps."""
+        """One or two residual steps."""
         begin: Carry = {"mixer": None, "ffn": None} if carry is None else carry
         keys = (None, None) if key is None else jax.random.split(key)
+        own: dict[str, Array | None] = {"mixer": keys[0], "ffn": keys[1]}
         after: dict[str, Carry] = {}
-        for name, layer, own in (("mixer", self.mixer, keys[0]), ("ffn", self.ffn, keys[1])):
-            normed, _ = self.norm(params[f"{name}_norm"], x, None, axes)
-            change, after[name] = layer(params[name], normed, begin[name], axes, key=own)
-            x = x + change
+
+        def normed(name: str, x: Array) -> Array:
+            return self.norm(params[name], x, None, axes)[0]
+
+        for prefix, layers in self.steps.items():
+            inside = x if self.norms == "post" else normed(f"{prefix}norm", x)
+            changes = []
+            for name in layers:
+                layer: Layer = getattr(self, name)
+                change, after[name] = layer(params[name], inside, begin[name], axes, key=own[name])
+                changes.append(change)
+            change = functools.reduce(jnp.add, changes)
+            x = x + (normed(f"{prefix}out_norm", change) if self.norms == "sandwich" else change)
+            x = normed(f"{prefix}norm", x) if self.norms == "post" else x
         return x, after
 
 

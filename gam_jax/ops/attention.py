@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from sharding import collectives
@@ -305,7 +306,7 @@ def backward(
 
 
 def _attend_forward(rule: Rule, *inputs: Array) -> tuple[Any, Any]:
-    out, lse = forward(rule, *inputs)
+    out, lse = (checkpoint_name(x, "attention") for x in forward(rule, *inputs))
     return (out, lse), (inputs, out, lse)
 
 

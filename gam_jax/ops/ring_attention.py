@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from gam_jax.ops.attention import EMPTY, Rule, attend, backward, forward, merge, with_sinks
@@ -116,7 +117,7 @@ def _ring(rule: Rule, axis: str, q: Array, k: Array, v: Array) -> tuple[Array, A
 
 def _ring_forward(rule: Rule, axis: str, *inputs: Array) -> tuple[Any, Any]:
     pair: tuple[Array, Array] = _ring(rule, axis, *inputs)
-    out, lse = pair
+    out, lse = (checkpoint_name(x, "attention") for x in pair)  # a ring is not to run again
     return (out, lse), (inputs, out, lse)
 
 

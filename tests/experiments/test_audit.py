@@ -50,6 +50,30 @@ def test_traffic_over_split_tokens_stays_where_ring_attention_s_grows(audit):
     assert last == 16 * first
 
 
+CONFIG = """
+from experiments.config import Experiment, config
+from gam_jax.data.config import DataConfig
+from gam_jax.layers import Attention, Block
+from gam_jax.model import LanguageModel
+
+def get_config():
+    block = Block(Attention(heads=4, context=64))
+    return config(Experiment(LanguageModel(block, width=32, depth=2), DataConfig(window=64)))
+"""
+
+
+def test_traffic_of_attention_over_split_tokens_is_that_of_a_ring(command, tmp_path):
+    (tmp_path / "transformer.py").write_text(CONFIG)
+    args = ("--mesh=seq=4", "--nocompile", "--json", f"--config={tmp_path / 'transformer.py'}")
+    result = command("audit", *args)
+    assert result.code == 0, result.err
+    found = json.loads(result.out)
+    assert found["agree"]
+    for row in found["longer"]:  # and two exchanges of half shards: queries, keys and values; back
+        exchanged = 2 * 2 * 16 * row["tokens"] // 4 * 32 * 4 * (3 + 1)
+        assert row["halo_sent"] == row["ring_attention_sent"] + exchanged
+
+
 def test_with_other_rules_there_are_counts_and_no_formulas(audit):
     found = audit("tensor=2", "--nocompile", "--config.parallel.rules=ffn=none")
     assert found["agree"] is None

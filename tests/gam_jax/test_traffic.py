@@ -9,12 +9,16 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import PartitionSpec as P
 
-from gam_jax.layers import GAM, MLP, Block, Layer, RMSNorm
+from gam_jax.layers import GAM, MLP, Attention, Block, Layer, RMSNorm
 from gam_jax.model import LanguageModel
+from gam_jax.ops.attention import Rule
+from gam_jax.ops.ring_attention import ring_attention
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.traffic import layer_traffic, step_traffic
 from gam_jax.train import abstract_state, make_train_step, state_shardings
+from sharding import cost
 from sharding.layout import Layout, Parallel, bytes_held
 from sharding.mesh import make_mesh
 from sharding.messages import compiled_messages, messages_of, totals
@@ -65,6 +69,29 @@ VARIANTS = {
     "global": {"block": Block(GAM(slots=16, variant="global"))},
 }
 
+PLAIN = Attention(heads=4, context=64)
+LLAMA = Block(PLAIN, MLP(activation="swiglu", bias=False), RMSNorm())
+VARIANTS |= {
+    "attention": {"block": LLAMA},
+    "attention, grouped with biases": {
+        "block": dataclasses.replace(
+            LLAMA,
+            mixer=Attention(
+                heads=8, kv_heads=4, head_size=4, context=64, bias=True, out_bias=True, sinks=True
+            ),
+        )
+    },
+    "attention, normed heads": {
+        "block": Block(dataclasses.replace(PLAIN, qk_norm=True, bias=True))
+    },
+    "attention, remat in bfloat16": {"block": LLAMA, "remat": True, "dtype": "bfloat16"},
+    "window": {"block": Block(Attention(heads=4, window=5))},
+    "window wider than a shard": {"block": Block(Attention(heads=4, window=30)), "remat": True},
+    "parallel": {"block": dataclasses.replace(LLAMA, form="parallel"), "remat": True},
+    "sandwich": {"block": dataclasses.replace(LLAMA, norms="sandwich"), "remat": True},
+    "post norm": {"block": Block(GAM(slots=16), norms="post"), "remat": True},
+}
+
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
@@ -84,6 +111,24 @@ def test_over_split_tokens_it_does_not_grow_with_the_sequence():
     model = dataclasses.replace(MODEL, context=0)
     layout = Layout(make_mesh(seq=8), Parallel("sequence"))
     assert counted(model, layout, 1, 64) == counted(model, layout, 1, 4096)
+
+
+@pytest.mark.parametrize("shards", [2, 4, 8])
+def test_a_ring_sends_what_ring_attention_is_known_to_send_and_two_exchanges(shards):
+    rows, tokens, heads, groups, size = 2, 64, 4, 2, 8
+    spec = P(None, "seq")
+    ring = jax.shard_map(
+        lambda q, k, v: ring_attention(Rule(1.0), q, k, v, "seq"),
+        mesh=make_mesh(seq=shards),
+        in_specs=(spec, spec, spec),
+        out_specs=spec,
+    )
+    q, k = (jax.ShapeDtypeStruct((rows, tokens, h, size), jnp.float32) for h in (heads, groups))
+    loss = jax.value_and_grad(lambda *arrays: ring(*arrays).sum(), argnums=(0, 1, 2))
+    (found,) = totals(messages_of(loss, q, k, k)).values()
+    known = cost.ring_attention(rows, tokens, groups * size, shards)
+    in_and_out = 2 * (2 * heads + 2 * groups) * rows * tokens // shards * size * 4
+    assert found.sent == known + in_and_out
 
 
 def by_group(messages):

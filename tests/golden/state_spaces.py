@@ -37,7 +37,19 @@ FALCON = {
     "ssm_in_multiplier": 1.25,
     "ssm_out_multiplier": 0.75,
 }
+LLAMA = {
+    "vocab_size": 48,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
+}
 CONFIGS = {
+    "hf_llama": ("Llama", {**LLAMA, "head_dim": 8}),
+    "hf_qwen2": ("Qwen2", {**LLAMA, "tie_word_embeddings": True}),
     "hf_mamba": (
         "Mamba",
         {"vocab_size": 48, "hidden_size": 24, "state_size": 6, "num_hidden_layers": 2},

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from sharding import collectives
-from sharding.exchange import prefix, ring
+from sharding.exchange import prefix, ring, ring_home
 from sharding.mesh import make_mesh
 from sharding.messages import Total, messages_of, totals
 
@@ -176,3 +176,22 @@ def test_what_a_prefix_sends_does_not_grow_with_the_tokens_and_what_a_ring_sends
     assert [kind for kind, _ in sent("memory", 24)] == ["all_gather"]
     ring_of = [sent("causal", tokens)["permute", ("seq",)].sent for tokens in (24, 48)]
     assert ring_of[1] == 2 * ring_of[0]
+
+
+@pytest.mark.parametrize("size", SIZES[1:])
+def test_what_is_found_for_a_block_on_its_way_comes_home(size):
+    """Each device adds its number times the block's; state and finding see every pair once."""
+    numbers = jnp.arange(1.0, size + 1)
+
+    def visit(own):
+        def step(state, block, found, source):
+            return state + block * source, found + own * block
+
+        return ring_home(step, jnp.zeros(1), own, jnp.zeros(1), "seq")
+
+    mapped = jax.shard_map(
+        visit, mesh=make_mesh(seq=size), in_specs=P("seq"), out_specs=(P("seq"), P("seq"))
+    )
+    state, found = jax.jit(mapped)(numbers)
+    np.testing.assert_array_equal(state, np.full(size, np.sum(numbers * np.arange(size))))
+    np.testing.assert_array_equal(found, numbers * np.sum(numbers))

@@ -31,12 +31,12 @@ def test_more_tokens_than_the_context_are_an_error():
 
 def test_a_model_says_before_it_writes_that_its_cache_is_too_small():
     model = LanguageModel(Block(LAYER), width=8, depth=2, vocab=16)
-    assert model.limit() == 6
+    assert model.limit == 6
     prompt = np.zeros((1, 4), np.int32)
     with pytest.raises(ValueError, match="7 tokens do not fit the model's cache of 6"):
         next(decode.generate(model, random_like(model.table()), prompt, 3, jax.random.key(0)))
     window = dataclasses.replace(LAYER, window=3)
-    assert dataclasses.replace(model, block=Block(window)).limit() == 0
+    assert dataclasses.replace(model, block=Block(window)).limit == 0
 
 
 def test_a_window_keeps_one_token_less_than_it_sees():
@@ -48,8 +48,8 @@ def test_training_holds_no_cache():
     """Memory of a gradient does not depend on the context that could be decoded."""
 
     def temporary(context):
-        block = Block(Attention(width=8, heads=2, context=context))
-        stack = Stack(block.__class__(block.mixer, width=8), depth=2)
+        block = Block(Attention(heads=2, context=context), width=8)
+        stack = Stack(block, depth=2)
         x = jax.ShapeDtypeStruct((2, 16, 8), jnp.float32)
         loss = jax.jit(jax.grad(lambda p, x: stack(p, x)[0].sum()))
         analysis = loss.lower(params_of(stack), x).compile().memory_analysis()

@@ -1,4 +1,4 @@
-"""Weights from and to other implementations."""
+"""Weights from and to the official PyTorch code of the GAM paper."""
 
 from __future__ import annotations
 

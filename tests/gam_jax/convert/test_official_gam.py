@@ -17,7 +17,7 @@ from gam_jax.model import LanguageModel
 from sharding.errors import UserError
 from tests import oracle
 
-GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "official_gam.npz"
+GOLDEN = pathlib.Path(__file__).parents[2] / "golden" / "official_gam.npz"
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,6 @@
+"""Weights from and to other implementations."""
+
+from gam_jax.convert.hf import from_hf, to_hf
+from gam_jax.convert.official_gam import from_official_gam, to_official_gam
+
+__all__ = ["from_hf", "from_official_gam", "to_hf", "to_official_gam"]

@@ -1,0 +1,88 @@
+"""What a class of Hugging Face transformers must say to be read and written here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from gam_jax.layers import Layer, RMSNorm
+from gam_jax.model import LanguageModel
+from gam_jax.params import Params
+from sharding.errors import UserError
+
+Config = Mapping[str, Any]
+"""What a config.json holds."""
+
+Tensors = Mapping[str, np.ndarray]
+"""Arrays of one block by the names they have inside it."""
+
+LayerType = TypeVar("LayerType", bound=Layer)
+
+
+class Family(NamedTuple):
+    """How a class of transformers becomes a model here, and back.
+
+    Attributes:
+      model: config.json -> model; a UserError where this project cannot express it.
+      config: model -> config.json; a UserError where transformers cannot express the model.
+      embedding, norm, blocks: names of the embedding, the last norm and, before a number, blocks.
+      read: (model, tensors of a block) -> parameters of a block.
+      write: the inverse of `read`.
+    """
+
+    model: Callable[[Config], LanguageModel]
+    config: Callable[[LanguageModel], dict[str, Any]]
+    embedding: str
+    norm: str
+    blocks: str
+    read: Callable[[LanguageModel, Tensors], Params]
+    write: Callable[[LanguageModel, Params], dict[str, np.ndarray]]
+
+
+def refuse(config: Config, **only: Any) -> None:
+    """A UserError for each field that is given and is not the one value that is known here."""
+    for name, value in only.items():
+        found = config.get(name)
+        if found not in (None, value):
+            raise UserError(
+                f"config.json: {name}={found!r} of model_type {config.get('model_type')} is not "
+                f"known here, {value!r} alone"
+            )
+
+
+def one(layer: Any, cls: type[LayerType], official: str) -> LayerType:
+    """`layer`, or a UserError if it is not of that class."""
+    if not isinstance(layer, cls):
+        raise UserError(
+            f"{official} of transformers has a {cls.__name__} where this model has a "
+            f"{type(layer).__name__}: it cannot be written as that"
+        )
+    return layer
+
+
+def check_plain(model: LanguageModel, official: str, scaled: bool = False) -> None:
+    """A UserError for learned positions, a last norm that is no RMSNorm, or (unscaled) scales."""
+    scales = model.embedding_scale, model.logit_scale
+    if model.context or not isinstance(model.norm, RMSNorm) or (not scaled and scales != (1, 1)):
+        raise UserError(
+            f"{official} of transformers has no learned positions, a last RMSNorm"
+            f"{'' if scaled else ' and no scales'}: this model cannot be written as that"
+        )
+
+
+def rotary_base(config: Config) -> float:
+    """rope_theta, wherever this version of transformers wrote it.
+
+    Raises:
+      UserError: positions that are scaled.
+    """
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        raise UserError(
+            f"config.json: rope_type={kind!r} of model_type {config.get('model_type')} is not "
+            f"known here: rotary positions without scaling alone"
+        )
+    return float(rope.get("rope_theta") or config.get("rope_theta", 10_000.0))

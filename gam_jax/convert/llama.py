@@ -1,0 +1,181 @@
+"""Llama and Qwen2 as Hugging Face transformers writes them."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from gam_jax.convert.family import (
+    Config,
+    Family,
+    Tensors,
+    check_plain,
+    one,
+    refuse,
+    rotary_base,
+)
+from gam_jax.layers import MLP, Attention, Block, RMSNorm
+from gam_jax.model import LanguageModel
+from gam_jax.params import Params
+from sharding.errors import UserError
+
+OFFICIAL = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+
+# Ours, and the name of transformers: scales of norms, attention's projections, the feed-forward.
+NORMS = {"mixer_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+HEADS = {"query": "q_proj", "key": "k_proj", "value": "v_proj"}
+UNITS = {"gate": "gate_proj", "in": "up_proj"}
+
+
+def _model(kind: str, config: Config) -> LanguageModel:
+    refuse(config, hidden_act="silu", use_sliding_window=False)
+    width, heads = config["hidden_size"], config["num_attention_heads"]
+    biased = kind == "qwen2" or config.get("attention_bias", False)
+    attention = Attention(
+        heads=heads,
+        kv_heads=config.get("num_key_value_heads") or heads,
+        head_size=config.get("head_dim") or width // heads,
+        rotary=rotary_base(config),
+        context=config.get("max_position_embeddings", 2048),
+        bias=biased,
+        out_bias=biased and kind == "llama",
+    )
+    ffn = MLP(
+        activation="swiglu",
+        hidden=config["intermediate_size"],
+        bias=config.get("mlp_bias", False),
+    )
+    norm = RMSNorm(eps=config.get("rms_norm_eps", 1e-6))
+    return LanguageModel(
+        Block(attention, ffn, norm),
+        width=width,
+        depth=config["num_hidden_layers"],
+        vocab=config["vocab_size"],
+        norm=norm,
+        tied=config.get("tie_word_embeddings", False),
+    )
+
+
+def _parts(model: LanguageModel, official: str) -> tuple[Attention, MLP, RMSNorm]:
+    block = one(model.block, Block, official)
+    if (block.form, block.norms) != ("sequential", "pre"):
+        raise UserError(
+            f"{official} of transformers has sequential blocks with norms before their layers: "
+            f"this model cannot be written as that"
+        )
+    return (
+        one(block.mixer, Attention, official),
+        one(block.ffn, MLP, official),
+        one(block.norm, RMSNorm, official),
+    )
+
+
+def _config(kind: str, model: LanguageModel) -> dict[str, Any]:
+    official = OFFICIAL[kind]
+    check_plain(model, official)
+    attention, ffn, norm = _parts(model, official)
+    known = Attention(
+        width=attention.width,
+        heads=attention.heads,
+        kv_heads=attention.kv_heads,
+        head_size=attention.head_size,
+        rotary=attention.rotary,
+        context=attention.context,
+        bias=attention.bias,
+        out_bias=attention.bias and kind == "llama",
+        dropout=attention.dropout,
+    )
+    gated = MLP(
+        width=ffn.width,
+        expansion=ffn.expansion,
+        dropout=ffn.dropout,
+        activation="swiglu",
+        hidden=ffn.hidden,
+        bias=ffn.bias and kind == "llama",
+    )
+    biased = attention.bias or kind == "llama"
+    if attention != known or not attention.rotary or not biased or ffn != gated:
+        biases = "biases on all of them or none" if kind == "llama" else "q, k and v biases alone"
+        raise UserError(
+            f"{official} of transformers has plain rotary attention and a SwiGLU, {biases}: this "
+            f"model cannot be written as that"
+        )
+    config = {
+        "architectures": [official],
+        "model_type": kind,
+        "hidden_size": model.width,
+        "intermediate_size": ffn.hidden or ffn.expansion * model.width,
+        "num_hidden_layers": model.depth,
+        "num_attention_heads": attention.heads,
+        "num_key_value_heads": attention.groups,
+        "head_dim": attention.size,
+        "vocab_size": model.vocab,
+        "max_position_embeddings": attention.context,
+        "rms_norm_eps": norm.eps,
+        "rope_theta": attention.rotary,
+        "rope_parameters": {"rope_type": "default", "rope_theta": attention.rotary},
+        "tie_word_embeddings": model.tied,
+        "hidden_act": "silu",
+    }
+    if kind == "llama":
+        return config | {"attention_bias": attention.bias, "mlp_bias": ffn.bias}
+    return config | {"use_sliding_window": False}
+
+
+def _read(kind: str, model: LanguageModel, tensors: Tensors) -> Params:
+    attention, ffn, _ = _parts(model, OFFICIAL[kind])
+    mixer: dict[str, np.ndarray] = {}
+    for ours, name in HEADS.items():
+        weight = tensors[f"self_attn.{name}.weight"]
+        mixer[ours] = weight.T.reshape(model.width, -1, attention.size)
+        if attention.bias:
+            bias = tensors[f"self_attn.{name}.bias"]
+            mixer[f"{ours}_bias"] = bias.reshape(-1, attention.size)
+    out = tensors["self_attn.o_proj.weight"]
+    mixer["out"] = out.T.reshape(-1, attention.size, model.width)
+    if attention.out_bias:
+        mixer["out_bias"] = tensors["self_attn.o_proj.bias"]
+    units = {f"w_{ours}": tensors[f"mlp.{name}.weight"].T for ours, name in UNITS.items()}
+    units["w_out"] = tensors["mlp.down_proj.weight"]
+    if ffn.bias:
+        for ours, name in (*UNITS.items(), ("out", "down_proj")):
+            units[f"b_{ours}"] = tensors[f"mlp.{name}.bias"]
+    norms = {ours: {"scale": tensors[f"{name}.weight"]} for ours, name in NORMS.items()}
+    return {"mixer": mixer, "ffn": units, **norms}
+
+
+def _write(kind: str, model: LanguageModel, params: Params) -> dict[str, np.ndarray]:
+    mixer, units, width = params["mixer"], params["ffn"], model.width
+    tensors = {f"{name}.weight": params[ours]["scale"] for ours, name in NORMS.items()}
+    for ours, name in HEADS.items():
+        tensors[f"self_attn.{name}.weight"] = mixer[ours].reshape(width, -1).T
+        if f"{ours}_bias" in mixer:
+            tensors[f"self_attn.{name}.bias"] = mixer[f"{ours}_bias"].reshape(-1)
+    tensors["self_attn.o_proj.weight"] = mixer["out"].reshape(-1, width).T
+    if "out_bias" in mixer:
+        tensors["self_attn.o_proj.bias"] = mixer["out_bias"]
+    for ours, name in UNITS.items():
+        tensors[f"mlp.{name}.weight"] = units[f"w_{ours}"].T
+    tensors["mlp.down_proj.weight"] = units["w_out"]
+    for ours, name in (*UNITS.items(), ("out", "down_proj")):
+        if f"b_{ours}" in units:
+            tensors[f"mlp.{name}.bias"] = units[f"b_{ours}"]
+    return tensors
+
+
+def _family(kind: str) -> Family:
+    return Family(
+        functools.partial(_model, kind),
+        functools.partial(_config, kind),
+        "model.embed_tokens.weight",
+        "model.norm.weight",
+        "model.layers.",
+        functools.partial(_read, kind),
+        functools.partial(_write, kind),
+    )
+
+
+FAMILIES = {official: _family(kind) for kind, official in OFFICIAL.items()}
+"""Architecture of config.json -> how its folders are read and written."""

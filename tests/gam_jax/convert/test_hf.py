@@ -1,0 +1,172 @@
+"""Folders of Hugging Face transformers, read and written without torch.
+
+The golden folders were written by `tests/golden/state_spaces.py`, with what transformers computes
+from them.
+"""
+
+import importlib.util
+import json
+import pathlib
+import shutil
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from gam_jax import decode
+from gam_jax.convert import from_hf, to_hf
+from gam_jax.convert.folder import read_config, read_tensors
+from gam_jax.convert.hf import read, write
+from gam_jax.layers import GAM, MLP, Attention, Block, RMSNorm
+from gam_jax.model import LanguageModel
+from sharding.errors import UserError
+from tests.examples import random_like
+
+GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
+NAMES = ("hf_llama", "hf_qwen2")
+every_folder = pytest.mark.parametrize("name", NAMES)
+
+
+def arrays_of(folder):
+    return read_config(folder), read_tensors(folder)
+
+
+@every_folder
+def test_logits_are_those_of_transformers(name):
+    model, params = from_hf(GOLDEN / name)
+    expected = np.load(GOLDEN / name / "expected.npz")
+    logits, _ = jax.jit(model)(params, expected["tokens"])
+    np.testing.assert_allclose(logits, expected["logits"], atol=2e-4)
+
+
+@every_folder
+def test_greedy_text_is_that_of_transformers(name):
+    model, params = from_hf(GOLDEN / name)
+    expected = np.load(GOLDEN / name / "expected.npz")
+    pieces = decode.generate(
+        model, params, expected["tokens"], 12, jax.random.key(0), temperature=0.0
+    )
+    np.testing.assert_array_equal(np.concatenate(list(pieces), axis=1), expected["greedy"])
+
+
+@every_folder
+@pytest.mark.parametrize("shard_bytes", [10**9, 20_000])
+def test_there_and_back_is_the_identity_in_one_file_or_in_many(name, shard_bytes, tmp_path):
+    model, params = from_hf(GOLDEN / name)
+    to_hf(model, params, tmp_path / "out", shard_bytes)
+    assert (len(list((tmp_path / "out").glob("*.safetensors"))) > 1) == (shard_bytes == 20_000)
+    config, tensors = arrays_of(GOLDEN / name)
+    again, same = arrays_of(tmp_path / "out")
+    assert same.keys() == tensors.keys()
+    for key, array in tensors.items():
+        np.testing.assert_array_equal(same[key], array, err_msg=key)
+    written = config.keys() & again.keys()
+    assert {k: config[k] for k in written} == {k: again[k] for k in written}
+    assert from_hf(tmp_path / "out")[0] == model
+
+
+def test_half_precision_is_read_into_float32(tmp_path):
+    shutil.copytree(GOLDEN / "hf_llama", tmp_path / "half")
+    tensors = read_tensors(GOLDEN / "hf_llama")
+    half = {name: array.astype(ml_dtypes.bfloat16) for name, array in tensors.items()}
+    safetensors.numpy.save_file(half, tmp_path / "half" / "model.safetensors")
+    _, params = from_hf(tmp_path / "half")
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
+    scale = half["model.norm.weight"].astype(np.float32)
+    np.testing.assert_array_equal(params["final_norm"]["scale"], scale)
+
+
+def test_biases_of_llama_go_both_ways():
+    block = Block(
+        Attention(heads=2, bias=True, out_bias=True, context=16),
+        MLP(activation="swiglu", hidden=12),
+        RMSNorm(),
+    )
+    model = LanguageModel(block, width=8, depth=2, vocab=16, norm=RMSNorm(), tied=False)
+    params = random_like(model.table())
+    config, tensors = write(model, params)
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert "model.layers.1.mlp.up_proj.bias" in tensors
+    again, same = read(config, tensors)
+    assert again.block.mixer.out_bias
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        np.testing.assert_array_equal(dict(jax.tree_util.tree_leaves_with_path(same))[path], leaf)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architectures": ["LlamaForCausalLN"]}, "did you mean 'LlamaForCausalLM'"),
+        ({"architectures": None}, "unknown architecture 'None'.*known are .*Qwen2ForCausalLM"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type='yarn'.*not known"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "rope_type='linear'"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu'.*'silu' alone"),
+        ({"use_sliding_window": True}, "use_sliding_window=True"),
+        ({"num_hidden_layers": 3}, "have no 'self_attn.q_proj.weight'"),
+        ({"intermediate_size": 48}, r"blocks/ffn/w_gate.*\(2, 24, 40\).*\(2, 24, 48\)"),
+        ({"num_attention_heads": 5}, "do not fit|not a multiple"),
+    ],
+)
+def test_what_is_not_known_is_refused_in_one_line(changes, message):
+    config, tensors = arrays_of(GOLDEN / "hf_llama")
+    with pytest.raises(UserError, match=message) as raised:
+        read({**config, **changes}, tensors)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_folder_that_is_not_whole_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"cannot read .*config.json"):
+        from_hf(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"holds no model.safetensors"):
+        from_hf(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"cannot read .*model.safetensors"):
+        from_hf(tmp_path)
+    index = {"weight_map": {"lm_head.weight": "a.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    safetensors.numpy.save_file({"x": np.zeros(1)}, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=r"names lm_head.weight, which a.safetensors does not"):
+        from_hf(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        (Block(GAM(slots=8), norm=RMSNorm()), "Attention where this model has a GAM"),
+        (Block(Attention(window=4), MLP(activation="swiglu"), RMSNorm()), "plain rotary"),
+        (Block(Attention(), MLP(), RMSNorm()), "SwiGLU"),
+        (
+            Block(Attention(), MLP(activation="swiglu"), RMSNorm(), form="parallel"),
+            "sequential blocks",
+        ),
+    ],
+)
+def test_what_transformers_lacks_is_refused(block, message, tmp_path):
+    model = LanguageModel(block, width=8, depth=1, vocab=16, norm=RMSNorm())
+    with pytest.raises(UserError, match=message):
+        to_hf(model, random_like(model.table()), tmp_path / "out")
+
+
+def test_nothing_is_written_over(tmp_path):
+    (tmp_path / "kept").write_text("")
+    with pytest.raises(UserError, match="not an empty folder"):
+        to_hf(*from_hf(GOLDEN / "hf_llama"), tmp_path)
+
+
+@every_folder
+def test_transformers_opens_what_is_written(name, tmp_path):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    spec = importlib.util.spec_from_file_location("golden", GOLDEN / "state_spaces.py")
+    golden = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(golden)
+    golden.random_model(name, seed=1).save_pretrained(tmp_path / "theirs")
+    model, params = from_hf(tmp_path / "theirs")
+    to_hf(model, params, tmp_path / "ours", 20_000)
+    opened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
+    expected = golden.expected(opened)
+    logits, _ = jax.jit(model)(params, expected["tokens"])
+    np.testing.assert_allclose(logits, expected["logits"], atol=2e-4)
+    assert opened.dtype == torch.float32
