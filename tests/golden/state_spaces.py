@@ -103,14 +103,14 @@ def random_model(name: str, seed: int = 0):
 
 
 def expected(model, seed: int = 0) -> dict[str, np.ndarray]:
-    """Tokens [2, 16], their logits, and a greedy continuation of 8 tokens after each."""
+    """Tokens [2, 19], their logits, and a greedy continuation of 12 tokens after each."""
     import torch
 
-    tokens = np.random.default_rng(seed).integers(3, model.config.vocab_size, (2, 16))
+    tokens = np.random.default_rng(seed).integers(3, model.config.vocab_size, (2, 19))
     with torch.no_grad():
         logits = model(torch.tensor(tokens)).logits
         rows = torch.tensor(tokens)
-        for _ in range(8):  # without a cache
+        for _ in range(12):  # without a cache
             step = model(rows, use_cache=False).logits[:, -1].argmax(-1, keepdim=True)
             rows = torch.cat([rows, step], dim=1)
     return {
