@@ -8,6 +8,7 @@ python -m experiments.benchmark scan      the ways to compute a memory scan, 8,1
 python -m experiments.benchmark decode    writing after 1 Ki, 16 Ki and 256 Ki tokens
 python -m experiments.benchmark mesh      a training step on meshes of 1 to 8 emulated devices
 python -m experiments.benchmark long      1 Mi tokens over 8 emulated devices
+python -m experiments.benchmark selective    the selective scan, by method and chunk
 
 step, length and decode run on one device, or on what --mesh and --emulate say.
 """
@@ -24,7 +25,7 @@ import jax
 from absl import flags
 
 from experiments import cli
-from experiments.benchmark import decode, length, mesh, scan, step
+from experiments.benchmark import decode, length, mesh, scan, selective, step
 from experiments.devices import define_device_flags, layout_from_flags
 from sharding import processes
 from sharding.errors import UserError
@@ -53,6 +54,8 @@ def main(which: str) -> None:
             )
         processes.emulate(mesh.DEVICES)
         result = OVER_MESHES[which](args.repeats)
+    elif which == "selective":
+        result = selective.run(args.repeats)
     elif which == "step":
         result = step.run(args.repeats, args.against, layout_from_flags(one_device=True))
     elif which == "scan":
@@ -94,4 +97,4 @@ def _shown(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags, choices=("step", "scan", *ON_MESH, *OVER_MESHES))
+    cli.run(main, define_flags, choices=("step", "scan", "selective", *ON_MESH, *OVER_MESHES))

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gam_jax.config import unknown
+from gam_jax.convert import falcon_h1, llama, mamba
 from gam_jax.convert import folder as files
-from gam_jax.convert import llama
 from gam_jax.convert.family import Config, Family, Tensors
 from gam_jax.model import LanguageModel
 from gam_jax.params import Params, abstract_params, path_name
@@ -20,7 +20,11 @@ from sharding.errors import UserError
 
 HEAD = "lm_head.weight"
 
-FAMILIES: Mapping[str, Family] = {**llama.FAMILIES}
+FAMILIES: Mapping[str, Family] = {
+    **llama.FAMILIES,
+    **mamba.FAMILIES,
+    **falcon_h1.FAMILIES,
+}
 """Every architecture that config.json may name; a model is written as the first that fits."""
 
 

@@ -32,7 +32,7 @@ def selective_scan(
     *,
     state: Float[Array, "B N D"] | None = None,
     method: str = "chunked",
-    chunk: int = 16,
+    chunk: int = 8,
     axis: str | None = None,
 ) -> tuple[Float[Array, "B T D"], Float[Array, "B N D"]]:
     """h_t = exp(dt_t a) h_{t-1} + dt_t x_t b_t, read as y_t = sum_n c_t h_t, for each channel.

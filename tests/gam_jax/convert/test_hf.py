@@ -25,7 +25,14 @@ from sharding.errors import UserError
 from tests.examples import random_like
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
-NAMES = ("hf_llama", "hf_qwen2")
+NAMES = (
+    "hf_llama",
+    "hf_qwen2",
+    "hf_mamba",
+    "hf_mamba2",
+    "hf_falcon_h1",
+    "hf_falcon_h1_normed",
+)
 every_folder = pytest.mark.parametrize("name", NAMES)
 
 

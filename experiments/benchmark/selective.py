@@ -1,0 +1,61 @@
+"""Time of the selective scan by method and chunk."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.benchmark.timing import medians
+from gam_jax.ops.selective_scan import selective_scan
+
+TOKENS, CHANNELS, NUMBERS = 8192, 512, 16
+CHUNKS = (4, 8, 16, 32)
+
+
+def run(repeats: int) -> dict[str, Any]:
+    """Forward, and forward with backward, of 8,192 tokens in 512 channels of 16 numbers; float32.
+
+    Returns:
+      A row a method and chunk: seconds of both, how many times as fast as
+      `lax.associative_scan`, and temporary bytes a token (the compiler's own count).
+    """
+    keys = jax.random.split(jax.random.key(0), 4)
+    x = jax.random.normal(keys[0], (1, TOKENS, CHANNELS))
+    dt = jax.nn.softplus(jax.random.normal(keys[1], x.shape) - 4)
+    a = -jnp.tile(jnp.arange(1.0, NUMBERS + 1)[:, None], CHANNELS)
+    b, c = (jax.random.normal(key, (1, TOKENS, NUMBERS)) for key in keys[2:])
+    args = x, dt, a, b, c
+    variants: dict[str, dict[str, Any]] = {
+        "associative": {"method": "associative"},
+        "recurrent": {"method": "recurrent"},
+        **{f"chunks of {chunk}": {"chunk": chunk} for chunk in CHUNKS},
+    }
+    forward, both = {}, {}
+    for name, options in variants.items():
+        scan = functools.partial(selective_scan, **options)
+        forward[name] = jax.jit(scan).lower(*args).compile()
+        loss = jax.grad(lambda *args, scan=scan: jnp.sum(scan(*args)[0] ** 2), tuple(range(5)))
+        both[name] = jax.jit(loss).lower(*args).compile()
+    seconds = [
+        medians({name: lambda f=f: f(*args) for name, f in compiled.items()}, repeats, warmup=1)
+        for compiled in (forward, both)
+    ]
+    slowest = [found["associative"]["median"] for found in seconds]
+    rows = []
+    for name in variants:
+        own = [found[name]["median"] for found in seconds]
+        memory = getattr(both[name].memory_analysis(), "temp_size_in_bytes", float("nan"))
+        rows.append(
+            {
+                "method": name,
+                "forward_seconds": own[0],
+                "seconds": own[1],
+                "times_as_fast_forward": slowest[0] / own[0],
+                "times_as_fast": slowest[1] / own[1],
+                "bytes_per_token": memory / TOKENS,
+            }
+        )
+    return {"selective_scan": rows}

@@ -1,0 +1,224 @@
+"""Falcon-H1 as Hugging Face transformers writes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gam_jax.convert.family import (
+    Config,
+    Family,
+    Tensors,
+    check_plain,
+    one,
+    refuse,
+    rotary_base,
+)
+from gam_jax.convert.mamba import check_one_norm, read_ssm, step_limits, write_limits, write_ssm
+from gam_jax.layers import MLP, Attention, Block, FalconH1, Mamba2, RMSNorm
+from gam_jax.layers.mamba2 import Scales
+from gam_jax.model import LanguageModel
+from gam_jax.params import Params
+from sharding.errors import UserError
+
+OFFICIAL = "FalconH1ForCausalLM"
+
+
+def _model(config: Config) -> LanguageModel:
+    biases = ("attention_bias", "mlp_bias", "projectors_bias", "mamba_proj_bias")
+    refuse(config, hidden_act="silu", **dict.fromkeys(biases, False))
+    width, heads = config["hidden_size"], config["num_attention_heads"]
+    size = config.get("head_dim") or width // heads
+    key = config.get("key_multiplier", 1.0)
+    attention = Attention(
+        heads=heads,
+        kv_heads=config.get("num_key_value_heads") or 0,
+        head_size=size,
+        rotary=rotary_base(config),
+        context=config.get("max_position_embeddings", 8192),
+        scale=0.0 if key == 1 else key * size**-0.5,
+    )
+    mixer = FalconH1(
+        attention,
+        _ssm(config),
+        attention_in=config.get("attention_in_multiplier", 1.0),
+        attention_out=config.get("attention_out_multiplier", 1.0),
+        ssm_out=config.get("ssm_out_multiplier", 1.0),
+    )
+    gate, down = config.get("mlp_multipliers") or (1.0, 1.0)
+    ffn = MLP(
+        activation="swiglu",
+        hidden=config["intermediate_size"],
+        bias=False,
+        gate_scale=gate,
+        out_scale=down,
+    )
+    norm = RMSNorm(eps=config.get("rms_norm_eps", 1e-5))
+    return LanguageModel(
+        Block(mixer, ffn, norm),
+        width=width,
+        depth=config["num_hidden_layers"],
+        vocab=config["vocab_size"],
+        norm=norm,
+        tied=config.get("tie_word_embeddings", False),
+        embedding_scale=config.get("embedding_multiplier", 1.0),
+        logit_scale=config.get("lm_head_multiplier", 1.0),
+    )
+
+
+def _ssm(config: Config) -> Mamba2:
+    inner = config.get("mamba_d_ssm") or int(config["mamba_expand"] * config["hidden_size"])
+    norm = "norm_first" if config.get("mamba_norm_before_gate", True) else "gate_first"
+    low, high = step_limits(config)
+    scales = config.get("ssm_multipliers") or (1.0,) * 5
+    return Mamba2(
+        inner=inner,
+        head=inner // config["mamba_n_heads"],
+        state=config["mamba_d_state"],
+        groups=config["mamba_n_groups"],
+        kernel=config["mamba_d_conv"],
+        norm=norm if config.get("mamba_rms_norm") else "none",
+        eps=config.get("rms_norm_eps", 1e-5),
+        dt_min=low,
+        dt_max=high,
+        scales=Scales(config.get("ssm_in_multiplier", 1.0), *scales),
+    )
+
+
+def _parts(model: LanguageModel) -> tuple[FalconH1, Attention, Mamba2, MLP, RMSNorm]:
+    block = one(model.block, Block, OFFICIAL)
+    mixer = one(block.mixer, FalconH1, OFFICIAL)
+    if (block.form, block.norms) != ("sequential", "pre"):
+        raise UserError(
+            f"{OFFICIAL} of transformers has sequential blocks with norms before their layers: "
+            f"this model cannot be written as that"
+        )
+    return (
+        mixer,
+        one(mixer.attention, Attention, OFFICIAL),
+        one(mixer.ssm, Mamba2, OFFICIAL),
+        one(block.ffn, MLP, OFFICIAL),
+        one(block.norm, RMSNorm, OFFICIAL),
+    )
+
+
+def _config(model: LanguageModel) -> dict[str, Any]:
+    mixer, attention, ssm, ffn, norm = _parts(model)
+    check_plain(model, OFFICIAL, scaled=True)
+    check_one_norm(model, norm, OFFICIAL)
+    known = Attention(
+        width=attention.width,
+        heads=attention.heads,
+        kv_heads=attention.kv_heads,
+        head_size=attention.head_size,
+        rotary=attention.rotary,
+        context=attention.context,
+        scale=attention.scale,
+        dropout=attention.dropout,
+    )
+    if attention != known or not attention.rotary or ffn.activation != "swiglu" or ffn.bias:
+        raise UserError(
+            f"{OFFICIAL} of transformers has plain rotary attention and a SwiGLU without biases: "
+            f"this model cannot be written as that"
+        )
+    if ssm.norm != "none" and ssm.eps != norm.eps:
+        raise UserError(f"{OFFICIAL} of transformers has one epsilon for all norms")
+    scales = ssm.scales
+    return {
+        "architectures": [OFFICIAL],
+        "model_type": "falcon_h1",
+        "hidden_size": model.width,
+        "intermediate_size": ffn.hidden or ffn.expansion * model.width,
+        "num_hidden_layers": model.depth,
+        "vocab_size": model.vocab,
+        "rms_norm_eps": norm.eps,
+        "tie_word_embeddings": model.tied,
+        "hidden_act": "silu",
+        "num_attention_heads": attention.heads,
+        "num_key_value_heads": attention.groups,
+        "head_dim": attention.size,
+        "max_position_embeddings": attention.context,
+        "rope_theta": attention.rotary,
+        "rope_parameters": {"rope_type": "default", "rope_theta": attention.rotary},
+        "mamba_d_ssm": ssm.heads * ssm.head,
+        "mamba_n_heads": ssm.heads,
+        "mamba_d_head": ssm.head,
+        "mamba_n_groups": ssm.groups,
+        "mamba_d_state": ssm.state,
+        "mamba_d_conv": ssm.kernel,
+        "mamba_rms_norm": ssm.norm != "none",
+        "mamba_norm_before_gate": ssm.norm != "gate_first",
+        "time_step_limit": write_limits(ssm),
+        "embedding_multiplier": model.embedding_scale,
+        "lm_head_multiplier": model.logit_scale,
+        "attention_in_multiplier": mixer.attention_in,
+        "attention_out_multiplier": mixer.attention_out,
+        "key_multiplier": _rounded(attention.scale * attention.size**0.5) or 1.0,
+        "mlp_multipliers": [ffn.gate_scale, ffn.out_scale],
+        "ssm_in_multiplier": scales.input,
+        "ssm_out_multiplier": mixer.ssm_out,
+        "ssm_multipliers": [scales.z, scales.x, scales.b, scales.c, scales.dt],
+    }
+
+
+def _rounded(x: float) -> float:
+    """Without what multiplying by a square root and back leaves in the last digits."""
+    return float(f"{x:.12g}")
+
+
+def _read(model: LanguageModel, tensors: Tensors) -> Params:
+    _, attention, ssm, _, _ = _parts(model)
+    width, size = model.width, attention.size
+
+    def heads(name: str) -> np.ndarray:
+        return tensors[f"self_attn.{name}_proj.weight"].T.reshape(width, -1, size)
+
+    return {
+        "mixer_norm": {"scale": tensors["input_layernorm.weight"]},
+        "mixer": {
+            "attention": {
+                "query": heads("q"),
+                "key": heads("k"),
+                "value": heads("v"),
+                "out": tensors["self_attn.o_proj.weight"].T.reshape(-1, size, width),
+            },
+            "ssm": read_ssm(ssm, "mamba", tensors),
+        },
+        "ffn_norm": {"scale": tensors["pre_ff_layernorm.weight"]},
+        "ffn": {
+            "w_gate": tensors["feed_forward.gate_proj.weight"].T,
+            "w_in": tensors["feed_forward.up_proj.weight"].T,
+            "w_out": tensors["feed_forward.down_proj.weight"],
+        },
+    }
+
+
+def _write(model: LanguageModel, params: Params) -> dict[str, np.ndarray]:
+    attention, ffn, width = params["mixer"]["attention"], params["ffn"], model.width
+    return {
+        "input_layernorm.weight": params["mixer_norm"]["scale"],
+        "pre_ff_layernorm.weight": params["ffn_norm"]["scale"],
+        "self_attn.q_proj.weight": attention["query"].reshape(width, -1).T,
+        "self_attn.k_proj.weight": attention["key"].reshape(width, -1).T,
+        "self_attn.v_proj.weight": attention["value"].reshape(width, -1).T,
+        "self_attn.o_proj.weight": attention["out"].reshape(-1, width).T,
+        **write_ssm("mamba", params["mixer"]["ssm"]),
+        "feed_forward.gate_proj.weight": ffn["w_gate"].T,
+        "feed_forward.up_proj.weight": ffn["w_in"].T,
+        "feed_forward.down_proj.weight": ffn["w_out"],
+    }
+
+
+FAMILIES = {
+    OFFICIAL: Family(
+        _model,
+        _config,
+        "model.embed_tokens.weight",
+        "model.final_layernorm.weight",
+        "model.layers.",
+        _read,
+        _write,
+    )
+}
+"""Architecture of config.json -> how its folders are read and written."""
