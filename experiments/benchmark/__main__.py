@@ -4,6 +4,7 @@ python -m experiments.benchmark step      a training step of the paper's 22.6 M 
 python -m experiments.benchmark step --against=gam_model.py    the official PyTorch code too
 python -m experiments.benchmark length    one block, 256 to 131,072 tokens
 python -m experiments.benchmark decode    writing after 1 Ki, 16 Ki and 256 Ki tokens
+python -m experiments.benchmark bank      one read, 4,096 to 1,048,576 slots
 python -m experiments.benchmark mesh      a training step on meshes of 1 to 8 emulated devices
 python -m experiments.benchmark long      1 Mi tokens over 8 emulated devices
 
@@ -21,12 +22,13 @@ import jax
 from absl import flags
 
 from experiments import cli
-from experiments.benchmark import decode, length, mesh, step
+from experiments.benchmark import bank, decode, length, mesh, step
 from experiments.devices import define_device_flags, layout_from_flags
 from sharding import processes
 from sharding.errors import UserError
 
 ON_MESH = {"length": length.run, "decode": decode.run}
+PLAIN = {"bank": bank.run}
 OVER_MESHES = {"mesh": mesh.run, "long": mesh.run_long}
 
 
@@ -48,6 +50,10 @@ def main(which: str) -> None:
             )
         processes.emulate(mesh.DEVICES)
         result = OVER_MESHES[which](args.repeats)
+    elif which in PLAIN:
+        if args.mesh or args.emulate:
+            raise UserError(f"benchmark {which} runs on one device: leave --mesh, --emulate out")
+        result = PLAIN[which](args.repeats)
     elif which == "step":
         result = step.run(args.repeats, args.against, layout_from_flags(one_device=True))
     else:
@@ -78,4 +84,4 @@ def _shown(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags, choices=("step", *ON_MESH, *OVER_MESHES))
+    cli.run(main, define_flags, choices=("step", *ON_MESH, *PLAIN, *OVER_MESHES))
