@@ -9,6 +9,7 @@ from gam_jax.layers.falcon_h1 import FalconH1
 from gam_jax.layers.gam import GAM
 from gam_jax.layers.mamba import Mamba
 from gam_jax.layers.mamba2 import Mamba2
+from gam_jax.layers.mhs import MHS
 from gam_jax.layers.mlp import MLP
 from gam_jax.layers.norm import LayerNorm, RMSNorm
 from gam_jax.layers.product_memory import ProductMemory
@@ -29,6 +30,7 @@ LAYERS: dict[str, type] = {
         GRU,
         LSTM,
         LayerNorm,
+        MHS,
         MLP,
         Mamba,
         Mamba2,
@@ -48,6 +50,7 @@ __all__ = [
     "GRU",
     "LAYERS",
     "LSTM",
+    "MHS",
     "MLP",
     "TCN",
     "TCNCA",
