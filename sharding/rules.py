@@ -17,7 +17,6 @@ DEFAULT_RULES: Rules = MappingProxyType(
         "vocab": "tensor",
         "slot": "tensor",
         "channel": "tensor",
-        "heads": "tensor",
         "ffn": "tensor",
         "heads": "tensor",
         "embed": None,

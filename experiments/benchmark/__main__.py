@@ -1,16 +1,17 @@
 """Measures this machine. Medians of several runs; ratios only within one process.
 
-python -m experiments.benchmark step      a training step of the paper's 22.6 M model
+python -m experiments.benchmark step         a training step of the paper's 22.6 M model
 python -m experiments.benchmark step --against=gam_model.py    the official PyTorch code too
-python -m experiments.benchmark length    one block, 256 to 131,072 tokens
+python -m experiments.benchmark length       one block, 256 to 131,072 tokens
 python -m experiments.benchmark length --mixers=GAM,LinearMemory.gla --lengths=131072
-python -m experiments.benchmark scan      the ways to compute a memory scan, 8,192 tokens
-python -m experiments.benchmark decode    writing after 1 Ki, 16 Ki and 256 Ki tokens
-python -m experiments.benchmark mesh      a training step on meshes of 1 to 8 emulated devices
-python -m experiments.benchmark long      1 Mi tokens over 8 emulated devices
+python -m experiments.benchmark decode       writing after 1 Ki, 16 Ki and 256 Ki tokens
+python -m experiments.benchmark scan         the ways to compute a memory scan, 8,192 tokens
 python -m experiments.benchmark selective    the selective scan, by method and chunk
+python -m experiments.benchmark bank         one read, 4,096 to 1,048,576 slots
+python -m experiments.benchmark mesh         a training step on meshes of 1 to 8 emulated devices
+python -m experiments.benchmark long         1 Mi tokens over 8 emulated devices
 
-step, length and decode run on one device, or on what --mesh and --emulate say.
+step, length and decode run on one device, or on what --mesh and --emulate say; the others choose.
 """
 
 from __future__ import annotations
@@ -25,12 +26,13 @@ import jax
 from absl import flags
 
 from experiments import cli
-from experiments.benchmark import decode, length, mesh, scan, selective, step
+from experiments.benchmark import bank, decode, length, mesh, scan, selective, step
 from experiments.devices import define_device_flags, layout_from_flags
 from sharding import processes
 from sharding.errors import UserError
 
-ON_MESH = ("length", "decode")
+ON_MESH = ("step", "length", "decode")
+ON_ONE = {"scan": scan.run, "selective": selective.run, "bank": bank.run}
 OVER_MESHES = {"mesh": mesh.run, "long": mesh.run_long}
 
 
@@ -46,32 +48,31 @@ def define_flags() -> None:
 
 def main(which: str) -> None:
     """Runs one benchmark and prints its figures."""
-    args = flags.FLAGS
-    if which in OVER_MESHES:
-        if args.mesh or args.emulate:
-            raise UserError(
-                f"benchmark {which} chooses its own meshes: leave --mesh, --emulate out"
-            )
-        processes.emulate(mesh.DEVICES)
-        result = OVER_MESHES[which](args.repeats)
-    elif which == "selective":
-        result = selective.run(args.repeats)
-    elif which == "step":
-        result = step.run(args.repeats, args.against, layout_from_flags(one_device=True))
-    elif which == "scan":
-        result = scan.run(args.repeats)
-    elif which == "length":
-        layout = layout_from_flags(one_device=True)
-        result = length.run(args.repeats, layout, args.mixers, _lengths(args.lengths))
-    else:
-        result = decode.run(args.repeats, layout_from_flags(one_device=True))
+    result = _run(which)
     machine = {"cores": os.cpu_count(), "machine": platform.machine(), "jax": jax.__version__}
-    if args.json:
+    if flags.FLAGS.json:
         print(json.dumps({"benchmark": which, **machine, **result}))
         return
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     for name, value in result.items():
         print_figure(name, value)
+
+
+def _run(which: str) -> dict[str, Any]:
+    args = flags.FLAGS
+    if which not in ON_MESH and (args.mesh or args.emulate):
+        raise UserError(f"benchmark {which} chooses its own devices: leave --mesh, --emulate out")
+    if which in OVER_MESHES:
+        processes.emulate(mesh.DEVICES)
+        return OVER_MESHES[which](args.repeats)
+    if which in ON_ONE:
+        return ON_ONE[which](args.repeats)
+    layout = layout_from_flags(one_device=True)
+    if which == "step":
+        return step.run(args.repeats, args.against, layout)
+    if which == "length":
+        return length.run(args.repeats, layout, args.mixers, _lengths(args.lengths))
+    return decode.run(args.repeats, layout)
 
 
 def _lengths(given: Sequence[str]) -> list[int]:
@@ -97,4 +98,4 @@ def _shown(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags, choices=("step", "scan", "selective", *ON_MESH, *OVER_MESHES))
+    cli.run(main, define_flags, choices=(*ON_MESH, *ON_ONE, *OVER_MESHES))

@@ -11,6 +11,7 @@ from gam_jax.layers.gam import GAM
 from gam_jax.layers.linear_memory import LinearMemory
 from gam_jax.layers.mamba import Mamba
 from gam_jax.layers.mamba2 import Mamba2
+from gam_jax.layers.mhs import MHS
 from gam_jax.layers.minimal import MinimalRNN
 from gam_jax.layers.mlp import MLP
 from gam_jax.layers.norm import LayerNorm, RMSNorm
@@ -35,11 +36,12 @@ LAYERS: dict[str, type] = {
         LSTM,
         LayerNorm,
         LinearMemory,
+        MHS,
         MLP,
         Mamba,
         Mamba2,
-        ProductMemory,
         MinimalRNN,
+        ProductMemory,
         RMSNorm,
         Residual,
         Shallow,
@@ -56,6 +58,7 @@ __all__ = [
     "GRU",
     "LAYERS",
     "LSTM",
+    "MHS",
     "MLP",
     "TCN",
     "TCNCA",

@@ -30,7 +30,7 @@ def log_step_sizes(low: float = 1e-3, high: float = 0.1, floor: float = 1e-4) ->
     return draw
 
 
-def _log_of_order(key: Array, shape: tuple[int, ...]) -> Array:
+def log_of_order(key: Array, shape: tuple[int, ...]) -> Array:
     """log n for the n-th number of a state, n = 1..N, in each channel: S4D-Real."""
     order = jnp.arange(1, shape[-2] + 1, dtype=jnp.float32)
     return jnp.broadcast_to(jnp.log(order)[:, None], shape)
@@ -83,7 +83,7 @@ class Mamba(Layer):
             "w_x": Param((inner, small), ("channel", None), fan_in(inner)),
             "w_dt": Param((rank, inner), (None, "channel"), uniform(rank**-0.5)),
             "dt_bias": Param((inner,), channel, log_step_sizes(), decay=False),
-            "a_log": Param((self.state, inner), (None, "channel"), _log_of_order, decay=False),
+            "a_log": Param((self.state, inner), (None, "channel"), log_of_order, decay=False),
             "skip": Param((inner,), channel, ones, decay=False),
             "w_out": Param((width, inner), ("embed", "channel"), fan_in(inner)),
         }

@@ -6,17 +6,28 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from sharding import collectives
+
 
 def layer_norm(
-    x: Float[Array, "*B D"], scale: Float[Array, D], bias: Float[Array, D], eps: float = 1e-5
+    x: Float[Array, "*B D"],
+    scale: Float[Array, D],
+    bias: Float[Array, D],
+    eps: float = 1e-5,
+    axis: str | None = None,
 ) -> Float[Array, "*B D"]:
     """(x - mean) / sqrt(variance + eps) * scale + bias over the last axis, in float32.
 
     Source: Ba et al. 2016 (arXiv 1607.06450), eq. 3-4. Returns the dtype of x.
+
+    `axis` is a mesh axis that splits D: mean and variance are then those of all its devices.
     """
+    parts = collectives.axis_size(axis)
     wide = x.astype(jnp.float32)
-    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    mean = collectives.psum(jnp.mean(wide, axis=-1, keepdims=True), axis) / parts
+    centred = wide - mean
     variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+    variance = collectives.psum(variance, axis) / parts
     return (centred * lax.rsqrt(variance + eps) * scale + bias).astype(x.dtype)
 
 
