@@ -6,6 +6,7 @@ python -m experiments.benchmark length    one block, 256 to 131,072 tokens
 python -m experiments.benchmark decode    writing after 1 Ki, 16 Ki and 256 Ki tokens
 python -m experiments.benchmark mesh      a training step on meshes of 1 to 8 emulated devices
 python -m experiments.benchmark long      1 Mi tokens over 8 emulated devices
+python -m experiments.benchmark checkpoint   what saving and restoring cost
 
 step, length and decode run on one device, or on what --mesh and --emulate say.
 """
@@ -21,13 +22,13 @@ import jax
 from absl import flags
 
 from experiments import cli
-from experiments.benchmark import decode, length, mesh, step
+from experiments.benchmark import checkpoint, decode, length, mesh, step
 from experiments.devices import define_device_flags, layout_from_flags
 from sharding import processes
 from sharding.errors import UserError
 
 ON_MESH = {"length": length.run, "decode": decode.run}
-OVER_MESHES = {"mesh": mesh.run, "long": mesh.run_long}
+OVER_MESHES = {"mesh": mesh.run, "long": mesh.run_long, "checkpoint": checkpoint.run}
 
 
 def define_flags() -> None:

@@ -45,6 +45,7 @@ Axes = Mapping[str, tuple[str | None, ...]]
 PARTIAL, DELETING, DAMAGED = ".partial", ".deleting", ".damaged"
 WAIT_SECONDS = 600
 """How long the first process waits for what the others have written."""
+GIVE_UP_TURNS = 100
 
 
 class Damaged(UserError):
@@ -90,14 +91,13 @@ class Checkpoints:
         self._newest = -1
         self._checked: set[int] = set()
         self._losses: dict[int, float | None] = {}
-        if not read_only and processes.is_first():
-            try:
+        self._cleans = not read_only and processes.is_first()
+        try:
+            if self._cleans:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                for end in (PARTIAL, DELETING):
-                    for path in self.folder.glob(f"*{end}"):
-                        shutil.rmtree(path)
-            except OSError as error:
-                raise self._cannot_save(error) from error
+            self._clean()
+        except OSError as error:
+            raise self._cannot_save(error) from error
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -179,6 +179,7 @@ class Checkpoints:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+        self._clean()
 
     # Choosing.
 
@@ -420,8 +421,19 @@ class Checkpoints:
 
     def _give_up(self, partial: pathlib.Path) -> None:
         self._writer = None  # Orbax's may be left in any state
-        if processes.is_first():
+        if not processes.is_first():
+            return
+        for _ in range(GIVE_UP_TURNS):  # some of its threads may still be writing there
             shutil.rmtree(partial, ignore_errors=True)
+            time.sleep(0.05)
+            if not partial.exists():
+                return
+
+    def _clean(self) -> None:
+        """Removes what saves and removals that died, or were given up, have left."""
+        for end in (PARTIAL, DELETING) if self._cleans else ():
+            for path in self.folder.glob(f"*{end}"):
+                shutil.rmtree(path)
 
     def _join(self) -> None:
         if self._thread is not None:
