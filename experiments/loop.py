@@ -230,7 +230,8 @@ class _Run:
                 self.pace.pause()
                 self.pending = step, values
                 improved = step % settings.validate_every == 0 and self._validate(step, state)
-                if improved or step % self.experiment.checkpoint.every == 0:
+                due = improved or step % self.experiment.checkpoint.every == 0
+                if due and step < settings.last_step:  # the last is saved below, validated
                     self.save(step, state, batches.position)
             self._report()
             if step == settings.last_step and (self.last is None or self.last[0] != step):

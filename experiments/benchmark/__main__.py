@@ -10,6 +10,7 @@ python -m experiments.benchmark selective    the selective scan, by method and c
 python -m experiments.benchmark bank         one read, 4,096 to 1,048,576 slots
 python -m experiments.benchmark mesh         a training step on meshes of 1 to 8 emulated devices
 python -m experiments.benchmark long         1 Mi tokens over 8 emulated devices
+python -m experiments.benchmark checkpoint   what saving and restoring cost
 
 step, length and decode run on one device, or on what --mesh and --emulate say; the others choose.
 """
@@ -26,14 +27,14 @@ import jax
 from absl import flags
 
 from experiments import cli
-from experiments.benchmark import bank, decode, length, mesh, scan, selective, step
+from experiments.benchmark import bank, checkpoint, decode, length, mesh, scan, selective, step
 from experiments.devices import define_device_flags, layout_from_flags
 from sharding import processes
 from sharding.errors import UserError
 
 ON_MESH = ("step", "length", "decode")
 ON_ONE = {"scan": scan.run, "selective": selective.run, "bank": bank.run}
-OVER_MESHES = {"mesh": mesh.run, "long": mesh.run_long}
+OVER_MESHES = {"mesh": mesh.run, "long": mesh.run_long, "checkpoint": checkpoint.run}
 
 
 def define_flags() -> None:

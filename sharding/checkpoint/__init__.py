@@ -3,7 +3,8 @@
 python -m sharding.checkpoint --help   looks into them, compares them, moves parameters in and out
 """
 
+from sharding.checkpoint.failures import CannotSave, Damaged
 from sharding.checkpoint.keep import CheckpointConfig
-from sharding.checkpoint.store import CannotSave, Checkpoints, Damaged
+from sharding.checkpoint.store import Checkpoints
 
 __all__ = ["CannotSave", "CheckpointConfig", "Checkpoints", "Damaged"]

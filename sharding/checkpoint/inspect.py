@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from sharding.checkpoint.digest import add, digest, shown
+from sharding.checkpoint.failures import Damaged
 from sharding.checkpoint.manifest import Stored, Unreadable, check_files
 from sharding.checkpoint.names import Fact
-from sharding.checkpoint.store import Checkpoints, Damaged
+from sharding.checkpoint.store import Checkpoints
 from sharding.errors import UserError
 
 FOLDER = "checkpoints"

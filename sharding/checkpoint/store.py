@@ -7,7 +7,6 @@ renamed to `<step>.deleting` first, so that half a checkpoint is never seen.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import pathlib
@@ -22,20 +21,12 @@ import numpy as np
 
 from sharding import processes
 from sharding.checkpoint import names
-from sharding.checkpoint.arrays import FOLDER, Reader, Writer, count_bytes, own_digests, own_files
+from sharding.checkpoint.arrays import Reader, Writer, count_bytes, own_digests
+from sharding.checkpoint.commit import complete
 from sharding.checkpoint.digest import add, shown
+from sharding.checkpoint.failures import CannotSave, Damaged, first_line
 from sharding.checkpoint.keep import CheckpointConfig
-from sharding.checkpoint.manifest import (
-    File,
-    Manifest,
-    Stored,
-    Unreadable,
-    check_files,
-    files_of,
-    hash_file,
-    read,
-    write,
-)
+from sharding.checkpoint.manifest import Manifest, Stored, Unreadable, check_files, read
 from sharding.errors import UserError
 
 State = TypeVar("State")
@@ -43,28 +34,7 @@ Axes = Mapping[str, tuple[str | None, ...]]
 """Logical axes by the name of an array."""
 
 PARTIAL, DELETING, DAMAGED = ".partial", ".deleting", ".damaged"
-WAIT_SECONDS = 600
-"""How long the first process waits for what the others have written."""
-
-
-class Damaged(UserError):
-    """A checkpoint that is not as it was written.
-
-    Attributes:
-      where: which one.
-      reason: what is wrong with it.
-    """
-
-    def __init__(self, where: str, reason: str) -> None:
-        super().__init__(
-            f"{where} is damaged ({reason}): train on from the newest whole one with "
-            f"--resume=latest-good"
-        )
-        self.where, self.reason = where, reason
-
-
-class CannotSave(UserError):
-    """A save that failed; earlier checkpoints are as they were."""
+GIVE_UP_TURNS = 100
 
 
 class Checkpoints:
@@ -90,14 +60,13 @@ class Checkpoints:
         self._newest = -1
         self._checked: set[int] = set()
         self._losses: dict[int, float | None] = {}
-        if not read_only and processes.is_first():
-            try:
+        self._cleans = not read_only and processes.is_first()
+        try:
+            if self._cleans:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                for end in (PARTIAL, DELETING):
-                    for path in self.folder.glob(f"*{end}"):
-                        shutil.rmtree(path)
-            except OSError as error:
-                raise self._cannot_save(error) from error
+            self._clean()
+        except OSError as error:
+            raise self._cannot_save(error) from error
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -134,7 +103,10 @@ class Checkpoints:
             return
         leaves = names.flat(state)
         self._check_room(leaves)
-        facts = {name: names.fact(leaf) for name, leaf in leaves.items()}
+        axes = axes or {}
+        arrays = {
+            name: Stored(names.fact(leaf), axes.get(name), "") for name, leaf in leaves.items()
+        }
         leaves = {name: names.stored(leaf) for name, leaf in leaves.items()}
         digests = own_digests(leaves)
         self._writer = self._writer or Writer()
@@ -147,9 +119,7 @@ class Checkpoints:
 
         def finish() -> None:
             try:
-                self._commit(
-                    partial, digests, facts, Manifest(step, loss, {}, extra, {}), axes or {}
-                )
+                self._commit(partial, digests, Manifest(step, loss, arrays, extra, {}))
                 self._prune(step)
             except Exception as error:  # Orbax and TensorStore raise many kinds
                 self._give_up(partial)
@@ -179,6 +149,7 @@ class Checkpoints:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+        self._clean()
 
     # Choosing.
 
@@ -325,7 +296,7 @@ class Checkpoints:
         try:
             found = self.reader(step).restore(wanted)
         except (OSError, ValueError) as error:  # what TensorStore raises
-            reason = _first_line(error)
+            reason = first_line(error)
         if reason := processes.first_said(reason):
             raise self._damaged(step, reason)
         return found
@@ -369,43 +340,14 @@ class Checkpoints:
         if reason := processes.first_said(reason):
             raise self._cannot_save(OSError(reason))
 
-    def _commit(
-        self,
-        partial: pathlib.Path,
-        digests: dict[str, int],
-        facts: Mapping[str, names.Fact],
-        manifest: Manifest,
-        axes: Axes,
-    ) -> None:
+    def _commit(self, partial: pathlib.Path, digests: dict[str, int], manifest: Manifest) -> None:
         """Waits for the arrays, then makes the checkpoint visible."""
         assert self._writer is not None
         self._writer.wait()
-        own = own_files(
-            [path.relative_to(partial) for path in files_of(partial / FOLDER)], processes.rank()
-        )
-        files = {path.as_posix(): hash_file(partial / path) for path in own}
-        if not processes.is_first():
-            _tell(partial, digests, files)
-            return
-        for told, theirs in _others(partial):
-            files.update(theirs)
-            digests = {name: value + told[name] for name, value in digests.items()}
-        arrays = {
-            name: Stored(fact, axes.get(name), shown(add([digests[name]])))
-            for name, fact in facts.items()
-        }
-        write(
-            partial,
-            Manifest(
-                manifest.step, manifest.loss, arrays, manifest.extra, dict(sorted(files.items()))
-            ),
-        )
-        target = self.folder / str(manifest.step)
-        _sync(partial)
-        os.replace(partial, target)
-        _sync(self.folder)
-        shutil.rmtree(self.folder / f"{manifest.step}{DAMAGED}", ignore_errors=True)
-        self._losses[manifest.step] = manifest.loss
+        complete(partial, self.folder / str(manifest.step), digests, manifest)
+        if processes.is_first():
+            shutil.rmtree(self.folder / f"{manifest.step}{DAMAGED}", ignore_errors=True)
+            self._losses[manifest.step] = manifest.loss
 
     def _prune(self, saved: int) -> None:
         """Removes what need not be kept."""
@@ -420,8 +362,19 @@ class Checkpoints:
 
     def _give_up(self, partial: pathlib.Path) -> None:
         self._writer = None  # Orbax's may be left in any state
-        if processes.is_first():
+        if not processes.is_first():
+            return
+        for _ in range(GIVE_UP_TURNS):  # some of its threads may still be writing there
             shutil.rmtree(partial, ignore_errors=True)
+            time.sleep(0.05)
+            if not partial.exists():
+                return
+
+    def _clean(self) -> None:
+        """Removes what saves and removals that died, or were given up, have left."""
+        for end in (PARTIAL, DELETING) if self._cleans else ():
+            for path in self.folder.glob(f"*{end}"):
+                shutil.rmtree(path)
 
     def _join(self) -> None:
         if self._thread is not None:
@@ -433,7 +386,7 @@ class Checkpoints:
 
     def _cannot_save(self, error: Exception) -> CannotSave:
         full = "No space left" in str(error)
-        reason = "no space left on the disk" if full else _first_line(error)
+        reason = "no space left on the disk" if full else first_line(error)
         return CannotSave(
             f"cannot save in {self.folder} ({reason}): make room or name another folder; earlier "
             f"checkpoints are whole"
@@ -452,40 +405,3 @@ def _totals(digests: Mapping[str, int]) -> dict[str, str]:
     own = np.array([add([value]) for value in digests.values()], np.uint64)
     parts = processes.gather(own.view(np.uint32)).view(np.uint64)  # JAX would cut 64 bits short
     return {name: shown(add(parts[:, i].tolist())) for i, name in enumerate(digests)}
-
-
-def _tell(partial: pathlib.Path, digests: Mapping[str, int], files: Mapping[str, File]) -> None:
-    """Leaves what this process has written where the first process looks for it."""
-    values = {"digests": digests, "files": {n: [f.bytes, f.sha256] for n, f in files.items()}}
-    path = partial / f"part.{processes.rank()}"
-    path.with_suffix(f"{path.suffix}.new").write_text(json.dumps(values))
-    os.replace(path.with_suffix(f"{path.suffix}.new"), path)
-
-
-def _others(partial: pathlib.Path) -> list[tuple[dict[str, int], dict[str, File]]]:
-    """What the other processes have told; their notes are taken away."""
-    found, deadline = [], time.monotonic() + WAIT_SECONDS
-    for rank in range(1, processes.count()):
-        path = partial / f"part.{rank}"
-        while not path.exists():
-            if time.monotonic() > deadline:
-                raise OSError(f"process {rank} has not told what it wrote")
-            time.sleep(0.01)
-        values = json.loads(path.read_text())
-        path.unlink()
-        found.append((values["digests"], {n: File(*f) for n, f in values["files"].items()}))
-    return found
-
-
-def _sync(folder: pathlib.Path) -> None:
-    """Makes the names in a folder outlast a loss of power."""
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:160] if text else repr(error)

@@ -1,0 +1,202 @@
+"""python -m sharding.checkpoint: what it shows, compares, moves, and how it says no."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from sharding.checkpoint import Checkpoints
+from sharding.checkpoint.__main__ import main
+
+LARGE = np.random.default_rng(0).normal(size=4000).astype(np.float32)
+"""Not stored inside the index, as small arrays are."""
+CONFIG = {"model": {"width": 4}}
+AXES = {"params/blocks/w": ("layer", "embed"), "mu/blocks/w": ("layer", "embed")}
+
+
+def arrays(change: float = 0.0):
+    """Parameters, a moment of theirs and a counter."""
+    w = np.arange(12, dtype=np.float32).reshape(3, 4)
+    w[1, 2] += change
+    b = jnp.asarray([1.5, -2.0], jnp.bfloat16)
+    return {
+        "params": {"blocks": {"w": jnp.asarray(w)}, "b": b, "large": jnp.asarray(LARGE)},
+        "mu": {"blocks": {"w": jnp.zeros((3, 4))}},
+        "step": jnp.int32(7),
+    }
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs: `a` with steps 5 and 7, `b` with a step 7 that differs in one number."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, saves in {"a": {5: 1.0, 7: 0.0}, "b": {7: 1e-3}}.items():
+        with Checkpoints(folder / name / "checkpoints") as checkpoints:
+            for step, change in saves.items():
+                loss = 2.0 if step == 5 else 1.0
+                checkpoints.save(step, arrays(change), {"config": CONFIG}, loss, AXES)
+        (folder / name / "config.json").write_text(json.dumps(CONFIG))
+    return folder
+
+
+@pytest.fixture
+def tool(capsys):
+    """tool("inspect", ...) -> exit code, output, errors."""
+
+    def run(*args):
+        code = main([str(arg) for arg in args])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_inspect_lists_steps_and_arrays(runs, tool):
+    code, out, _ = tool("inspect", runs / "a", "--json")
+    found = json.loads(out)
+    assert (code, found["step"], found["extra"]) == (0, 7, {"config": CONFIG})
+    assert [(row["step"], row["arrays"], row["loss"]) for row in found["steps"]] == [
+        (5, 5, 2.0),
+        (7, 5, 1.0),
+    ]
+    assert all(row["bytes"] > 100 for row in found["steps"])
+    rows = {row["name"]: row for row in found["arrays"]}
+    w = rows["params/blocks/w"]
+    assert (w["shape"], w["dtype"], w["axes"]) == ([3, 4], "float32", ["layer", "embed"])
+    assert (w["bytes"], w["mean"]) == (48, 5.5)
+    assert w["std"] == pytest.approx(math.sqrt(143 / 12))
+    assert (rows["params/b"]["dtype"], rows["params/b"]["axes"]) == ("bfloat16", None)
+
+
+def test_inspect_is_for_people_too(runs, tool):
+    code, out, err = tool("inspect", f"{runs / 'a'}@5", "--verify")
+    assert (code, err) == (0, "")
+    assert "layer embed" in out
+    assert "step 5 " in out
+    assert out.splitlines()[-1] == "verified: every file and every array is as it was saved"
+
+
+def test_verify_names_the_file_and_the_array(runs, tool, tmp_path):
+    shutil.copytree(runs / "a", tmp_path / "a")
+    data = tmp_path / "a" / "checkpoints" / "5" / "arrays" / "ocdbt.process_0" / "d"
+    file = max(data.iterdir(), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    code, out, err = tool("inspect", f"{tmp_path / 'a'}@5", "--verify", "--json")
+    assert code == 1
+    damaged = json.loads(out)["damaged"]
+    assert damaged.keys() == {"5"}
+    assert (
+        damaged["5"][0] == f"{file.relative_to(data.parents[2])} has other bytes than were written"
+    )
+    assert damaged["5"][1].startswith("'params/large' ")
+    assert len(damaged["5"]) == 2
+    assert err.splitlines() == [f"checkpoint 5 is damaged: {reason}" for reason in damaged["5"]]
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "differ"),
+    [
+        (["a@7", "a@7"], 0, set()),
+        (["a", "b"], 1, {"params/blocks/w"}),
+        (["a", "b", "--rtol=1e-3"], 0, {"params/blocks/w"}),
+        (["a", "b", "--rtol=1e-6"], 1, {"params/blocks/w"}),
+        (["a", "b", "--only=mu/*"], 0, set()),
+        (["a", "b", "--only=nothing"], 1, set()),
+        (["a@best", "a@latest"], 0, set()),
+    ],
+)
+def test_diff_is_zero_only_if_all_is_equal(runs, tool, monkeypatch, args, code, differ):
+    monkeypatch.chdir(runs)
+    found_code, out, _ = tool("diff", *args, "--json")
+    found = json.loads(out)
+    assert (found_code, {row["name"] for row in found["arrays"]}) == (code, differ)
+    assert found["equal"] == (code == 0)
+    for row in found["arrays"]:
+        assert (row["elements"], row["of"]) == (1, 12)
+        assert row["largest"] == pytest.approx(1e-3, rel=1e-3)
+
+
+def one(folder, tree):
+    """A run of one checkpoint."""
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        checkpoints.save(1, tree, {})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "words"),
+    [
+        (jnp.zeros(3), jnp.zeros(4), "float32 [3] and float32 [4]"),
+        (jnp.zeros(3), jnp.zeros(3, jnp.bfloat16), "bfloat16"),
+        (jnp.float32([0.0]), jnp.float32([-0.0]), "1 differ"),
+        (jnp.float32([jnp.nan]), jnp.float32([1.0]), "1 differ"),
+        (jnp.int32([1000000]), jnp.int32([1000001]), "1 differ"),
+    ],
+    ids=["shape", "dtype", "signs of zero", "not a number", "integers"],
+)
+def test_what_is_not_the_same_is_never_equal(tool, tmp_path, a, b, words):
+    folders = one(tmp_path / "a", {"x": a}), one(tmp_path / "b", {"x": b})
+    code, out, _ = tool("diff", *folders)
+    assert code == 1
+    assert words in out
+    if words == "1 differ" and a.dtype == jnp.int32:
+        assert tool("diff", *folders, "--rtol=0.1")[0] == 1
+
+
+def test_what_only_one_has_is_named(tool, tmp_path):
+    folders = one(tmp_path / "a", {"x": jnp.zeros(1)}), one(tmp_path / "b", {"y": jnp.zeros(1)})
+    code, out, _ = tool("diff", *folders)
+    assert code == 1
+    assert out.count("only in") == 2
+
+
+def test_parameters_go_out_and_come_in_again(runs, tool, tmp_path):
+    file, run = tmp_path / "w.safetensors", tmp_path / "again"
+    assert tool("export", runs / "a", "--to", file)[0] == 0
+    assert tool("import", file, "--run", run)[0] == 0
+    assert tool("diff", runs / "a", run, "--only=params/*")[0] == 0
+    assert json.loads((run / "config.json").read_text()) == CONFIG
+    with Checkpoints(run / "checkpoints", read_only=True) as checkpoints:
+        manifest = checkpoints.manifest(7)
+    assert manifest.extra == {"config": CONFIG}
+    assert manifest.arrays["params/blocks/w"].axes == ("layer", "embed")
+    assert manifest.arrays.keys() == {"params/blocks/w", "params/b", "params/large"}
+
+
+def test_another_program_reads_what_is_exported(runs, tool, tmp_path):
+    tool("export", runs / "a", "--to", tmp_path / "w.safetensors")
+    found = load_file(tmp_path / "w.safetensors")
+    np.testing.assert_array_equal(found["blocks/w"], arrays()["params"]["blocks"]["w"])
+
+
+def test_what_another_program_wrote_is_read(tool, tmp_path):
+    values = {"layer.weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    save_file(values, tmp_path / "x.safetensors")
+    assert tool("import", tmp_path / "x.safetensors", "--run", tmp_path / "run")[0] == 0
+    with Checkpoints(tmp_path / "run" / "checkpoints", read_only=True) as checkpoints:
+        found = checkpoints.reader(0).whole("params/layer.weight")
+    np.testing.assert_array_equal(found, values["layer.weight"])
+
+
+def test_bad_input_is_one_line_and_code_two(runs, tool, tmp_path):
+    text = tmp_path / "text"
+    text.write_text("no arrays")
+    for args, words in [
+        (("inspect", tmp_path / "none"), "has no checkpoints/"),
+        (("inspect", f"{runs / 'a'}@6"), "no checkpoint '6'"),
+        (("diff", runs / "a", f"{runs / 'b'}@5"), "say latest, best, or one of [7]"),
+        (("export", runs / "a", "--to", text), "exists"),
+        (("import", text, "--run", tmp_path / "new"), "not a safetensors file"),
+        (("import", tmp_path / "no", "--run", tmp_path / "new"), "not a safetensors file"),
+        (("import", text, "--run", runs / "a"), "has checkpoints"),
+    ]:
+        code, out, err = tool(*args)
+        assert (code, out, err.count("\n")) == (2, "", 1), args
+        assert words in err
