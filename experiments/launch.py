@@ -264,8 +264,9 @@ class Job:
         deadline = time.monotonic() + self._grace
         while time.monotonic() < deadline and any(c.poll() is None for c in self._children):
             time.sleep(POLL_SECONDS)
-        for child in self._children:
+        for child in reversed(self._children):  # the first one last: the others would cry out
             _signal_group(child, signal.SIGKILL)
+        for child in self._children:
             child.wait()
         for reader in self._readers:
             reader.join(timeout=1)
