@@ -1,8 +1,7 @@
 """Starts a run again on the devices that are left, when processes of a job die or hang.
 
   launch: process 1 (here, pid 71) was ended by SIGKILL, training at step 23; ending the others
-  launch: restart 1 of 3: 1 process of 4 devices, mesh data=2,seq=1,tensor=2, from the newest
-    checkpoint
+  launch: restart 1 of 3: 1 process of 4 devices, mesh data=2,seq=1,tensor=2, from the newest ...
 
 Survivors are ended at once: they wait in a collective for the dead, and a save needs them all.
 The lost processes' devices are not used again. The command itself plans the new mesh (--plan, by
@@ -82,10 +81,10 @@ def run(
                 f"{used}, below --min-devices={flags.FLAGS.min_devices}"
             )
             break
-        shown = "1 process" if plan.processes == 1 else f"{plan.processes} processes"
+        what = _counted(plan.processes, plan.devices)
         _say(
-            f"restart {attempt} of {flags.FLAGS.max_restarts}: {shown} of {plan.devices} devices, "
-            f"mesh {plan.mesh}, from the newest checkpoint"
+            f"restart {attempt} of {flags.FLAGS.max_restarts}: {what}, mesh {plan.mesh}, from the "
+            f"newest checkpoint"
         )
         resumed = (*command, "--resume", f"--mesh={plan.mesh}", "--across=")
         ending = start(resumed, slots, plan.devices if devices else 0)
@@ -110,8 +109,13 @@ def _plan(command: Sequence[str], count: int, devices: int) -> Plan | None:
         return Plan(**json.loads(asked.stdout.splitlines()[-1]))
     except (ValueError, TypeError, IndexError):
         said = (asked.stderr.strip().splitlines() or ["it printed no plan"])[-1]
-        _say(f"giving up, no plan for {count} processes of {devices} devices: {said}")
+        _say(f"giving up, no plan for {_counted(count, devices)}: {said}")
         return None
+
+
+def _counted(count: int, devices: int) -> str:
+    process, device = "process" if count == 1 else "processes", "device" + "s" * (devices > 1)
+    return f"{count} {process} of {devices} {device}"
 
 
 def _say(line: str) -> None:

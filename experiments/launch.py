@@ -235,6 +235,9 @@ class Job:
         """Those who miss a dead process abort by themselves: the killed ones are the cause."""
         bad = {rank: code for rank, code in enumerate(codes) if code}
         killed = tuple(rank for rank, code in bad.items() if code == -signal.SIGKILL)
+        running = [rank for rank, code in enumerate(codes) if code is None]
+        if not killed and (hang := self._watch.missed(running, time.monotonic())) is not None:
+            return self._hang(hang)
         lost = killed or (min(bad),)
         why = "; ".join(self._ended(rank, bad[rank]) for rank in lost)
         code = bad[lost[0]]
@@ -264,8 +267,9 @@ class Job:
         deadline = time.monotonic() + self._grace
         while time.monotonic() < deadline and any(c.poll() is None for c in self._children):
             time.sleep(POLL_SECONDS)
-        for child in self._children:
+        for child in reversed(self._children):  # the first one last: the others would cry out
             _signal_group(child, signal.SIGKILL)
+        for child in self._children:
             child.wait()
         for reader in self._readers:
             reader.join(timeout=1)

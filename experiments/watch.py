@@ -19,6 +19,9 @@ from collections.abc import Mapping, Sequence
 
 from experiments.heartbeat import TRAINING, Beat
 
+MISSED_SECONDS = 10.0
+"""Half of what JAX waits for another process (`processes.HEARTBEAT_SECONDS`)."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
@@ -70,6 +73,7 @@ class Watch:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self._beats: dict[int, Beat] = {}
         self._alive: dict[int, tuple[int, float]] = {}
         self._count: dict[int, tuple[int, float]] = {}
 
@@ -81,6 +85,7 @@ class Watch:
           running: ranks of those that have not ended. One that has never beaten is not judged.
           now: seconds of a steady clock.
         """
+        self._beats.update(beats)
         for rank, beat in beats.items():
             for seen, value in ((self._alive, beat.alive), (self._count, beat.count)):
                 if rank not in seen or seen[rank][0] != value:
@@ -88,10 +93,19 @@ class Watch:
         watched = [beats[rank] for rank in running if rank in beats]
         if not watched or not self._limits.step:
             return None
-        return self._silent(watched, now) or self._stuck(watched, len(running), now)
+        found = self._silent(watched, self._limits.step, now)
+        return found or self._stuck(watched, len(running), now)
 
-    def _silent(self, watched: Sequence[Beat], now: float) -> Hang | None:
-        limit = self._limits.step
+    def missed(self, running: Sequence[int], now: float) -> Hang | None:
+        """Of those that run on when another has ended: who may have been frozen before.
+
+        JAX ends a process that misses another for long; that one is the cause, not the dead.
+        """
+        watched = [self._beats[rank] for rank in running if rank in self._beats]
+        limit = min(self._limits.step / 2, MISSED_SECONDS)
+        return self._silent(watched, limit, now) if limit else None
+
+    def _silent(self, watched: Sequence[Beat], limit: float, now: float) -> Hang | None:
         frozen = tuple(b for b in watched if now - self._alive[b.rank][1] > limit)
         return Hang(frozen, f"has given no sign of life for {limit:g} s") if frozen else None
 

@@ -9,6 +9,7 @@ usage: kubernetes.sh --image IMAGE --processes N [options] -- COMMAND...
   --processes N    pods, one process in each
   --gpus N         GPUs of each pod (default 8; 0 for none)
   --name NAME      of the job (default gam-jax)
+  --restarts N     times that all pods may be started again (default 3; give --resume)
   --claim NAME     PersistentVolumeClaim that all pods can write, mounted at /runs
   --dry-run        print the manifest and start nothing
 TEXT
@@ -16,17 +17,18 @@ TEXT
 
 fail() { printf 'error: %s; see --help\n' "$1" >&2; exit 2; }
 
-image="" processes="" gpus=8 name=gam-jax claim="" dry=false
+image="" processes="" gpus=8 name=gam-jax claim="" restarts=3 dry=false
 while [ $# -gt 0 ]; do
   case "$1" in
     --help) usage; exit 0 ;;
     --dry-run) dry=true; shift ;;
     --) shift; break ;;
-    --image | --processes | --gpus | --name | --claim)
+    --image | --processes | --gpus | --name | --claim | --restarts)
       [ $# -ge 2 ] || fail "$1 needs a value"
       case "$1" in
         --image) image=$2 ;; --processes) processes=$2 ;; --gpus) gpus=$2 ;;
         --name) name=$2 ;; --claim) claim=$2 ;;
+        --restarts) restarts=$2 ;;
       esac
       shift 2 ;;
     *) fail "unknown argument '$1'" ;;
@@ -36,6 +38,7 @@ done
 [[ $processes =~ ^[1-9][0-9]*$ ]] || fail "--processes='$processes' should be a number of at least 1"
 [[ $gpus =~ ^[0-9]+$ ]] || fail "--gpus='$gpus' should be a number"
 [[ $name =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] || fail "--name='$name' should be small letters, digits, -"
+[[ $restarts =~ ^[0-9]+$ ]] || fail "--restarts='$restarts' should be a number"
 [ $# -gt 0 ] || fail "give the command to run after --"
 
 quoted() { # a JSON string is a YAML string
@@ -62,7 +65,14 @@ spec:
   completionMode: Indexed
   completions: $processes
   parallelism: $processes
-  backoffLimit: 0
+  backoffLimit: $((restarts * processes))
+  podFailurePolicy:
+    rules:
+      - action: FailJob # bad input stays bad
+        onExitCodes:
+          containerName: train
+          operator: In
+          values: [2]
   template:
     spec:
       subdomain: $name

@@ -10,6 +10,7 @@ usage: slurm.sh --nodes N [options] -- COMMAND...
   --cpus N         cores of each process (default 16)
   --time T         time limit (default 04:00:00)
   --partition P    partition
+  --restarts N     times to start the command again when it fails (default 3; give it --resume)
   --name NAME      name of the job (default gam_jax)
   --dry-run        print the batch script and submit nothing
 TEXT
@@ -17,17 +18,18 @@ TEXT
 
 fail() { printf 'error: %s; see --help\n' "$1" >&2; exit 2; }
 
-nodes="" gpus=8 cpus=16 time=04:00:00 partition="" name=gam_jax dry=false
+nodes="" gpus=8 cpus=16 time=04:00:00 partition="" name=gam_jax restarts=3 dry=false
 while [ $# -gt 0 ]; do
   case "$1" in
     --help) usage; exit 0 ;;
     --dry-run) dry=true; shift ;;
     --) shift; break ;;
-    --nodes | --gpus | --cpus | --time | --partition | --name)
+    --nodes | --gpus | --cpus | --time | --partition | --name | --restarts)
       [ $# -ge 2 ] || fail "$1 needs a value"
       case "$1" in
         --nodes) nodes=$2 ;; --gpus) gpus=$2 ;; --cpus) cpus=$2 ;;
         --time) time=$2 ;; --partition) partition=$2 ;; --name) name=$2 ;;
+        --restarts) restarts=$2 ;;
       esac
       shift 2 ;;
     *) fail "unknown argument '$1'" ;;
@@ -36,6 +38,7 @@ done
 [[ $nodes =~ ^[1-9][0-9]*$ ]] || fail "--nodes='$nodes' should be a number of at least 1"
 [[ $gpus =~ ^[0-9]+$ ]] || fail "--gpus='$gpus' should be a number"
 [[ $cpus =~ ^[1-9][0-9]*$ ]] || fail "--cpus='$cpus' should be a number of at least 1"
+[[ $restarts =~ ^[0-9]+$ ]] || fail "--restarts='$restarts' should be a number"
 [ $# -gt 0 ] || fail "give the command to run after --"
 
 script() {
@@ -50,10 +53,20 @@ script() {
   echo "#SBATCH --time=$time"
   echo "#SBATCH --signal=TERM@120  # the training command saves and leaves"
   echo "#SBATCH --output=%x-%j.log"
+  echo "#SBATCH --requeue  # when a node is lost"
+  echo "#SBATCH --open-mode=append"
   echo 'set -euo pipefail'
-  printf 'srun --label --kill-on-bad-exit=1'
+  echo "for restart in {0..$restarts}; do"
+  echo '  code=0'
+  printf '  srun --label --kill-on-bad-exit=1'
   printf ' %q' "$@"
-  echo
+  cat <<'TEXT'
+ || code=$?
+  case $code in 0 | 2) break ;; esac # done or told to stop; or bad input, which stays bad
+  echo "ended with $code after $restart restarts" >&2
+done
+exit $code
+TEXT
 }
 
 if $dry; then

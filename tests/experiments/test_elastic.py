@@ -179,7 +179,7 @@ FAIL = "import os, signal, sys\n"
             ("--devices-per-process=2",),
             FAIL + "print('no room', file=sys.stderr)\nsys.exit(3)",
             3,
-            "giving up, no plan for 1 processes of 2 devices: no room",
+            "giving up, no plan for 1 process of 2 devices: no room",
         ),
         (
             ("--devices-per-process=2", "--processes=1"),

@@ -19,6 +19,7 @@ processes.emulate_from_environment()
 processes.join()
 """
 TALK = """
+import numpy as np
 from jax.experimental import multihost_utils
 ranks = multihost_utils.process_allgather(np.asarray(processes.rank()))
 print(len(jax.devices()), "devices", ranks.tolist(), processes.agree(processes.rank() == 1))
@@ -91,6 +92,29 @@ def test_a_killed_process_is_named_by_its_signal_and_none_is_left(launch, tmp_pa
     assert "launch: process 1 was ended by SIGKILL; ending the others" in result.err
     assert time.monotonic() - start < 15
     assert not any(alive(pid) for pid in pids)
+
+
+def test_who_ends_because_it_misses_a_frozen_one_is_not_accused(launch, tmp_path):
+    """JAX aborts a process that misses another for long, before the launcher's own limit."""
+    script = (
+        "import os, pathlib, time\nfrom experiments.heartbeat import Heartbeat\n"
+        f"folder, rank = pathlib.Path({str(tmp_path)!r}), os.environ['JAX_PROCESS_ID']\n"
+        "with Heartbeat.from_environment():\n"
+        "    (folder / rank).write_text(f'{os.getpid()}\\n')\n"
+        "    while rank == '1' or not (folder / 'frozen').exists(): time.sleep(0.1)\n"
+        "    time.sleep(6)\n"
+        "    os.abort()\n"
+    )
+    job = launch(script, "--hang=9", "--grace=0")
+    pid = int(wait_for(tmp_path / "1"))
+    wait_for(tmp_path / "0")
+    time.sleep(1)
+    os.kill(pid, signal.SIGSTOP)
+    (tmp_path / "frozen").touch()
+    result = commands.finish(job)
+    assert result.code == 124
+    assert f"pid {pid}) has given no sign of life for 4.5 s, starting at step 0" in result.err
+    assert not alive(pid)
 
 
 def test_a_signal_is_passed_on_and_the_processes_may_end_well(launch, tmp_path):

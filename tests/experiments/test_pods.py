@@ -56,9 +56,44 @@ def test_slurm_runs_the_command_once_on_each_node():
     assert lines[0] == "#!/usr/bin/env bash"
     for option in ("nodes=2", "ntasks-per-node=1", "gpus-per-node=4", "partition=long"):
         assert f"#SBATCH --{option}" in lines
-    words = shlex.split(lines[-1])
+    (call,) = (line for line in lines if "srun" in line)
+    words = shlex.split(call)
     assert words[0] == "srun"
-    assert words[-len(TRAIN) :] == list(TRAIN)
+    assert words[-len(TRAIN) - 2 :] == [*TRAIN, "||", "code=$?"]
+
+
+def failing(folder, program, codes):
+    """A PATH on which a cluster's program ends with these codes, one after another."""
+    (folder / "codes").write_text("".join(f"{code}\n" for code in codes))
+    script = folder / program
+    script.write_text(
+        '#!/bin/bash\ncd "$(dirname "$0")" && echo "$@" >> calls\n'
+        'code=$(head -1 codes) && sed -i 1d codes && exit "$code"\n'
+    )
+    script.chmod(0o755)
+    return {**os.environ, "PATH": f"{folder}:/usr/bin:/bin"}
+
+
+@pytest.mark.parametrize(
+    ("codes", "calls", "code"),
+    [([0], 1, 0), ([1, 137, 0], 3, 0), ([1, 1, 1, 1, 1], 3, 1), ([1, 2, 0], 2, 2)],
+)
+@pytest.mark.parametrize("name", ["slurm.sh", "tpu_vm.sh"])
+def test_a_command_that_fails_is_started_again_but_not_for_ever(name, codes, calls, code, tmp_path):
+    """The batch script, or the script itself, with a stand-in for the cluster's program."""
+    arguments = [*ARGUMENTS[name], "--restarts", "2", "--", *TRAIN]
+    if name == "slurm.sh":
+        (tmp_path / "batch.sh").write_text(run(name, "--dry-run", *arguments).stdout)
+        command = ["/bin/bash", str(tmp_path / "batch.sh")]
+        environment = failing(tmp_path, "srun", codes)
+    else:
+        command = ["/bin/bash", str(PODS / name), *arguments]
+        environment = failing(tmp_path, "gcloud", codes)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == code
+    made = (tmp_path / "calls").read_text().splitlines()
+    assert len(made) == calls
+    assert all("--resume" in call for call in made)
 
 
 def test_tpu_hosts_all_run_the_command_and_look_for_each_other():
@@ -76,6 +111,8 @@ def test_kubernetes_numbers_the_pods_and_names_the_first_to_all():
     assert service["spec"]["clusterIP"] == "None"
     spec = job["spec"]
     assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 3, 3)
+    assert spec["backoffLimit"] == 3 * 3  # all pods fail together, and each counts
+    assert spec["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [2]
     pod = spec["template"]["spec"]
     container = pod["containers"][0]
     assert container["command"] == list(TRAIN)
@@ -99,6 +136,11 @@ BAD = {
         "kubernetes.sh",
         ("--image", "i", "--processes", "2", "--name", "My Job", "--", "true"),
         "--name='My Job'",
+    ),
+    "restarts that are no number": (
+        "slurm.sh",
+        ("--nodes", "2", "--restarts", "many", "--", "true"),
+        "--restarts='many'",
     ),
     "unknown flag": ("slurm.sh", ("--nods", "2"), "unknown argument '--nods'"),
     "flag without its value": ("tpu_vm.sh", ("--zone",), "--zone needs a value"),
