@@ -24,14 +24,21 @@ Sides = tuple[tuple[int, ...], tuple[int, ...]]
 def matrix_sides(param: Param) -> Sides | None:
     """How a parameter is a matrix from or to the residual stream; None where it is none.
 
-    One side is the axis `embed`, the other all further axes that have a name. Axes without a name
-    and layers count matrices. Embeddings, whose rows are looked up, are no matrices.
+    One side is the axis `embed`. The other is all further axes that have a name, each with the
+    unnamed ones that follow it: heads and their channels. An unnamed axis that follows `embed`
+    counts matrices, as layers do, but for the last where there is no other. Embeddings, whose
+    rows are looked up, are no matrices.
     """
-    names = dict(enumerate(param.axes))
-    rows = tuple(dim for dim, name in names.items() if name == "embed")
-    columns = tuple(dim for dim, name in names.items() if name not in ("embed", "layer", None))
+    rows = tuple(dim for dim, name in enumerate(param.axes) if name == "embed")
+    columns: list[int] = []
+    for dim, name in enumerate(param.axes):
+        named = name not in ("embed", "layer", None)
+        if named or (name is None and dim - 1 in columns):
+            columns.append(dim)
+    if not columns and param.axes[-1] is None and len(param.shape) > 1:
+        columns.append(len(param.shape) - 1)
     embeds = {"vocab", "position"} & set(param.axes)
-    return None if embeds or not rows or not columns else (rows, columns)
+    return None if embeds or not rows or not columns else (rows, tuple(columns))
 
 
 def scale_by_muon(
