@@ -48,7 +48,7 @@ def scale_by_muon(
 
     A matrix is given the orthogonal matrix nearest to its momentum (Nesterov's), found by five
     rounds of a polynomial, times 0.2 sqrt(the longer side): so its root mean square is about that
-    of Adam's update, and one learning rate serves both.
+    of Adam's update.
 
     Sources: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; the
     scale is that of Liu et al. 2025 (arXiv 2502.16982), section 2.2.
@@ -58,8 +58,7 @@ def scale_by_muon(
       beta1: of the momentum, for both.
       beta2, eps: Adam's.
     """
-    adam = optax.scale_by_adam(beta1, beta2, eps)
-    sides = jax.tree.map(matrix_sides, table, is_leaf=lambda leaf: isinstance(leaf, Param))
+    adam, sides = optax.scale_by_adam(beta1, beta2, eps), _sides(table)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         ours, after = adam.update(updates, state, params)
@@ -73,6 +72,20 @@ def scale_by_muon(
         return jax.tree.map(one, ours, updates, moments.mu, sides), after
 
     return optax.GradientTransformation(adam.init, update)
+
+
+def scale_matrices(table: Table, factor: float) -> optax.GradientTransformation:
+    """Multiplies the updates of a table's matrices."""
+    sides = _sides(table)
+
+    def scale(updates: Any, params: Any = None) -> Any:
+        return jax.tree.map(lambda x, own: x if own is None else factor * x, updates, sides)
+
+    return optax.stateless(scale)
+
+
+def _sides(table: Table) -> Any:
+    return jax.tree.map(matrix_sides, table, is_leaf=lambda leaf: isinstance(leaf, Param))
 
 
 def _orthogonal(x: Array, sides: Sides) -> Array:
