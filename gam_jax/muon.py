@@ -24,14 +24,21 @@ Sides = tuple[tuple[int, ...], tuple[int, ...]]
 def matrix_sides(param: Param) -> Sides | None:
     """How a parameter is a matrix from or to the residual stream; None where it is none.
 
-    One side is the axis `embed`, the other all further axes that have a name. Axes without a name
-    and layers count matrices. Embeddings, whose rows are looked up, are no matrices.
+    One side is the axis `embed`. The other is all further axes that have a name, each with the
+    unnamed ones that follow it: heads and their channels. An unnamed axis that follows `embed`
+    counts matrices, as layers do, but for the last where there is no other. Embeddings, whose
+    rows are looked up, are no matrices.
     """
-    names = dict(enumerate(param.axes))
-    rows = tuple(dim for dim, name in names.items() if name == "embed")
-    columns = tuple(dim for dim, name in names.items() if name not in ("embed", "layer", None))
+    rows = tuple(dim for dim, name in enumerate(param.axes) if name == "embed")
+    columns: list[int] = []
+    for dim, name in enumerate(param.axes):
+        named = name not in ("embed", "layer", None)
+        if named or (name is None and dim - 1 in columns):
+            columns.append(dim)
+    if not columns and param.axes[-1] is None and len(param.shape) > 1:
+        columns.append(len(param.shape) - 1)
     embeds = {"vocab", "position"} & set(param.axes)
-    return None if embeds or not rows or not columns else (rows, columns)
+    return None if embeds or not rows or not columns else (rows, tuple(columns))
 
 
 def scale_by_muon(
@@ -41,7 +48,7 @@ def scale_by_muon(
 
     A matrix is given the orthogonal matrix nearest to its momentum (Nesterov's), found by five
     rounds of a polynomial, times 0.2 sqrt(the longer side): so its root mean square is about that
-    of Adam's update, and one learning rate serves both.
+    of Adam's update.
 
     Sources: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; the
     scale is that of Liu et al. 2025 (arXiv 2502.16982), section 2.2.
@@ -51,8 +58,7 @@ def scale_by_muon(
       beta1: of the momentum, for both.
       beta2, eps: Adam's.
     """
-    adam = optax.scale_by_adam(beta1, beta2, eps)
-    sides = jax.tree.map(matrix_sides, table, is_leaf=lambda leaf: isinstance(leaf, Param))
+    adam, sides = optax.scale_by_adam(beta1, beta2, eps), _sides(table)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         ours, after = adam.update(updates, state, params)
@@ -66,6 +72,20 @@ def scale_by_muon(
         return jax.tree.map(one, ours, updates, moments.mu, sides), after
 
     return optax.GradientTransformation(adam.init, update)
+
+
+def scale_matrices(table: Table, factor: float) -> optax.GradientTransformation:
+    """Multiplies the updates of a table's matrices."""
+    sides = _sides(table)
+
+    def scale(updates: Any, params: Any = None) -> Any:
+        return jax.tree.map(lambda x, own: x if own is None else factor * x, updates, sides)
+
+    return optax.stateless(scale)
+
+
+def _sides(table: Table) -> Any:
+    return jax.tree.map(matrix_sides, table, is_leaf=lambda leaf: isinstance(leaf, Param))
 
 
 def _orthogonal(x: Array, sides: Sides) -> Array:

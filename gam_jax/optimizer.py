@@ -7,7 +7,7 @@ import dataclasses
 import optax
 
 from gam_jax.config import unknown
-from gam_jax.muon import scale_by_muon
+from gam_jax.muon import scale_by_muon, scale_matrices
 from gam_jax.params import Table, decay_mask
 from sharding.errors import UserError
 
@@ -27,6 +27,7 @@ class OptimizerConfig:
       decay_all: on every parameter, norms and biases too, as the GAM paper's code does.
       clip: largest global gradient norm; 0 for none.
       kind: "adamw"; or "muon", which differs in the updates of matrices, see `gam_jax.muon`.
+      matrix_rate: Muon's rate for matrices, and that of their decay, in units of learning_rate.
     """
 
     learning_rate: float = 3e-3
@@ -39,6 +40,7 @@ class OptimizerConfig:
     decay_all: bool = False
     clip: float = 1.0
     kind: str = "adamw"
+    matrix_rate: float = 3.0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -69,14 +71,12 @@ def make_optimizer(
     config: OptimizerConfig, steps: int, table: Table
 ) -> optax.GradientTransformation:
     """The optimizer of a run of `steps` steps over the parameters of `table`."""
-    betas = config.beta1, config.beta2, config.eps
-    direction = (
-        scale_by_muon(table, *betas) if config.kind == "muon" else optax.scale_by_adam(*betas)
-    )
     mask = None if config.decay_all else decay_mask(table)
     clip = optax.clip_by_global_norm(config.clip) if config.clip else optax.identity()
-    rest = (
-        optax.add_decayed_weights(config.weight_decay, mask),
-        optax.scale_by_learning_rate(learning_rate_schedule(config, steps)),
-    )
-    return optax.chain(clip, optax.chain(direction, *rest))
+    decay = optax.add_decayed_weights(config.weight_decay, mask)
+    rate = optax.scale_by_learning_rate(learning_rate_schedule(config, steps))
+    betas = config.beta1, config.beta2, config.eps
+    if config.kind == "muon":
+        matrices = scale_matrices(table, config.matrix_rate)
+        return optax.chain(clip, scale_by_muon(table, *betas), decay, matrices, rate)
+    return optax.chain(clip, optax.chain(optax.scale_by_adam(*betas), decay, rate))

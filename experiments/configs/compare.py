@@ -21,6 +21,15 @@ BLOCK_BUDGET = 196_600
 """Parameters of a block, about a transformer's of that width: with a vocabulary of bytes, a whole
 model has 0.82 million."""
 
+OPTIMIZER = OptimizerConfig(
+    kind="muon",
+    learning_rate=3e-3,
+    matrix_rate=3.0,
+    weight_decay=0.2,
+    warmup=100,
+    final=0.0,
+)
+
 
 def experiment(contender: Contender) -> Experiment:
     """The run of a contender."""
@@ -30,11 +39,11 @@ def experiment(contender: Contender) -> Experiment:
         ),
         data=DataConfig(name="python_stdlib", tokenizer="bytes", window=WINDOW),
         train=TrainConfig(steps=2000, batch=12, validate_every=500, log_every=20),
-        optimizer=OptimizerConfig(learning_rate=3e-3, warmup=100, final=0.0),
-        checkpoint=CheckpointConfig(every=1000, keep=1),
+        optimizer=OPTIMIZER,
+        checkpoint=CheckpointConfig(every=250, keep=1),
     )
 
 
-def get_config(name: str = "written_gam") -> ConfigDict:
+def get_config(name: str = "gam") -> ConfigDict:
     """The contender of that name."""
     return config(experiment(chosen(name)[name]))

@@ -39,16 +39,16 @@ class Scale:
     """
 
     tokens: int = 128
-    vocab: int = 256
+    vocab: int = 128
     pairs: tuple[int, ...] = (4, 8, 16)
     width: int = 64
     depth: int = 2
     hidden: int = 128
-    rows: int = 48
-    steps: int = 2000
-    learning_rate: float = 3e-3
-    check_every: int = 100
-    asked: int = 512
+    rows: int = 18
+    steps: int = 1500
+    learning_rate: float = 5e-3
+    check_every: int = 50
+    asked: int = 504
     enough: float = 0.999
 
     @property
@@ -58,9 +58,9 @@ class Scale:
 
 
 SCALES = {
-    "short": Scale(32, 64, (2, 4), width=32, rows=32, steps=300, check_every=50, asked=128),
+    "short": Scale(32, 64, (2, 4), width=32, hidden=64, rows=32, steps=300, asked=128),
     "default": Scale(),
-    "long": Scale(512, 1024, (16, 32, 64), width=128, hidden=256, rows=24, steps=4000),
+    "long": Scale(512, 256, (16, 32, 64), width=128, hidden=256, steps=4000),
 }
 
 
@@ -90,7 +90,7 @@ class Trial:
         block = contender.block(scale.width, scale.hidden)
         self.model = LanguageModel(block, scale.width, scale.depth, scale.vocab)
         self.scale, self.seed = scale, seed
-        config = OptimizerConfig(scale.learning_rate, warmup=min(100, scale.steps // 10))
+        config = OptimizerConfig(scale.learning_rate, min(100, scale.steps // 10))
         self.optimizer = make_optimizer(config, scale.steps, self.model.table())
         self.layout = Layout(make_mesh())
         keys = jax.random.split(jax.random.key(seed), 3)

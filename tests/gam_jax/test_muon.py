@@ -22,7 +22,9 @@ from tests.meshes import ONE, assert_leaves_close, layout_of
 TABLE = {
     "in": Param((2, 8, 12), ("layer", "embed", "ffn"), zeros),
     "gate": Param((8, 2, 4), ("embed", None, "channel"), zeros),
-    "heads": Param((2, 3, 8), ("heads", "key", "embed"), zeros),
+    "heads": Param((2, 3, 8), ("heads", None, "embed"), zeros),
+    "inputs": Param((8, 2, 2, 3), ("embed", None, "heads", None), zeros),
+    "shared": Param((8, 2, 4), ("embed", None, None), zeros),
     "conv": Param((3, 8), (None, "channel"), zeros),
     "embedding": Param((16, 8), ("vocab", "embed"), zeros),
     "bias": Param((8,), ("embed",), zeros, decay=False),
@@ -31,6 +33,8 @@ MATRICES = {
     "in": ((1,), (2,)),
     "gate": ((0,), (2,)),
     "heads": ((2,), (0, 1)),
+    "inputs": ((0,), (2, 3)),
+    "shared": ((0,), (2,)),
     "conv": None,
     "embedding": None,
     "bias": None,
@@ -110,3 +114,19 @@ def test_a_step_is_the_same_with_parameters_and_state_in_shards():
     start = jax.tree.map(np.asarray, init_state(model, optimizer, layout_of(*ONE), seed=0).params)
     changes = [jax.tree.map(np.subtract, params, start) for params in found]
     assert_leaves_close(changes[1], changes[0], 2e-3)
+
+
+def test_matrices_and_their_decay_have_a_rate_of_their_own():
+    config = OptimizerConfig(
+        kind="muon", learning_rate=0.1, warmup=0, weight_decay=0.5, clip=0.0, matrix_rate=3.0
+    )
+    optimizer = make_optimizer(config, 10, TABLE)
+    params, grads = random_like(TABLE), random_like(TABLE, 1)
+    found, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
+    rule = scale_by_muon(TABLE, config.beta1, config.beta2, config.eps)
+    ways, _ = jax.jit(rule.update)(grads, rule.init(params))
+    for name, sides in MATRICES.items():
+        rate = 0.1 * (1 if sides is None else 3.0)
+        decay = 0.5 if TABLE[name].decay else 0.0
+        want = -rate * (np.asarray(ways[name]) + decay * np.asarray(params[name]))
+        np.testing.assert_allclose(found[name], want, rtol=1e-4, atol=1e-6)
