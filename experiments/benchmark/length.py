@@ -17,7 +17,12 @@ from sharding.layout import Layout
 
 LENGTHS = (256, 1024, 4096, 16_384, 65_536, 131_072)
 WIDTH = 256
-DEFAULTS = {"GAM": {"slots": WIDTH}}
+LONG = {LAYER_KEY: "Attention", "context": max(LENGTHS)}
+DEFAULTS = {
+    "GAM": {"slots": WIDTH},
+    "Attention": LONG,
+    "FalconH1": {"attention": {**LONG, "rotary": 1e11}},
+}
 
 
 def mixer_of(name: str) -> Layer:

@@ -162,8 +162,9 @@ def _mamba2_config(model: LanguageModel) -> dict[str, Any]:
     official = "Mamba2ForCausalLM"
     config = _residual_config(model, "mamba2", official)
     mixer = one(model.block.inner, Mamba2, official)  # type: ignore[attr-defined]
-    whole = (mixer.heads * mixer.head) % model.width == 0 and mixer.eps == model.norm.eps
-    if mixer.norm != "gate_first" or mixer.scales != Scales() or not whole:
+    same = mixer.eps == config["layer_norm_epsilon"] and mixer.scales == Scales()
+    whole = mixer.heads * mixer.head % model.width == 0
+    if mixer.norm != "gate_first" or not same or not whole:
         raise UserError(
             f"{official} of transformers norms after the gate, has one epsilon, no scales and a "
             f"whole expansion: this model cannot be written as that"

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float
 
+from gam_jax.layers.attention import Attention
 from gam_jax.layers.base import WHOLE, Carry, Layer, inherit
 from gam_jax.layers.mamba2 import Mamba2
 from gam_jax.params import Params, Table
@@ -34,7 +35,7 @@ class FalconH1(Layer):
       attention_in, attention_out, ssm_out: constants.
     """
 
-    attention: Layer
+    attention: Layer = Attention(rotary=1e11)
     ssm: Layer = Mamba2(norm="none")
     width: int | None = None
     dropout: float | None = None

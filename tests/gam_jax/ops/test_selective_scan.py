@@ -158,10 +158,10 @@ def temporaries(tokens):
     return jax.jit(gradient).lower(*args).compile().memory_analysis().temp_size_in_bytes
 
 
-def test_memory_is_far_from_that_of_all_states():
+def test_memory_is_less_than_half_of_what_all_states_would_take_once():
     tokens = 4096
     all_states = 4 * tokens * 64 * 16
-    assert temporaries(tokens) - temporaries(tokens // 2) < 0.4 * all_states / 2
+    assert temporaries(tokens) - temporaries(tokens // 2) < 0.5 * all_states / 2
 
 
 @pytest.mark.parametrize(
