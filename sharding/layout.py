@@ -36,7 +36,7 @@ class Parallel:
         zero1: the optimizer's state and arithmetic are split over `data` (ZeRO stage 1);
         fully_sharded: parameters too, gathered layer by layer (ZeRO stage 3);
         sequence: tokens are split over `seq`;
-        tensor: slots, channels, hidden units and vocabulary are split over `tensor`;
+        tensor: slots, heads, channels, hidden units and vocabulary are split over `tensor`;
         tensor_tokens: likewise, and between layers tokens are split over `tensor` as well.
       rules: changes to the table of `sharding.rules`, as "ffn=none,slot=tensor".
     """

@@ -7,6 +7,7 @@ python -m experiments.benchmark length --mixers=GAM,LinearMemory.gla --lengths=1
 python -m experiments.benchmark decode       writing after 1 Ki, 16 Ki and 256 Ki tokens
 python -m experiments.benchmark scan         the ways to compute a memory scan, 8,192 tokens
 python -m experiments.benchmark selective    the selective scan, by method and chunk
+python -m experiments.benchmark attention    attention in blocks, and all scores at once
 python -m experiments.benchmark bank         one read, 4,096 to 1,048,576 slots
 python -m experiments.benchmark mesh         a training step on meshes of 1 to 8 emulated devices
 python -m experiments.benchmark long         1 Mi tokens over 8 emulated devices
@@ -27,13 +28,28 @@ import jax
 from absl import flags
 
 from experiments import cli
-from experiments.benchmark import bank, checkpoint, decode, length, mesh, scan, selective, step
+from experiments.benchmark import (
+    attention,
+    bank,
+    checkpoint,
+    decode,
+    length,
+    mesh,
+    scan,
+    selective,
+    step,
+)
 from experiments.devices import define_device_flags, layout_from_flags
 from sharding import processes
 from sharding.errors import UserError
 
 ON_MESH = ("step", "length", "decode")
-ON_ONE = {"scan": scan.run, "selective": selective.run, "bank": bank.run}
+ON_ONE = {
+    "scan": scan.run,
+    "selective": selective.run,
+    "attention": attention.run,
+    "bank": bank.run,
+}
 OVER_MESHES = {"mesh": mesh.run, "long": mesh.run_long, "checkpoint": checkpoint.run}
 
 
