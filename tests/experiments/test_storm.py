@@ -12,10 +12,11 @@ import chex
 import pytest
 
 from experiments.metrics import read_metrics
+from sharding.checkpoint.store import DAMAGED, DELETING, PARTIAL
 from tests.experiments.conftest import STEPS
 from tests.experiments.test_train import losses, params
 
-TEMPORARY = ("tmp", "partial", "incomplete", "stale", "lock")
+TEMPORARY = ("tmp", PARTIAL, DELETING, DAMAGED, "incomplete", "stale", "lock")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Moment:
             return time.monotonic() - started >= self.amount
         if self.kind == "steps":
             return newest_step(run) >= begun_at + self.amount
-        return any("tmp" in path.name for path in (run / "checkpoints").glob("*"))
+        return any((run / "checkpoints").glob(f"*{PARTIAL}"))
 
 
 def newest_step(run: pathlib.Path) -> int:
