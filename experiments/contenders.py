@@ -19,9 +19,11 @@ from gam_jax.layers import (
     Block,
     FalconH1,
     Layer,
+    LinearMemory,
     Mamba,
     Mamba2,
     RMSNorm,
+    WrittenGAM,
 )
 from gam_jax.params import count_params
 from sharding.errors import UserError
@@ -62,9 +64,14 @@ class Contender:
 
 CONTENDERS: dict[str, Contender] = {
     "gam": Contender("GAM", GAM(slots=128, kernel=8)),
+    "written_gam": Contender(
+        "GAM, written memory",
+        WrittenGAM(LinearMemory(heads=2, key_width=64, value_width=64), kernel=4),
+    ),
     "transformer": Contender("Transformer", Attention(context=512)),
     "mamba": Contender("Mamba", Mamba()),
     "mamba2": Contender("Mamba-2", Mamba2(head=32, state=64)),
+    "gated_deltanet": Contender("Gated DeltaNet", LinearMemory(heads=2)),
     "falcon_h1": Contender(
         "Falcon-H1",
         FalconH1(

@@ -44,6 +44,6 @@ def experiment(contender: Contender) -> Experiment:
     )
 
 
-def get_config(name: str = "gam") -> ConfigDict:
+def get_config(name: str = "written_gam") -> ConfigDict:
     """The contender of that name."""
     return config(experiment(chosen(name)[name]))

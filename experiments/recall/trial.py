@@ -33,7 +33,7 @@ class Scale:
       rows: sequences in an update.
       steps: updates at most.
       learning_rate: the highest.
-      check_every: steps between two looks at sequences of their own.
+      check_every: steps between two looks at sequences of their own, four batches of them.
       asked: sequences of each number of pairs that the last score is of.
       enough: the share of right answers at which training ends.
     """
@@ -44,11 +44,11 @@ class Scale:
     width: int = 64
     depth: int = 2
     hidden: int = 128
-    rows: int = 18
+    rows: int = 15
     steps: int = 1500
     learning_rate: float = 5e-3
     check_every: int = 50
-    asked: int = 504
+    asked: int = 510
     enough: float = 0.999
 
     @property
@@ -110,7 +110,7 @@ class Trial:
                 step += 1
                 if step % scale.check_every == 0:
                     progress.step(step, float(values["loss"]))
-                    checked = min(self.accuracy(state, self.to_check, scale.rows).values())
+                    checked = min(self.accuracy(state, self.to_check, 4 * scale.rows).values())
         seconds = time.perf_counter() - began
         return Found(
             accuracy=self.accuracy(state, self.to_score, scale.asked),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax
@@ -10,7 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from experiments.contenders import CONTENDERS
+from experiments.progress import Progress
 from experiments.recall.task import Recall, draw, mixed
+from experiments.recall.trial import SCALES, Trial
 from sharding.errors import UserError
 
 TASKS = [Recall(16, 4, 16), Recall(32, 3, 64), Recall(64, 16, 64, power=1.0)]
@@ -111,3 +115,14 @@ def test_the_command_prints_shares_and_draws_them(workshop, tmp_path):
     assert all(0 <= share <= 1 for share in row["accuracy"].values())
     assert (tmp_path / "recall.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "recall.json").read_text())["rows"][0] == row
+
+
+@pytest.mark.slow
+def test_a_written_memory_recalls_where_a_bank_of_weights_cannot():
+    scale = dataclasses.replace(SCALES["short"], steps=250)
+    shares = {
+        name: Trial(CONTENDERS[name], scale, seed=0).run(Progress(0, visible=False)).accuracy[4]
+        for name in ("written_gam", "gam")
+    }
+    assert shares["written_gam"] > 0.95
+    assert shares["gam"] < 0.7
