@@ -17,6 +17,7 @@ DEFAULT_RULES: Rules = MappingProxyType(
         "vocab": "tensor",
         "slot": "tensor",
         "channel": "tensor",
+        "heads": "tensor",
         "ffn": "tensor",
         "embed": None,
         "position": None,
