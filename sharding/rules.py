@@ -18,6 +18,7 @@ DEFAULT_RULES: Rules = MappingProxyType(
         "slot": "tensor",
         "channel": "tensor",
         "ffn": "tensor",
+        "heads": "tensor",
         "embed": None,
         "position": None,
         "layer": None,
