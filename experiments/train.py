@@ -174,7 +174,8 @@ def _plan(experiment: Experiment, folder: RunFolder, saved: dict[str, Any] | Non
         raise UserError(f"--plan={flags.FLAGS.plan}: write processes x devices of each, as 2x4")
     if saved is None:  # else the vocabulary is known
         experiment, _ = _load(experiment, folder, saved)
-    processes.emulate(max(int(count) * int(devices), 1))
+    if total := int(count) * int(devices):  # else `replan` says that none are left
+        processes.emulate(total)
     return replan(
         flags.FLAGS.mesh, int(count), int(devices), lambda sizes: refusal(experiment, sizes)
     )

@@ -263,11 +263,11 @@ def test_bad_plans_are_one_line(command, workshop, tmp_path, args, words):
 
 
 def test_a_plan_of_a_run_keeps_what_it_can_of_the_mesh(command, workshop, tmp_path):
-    plan = ("--mesh=data=4,tensor=2", "--plan=3x2")
+    plan = ("--mesh=data=8,tensor=2", "--plan=4x2")
     result = command("train", f"--run={tmp_path / 'run'}", *workshop.settings, *plan)
     assert result.code == 0
     assert json.loads(result.out) == {
-        "mesh": "data=2,seq=1,tensor=2",
-        "processes": 2,
+        "mesh": "data=4,seq=1,tensor=2",
+        "processes": 4,
         "devices": 2,
     }

@@ -160,7 +160,7 @@ def test_a_run_that_fits_nowhere_says_why():
     [
         ("data=2,tensor=4", 7, "data=1,seq=1,tensor=4"),
         ("data=2,tensor=4", 3, "data=1,seq=1,tensor=2"),  # 3 does not divide 16 slots
-        ("seq=8", 8, "data=1,seq=4,tensor=1"),  # 4 tokens are shorter than the kernel's reach
+        ("seq=7", 8, "data=1,seq=4,tensor=1"),  # 32 tokens
         ("seq=4,data=2", 6, "data=1,seq=4,tensor=1"),
         ("data=-1,seq=2", 8, "data=3,seq=2,tensor=1"),  # 6 rows
     ],
