@@ -19,6 +19,7 @@ DEFAULT_RULES: Rules = MappingProxyType(
         "channel": "tensor",
         "heads": "tensor",
         "ffn": "tensor",
+        "heads": "tensor",
         "embed": None,
         "position": None,
         "layer": None,
