@@ -19,7 +19,6 @@ DEFAULT_RULES: Rules = MappingProxyType(
         "channel": "tensor",
         "heads": "tensor",
         "ffn": "tensor",
-        "heads": "tensor",
         "embed": None,
         "position": None,
         "layer": None,
