@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, ClassVar
 
 import jax
@@ -21,8 +22,10 @@ from sharding.axes import Axes
 def orthogonal_gates(key: Array, shape: tuple[int, ...]) -> Array:
     """[..., U, G, U]: an orthogonal matrix for each gate, which keeps the length of a state."""
     *stacked, units, gates, _ = shape
-    square = (*stacked, gates, units, units)
-    return jnp.swapaxes(jax.nn.initializers.orthogonal()(key, square), -3, -2)
+    draw = jax.nn.initializers.orthogonal()  # which would make one matrix of leading axes
+    keys = jax.random.split(key, math.prod(stacked) * gates)
+    found = jax.vmap(lambda key: draw(key, (units, units)))(keys)
+    return jnp.swapaxes(found.reshape(*stacked, gates, units, units), -3, -2)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from gam_jax.layers import GRU, LSTM, Bidirectional, Elman
-from gam_jax.params import count_params
+from gam_jax.params import count_params, init_params, stack
 from tests.examples import apply, random_like
 from tests.oracle import sigmoid
 
@@ -144,10 +144,10 @@ def test_a_reversed_sequence_swaps_the_two_directions():
 
 
 def test_states_keep_their_length_at_the_start_and_the_forget_gate_is_open():
-    layer = LSTM(WIDTH)
-    params = {name: p.init(jax.random.key(0), p.shape) for name, p in layer.table().items()}
-    for gate in range(4):
-        matrix = params["w_state"][:, gate]
+    layer, depth = LSTM(WIDTH), 2
+    params = init_params(stack(layer.table(), depth), jax.random.key(0))
+    for place in np.ndindex(depth, 4):
+        matrix = params["w_state"][place[0], :, place[1]]
         np.testing.assert_allclose(matrix @ matrix.T, np.eye(WIDTH), atol=1e-6)
-    np.testing.assert_array_equal(params["bias"][1], 1)
+    np.testing.assert_array_equal(params["bias"], np.eye(4)[1][:, None] * np.ones((2, 4, WIDTH)))
     assert count_params(layer.table()) == 8 * WIDTH**2 + 4 * WIDTH
