@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import pathlib
@@ -31,8 +32,6 @@ from sharding.errors import UserError
 TOUCH_SECONDS = 5.0
 SILENT_SECONDS = 120.0
 """Longer than file systems of several hosts take to show each other a changed time."""
-
-_STALE = ".stale"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +101,14 @@ def run_lock(
             lock.release()
 
 
+@dataclasses.dataclass(frozen=True)
+class _Seen:
+    """A lock as it was found: when it was touched, and who it names."""
+
+    touched: int
+    owner: Owner | None
+
+
 class _Lock:
     """The first process's side."""
 
@@ -117,7 +124,8 @@ class _Lock:
         try:
             self._make_folder()
             while not self._create():
-                self._judge(say)
+                with contextlib.suppress(FileNotFoundError):  # it has just been given back
+                    self._remove(self._judge(say))
         except OSError as error:
             raise UserError(f"cannot write the run folder {self._folder}: {error}") from error
         self._thread.start()
@@ -135,7 +143,6 @@ class _Lock:
         missing = [p for p in (self._folder, *self._folder.parents) if not p.exists()]
         self._folder.mkdir(parents=True, exist_ok=True)
         self._made = missing
-        self._path.with_name(self._path.name + _STALE).unlink(missing_ok=True)
 
     def _create(self) -> bool:
         try:
@@ -145,37 +152,36 @@ class _Lock:
             return False
         return True
 
-    def _judge(self, say: Callable[[str], None]) -> None:
-        """Returns when the lock there is may be taken; raises if not."""
-        with contextlib.suppress(FileNotFoundError):  # it has just been given back
-            touched = self._path.stat().st_mtime_ns
-            owner = _read(self._path)
-            if owner is not None and owner.place == self._owner.place:
-                if _born(owner.pid) == owner.born:
-                    raise self._refused(owner)
-                say(f"taking over {self._folder} from {owner}, which is gone")
-            else:
-                shown = str(owner) if owner else "a process that did not say who it is"
-                say(
-                    f"{self._folder} is held by {shown}; taking it over if there is no sign of "
-                    f"life for {self._silent:.0f} s"
-                )
-                deadline = time.monotonic() + self._silent
-                while time.monotonic() < deadline:
-                    time.sleep(min(0.5, self._silent / 4))
-                    if self._path.stat().st_mtime_ns != touched:
-                        raise self._refused(_read(self._path) or owner)
-                say(f"taking over {self._folder} from {shown}: no sign of life")
-            self._remove(owner)
+    def _judge(self, say: Callable[[str], None]) -> _Seen:
+        """The lock there is, whose owner is gone; raises if it is not."""
+        seen = self._look()
+        owner = seen.owner
+        if owner is not None and owner.place == self._owner.place:
+            if _born(owner.pid) == owner.born:
+                raise self._refused(owner)
+            say(f"taking over {self._folder} from {owner}, which is gone")
+            return seen
+        shown = str(owner) if owner else "a process that did not say who it is"
+        say(
+            f"{self._folder} is held by {shown}; taking it over if there is no sign of "
+            f"life for {self._silent:.0f} s"
+        )
+        deadline = time.monotonic() + self._silent
+        while time.monotonic() < deadline:
+            time.sleep(min(0.5, self._silent / 4))
+            if (now := self._look()) != seen:
+                raise self._refused(now.owner or owner)
+        say(f"taking over {self._folder} from {shown}: no sign of life")
+        return seen
 
-    def _remove(self, owner: Owner | None) -> None:
+    def _look(self) -> _Seen:
+        return _Seen(self._path.stat().st_mtime_ns, _read(self._path))
+
+    def _remove(self, seen: _Seen) -> None:
         """Takes the judged lock away, and not one that another has made in its place by now."""
-        aside = self._path.with_name(self._path.name + _STALE)
-        os.rename(self._path, aside)
-        if _read(aside) != owner:
-            with contextlib.suppress(FileExistsError):
-                os.link(aside, self._path)
-        aside.unlink(missing_ok=True)
+        with _alone(self._folder):
+            if self._look() == seen:
+                self._path.unlink()
 
     def _refused(self, owner: Owner | None) -> UserError:
         return UserError(
@@ -191,6 +197,18 @@ class _Lock:
                     sys.stderr.flush()
                     os._exit(1)
                 os.utime(self._path)
+
+
+@contextlib.contextmanager
+def _alone(folder: pathlib.Path) -> Iterator[None]:
+    """While open, no other process that asks for it; a file system that cannot do it is let be."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _read(path: pathlib.Path) -> Owner | None:

@@ -80,7 +80,10 @@ def test_an_integer_is_a_float_where_a_float_is_meant():
     [
         (changed("depht", 3), ["config.depht", "'depth'"]),
         (changed("block.mixer.slot", 3), ["config.block.mixer.slot", "'slots'"]),
-        (changed("block.ffn.zzz", 3), ["config.block.ffn.zzz", "dropout, expansion, width"]),
+        (
+            changed("block.ffn.zzz", 3),
+            ["config.block.ffn.zzz", "activation, bias, dropout"],
+        ),
         (changed("block.mixer.layer", "GAMM"), ["config.block.mixer.layer", "'GAM'"]),
         (changed("block.mixer", {}), ["config.block.mixer.layer", "unknown layer"]),
         (changed("block.mixer", 7), ["config.block.mixer", "expected fields", "7"]),
