@@ -86,13 +86,13 @@ def run_lock(
       UserError: another run holds it, or the folder cannot be written.
     """
     lock = _Lock(folder, silent_seconds, touch_seconds)
-    problem = None
+    problem = ""
     if processes.is_first():
         try:
             lock.take(say)
         except UserError as error:
             problem = str(error)
-    if (problem := processes.tell(problem)) is not None:
+    if problem := processes.first_said(problem):
         raise UserError(problem)
     try:
         yield

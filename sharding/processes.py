@@ -28,10 +28,9 @@ EMULATE = "GAM_JAX_EMULATE"
 START_SECONDS = 120
 HEARTBEAT_SECONDS = 20
 """A process that has died is missed after that long even where nobody watches it."""
-_MESSAGE_BYTES = 512
 
-TELL_BYTES = 1024
-HOST_BYTES = 64
+MESSAGE_BYTES, HOST_BYTES = 1024, 64
+"""Room for what processes tell each other: a line, and the name of a host."""
 
 
 def emulate(devices: int) -> None:
@@ -150,17 +149,6 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def tell(text: str | None) -> str | None:
-    """What the first process says, to all; what the others give is not looked at. All must ask."""
-    if count() == 1:
-        return text
-    words = np.zeros(TELL_BYTES, np.uint8)
-    encoded = b"" if text is None else b"+" + text.encode()[: TELL_BYTES - 1]
-    words[: len(encoded)] = np.frombuffer(encoded, np.uint8)
-    heard = np.asarray(multihost_utils.broadcast_one_to_all(words)).tobytes().rstrip(b"\0")
-    return heard[1:].decode(errors="replace") if heard else None
-
-
 def hosts() -> list[str]:
     """The name of every process's host. All must ask."""
     own = socket.gethostname().encode()[:HOST_BYTES].ljust(HOST_BYTES, b"\0")
@@ -196,8 +184,8 @@ def first_said(text: str) -> str:
     """What the first process of those that say anything says; all get the same. All must ask."""
     if count() == 1:
         return text
-    told = np.zeros(_MESSAGE_BYTES, np.uint8)
-    letters = np.frombuffer(text.encode()[:_MESSAGE_BYTES], np.uint8)
+    told = np.zeros(MESSAGE_BYTES, np.uint8)
+    letters = np.frombuffer(text.encode()[:MESSAGE_BYTES], np.uint8)
     told[: len(letters)] = letters
     rows = (bytes(row).rstrip(b"\0").decode(errors="replace") for row in gather(told))
     return next((row for row in rows if row), "")
