@@ -13,6 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from sharding.axes import Axes
 from sharding.errors import UserError
+from sharding.mesh import in_words
 from sharding.rules import DEFAULT_RULES, Rules, partition_spec
 
 WORDS = {
@@ -24,6 +25,9 @@ WORDS = {
     "tensor_tokens": "tensor",
 }
 """Word of a preset -> the mesh axis that it gives work to."""
+
+OWN_WORK = frozenset({"stream", "expert"})
+"""Mesh axes with one use only, which a model has or has not; no word asks for it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Parallel:
     @property
     def mesh_axes(self) -> set[str]:
         """The mesh axes that have work."""
-        return {WORDS[word] for word in self.words}
+        return {WORDS[word] for word in self.words} | OWN_WORK
 
     @property
     def table(self) -> Rules:
@@ -110,7 +114,7 @@ class Layout:
     @property
     def shown(self) -> str:
         """The mesh in words: "mesh data=2,seq=1,tensor=4"."""
-        return "mesh " + ",".join(f"{name}={size}" for name, size in self.mesh.shape.items())
+        return f"mesh {in_words(self.mesh.shape)}"
 
     @property
     def axes(self) -> Axes:

@@ -13,23 +13,29 @@ from jax.sharding import AxisType, Mesh
 
 from sharding.errors import UserError
 
-AXIS_NAMES = ("data", "seq", "tensor")
+AXIS_NAMES = ("data", "stream", "seq", "expert", "tensor")
 """The outer axes first: those may cross hosts, and `tensor`, which talks most, stays inside one."""
+
+ALWAYS_SHOWN = ("data", "seq", "tensor")
+"""Axes that any model can use; words for a mesh leave the others out where they are one device."""
 
 
 def make_mesh(
     data: int = 1,
     seq: int = 1,
     tensor: int = 1,
+    *,
+    stream: int = 1,
+    expert: int = 1,
     devices: Sequence[Any] | None = None,
     across: Mapping[str, int] | None = None,
 ) -> Mesh:
-    """A mesh over (data, seq, tensor) from the first devices there are.
+    """A mesh over all of `AXIS_NAMES` from the first devices there are.
 
-    The default is the mesh of a laptop: one device, three axes of size one.
+    The default is the mesh of a laptop: one device, every axis of size one.
 
     Args:
-      data, seq, tensor: devices along each axis.
+      data, seq, tensor, stream, expert: devices along each axis.
       devices: to choose from; all if None.
       across: how many hosts each axis crosses, where the devices are on several; what is left of
         an axis lies inside a host. The outermost axes cross first if None.
@@ -38,7 +44,7 @@ def make_mesh(
       UserError: an axis below one, more devices asked for than there are, or hosts that do not
         fit the axes.
     """
-    sizes = (data, seq, tensor)
+    sizes = (data, stream, seq, expert, tensor)
     for name, size in zip(AXIS_NAMES, sizes, strict=True):
         if size < 1:
             raise UserError(f"mesh axis {name}={size}: give a size of at least 1")
@@ -46,8 +52,8 @@ def make_mesh(
     needed = math.prod(sizes)
     if needed > len(devices):
         raise UserError(
-            f"mesh data={data},seq={seq},tensor={tensor} needs {needed} devices but there are "
-            f"{len(devices)}: ask for a smaller mesh"
+            f"mesh {in_words(dict(zip(AXIS_NAMES, sizes, strict=True)))} needs {needed} devices "
+            f"but there are {len(devices)}: ask for a smaller mesh"
         )
     devices = devices[:needed]
     types = (AxisType.Auto,) * len(AXIS_NAMES)
@@ -55,6 +61,12 @@ def make_mesh(
         return jax.make_mesh(sizes, AXIS_NAMES, axis_types=types, devices=devices)
     places = arrange([host_of(device) for device in devices], sizes, across)
     return Mesh(np.asarray(devices, dtype=object)[places], AXIS_NAMES, axis_types=types)
+
+
+def in_words(sizes: Mapping[str, int]) -> str:
+    """Sizes of a mesh as a command line takes them, as "data=2,seq=1,tensor=4"."""
+    shown = (n for n in AXIS_NAMES if n in ALWAYS_SHOWN or sizes.get(n, 1) > 1)
+    return ",".join(f"{name}={sizes.get(name, 1)}" for name in shown)
 
 
 def host_of(device: Any) -> int:
@@ -103,7 +115,7 @@ def _crossed(hosts: int, sizes: Sequence[int], across: Mapping[str, int] | None)
             crossed.append(math.gcd(size, left))
             left //= crossed[-1]
         if left > 1:
-            shown = ",".join(f"{n}={s}" for n, s in zip(AXIS_NAMES, sizes, strict=True))
+            shown = in_words(dict(zip(AXIS_NAMES, sizes, strict=True)))
             raise UserError(f"mesh {shown} does not divide over {hosts} hosts: change its axes")
         return crossed
     crossed = [across.get(name, 1) for name in AXIS_NAMES]

@@ -23,7 +23,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 
 from sharding.errors import UserError
-from sharding.mesh import AXIS_NAMES, arrange, parse_axes
+from sharding.mesh import AXIS_NAMES, arrange, in_words, parse_axes
 
 GIVE_WAY = ("data", *(name for name in AXIS_NAMES if name != "data"))
 """The first shrinks first; after `data` the outer axes, which talk least."""
@@ -72,8 +72,7 @@ def replan(
             continue
         found = refusal(sizes)
         if found is None:
-            mesh = ",".join(f"{name}={size}" for name, size in sizes.items())
-            return Plan(mesh, used, math.prod(sizes.values()) // used)
+            return Plan(in_words(sizes), used, math.prod(sizes.values()) // used)
         reason = found
     raise UserError(f"no mesh of up to {processes * devices} devices fits this run: {reason}")
 

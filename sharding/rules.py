@@ -19,6 +19,8 @@ DEFAULT_RULES: Rules = MappingProxyType(
         "channel": "tensor",
         "heads": "tensor",
         "ffn": "tensor",
+        "expert": "expert",
+        "stream": "stream",
         "embed": None,
         "position": None,
         "layer": None,

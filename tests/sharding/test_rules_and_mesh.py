@@ -15,13 +15,14 @@ from sharding.rules import DEFAULT_RULES, partition_spec
 def test_the_default_mesh_is_one_device():
     mesh = make_mesh()
     assert mesh.axis_names == AXIS_NAMES
-    assert mesh.devices.shape == (1, 1, 1)
+    assert mesh.devices.shape == (1,) * len(AXIS_NAMES)
 
 
 def test_a_mesh_has_the_sizes_asked_for_and_the_first_devices():
     mesh = make_mesh(2, 1, 3)
-    assert dict(mesh.shape) == {"data": 2, "seq": 1, "tensor": 3}
+    assert dict(mesh.shape) == {"data": 2, "stream": 1, "seq": 1, "expert": 1, "tensor": 3}
     assert set(mesh.devices.flat) == set(jax.devices()[:6])
+    assert make_mesh(stream=2, expert=4).devices.shape == (1, 2, 1, 4, 1)
 
 
 def test_a_mesh_takes_the_devices_it_is_given():
@@ -73,5 +74,5 @@ def test_a_dimension_that_is_not_divisible_names_parameter_shape_axis_and_size()
 
 
 def test_a_logical_axis_without_a_rule_is_named():
-    with pytest.raises(UserError, match="parameter w: logical axis 'expert' has no rule"):
-        partition_spec("w", (8,), ("expert",), make_mesh())
+    with pytest.raises(UserError, match="parameter w: logical axis 'nobody' has no rule"):
+        partition_spec("w", (8,), ("nobody",), make_mesh())
