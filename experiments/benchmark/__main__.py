@@ -5,6 +5,7 @@ python -m experiments.benchmark step --against=gam_model.py    the official PyTo
 python -m experiments.benchmark length       one block, 256 to 131,072 tokens
 python -m experiments.benchmark length --mixers=GAM,LinearMemory.gla --lengths=131072
 python -m experiments.benchmark decode       writing after 1 Ki, 16 Ki and 256 Ki tokens
+python -m experiments.benchmark decode --mixers=Mamba,LSTM --lengths=1024,16384
 python -m experiments.benchmark scan         the ways to compute a memory scan, 8,192 tokens
 python -m experiments.benchmark selective    the selective scan, by method and chunk
 python -m experiments.benchmark attention    attention in blocks, and all scores at once
@@ -57,8 +58,8 @@ def define_flags() -> None:
     """The command line."""
     flags.DEFINE_integer("repeats", 7, "Timed runs of each.", 1)
     flags.DEFINE_string("against", None, "step: path of the official gam_model.py (needs torch).")
-    flags.DEFINE_list("mixers", ["GAM"], "length: layers, as GAM or LinearMemory.gla.")
-    flags.DEFINE_list("lengths", list(map(str, length.LENGTHS)), "length: tokens.")
+    flags.DEFINE_list("mixers", ["GAM"], "length, decode: layers, as GAM or LinearMemory.gla.")
+    flags.DEFINE_list("lengths", [], "length, decode: tokens; their own if not given.")
     flags.DEFINE_bool("json", False, "Print one JSON object.")
     define_device_flags()
 
@@ -87,9 +88,10 @@ def _run(which: str) -> dict[str, Any]:
     layout = layout_from_flags(one_device=True)
     if which == "step":
         return step.run(args.repeats, args.against, layout)
+    lengths = _lengths(args.lengths)
     if which == "length":
-        return length.run(args.repeats, layout, args.mixers, _lengths(args.lengths))
-    return decode.run(args.repeats, layout)
+        return length.run(args.repeats, layout, args.mixers, lengths or length.LENGTHS)
+    return decode.run(args.repeats, layout, args.mixers, lengths or decode.CONTEXTS)
 
 
 def _lengths(given: Sequence[str]) -> list[int]:

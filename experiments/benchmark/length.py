@@ -17,22 +17,29 @@ from sharding.layout import Layout
 
 LENGTHS = (256, 1024, 4096, 16_384, 65_536, 131_072)
 WIDTH = 256
-LONG = {LAYER_KEY: "Attention", "context": max(LENGTHS)}
+LONG = {LAYER_KEY: "Attention", "context": 2 * max(LENGTHS)}
+WRITTEN = {LAYER_KEY: "LinearMemory"}
 DEFAULTS = {
-    "GAM": {"slots": WIDTH},
     "Attention": LONG,
     "FalconH1": {"attention": {**LONG, "rotary": 1e11}},
+    "WrittenGAM": {"memory": WRITTEN},
 }
 
 
-def mixer_of(name: str) -> Layer:
+def mixer_of(name: str, slots: int = 0) -> Layer:
     """A registered layer, "GAM" or with a variant "LinearMemory.gla", other fields by default.
+
+    Args:
+      name: of the layer; its variant after a point.
+      slots: of GAM's bank; the width of `length` if 0.
 
     Raises:
       UserError: no such layer or variant, or one that cannot stand in a block by itself.
     """
     layer, _, variant = name.partition(".")
     fields = {**DEFAULTS.get(layer, {}), **({"variant": variant} if variant else {})}
+    if layer == "GAM":
+        fields["slots"] = slots or WIDTH
     return from_dict(Layer, {LAYER_KEY: layer, **fields}, f"--mixers={name}")
 
 

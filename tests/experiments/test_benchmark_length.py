@@ -1,8 +1,8 @@
-"""`benchmark length` times any mixer by name."""
+"""`benchmark length` and `decode` time any mixer by name."""
 
 import pytest
 
-from experiments.benchmark import length
+from experiments.benchmark import decode, length
 from gam_jax.layers import LinearMemory
 from sharding.errors import UserError
 from sharding.layout import Layout
@@ -33,3 +33,14 @@ def test_it_gives_time_and_memory_of_each_length(monkeypatch):
     for rows in (result["whole"], result["chunked"]):
         assert [row["tokens"] for row in rows] == [16, 32]
         assert all(row["seconds"] > 0 and row["bytes_per_token"] > 0 for row in rows)
+
+
+def test_writing_is_timed_after_each_context(monkeypatch):
+    for name, small in (("WIDTH", 16), ("DEPTH", 1), ("WRITTEN", 4)):
+        monkeypatch.setattr(decode, name, small)
+    result = decode.run(1, Layout(make_mesh()), ("MinimalRNN", "GAM"), (8, 16))
+    for mixer in ("MinimalRNN", "GAM"):
+        rows = result[f"{mixer}_rows"]
+        assert [row["context"] for row in rows] == [8, 16]
+        assert rows[0]["carry_bytes"] == rows[1]["carry_bytes"] > 0
+        assert all(row["tokens_per_second"] > 0 for row in rows)
