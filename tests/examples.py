@@ -107,7 +107,7 @@ EXAMPLES: dict[str, Layer] = {
     ),
     "Attention capped": Attention(width=WIDTH, heads=8, head_size=2, context=32, soft_cap=2.0),
     "Attention sinks": Attention(width=WIDTH, heads=8, head_size=2, context=32, sinks=True),
-    "WrittenGAM": WrittenGAM(LinearMemory(**HEADS), width=WIDTH, kernel=3),
+    "WrittenGAM": WrittenGAM(LinearMemory(gated=False, **HEADS), width=WIDTH, kernel=3),
     "WrittenGAM bank": WrittenGAM(GAM(slots=16, kernel=2), width=WIDTH, slots=16, kernel=1),
     "LinearMemory linear": LinearMemory(variant="linear", **HEADS),
     "LinearMemory retnet": LinearMemory(variant="retnet", **HEADS),

@@ -105,6 +105,7 @@ class LinearMemory(Layer):
       value_width: N; 0 for the variant's share of D / H.
       kernel: taps of the convolution; 0 for the variant's.
       feature: one of FEATURES; "" for the variant's.
+      gated: whether the output is gated; None for the variant's.
       negative: double the strength of writes, so that transitions have eigenvalues down to -1.
       chunk: of the scan.
       method: of the scan.
@@ -117,6 +118,7 @@ class LinearMemory(Layer):
     value_width: int = 0
     kernel: int = 0
     feature: str = ""
+    gated: bool | None = None
     negative: bool = False
     chunk: int = 64
     method: str = "chunked"
@@ -142,7 +144,8 @@ class LinearMemory(Layer):
         """The variant's, with what the fields change."""
         recipe = RECIPES[self.variant]
         kernel, feature = self.kernel or recipe.kernel, self.feature or recipe.feature
-        return dataclasses.replace(recipe, kernel=kernel, feature=feature)
+        gated = recipe.gated if self.gated is None else self.gated
+        return dataclasses.replace(recipe, kernel=kernel, feature=feature, gated=gated)
 
     @property
     def keys(self) -> int:
