@@ -79,7 +79,7 @@ class LanguageModel:
     def __post_init__(self) -> None:
         if self.init not in INITS:
             raise ValueError(f"LanguageModel.init '{self.init}' is not one of {', '.join(INITS)}")
-        if not self.block.streams:
+        if not self.block.causal:
             raise ValueError(
                 "LanguageModel.block holds a layer that reads the whole sequence at once, so it "
                 "cannot predict a next token; give a causal one"

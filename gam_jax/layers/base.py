@@ -27,14 +27,14 @@ class Layer:
     """
 
     @property
-    def streams(self) -> bool:
+    def causal(self) -> bool:
         """Whether it is causal, with a carry that goes on; if every layer inside does.
 
         One that does not says so here alone: it takes whole sequences, and has no carry. Models
         that predict the next token, and the laws of the carry, ask this.
         """
         inner = (getattr(self, field.name) for field in dataclasses.fields(self))  # type: ignore[arg-type]
-        return all(layer.streams for layer in inner if isinstance(layer, Layer))
+        return all(layer.causal for layer in inner if isinstance(layer, Layer))
 
     def table(self) -> Table:
         """The parameters, see `gam_jax.params`."""

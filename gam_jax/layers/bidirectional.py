@@ -36,7 +36,7 @@ class Bidirectional(Layer):
         object.__setattr__(self, "inner", inner)
 
     @property
-    def streams(self) -> bool:
+    def causal(self) -> bool:
         """No: the last token is needed for the first."""
         return False
 

@@ -38,7 +38,7 @@ class Chunked(Layer):
     def __post_init__(self) -> None:
         if self.size < 1:
             raise ValueError("Chunked.size must be at least 1")
-        if not self.inner.streams:
+        if not self.inner.causal:
             raise ValueError("Chunked.inner must be causal: it hands a carry from chunk to chunk")
         inner = inherit(self.inner, width=self.width, dropout=self.dropout)
         object.__setattr__(self, "inner", inner)

@@ -68,7 +68,7 @@ class MHS(Layer):
             )
 
     @property
-    def streams(self) -> bool:
+    def causal(self) -> bool:
         """No: the first pixel sees the last."""
         return False
 

@@ -24,8 +24,8 @@ def layers(wanted):
 
 
 every_layer = layers(lambda layer: True)
-streaming_layer = layers(lambda layer: layer.streams)
-whole_layer = layers(lambda layer: not layer.streams)
+streaming_layer = layers(lambda layer: layer.causal)
+whole_layer = layers(lambda layer: not layer.causal)
 
 
 def test_every_registered_layer_has_an_example():
@@ -105,7 +105,7 @@ def test_a_layer_that_does_not_stream_sees_what_is_to_come_and_hands_nothing_on(
     assert layer.carry_table(1) == ()
     assert jnp.any(jax.grad(lambda x: layer(params, x)[0][0, 0].sum())(x)[:, 1:])
     for around in (Block(layer, MLP()), Stack(Block(layer), depth=1)):
-        assert not around.streams
+        assert not around.causal
     with pytest.raises(ValueError, match="cannot predict a next token; give a causal one"):
         LanguageModel(Block(layer), width=8, depth=1)
     with pytest.raises(ValueError, match="must be causal"):
