@@ -42,7 +42,7 @@ def matrix_sides(param: Param) -> Sides | None:
 
 
 def scale_by_muon(
-    table: Table, beta1: float, beta2: float, eps: float
+    table: Table, momentum: float, beta1: float, beta2: float, eps: float
 ) -> optax.GradientTransformation:
     """Muon for the matrices of a table, Adam for the rest.
 
@@ -55,21 +55,30 @@ def scale_by_muon(
 
     Args:
       table: of the parameters.
-      beta1: of the momentum, for both.
-      beta2, eps: Adam's.
+      momentum: of matrices.
+      beta1, beta2, eps: Adam's.
     """
     adam, sides = optax.scale_by_adam(beta1, beta2, eps), _sides(table)
 
+    def means(grads: Any, before: Any, after: Any) -> Any:
+        """The momentum of matrices; Adam's first moment of the rest."""
+
+        def mean(grad: Array, old: Array, new: Array, own: Sides | None) -> Array:
+            return new if own is None else momentum * old + (1 - momentum) * grad
+
+        return jax.tree.map(mean, grads, before, after, sides)
+
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        ours, after = adam.update(updates, state, params)
-        moments: Any = after
+        by_adam, found = adam.update(updates, state, params)
+        after: Any = found
+        after = after._replace(mu=means(updates, state.mu, after.mu))
 
-        def one(ours: Array, grad: Array, mean: Array, own: Sides | None) -> Array:
+        def one(by_adam: Array, grad: Array, mean: Array, own: Sides | None) -> Array:
             if own is None:
-                return ours
-            return _orthogonal(beta1 * mean + (1 - beta1) * grad, own)
+                return by_adam
+            return _orthogonal(momentum * mean + (1 - momentum) * grad, own)
 
-        return jax.tree.map(one, ours, updates, moments.mu, sides), after
+        return jax.tree.map(one, by_adam, updates, after.mu, sides), after
 
     return optax.GradientTransformation(adam.init, update)
 

@@ -1,4 +1,4 @@
-"""AdamW or Muon with warm-up, cosine decay and clipping, from a config."""
+"""AdamW or Muon with warm-up, decay and clipping, from a config."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from gam_jax.params import Table, decay_mask
 from sharding.errors import UserError
 
 KINDS = ("adamw", "muon")
+SCHEDULES = ("cosine", "linear")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,17 +22,20 @@ class OptimizerConfig:
     Attributes:
       learning_rate: the highest rate.
       warmup: steps of linear warm-up from 0.
-      final: the rate at the last step, as a fraction of the highest (half-cosine in between).
+      schedule: from the highest rate to the last: "cosine", half of one, or "linear".
+      final: the rate at the last step, as a fraction of the highest.
       beta1, beta2, eps: Adam's.
       weight_decay: decoupled, on the parameters that the tables mark.
       decay_all: on every parameter, norms and biases too, as the GAM paper's code does.
       clip: largest global gradient norm; 0 for none.
       kind: "adamw"; or "muon", which differs in the updates of matrices, see `gam_jax.muon`.
+      momentum: Muon's, of matrices.
       matrix_rate: Muon's rate for matrices, and that of their decay, in units of learning_rate.
     """
 
     learning_rate: float = 3e-3
     warmup: int = 100
+    schedule: str = "cosine"
     final: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.95
@@ -40,15 +44,17 @@ class OptimizerConfig:
     decay_all: bool = False
     clip: float = 1.0
     kind: str = "adamw"
+    momentum: float = 0.95
     matrix_rate: float = 3.0
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise UserError(f"optimizer.kind: {unknown(self.kind, KINDS, 'kind')}")
+        for name, valid in (("kind", KINDS), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in valid:
+                raise UserError(f"optimizer.{name}: {unknown(getattr(self, name), valid, name)}")
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Rate of step i (from 0): linear warm-up from 0, then half a cosine down to `final`.
+    """Rate of step i (from 0): linear warm-up from 0, then by the schedule down to `final`.
 
     Raises:
       UserError: warm-up as long as the run or longer.
@@ -58,13 +64,13 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
             f"optimizer.warmup={config.warmup} does not end before train.steps={steps}: "
             f"lower the one or raise the other"
         )
-    return optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=config.learning_rate,
-        warmup_steps=config.warmup,
-        decay_steps=steps,
-        end_value=config.learning_rate * config.final,
-    )
+    peak, left = config.learning_rate, steps - config.warmup
+    if config.schedule == "linear":
+        decay = optax.linear_schedule(peak, peak * config.final, left)
+    else:
+        decay = optax.cosine_decay_schedule(peak, left, config.final)
+    warmup = optax.linear_schedule(0.0, peak, config.warmup)
+    return optax.join_schedules([warmup, decay], [config.warmup])
 
 
 def make_optimizer(
@@ -78,5 +84,6 @@ def make_optimizer(
     betas = config.beta1, config.beta2, config.eps
     if config.kind == "muon":
         matrices = scale_matrices(table, config.matrix_rate)
-        return optax.chain(clip, scale_by_muon(table, *betas), decay, matrices, rate)
+        muon = scale_by_muon(table, config.momentum, *betas)
+        return optax.chain(clip, muon, decay, matrices, rate)
     return optax.chain(clip, optax.chain(optax.scale_by_adam(*betas), decay, rate))

@@ -59,9 +59,9 @@ def test_singular_values_come_near_to_one_and_vectors_stay(rows, columns, seed):
 @pytest.fixture(scope="module")
 def updates():
     """Two steps' last updates: of Muon and of Adam."""
-    betas = 0.9, 0.95, 1e-8
+    betas = 0.8, 0.95, 1e-8
     found = []
-    for rule in (scale_by_muon(TABLE, *betas), optax.scale_by_adam(*betas)):
+    for rule in (scale_by_muon(TABLE, 0.9, *betas), optax.scale_by_adam(*betas)):
         params = random_like(TABLE)
         state = rule.init(params)
         for seed in (1, 2):
@@ -123,7 +123,7 @@ def test_matrices_and_their_decay_have_a_rate_of_their_own():
     optimizer = make_optimizer(config, 10, TABLE)
     params, grads = random_like(TABLE), random_like(TABLE, 1)
     found, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
-    rule = scale_by_muon(TABLE, config.beta1, config.beta2, config.eps)
+    rule = scale_by_muon(TABLE, config.momentum, config.beta1, config.beta2, config.eps)
     ways, _ = jax.jit(rule.update)(grads, rule.init(params))
     for name, sides in MATRICES.items():
         rate = 0.1 * (1 if sides is None else 3.0)

@@ -24,7 +24,8 @@ def rate_formula(config, step, steps):
     if step < config.warmup:
         return config.learning_rate * step / config.warmup
     done = (step - config.warmup) / (steps - config.warmup)
-    share = config.final + (1 - config.final) * 0.5 * (1 + math.cos(math.pi * done))
+    left = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    share = config.final + (1 - config.final) * left
     return config.learning_rate * share
 
 
@@ -34,9 +35,11 @@ def rate_formula(config, step, steps):
         OptimizerConfig(learning_rate=3e-3, warmup=10, final=0.1),
         OptimizerConfig(learning_rate=1.0, warmup=0, final=0.0),
         OptimizerConfig(learning_rate=0.5, warmup=99, final=1.0),
+        OptimizerConfig(learning_rate=2.0, warmup=20, final=0.2, schedule="linear"),
+        OptimizerConfig(learning_rate=2.0, warmup=0, final=0.0, schedule="linear"),
     ],
 )
-def test_the_rate_warms_up_and_decays_by_half_a_cosine(config):
+def test_the_rate_warms_up_and_decays_by_its_schedule(config):
     schedule = learning_rate_schedule(config, 100)
     found = [float(schedule(step)) for step in range(101)]
     want = [rate_formula(config, step, 100) for step in range(101)]
