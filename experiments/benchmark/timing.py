@@ -13,7 +13,7 @@ import jax
 def medians(
     calls: Mapping[str, Callable[[], Any]], repeats: int, warmup: int = 2
 ) -> dict[str, dict[str, float]]:
-    """Seconds of each call: {"median", "min", "max"}; the calls take turns, so all see one machine.
+    """Seconds of each call, see `spread`; the calls take turns, so all see one machine.
 
     What a call returns is waited for.
     """
@@ -24,8 +24,11 @@ def medians(
             jax.block_until_ready(call())
             if turn >= warmup:
                 times[name].append(time.perf_counter() - start)
-    return {name: _spread(values) for name, values in times.items()}
+    return {name: spread(values) for name, values in times.items()}
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """median, the quartiles low and high, min and max."""
+    quartiles = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else None
+    low, median, high = quartiles or [values[0]] * 3
+    return {"median": median, "low": low, "high": high, "min": min(values), "max": max(values)}
