@@ -78,7 +78,7 @@ def _table2(scale: Scale) -> tuple[dict[str, Any], list[Sheet]]:
             raise UserError(f"--lengths={','.join(args.lengths)}: give tokens, as 256,1024")
         scale = dataclasses.replace(scale, lengths=tuple(map(int, args.lengths)))
     rows = table2.run(scale, max(1, args.repeats))
-    return {"rows": rows}, [table2.sheet(rows, scale)]
+    return {"rows": [table2.to_json(row) for row in rows]}, [table2.sheet(rows, scale)]
 
 
 def _trained(which: str, scale: Scale, folder: pathlib.Path) -> tuple[dict[str, Any], list[Sheet]]:

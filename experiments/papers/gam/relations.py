@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from experiments.benchmark.timing import Figure
 from experiments.papers.gam.trials import Found
 
 HOLDS, REVERSED, UNCLEAR = "holds", "does not hold", "within the noise"
@@ -46,9 +47,9 @@ def lower_loss(claim: str, better: Found, worse: Found) -> Relation:
     return Relation(claim, verdict, detail)
 
 
-def faster(claim: str, quick: dict[str, float], slow: dict[str, float]) -> Relation:
+def faster(claim: str, quick: Figure, slow: Figure) -> Relation:
     """Whether times taken in turn differ beyond their quartiles."""
-    ratio = slow["median"] / quick["median"]
-    apart = quick["high"] < slow["low"] or slow["high"] < quick["low"]
+    ratio = slow.median / quick.median
+    apart = quick.high < slow.low or slow.high < quick.low
     verdict = UNCLEAR if not apart else HOLDS if ratio > 1 else REVERSED
     return Relation(claim, verdict, f"{ratio:.2f} times as fast")

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from experiments.benchmark.timing import medians
+from experiments.benchmark.timing import Figure, medians
 from experiments.papers.gam import published
 from experiments.papers.gam.arms import transformer
 from experiments.papers.gam.relations import faster
@@ -125,6 +125,15 @@ def memory() -> int:
     return limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
+def to_json(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of `run` as JSON values."""
+    blocks = {
+        name: {**one, "seconds": one["seconds"] and dataclasses.asdict(one["seconds"])}
+        for name, one in row["blocks"].items()
+    }
+    return {**row, "blocks": blocks}
+
+
 def sheet(rows: list[dict[str, Any]], scale: Scale) -> Sheet:
     """The table, with the paper's beside it."""
     names = list(rows[0]["blocks"])
@@ -142,8 +151,8 @@ def sheet(rows: list[dict[str, Any]], scale: Scale) -> Sheet:
     return Sheet(f"Table 2: {sizes}", ("T", *head), tuple(lines), tuple(_relations(rows)))
 
 
-def _milliseconds(seconds: Mapping[str, float] | None) -> str:
-    return "too large" if seconds is None else f"{seconds['median'] * 1e3:,.2f}"
+def _milliseconds(seconds: Figure | None) -> str:
+    return "too large" if seconds is None else f"{seconds.median * 1e3:,.2f}"
 
 
 def _theirs(figures: Mapping[int, float], tokens: int) -> str:
@@ -165,7 +174,7 @@ def _relations(rows: list[dict[str, Any]]) -> list[str]:
         timed = [tokens for tokens, one in found.items() if one["seconds"]]
         first, last = next((t for t in timed if t >= LONG), timed[0]), timed[-1]
         if first < last:
-            seconds = [found[tokens]["seconds"]["median"] for tokens in (first, last)]
+            seconds = [found[tokens]["seconds"].median for tokens in (first, last)]
             sizes = [found[tokens]["bytes"] for tokens in (first, last)]
             powers = (exponent(pair, (first, last)) for pair in (seconds, sizes))
             time, memory_ = (f"T^{power:.2f}" for power in powers)

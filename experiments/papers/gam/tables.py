@@ -51,7 +51,7 @@ def _relations1(found: Mapping[str, Found]) -> list[Relation]:
         ours, theirs = found["gam"], found[other]
         relations.append(lower_loss(f"GAM has a lower loss than {title}", ours, theirs))
         if ours.step_seconds and theirs.step_seconds:
-            times = dict(ours.step_seconds), dict(theirs.step_seconds)
+            times = ours.step_seconds, theirs.step_seconds
             relations.append(faster(f"GAM trains faster than {title}", *times))
     return relations
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.benchmark.timing import medians
+from experiments.benchmark.timing import Figure, medians
 from experiments.compare.trial import run_trial
 from experiments.config import Experiment
 from experiments.fit import check_fits
@@ -34,14 +34,14 @@ class Found:
       parameters: of the model.
       steps: updates of a trial.
       epoch_steps: updates of an epoch.
-      step_seconds: median, low and high quartile of a step, arms in turn; None if not timed.
+      step_seconds: of a step, arms timed in turn; None if not timed.
     """
 
     losses: tuple[float, ...]
     parameters: int
     steps: int
     epoch_steps: int
-    step_seconds: Mapping[str, float] | None = None
+    step_seconds: Figure | None = None
 
     @property
     def loss(self) -> float:
@@ -56,7 +56,7 @@ class Found:
     @property
     def epoch_seconds(self) -> float:
         """Of training alone, as the paper counts it; not a number if not timed."""
-        return self.epoch_steps * self.step_seconds["median"] if self.step_seconds else math.nan
+        return self.epoch_steps * self.step_seconds.median if self.step_seconds else math.nan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,9 +142,7 @@ def open_text(scale: Scale, name: str, folder: str) -> TextData:
     return load(scale.protocol(name, folder).data)
 
 
-def step_times(
-    wanted: Mapping[str, Experiment], layout: Layout, repeats: int
-) -> dict[str, dict[str, float]]:
+def step_times(wanted: Mapping[str, Experiment], layout: Layout, repeats: int) -> dict[str, Figure]:
     """Seconds of a training step of each experiment; they take turns, so all see one machine."""
     calls = {}
     for name, one in wanted.items():
