@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
@@ -21,19 +21,20 @@ def run(
     choices: Sequence[str] = (),
     takes_command: bool = False,
     takes: str = "",
+    files: Mapping[str, int] | None = None,
 ) -> NoReturn:
     """Defines and parses the flags, then runs `main`; never shows a trace for bad input.
 
-    With `choices`, the command takes one word of them, which is given to `main`. With
-    `takes_command`, all that follows `--` is given to it. With `takes`, which says what they are,
-    any number of words, but at least one.
+    With `choices`, the command takes one word of them, which is given to `main`, and after it as
+    many files as `files` says. With `takes_command`, all that follows `--` is given to it. With
+    `takes`, which says what they are, any number of words, but at least one.
     """
     try:
         define_flags()
     except Exception as error:  # ml_collections runs the config file and reads overrides here
         fail(f"config: {_one_line(error)}")
     takes = takes or ("the command to run after --" if takes_command else "")
-    parser = functools.partial(_parse, choices=choices, takes=takes)
+    parser = functools.partial(_parse, choices=choices, takes=takes, files=files)
     app.run(lambda rest: _guarded(lambda: main(*rest[1:])), flags_parser=parser)
 
 
@@ -43,7 +44,9 @@ def fail(message: str) -> NoReturn:
     sys.exit(BAD_INPUT)
 
 
-def _parse(argv: list[str], choices: Sequence[str], takes: str) -> list[str]:
+def _parse(
+    argv: list[str], choices: Sequence[str], takes: str, files: Mapping[str, int] | None
+) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
         if "config" in flags.FLAGS:
@@ -51,8 +54,11 @@ def _parse(argv: list[str], choices: Sequence[str], takes: str) -> list[str]:
             file.to_dict()  # a file that cannot be read says so here
     except Exception as error:  # a config file may raise anything
         fail(_one_line(error))
-    if choices and (len(rest) != 2 or rest[1] not in choices):
+    if choices and (len(rest) < 2 or rest[1] not in choices):
         fail(f"say one of {', '.join(choices)}; see --help")
+    wanted = (files or {}).get(rest[1], 0) if choices else 0
+    if choices and len(rest) != 2 + wanted:
+        fail(f"{rest[1]} takes {wanted or 'no'} file{'' if wanted == 1 else 's'}; see --help")
     if takes and len(rest) == 1:
         fail(f"give {takes}; see --help")
     if not choices and not takes and len(rest) > 1:

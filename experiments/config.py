@@ -31,6 +31,8 @@ class TrainConfig:
       seed: of parameters, data order and dropout.
       log_every: steps between lines of training metrics.
       validate_every: steps between validations; there is one more at the end.
+      tokens: train on that many first tokens of the split; 0 for all. Baselines count the same
+        ones.
       validation_tokens: validate on that many first tokens of the split; 0 for all. Baselines
         are scored on the same ones.
       stop_at: end at this step, without changing the schedule; 0 for `steps`.
@@ -43,6 +45,7 @@ class TrainConfig:
     seed: int = 0
     log_every: int = 10
     validate_every: int = 200
+    tokens: int = 0
     validation_tokens: int = 0
     stop_at: int = 0
     straggler: float = 2.0
@@ -51,7 +54,7 @@ class TrainConfig:
         for name in ("steps", "batch", "accumulate", "log_every", "validate_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name}={getattr(self, name)}: give at least 1")
-        for name in ("validation_tokens", "stop_at"):
+        for name in ("tokens", "validation_tokens", "stop_at"):
             if getattr(self, name) < 0:
                 raise UserError(f"train.{name}={getattr(self, name)}: give 0 or more")
         if self.straggler and self.straggler <= 1:

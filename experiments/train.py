@@ -42,6 +42,7 @@ from experiments.run import RunFolder, write_atomically
 from experiments.warm import Source, plan
 from gam_jax.data import TextData, load
 from gam_jax.data.baselines import baselines
+from gam_jax.data.pipeline import windows
 from gam_jax.params import count_params
 from sharding import processes
 from sharding.errors import UserError
@@ -182,7 +183,7 @@ def _plan(experiment: Experiment, folder: RunFolder, saved: dict[str, Any] | Non
 
 
 def fit_to_data(experiment: Experiment, data: TextData) -> tuple[Experiment, TextData]:
-    """The experiment with the tokenizer's vocabulary; the data with the validation cut.
+    """The experiment with the tokenizer's vocabulary; the data as long as it asks for.
 
     Raises:
       UserError: a vocabulary or window that does not fit the model.
@@ -201,6 +202,9 @@ def fit_to_data(experiment: Experiment, data: TextData) -> tuple[Experiment, Tex
     limit = experiment.train.validation_tokens
     if limit and limit < len(data.validation) - 1:
         data = dataclasses.replace(data, validation=data.validation[: limit + 1])
+    if (limit := experiment.train.tokens) and limit < len(data.train) - 1:
+        data = dataclasses.replace(data, train=data.train[: limit + 1])
+        windows(data.train, experiment.data.window, experiment.data.step)
     return dataclasses.replace(experiment, model=dataclasses.replace(model, vocab=vocab)), data
 
 

@@ -14,18 +14,21 @@ python -m experiments.benchmark mesh         a training step on meshes of 1 to 8
 python -m experiments.benchmark long         1 Mi tokens over 8 emulated devices
 python -m experiments.benchmark checkpoint   what saving and restoring cost
 
+python -m experiments.benchmark all figures.json     each of these, in a process of its own
+python -m experiments.benchmark all figures.json --short --only=step,scan
+python -m experiments.benchmark compare old.json new.json    what is slower beyond noise: code 1
+python -m experiments.benchmark page figures.json docs/measured.md    the figures as a page
+
 step, length and decode run on one device, or on what --mesh and --emulate say; the others choose.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import platform
-from collections.abc import Sequence
-from typing import Any
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
 
-import jax
 from absl import flags
 
 from experiments import cli
@@ -40,18 +43,36 @@ from experiments.benchmark import (
     selective,
     step,
 )
+from experiments.benchmark.against import compare, print_changes
+from experiments.benchmark.collect import collected, machine, read, written
+from experiments.benchmark.page import page
+from experiments.benchmark.timing import Rows
 from experiments.devices import define_device_flags, layout_from_flags
+from experiments.run import write_atomically
+from gam_jax.config import unknown
 from sharding import processes
 from sharding.errors import UserError
 
-ON_MESH = ("step", "length", "decode")
-ON_ONE = {
+ON_MESH: dict[str, Callable[..., Rows]] = {
+    "step": step.run,
+    "length": length.run,
+    "decode": decode.run,
+}
+ON_ONE: dict[str, Callable[..., Rows]] = {
     "scan": scan.run,
     "selective": selective.run,
     "attention": attention.run,
     "bank": bank.run,
 }
-OVER_MESHES = {"mesh": mesh.run, "long": mesh.run_long, "checkpoint": checkpoint.run}
+OVER_MESHES: dict[str, Callable[..., Rows]] = {
+    "mesh": mesh.run,
+    "long": mesh.run_long,
+    "checkpoint": checkpoint.run,
+}
+BENCHMARKS = {**ON_MESH, **ON_ONE, **OVER_MESHES}
+SHORT_LENGTHS = (256, 1024)
+FILES = {"all": 1, "compare": 2, "page": 2}
+"""Commands that read or write files, and how many."""
 
 
 def define_flags() -> None:
@@ -61,34 +82,68 @@ def define_flags() -> None:
     flags.DEFINE_list("mixers", ["GAM"], "length, decode: layers, as GAM or LinearMemory.gla.")
     flags.DEFINE_list("lengths", [], "length, decode: tokens; their own if not given.")
     flags.DEFINE_bool("json", False, "Print one JSON object.")
+    flags.DEFINE_bool("short", False, "The smallest sizes alone: seconds each.")
+    flags.DEFINE_list("only", [], "all: some of the benchmarks.")
+    flags.DEFINE_float("tolerance", 0.1, "compare: a smaller share is no change.", 0.0)
     define_device_flags()
 
 
-def main(which: str) -> None:
-    """Runs one benchmark and prints its figures."""
-    result = _run(which)
-    machine = {"cores": os.cpu_count(), "machine": platform.machine(), "jax": jax.__version__}
+def main(which: str, *files: str) -> None:
+    """Runs one benchmark, or all, and prints the figures; or reads those of two files."""
+    paths = [pathlib.Path(file) for file in files]
+    if which == "compare":
+        changes = compare(*map(read, paths), tolerance=flags.FLAGS.tolerance)
+        print_changes(changes)
+        sys.exit(1 if changes.worse else 0)
+    if which == "page":
+        write_atomically(paths[1], page(read(paths[0]), BENCHMARKS))
+        print(f"written to {paths[1]}")
+    elif which == "all":
+        _all(paths[0])
+    else:
+        _one(which)
+
+
+def _one(which: str) -> None:
+    rows, here = _run(which), machine()
     if flags.FLAGS.json:
-        print(json.dumps({"benchmark": which, **machine, **result}))
+        print(json.dumps({"benchmark": which, "machine": here, "rows": written(rows)}))
         return
-    print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    for name, value in result.items():
-        print_figure(name, value)
+    print(", ".join(f"{name} {value}" for name, value in here.items()))
+    for name, row in rows.items():
+        print(f"{name}: " + ", ".join(f"{column} {figure}" for column, figure in row.items()))
 
 
-def _run(which: str) -> dict[str, Any]:
+def _all(path: pathlib.Path) -> None:
+    args = flags.FLAGS
+    for name in args.only:
+        if name not in BENCHMARKS:
+            raise UserError(f"--only: {unknown(name, BENCHMARKS, 'benchmark')}")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: there is no folder {path.parent}; make it, or name another file")
+    wanted = [name for name in BENCHMARKS if not args.only or name in args.only]
+    options = [f"--repeats={args.repeats}", *(["--short"] if args.short else [])]
+    found = collected(wanted, options)
+    write_atomically(path, json.dumps(found, indent=1) + "\n")
+    print(f"{len(found['benchmarks'])} benchmarks in {path}")
+    if found["failed"]:
+        print(f"failed: {', '.join(found['failed'])}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _run(which: str) -> Rows:
     args = flags.FLAGS
     if which not in ON_MESH and (args.mesh or args.emulate):
         raise UserError(f"benchmark {which} chooses its own devices: leave --mesh, --emulate out")
     if which in OVER_MESHES:
         processes.emulate(mesh.DEVICES)
-        return OVER_MESHES[which](args.repeats)
+        return OVER_MESHES[which](args.repeats, args.short)
     if which in ON_ONE:
-        return ON_ONE[which](args.repeats)
+        return ON_ONE[which](args.repeats, args.short)
     layout = layout_from_flags(one_device=True)
     if which == "step":
         return step.run(args.repeats, args.against, layout)
-    lengths = _lengths(args.lengths)
+    lengths = _lengths(args.lengths) or (SHORT_LENGTHS if args.short else ())
     if which == "length":
         return length.run(args.repeats, layout, args.mixers, lengths or length.LENGTHS)
     return decode.run(args.repeats, layout, args.mixers, lengths or decode.CONTEXTS)
@@ -100,21 +155,5 @@ def _lengths(given: Sequence[str]) -> list[int]:
     return [int(number) for number in given]
 
 
-def print_figure(name: str, value: Any) -> None:
-    """One line a figure, one line a row."""
-    if isinstance(value, list):
-        print(f"{name}:")
-        for row in value:
-            print("  ".join(f"{key} {_shown(number)}" for key, number in row.items()))
-    elif isinstance(value, dict):
-        print(f"{name}: " + "  ".join(f"{key} {number:.4g}" for key, number in value.items()))
-    else:
-        print(f"{name}: {value:.4g}")
-
-
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else f"{value:,.4g}"
-
-
 if __name__ == "__main__":
-    cli.run(main, define_flags, choices=(*ON_MESH, *ON_ONE, *OVER_MESHES))
+    cli.run(main, define_flags, choices=(*BENCHMARKS, *FILES), files=FILES)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmark.timing import medians
+from experiments.benchmark.timing import Figure, Rows, medians
 from gam_jax.ops.attention import Rule, attend
 
 HEADS, SIZE = 4, 64
@@ -31,14 +29,14 @@ WAYS = {
 }
 
 
-def run(repeats: int) -> dict[str, Any]:
+def run(repeats: int, short: bool = False) -> Rows:
     """Loss and gradients of one row, 4 heads of 64, float32; the window has 256 tokens.
 
     Returns:
-      A row a length: seconds of each way, and temporary bytes a token (the compiler's count).
+      A row a length: time of each way, and temporary bytes a token (the compiler's count).
     """
-    rows = []
-    for tokens in TOKENS:
+    rows: Rows = {}
+    for tokens in TOKENS[:1] if short else TOKENS:
         arrays = [
             jax.random.normal(key, (1, tokens, HEADS, SIZE))
             for key in jax.random.split(jax.random.key(0), 3)
@@ -52,10 +50,8 @@ def run(repeats: int) -> dict[str, Any]:
             for name, step in compiled.items()
             if name != "at once" or tokens <= MOST_AT_ONCE
         }
-        found = medians(calls, repeats, warmup=1)
-        row: dict[str, Any] = {"tokens": tokens}
-        row |= {f"{name}_seconds": times["median"] for name, times in found.items()}
+        row = rows[f"{tokens:,} tokens"] = medians(calls, repeats, warmup=1)
         for name, step in compiled.items():
-            row[f"{name}_bytes_per_token"] = step.memory_analysis().temp_size_in_bytes / tokens
-        rows.append(row)
-    return {"attention": rows}
+            needed = step.memory_analysis().temp_size_in_bytes / tokens
+            row[f"{name}, temporary"] = Figure.exactly(needed, "B/token")
+    return rows

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmark.timing import medians
+from experiments.benchmark.timing import Figure, Rows, medians
 from gam_jax.ops.memory import memory_read
 from gam_jax.ops.sparse_memory import product_read, sparse_read
 
@@ -18,17 +18,17 @@ QUERIES, WIDTH, TOP = 256, 64, 32
 DENSE_LIMIT = 65_536
 
 
-def run(repeats: int) -> dict[str, Any]:
+def run(repeats: int, short: bool = False) -> Rows:
     """Forward and backward of one read by 256 queries of width 64; the best 32, one head.
 
     Returns:
-      A row a kind of read and number of slots: seconds, microseconds per query, temporary bytes
+      A row a kind of read and number of slots: time, microseconds per query, temporary bytes
       (the compiler's count) and bytes of the bank. The dense read, whose scores alone would be
       1 GiB at 1 Mi slots, stops at 65,536. Every read's gradient by the bank is one array of the
       bank's size, which is written whole.
     """
-    rows = []
-    for slots in SLOTS:
+    rows: Rows = {}
+    for slots in SLOTS[:1] if short else SLOTS:
         side, key = math.isqrt(slots), jax.random.key(0)
         x, bank = (jax.random.normal(key, (n, WIDTH)) for n in (QUERIES, slots))
         query = jax.random.normal(key, (QUERIES, 1, 2, WIDTH // 2))
@@ -40,17 +40,17 @@ def run(repeats: int) -> dict[str, Any]:
         }
         if slots > DENSE_LIMIT:
             del reads["dense"]
-        rows += [_row(name, slots, read, arrays, repeats) for name, (read, arrays) in reads.items()]
-    return {"rows": rows}
+        for name, (read, arrays) in reads.items():
+            rows[f"{name}, {slots:,} slots"] = _row(slots, read, arrays, repeats)
+    return rows
 
 
 def _row(
-    name: str,
     slots: int,
     read: Callable[..., Any],
     arrays: tuple[jax.Array, ...],
     repeats: int,
-) -> dict[str, Any]:
+) -> dict[str, Figure]:
     numbers = tuple(range(len(arrays)))
     loss = jax.grad(lambda *a: jnp.sum(jnp.square(read(*a))), argnums=numbers)
     forward, both = (jax.jit(f).lower(*arrays).compile() for f in (read, loss))
@@ -59,11 +59,9 @@ def _row(
     )
     memory = getattr(both.memory_analysis(), "temp_size_in_bytes", float("nan"))
     return {
-        "read": name,
-        "slots": slots,
-        "forward_seconds": times["forward"]["median"],
-        "seconds": times["both"]["median"],
-        "microseconds_per_query": times["both"]["median"] / QUERIES * 1e6,
-        "temporary_bytes": memory,
-        "bank_bytes": slots * WIDTH * 4,
+        "forward": times["forward"],
+        "both": times["both"],
+        "of a query": times["both"].times(1e6 / QUERIES, "us/query"),
+        "temporary": Figure.exactly(memory, "B"),
+        "bank": Figure.exactly(slots * WIDTH * 4, "B"),
     }

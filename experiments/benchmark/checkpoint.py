@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pathlib
-import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from experiments.benchmark.mesh import BATCH, MODEL, TOKENS
-from experiments.benchmark.timing import medians
+from experiments.benchmark.timing import Figure, Rows, medians, ratio
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.train import (
     abstract_state,
@@ -41,21 +40,22 @@ TARGETS = {
 }
 
 
-def run(repeats: int) -> dict[str, Any]:
+def run(repeats: int, short: bool = False) -> Rows:
     """The default model, 8 x 256 tokens on one device; its state on meshes of eight.
 
     Returns:
-      Bytes of the arrays and on disk. Seconds until a save is on disk, and seconds that training
-      waits for. Seconds of 20 steps without and with a save. Stall: the share of those 20 steps
-      that a save adds: of what training waits for, of processor time (which other programs do
-      not disturb), and of all seconds (median, least, most). Restore: a row a mesh.
+      A save: bytes of the arrays and on disk, time until it is on disk, time that training waits
+      for. 20 steps without a save and with one. The share that a save adds to them: of processor
+      time (which other programs do not disturb), of what training waits for, and of all time. A
+      row a mesh that is restored onto.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder)
-        return {**_saving(path / "stall", repeats), "restore": _restoring(path / "r", repeats)}
+        targets = dict(list(TARGETS.items())[:2]) if short else TARGETS
+        return {**_saving(path / "stall", repeats), **_restoring(path / "r", repeats, targets)}
 
 
-def _saving(folder: pathlib.Path, repeats: int) -> dict[str, Any]:
+def _saving(folder: pathlib.Path, repeats: int) -> Rows:
     """Rounds of steps with and without a save at their beginning, in turn."""
     optimizer = make_optimizer(OptimizerConfig(), 1000, MODEL.table())
     layout = Layout(make_mesh(), Parallel("data"))
@@ -89,26 +89,32 @@ def _saving(folder: pathlib.Path, repeats: int) -> dict[str, Any]:
             on_disk.append(time.perf_counter() - start)
             work.append(time.process_time() - busy)
         stored = checkpoints.manifest(checkpoints.choose("latest")).bytes
-    without, with_save = (statistics.median(seconds[saves]) for saves in (False, True))
-    ratios = [a / b for a, b in zip(seconds[True], seconds[False], strict=True)]
+    without, with_save = (Figure.of(seconds[saves], "s") for saves in (False, True))
+    ratios = [a / b - 1 for a, b in zip(seconds[True], seconds[False], strict=True)]
+    waited, busy = Figure.of(blocked, "s"), Figure.of(work, "s")
+    held = sum(x.nbytes for x in jax.tree.leaves((state.params, state.opt_state)))
     return {
-        "array_bytes": sum(x.nbytes for x in jax.tree.leaves((state.params, state.opt_state))),
-        "disk_bytes": stored,
-        "seconds_until_on_disk": statistics.median(on_disk),
-        "seconds_blocked": statistics.median(blocked),
-        f"seconds_of_{EVERY}_steps": {"without": without, "with_save": with_save},
-        "processor_seconds": {"steps": cpu, "save": statistics.median(work)},
-        "stall": {
-            "processor_share": statistics.median(work) / cpu,
-            "blocked_share": statistics.median(blocked) / without,
-            "all": statistics.median(ratios) - 1,
-            "least": min(ratios) - 1,
-            "most": max(ratios) - 1,
+        "a save": {
+            "arrays": Figure.exactly(held, "B"),
+            "on disk": Figure.exactly(stored, "B"),
+            "until on disk": Figure.of(on_disk, "s"),
+            "training waits": waited,
+            "processor": busy,
+        },
+        f"{EVERY} steps": {
+            "without a save": without,
+            "with one": with_save,
+            "processor": Figure.exactly(cpu, "s"),
+        },
+        f"share that a save adds to {EVERY} steps": {
+            "of processor time": busy.times(1 / cpu, ""),
+            "waited for": waited.times(1 / without.median, ""),
+            "of all time": Figure.of(ratios, ""),
         },
     }
 
 
-def _restoring(folder: pathlib.Path, repeats: int) -> list[dict[str, Any]]:
+def _restoring(folder: pathlib.Path, repeats: int, targets: Mapping[str, Any]) -> Rows:
     """Restores one checkpoint onto each mesh, in turn; every byte is verified each time."""
     optimizer = make_optimizer(OptimizerConfig(), 1000, MODEL.table())
 
@@ -128,9 +134,8 @@ def _restoring(folder: pathlib.Path, repeats: int) -> list[dict[str, Any]]:
         )
         return lambda: Checkpoints(folder, read_only=True).restore(1, wanted)
 
-    times = medians({name: restore(*target) for name, target in TARGETS.items()}, repeats, 1)
-    same = times["same"]["median"]
-    return [
-        {"mesh": name, "seconds": found["median"], "over_same": found["median"] / same}
+    times = medians({name: restore(*target) for name, target in targets.items()}, repeats, 1)
+    return {
+        f"restoring onto {name}": {"time": found, "over same": ratio(found, times["same"])}
         for name, found in times.items()
-    ]
+    }

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
 
 from experiments.benchmark.length import mixer_of
+from experiments.benchmark.timing import Figure, Rows
 from gam_jax import decode
 from gam_jax.layers import Block
 from gam_jax.model import LanguageModel
@@ -26,7 +26,7 @@ def run(
     layout: Layout,
     mixers: Sequence[str] = ("GAM",),
     contexts: Sequence[int] = CONTEXTS,
-) -> dict[str, Any]:
+) -> Rows:
     """Reads a context of each length, then times the writing of 256 tokens, batch 1, width 128.
 
     Args:
@@ -36,23 +36,22 @@ def run(
       contexts: tokens read before.
 
     Returns:
-      For each mixer a row a context: seconds to read it, median tokens/s, bytes of the carry; and
-      the largest over the smallest speed.
+      For each mixer a row a context: seconds to read it, tokens/s, bytes of the carry; and the
+      largest over the smallest speed.
     """
-    result: dict[str, Any] = {}
+    result: Rows = {}
     for name in mixers:
         model = LanguageModel(Block(mixer_of(name, WIDTH)), width=WIDTH, depth=DEPTH, vocab=VOCAB)
-        prefix = f"{name}_" if len(mixers) > 1 else ""
         rows = _rows(model, repeats, layout, contexts)
-        speeds = [row["tokens_per_second"] for row in rows]
-        result[f"{prefix}rows"] = rows
-        result[f"{prefix}spread"] = max(speeds) / min(speeds)
+        speeds = [row["speed"].median for row in rows.values()]
+        result |= {f"{name} after {context}": row for context, row in rows.items()}
+        result[f"{name}, all"] = {
+            "largest over smallest": Figure.exactly(max(speeds) / min(speeds))
+        }
     return result
 
 
-def _rows(
-    model: LanguageModel, repeats: int, layout: Layout, contexts: Sequence[int]
-) -> list[dict[str, Any]]:
+def _rows(model: LanguageModel, repeats: int, layout: Layout, contexts: Sequence[int]) -> Rows:
     placed = shardings(rule_specs(model.table(), layout), layout)
     params = jax.device_put(model.init_params(jax.random.key(0)), placed)
     random = np.random.default_rng(0)
@@ -71,12 +70,11 @@ def _rows(
                 pass
             if turn:
                 speeds[context].append(WRITTEN / (time.perf_counter() - start))
-    return [
-        {
-            "context": context,
-            "read_seconds": seconds,
-            "tokens_per_second": float(np.median(speeds[context])),
-            "carry_bytes": decode.carry_bytes(carry),
+    return {
+        f"{context:,} tokens": {
+            "reading": Figure.exactly(seconds, "s"),
+            "speed": Figure.of(speeds[context], "tokens/s"),
+            "carry": Figure.exactly(decode.carry_bytes(carry), "B"),
         }
         for context, ((_, carry), seconds) in read.items()
-    ]
+    }

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from experiments.benchmark.timing import medians
+from experiments.benchmark.timing import Figure, Rows, medians
 from gam_jax.config import LAYER_KEY, from_dict
 from gam_jax.layers import Block, Chunked, Layer
 from gam_jax.params import init_params, rule_specs, shardings
@@ -45,7 +45,7 @@ def mixer_of(name: str, slots: int = 0) -> Layer:
 
 def run(
     repeats: int, layout: Layout, mixers: Sequence[str] = ("GAM",), lengths: Sequence[int] = LENGTHS
-) -> dict[str, Any]:
+) -> Rows:
     """Forward and backward of a block (width 256; slots too, of GAM), batch 1, float32.
 
     Args:
@@ -55,26 +55,27 @@ def run(
       lengths: tokens.
 
     Returns:
-      For each block taken whole and in chunks of 4,096 tokens, a row a length: seconds,
+      For each block taken whole and in chunks of 4,096 tokens, a row a length: time,
       microseconds and temporary bytes per token (the compiler's own count); and the largest over
       the smallest time per token from 4,096 tokens up.
     """
     blocks = {name: Block(mixer_of(name), width=WIDTH) for name in mixers}
-    result: dict[str, Any] = {}
+    result: Rows = {}
     for mixer, block in blocks.items():
-        prefix = f"{mixer}_" if len(blocks) > 1 else ""
         for kind, layer in (("whole", block), ("chunked", Chunked(block))):
             rows = _rows(layer, repeats, layout, lengths)
-            long = [row["microseconds_per_token"] for row in rows if row["tokens"] >= 4096]
-            result[prefix + kind] = rows
+            long = [row["a token"].median for tokens, row in rows.items() if tokens >= 4096]
+            name = f"{mixer} {kind}"
+            result |= {f"{name}, {tokens:,} tokens": row for tokens, row in rows.items()}
             if len(long) > 1:
-                result[f"{prefix}{kind}_spread_from_4096"] = max(long) / min(long)
+                most = Figure.exactly(max(long) / min(long))
+                result[f"{name}, from 4,096 tokens"] = {"largest over smallest": most}
     return result
 
 
 def _rows(
     block: Layer, repeats: int, layout: Layout, lengths: Sequence[int]
-) -> list[dict[str, float]]:
+) -> dict[int, dict[str, Figure]]:
     specs, axes = rule_specs(block.table(), layout), layout.axes
     params = jax.device_put(init_params(block.table(), jax.random.key(0)), shardings(specs, layout))
     stream = PartitionSpec(axes.data, axes.tokens or None)
@@ -85,7 +86,7 @@ def _rows(
         out_specs=stream,
     )
     gradient = jax.jit(jax.grad(lambda p, x: jnp.sum(jnp.square(on_mesh(p, x))), argnums=(0, 1)))
-    rows = []
+    rows = {}
     for tokens in lengths:
         layout.check_batch(1, tokens)
         x = jax.random.normal(jax.random.key(1), (1, tokens, WIDTH))
@@ -96,14 +97,11 @@ def _rows(
         def call(x: jax.Array = x, calls: int = calls, compiled: Any = compiled) -> Any:
             return [compiled(params, x) for _ in range(calls)]
 
-        seconds = medians({"it": call}, repeats, warmup=1)["it"]["median"] / calls
+        seconds = medians({"it": call}, repeats, warmup=1)["it"].times(1 / calls, "s")
         memory = getattr(compiled.memory_analysis(), "temp_size_in_bytes", float("nan"))
-        rows.append(
-            {
-                "tokens": tokens,
-                "seconds": seconds,
-                "microseconds_per_token": seconds / tokens * 1e6,
-                "bytes_per_token": memory / tokens,
-            }
-        )
+        rows[tokens] = {
+            "time": seconds,
+            "a token": seconds.times(1e6 / tokens, "us/token"),
+            "temporary": Figure.exactly(memory / tokens, "B/token"),
+        }
     return rows

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from experiments.benchmark.timing import medians
+from experiments.benchmark.timing import Figure, Rows, medians, ratio
 from gam_jax.layers import GAM, Block
 from gam_jax.model import LanguageModel
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
@@ -37,54 +37,59 @@ MESHES = (
     ((2, 2, 2), "data+sequence+tensor"),
 )
 LONG = LanguageModel(Block(GAM(slots=64, kernel=8)), width=64, depth=2, vocab=256, remat=True)
-LONG_TOKENS = 1 << 20
+LONG_TOKENS, SHORT_TOKENS = 1 << 20, 1 << 14
 
 
-def run(repeats: int) -> dict[str, Any]:
+def run(repeats: int, short: bool = False) -> Rows:
     """Whole steps of the default model, 8 x 256 tokens, on eight emulated devices.
 
     Emulated devices share this machine's cores, so a perfect mesh takes the time of one device;
     what is above that is overhead.
 
     Returns:
-      A row a mesh: seconds, over those of one device, operations in matrix products and bytes
+      A row a mesh: time, over that of one device, operations in matrix products and bytes
       of parameters and optimizer state per device.
     """
-    calls, rows = {}, []
-    for shape, preset in MESHES:
+    calls: dict[str, Callable[[], Any]] = {}
+    rows: Rows = {}
+    for shape, preset in MESHES[:: len(MESHES) - 1] if short else MESHES:
         layout = Layout(make_mesh(*shape), Parallel(preset))
         name = f"{'x'.join(map(str, shape))} {preset}"
         calls[name], traced, _ = _step(MODEL, layout, BATCH, TOKENS)
-        row = {"mesh": name, "gflops_per_device": _product_flops(traced.jaxpr.jaxpr) / 1e9}
-        rows.append({**row, "state_bytes_per_device": _state_bytes(MODEL, layout)})
-    seconds = {name: times["median"] for name, times in medians(calls, repeats, warmup=1).items()}
-    one = seconds[rows[0]["mesh"]]
-    return {
-        "rows": [
-            {**row, "seconds": seconds[row["mesh"]], "over_one_device": seconds[row["mesh"]] / one}
-            for row in rows
-        ]
-    }
+        products = _product_flops(traced.jaxpr.jaxpr) / 1e9
+        rows[name] = {
+            "products a device": Figure.exactly(products, "GFLOP"),
+            "state a device": Figure.exactly(_state_bytes(MODEL, layout), "B"),
+        }
+    times = medians(calls, repeats, warmup=1)
+    one = next(iter(times.values()))
+    for name, found in times.items():
+        rows[name] |= {"time": found, "over one device": ratio(found, one)}
+    return rows
 
 
-def run_long(repeats: int) -> dict[str, Any]:
+def run_long(repeats: int, short: bool = False) -> Rows:
     """Whole steps on one sequence: 128 Ki tokens on one device, 1 Mi on eight along `seq`.
 
     Returns:
-      A row each: tokens, tokens per device, seconds, and the compiler's count of temporary bytes
-      on a device.
+      A row each: tokens per device, time, and the compiler's count of temporary bytes on a
+      device.
     """
-    calls, rows = {}, []
+    calls: dict[str, Callable[[], Any]] = {}
+    rows: Rows = {}
     for size in (1, DEVICES):
         layout = Layout(make_mesh(seq=size), Parallel("sequence"))
-        tokens = LONG_TOKENS // DEVICES * size
-        name = f"seq={size}"
+        tokens = (SHORT_TOKENS if short else LONG_TOKENS) // DEVICES * size
+        name = f"{tokens:,} tokens, seq={size}"
         calls[name], _, compiled = _step(LONG, layout, 1, tokens)
         temporary = compiled.memory_analysis().temp_size_in_bytes
-        each = {"tokens_per_device": tokens // size, "temporary_bytes_per_device": temporary}
-        rows.append({"mesh": name, "tokens": tokens, **each})
-    times = medians(calls, repeats, warmup=1)
-    return {"rows": [{**row, "seconds": times[row["mesh"]]["median"]} for row in rows]}
+        rows[name] = {
+            "tokens a device": Figure.exactly(tokens // size),
+            "temporary a device": Figure.exactly(temporary, "B"),
+        }
+    for name, found in medians(calls, repeats, warmup=1).items():
+        rows[name]["time"] = found
+    return rows
 
 
 def _state_bytes(model: LanguageModel, layout: Layout) -> int:

@@ -10,41 +10,42 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from experiments.benchmark.timing import medians
+from experiments.benchmark.timing import Rows, medians, ratio
 from gam_jax.ops.norm import unit_norm
 from gam_jax.ops.scan import METHODS, memory_scan
 
-TOKENS, HEADS, SIZE = 8192, 8, 32
+TOKENS, SHORT, HEADS, SIZE = 8192, 512, 8, 32
 KINDS = {
-    "decay a head": ("hebb", (TOKENS, HEADS), False),
-    "decay a channel": ("hebb", (TOKENS, HEADS, SIZE), False),
-    "gated delta rule": ("delta", (TOKENS, HEADS), True),
+    "decay a head": ("hebb", (HEADS,), False),
+    "decay a channel": ("hebb", (HEADS, SIZE), False),
+    "gated delta rule": ("delta", (HEADS,), True),
 }
 
 
-def run(repeats: int) -> dict[str, Any]:
+def run(repeats: int, short: bool = False) -> Rows:
     """8,192 tokens, 8 heads of 32 x 32 numbers, batch 1, float32; the methods take turns.
 
     Returns:
-      A row a kind of memory: median seconds of each method, and those of the associative and
+      A row a kind of memory: time of each method, and those of the associative and
       recurrent methods over those of the chunked one.
     """
-    rows = []
-    for name, (rule, shape, strong) in KINDS.items():
+    tokens = SHORT if short else TOKENS
+    rows: Rows = {}
+    for name, (rule, sizes, strong) in KINDS.items():
         keys = jax.random.split(jax.random.key(0), 5)
-        q, k, v = (jax.random.normal(key, (1, TOKENS, HEADS, SIZE)) for key in keys[:3])
-        log_decay = -jax.nn.softplus(jax.random.normal(keys[3], (1, *shape)) - 3)
+        q, k, v = (jax.random.normal(key, (1, tokens, HEADS, SIZE)) for key in keys[:3])
+        log_decay = -jax.nn.softplus(jax.random.normal(keys[3], (1, tokens, *sizes)) - 3)
         beta = jax.nn.sigmoid(jax.random.normal(keys[4], v.shape[:3])) if strong else None
         arrays = (q, unit_norm(k), v, log_decay, beta)
         calls = {method: functools.partial(_gradient(rule, method), *arrays) for method in METHODS}
-        seconds = {method: each["median"] for method, each in medians(calls, repeats, 1).items()}
+        times = medians(calls, repeats, 1)
         ratios = {
-            f"{method}_over_chunked": seconds[method] / seconds["chunked"]
-            for method in seconds
+            f"{method} over chunked": ratio(times[method], times["chunked"])
+            for method in times
             if method != "chunked"
         }
-        rows.append({"memory": name, **seconds, **ratios})
-    return {"tokens": TOKENS, "rows": rows}
+        rows[f"{name}, {tokens:,} tokens"] = {**times, **ratios}
+    return rows
 
 
 def _gradient(rule: str, method: str) -> Callable[..., Any]:

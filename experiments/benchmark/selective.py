@@ -8,25 +8,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmark.timing import medians
+from experiments.benchmark.timing import Figure, Rows, medians, ratio
 from gam_jax.ops.selective_scan import selective_scan
 
-TOKENS, CHANNELS, NUMBERS = 8192, 512, 16
+TOKENS, SHORT, CHANNELS, NUMBERS = 8192, 512, 512, 16
 CHUNKS = (4, 8, 16, 32)
 
 
-def run(repeats: int) -> dict[str, Any]:
+def run(repeats: int, short: bool = False) -> Rows:
     """Forward, and forward with backward, of 8,192 tokens in 512 channels of 16 numbers; float32.
 
     Returns:
-      A row a method and chunk: seconds of both, how many times as fast as
+      A row a method and chunk: time of both, how many times as fast as
       `lax.associative_scan`, and temporary bytes a token (the compiler's own count).
     """
+    tokens = SHORT if short else TOKENS
     keys = jax.random.split(jax.random.key(0), 4)
-    x = jax.random.normal(keys[0], (1, TOKENS, CHANNELS))
+    x = jax.random.normal(keys[0], (1, tokens, CHANNELS))
     dt = jax.nn.softplus(jax.random.normal(keys[1], x.shape) - 4)
     a = -jnp.tile(jnp.arange(1.0, NUMBERS + 1)[:, None], CHANNELS)
-    b, c = (jax.random.normal(key, (1, TOKENS, NUMBERS)) for key in keys[2:])
+    b, c = (jax.random.normal(key, (1, tokens, NUMBERS)) for key in keys[2:])
     args = x, dt, a, b, c
     variants: dict[str, dict[str, Any]] = {
         "associative": {"method": "associative"},
@@ -39,23 +40,19 @@ def run(repeats: int) -> dict[str, Any]:
         forward[name] = jax.jit(scan).lower(*args).compile()
         loss = jax.grad(lambda *args, scan=scan: jnp.sum(scan(*args)[0] ** 2), tuple(range(5)))
         both[name] = jax.jit(loss).lower(*args).compile()
-    seconds = [
+    times = [
         medians({name: lambda f=f: f(*args) for name, f in compiled.items()}, repeats, warmup=1)
         for compiled in (forward, both)
     ]
-    slowest = [found["associative"]["median"] for found in seconds]
-    rows = []
+    rows: Rows = {}
     for name in variants:
-        own = [found[name]["median"] for found in seconds]
+        own = [found[name] for found in times]
+        speedups = (ratio(found["associative"], found[name]) for found in times)
         memory = getattr(both[name].memory_analysis(), "temp_size_in_bytes", float("nan"))
-        rows.append(
-            {
-                "method": name,
-                "forward_seconds": own[0],
-                "seconds": own[1],
-                "times_as_fast_forward": slowest[0] / own[0],
-                "times_as_fast": slowest[1] / own[1],
-                "bytes_per_token": memory / TOKENS,
-            }
-        )
-    return {"selective_scan": rows}
+        rows[f"{name}, {tokens:,} tokens"] = {
+            "forward": own[0],
+            "both": own[1],
+            **dict(zip(("times as fast, forward", "times as fast, both"), speedups, strict=True)),
+            "temporary": Figure.exactly(memory / tokens, "B/token"),
+        }
+    return rows

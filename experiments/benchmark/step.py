@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmark.timing import medians
+from experiments.benchmark.timing import Figure, Rows, medians, ratio
 from gam_jax.layers import GAM, Block
 from gam_jax.model import LanguageModel
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
@@ -33,7 +33,7 @@ MODEL = LanguageModel(
 OPTIMIZER = OptimizerConfig(learning_rate=3e-4, final=0.0, decay_all=True)
 
 
-def run(repeats: int, against: str | None, layout: Layout) -> dict[str, Any]:
+def run(repeats: int, against: str | None, layout: Layout) -> Rows:
     """Times forward, backward, clipping and AdamW, dropout on, float32.
 
     Args:
@@ -42,8 +42,8 @@ def run(repeats: int, against: str | None, layout: Layout) -> dict[str, Any]:
       layout: the mesh that ours runs on.
 
     Returns:
-      Seconds of ours and theirs, their ratio, and the seconds that the step's matrix products
-      would take at the rate of one such product on this machine.
+      Time of ours and theirs, their ratio, the rate of one matrix product of the step on this
+      machine, and the share of our time that all of them would take at that rate.
     """
     layout.check_batch(BATCH, TOKENS)
     calls = {"ours": _ours(layout)}
@@ -52,21 +52,19 @@ def run(repeats: int, against: str | None, layout: Layout) -> dict[str, Any]:
     rate_x, rate_w = jnp.ones((BATCH * TOKENS, 512)), jnp.ones((512, 2048))
     product = jax.jit(jnp.dot)
     calls["product"] = lambda: product(rate_x, rate_w)
-    seconds = medians(calls, repeats, warmup=3)
-    one = 2 * BATCH * TOKENS * 512 * 2048
-    rate = one / seconds["product"]["median"]
-    products = step_flops() / rate
-    result: dict[str, Any] = {
-        "ours_seconds": seconds["ours"],
-        "product_gflops_per_second": rate / 1e9,
-        "step_gflops": step_flops() / 1e9,
-        "products_share": products / seconds["ours"]["median"],
+    times = medians(calls, repeats, warmup=3)
+    rate = times["product"].rate(2 * BATCH * TOKENS * 512 * 2048 / 1e9, "GFLOP/s")
+    work = step_flops() / 1e9
+    row = {
+        "ours": times["ours"],
+        "products": Figure.exactly(work, "GFLOP"),
+        "one product": rate,
+        "share of products": Figure.exactly(work / rate.median / times["ours"].median),
     }
     if against is not None:
-        result["official_seconds"] = seconds["official"]
-        result["ratio"] = seconds["ours"]["median"] / seconds["official"]["median"]
-        result["ratio_of_minima"] = seconds["ours"]["min"] / seconds["official"]["min"]
-    return result
+        row["official"] = times["official"]
+        row["ours over official"] = ratio(times["ours"], times["official"])
+    return {f"a step of {BATCH} x {TOKENS} tokens": row}
 
 
 def step_flops() -> int:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
@@ -49,7 +50,7 @@ def define_flags() -> None:
 def main() -> None:
     """Checks everything, then trains one architecture after another."""
     args = flags.FLAGS
-    mixers, seeds = chosen(args.mixers), _seeds()
+    mixers, seeds = chosen(args.mixers), seeds_of(args.seeds)
     wanted = {name: _with_flags(experiment(contender)) for name, contender in mixers.items()}
     layout = layout_from_flags(one_device=True)
     out = pathlib.Path(args.out)
@@ -97,9 +98,10 @@ def _with_flags(one: Experiment) -> Experiment:
     return dataclasses.replace(one, data=data, train=train, optimizer=optimizer)
 
 
-def _seeds() -> list[int]:
+def seeds_of(given: Sequence[str]) -> list[int]:
+    """The numbers of --seeds, each once; a UserError where they are none."""
     try:
-        seeds = [int(seed) for seed in flags.FLAGS.seeds]
+        seeds = [int(seed) for seed in given]
     except ValueError as error:
         raise UserError(f"--seeds: {error}: give whole numbers, as 0,1,2") from error
     if not seeds or min(seeds) < 0:

@@ -16,31 +16,34 @@ from gam_jax.optimizer import OptimizerConfig
 from sharding.checkpoint import CheckpointConfig
 
 
+def experiment() -> Experiment:
+    """The run of the full GAM; `experiments.papers.gam` makes the others from it."""
+    return Experiment(
+        model=LanguageModel(
+            Block(GAM(slots=512, kernel=3)),
+            width=512,
+            depth=6,
+            context=256,
+            dropout=0.1,
+            init="published",
+        ),
+        data=DataConfig(
+            name="wikitext2",
+            tokenizer="bpe:10000",
+            bpe_splits="all",
+            bpe_pre_tokenizer="whitespace",
+            window=256,
+            stride=257,
+            separators=False,
+        ),
+        train=TrainConfig(steps=1500, batch=32, validate_every=300),
+        optimizer=OptimizerConfig(
+            learning_rate=3e-4, warmup=100, final=0.0, weight_decay=0.1, decay_all=True
+        ),
+        checkpoint=CheckpointConfig(every=300),
+    )
+
+
 def get_config() -> ConfigDict:
     """Use --config.model.init=sound to let tokens be seen beside positions."""
-    return config(
-        Experiment(
-            model=LanguageModel(
-                Block(GAM(slots=512, kernel=3)),
-                width=512,
-                depth=6,
-                context=256,
-                dropout=0.1,
-                init="published",
-            ),
-            data=DataConfig(
-                name="wikitext2",
-                tokenizer="bpe:10000",
-                bpe_splits="all",
-                bpe_pre_tokenizer="whitespace",
-                window=256,
-                stride=257,
-                separators=False,
-            ),
-            train=TrainConfig(steps=1500, batch=32, validate_every=300),
-            optimizer=OptimizerConfig(
-                learning_rate=3e-4, warmup=100, final=0.0, weight_decay=0.1, decay_all=True
-            ),
-            checkpoint=CheckpointConfig(every=300),
-        )
-    )
+    return config(experiment())

@@ -22,20 +22,20 @@ def markdown(runs: Sequence[Run], command: str) -> str:
     parts.append("\n".join(f"- {escaped(note)}" for note in cautions(runs)))
     columns = figures.columns(runs)
     rows = [[run.name, *(column.text(run) for column in columns)] for run in runs]
-    parts += ["## Results", _table(["run", *(column.name for column in columns)], rows)]
+    parts += ["## Results", table(["run", *(column.name for column in columns)], rows)]
     if baselines := shared_baselines(runs):
         ordered = sorted(baselines.items(), key=lambda item: -item[1]["loss"])
         lines = [[k, f"{v['loss']:.4f}", f"{v['bits_per_byte']:.4f}"] for k, v in ordered]
-        parts += ["## Baselines", _table(["", "loss", "bits per byte"], lines)]
+        parts += ["## Baselines", table(["", "loss", "bits per byte"], lines)]
     if found := differences(runs):
         fields = [[name, *map(shown_value, values)] for name, values in found.items()]
         parts.append("## What differs between the runs")
-        parts.append(_table(["field", *(run.name for run in runs)], fields))
+        parts.append(table(["field", *(run.name for run in runs)], fields))
     parts.append(f"Made by `{command}`")
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """The first column to the left, the others to the right."""
     rule = ["---", *("---:" for _ in head[1:])]
     cells = [[escaped(cell) for cell in row] for row in (head, *rows)]

@@ -29,6 +29,8 @@ class DataConfig:
       dir: where data sets and caches are kept; '' is the default of TensorFlow Datasets
         (`TFDS_DATA_DIR`, else ~/tensorflow_datasets).
       validation_fraction: the share held out of corpora that have no validation split.
+      train_rows, validation_rows: only that many first records of a split; 0 for all. A record
+        is a document, or a part of a long text file.
 
     Raises:
       UserError: a field has a value that makes no sense.
@@ -46,6 +48,8 @@ class DataConfig:
     workers: int = 0
     dir: str = ""
     validation_fraction: float = 0.1
+    train_rows: int = 0
+    validation_rows: int = 0
 
     def __post_init__(self) -> None:
         _one_of("bpe_splits", self.bpe_splits, ("train", "all"))
@@ -53,7 +57,8 @@ class DataConfig:
         _one_of("decode_errors", self.decode_errors, ("strict", "replace"))
         _at_least("window", self.window, 1)
         _at_least("stride", self.stride, 0)
-        _at_least("workers", self.workers, 0)
+        for name in ("workers", "train_rows", "validation_rows"):
+            _at_least(name, getattr(self, name), 0)
         if not 0 < self.validation_fraction < 1:
             raise UserError(
                 f"data.validation_fraction is {self.validation_fraction}: "

@@ -32,14 +32,23 @@ class Documents(Sequence[str]):
       source: records, as `as_data_source` gives them.
       feature: the field of a record that holds its text.
       in_parts: whether a long document is several records in a row, numbered by `part`.
+      rows: read that many first records alone; 0 for all.
     """
 
-    def __init__(self, source: Sequence[Any], feature: str, in_parts: bool) -> None:
+    def __init__(self, source: Sequence[Any], feature: str, in_parts: bool, rows: int = 0) -> None:
         self._source, self._feature, self._in_parts = source, feature, in_parts
+        self._rows = min(rows or len(source), len(source))
+
+    def first(self, rows: int) -> Documents:
+        """Those of that many first records; of all for 0."""
+        return Documents(self._source, self._feature, self._in_parts, rows)
+
+    def _records(self) -> Iterator[Any]:
+        return (self._source[i] for i in range(self._rows))
 
     def pieces(self) -> Iterator[tuple[bool, str]]:
         """(whether a document starts here, text), in order: what to read a long split with."""
-        for record in self._source:
+        for record in self._records():
             starts = not self._in_parts or record["part"] == 0
             yield starts, record[self._feature].decode("utf-8")
 
@@ -47,14 +56,14 @@ class Documents(Sequence[str]):
     def _starts(self) -> Sequence[int]:
         """The record at which each document starts, and at the end the number of records."""
         if not self._in_parts:
-            return range(len(self._source) + 1)
-        starts = [i for i, record in enumerate(self._source) if record["part"] == 0]
-        return [*starts, len(self._source)]
+            return range(self._rows + 1)
+        starts = [i for i, record in enumerate(self._records()) if record["part"] == 0]
+        return [*starts, self._rows]
 
     @property
     def text_bytes(self) -> int:
         """UTF-8 bytes of all the text."""
-        return sum(len(record[self._feature]) for record in self._source)
+        return sum(len(record[self._feature]) for record in self._records())
 
     def __len__(self) -> int:
         return len(self._starts) - 1
@@ -104,6 +113,12 @@ class Corpus:
             raise UserError(f"{self.name} has no split {split!r}: it has {', '.join(self.splits)}")
         return self.sources[split]
 
+    def first(self, rows: Mapping[str, int]) -> Corpus:
+        """Of each split named, that many first records alone; 0 for all."""
+        cut = {split: self.sources[split].first(count) for split, count in rows.items()}
+        fingerprint = digest_of(self.fingerprint, dict(rows))
+        return Corpus(self.name, fingerprint, self.folder, {**self.sources, **cut})
+
     def bytes(self, split: str) -> int:
         """UTF-8 bytes of the text of a split, without separators: counted once and kept."""
         settings: dict[str, object] = {"corpus": self.fingerprint, "split": split}
@@ -130,7 +145,9 @@ def open_corpus(config: DataConfig) -> Corpus:
     from gam_jax.data.builders.prepare import quiet
 
     with quiet():
-        return _open(config, config.name, data_dir(config.dir))
+        corpus = _open(config, config.name, data_dir(config.dir))
+    rows = {"train": config.train_rows, "validation": config.validation_rows}
+    return corpus if not any(rows.values()) else corpus.first(rows)
 
 
 def _open(config: DataConfig, name: str, folder: Path) -> Corpus:

@@ -14,7 +14,15 @@ from absl import flags
 
 from experiments import cli
 
-WORDS = {"launch": {"takes_command": True}, "report.__main__": {"takes": "run folders"}}
+WORDS = {
+    "launch": {"takes_command": True},
+    "report.__main__": {"takes": "run folders"},
+    "benchmark.__main__": {
+        "choices": ("step", "scan", "all", "compare", "page"),
+        "files": {"all": 1, "compare": 2, "page": 2},
+    },
+    "papers.gam.__main__": {"choices": ("table1", "table2", "table3", "perplexity")},
+}
 """How commands that take words are run."""
 ROOT = pathlib.Path(__file__).parents[2]
 

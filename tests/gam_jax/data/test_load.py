@@ -44,6 +44,15 @@ def test_the_papers_protocol_is_one_configuration(text_config):
     assert scored == n - len(range(0, n, 17))
 
 
+def test_the_first_rows_of_a_split_are_a_data_set_of_their_own(text_config):
+    whole, cut = load(text_config), load(dataclasses.replace(text_config, train_rows=1))
+    documents = whole.corpus.documents("train")
+    assert len(documents) > 1
+    assert cut.tokenizer.decode(cut.train) == documents[0]
+    assert np.array_equal(cut.validation, whole.validation)
+    assert cut.corpus.fingerprint != whole.corpus.fingerprint
+
+
 def test_a_given_tokenizer_is_used_on_other_text(text_config, tmp_path):
     trained = load(dataclasses.replace(text_config, tokenizer="bpe:300"))
     (tmp_path / "other.txt").write_text("another text entirely\n" * 50)

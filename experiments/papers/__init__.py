@@ -1,0 +1,1 @@
+"""Reproduced papers, one folder each."""

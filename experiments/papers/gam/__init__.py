@@ -1,0 +1,1 @@
+"""The tables of the Gated Associative Memory paper (arXiv 2509.00605)."""

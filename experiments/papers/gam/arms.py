@@ -1,0 +1,142 @@
+"""Every model and every change of the protocol that is trained: one line each."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from experiments.config import Experiment
+from experiments.papers.gam.scale import Scale
+from gam_jax.layers import Attention, Block, Layer, Mamba, Residual
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """A change of the published protocol.
+
+    Attributes:
+      title: as tables show it.
+      change: the protocol and its scale -> the experiment.
+    """
+
+    title: str
+    change: Callable[[Experiment, Scale], Experiment]
+
+
+def _block(block: Callable[[Scale], Layer]) -> Callable[[Experiment, Scale], Experiment]:
+    """Another block in the same model."""
+
+    def change(one: Experiment, scale: Scale) -> Experiment:
+        return dataclasses.replace(one, model=dataclasses.replace(one.model, block=block(scale)))
+
+    return change
+
+
+def _with(**fields: dict[str, Any]) -> Callable[[Experiment, Scale], Experiment]:
+    """Other values of fields, by part of the experiment."""
+
+    def change(one: Experiment, scale: Scale) -> Experiment:
+        parts = {
+            part: dataclasses.replace(getattr(one, part), **values)
+            for part, values in fields.items()
+        }
+        return dataclasses.replace(one, **parts)
+
+    return change
+
+
+def _both(
+    *changes: Callable[[Experiment, Scale], Experiment],
+) -> Callable[[Experiment, Scale], Experiment]:
+    def change(one: Experiment, scale: Scale) -> Experiment:
+        for each in changes:
+            one = each(one, scale)
+        return one
+
+    return change
+
+
+def _variant(name: str) -> Callable[[Experiment, Scale], Experiment]:
+    def change(one: Experiment, scale: Scale) -> Experiment:
+        block: Any = one.model.block
+        mixer = dataclasses.replace(block.mixer, variant=name)
+        block = dataclasses.replace(block, mixer=mixer)
+        return dataclasses.replace(one, model=dataclasses.replace(one.model, block=block))
+
+    return change
+
+
+def _quarter_batch(one: Experiment, scale: Scale) -> Experiment:
+    train = dataclasses.replace(one.train, batch=max(1, one.train.batch // 4))
+    return dataclasses.replace(one, train=train)
+
+
+def _no_dropout(one: Experiment, scale: Scale) -> Experiment:
+    model = dataclasses.replace(one.model, block=scale.block, dropout=0.0)
+    return dataclasses.replace(one, model=model)
+
+
+def transformer(scale: Scale) -> Layer:
+    """The baseline's block: biased projections, no rotary positions (the model has learned ones).
+
+    The official one has dropout on its attention's weights, too; this one on their outcome.
+    """
+    attention = Attention(
+        heads=scale.heads, rotary=0.0, context=scale.window, bias=True, out_bias=True
+    )
+    return Block(attention)
+
+
+def _as_published(one: Experiment, scale: Scale) -> Experiment:
+    return one
+
+
+SOUND = _with(model={"init": "sound"})
+RATE = _with(optimizer={"learning_rate": 3e-3})
+DECAY = _with(optimizer={"decay_all": False})
+RECIPE = _both(SOUND, RATE, _quarter_batch, DECAY)
+TRANSFORMER = _block(transformer)
+
+ARMS = {
+    "gam": Arm("GAM", _as_published),
+    "transformer": Arm("Transformer", TRANSFORMER),
+    "mamba": Arm("Mamba, no residual, no norm (the paper's)", _block(lambda s: Mamba(expansion=3))),
+    "mamba_block": Arm(
+        "Mamba, residual and norm (ours)", _block(lambda s: Residual(Mamba(expansion=3)))
+    ),
+    "sum": Arm("sum of both, no gates", _variant("sum")),
+    "global": Arm("global (bank) alone, no gates", _variant("global")),
+    "local": Arm("local (convolution) alone, no gates", _variant("local")),
+    "positions": Arm("positions of std 0.02, not 1", SOUND),
+    "rate": Arm("learning rate 3e-3, not 3e-4", RATE),
+    "batch": Arm("a quarter of the batch: four times the steps", _quarter_batch),
+    "decay": Arm("no decay of biases and norms", DECAY),
+    "dropout": Arm("no dropout", _no_dropout),
+    "transformer_positions": Arm("Transformer, positions of std 0.02", _both(TRANSFORMER, SOUND)),
+    "recipe": Arm("recipe: positions, rate, batch and decay together", RECIPE),
+    "recipe_old_positions": Arm(
+        "recipe, but positions of std 1", _both(RECIPE, _with(model={"init": "published"}))
+    ),
+    "transformer_recipe": Arm("Transformer, the same recipe", _both(TRANSFORMER, RECIPE)),
+}
+"""By the name that --arms takes."""
+
+TABLES = {
+    "table1": ("gam", "transformer", "mamba", "mamba_block"),
+    "table3": ("gam", "global", "sum", "local"),
+    "perplexity": (
+        "gam",
+        "positions",
+        "rate",
+        "batch",
+        "decay",
+        "dropout",
+        "recipe",
+        "recipe_old_positions",
+        "transformer",
+        "transformer_positions",
+        "transformer_recipe",
+    ),
+}
+"""What each command trains, in the order of its table."""

@@ -1,0 +1,48 @@
+"""A table of results: on a terminal, and as Markdown."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments.report.markdown import table
+
+WIDE = 180
+
+
+@dataclasses.dataclass(frozen=True)
+class Sheet:
+    """One table with what is to be said of it.
+
+    Attributes:
+      title: above it.
+      head: names of columns.
+      rows: text of cells; the first column is a name.
+      notes: lines below it.
+    """
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+    def print(self) -> None:
+        """On standard output."""
+        shown = Table(*self.head, title=self.title, title_justify="left")
+        for column in shown.columns[1:]:
+            column.justify = "right"
+        for row in self.rows:
+            shown.add_row(*row)
+        console = Console()
+        # Into a file or a pipe, lines as long as they are: cells are not broken.
+        console = console if console.is_terminal else Console(width=WIDE)
+        console.print(shown)
+        for note in self.notes:
+            print(f"- {note}")
+
+    def markdown(self) -> str:
+        """The same for a page."""
+        notes = "\n".join(f"- {note}" for note in self.notes)
+        return f"## {self.title}\n\n{table(self.head, self.rows)}\n\n{notes}\n"
