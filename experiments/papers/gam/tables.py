@@ -25,7 +25,7 @@ def table1(trials: Trials) -> Sheet:
             _count(one.parameters),
             _loss(one),
             _perplexity(one.loss),
-            f"{one.epoch_seconds:,.1f}",
+            "" if one.step_seconds is None else f"{one.epoch_seconds:,.1f}",
             "" if theirs is None else f"{theirs:.4f}",
             "" if theirs is None else _perplexity(theirs),
             f"{seconds[name]:.1f}" if name in seconds else "",
