@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import flax.struct
 import jax
@@ -15,6 +16,7 @@ from gam_jax import params as tables
 from gam_jax.layers.base import WHOLE, Carry, Layer, inherit, known
 from gam_jax.layers.block import Stack
 from gam_jax.layers.norm import LayerNorm
+from gam_jax.layers.parscale import ParScale
 from gam_jax.ops.dropout import dropout
 from gam_jax.ops.vocabulary import embed, token_losses
 from gam_jax.params import Param, Params, Table
@@ -31,11 +33,42 @@ class ModelCarry:
 
     Attributes:
       position: int32 scalar, how many tokens came before.
-      layers: the stack's carry, each leaf [L, B, ...].
+      layers: the stack's carry, each leaf [L, B, ...]; that of `ParScale` where there are streams.
     """
 
     position: Int[Array, ""]
     layers: Carry
+
+
+@dataclasses.dataclass(frozen=True)
+class Trunk(Layer):
+    """What lies between embedding and head: blocks, which compute in the dtype of x, and a norm."""
+
+    stack: Stack
+    norm: Layer
+
+    def table(self) -> Table:
+        """blocks, final_norm."""
+        return {"blocks": self.stack.table(), "final_norm": self.norm.table()}
+
+    def carry_table(self, batch: int) -> Any:
+        """That of the blocks."""
+        return self.stack.carry_table(batch)
+
+    def __call__(
+        self,
+        params: Params,
+        x: Float[Array, "B T D"],
+        carry: Carry | None = None,
+        axes: Axes = WHOLE,
+        *,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], Carry]:
+        """One after the other."""
+        blocks = jax.tree.map(lambda p: p.astype(x.dtype), params["blocks"])
+        x, after = self.stack(blocks, x, carry, axes, key=key)
+        x, _ = self.norm(params["final_norm"], x, None, axes)
+        return x, after
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +92,9 @@ class LanguageModel:
       tied: whether the head is the embedding; if not, it is a parameter of its own.
       embedding_scale: constant on the embedding of a token.
       logit_scale: constant on the logits.
+      streams: P, parallel streams of blocks and last norm that are mixed before the head, see
+        `layers.ParScale`; 1 for none.
+      prefix, smoothing: of the streams, likewise.
     """
 
     block: Layer
@@ -75,6 +111,9 @@ class LanguageModel:
     tied: bool = True
     embedding_scale: float = 1.0
     logit_scale: float = 1.0
+    streams: int = 1
+    prefix: int = 48
+    smoothing: float = 0.1
 
     def __post_init__(self) -> None:
         if self.init not in INITS:
@@ -87,6 +126,13 @@ class LanguageModel:
         for name in ("block", "norm"):
             inner = inherit(getattr(self, name), width=self.width, dropout=self.dropout)
             object.__setattr__(self, name, inner)
+        _ = self.trunk
+
+    @property
+    def trunk(self) -> ParScale:
+        """Blocks and last norm as one layer, of all streams."""
+        trunk = Trunk(self.stack, self.norm)
+        return ParScale(trunk, self.streams, self.prefix, self.smoothing, self.width)
 
     @property
     def stack(self) -> Stack:
@@ -94,12 +140,14 @@ class LanguageModel:
         return Stack(self.block, self.depth, self.remat, self.unroll)
 
     def table(self) -> Table:
-        """embedding [V, D], positions [context, D], blocks, final norm; untied, head [V, D]."""
+        """embedding [V, D], positions [context, D], blocks, final norm; untied, head [V, D].
+
+        With streams, their starts and aggregator.
+        """
         vocab = known(self.vocab, "vocab", self)
         table: dict[str, Table | Param] = {
             "embedding": Param((vocab, self.width), ("vocab", "embed"), tables.fan_in(self.width)),
-            "blocks": self.stack.table(),
-            "final_norm": self.norm.table(),
+            **self.trunk.table(),
         }
         if not self.tied:
             shape, axes = (vocab, self.width), ("vocab", "embed")
@@ -116,7 +164,7 @@ class LanguageModel:
 
     def carry(self, batch: int, axes: Axes = WHOLE) -> ModelCarry:
         """The start of a sequence."""
-        return ModelCarry(jnp.zeros((), jnp.int32), self.stack.carry(batch, axes))
+        return ModelCarry(jnp.zeros((), jnp.int32), self.trunk.carry(batch, axes))
 
     def carry_specs(self, batch: int, layout: Layout, rows: str | None = None) -> ModelCarry:
         """How a carry of `batch` rows lies on a mesh: a PartitionSpec for each array.
@@ -126,7 +174,7 @@ class LanguageModel:
           layout: the mesh and its rules.
           rows: the mesh axis that splits the rows.
         """
-        specs = tables.carry_specs(self.stack.carry_table(batch), layout, rows)
+        specs = tables.carry_specs(self.trunk.carry_table(batch), layout, rows)
         return ModelCarry(PartitionSpec(), specs)  # type: ignore[arg-type]
 
     def __call__(
@@ -233,9 +281,7 @@ class LanguageModel:
             places = position + residual.first_token(x.shape[1], axes) + jnp.arange(x.shape[1])
             x = x + jnp.take(params["positions"], places, axis=0, mode="fill", fill_value=jnp.nan)
         x = dropout(x, self.dropout, embedding_key, axes).astype(self.dtype)
-        blocks = jax.tree.map(lambda p: p.astype(self.dtype), params["blocks"])
-        x, layers = self.stack(blocks, x, carry.layers, axes, key=blocks_key)
-        x, _ = self.norm(params["final_norm"], x, None, axes)
+        x, layers = self.trunk(params, x, carry.layers, axes, key=blocks_key)
         x = x if self.logit_scale == 1 else self.logit_scale * x
         return x, ModelCarry(position + length, layers)
 

@@ -39,6 +39,8 @@ class Param:
       init: initialiser, (key, shape) -> float32 array.
       decay: whether weight decay applies (matrices yes; biases, norms no).
       dtype: of the array; parameters are float32, what a carry counts may be int32.
+      cache: of a carry: filled as tokens come, so that a sequence cannot begin with a value here.
+        A layer takes None for it at a start, see `Layer.begun`.
     """
 
     shape: tuple[int, ...]
@@ -46,6 +48,7 @@ class Param:
     init: Initializer
     decay: bool = True
     dtype: str = "float32"
+    cache: bool = False
 
     def __post_init__(self) -> None:
         if len(self.shape) != len(self.axes):

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -103,6 +104,8 @@ def _(layer: GAM, sizes: Sizes) -> Iterator[Message]:
             best = min(layer.top, layer.slots // sizes.tensor)
             yield sizes.over_tensor("all_gather", one * best, runs)
         yield sizes.over_tensor("all_reduce", one, 2 * runs + 1)  # softmax: max, sum; gradient
+        if layer.offset:
+            yield sizes.over_tensor("all_reduce", sizes.rows * sizes.width * FLOAT)  # its gradient
         yield sizes.over_tensor("reduce_scatter", sizes.stream, runs)  # retrieval ...
         yield gathers(sizes.stream, sizes)  # ... and its gradient
 
@@ -221,7 +224,10 @@ def step_traffic(
         again=False,
         enter_again=layout.shards_params,  # what is kept beside shards leaves such gathers out
     )
-    parts = [*layer_traffic(model.stack, sizes), *_outside(model, sizes)]
+    trunk: Any = model.trunk.varied
+    inside = dataclasses.replace(sizes, rows=sizes.rows * model.streams // mesh["stream"])
+    parts = [*layer_traffic(trunk.stack, inside), *_outside(model, sizes)]
+    parts += _mixing(model, layout, sizes)
     batch = math.prod(mesh[axis] for axis in layout.axes.batch)
     parts += [Message("all_reduce", layout.axes.batch, batch, FLOAT, 2)]  # loss, weights
     parts += _gathered(model, layout)
@@ -244,6 +250,30 @@ def _outside(model: LanguageModel, sizes: Sizes) -> Iterator[Message]:
     yield from layer_traffic(model.norm, sizes)
     if model.context:
         yield sizes.over_tensor("all_reduce", model.context * sizes.width * FLOAT)
+
+
+def _mixing(model: LanguageModel, layout: Layout, sizes: Sizes) -> Iterator[Message]:
+    """Where parallel streams meet: two sums of [B, T, D], and the gradient by what they share."""
+    if model.streams == 1:
+        return
+    devices = layout.mesh.shape["stream"]
+    tokens = sizes.rows * sizes.tokens // (sizes.tensor if sizes.split else 1)
+    stream = tokens * sizes.width * sizes.itemsize
+
+    def summed(size: int, count: int = 1) -> Message:
+        return Message("all_reduce", ("stream",), devices, size, count)
+
+    yield summed(stream, 2 + 1)  # into the aggregator and out of it; the gradient by the input
+    yield summed(tokens * model.streams * FLOAT)  # the gradient by the weights
+    for path, size, dim in _leaves(model, layout):
+        if path[0] in model.trunk.inner.table():
+            shards = path[0] == "blocks" and dim and layout.shards_params and layout.shard_axis
+            yield summed(size // (layout.mesh.shape[shards] if shards else 1))
+    if sizes.split:  # each device aggregates its own tokens: a part of the gradients
+        width, streams = model.width, model.streams
+        for count in (streams // devices * width**2, width, width * streams):
+            yield sizes.over_tensor("all_reduce", count * sizes.itemsize)
+        yield sizes.over_tensor("all_reduce", streams * FLOAT)
 
 
 def added_last(layer: Layer, seq: int = 1) -> set[str]:

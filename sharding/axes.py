@@ -16,12 +16,15 @@ class Axes:
       seq: axis that splits the tokens of each sequence.
       residual: axis that further splits the tokens of the residual stream, between layers; it is
         one that splits layers inside (Megatron's sequence parallelism, arXiv 2205.05198).
+      streams: how many parallel streams the rows of this device are, as the outer factor of
+        (stream, row); 0 where they are the batch's rows and no more.
       splits: (logical axis, mesh axis) for every logical axis that is split, see `rules`.
     """
 
     data: str | None = None
     seq: str | None = None
     residual: str | None = None
+    streams: int = 0
     splits: tuple[tuple[str, str], ...] = ()
 
     def of(self, logical: str) -> str | None:

@@ -31,6 +31,7 @@ from gam_jax.layers import (
     Mamba,
     Mamba2,
     MinimalRNN,
+    ParScale,
     ProductMemory,
     Residual,
     RMSNorm,
@@ -53,6 +54,7 @@ EXAMPLES: dict[str, Layer] = {
     "GAM sum": GAM(width=WIDTH, slots=16, variant="sum"),
     "GAM global": GAM(width=WIDTH, slots=16, variant="global"),
     "GAM local": GAM(width=WIDTH, variant="local"),
+    "GAM offset": GAM(width=WIDTH, slots=16, kernel=3, offset=True),
     "LayerNorm": LayerNorm(width=WIDTH),
     "MLP": MLP(width=WIDTH),
     "Mamba": Mamba(width=WIDTH, state=4),
@@ -105,6 +107,7 @@ EXAMPLES: dict[str, Layer] = {
     "Attention wide window": Attention(
         width=WIDTH, heads=8, head_size=2, window=14, sinks=True, qk_norm=True
     ),
+    "Attention prefix": Attention(width=WIDTH, heads=8, head_size=2, context=32, prefix=3),
     "Attention capped": Attention(width=WIDTH, heads=8, head_size=2, context=32, soft_cap=2.0),
     "Attention sinks": Attention(width=WIDTH, heads=8, head_size=2, context=32, sinks=True),
     "WrittenGAM": WrittenGAM(LinearMemory(gated=False, **HEADS), width=WIDTH, kernel=3),
@@ -137,6 +140,23 @@ EXAMPLES: dict[str, Layer] = {
     "Stack of attention": Stack(
         Block(Attention(heads=8, head_size=2, window=5), width=WIDTH), depth=2, remat=True
     ),
+    "ParScale": ParScale(Block(GAM(slots=16)), width=WIDTH),
+    "ParScale of attention": ParScale(
+        Block(Attention(heads=8, head_size=2, context=32)), streams=4, prefix=3, width=WIDTH
+    ),
+    "ParScale of a window": ParScale(
+        Attention(heads=8, head_size=2, window=3, sinks=True, soft_cap=2.0), prefix=2, width=WIDTH
+    ),
+    "ParScale of a stack": ParScale(
+        Stack(Block(WrittenGAM(LinearMemory(**HEADS), kernel=3), width=WIDTH), depth=2, remat=True),
+        streams=4,
+        width=WIDTH,
+    ),
+    "ParScale of chunks": ParScale(
+        Chunked(TCNCA(tcn=TCN(levels=1), chunk=4, keys=4), size=3), width=WIDTH
+    ),
+    "ParScale of recurrences": ParScale(LSTM(), streams=3, smoothing=0.0, width=WIDTH),
+    "ParScale of one": ParScale(Block(GAM(slots=16)), streams=1, width=WIDTH),
     "Chunked": Chunked(GAM(slots=16), size=3, width=WIDTH),
     "Chunked whose carry is whole": Chunked(
         TCNCA(tcn=TCN(levels=1), chunk=4, keys=4, variant="simple"), size=3, width=WIDTH

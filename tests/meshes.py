@@ -19,9 +19,10 @@ SHAPES = tuple(
 ONE = ((1, 1, 1), "data+sequence+tensor")
 
 
-def layout_of(shape: tuple[int, int, int], preset: str = ONE[1], rules: str = "") -> Layout:
-    """A layout on the first devices."""
-    return Layout(make_mesh(*shape), Parallel(preset, rules))
+def layout_of(shape: tuple[int, ...], preset: str = ONE[1], rules: str = "") -> Layout:
+    """A layout on the first devices; `shape` is data, seq, tensor and, if not 1, stream."""
+    data, seq, tensor, stream = (*shape, 1)[:4]
+    return Layout(make_mesh(data, seq, tensor, stream=stream), Parallel(preset, rules))
 
 
 def assert_leaves_close(found: Any, wanted: Any, tolerance: float = 1e-5) -> None:

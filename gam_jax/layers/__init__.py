@@ -15,6 +15,7 @@ from gam_jax.layers.mhs import MHS
 from gam_jax.layers.minimal import MinimalRNN
 from gam_jax.layers.mlp import MLP
 from gam_jax.layers.norm import LayerNorm, RMSNorm
+from gam_jax.layers.parscale import ParScale
 from gam_jax.layers.product_memory import ProductMemory
 from gam_jax.layers.recurrent import GRU, LSTM, Elman
 from gam_jax.layers.shallow import Shallow
@@ -41,6 +42,7 @@ LAYERS: dict[str, type] = {
         Mamba,
         Mamba2,
         MinimalRNN,
+        ParScale,
         ProductMemory,
         RMSNorm,
         Residual,
@@ -76,6 +78,7 @@ __all__ = [
     "Mamba",
     "Mamba2",
     "MinimalRNN",
+    "ParScale",
     "ProductMemory",
     "RMSNorm",
     "Residual",

@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from gam_jax.layers.base import WHOLE, Layer, known
-from gam_jax.ops.attention import BLOCK, Rule, attend, with_sinks
+from gam_jax.ops.attention import BLOCK, Rule, attend, with_shared, with_sinks
 from gam_jax.ops.dropout import dropout
 from gam_jax.ops.fused_attention import attention
 from gam_jax.ops.linear import linear
@@ -23,6 +23,11 @@ from sharding import collectives, residual
 from sharding.axes import Axes
 
 QK_NORM_EPS = 1e-6
+
+PREFIX = ("prefix_key", "prefix_value")
+
+Shared = tuple[Array, Array]
+"""Keys and values that every query sees."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +54,9 @@ class Attention(Layer):
       out_bias: whether the output has one.
       qk_norm: RMS norm of each head's queries and keys, before they are turned (Qwen3).
       scale: of the scores; 0 for 1 / sqrt(K).
+      prefix: m, keys and values before the first that every query sees, outside any window and at
+        no place of the sequence: a part of the carry that stays. They are 0 unless a start is
+        learned, as the prefixes of the streams of a `ParScale` are.
       dropout: rate on the output in training.
     """
 
@@ -65,6 +73,7 @@ class Attention(Layer):
     out_bias: bool = False
     qk_norm: bool = False
     scale: float = 0.0
+    prefix: int = 0
     dropout: float | None = None
 
     def __post_init__(self) -> None:
@@ -79,8 +88,10 @@ class Attention(Layer):
             )
         if self.rotary and (self.head_size or self.width) and self.size % 2:
             raise ValueError(f"Attention: rotary positions need an even head, not {self.size}")
-        if self.context < 1 or self.window < 0:
-            raise ValueError("Attention.context must be at least 1, and window 0 or more")
+        if self.context < 1 or min(self.window, self.prefix) < 0:
+            raise ValueError(
+                "Attention.context must be at least 1, and window and prefix 0 or more"
+            )
 
     @property
     def groups(self) -> int:
@@ -131,10 +142,17 @@ class Attention(Layer):
         return table
 
     def carry_table(self, batch: int) -> Any:
-        """key and value [B, S, G, K], keys as they are scored, and the position, int32."""
-        shape = (batch, self.cached, self.groups, self.size)
-        cache = Param(shape, ("batch", None, "heads", None), zeros)
-        return {"key": cache, "value": cache, "position": Param((), (), zeros, dtype="int32")}
+        """key and value [B, S, G, K], keys as they are scored, and the position, int32.
+
+        With a prefix, prefix_key and prefix_value [B, m, G, K].
+        """
+        axes = ("batch", None, "heads", None)
+        cache = Param((batch, self.cached, self.groups, self.size), axes, zeros, cache=True)
+        table = {"key": cache, "value": cache, "position": Param((), (), zeros, dtype="int32")}
+        if self.prefix:
+            prefix = Param((batch, self.prefix, self.groups, self.size), axes, zeros)
+            table |= dict.fromkeys(PREFIX, prefix)
+        return table
 
     def __call__(
         self,
@@ -158,14 +176,15 @@ class Attention(Layer):
         self._check_fits(position, total)
         places = position + collectives.axis_index(axes.seq) * tokens + jnp.arange(tokens)
         q, k, v = self._heads(params, x.reshape(-1, x.shape[-1]), (batch, tokens), places)
-        sinks = params.get("sinks")
-        if carry is None:
-            mixed = self._from_start(q, k, v, axes.seq, sinks)
+        sinks, prefix = params.get("sinks"), self._prefix(carry, batch, axes)
+        shared = (prefix[PREFIX[0]], prefix[PREFIX[1]]) if prefix else None
+        if carry is None or carry["key"] is None:
+            mixed = self._from_start(q, k, v, axes.seq, sinks, shared)
             cache = self._gathered(k, axes.seq), self._gathered(v, axes.seq)
             cache = tuple(self._kept(x) for x in cache)
         else:
-            mixed, cache = self._continued(q, k, v, carry, axes.seq, sinks)
-        after = {"key": cache[0], "value": cache[1], "position": position + total}
+            mixed, cache = self._continued(q, k, v, carry, axes.seq, sinks, shared)
+        after = {"key": cache[0], "value": cache[1], "position": position + total, **prefix}
         out = params["out"]
         flat = mixed.reshape(batch * tokens, -1)
         partial = linear(flat, out.reshape(-1, out.shape[-1])).reshape(batch, tokens, -1)
@@ -189,22 +208,41 @@ class Attention(Layer):
             found.append(rotary(y, places, self.rotary) if self.rotary and name != "value" else y)
         return found[0], found[1], found[2]
 
+    def _prefix(self, carry: Any, batch: int, axes: Axes) -> dict[str, Array]:
+        if not self.prefix:
+            return {}
+        carry = self.carry(batch, axes) if carry is None else carry
+        return {name: carry[name] for name in PREFIX}
+
     def _from_start(
-        self, q: Array, k: Array, v: Array, seq: str | None, sinks: Array | None
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        seq: str | None,
+        sinks: Array | None,
+        shared: Shared | None,
     ) -> Array:
         """What a sequence that begins here gives: no cache is looked into."""
         if seq is not None and not self.window:
-            return ring_attention(self.rule, q, k, v, seq, sinks)
-        if seq is None and sinks is None:
+            return ring_attention(self.rule, q, k, v, seq, sinks, shared)
+        if seq is None and sinks is None and shared is None:
             return attention(self.rule, q, k, v)
         if seq is None:
             found = attend(self.rule, q, k, v)
         else:
             found = window_attention(self.rule, q, k, v, seq)
-        return _finished(found, sinks, q)
+        return self._finished(found, q, sinks, shared)
 
     def _continued(
-        self, q: Array, k: Array, v: Array, carry: Any, seq: str | None, sinks: Array | None
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        carry: Any,
+        seq: str | None,
+        sinks: Array | None,
+        shared: Shared | None,
     ) -> tuple[Array, tuple[Array, Array]]:
         """What follows on a cache, and the cache after; every device sees all of the chunk."""
         position = carry["position"]
@@ -215,13 +253,14 @@ class Attention(Layer):
             keys, values = (jnp.concatenate([c.astype(x.dtype), x], axis=1) for c, x in pairs)
             first = jnp.maximum(0, self.cached - position)
             found = attend(self.rule, q, keys, values, self.cached + own, first)
-            return _finished(found, sinks, q), (self._kept(keys), self._kept(values))
+            mixed = self._finished(found, q, sinks, shared)
+            return mixed, (self._kept(keys), self._kept(values))
         keys, values = (
             lax.dynamic_update_slice_in_dim(c, x.astype(c.dtype), position, axis=1)
             for c, x in pairs
         )
         read = keys.astype(q.dtype), values.astype(q.dtype)
-        mixed = _finished(attend(self.rule, q, *read, position + own), sinks, q)
+        mixed = self._finished(attend(self.rule, q, *read, position + own), q, sinks, shared)
         fits = position + new[0].shape[1] <= self.context
         return jnp.where(fits, mixed, jnp.nan), (keys, values)
 
@@ -235,6 +274,12 @@ class Attention(Layer):
         x = jnp.pad(x, ((0, 0), widths, (0, 0), (0, 0)))
         return x[:, x.shape[1] - self.cached :].astype(jnp.float32)
 
+    def _finished(
+        self, found: tuple[Array, Array], q: Array, sinks: Array | None, shared: Shared | None
+    ) -> Array:
+        out, lse = found if shared is None else with_shared(found, self.rule, q, *shared)
+        return (out if sinks is None else with_sinks(out, lse, sinks)).astype(q.dtype)
+
     def _check_fits(self, position: Array, total: int) -> None:
         start = 0 if isinstance(position, jax.core.Tracer) else int(position)
         if self.limit and start + total > self.limit:
@@ -242,8 +287,3 @@ class Attention(Layer):
                 f"{start + total} tokens do not fit a cache of {self.limit}: give fewer, or set "
                 f"a larger Attention.context"
             )
-
-
-def _finished(found: tuple[Array, Array], sinks: Array | None, q: Array) -> Array:
-    out, lse = found
-    return (out if sinks is None else with_sinks(out, lse, sinks)).astype(q.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, TypeVar
 
+import jax
 from jaxtyping import Array, Float
 
 from gam_jax.params import Params, Table, zero_shards
@@ -53,6 +54,13 @@ class Layer:
         """
         return zero_shards(self.carry_table(batch), axes)
 
+    def begun(self, carry: Carry | None, batch: int, axes: Axes = WHOLE) -> Carry:
+        """A carry whose every array is there: zeros for what a start has left None."""
+        start = self.carry(batch, axes)
+        if carry is None:
+            return start
+        return jax.tree.map(lambda zero, x: zero if x is None else x, start, carry)
+
     @property
     def limit(self) -> int:
         """The most tokens that a sequence may have, 0 for any: the least of the layers inside."""
@@ -72,7 +80,8 @@ class Layer:
         """(y, carry after the last token). carry=None starts a sequence; key=None: no dropout.
 
         None is what a start is told by, not zeros: a layer around hands it on, so that one whose
-        carry is a cache need not look into an empty one.
+        carry is a cache need not look into an empty one. A start that is learned (`ParScale`) is
+        a carry with None for each cache in it.
 
         Where `axes.residual` is set, x and y hold this device's tokens of the residual stream.
         """

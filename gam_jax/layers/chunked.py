@@ -72,7 +72,7 @@ class Chunked(Layer):
             y, carry = self.inner(params, part, carry, axes, key=own)
             return carry, y
 
-        carry = self.carry(batch, axes) if carry is None else carry
+        carry = self.begun(carry, batch, axes)
         whole = x[:, : count * self.size].reshape(batch, count, self.size, width)
         chunks = (jnp.moveaxis(whole, 1, 0), jnp.arange(count))
         first = jax.tree.map(lambda part: part[0], chunks)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gam_jax.layers.base import WHOLE, Layer, known
+from gam_jax.layers.base import WHOLE, Carry, Layer, known
 from gam_jax.ops.conv import causal_conv, reach
 from gam_jax.ops.linear import linear
 from gam_jax.ops.memory import memory_read
@@ -37,6 +38,8 @@ class GAM(Layer):
       kernel: K, taps of the convolution.
       dilation: tokens between two taps; 1 in the paper.
       top: each token reads its `top` best slots alone; 0 for all, as in the paper.
+      offset: the carry also holds an offset [B, D] of the queries to the bank, 0 unless a start is
+        learned: what makes streams of a bank differ (see `ParScale`), which keeps no state.
       variant: "full"; or the paper's ablations, all without gates: "sum" (conv + read),
         "global" (read alone), "local" (conv alone).
     """
@@ -47,6 +50,7 @@ class GAM(Layer):
     dilation: int = 1
     top: int = 0
     variant: str = "full"
+    offset: bool = False
 
     def __post_init__(self) -> None:
         if self.variant not in VARIANTS:
@@ -64,6 +68,10 @@ class GAM(Layer):
     def _reads(self) -> bool:
         return self.variant != "local"
 
+    @property
+    def _moves(self) -> bool:
+        return self.offset and self._reads
+
     def table(self) -> Table:
         """conv [K, D] and bias, memory [M, D], gate [D, 2, D] (local, global) and bias."""
         width = known(self.width, "width", self)
@@ -79,23 +87,30 @@ class GAM(Layer):
             table["gate_bias"] = Param((2, width), (None, "channel"), fan_in(width), decay=False)
         return table
 
-    def carry_table(self, batch: int) -> Param:
-        """The inputs before the next token that it sees [B, H, D], H = (K-1) * dilation."""
+    def carry_table(self, batch: int) -> Any:
+        """The inputs before the next token that it sees [B, H, D], H = (K-1) * dilation.
+
+        With an offset, these are "tail" beside "offset" [B, D].
+        """
+        width = known(self.width, "width", self)
         halo = reach(self.kernel, self.dilation) if self._convolves else 0
-        shape = (batch, halo, known(self.width, "width", self))
-        return Param(shape, ("batch", None, "channel"), zeros)
+        tail = Param((batch, halo, width), ("batch", None, "channel"), zeros)
+        if not self._moves:
+            return tail
+        return {"tail": tail, "offset": Param((batch, width), ("batch", "embed"), zeros)}
 
     def __call__(
         self,
         params: Params,
         x: Float[Array, "B T D"],
-        carry: Float[Array, "B H D"] | None = None,
+        carry: Carry | None = None,
         axes: Axes = WHOLE,
         *,
         key: Array | None = None,
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "B H D"]]:
+    ) -> tuple[Float[Array, "B T D"], Carry]:
         """Channels are split between the two pathways and their fusion, slots inside the read."""
-        after = self.carry(x.shape[0], axes) if carry is None else carry
+        before: Carry = self.carry(x.shape[0], axes) if carry is None else carry
+        after, offset = (before["tail"], before["offset"]) if self._moves else (before, None)
         channels = axes.of("channel")
         x = residual.enter(x, axes, "channel")
         flat = x.reshape(-1, x.shape[-1])
@@ -109,14 +124,21 @@ class GAM(Layer):
             after = tail.astype(after.dtype)
             pathways.append(local.reshape(flat.shape[0], -1))
         if self._reads:
-            pathways.append(self._read(flat, params["memory"], axes.of("slot"), channels))
+            queries = flat if offset is None else self._moved(x, offset, axes.of("slot"))
+            pathways.append(self._read(queries, params["memory"], axes.of("slot"), channels))
         if self.variant == "full":
             gate = params["gate"]
             logits = linear(flat, gate.reshape(gate.shape[0], -1), params["gate_bias"].reshape(-1))
             gates = jnp.split(jax.nn.sigmoid(logits), 2, axis=1)
             pathways = [g * p for g, p in zip(gates, pathways, strict=True)]
         fused = functools.reduce(jnp.add, pathways).reshape(*x.shape[:2], -1)
+        after = after if offset is None else {"tail": after, "offset": offset}
         return residual.leave_channels(fused, channels, axes), after
+
+    def _moved(self, x: Array, offset: Array, slots: str | None) -> Array:
+        """Queries [N, D]; the offset's gradient is summed over slots while it is [B, D]."""
+        offset = collectives.as_varying(offset, slots) if slots else offset
+        return (x + offset.astype(x.dtype)[:, None]).reshape(-1, x.shape[-1])
 
     def _read(self, x: Array, bank: Array, slots: str | None, channels: str | None) -> Array:
         if self.top:

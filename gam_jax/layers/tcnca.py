@@ -180,8 +180,10 @@ class TCNCA(Layer):
     def carry_table(self, batch: int) -> Any:
         """Those of the convolutions; the last C keys and values; tokens so far modulo C."""
         hidden = self.expansion * known(self.width, "width", self)
-        keys = Param((batch, self.chunk, self.keys), ("batch", None, None), zeros)
-        values = Param((batch, self.chunk, hidden), ("batch", None, "channel"), zeros)
+        shape = batch, self.chunk, self.keys
+        keys = Param(shape, ("batch", None, None), zeros, cache=True)
+        shape = batch, self.chunk, hidden
+        values = Param(shape, ("batch", None, "channel"), zeros, cache=True)
         seen = (keys, values, Param((), (), zeros, dtype="int32"))
         return {"tcn": self.tcn.carry_table(batch), "seen": seen}
 
@@ -195,7 +197,8 @@ class TCNCA(Layer):
         key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
         """Channels and values are split; queries and keys are summed, and whole on every device."""
-        begin = {"tcn": None, "seen": None} if carry is None else carry
+        begin = {"tcn": None, "seen": (None,)} if carry is None else carry
+        seen = None if begin["seen"][0] is None else begin["seen"]
         channels = axes.of("channel")
         x = residual.enter(x, axes, "channel")
         own = collectives.own_shard(x, channels, dim=2)
@@ -211,7 +214,7 @@ class TCNCA(Layer):
         values = linear(_flat(x if full else whole), params["w_v"], params["b_v"])
         values = (jax.nn.silu(values) if full else values).reshape(*x.shape[:2], -1)
         q, k = (z * params["scale"][i] + params["shift"][i] for i in range(2))
-        o, seen = chunk_attention(q, k, values, params["distance"], begin["seen"], axes.seq)
+        o, seen = chunk_attention(q, k, values, params["distance"], seen, axes.seq)
         after = {"tcn": tails, "seen": seen}
         if full:
             change = self._gated(params, own, whole, o, channels)

@@ -90,6 +90,18 @@ def merge(
     return out + share * (more - out), jnp.logaddexp(lse, more_lse)
 
 
+def with_shared(
+    found: tuple[Array, Array],
+    rule: Rule,
+    q: Float[Array, "B T H K"],
+    keys: Float[Array, "B S G K"],
+    values: Float[Array, "B S G V"],
+) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"]]:
+    """What `attend` found, with keys and values that every query sees, wherever it stands."""
+    plain = dataclasses.replace(rule, causal=False, window=0)
+    return merge(found, attend(plain, q, keys.astype(q.dtype), values.astype(q.dtype)))
+
+
 def with_sinks(
     out: Float[Array, "B T H V"], lse: Float[Array, "B T H"], sinks: Float[Array, H]
 ) -> Float[Array, "B T H V"]:

@@ -24,15 +24,25 @@ def dropout(
     """
     if key is None or rate == 0:
         return x
-    _, tokens, width = x.shape
-    first_row = jnp.uint32(collectives.axis_index(axes.data)) * jnp.uint32(x.shape[0])
+    rows, tokens, width = x.shape
     first_token = jnp.uint32(residual.first_token(tokens, axes))
     row, token, channel = (lax.broadcasted_iota(jnp.uint32, x.shape, dim) for dim in range(3))
+    row = _global_row(row, rows // max(axes.streams, 1), axes)
     length = jnp.uint32(tokens * math.prod(map(collectives.axis_size, axes.tokens)))
-    place = ((first_row + row) * length + first_token + token) * jnp.uint32(width) + channel
+    place = (row * length + first_token + token) * jnp.uint32(width) + channel
     dropped = round(rate * 2**32)
     keep = _hash(place * jnp.uint32(_ODD) + jax.random.bits(key)) >= jnp.uint32(dropped)
     return jnp.where(keep, x * (1 / (1 - dropped / 2**32)), 0).astype(x.dtype)
+
+
+def _global_row(row: Array, rows: int, axes: Axes) -> Array:
+    """Place of this device's row in the global batch of `rows` rows a device, stream by stream."""
+    first = jnp.uint32(collectives.axis_index(axes.data)) * jnp.uint32(rows)
+    if not axes.streams:
+        return first + row
+    stream, row = row // jnp.uint32(rows), row % jnp.uint32(rows)
+    stream = jnp.uint32(collectives.axis_index(axes.of("stream")) * axes.streams) + stream
+    return stream * jnp.uint32(rows * collectives.axis_size(axes.data)) + first + row
 
 
 _ODD = 0x9E3779B9  # spreads neighbouring places over all 32 bits

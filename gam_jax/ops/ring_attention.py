@@ -17,7 +17,16 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from gam_jax.ops.attention import EMPTY, Rule, attend, backward, forward, merge, with_sinks
+from gam_jax.ops.attention import (
+    EMPTY,
+    Rule,
+    attend,
+    backward,
+    forward,
+    merge,
+    with_shared,
+    with_sinks,
+)
 from sharding import collectives, zigzag
 from sharding.exchange import ring, ring_home
 
@@ -31,6 +40,7 @@ def ring_attention(
     v: Float[Array, "B T G K"],
     axis: str,
     sinks: Float[Array, H] | None = None,
+    shared: tuple[Float[Array, "B S G K"], Float[Array, "B S G K"]] | None = None,
 ) -> Float[Array, "B T H K"]:
     """Causal attention over every key of the sequence, of this device's queries.
 
@@ -43,6 +53,7 @@ def ring_attention(
       q, k, v: this device's tokens, in order.
       axis: mesh axis that splits the tokens.
       sinks: see `ops.attention.with_sinks`.
+      shared: keys and values that every query sees besides, alike on every device.
 
     Returns:
       The mixture in the dtype of q.
@@ -53,14 +64,17 @@ def ring_attention(
     batch, tokens, heads, size = q.shape
     groups = k.shape[2]
     both = zigzag.to_zigzag(jnp.concatenate([q, k, v], axis=2), axis, dim=1)
-    q, k, v = jnp.split(both, [heads, heads + groups], axis=2)
-    q = q.reshape(batch, tokens, groups, heads // groups, size).transpose(0, 2, 3, 1, 4)
+    queries, k, v = jnp.split(both, [heads, heads + groups], axis=2)
+    q = queries.reshape(batch, tokens, groups, heads // groups, size).transpose(0, 2, 3, 1, 4)
     k, v = (x.transpose(0, 2, 1, 3) for x in (k, v))
     pair: tuple[Array, Array] = _ring(rule, axis, *collectives.vary_alike(q, k, v))
     out, lse = pair
     out = out.transpose(0, 3, 1, 2, 4).reshape(batch, tokens, heads, size)
+    lse = lse.transpose(0, 3, 1, 2).reshape(batch, tokens, heads)
+    if shared is not None:
+        out, lse = with_shared((out, lse), rule, queries, *shared)
     if sinks is not None:
-        out = with_sinks(out, lse.transpose(0, 3, 1, 2).reshape(batch, tokens, heads), sinks)
+        out = with_sinks(out, lse, sinks)
     return zigzag.from_zigzag(out.astype(both.dtype), axis, dim=1)
 
 

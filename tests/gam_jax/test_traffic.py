@@ -17,11 +17,11 @@ from gam_jax.ops.attention import Rule
 from gam_jax.ops.ring_attention import ring_attention
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.traffic import layer_traffic, step_traffic
-from gam_jax.train import abstract_state, make_train_step, state_shardings
+from gam_jax.train import abstract_state, make_eval_step, make_train_step, state_shardings
 from sharding import cost
 from sharding.layout import Layout, Parallel, bytes_held
 from sharding.mesh import make_mesh
-from sharding.messages import compiled_messages, messages_of, totals
+from sharding.messages import Total, compiled_messages, messages_of, totals
 
 MODEL = LanguageModel(Block(GAM(slots=16)), width=16, depth=3, vocab=32, context=32, dropout=0.1)
 
@@ -99,6 +99,36 @@ def test_of_every_variant(changes, preset):
     model = dataclasses.replace(MODEL, **changes)
     layout = Layout(make_mesh(2, 2, 2), Parallel(preset))
     assert counted(model, layout, 8, 32) == totals(step_traffic(model, layout, 8, 32))
+
+
+STREAMS = {
+    "of GAM": Block(GAM(slots=16)),
+    "of GAM and attention": Block(GAM(slots=16), Attention(heads=4, context=64), RMSNorm()),
+}
+
+
+@pytest.mark.parametrize("preset", [*PRESETS, "data+sequence+tensor"])
+@pytest.mark.parametrize(
+    "sizes",
+    [{"stream": 4}, {"stream": 2, "seq": 2, "tensor": 2}, {"data": 2, "stream": 2, "tensor": 2}],
+    ids=str,
+)
+@pytest.mark.parametrize("block", STREAMS.values(), ids=STREAMS)
+def test_of_parallel_streams(block, sizes, preset):
+    """Forward they send two sums of [B, T, D], however deep the model."""
+    model = dataclasses.replace(MODEL, block=block, streams=4, prefix=3)
+    layout = Layout(make_mesh(**sizes), Parallel(preset))
+    assert counted(model, layout, 8, 32) == totals(step_traffic(model, layout, 8, 32))
+
+
+@pytest.mark.parametrize("depth", [1, 4])
+def test_streams_meet_at_the_end_alone(depth):
+    model = dataclasses.replace(MODEL, depth=depth, streams=4)
+    layout = Layout(make_mesh(stream=4))
+    _, state, batch = abstract_step(model, layout, 8, 32)
+    found = totals(messages_of(make_eval_step(model, layout), state.params, batch))
+    both = 2 * 8 * 32 * MODEL.width * 4
+    assert found == {("all_reduce", ("stream",)): Total(2, both * 2 * (4 - 1) // 4)}
 
 
 @pytest.mark.parametrize("preset", ["data", "fully_sharded"])

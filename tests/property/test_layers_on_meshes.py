@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
@@ -46,7 +47,27 @@ def layer_run(name, shape, preset):
 @example("GAM kernel 5", (1, 8, 1), "data+sequence+tensor")
 @example("Stack", (2, 2, 2), "data+sequence+tensor_tokens")
 def test_a_layer_gives_on_any_mesh_what_it_gives_alone(name, shape, preset):
+    assert_same(name, shape, preset)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "preset"),
+    [
+        ("ParScale", (1, 1, 1, 2), "data+sequence+tensor"),
+        ("ParScale of attention", (1, 2, 1, 2), "data+sequence+tensor"),
+        ("ParScale of attention", (2, 1, 1, 4), "data+sequence+tensor"),
+        ("ParScale of a window", (1, 2, 2, 2), "data+sequence+tensor_tokens"),
+        ("ParScale of a stack", (2, 1, 2, 2), "data+sequence+tensor_tokens"),
+        ("ParScale of chunks", (1, 2, 2, 2), "data+sequence+tensor"),
+    ],
+)
+def test_streams_give_on_an_axis_of_their_own_what_they_give_alone(name, shape, preset):
+    assert_same(name, shape, preset)
+
+
+def assert_same(name, shape, preset):
     outputs, gradients = layer_run(name, *ONE)
     other_outputs, other_gradients = layer_run(name, shape, preset)
     assert_leaves_close(other_outputs, outputs, 2e-5)
-    assert_leaves_close(other_gradients, gradients, 2e-5)
+    # Streams that are nearly alike have aggregators whose gradients nearly cancel.
+    assert_leaves_close(other_gradients, gradients, 1e-4 if "ParScale" in name else 2e-5)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gam_jax.layers import GAM, MLP, Block, Chunked, RMSNorm
+from gam_jax.layers import GAM, MLP, Attention, Block, Chunked, RMSNorm
 from gam_jax.model import LanguageModel
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.train import init_state, make_eval_step, make_train_step
@@ -35,6 +35,13 @@ MODELS = {
         block=Block(GAM(slots=16), MLP(activation="swiglu", bias=False), norm=RMSNorm()),
         norm=RMSNorm(),
         tied=False,
+    ),
+    "streams": dataclasses.replace(
+        MODEL,
+        block=Block(GAM(slots=16), Attention(heads=8, head_size=2, context=32)),
+        depth=1,
+        streams=4,
+        prefix=3,
     ),
 }
 STEPS = 3
@@ -92,12 +99,23 @@ presets = st.builds("{}+sequence+{}".format, st.sampled_from(STATES), st.sampled
 
 
 @settings(max_examples=8)
-@given(name=st.sampled_from(list(MODELS)), shape=st.sampled_from(SHAPES), preset=presets)
+@given(name=st.sampled_from([*MODELS][:-1]), shape=st.sampled_from(SHAPES), preset=presets)
 @example("gam", (8, 1, 1), "zero1+sequence+tensor")
 @example("gam", (2, 2, 2), "fully_sharded+sequence+tensor_tokens")
 @example("remat", (4, 1, 2), "fully_sharded+sequence+tensor")
 def test_losses_gradients_and_parameters_equal_those_of_one_device(name, shape, preset):
     assert_same_run(name, shape, preset)
+
+
+@pytest.mark.parametrize(
+    ("shape", "preset"),
+    [
+        ((1, 2, 2, 2), "data+sequence+tensor_tokens"),
+        ((2, 1, 1, 4), "fully_sharded+sequence+tensor"),
+    ],
+)
+def test_streams_on_devices_of_their_own_train_as_on_one_device(shape, preset):
+    assert_same_run("streams", shape, preset)
 
 
 @pytest.mark.slow

@@ -1,0 +1,268 @@
+"""Parallel streams: P learned variations of the input through one shared model."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from gam_jax.layers.base import WHOLE, Carry, Layer, inherit, known
+from gam_jax.ops.linear import linear
+from gam_jax.params import Param, Params, Table, fan_in, normal, path_name
+from sharding import collectives
+from sharding.axes import Axes
+
+LayerType = TypeVar("LayerType")
+
+OWN = ("starts", "aggregator")
+"""What streams add to the inner layer's table."""
+
+START_STD = 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class ParScale(Layer):
+    """P streams of one layer, mixed token by token: y_t = sum_p a_tp inner(x; start_p)_t.
+
+    Source: Parallel Scaling Law for Language Models (arXiv 2505.10475), section 3. What differs
+    between streams is how their sequence begins: the start of the inner layer's carry is learned,
+    one for each stream. In attention that is a prefix of keys and values in every layer, as
+    published; in a scan its state, in a convolution the inputs before the first, in a bank of
+    slots an offset of the queries (`Attention.prefix`, `GAM.offset`). The weights are
+    a_t = (1 - e) softmax(W_out silu(W_in [h_t1 ... h_tP] + b_in) + b_out) + e / P.
+
+    One stream is the inner layer and no more: its table, its numbers. Streams are the outer factor
+    of the rows that `inner` sees, on one device or split over the mesh axis of the logical axis
+    "stream", and meet in the mixture alone.
+
+    Attributes:
+      inner: any causal layer.
+      streams: P.
+      prefix: m, keys and values that attention inside begins with, where it says none itself.
+      smoothing: e; 0.1 in the paper, 0.01 in the configuration of its released models.
+    """
+
+    inner: Layer
+    streams: int = 2
+    prefix: int = 48
+    smoothing: float = 0.1
+    width: int | None = None
+    dropout: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.streams < 1 or self.prefix < 0 or not 0 <= self.smoothing <= 1:
+            raise ValueError(
+                "ParScale.streams must be at least 1, prefix 0 or more, smoothing from 0 to 1"
+            )
+        if not self.inner.causal:
+            raise ValueError("ParScale.inner must be causal: streams differ in how they begin")
+        inner = inherit(self.inner, width=self.width, dropout=self.dropout)
+        object.__setattr__(self, "inner", inner)
+        if self.streams > 1 and not self._starts():
+            raise ValueError(
+                "ParScale.inner has nothing to begin with that could differ between streams: "
+                "give a layer with a carry, or ParScale.prefix to attention"
+            )
+
+    @property
+    def varied(self) -> Layer:
+        """The inner layer with what streams can differ in."""
+        if self.streams == 1:
+            return self.inner
+        return with_starts(self.inner, prefix=self.prefix, offset=True)
+
+    def table(self) -> Table:
+        """The inner layer's; beside it, for more streams than one, starts and aggregator.
+
+        starts holds the learned parts of the carry by their paths, [P, ...]; aggregator w_in
+        [P, D, D], b_in [D], w_out [D, P] and b_out [P].
+        """
+        table = self.inner.table()
+        if self.streams == 1:
+            return table
+        if found := set(OWN) & set(table):
+            raise ValueError(f"ParScale.inner has parameters of the name {', '.join(found)}")
+        width, init = known(self.width, "width", self), normal(START_STD)
+        sides = fan_in(self.streams * width), fan_in(width)
+        starts = {
+            name: dataclasses.replace(param, axes=_of_streams(param), init=init, decay=False)
+            for name, param in self._starts().items()
+        }
+        aggregator = {
+            "w_in": Param((self.streams, width, width), ("stream", "embed", None), sides[0]),
+            "b_in": Param((width,), (None,), sides[0], decay=False),
+            "w_out": Param((width, self.streams), ("embed", None), sides[1]),
+            "b_out": Param((self.streams,), (None,), sides[1], decay=False),
+        }
+        return {**table, "starts": starts, "aggregator": aggregator}
+
+    def carry_table(self, batch: int) -> Any:
+        """The inner layer's, rows [P, B]; and the tokens seen, int32: none of them, a start."""
+        inner = self.varied.carry_table(batch)
+        if self.streams == 1:
+            return inner
+
+        def rows(param: Param) -> Param:
+            if "batch" not in param.axes:
+                return param
+            at = param.axes.index("batch")
+            shape = (*param.shape[:at], self.streams, *param.shape[at:])
+            axes = (*param.axes[:at], "stream", *param.axes[at:])
+            return dataclasses.replace(param, shape=shape, axes=axes)
+
+        seen = Param((), (), lambda key, shape: jnp.zeros(shape, jnp.int32), dtype="int32")
+        return {"seen": seen, "streams": _map(rows, inner)}
+
+    def __call__(
+        self,
+        params: Params,
+        x: Float[Array, "B T D"],
+        carry: Carry | None = None,
+        axes: Axes = WHOLE,
+        *,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], Carry]:
+        """All streams as rows of one batch; they meet in two sums over the axis of streams."""
+        if self.streams == 1:
+            return self.inner(params, x, carry, axes, key=key)
+        axis = axes.of("stream")
+        own = self.streams // collectives.axis_size(axis)
+        batch, tokens = x.shape[0], x.shape[1]
+        inside = {name: params[name] for name in params if name not in OWN}
+        if axis is not None:  # what streams share: gradients are summed over them once, here
+            x, inside = jax.tree.map(lambda p: collectives.as_varying(p, axis), (x, inside))
+        rows = jnp.broadcast_to(x, (own, *x.shape)).reshape(own * batch, *x.shape[1:])
+        inner_axes = dataclasses.replace(axes, streams=own)
+        before = self._begin(params["starts"], carry, own * batch, inner_axes)
+        hidden, after = self.varied(inside, rows, before, inner_axes, key=key)
+        y = self._mixed(params["aggregator"], hidden.reshape(own, -1, hidden.shape[-1]), axis)
+        for name in axes.tokens:
+            tokens *= collectives.axis_size(name)
+        seen = tokens + (0 if carry is None else carry["seen"])
+        table = self.varied.carry_table(batch)
+        streams = _map(lambda param, leaf: _split(param, leaf, own), table, after)
+        return y.reshape(x.shape), {"seen": jnp.asarray(seen, jnp.int32), "streams": streams}
+
+    def first(self, params: Params, streams: int) -> Params:
+        """What the first of P streams have: their starts, and the aggregator over them alone.
+
+        One stream is the inner layer, which begins as it did without streams.
+
+        Raises:
+          ValueError: more streams than there are.
+        """
+        if not 1 <= streams <= self.streams:
+            raise ValueError(f"there are {self.streams} streams: {streams} cannot be taken of them")
+        own = OWN if streams == 1 else ()
+        kept = {name: params[name] for name in params if name not in own}
+        if streams in (1, self.streams):
+            return kept
+        counted = {"w_in": 0, "w_out": 1, "b_out": 0}
+
+        def cut(x: Array, axis: int) -> Array:
+            return jax.lax.slice_in_dim(x, 0, streams, axis=axis)
+
+        starts = {
+            name: cut(kept["starts"][name], param.axes.index("batch"))
+            for name, param in self._starts().items()
+        }
+        aggregator = {
+            name: cut(x, counted[name]) if name in counted else x
+            for name, x in kept["aggregator"].items()
+        }
+        return {**kept, "starts": starts, "aggregator": aggregator}
+
+    def _begin(self, starts: Params, carry: Carry | None, rows: int, axes: Axes) -> Carry:
+        """The inner carry [P B, ...]: as it was left, or the learned start."""
+        table = self.varied.carry_table(rows)
+
+        def start(path: Any, param: Param, zero: Array) -> Array | None:
+            if param.cache or _name(path) not in starts:
+                return None if param.cache else zero
+            learned = starts[_name(path)].astype(param.dtype)
+            return jnp.repeat(learned, rows // axes.streams, axis=param.axes.index("batch"))
+
+        zeros = self.varied.carry(rows, axes)
+        begin = jax.tree_util.tree_map_with_path(start, table, zeros, is_leaf=_is_param)
+        if carry is None:
+            return begin
+        left = _map(_join, table, carry["streams"])
+
+        def chosen(path: Any, x: Array, begin: Any) -> Array:
+            if _name(path) not in starts:
+                return x
+            return jnp.where(carry["seen"] > 0, x, begin)
+
+        return jax.tree_util.tree_map_with_path(chosen, left, begin)
+
+    def _mixed(
+        self, params: Params, hidden: Float[Array, "p N D"], axis: str | None
+    ) -> Float[Array, "N D"]:
+        """The streams weighed, softmax and sum in float32; this device has p of them."""
+        dtype = hidden.dtype
+        w_in, w_out = params["w_in"].astype(dtype), params["w_out"].astype(dtype)
+        inside = jnp.einsum("pnd,pde->ne", hidden, w_in, preferred_element_type=jnp.float32)
+        inside = collectives.psum(inside.astype(dtype), axis) + params["b_in"].astype(dtype)
+        scores = linear(jax.nn.silu(inside), w_out).astype(jnp.float32) + params["b_out"]
+        even = self.smoothing / self.streams
+        weights = (1 - self.smoothing) * jax.nn.softmax(scores, axis=-1) + even
+        weights = collectives.own_shard(weights, axis, dim=1)
+        y = jnp.einsum("np,pnd->nd", weights, hidden, preferred_element_type=jnp.float32)
+        return collectives.psum(y.astype(dtype), axis)
+
+    def _starts(self) -> dict[str, Param]:
+        """The parts of the inner carry that can be learned, [P, ...], by their paths."""
+        table = self.varied.carry_table(self.streams)
+        leaves, _ = jax.tree_util.tree_flatten_with_path(table, is_leaf=_is_param)
+        return {
+            _name(path): param
+            for path, param in leaves
+            if param.dtype == "float32" and not param.cache and 0 not in param.shape
+        }
+
+
+def with_starts(layer: LayerType, prefix: int, offset: bool) -> LayerType:
+    """`layer` with these in every field of their names, inside too, that has none."""
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(layer):  # type: ignore[arg-type]
+        value = getattr(layer, field.name)
+        if dataclasses.is_dataclass(value):
+            changes[field.name] = with_starts(value, prefix, offset)
+        elif field.name in ("prefix", "offset") and not value:
+            changes[field.name] = prefix if field.name == "prefix" else offset
+    return dataclasses.replace(layer, **changes) if changes else layer  # type: ignore[type-var]
+
+
+def _name(path: Any) -> str:
+    return path_name(path).replace("/", ".") or "carry"
+
+
+def _is_param(leaf: object) -> bool:
+    return isinstance(leaf, Param)
+
+
+def _map(function: Any, table: Any, *rest: Any) -> Any:
+    return jax.tree.map(function, table, *rest, is_leaf=_is_param)
+
+
+def _of_streams(param: Param) -> tuple[str | None, ...]:
+    return tuple("stream" if axis == "batch" else axis for axis in param.axes)
+
+
+def _split(param: Param, leaf: Array, own: int) -> Array:
+    """[..., P B, ...] as [..., P, B, ...]."""
+    if "batch" not in param.axes:
+        return leaf
+    at = param.axes.index("batch")
+    return leaf.reshape(*leaf.shape[:at], own, -1, *leaf.shape[at + 1 :])
+
+
+def _join(param: Param, leaf: Array) -> Array:
+    """The inverse of `_split`."""
+    if "batch" not in param.axes:
+        return leaf
+    at = param.axes.index("batch")
+    return leaf.reshape(*leaf.shape[:at], -1, *leaf.shape[at + 2 :])
