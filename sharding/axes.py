@@ -16,12 +16,14 @@ class Axes:
       seq: axis that splits the tokens of each sequence.
       residual: axis that further splits the tokens of the residual stream, between layers; it is
         one that splits layers inside (Megatron's sequence parallelism, arXiv 2205.05198).
+      expert: axis that further splits the batch, between layers whose experts it splits.
       splits: (logical axis, mesh axis) for every logical axis that is split, see `rules`.
     """
 
     data: str | None = None
     seq: str | None = None
     residual: str | None = None
+    expert: str | None = None
     splits: tuple[tuple[str, str], ...] = ()
 
     def of(self, logical: str) -> str | None:
@@ -29,9 +31,14 @@ class Axes:
         return dict(self.splits).get(logical)
 
     @property
+    def rows(self) -> tuple[str, ...]:
+        """The axes that split the rows of a batch, the outer one first."""
+        return _present(self.data, self.expert)
+
+    @property
     def batch(self) -> tuple[str, ...]:
         """The axes over which tokens are spread, those that a mean loss must be summed over."""
-        return _present(self.data, self.seq)
+        return (*self.rows, *_present(self.seq))
 
     @property
     def tokens(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt32
 
 from sharding import collectives, residual
 from sharding.axes import Axes
@@ -24,15 +24,25 @@ def dropout(
     """
     if key is None or rate == 0:
         return x
-    _, tokens, width = x.shape
-    first_row = jnp.uint32(collectives.axis_index(axes.data)) * jnp.uint32(x.shape[0])
+    dropped = round(rate * 2**32)
+    keep = _bits(x.shape, key, axes) >= jnp.uint32(dropped)
+    return jnp.where(keep, x * (1 / (1 - dropped / 2**32)), 0).astype(x.dtype)
+
+
+def draw(shape: tuple[int, ...], key: Array, axes: Axes = Axes()) -> Float[Array, "B T D"]:
+    """Numbers from U(0, 1), one for each element, the same on every mesh."""
+    return _bits(shape, key, axes).astype(jnp.float32) * 2.0**-32
+
+
+def _bits(shape: tuple[int, ...], key: Array, axes: Axes) -> UInt32[Array, "B T D"]:
+    """32 random bits for each element of this device's part of [B, T, D]."""
+    rows, tokens, width = shape
+    first_row = jnp.uint32(collectives.axis_index(axes.rows)) * jnp.uint32(rows)
     first_token = jnp.uint32(residual.first_token(tokens, axes))
-    row, token, channel = (lax.broadcasted_iota(jnp.uint32, x.shape, dim) for dim in range(3))
+    row, token, channel = (lax.broadcasted_iota(jnp.uint32, shape, dim) for dim in range(3))
     length = jnp.uint32(tokens * math.prod(map(collectives.axis_size, axes.tokens)))
     place = ((first_row + row) * length + first_token + token) * jnp.uint32(width) + channel
-    dropped = round(rate * 2**32)
-    keep = _hash(place * jnp.uint32(_ODD) + jax.random.bits(key)) >= jnp.uint32(dropped)
-    return jnp.where(keep, x * (1 / (1 - dropped / 2**32)), 0).astype(x.dtype)
+    return _hash(place * jnp.uint32(_ODD) + jax.random.bits(key))
 
 
 _ODD = 0x9E3779B9  # spreads neighbouring places over all 32 bits
