@@ -149,7 +149,7 @@ def longer_sequences(experiment: Experiment, layout: Layout) -> list[dict[str, i
     shards = layout.mesh.shape["seq"]
     if shards == 1:
         return []
-    rows = experiment.train.batch // layout.mesh.shape["data"]
+    rows = experiment.train.batch // layout.row_parts
     model, found = experiment.model, []
     for multiple in LONGER:
         window = multiple * experiment.data.window

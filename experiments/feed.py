@@ -93,7 +93,7 @@ def validation_feed(
     tokens: np.ndarray, config: DataConfig, rows: int, layout: Layout
 ) -> Iterator[Batch]:
     """One pass over a split, in batches of at least `rows` rows: as many as the mesh divides."""
-    split = layout.mesh.shape["data"]
+    split = layout.row_parts
     rows = -(-rows // split) * split
     sharding = NamedSharding(layout.mesh, batch_spec(layout))
     share = row_share(sharding, (rows, config.window))

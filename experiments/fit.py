@@ -29,7 +29,7 @@ def check_fits(experiment: Experiment, layout: Layout) -> None:
     """
     table = experiment.model.table()
     stored_specs(table, layout)
-    shape = (layout.mesh.shape["data"], experiment.data.window)
+    shape = (layout.row_parts, experiment.data.window)
     layout.check_batch(*shape)
     tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
     weights = jax.ShapeDtypeStruct(shape, jnp.float32)

@@ -48,8 +48,8 @@ def choose(
 class Decoder:
     """A model that streams on a mesh.
 
-    Rows are split over `data` if it divides them; else its devices compute them alike, as those
-    of `seq` do single tokens. Whole chunks of a prompt are split over `seq`. Logits and new
+    Rows are split over `data` and `expert` if they divide them; else those compute them alike, as
+    those of `seq` do single tokens. Whole chunks of a prompt are split over `seq`. Logits and new
     tokens are whole on every device, so that the draw is that of one device.
 
     Attributes:
@@ -68,19 +68,22 @@ class Decoder:
     def axes(self, batch: int, tokens: int) -> Axes:
         """The mesh axes of a program over [batch, tokens]."""
         axes = self.layout.axes
-        rows = axes.data if axes.data and batch % self.layout.mesh.shape[axes.data] == 0 else None
-        return dataclasses.replace(axes, data=rows, seq=axes.seq if tokens == self.chunk else None)
+        rows: dict[str, str | None] = {"data": None, "expert": None}
+        for axis in axes.rows:
+            if batch % self.layout.mesh.shape[axis] == 0:
+                rows[axis], batch = axis, batch // self.layout.mesh.shape[axis]
+        return dataclasses.replace(axes, **rows, seq=axes.seq if tokens == self.chunk else None)
 
     def next_logits(
         self, params: Params, tokens: Array, carry: ModelCarry, axes: Axes
     ) -> tuple[Array, ModelCarry]:
         """The program of one device: whole logits [B, V] after its tokens, and the carry."""
         logits, carry = self.model.last_logits(params, tokens, carry, axes)
-        return collectives.all_gather(logits, axes.data, dim=0), carry
+        return collectives.all_gather(logits, axes.rows, dim=0), carry
 
     def on_mesh(self, program: Any, batch: int, axes: Axes, tokens: PartitionSpec) -> Any:
         """`program(params, carry, tokens or logits, *rest)` -> (carry, *whole) over the mesh."""
-        carry = self.model.carry_specs(batch, self.layout, axes.data)
+        carry = self.model.carry_specs(batch, self.layout, axes.rows)
         params = rule_specs(self.model.table(), self.layout)
 
         def call(*args: Any) -> Any:
@@ -104,7 +107,7 @@ def _read(
         return carry, logits
 
     axes = decoder.axes(*tokens.shape)
-    spec = PartitionSpec(axes.data, axes.seq)
+    spec = PartitionSpec(axes.rows or None, axes.seq)
     program = decoder.on_mesh(read, tokens.shape[0], axes, spec)
     carry, logits = program(params, carry, tokens)
     return logits, carry
@@ -131,7 +134,7 @@ def _write(
         def step(state: Any, _: None) -> tuple[Any, Array]:
             logits, carry = state
             token = choose(logits, jax.random.fold_in(key, carry.position), *settings)
-            own = collectives.own_shard(token[:, None], axes.data, dim=0)
+            own = collectives.own_shard(token[:, None], axes.rows, dim=0)
             return decoder.next_logits(params, own, carry, axes), token
 
         (logits, carry), tokens = lax.scan(step, (logits, carry), None, length=count)

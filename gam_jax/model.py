@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.struct
@@ -13,7 +14,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from gam_jax import params as tables
-from gam_jax.layers.base import WHOLE, Carry, Layer, inherit, known
+from gam_jax.layers.base import WHOLE, Carry, Layer, inherit, known, statistics
 from gam_jax.layers.block import Stack
 from gam_jax.layers.norm import LayerNorm
 from gam_jax.layers.parscale import ParScale
@@ -65,7 +66,7 @@ class Trunk(Layer):
         key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
         """One after the other."""
-        blocks = jax.tree.map(lambda p: p.astype(x.dtype), params["blocks"])
+        blocks = tables.cast(self.stack.table(), params["blocks"], x.dtype)
         x, after = self.stack(blocks, x, carry, axes, key=key)
         x, _ = self.norm(params["final_norm"], x, None, axes)
         return x, after
@@ -166,13 +167,13 @@ class LanguageModel:
         """The start of a sequence."""
         return ModelCarry(jnp.zeros((), jnp.int32), self.trunk.carry(batch, axes))
 
-    def carry_specs(self, batch: int, layout: Layout, rows: str | None = None) -> ModelCarry:
+    def carry_specs(self, batch: int, layout: Layout, rows: tuple[str, ...] = ()) -> ModelCarry:
         """How a carry of `batch` rows lies on a mesh: a PartitionSpec for each array.
 
         Args:
           batch: rows on all devices together.
           layout: the mesh and its rules.
-          rows: the mesh axis that splits the rows.
+          rows: the mesh axes that split the rows, the outer one first.
         """
         specs = tables.carry_specs(self.trunk.carry_table(batch), layout, rows)
         return ModelCarry(PartitionSpec(), specs)  # type: ignore[arg-type]
@@ -238,8 +239,45 @@ class LanguageModel:
         key: Array | None = None,
     ) -> Float[Array, ""]:
         """Weighted mean cross-entropy in nats over the whole batch, all devices of it."""
+        return self.objective(params, tokens, targets, weights, axes, key=key)[1]["loss"]
+
+    def objective(
+        self,
+        params: Params,
+        tokens: Int[Array, "B T"],
+        targets: Int[Array, "B T"],
+        weights: Float[Array, "B T"] | None = None,
+        axes: Axes = WHOLE,
+        *,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """What training lowers, and what it is made of.
+
+        Returns:
+          The loss plus the penalties of layers that have any (`layers.base.Statistics`); and the
+          "loss", the "penalty" if there is one, and each measure by the path of its layer and
+          its own name, as "ffn/routed/load".
+        """
         params = self._gathered(params)
-        hidden, _ = self.hidden(params, tokens, None, axes, key=key)
+        hidden, carry = self.hidden(params, tokens, None, axes, key=key)
+        loss = self._cross_entropy(params, hidden, targets, weights, axes)
+        found = statistics(carry.layers)
+        if not found:
+            return loss, {"loss": loss}
+        penalty = functools.reduce(jnp.add, [each.penalty(axes) for each in found.values()])
+        measured = {"loss": loss, "penalty": penalty}
+        for path, each in found.items():
+            measured |= {f"{path}/{name}": x for name, x in each.measures(axes).items()}
+        return loss + penalty, measured
+
+    def _cross_entropy(
+        self,
+        params: Params,
+        hidden: Array,
+        targets: Array,
+        weights: Array | None,
+        axes: Axes,
+    ) -> Array:
         vocab, spread = axes.of("vocab"), axes.batch
         weights = jnp.ones(targets.shape) if weights is None else weights
         if vocab is not None:

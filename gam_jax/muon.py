@@ -26,13 +26,13 @@ def matrix_sides(param: Param) -> Sides | None:
 
     One side is the axis `embed`. The other is all further axes that have a name, each with the
     unnamed ones that follow it: heads and their channels. An unnamed axis that follows `embed`
-    counts matrices, as layers and streams do, but for the last where there is no other.
+    counts matrices, as layers, streams and experts do, but for the last where there is no other.
     Embeddings, whose rows are looked up, are no matrices.
     """
     rows = tuple(dim for dim, name in enumerate(param.axes) if name == "embed")
     columns: list[int] = []
     for dim, name in enumerate(param.axes):
-        named = name not in ("embed", "layer", "stream", None)
+        named = name not in ("embed", "layer", "stream", "expert", None)
         if named or (name is None and dim - 1 in columns):
             columns.append(dim)
     if not columns and param.axes[-1] is None and len(param.shape) > 1:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array
 
 from gam_jax.config import unknown
 from gam_jax.muon import scale_by_muon, scale_matrices
-from gam_jax.params import Table, decay_mask
+from gam_jax.params import Table, decay_mask, sign_steps, trained, trained_mask
 from sharding.errors import UserError
 
 KINDS = ("adamw", "muon")
@@ -77,7 +81,7 @@ def make_optimizer(
     config: OptimizerConfig, steps: int, table: Table
 ) -> optax.GradientTransformation:
     """The optimizer of a run of `steps` steps over the parameters of `table`."""
-    mask = None if config.decay_all else decay_mask(table)
+    mask = trained_mask(table) if config.decay_all else decay_mask(table)
     clip = optax.clip_by_global_norm(config.clip) if config.clip else optax.identity()
     decay = optax.add_decayed_weights(config.weight_decay, mask)
     rate = optax.scale_by_learning_rate(learning_rate_schedule(config, steps))
@@ -85,5 +89,26 @@ def make_optimizer(
     if config.kind == "muon":
         matrices = scale_matrices(table, config.matrix_rate)
         muon = scale_by_muon(table, config.momentum, *betas)
-        return optax.chain(clip, muon, decay, matrices, rate)
-    return optax.chain(clip, optax.chain(optax.scale_by_adam(*betas), decay, rate))
+        chain = optax.chain(clip, muon, decay, matrices, rate)
+    else:
+        chain = optax.chain(clip, optax.chain(optax.scale_by_adam(*betas), decay, rate))
+    return _with_signs(chain, table)
+
+
+def _with_signs(
+    optimizer: optax.GradientTransformation, table: Table
+) -> optax.GradientTransformation:
+    """The optimizer, but for parameters that take steps of a fixed size against a sign."""
+    steps = sign_steps(table)
+    if not any(jax.tree.leaves(steps)):
+        return optimizer
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        ours, state = optimizer.update(trained(table, updates), state, params)
+
+        def one(update: Array, found: Array, step: float) -> Array:
+            return -step * jnp.sign(found) if step else update
+
+        return jax.tree.map(one, ours, updates, steps), state
+
+    return optax.GradientTransformation(optimizer.init, update)

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from sharding import collectives
@@ -41,6 +42,9 @@ class Param:
       dtype: of the array; parameters are float32, what a carry counts may be int32.
       cache: of a carry: filled as tokens come, so that a sequence cannot begin with a value here.
         A layer takes None for it at a start, see `Layer.begun`.
+      precise: whether it stays float32 where a model's arithmetic is in another type.
+      sign_step: 0, or how far an update goes against the sign of what is found as its gradient,
+        whatever the optimizer; that need not be one, as for a count that should be balanced.
     """
 
     shape: tuple[int, ...]
@@ -49,6 +53,8 @@ class Param:
     decay: bool = True
     dtype: str = "float32"
     cache: bool = False
+    precise: bool = False
+    sign_step: float = 0.0
 
     def __post_init__(self) -> None:
         if len(self.shape) != len(self.axes):
@@ -148,17 +154,41 @@ def decay_mask(table: Table) -> Any:
     return _map(lambda param: param.decay, table)
 
 
+def trained_mask(table: Table) -> Any:
+    """A bool for each parameter: does the optimizer move it?"""
+    return _map(lambda param: not param.sign_step, table)
+
+
+def sign_steps(table: Table) -> Any:
+    """The `sign_step` of each parameter."""
+    return _map(lambda param: param.sign_step, table)
+
+
+def trained(table: Table, grads: Any) -> Any:
+    """Gradients; zeros for those parameters that follow a sign, where they are none."""
+    return _map(lambda param, x: jnp.zeros_like(x) if param.sign_step else x, table, grads)
+
+
+def cast(table: Table, params: Params, dtype: DTypeLike) -> Params:
+    """Parameters in the type of the arithmetic, but for those that stay precise."""
+
+    def one(param: Param, value: Any) -> Any:
+        return value if param.precise else jax.tree.map(lambda x: x.astype(dtype), value)
+
+    return _map(one, table, params)
+
+
 def count_params(table: Table) -> int:
     """How many numbers the table holds."""
     leaves = jax.tree.leaves(table, is_leaf=_is_param)
     return sum(math.prod(param.shape) for param in leaves)
 
 
-def stack(table: Table, depth: int) -> Table:
-    """The table of `depth` equal layers, each parameter with a leading axis `layer`."""
+def stack(table: Table, depth: int, axis: str = "layer") -> Table:
+    """The table of `depth` equal layers, each parameter with a leading axis of that name."""
     return _map(
         lambda param: dataclasses.replace(
-            param, shape=(depth, *param.shape), axes=("layer", *param.axes)
+            param, shape=(depth, *param.shape), axes=(axis, *param.axes)
         ),
         table,
     )
@@ -175,12 +205,14 @@ def zero_shards(table: Any, axes: Axes) -> Any:
     return _map(start, table)
 
 
-def carry_specs(table: Any, layout: Layout, rows: str | None) -> Any:
+def carry_specs(table: Any, layout: Layout, rows: tuple[str, ...] = ()) -> Any:
     """How a carry lies on the mesh; its rows are split over `rows`."""
 
     def spec(name: str, param: Param) -> PartitionSpec:
         entries = layout.spec(f"carry {name}", param.shape, param.axes)
         pairs = zip(entries, param.axes, strict=True)
-        return PartitionSpec(*(rows if axis == "batch" else entry for entry, axis in pairs))
+        return PartitionSpec(
+            *((rows or None) if axis == "batch" else entry for entry, axis in pairs)
+        )
 
     return _map_with_name(spec, table)

@@ -214,7 +214,7 @@ def step_traffic(
     """
     mesh = layout.mesh.shape
     sizes = Sizes(
-        rows=rows // accumulate // mesh["data"],
+        rows=rows // accumulate // layout.row_parts,
         tokens=tokens // mesh["seq"],
         width=model.width,
         itemsize=jnp.dtype(model.dtype).itemsize,

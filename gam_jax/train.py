@@ -14,7 +14,15 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from gam_jax.model import LanguageModel
-from gam_jax.params import Params, param_specs, rule_specs, shard_dims, shardings, stored_specs
+from gam_jax.params import (
+    Params,
+    param_specs,
+    rule_specs,
+    shard_dims,
+    shardings,
+    stored_specs,
+    trained,
+)
 from sharding import collectives, zero
 from sharding.layout import Layout
 
@@ -23,11 +31,11 @@ Batch = Mapping[str, Any]
 
 
 def batch_spec(layout: Layout, accumulate: int = 1) -> PartitionSpec:
-    """How a batch lies on a mesh: rows over `data`, tokens over `seq`.
+    """How a batch lies on a mesh: rows over `data` and `expert`, tokens over `seq`.
 
     With accumulation a batch is [accumulate, rows, T], so that each part is spread over all.
     """
-    rows_and_tokens = layout.axes.data, layout.axes.seq
+    rows_and_tokens = layout.axes.rows or None, layout.axes.seq
     return PartitionSpec(*((None,) if accumulate > 1 else ()), *rows_and_tokens)
 
 
@@ -98,8 +106,11 @@ def init_state(
 
 def make_gradients(
     model: LanguageModel, layout: Layout, accumulate: int = 1
-) -> Callable[[Params, Batch, Array], tuple[Array, Params]]:
-    """(params, batch, key) -> (loss, gradients), a program over the whole mesh.
+) -> Callable[[Params, Batch, Array], tuple[dict[str, Array], Params]]:
+    """(params, batch, key) -> (measures, gradients), a program over the whole mesh.
+
+    Measures are those of the model's `objective`, which is what is differentiated: its "loss" and,
+    where layers have any, their penalty and statistics.
 
     Each device differentiates the loss by its own copy of the parameters, and what they found is
     summed once: all-reduced, or reduce-scattered where ZeRO splits the optimizer's state. Where
@@ -112,28 +123,37 @@ def make_gradients(
     """
     table, axes = model.table(), layout.axes
     dims, shard_axis = shard_dims(table, layout), layout.shard_axis
+    spread = _spread_over(table, layout)
 
-    def loss(params: Params, part: Batch, key: Array) -> Array:
-        return model.loss(params, part["inputs"], part["targets"], part["weights"], axes, key=key)
+    def one(params: Params, part: Batch, key: Array) -> tuple[dict[str, Array], Params]:
+        def objective(params: Params) -> tuple[Array, dict[str, Array]]:
+            inputs, targets, weights = part["inputs"], part["targets"], part["weights"]
+            return model.objective(params, inputs, targets, weights, axes, key=key)
 
-    def own(params: Params, batch: Batch, key: Array) -> tuple[Array, Params]:
+        (_, measures), grads = jax.value_and_grad(objective, has_aux=True)(params)
+        return measures, grads
+
+    def own(params: Params, batch: Batch, key: Array) -> tuple[dict[str, Array], Params]:
         if accumulate == 1:
-            return jax.value_and_grad(loss)(params, batch, key)
+            return one(params, batch, key)
 
         def add(total: Any, part: tuple[Batch, Array]) -> tuple[Any, None]:
-            found = jax.value_and_grad(loss)(params, part[0], jax.random.fold_in(key, part[1]))
+            found = one(params, part[0], jax.random.fold_in(key, part[1]))
             return jax.tree.map(jnp.add, total, found), None
 
-        start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        first = jax.tree.map(lambda x: x[0], dict(batch))
+        types = jax.eval_shape(one, params, first, key)
+        start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), types)
+        start = collectives.typed_as(start, types)
         total, _ = lax.scan(add, start, (dict(batch), jnp.arange(accumulate)))
         return jax.tree.map(lambda x: x / accumulate, total)
 
-    def gradients(params: Params, batch: Batch, key: Array) -> tuple[Array, Params]:
+    def gradients(params: Params, batch: Batch, key: Array) -> tuple[dict[str, Array], Params]:
         params = jax.tree.map(lambda x: collectives.as_varying(x, axes.batch), params)
         if layout.shards_params:
             params = zero.shards(params, dims, shard_axis)
-        value, grads = own(params, batch, key)
-        return value, zero.sum_gradients(grads, dims, shard_axis, axes.batch)
+        measures, grads = own(params, batch, key)
+        return measures, zero.sum_gradients(grads, dims, shard_axis, spread)
 
     return jax.shard_map(
         gradients,
@@ -141,6 +161,15 @@ def make_gradients(
         in_specs=(param_specs(table, layout), batch_spec(layout, accumulate), PartitionSpec()),
         out_specs=(PartitionSpec(), stored_specs(table, layout)),
     )
+
+
+def _spread_over(table: Any, layout: Layout) -> Any:
+    """The mesh axes over which each parameter's gradient is spread: of a split one, not its own."""
+
+    def others(spec: PartitionSpec) -> tuple[str, ...]:
+        return tuple(name for name in layout.axes.batch if name not in jax.tree.leaves(tuple(spec)))
+
+    return jax.tree.map(others, rule_specs(table, layout))
 
 
 def make_train_step(
@@ -159,19 +188,20 @@ def make_train_step(
       accumulate: parts of a batch [accumulate, rows, T], whose gradients are averaged.
 
     Returns:
-      A function whose metrics are float32 scalars: loss (nats per token) and grad_norm.
+      A function whose metrics are float32: the scalars loss (nats per token) and grad_norm, and
+      what else the model's `objective` is made of.
     """
     table = model.table()
     gradients = make_gradients(model, layout, accumulate)
     stored = shardings(stored_specs(table, layout), layout)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        loss, grads = gradients(state.params, batch, jax.random.fold_in(state.key, state.step))
+        measures, grads = gradients(state.params, batch, jax.random.fold_in(state.key, state.step))
         params = lax.with_sharding_constraint(state.params, stored)
         updates, opt_state = optimizer.update(grads, state.opt_state, params)
         params = _spread(optax.apply_updates(params, updates), table, layout)
         after = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
-        return after, {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        return after, {**measures, "grad_norm": optax.tree.norm(trained(table, grads))}
 
     placed = state_shardings(model, optimizer, layout)
     batches = NamedSharding(layout.mesh, batch_spec(layout, accumulate))

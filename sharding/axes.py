@@ -18,6 +18,7 @@ class Axes:
         one that splits layers inside (Megatron's sequence parallelism, arXiv 2205.05198).
       streams: how many parallel streams the rows of this device are, as the outer factor of
         (stream, row); 0 where they are the batch's rows and no more.
+      expert: axis that further splits the batch, between layers whose experts it splits.
       splits: (logical axis, mesh axis) for every logical axis that is split, see `rules`.
     """
 
@@ -25,6 +26,7 @@ class Axes:
     seq: str | None = None
     residual: str | None = None
     streams: int = 0
+    expert: str | None = None
     splits: tuple[tuple[str, str], ...] = ()
 
     def of(self, logical: str) -> str | None:
@@ -32,9 +34,14 @@ class Axes:
         return dict(self.splits).get(logical)
 
     @property
+    def rows(self) -> tuple[str, ...]:
+        """The axes that split the rows of a batch, the outer one first."""
+        return _present(self.data, self.expert)
+
+    @property
     def batch(self) -> tuple[str, ...]:
         """The axes over which tokens are spread, those that a mean loss must be summed over."""
-        return _present(self.data, self.seq)
+        return (*self.rows, *_present(self.seq))
 
     @property
     def tokens(self) -> tuple[str, ...]:

@@ -30,9 +30,12 @@ def pmax(x: Array, axis: str | None) -> Array:
     return x if axis is None else lax.pmax(as_varying(x, axis), axis)
 
 
-def all_gather(x: Array, axis: str | None, dim: int) -> Array:
-    """Concatenates the shards of dimension `dim`; the result is invarying. Identity for None."""
-    if axis is None:
+def all_gather(x: Array, axis: str | tuple[str, ...] | None, dim: int) -> Array:
+    """Concatenates the shards of dimension `dim`; the result is invarying.
+
+    Identity for None or (); of several axes the first is the outer one.
+    """
+    if not axis:
         return x
     return lax.all_gather(as_varying(x, axis), axis, axis=dim, tiled=True, to="invarying")
 
@@ -44,23 +47,23 @@ def reduce_scatter(x: Array, axis: str | None, dim: int) -> Array:
     return lax.psum_scatter(as_varying(x, axis), axis, scatter_dimension=dim, tiled=True)
 
 
-def own_shard(x: Array, axis: str | None, dim: int) -> Array:
+def own_shard(x: Array, axis: str | tuple[str, ...] | None, dim: int) -> Array:
     """This device's part of dimension `dim` of an array that every device holds whole."""
-    if axis is None:
+    if not axis:
         return x
     size = x.shape[dim] // lax.axis_size(axis)
     start = lax.axis_index(axis) * size
     return lax.dynamic_slice_in_dim(as_varying(x, axis), start, size, dim)
 
 
-def axis_index(axis: str | None) -> Array | int:
-    """This device's place along `axis`; 0 for None."""
-    return 0 if axis is None else lax.axis_index(axis)
+def axis_index(axis: str | tuple[str, ...] | None) -> Array | int:
+    """This device's place along `axis`, or along several, the outer one first; 0 for None or ()."""
+    return lax.axis_index(axis) if axis else 0
 
 
-def axis_size(axis: str | None) -> int:
-    """How many devices lie along `axis`; 1 for None."""
-    return 1 if axis is None else lax.axis_size(axis)
+def axis_size(axis: str | tuple[str, ...] | None) -> int:
+    """How many devices lie along `axis`; 1 for None or ()."""
+    return lax.axis_size(axis) if axis else 1
 
 
 def as_varying(x: Array, axis: str | Sequence[str]) -> Array:

@@ -125,6 +125,7 @@ class Layout:
             data=self._split("data"),
             seq=self._split("seq"),
             residual=self._split("tensor") if tokens else None,
+            expert=self._split("expert"),
             splits=tuple(sorted(splits.items())),
         )
 
@@ -188,11 +189,14 @@ class Layout:
 
     def check_batch(self, rows: int, tokens: int) -> None:
         """Raises a UserError if a batch [rows, tokens] cannot be split as the mesh asks."""
-        if rows % self._size("data"):
-            raise UserError(
-                f"a batch of {rows} rows is not divisible by mesh axis data={self._size('data')}: "
-                f"change train.batch (or train.accumulate), or the mesh"
-            )
+        for names in (("data",), self.axes.rows):  # the usual axis alone is the simpler message
+            parts = math.prod(self._size(name) for name in names)
+            if rows % parts:
+                shown = " x ".join(f"{name}={self._size(name)}" for name in names)
+                raise UserError(
+                    f"a batch of {rows} rows is not divisible by mesh axis {shown}: "
+                    f"change train.batch (or train.accumulate), or the mesh"
+                )
         for names in (("seq",), self.axes.tokens):
             parts = 1
             for name in names:
@@ -203,6 +207,11 @@ class Layout:
                     f"data.window of {tokens} tokens is not divisible by mesh axis {shown}: "
                     f"change data.window, or the mesh"
                 )
+
+    @property
+    def row_parts(self) -> int:
+        """How many parts the rows of a batch are split into."""
+        return math.prod(self._size(name) for name in self.axes.rows)
 
     def _size(self, name: str) -> int:
         return self.mesh.shape.get(name, 1)

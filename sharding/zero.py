@@ -98,21 +98,21 @@ _KEPT = {
 }
 
 
-def sum_gradients(grads: Any, dims: Any, axis: str | None, axes: Sequence[str]) -> Any:
-    """Sums gradients over `axes`; where `dims` names a dimension they end as shards.
+def sum_gradients(grads: Any, dims: Any, axis: str | None, axes: Any) -> Any:
+    """Sums each gradient over its `axes`; where `dims` names a dimension they end as shards.
 
     Args:
       grads: each device's own, over all the parameter or (a `Shard`) summed over `axis` already.
       dims: the dimension to scatter, counted from the end, or 0.
       axis: the mesh axis of shards.
-      axes: every mesh axis that tokens are spread over.
+      axes: for each, the mesh axes that it is spread over.
 
     Returns:
       Plain arrays.
     """
-    rest = tuple(name for name in axes if name != axis)
 
-    def total(grad: Any, dim: int) -> Array:
+    def total(grad: Any, dim: int, axes: Sequence[str]) -> Array:
+        rest = tuple(name for name in axes if name != axis)
         if _is_shard(grad):
             return collectives.psum(grad.array, rest)
         if not dim:
@@ -120,7 +120,7 @@ def sum_gradients(grads: Any, dims: Any, axis: str | None, axes: Sequence[str]) 
         part = collectives.reduce_scatter(grad, axis, grad.ndim + dim)
         return collectives.psum(part, rest)
 
-    return jax.tree.map(total, grads, dims, is_leaf=_is_shard)
+    return jax.tree.map(total, grads, dims, axes, is_leaf=_is_shard)
 
 
 def _is_shard(x: Any) -> bool:

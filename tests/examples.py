@@ -31,6 +31,7 @@ from gam_jax.layers import (
     Mamba,
     Mamba2,
     MinimalRNN,
+    MoE,
     ParScale,
     ProductMemory,
     Residual,
@@ -40,6 +41,7 @@ from gam_jax.layers import (
     WrittenGAM,
 )
 from gam_jax.layers.mamba2 import Scales
+from gam_jax.ops.routing import Capacity, Router
 from gam_jax.params import Params, Table, abstract_params
 
 WIDTH = 8
@@ -82,6 +84,22 @@ EXAMPLES: dict[str, Layer] = {
     "RMSNorm": RMSNorm(width=WIDTH),
     "MLP swiglu": MLP(width=WIDTH, activation="swiglu", hidden=24, bias=False),
     "MLP geglu": MLP(width=WIDTH, activation="geglu"),
+    "MoE": MoE(width=WIDTH),
+    "MoE of all kinds": MoE(
+        width=WIDTH,
+        experts=16,
+        ffn=MLP(expansion=1, gate_scale=0.7),
+        shared=2,
+        router=Router("sigmoid", scale=2.5, groups=4, chosen_groups=2, bias=True, bias_step=0.1),
+        capacity=Capacity(1.0, tokens=5),
+    ),
+    "MoE first choices first": MoE(
+        width=WIDTH, ffn=MLP(expansion=1), capacity=Capacity(0.5, tokens=8, first="choices")
+    ),
+    "MoE chosen by experts": MoE(width=WIDTH, ffn=MLP(expansion=1), router=Router(by="expert")),
+    "Stack of MoE": Stack(
+        Block(GAM(slots=16), MoE(chosen=1, router=Router(renormalise=False)), width=WIDTH), depth=2
+    ),
     "ProductMemory": ProductMemory(width=WIDTH, side=4, keys=3, heads=2, top=3),
     "MHS": MHS(width=WIDTH, rows=2, patterns="CX", head=8, state=2),
     "MHS of one head": MHS(width=WIDTH, rows=4, patterns="S", state=2, threshold=0.1),

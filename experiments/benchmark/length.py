@@ -78,7 +78,7 @@ def _rows(
 ) -> dict[int, dict[str, Figure]]:
     specs, axes = rule_specs(block.table(), layout), layout.axes
     params = jax.device_put(init_params(block.table(), jax.random.key(0)), shardings(specs, layout))
-    stream = PartitionSpec(axes.data, axes.tokens or None)
+    stream = PartitionSpec(axes.rows or None, axes.tokens or None)
     on_mesh = jax.shard_map(
         lambda p, x: block(p, x, None, axes)[0],
         mesh=layout.mesh,

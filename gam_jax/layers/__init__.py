@@ -14,6 +14,7 @@ from gam_jax.layers.mamba2 import Mamba2
 from gam_jax.layers.mhs import MHS
 from gam_jax.layers.minimal import MinimalRNN
 from gam_jax.layers.mlp import MLP
+from gam_jax.layers.moe import MoE
 from gam_jax.layers.norm import LayerNorm, RMSNorm
 from gam_jax.layers.parscale import ParScale
 from gam_jax.layers.product_memory import ProductMemory
@@ -42,6 +43,7 @@ LAYERS: dict[str, type] = {
         Mamba,
         Mamba2,
         MinimalRNN,
+        MoE,
         ParScale,
         ProductMemory,
         RMSNorm,
@@ -78,6 +80,7 @@ __all__ = [
     "Mamba",
     "Mamba2",
     "MinimalRNN",
+    "MoE",
     "ParScale",
     "ProductMemory",
     "RMSNorm",

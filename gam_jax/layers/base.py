@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import jax
 from jaxtyping import Array, Float
 
-from gam_jax.params import Params, Table, zero_shards
+from gam_jax.params import Params, Table, path_name, zero_shards
 from sharding.axes import Axes
 
 Carry = Any
@@ -16,6 +16,30 @@ Carry = Any
 
 WHOLE = Axes()
 """No mesh: every array is whole."""
+
+
+class Statistics:
+    """What a layer counts of the tokens that it sees: a node of its carry, with sums over tokens.
+
+    A model that trains finds these in the carry, wherever the layer is nested. Arrays are
+    [..., B, ...]: leading axes are those of stacked layers, which what is returned keeps.
+    """
+
+    def penalty(self, axes: Axes) -> Float[Array, ""]:
+        """What is added to the loss; over all devices."""
+        raise NotImplementedError
+
+    def measures(self, axes: Axes) -> dict[str, Array]:
+        """What is worth knowing, by name, over all devices; averages over batches make sense."""
+        raise NotImplementedError
+
+
+def statistics(carry: Carry) -> dict[str, Statistics]:
+    """Those in a carry, by their paths."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(
+        carry, is_leaf=lambda node: isinstance(node, Statistics)
+    )
+    return {path_name(path): leaf for path, leaf in leaves if isinstance(leaf, Statistics)}
 
 
 class Layer:

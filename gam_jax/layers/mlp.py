@@ -83,17 +83,33 @@ class MLP(Layer):
     ) -> tuple[Float[Array, "B T D"], tuple[()]]:
         """Column-parallel in, row-parallel out: hidden units are summed where they are split."""
         x = residual.enter(x, axes, "ffn")
-        flat = x.reshape(-1, x.shape[-1])
-        hidden = linear(flat, params["w_in"], params.get("b_in"))
-        if self.activation in GATED:
-            gate = linear(flat, params["w_gate"], params.get("b_gate"))
-            gate = gate if self.gate_scale == 1 else self.gate_scale * gate
-            hidden = PLAIN[GATED[self.activation]](gate) * hidden
-        else:
-            hidden = PLAIN[self.activation](hidden)
-        partial = linear_transposed(hidden, params["w_out"]).reshape(x.shape)
-        partial = partial if self.out_scale == 1 else self.out_scale * partial
+        partial = self.partial(params, x.reshape(-1, x.shape[-1])).reshape(x.shape)
         out = residual.leave_sum(partial, axes.of("ffn"), axes)
         if self.bias:
             out = out + params["b_out"]
         return dropout(out, self.dropout or 0.0, key, axes), ()
+
+    def partial(
+        self,
+        params: Params,
+        x: Float[Array, "N D"],
+        product: Callable[[Array, Array, Array | None], Array] = linear,
+        transposed: Callable[[Array, Array], Array] = linear_transposed,
+    ) -> Float[Array, "N D"]:
+        """What this device's hidden units add, without b_out.
+
+        Args:
+          params: its own units'.
+          x: rows.
+          product: (rows, weight, bias), for weights that depend on the row.
+          transposed: (rows, weight), likewise with the weight transposed.
+        """
+        hidden = product(x, params["w_in"], params.get("b_in"))
+        if self.activation in GATED:
+            gate = product(x, params["w_gate"], params.get("b_gate"))
+            gate = gate if self.gate_scale == 1 else self.gate_scale * gate
+            hidden = PLAIN[GATED[self.activation]](gate) * hidden
+        else:
+            hidden = PLAIN[self.activation](hidden)
+        partial = transposed(hidden, params["w_out"])
+        return partial if self.out_scale == 1 else self.out_scale * partial

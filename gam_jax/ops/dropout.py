@@ -7,7 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt32
 
 from sharding import collectives, residual
 from sharding.axes import Axes
@@ -24,25 +24,35 @@ def dropout(
     """
     if key is None or rate == 0:
         return x
-    rows, tokens, width = x.shape
+    dropped = round(rate * 2**32)
+    keep = _bits(x.shape, key, axes) >= jnp.uint32(dropped)
+    return jnp.where(keep, x * (1 / (1 - dropped / 2**32)), 0).astype(x.dtype)
+
+
+def draw(shape: tuple[int, ...], key: Array, axes: Axes = Axes()) -> Float[Array, "B T D"]:
+    """Numbers from U(0, 1), one for each element, the same on every mesh."""
+    return _bits(shape, key, axes).astype(jnp.float32) * 2.0**-32
+
+
+def _bits(shape: tuple[int, ...], key: Array, axes: Axes) -> UInt32[Array, "B T D"]:
+    """32 random bits for each element of this device's part of [B, T, D]."""
+    rows, tokens, width = shape
     first_token = jnp.uint32(residual.first_token(tokens, axes))
-    row, token, channel = (lax.broadcasted_iota(jnp.uint32, x.shape, dim) for dim in range(3))
+    row, token, channel = (lax.broadcasted_iota(jnp.uint32, shape, dim) for dim in range(3))
     row = _global_row(row, rows // max(axes.streams, 1), axes)
     length = jnp.uint32(tokens * math.prod(map(collectives.axis_size, axes.tokens)))
     place = (row * length + first_token + token) * jnp.uint32(width) + channel
-    dropped = round(rate * 2**32)
-    keep = _hash(place * jnp.uint32(_ODD) + jax.random.bits(key)) >= jnp.uint32(dropped)
-    return jnp.where(keep, x * (1 / (1 - dropped / 2**32)), 0).astype(x.dtype)
+    return _hash(place * jnp.uint32(_ODD) + jax.random.bits(key))
 
 
 def _global_row(row: Array, rows: int, axes: Axes) -> Array:
     """Place of this device's row in the global batch of `rows` rows a device, stream by stream."""
-    first = jnp.uint32(collectives.axis_index(axes.data)) * jnp.uint32(rows)
+    first = jnp.uint32(collectives.axis_index(axes.rows)) * jnp.uint32(rows)
     if not axes.streams:
         return first + row
     stream, row = row // jnp.uint32(rows), row % jnp.uint32(rows)
     stream = jnp.uint32(collectives.axis_index(axes.of("stream")) * axes.streams) + stream
-    return stream * jnp.uint32(rows * collectives.axis_size(axes.data)) + first + row
+    return stream * jnp.uint32(rows * collectives.axis_size(axes.rows)) + first + row
 
 
 _ODD = 0x9E3779B9  # spreads neighbouring places over all 32 bits

@@ -21,6 +21,7 @@ from tests.meshes import ONE, assert_leaves_close, layout_of
 
 TABLE = {
     "in": Param((2, 8, 12), ("layer", "embed", "ffn"), zeros),
+    "experts": Param((2, 3, 8, 12), ("layer", "expert", "embed", "ffn"), zeros),
     "gate": Param((8, 2, 4), ("embed", None, "channel"), zeros),
     "heads": Param((2, 3, 8), ("heads", None, "embed"), zeros),
     "inputs": Param((8, 2, 2, 3), ("embed", None, "heads", None), zeros),
@@ -31,6 +32,7 @@ TABLE = {
 }
 MATRICES = {
     "in": ((1,), (2,)),
+    "experts": ((2,), (3,)),
     "gate": ((0,), (2,)),
     "heads": ((2,), (0, 1)),
     "inputs": ((0,), (2, 3)),

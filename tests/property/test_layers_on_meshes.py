@@ -20,7 +20,7 @@ def layer_run(name, shape, preset):
     """Output, carry, and gradients by parameters and inputs of a layer on a mesh."""
     layer, layout = EXAMPLES[name], layout_of(shape, preset)
     axes, x = layout.axes, inputs(8, 32)
-    stream = P(axes.data, axes.tokens or None)
+    stream = P(axes.rows or None, axes.tokens or None)
     carry = layer.carry_table(8)
 
     def program(params, x, weights):
@@ -28,7 +28,7 @@ def layer_run(name, shape, preset):
             lambda p, x: layer(p, x, None, axes),
             mesh=layout.mesh,
             in_specs=(rule_specs(layer.table(), layout), stream),
-            out_specs=(stream, carry_specs(carry, layout, axes.data)),
+            out_specs=(stream, carry_specs(carry, layout, axes.rows)),
         )
         y, after = own(params, x)
         return jnp.sum(y * weights), (y, after)

@@ -129,7 +129,7 @@ def sent(layer, tokens):
         lambda params, x: layer(params, x, None, layout.axes),
         mesh=layout.mesh,
         in_specs=(rule_specs(layer.table(), layout), stream),
-        out_specs=(stream, carry_specs(layer.carry_table(2), layout, None)),
+        out_specs=(stream, carry_specs(layer.carry_table(2), layout)),
     )
     gradient = jax.grad(lambda params, x: jnp.sum(program(params, x)[0] ** 2))
     x = jax.ShapeDtypeStruct((2, tokens, 8), jnp.float32)

@@ -1,0 +1,312 @@
+"""Mixtures of experts: many feed-forwards, of which each token goes through a few."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from gam_jax.layers.base import WHOLE, Layer, Statistics, inherit, known
+from gam_jax.layers.mlp import MLP
+from gam_jax.ops import grouped, routing
+from gam_jax.ops.dropout import draw, dropout
+from gam_jax.params import Param, Params, Table, normal, stack, zeros
+from sharding import collectives, residual
+from sharding.axes import Axes
+
+
+class Routed(Statistics, flax.struct.PyTreeNode):
+    """Sums over the tokens of each sequence so far.
+
+    Attributes:
+      counts: [B, E], how many tokens chose each expert.
+      mass: [B, E], their probabilities.
+      tokens: [B].
+      square: [B], squares of the logits' logsumexp.
+      dropped: [B], choices that an expert had no room for.
+      entropy: [B], of the probabilities.
+      router: what the penalty is by.
+    """
+
+    counts: Array
+    mass: Array
+    tokens: Array
+    square: Array
+    dropped: Array
+    entropy: Array
+    router: routing.Router = flax.struct.field(pytree_node=False)
+
+    def penalty(self, axes: Axes) -> Float[Array, ""]:
+        """Balance loss and z-loss, added up over layers; each share is whole before the product."""
+        router, total = self.router, jnp.zeros(())
+        if router.z:
+            square, tokens = _over_rows((self.square, self.tokens), axes, 0)
+            total = total + router.z * jnp.sum(square / tokens)
+        if router.balance and router.balance_over == "sequence":
+            losses = routing.balance_loss(self.counts, self.mass)  # [..., B]
+            each, rows = _over_rows((losses, jnp.ones_like(losses)), axes, 0)
+            total = total + router.balance * jnp.sum(each / rows)
+        elif router.balance:
+            counts, mass = _over_rows((self.counts, self.mass), axes, 1)
+            if router.balance_over == "layers":
+                counts, mass = (jnp.sum(x.reshape(-1, x.shape[-1]), axis=0) for x in (counts, mass))
+            total = total + router.balance * jnp.sum(routing.balance_loss(counts, mass))
+        return total
+
+    def measures(self, axes: Axes) -> dict[str, Array]:
+        """load [..., E], a share of all choices; dropped, a share; router_entropy in nats."""
+        (counts,) = _over_rows((self.counts,), axes, 1)
+        found = (self.tokens, self.dropped, self.entropy)
+        tokens, dropped, entropy = _over_rows(found, axes, 0)
+        choices = jnp.sum(counts, axis=-1)
+        return {
+            "load": counts / choices[..., None],
+            "dropped": dropped / choices,
+            "router_entropy": entropy / tokens,
+        }
+
+
+def _over_rows(arrays: tuple[Array, ...], axes: Axes, after: int) -> list[Array]:
+    """Each summed over its rows, an axis that `after` axes follow, on all devices."""
+    return [collectives.psum(jnp.sum(x, axis=-1 - after), axes.rows) for x in arrays]
+
+
+@dataclasses.dataclass(frozen=True)
+class MoE(Layer):
+    """sum over chosen experts i of w_i FFN_i(x), plus a shared feed-forward that all tokens take.
+
+    The router, always in float32, scores x W_r; see `gam_jax.ops.routing` for how experts are
+    chosen and weighted, and `gam_jax.ops.grouped` for how only chosen ones are computed.
+
+    Attributes:
+      experts: E.
+      chosen: K, experts of a token.
+      ffn: what each expert is; its dropout is on the sum.
+      shared: the shared feed-forward has as many hidden units as that many experts.
+      router: how experts are chosen, and balanced in training.
+      capacity: how many tokens an expert takes.
+      width, dropout: as in `MLP`.
+      method: of the grouped products, see `gam_jax.ops.grouped.make_groups`.
+    """
+
+    experts: int = 8
+    chosen: int = 2
+    ffn: MLP = MLP(activation="swiglu", bias=False)
+    shared: int = 0
+    router: routing.Router = routing.Router()
+    capacity: routing.Capacity = routing.Capacity()
+    width: int | None = None
+    dropout: float | None = None
+    method: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.chosen <= self.experts:
+            raise ValueError(f"MoE.chosen={self.chosen} is not from 1 to experts={self.experts}")
+        if self.experts % self.router.groups:
+            raise ValueError(
+                f"MoE.experts={self.experts} do not make router.groups={self.router.groups} groups"
+            )
+        if self.router.chosen_groups * (self.experts // self.router.groups) < self.chosen and (
+            self.router.chosen_groups
+        ):
+            raise ValueError(
+                f"MoE.chosen={self.chosen} are more than the experts of "
+                f"router.chosen_groups={self.router.chosen_groups} groups"
+            )
+        if self.shared < 0:
+            raise ValueError("MoE.shared must not be negative")
+        if self._by_expert and (self.capacity.factor or self.router.bias_step):
+            raise ValueError(
+                "MoE.router.by='expert' is in balance and drops none by design: leave out "
+                "capacity.factor and router.bias_step"
+            )
+        inner = inherit(self.ffn, width=self.width, dropout=0.0)
+        object.__setattr__(self, "ffn", inner)
+
+    @property
+    def causal(self) -> bool:
+        """Not where what becomes of a token depends on later ones.
+
+        So it is where experts choose tokens of the whole sequence, and where full experts were
+        filled by the first choices of tokens to come.
+        """
+        return not self._by_expert and not (self.capacity.factor and self._by_choice)
+
+    @property
+    def _by_expert(self) -> bool:
+        return self.router.by == "expert"
+
+    @property
+    def _by_choice(self) -> bool:
+        return self.capacity.first == "choices"
+
+    @property
+    def _shared_ffn(self) -> MLP:
+        hidden = self.ffn.hidden or self.ffn.expansion * known(self.width, "width", self)
+        return dataclasses.replace(self.ffn, hidden=self.shared * hidden)
+
+    def table(self) -> Table:
+        """router [D, E] (bias [E], balance_bias [E]); experts: those of ffn, [E, ...]; shared."""
+        width = known(self.width, "width", self)
+        start = normal((0.1 / width) ** 0.5)  # small: Switch, section 2.4
+        shape, axes = (width, self.experts), ("embed", None)
+        table: dict[str, Any] = {
+            "router": Param(shape, axes, start, precise=True),
+            "experts": stack(self.ffn.table(), self.experts, "expert"),
+        }
+        vector = Param((self.experts,), (None,), zeros, decay=False, precise=True)
+        if self.router.bias:
+            table["router_bias"] = vector
+        if self.router.bias_step:
+            step = self.router.bias_step
+            table["balance_bias"] = dataclasses.replace(vector, sign_step=step)
+        if self.shared:
+            table["shared"] = self._shared_ffn.table()
+        return table
+
+    def carry_table(self, batch: int) -> Any:
+        """routed: sums for losses and measures; filled: what is taken of a span, with capacity."""
+        if not self.causal:
+            return ()
+        one = Param((batch,), ("batch",), zeros)
+        each = Param((batch, self.experts), ("batch", None), zeros)
+        sums: list[Any] = [each, each, one, one, one, one]
+        table: dict[str, Any] = {"routed": Routed(*sums, router=self.router)}
+        if self.capacity.factor and self.capacity.tokens:
+            integers: list[Any] = [dataclasses.replace(p, dtype="int32") for p in (one, each)]
+            table["filled"] = routing.Filled(*integers)
+        return table
+
+    def __call__(
+        self,
+        params: Params,
+        x: Float[Array, "B T D"],
+        carry: Any = None,
+        axes: Axes = WHOLE,
+        *,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """Hidden units are split over `ffn`'s axis, as in `MLP`; experts over `expert`'s."""
+        keys = (None, None) if key is None else jax.random.split(key)
+        carry = self.carry(x.shape[0], axes) if carry is None else carry
+        logits = self._logits(params, x, axes, keys[0])
+        choice, kept, carry = self._routed(params, logits, carry, axes)
+        if self.router.bias_step:
+            load = jnp.sum(choice.hot, axis=(0, 1, 2))
+            deviation = load - jnp.mean(load)
+            bias = params["balance_bias"]
+            bias, load = collectives.vary_alike(bias, deviation.astype(bias.dtype))
+            x = routing.with_load_as_gradient(x, bias, load)
+        x = residual.enter(x, axes, "ffn")
+        flat = x.reshape(-1, x.shape[-1])
+        chosen = choice.experts.shape[-1]
+        experts = jnp.where(kept, choice.experts, self.experts).reshape(-1, chosen)
+        weights = jnp.where(kept, choice.weights, 0).reshape(-1, chosen)
+        partial = self._mixed(params["experts"], flat, experts, weights, axes)
+        if self.shared:
+            partial = partial + self._shared_ffn.partial(params["shared"], flat)
+        out = residual.leave_sum(partial.reshape(x.shape), axes.of("ffn"), axes)
+        if self.shared and self.ffn.bias:
+            out = out + params["shared"]["b_out"]
+        return dropout(out, self.dropout or 0.0, keys[1], axes), carry
+
+    def _logits(
+        self, params: Params, x: Array, axes: Axes, key: Array | None
+    ) -> Float[Array, "B T E"]:
+        """Each device scores its own tokens of the stream; all scores are then known to all."""
+        x = x.astype(jnp.float32)
+        if key is not None and self.router.jitter:
+            spread = 2 * draw(x.shape, key, axes) - 1
+            x = x * (1 + self.router.jitter * spread)
+        logits = jnp.einsum("btd,de->bte", x, params["router"].astype(jnp.float32))
+        if self.router.bias:
+            logits = logits + params["router_bias"].astype(jnp.float32)
+        return collectives.all_gather(logits, axes.residual, dim=1)
+
+    def _routed(
+        self, params: Params, logits: Array, carry: Any, axes: Axes
+    ) -> tuple[routing.Choice, Bool[Array, "B T K"], Any]:
+        """Who goes where, which choices there is room for, and the carry after."""
+        if self._by_expert:
+            every = collectives.all_gather(logits, axes.seq, dim=1)
+            choice, kept = routing.choose_tokens(self.router, self.chosen, every)
+            own = lambda x: collectives.own_shard(x, axes.seq, dim=1)  # noqa: E731
+            return routing.Choice(*map(own, choice)), own(kept), ()
+        bias = params.get("balance_bias")
+        bias = None if bias is None else bias.astype(jnp.float32)
+        choice = routing.choose(self.router, self.chosen, logits, bias)
+        kept, filled = self._room(choice, carry, axes)
+        if not self.causal:
+            return choice, kept, ()
+        own = {
+            "counts": jnp.sum(choice.hot, axis=(1, 2)),
+            "mass": jnp.sum(choice.probabilities, axis=1),
+            "tokens": jnp.full(logits.shape[0], float(logits.shape[1])),
+            "square": jnp.sum(jnp.square(jax.nn.logsumexp(logits, axis=-1)), axis=1),
+            "dropped": jnp.sum(1.0 - kept, axis=(1, 2)),
+            "entropy": jnp.sum(routing.entropy(choice.probabilities), axis=1),
+        }
+        after = {"routed": _add(carry["routed"], own, axes.seq)}
+        return choice, kept, after | ({} if filled is None else {"filled": filled})
+
+    def _room(
+        self, choice: routing.Choice, carry: Any, axes: Axes
+    ) -> tuple[Bool[Array, "B T K"], routing.Filled | None]:
+        """Which choices their experts have room for."""
+        capacity, hot = self.capacity, choice.hot
+        if not capacity.factor:
+            return jnp.ones(choice.experts.shape, bool), None
+        room = capacity.room(self.chosen, self.experts, hot.shape[0] * hot.shape[1])
+        if capacity.tokens and not self._by_choice:
+            place, filled = routing.positions(hot, capacity.tokens, carry["filled"], axes.seq)
+            return place < room, filled
+        if capacity.tokens:
+            return routing.positions_by_choice(hot, capacity.tokens, axes.seq) < room, None
+        return routing.positions_on_device(hot, self._by_choice) < room, None
+
+    def _mixed(
+        self,
+        params: Params,
+        x: Float[Array, "N D"],
+        experts: Int[Array, "N K"],
+        weights: Float[Array, "N K"],
+        axes: Axes,
+    ) -> Float[Array, "N D"]:
+        """What this device's hidden units of the chosen experts add; E stands for none."""
+        groups = grouped.make_groups(experts.reshape(-1), self.experts, method=self.method)
+        place = groups.place.reshape(experts.shape)
+        rows = grouped.spread(x, groups.source, place)
+        rows = self._through_experts(params, rows, groups, axes)
+        return grouped.collect(rows, weights, groups.source, place)
+
+    def _through_experts(
+        self, params: Params, rows: Float[Array, "M D"], groups: grouped.Groups, axes: Axes
+    ) -> Float[Array, "M D"]:
+        out = self.ffn.partial(
+            params,
+            rows,
+            lambda x, weight, bias: grouped.grouped_product(groups, x, weight, bias),
+            lambda x, weight: grouped.grouped_product_transposed(groups, x, weight),
+        )
+        if not self.ffn.bias:
+            return out
+        parts = collectives.axis_size(axes.of("ffn"))  # each of which adds its part of the bias
+        return out + grouped.row_bias(groups, params["b_out"]) / parts
+
+
+def _add(before: Routed, own: dict[str, Array], axis: str | None) -> Routed:
+    """The sums after these tokens: those of all shards together, in one message."""
+    flat = [x.reshape(x.shape[0], -1) for x in own.values()]
+    total = collectives.psum(jnp.concatenate(flat, axis=1), axis)
+    ends = itertools.accumulate(x.shape[1] for x in flat)
+    parts = jnp.split(total, list(ends)[:-1], axis=1)
+    sums = {
+        name: getattr(before, name) + part.reshape(x.shape)
+        for (name, x), part in zip(own.items(), parts, strict=True)
+    }
+    return before.replace(**sums)
