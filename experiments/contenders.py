@@ -66,7 +66,7 @@ CONTENDERS: dict[str, Contender] = {
     "gam": Contender("GAM", GAM(slots=128, kernel=8)),
     "written_gam": Contender(
         "GAM, written memory",
-        WrittenGAM(LinearMemory(heads=2, key_width=64, value_width=64), kernel=4),
+        WrittenGAM(LinearMemory(key_width=16, value_width=32, gated=False), kernel=4),
     ),
     "transformer": Contender("Transformer", Attention(context=512)),
     "mamba": Contender("Mamba", Mamba()),

@@ -27,6 +27,7 @@ OPTIMIZER = OptimizerConfig(
     matrix_rate=3.0,
     weight_decay=0.2,
     warmup=100,
+    schedule="linear",
     final=0.0,
 )
 
