@@ -91,7 +91,8 @@ def _trained(which: str, scale: Scale, folder: pathlib.Path) -> tuple[dict[str, 
     layout = layout_from_flags(one_device=True)
     progress = Progress(0)
     texts = []
-    for data in args.data or scale.data:
+    own = scale.data if which == "table1" else scale.data[:1]  # the others are of WikiText-2 alone
+    for data in args.data or own:
         progress.say(f"reading {data}")
         texts.append(open_text(scale, data, args.data_dir))
     timed = args.repeats if which == "table1" else 0

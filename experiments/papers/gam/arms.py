@@ -10,6 +10,9 @@ from experiments.config import Experiment
 from experiments.papers.gam.scale import Scale
 from gam_jax.layers import Attention, Block, Layer, Mamba, Residual
 
+Change = Callable[[Experiment, Scale], Experiment]
+"""The protocol and its scale -> the experiment."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
@@ -17,14 +20,14 @@ class Arm:
 
     Attributes:
       title: as tables show it.
-      change: the protocol and its scale -> the experiment.
+      change: makes the experiment.
     """
 
     title: str
-    change: Callable[[Experiment, Scale], Experiment]
+    change: Change
 
 
-def _block(block: Callable[[Scale], Layer]) -> Callable[[Experiment, Scale], Experiment]:
+def _block(block: Callable[[Scale], Layer]) -> Change:
     """Another block in the same model."""
 
     def change(one: Experiment, scale: Scale) -> Experiment:
@@ -33,7 +36,7 @@ def _block(block: Callable[[Scale], Layer]) -> Callable[[Experiment, Scale], Exp
     return change
 
 
-def _with(**fields: dict[str, Any]) -> Callable[[Experiment, Scale], Experiment]:
+def _with(**fields: dict[str, Any]) -> Change:
     """Other values of fields, by part of the experiment."""
 
     def change(one: Experiment, scale: Scale) -> Experiment:
@@ -46,9 +49,9 @@ def _with(**fields: dict[str, Any]) -> Callable[[Experiment, Scale], Experiment]
     return change
 
 
-def _both(
-    *changes: Callable[[Experiment, Scale], Experiment],
-) -> Callable[[Experiment, Scale], Experiment]:
+def _together(*changes: Change) -> Change:
+    """One change after another."""
+
     def change(one: Experiment, scale: Scale) -> Experiment:
         for each in changes:
             one = each(one, scale)
@@ -57,7 +60,9 @@ def _both(
     return change
 
 
-def _variant(name: str) -> Callable[[Experiment, Scale], Experiment]:
+def _variant(name: str) -> Change:
+    """An ablation of GAM's mixer."""
+
     def change(one: Experiment, scale: Scale) -> Experiment:
         block: Any = one.model.block
         mixer = dataclasses.replace(block.mixer, variant=name)
@@ -95,7 +100,7 @@ def _as_published(one: Experiment, scale: Scale) -> Experiment:
 SOUND = _with(model={"init": "sound"})
 RATE = _with(optimizer={"learning_rate": 3e-3})
 DECAY = _with(optimizer={"decay_all": False})
-RECIPE = _both(SOUND, RATE, _quarter_batch, DECAY)
+RECIPE = _together(SOUND, RATE, _quarter_batch, DECAY)
 TRANSFORMER = _block(transformer)
 
 ARMS = {
@@ -113,17 +118,19 @@ ARMS = {
     "batch": Arm("a quarter of the batch: four times the steps", _quarter_batch),
     "decay": Arm("no decay of biases and norms", DECAY),
     "dropout": Arm("no dropout", _no_dropout),
-    "transformer_positions": Arm("Transformer, positions of std 0.02", _both(TRANSFORMER, SOUND)),
+    "transformer_positions": Arm(
+        "Transformer, positions of std 0.02", _together(TRANSFORMER, SOUND)
+    ),
     "recipe": Arm("recipe: positions, rate, batch and decay together", RECIPE),
     "recipe_old_positions": Arm(
-        "recipe, but positions of std 1", _both(RECIPE, _with(model={"init": "published"}))
+        "recipe, but positions of std 1", _together(RECIPE, _with(model={"init": "published"}))
     ),
-    "transformer_recipe": Arm("Transformer, the same recipe", _both(TRANSFORMER, RECIPE)),
+    "transformer_recipe": Arm("Transformer, the same recipe", _together(TRANSFORMER, RECIPE)),
 }
 """By the name that --arms takes."""
 
 TABLES = {
-    "table1": ("gam", "transformer", "mamba", "mamba_block"),
+    "table1": ("gam", "transformer", "mamba"),
     "table3": ("gam", "global", "sum", "local"),
     "perplexity": (
         "gam",
@@ -139,4 +146,4 @@ TABLES = {
         "transformer_recipe",
     ),
 }
-"""What each command trains, in the order of its table."""
+"""What each command trains if --arms names nothing, in the order of its table."""

@@ -8,7 +8,8 @@ import math
 from experiments.benchmark.timing import Figure
 from experiments.papers.gam.trials import Found
 
-HOLDS, REVERSED, UNCLEAR = "holds", "does not hold", "within the noise"
+HOLDS, REVERSED = "holds", "does not hold"
+UNCLEAR, ONE_SEED = "within the noise", "not known from one seed"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Relation:
 
     Attributes:
       claim: in words.
-      verdict: HOLDS, REVERSED or UNCLEAR.
+      verdict: HOLDS, REVERSED, UNCLEAR or ONE_SEED.
       detail: the figures.
     """
 
@@ -32,15 +33,14 @@ class Relation:
 def lower_loss(claim: str, better: Found, worse: Found) -> Relation:
     """Whether the mean loss of the one is lower than that of the other.
 
-    A difference of less than two standard errors is called noise; so is any of single seeds,
-    of which no error is known.
+    A difference of less than two standard errors is called noise. Of single seeds no error is
+    known, so nothing is claimed of them.
     """
     gain = worse.loss - better.loss
     errors = [one.spread / math.sqrt(len(one.losses)) for one in (better, worse)]
     error = math.hypot(*errors)
     if math.isnan(error):
-        verdict = UNCLEAR
-        detail = f"{gain:+.4f} nats, one seed: no error known"
+        verdict, detail = ONE_SEED, f"{gain:+.4f} nats"
     else:
         verdict = UNCLEAR if abs(gain) < 2 * error else HOLDS if gain > 0 else REVERSED
         detail = f"{gain:+.4f} nats, standard error {error:.4f}"
