@@ -44,7 +44,7 @@ from experiments.benchmark import (
     step,
 )
 from experiments.benchmark.against import compare, print_changes
-from experiments.benchmark.collect import collected, machine, read, written
+from experiments.benchmark.collect import collect, machine, read, written
 from experiments.benchmark.page import page
 from experiments.benchmark.timing import Rows
 from experiments.devices import define_device_flags, layout_from_flags
@@ -84,6 +84,7 @@ def define_flags() -> None:
     flags.DEFINE_bool("json", False, "Print one JSON object.")
     flags.DEFINE_bool("short", False, "The smallest sizes alone: seconds each.")
     flags.DEFINE_list("only", [], "all: some of the benchmarks.")
+    flags.DEFINE_bool("resume", False, "all: keep what the file has, measure what it lacks.")
     flags.DEFINE_float("tolerance", 0.1, "compare: a smaller share is no change.", 0.0)
     define_device_flags()
 
@@ -123,12 +124,11 @@ def _all(path: pathlib.Path) -> None:
         raise UserError(f"{path}: there is no folder {path.parent}; make it, or name another file")
     wanted = [name for name in BENCHMARKS if not args.only or name in args.only]
     options = [f"--repeats={args.repeats}", *(["--short"] if args.short else [])]
-    found = collected(wanted, options)
-    write_atomically(path, json.dumps(found, indent=1) + "\n")
-    print(f"{len(found['benchmarks'])} benchmarks in {path}")
-    if found["failed"]:
-        print(f"failed: {', '.join(found['failed'])}", file=sys.stderr)
+    failed = collect(wanted, options, path, args.resume)
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
         sys.exit(1)
+    print(f"figures in {path}")
 
 
 def _run(which: str) -> Rows:

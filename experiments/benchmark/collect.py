@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 from experiments.benchmark.timing import Figure, Rows
+from experiments.run import write_atomically
 from sharding.errors import UserError
 
 
@@ -43,33 +44,58 @@ def _processor() -> str:
     return next(models, "") or platform.processor() or platform.machine()
 
 
-def collected(names: Sequence[str], options: Sequence[str]) -> dict[str, Any]:
+def collect(
+    names: Sequence[str], options: Sequence[str], path: pathlib.Path, resume: bool = False
+) -> list[str]:
     """Runs benchmarks, each in a process of its own, so that none sees another's devices.
+
+    The file is written after each, and holds date, machine (its load before), load after,
+    options; benchmarks: name -> rows.
 
     Args:
       names: of benchmarks.
       options: flags that each is given.
+      path: of the file.
+      resume: whether to keep what the file has already, and measure what it lacks.
 
     Returns:
-      date, machine (its load before), load after, options; benchmarks: name -> rows; failed:
-      the names of those that did not end well.
+      The names of those that did not end well.
+
+    Raises:
+      UserError: to resume a file of another machine or of other options.
     """
+    here, failed = machine(), []
     found: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": machine(),
+        "machine": here,
         "options": list(options),
+        "load_after": here["load"],
         "benchmarks": {},
-        "failed": [],
     }
+    if resume and path.exists():
+        before = read(path)
+        for what, old, new in (
+            ("options", list(before.options), list(options)),
+            *((name, before.machine.get(name), here[name]) for name in here if name != "load"),
+        ):
+            if old != new:
+                raise UserError(
+                    f"{path} was measured with {what} {old}, not {new}: leave --resume out"
+                )
+        found["benchmarks"] = {name: written(rows) for name, rows in before.benchmarks.items()}
     for name in names:
+        if name in found["benchmarks"]:
+            continue
         print(f"{name} ...", file=sys.stderr, flush=True)
         command = [sys.executable, "-m", "experiments.benchmark", name, "--json", *options]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode:
-            found["failed"].append(name)
-        else:
-            found["benchmarks"][name] = json.loads(done.stdout)["rows"]
-    return {**found, "load_after": round(os.getloadavg()[0], 2)}
+            failed.append(name)
+            continue
+        found["benchmarks"][name] = json.loads(done.stdout)["rows"]
+        found["load_after"] = round(os.getloadavg()[0], 2)
+        write_atomically(path, json.dumps(found, indent=1) + "\n")
+    return failed
 
 
 def written(rows: Rows) -> dict[str, Any]:
@@ -82,7 +108,7 @@ def written(rows: Rows) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """A file of `collected`.
+    """A file of `collect`.
 
     Attributes:
       path: where it was.

@@ -95,6 +95,12 @@ def test_all_are_measured_compared_and_shown(workshop, tmp_path, command):
     for name in ("at once", "blocks", "window"):
         assert 0 < row[name].low <= row[name].median <= row[name].high
     assert row["blocks, temporary"].unit == "B/token"
+    more = command("benchmark.__main__", *args, "--resume")  # nothing is left to measure
+    assert more.code == 0
+    assert read(file) == found
+    other = command("benchmark.__main__", *args[:-1], "--repeats=9", "--resume")
+    assert other.code == 2
+    assert "--repeats=2" in other.err
     same = command("benchmark.__main__", "compare", str(file), str(file))
     assert same.code == 0
     assert "0 worse of 6 compared" in same.out
