@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gam_jax.layers.base import WHOLE, Layer, Statistics, inherit, known
 from gam_jax.layers.mlp import MLP
-from gam_jax.ops import grouped, routing
+from gam_jax.ops import dispatch, grouped, routing
 from gam_jax.ops.dropout import draw, dropout
 from gam_jax.params import Param, Params, Table, normal, stack, zeros
 from sharding import collectives, residual
@@ -91,6 +91,8 @@ class MoE(Layer):
       router: how experts are chosen, and balanced in training.
       capacity: how many tokens an expert takes.
       width, dropout: as in `MLP`.
+      strategy: how tokens meet experts on other devices, see `gam_jax.ops.dispatch`: "gather",
+        "exchange" (dropless where there is no capacity), or "auto", what sends less.
       method: of the grouped products, see `gam_jax.ops.grouped.make_groups`.
     """
 
@@ -102,6 +104,7 @@ class MoE(Layer):
     capacity: routing.Capacity = routing.Capacity()
     width: int | None = None
     dropout: float | None = None
+    strategy: str = "auto"
     method: str = "auto"
 
     def __post_init__(self) -> None:
@@ -118,6 +121,9 @@ class MoE(Layer):
                 f"MoE.chosen={self.chosen} are more than the experts of "
                 f"router.chosen_groups={self.router.chosen_groups} groups"
             )
+        if self.strategy not in dispatch.STRATEGIES:
+            valid = ", ".join(dispatch.STRATEGIES)
+            raise ValueError(f"MoE.strategy '{self.strategy}' is not one of {valid}")
         if self.shared < 0:
             raise ValueError("MoE.shared must not be negative")
         if self._by_expert and (self.capacity.factor or self.router.bias_step):
@@ -193,6 +199,7 @@ class MoE(Layer):
     ) -> tuple[Float[Array, "B T D"], Any]:
         """Hidden units are split over `ffn`'s axis, as in `MLP`; experts over `expert`'s."""
         keys = (None, None) if key is None else jax.random.split(key)
+        begins = carry is None
         carry = self.carry(x.shape[0], axes) if carry is None else carry
         logits = self._logits(params, x, axes, keys[0])
         choice, kept, carry = self._routed(params, logits, carry, axes)
@@ -201,13 +208,14 @@ class MoE(Layer):
             deviation = load - jnp.mean(load)
             bias = params["balance_bias"]
             bias, load = collectives.vary_alike(bias, deviation.astype(bias.dtype))
-            x = routing.with_load_as_gradient(x, bias, load)
+            x = jnp.asarray(routing.with_load_as_gradient(x, bias, load))
         x = residual.enter(x, axes, "ffn")
         flat = x.reshape(-1, x.shape[-1])
         chosen = choice.experts.shape[-1]
         experts = jnp.where(kept, choice.experts, self.experts).reshape(-1, chosen)
         weights = jnp.where(kept, choice.weights, 0).reshape(-1, chosen)
-        partial = self._mixed(params["experts"], flat, experts, weights, axes)
+        room = self.room(x.shape[0], x.shape[1], begins)
+        partial = self._mixed(params["experts"], flat, experts, weights, axes, room)
         if self.shared:
             partial = partial + self._shared_ffn.partial(params["shared"], flat)
         out = residual.leave_sum(partial.reshape(x.shape), axes.of("ffn"), axes)
@@ -276,13 +284,37 @@ class MoE(Layer):
         experts: Int[Array, "N K"],
         weights: Float[Array, "N K"],
         axes: Axes,
+        room: int,
     ) -> Float[Array, "N D"]:
         """What this device's hidden units of the chosen experts add; E stands for none."""
-        groups = grouped.make_groups(experts.reshape(-1), self.experts, method=self.method)
-        place = groups.place.reshape(experts.shape)
-        rows = grouped.spread(x, groups.source, place)
-        rows = self._through_experts(params, rows, groups, axes)
-        return grouped.collect(rows, weights, groups.source, place)
+
+        def run(x: Array, owner: Array, weights: Array, most: int) -> Array:
+            own = params["w_in"].shape[0]
+            groups = grouped.make_groups(owner.reshape(-1), own, most, self.method)
+            place = groups.place.reshape(owner.shape)
+            rows = grouped.spread(x, groups.source, place)
+            rows = self._through_experts(params, rows, groups, axes)
+            return grouped.collect(rows, weights, groups.source, place)
+
+        axis = axes.of("expert")
+        if axis is None or axes.expert is None:
+            return dispatch.on_alike(run, x, experts, weights, self.experts, axis)
+        devices = collectives.axis_size(axis)
+        way = dispatch.cheapest(self.strategy, x.shape[0], self.experts, room, devices)
+        if way == "gather":
+            return dispatch.by_gathering(run, x, experts, weights, self.experts, axis)
+        return dispatch.by_exchange(run, x, experts, weights, self.experts, axis, room)
+
+    def room(self, rows: int, tokens: int, begins: bool = True) -> int:
+        """A bound on the tokens that an expert takes of those that one device holds.
+
+        Args:
+          rows, tokens: that it holds.
+          begins: whether the sequence begins here, or at a multiple of `tokens` before.
+        """
+        if self._by_expert:
+            return rows * tokens
+        return self.capacity.most(self.chosen, self.experts, rows, tokens, begins)
 
     def _through_experts(
         self, params: Params, rows: Float[Array, "M D"], groups: grouped.Groups, axes: Axes

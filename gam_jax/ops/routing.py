@@ -7,7 +7,6 @@ Sources: GShard (arXiv 2006.16668), Switch (2101.03961), Mixtral (2401.04088), D
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from typing import NamedTuple
 
@@ -183,13 +182,20 @@ class Capacity:
         """Tokens of a span that an expert takes; `tokens` of a span that is what a device holds."""
         return math.ceil(self.factor * chosen * (self.tokens or tokens) / experts)
 
-    def most(self, chosen: int, experts: int, rows: int, tokens: int) -> int:
-        """A bound on what an expert takes of `tokens` tokens of `rows` sequences."""
+    def most(self, chosen: int, experts: int, rows: int, tokens: int, begins: bool = False) -> int:
+        """A bound on what an expert takes of `tokens` tokens of `rows` sequences.
+
+        It is less where they are known to begin at a multiple of `tokens`.
+        """
         if not self.factor:
             return rows * tokens
         if not self.tokens:
             return min(self.room(chosen, experts, rows * tokens), rows * tokens)
-        spans = tokens // self.tokens + (2 if tokens % self.tokens else 1)  # cut at both ends
+        spans = 1 + -(-(tokens - 1) // self.tokens)  # cut at both ends
+        if begins and tokens % self.tokens == 0:
+            spans = tokens // self.tokens
+        elif begins and self.tokens % tokens == 0:
+            spans = 1
         return rows * min(spans * self.room(chosen, experts), tokens)
 
 
@@ -306,7 +312,7 @@ def max_violation(load: Float[Array, "... E"]) -> Float[Array, ...]:
     return (jnp.max(load, axis=-1) - mean) / mean
 
 
-@functools.partial(jax.custom_vjp)
+@jax.custom_vjp
 def with_load_as_gradient(x: Array, bias: Float[Array, E], load: Float[Array, E]) -> Array:
     """x; the gradient by `bias` is `load`, whatever that by x is.
 
