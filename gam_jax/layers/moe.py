@@ -41,39 +41,50 @@ class Routed(Statistics, flax.struct.PyTreeNode):
     entropy: Array
     router: routing.Router = flax.struct.field(pytree_node=False)
 
-    def penalty(self, axes: Axes) -> Float[Array, ""]:
-        """Balance loss and z-loss, added up over layers; each share is whole before the product."""
-        router, total = self.router, jnp.zeros(())
-        if router.z:
-            square, tokens = _over_rows((self.square, self.tokens), axes, 0)
-            total = total + router.z * jnp.sum(square / tokens)
-        if router.balance and router.balance_over == "sequence":
-            losses = routing.balance_loss(self.counts, self.mass)  # [..., B]
-            each, rows = _over_rows((losses, jnp.ones_like(losses)), axes, 0)
-            total = total + router.balance * jnp.sum(each / rows)
-        elif router.balance:
-            counts, mass = _over_rows((self.counts, self.mass), axes, 1)
-            if router.balance_over == "layers":
-                counts, mass = (jnp.sum(x.reshape(-1, x.shape[-1]), axis=0) for x in (counts, mass))
-            total = total + router.balance * jnp.sum(routing.balance_loss(counts, mass))
-        return total
+    def report(self, axes: Axes) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """The router's losses, added up over layers, and its measures, layer by layer.
 
-    def measures(self, axes: Axes) -> dict[str, Array]:
-        """load [..., E], a share of all choices; dropped, a share; router_entropy in nats."""
-        (counts,) = _over_rows((self.counts,), axes, 1)
-        found = (self.tokens, self.dropped, self.entropy)
-        tokens, dropped, entropy = _over_rows(found, axes, 0)
+        Shares are those of the whole batch before they are multiplied, unless the router says
+        otherwise. Measures: load [..., E], each expert's share of all choices; dropped, a share
+        of them; router_entropy in nats.
+        """
+        router = self.router
+        found = {
+            "counts": self.counts,
+            "mass": self.mass,
+            "sequences": jnp.ones_like(self.tokens),
+            "of_sequences": routing.balance_loss(self.counts, self.mass),
+            **{name: getattr(self, name) for name in ("tokens", "square", "dropped", "entropy")},
+        }
+        wide = {name: x if x.ndim > self.tokens.ndim else x[..., None] for name, x in found.items()}
+        sums = {name: jnp.sum(x, axis=-2) for name, x in wide.items()}
+        total = _in_one_message(sums, axes.rows)
+        one = {name: x[..., 0] for name, x in total.items() if name not in ("counts", "mass")}
+        counts, mass = total["counts"], total["mass"]
+        if router.balance_over == "sequence":
+            balance = one["of_sequences"] / one["sequences"]
+        elif router.balance_over == "layers":
+            pooled = (jnp.sum(x.reshape(-1, x.shape[-1]), axis=0) for x in (counts, mass))
+            balance = routing.balance_loss(*pooled)
+        else:
+            balance = routing.balance_loss(counts, mass)
+        penalty = router.balance * jnp.sum(balance)
+        penalty = penalty + router.z * jnp.sum(one["square"] / one["tokens"])
         choices = jnp.sum(counts, axis=-1)
-        return {
+        return penalty, {
             "load": counts / choices[..., None],
-            "dropped": dropped / choices,
-            "router_entropy": entropy / tokens,
+            "dropped": one["dropped"] / choices,
+            "router_entropy": one["entropy"] / one["tokens"],
         }
 
 
-def _over_rows(arrays: tuple[Array, ...], axes: Axes, after: int) -> list[Array]:
-    """Each summed over its rows, an axis that `after` axes follow, on all devices."""
-    return [collectives.psum(jnp.sum(x, axis=-1 - after), axes.rows) for x in arrays]
+def _in_one_message(
+    arrays: dict[str, Array], axes: str | tuple[str, ...] | None
+) -> dict[str, Array]:
+    """Each summed over mesh axes; they have all dimensions but the last alike."""
+    total = collectives.psum(jnp.concatenate(list(arrays.values()), axis=-1), axes)
+    ends = itertools.accumulate(x.shape[-1] for x in arrays.values())
+    return dict(zip(arrays, jnp.split(total, list(ends)[:-1], axis=-1), strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,6 +226,8 @@ class MoE(Layer):
         experts = jnp.where(kept, choice.experts, self.experts).reshape(-1, chosen)
         weights = jnp.where(kept, choice.weights, 0).reshape(-1, chosen)
         room = self.room(x.shape[0], x.shape[1], begins)
+        if ffn := axes.of("ffn"):  # here, so that gradients of parts are summed at home
+            weights = collectives.as_varying(weights, ffn)
         partial = self._mixed(params["experts"], flat, experts, weights, axes, room)
         if self.shared:
             partial = partial + self._shared_ffn.partial(params["shared"], flat)
@@ -332,13 +345,8 @@ class MoE(Layer):
 
 
 def _add(before: Routed, own: dict[str, Array], axis: str | None) -> Routed:
-    """The sums after these tokens: those of all shards together, in one message."""
-    flat = [x.reshape(x.shape[0], -1) for x in own.values()]
-    total = collectives.psum(jnp.concatenate(flat, axis=1), axis)
-    ends = itertools.accumulate(x.shape[1] for x in flat)
-    parts = jnp.split(total, list(ends)[:-1], axis=1)
-    sums = {
-        name: getattr(before, name) + part.reshape(x.shape)
-        for (name, x), part in zip(own.items(), parts, strict=True)
-    }
+    """The sums after these tokens: those of all shards together."""
+    wide = {name: x.reshape(x.shape[0], -1) for name, x in own.items()}
+    total = _in_one_message(wide, axis)
+    sums = {name: getattr(before, name) + total[name].reshape(x.shape) for name, x in own.items()}
     return before.replace(**sums)
