@@ -340,8 +340,10 @@ class MoE(Layer):
         )
         if not self.ffn.bias:
             return out
-        parts = collectives.axis_size(axes.of("ffn"))  # each of which adds its part of the bias
-        return out + grouped.row_bias(groups, params["b_out"]) / parts
+        ffn, bias = axes.of("ffn"), params["b_out"]
+        if ffn:  # each part of the hidden units adds its part of the bias
+            bias = collectives.as_varying(bias, ffn) / collectives.axis_size(ffn)
+        return out + grouped.row_bias(groups, bias)
 
 
 def _add(before: Routed, own: dict[str, Array], axis: str | None) -> Routed:

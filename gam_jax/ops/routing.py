@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from sharding import collectives, exchange
+from sharding import collectives
 
 SCORES = ("softmax", "sigmoid")
 CHOOSERS = ("token", "expert")
@@ -226,33 +226,41 @@ def positions(
       The positions, and what comes before the next token.
     """
     chosen = jnp.sum(hot, axis=2).astype(jnp.int32)
-    tokens = chosen.shape[1]
-    first = collectives.axis_index(axis) * tokens
-    place = before.seen[:, None] + first + jnp.arange(tokens)  # [B, T]
+    tokens, shards = chosen.shape[1], collectives.axis_size(axis)
+    own = collectives.axis_index(axis)
+    place = before.seen[:, None] + own * tokens + jnp.arange(tokens)  # [B, T]
     total = jnp.cumsum(chosen, axis=1)
     until = total - chosen
     start = jnp.arange(tokens) - place % span  # of this token's span; it may be on a shard before
-
-    def since(count: Array, start: Array, earlier: Array) -> Array:
-        own = jnp.take_along_axis(until, jnp.maximum(start, 0)[..., None], axis=1)
-        return count - jnp.where((start >= 0)[..., None], own, -earlier[:, None])
-
-    crossed = jnp.any(place % span == 0, axis=1)
-    nothing = jnp.zeros_like(before.counts)
-    tail = since(total[:, -1:], start[:, -1:], nothing)[:, 0]
-    element = (crossed, jnp.where(crossed[:, None], tail, total[:, -1]))
-    left = (jnp.zeros_like(crossed), before.counts)
-    (_, earlier), (_, after) = exchange.prefix(element, _later_span, axis, left)
-    counts = since(until, start, earlier)
+    here = (start >= 0)[..., None]
+    left_out = jnp.take_along_axis(until, jnp.maximum(start, 0)[..., None], axis=1)
+    left_out = jnp.where(here, left_out, 0)
+    tail = total[:, -1] - left_out[:, -1]  # what this shard adds to the span that it ends in
+    # A span begins in a shard or does not, which is known of every shard.
+    firsts = before.seen + tokens * jnp.arange(shards)[:, None]
+    begins = (firsts + tokens - 1) // span > (firsts - 1) // span  # [S, B]
+    tails = tail[None] if axis is None else lax.all_gather(tail, axis)
+    earlier = _carried(tails, begins, before.counts, own)
+    counts = until - left_out + jnp.where(here, 0, earlier[:, None])
     found = jnp.einsum("btke,bte->btk", hot.astype(jnp.int32), counts)
-    seen = before.seen + tokens * collectives.axis_size(axis)
-    return found, Filled(seen, after)
+    alike = collectives.all_gather(tail[None], axis, dim=0)
+    after = _carried(alike, begins, before.counts, shards)
+    return found, Filled(before.seen + tokens * shards, after)
 
 
-def _later_span(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
-    """What is taken of the span that is under way after both."""
-    counts = jnp.where(right[0][:, None], right[1], left[1] + right[1])
-    return left[0] | right[0], counts
+def _carried(
+    tails: Int[Array, "S B E"],
+    begins: Bool[Array, "S B"],
+    before: Int[Array, "B E"],
+    shard: Array | int,
+) -> Int[Array, "B E"]:
+    """What is taken, before a shard, of the span that goes on there."""
+    index = jnp.arange(len(tails))[:, None]
+    earlier = index < shard
+    counted = jnp.cumsum(begins & earlier, axis=0)
+    goes_on = earlier & (counted == counted[-1])  # no span begins between the shard and this one
+    sums = jnp.sum(jnp.where(goes_on[..., None], tails, 0), axis=0)
+    return sums + jnp.where((counted[-1] == 0)[:, None], before, 0)
 
 
 def positions_by_choice(
