@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import flax.struct
@@ -264,10 +263,12 @@ class LanguageModel:
         found = statistics(carry.layers)
         if not found:
             return loss, {"loss": loss}
-        penalty = functools.reduce(jnp.add, [each.penalty(axes) for each in found.values()])
-        measured = {"loss": loss, "penalty": penalty}
+        measured, penalty = {"loss": loss}, jnp.zeros(())
         for path, each in found.items():
-            measured |= {f"{path}/{name}": x for name, x in each.measures(axes).items()}
+            own, measures = each.report(axes)
+            penalty = penalty + own
+            measured |= {f"{path}/{name}": x for name, x in measures.items()}
+        measured["penalty"] = penalty
         return loss + penalty, measured
 
     def _cross_entropy(

@@ -11,14 +11,27 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from gam_jax.layers import GAM, MLP, Attention, Block, Chunked, Layer, LayerNorm, RMSNorm, Stack
+from gam_jax.layers import (
+    GAM,
+    MLP,
+    Attention,
+    Block,
+    Chunked,
+    Layer,
+    LayerNorm,
+    MoE,
+    RMSNorm,
+    Stack,
+)
+from gam_jax.layers.base import statistics
 from gam_jax.model import LanguageModel
 from gam_jax.ops.conv import reach
+from gam_jax.ops.dispatch import cheapest
 from gam_jax.params import Param, rule_specs, shard_dims, shardings
 from sharding.layout import Layout
 from sharding.messages import Message
@@ -36,7 +49,7 @@ class Sizes:
       tokens: of each row, on this device's shard of the sequence.
       width: D.
       itemsize: bytes of a number of the arithmetic.
-      seq, tensor: devices along those axes.
+      seq, tensor, expert: devices along those axes.
       split: whether the residual stream is split over tokens between layers.
       again: whether the backward pass runs the layer's forward part again.
       enter_again: whether it gathers the layer's input again.
@@ -53,6 +66,7 @@ class Sizes:
     again: bool
     enter_again: bool
     leave_again: bool = False
+    expert: int = 1
 
     @property
     def stream(self) -> int:
@@ -62,6 +76,10 @@ class Sizes:
     def over_tensor(self, collective: str, size: int, count: int = 1) -> Message:
         """A message along `tensor`."""
         return Message(collective, ("tensor",), self.tensor, size, count)
+
+    def over_seq(self, collective: str, size: int, count: int = 1) -> Message:
+        """A message along `seq`."""
+        return Message(collective, ("seq",), self.seq, size, count)
 
 
 def gathers(size: int, sizes: Sizes, count: int = 1) -> Message:
@@ -165,6 +183,48 @@ def _halo(layer: Attention, sizes: Sizes, runs: int) -> Iterator[Message]:
 
 
 @layer_traffic.register
+def _(layer: MoE, sizes: Sizes) -> Iterator[Message]:
+    tokens, every, runs = sizes.rows * sizes.tokens, layer.experts, 1 + sizes.again
+    yield from _column_then_row(sizes, layer.shared > 0 and layer.ffn.bias)
+    if sizes.split:  # scores, then the router's gradients, of which each device has a part
+        yield gathers(tokens * every * FLOAT, sizes, runs)
+        yield sizes.over_tensor("all_reduce", sizes.width * every * FLOAT)
+        if layer.router.bias:
+            yield sizes.over_tensor("all_reduce", every * FLOAT)
+    yield sizes.over_tensor("all_reduce", tokens * layer.chosen * FLOAT)  # by weights
+    if layer.ffn.bias:  # of which each device adds a part
+        own = every // sizes.expert * sizes.width * sizes.itemsize
+        yield sizes.over_tensor("all_reduce", own)
+    if sizes.seq > 1:  # sums for losses and measures, room that is taken
+        yield sizes.over_seq("all_reduce", sizes.rows * (2 * every + 4) * FLOAT)
+        if layer.capacity.factor and layer.capacity.tokens:
+            yield sizes.over_seq("all_gather", sizes.rows * every * FLOAT, 1 + sizes.enter_again)
+    if sizes.expert > 1:
+        yield from _to_experts(layer, sizes)
+
+
+def _to_experts(layer: MoE, sizes: Sizes) -> Iterator[Message]:
+    """Tokens to the experts on other devices, and what comes of them back."""
+    tokens, one = sizes.rows * sizes.tokens, sizes.width * sizes.itemsize
+    room = layer.room(sizes.rows, sizes.tokens)
+
+    def sent(collective: str, size: int, count: int = 1) -> Message:
+        return Message(collective, ("expert",), sizes.expert, size, count)
+
+    if cheapest(layer.strategy, tokens, layer.experts, room, sizes.expert) == "exchange":
+        slots = layer.experts * room
+        yield sent("all_to_all", slots * one, 4 + 2 * sizes.again)
+        yield sent("all_to_all", layer.experts * FLOAT, 1 + sizes.again)  # how many there are
+        return
+    enters = 1 + sizes.enter_again
+    yield sent("all_gather", tokens * one, 1 + enters)
+    yield sent("reduce_scatter", sizes.expert * tokens * one, 2 + sizes.leave_again)
+    chosen = tokens * layer.chosen * FLOAT
+    yield sent("all_gather", chosen, 2 * enters)  # which experts, and their weights
+    yield sent("reduce_scatter", sizes.expert * chosen)  # the gradient by weights
+
+
+@layer_traffic.register
 def _(layer: LayerNorm, sizes: Sizes) -> Iterator[Message]:
     if sizes.split:  # each device normalises its own tokens, in float32: a part of the gradients
         yield sizes.over_tensor("all_reduce", sizes.width * FLOAT, 2)
@@ -223,11 +283,12 @@ def step_traffic(
         split=layout.axes.residual is not None,
         again=False,
         enter_again=layout.shards_params,  # what is kept beside shards leaves such gathers out
+        expert=mesh["expert"],
     )
     trunk: Any = model.trunk.varied
     inside = dataclasses.replace(sizes, rows=sizes.rows * model.streams // mesh["stream"])
     parts = [*layer_traffic(trunk.stack, inside), *_outside(model, sizes)]
-    parts += _mixing(model, layout, sizes)
+    parts += [*_mixing(model, layout, sizes), *_reports(trunk.stack, layout)]
     batch = math.prod(mesh[axis] for axis in layout.axes.batch)
     parts += [Message("all_reduce", layout.axes.batch, batch, FLOAT, 2)]  # loss, weights
     parts += _gathered(model, layout)
@@ -252,6 +313,16 @@ def _outside(model: LanguageModel, sizes: Sizes) -> Iterator[Message]:
         yield sizes.over_tensor("all_reduce", model.context * sizes.width * FLOAT)
 
 
+def _reports(stack: Layer, layout: Layout) -> Iterator[Message]:
+    """What routers have counted in each layer: two numbers for each expert, and six."""
+    axes = layout.axes.rows
+    devices = math.prod(layout.mesh.shape[name] for name in axes)
+    for found in statistics(stack.carry_table(1)).values():
+        routed: Any = found
+        depth, _, experts = routed.counts.shape
+        yield Message("all_reduce", axes, devices, depth * (2 * experts + 6) * FLOAT)
+
+
 def _mixing(model: LanguageModel, layout: Layout, sizes: Sizes) -> Iterator[Message]:
     """Where parallel streams meet: two sums of [B, T, D], and the gradient by what they share."""
     if model.streams == 1:
@@ -265,7 +336,7 @@ def _mixing(model: LanguageModel, layout: Layout, sizes: Sizes) -> Iterator[Mess
 
     yield summed(stream, 2 + 1)  # into the aggregator and out of it; the gradient by the input
     yield summed(tokens * model.streams * FLOAT)  # the gradient by the weights
-    for path, size, dim in _leaves(model, layout):
+    for path, size, dim, *_ in _leaves(model, layout):
         if path[0] in model.trunk.inner.table():
             shards = path[0] == "blocks" and dim and layout.shards_params and layout.shard_axis
             yield summed(size // (layout.mesh.shape[shards] if shards else 1))
@@ -276,33 +347,49 @@ def _mixing(model: LanguageModel, layout: Layout, sizes: Sizes) -> Iterator[Mess
         yield sizes.over_tensor("all_reduce", streams * FLOAT)
 
 
-def added_last(layer: Layer, seq: int = 1) -> set[str]:
+def added_last(layer: Layer, seq: int = 1, kept: bool = False) -> set[str]:
     """Parameters that the backward pass has no use for: added where only a sum follows.
 
-    Also those added to what is sent on over `seq` devices: it keeps what was received.
+    Also those added to what is sent on over `seq` devices: it keeps what was received. And over
+    split tokens, if it is `kept`.
     """
     if isinstance(layer, GAM):
         return {"conv_bias"} if layer.variant in ("sum", "local") else set()
     if isinstance(layer, MLP):
-        return {"b_out"}
+        return {"ffn/b_out", "mixer/b_out"}
     if isinstance(layer, Attention):
         if seq == 1 or layer.window:
             return set()
         return {"value_bias"} | (set() if layer.qk_norm else {"query_bias", "key_bias"})
     if isinstance(layer, Block):
-        return added_last(layer.mixer, seq) | added_last(layer.ffn, seq)
-    return added_last(layer.inner, seq) if isinstance(layer, Chunked) else set()
+        return added_last(layer.mixer, seq, kept) | added_last(layer.ffn, seq, kept)
+    if isinstance(layer, MoE):
+        return {"shared/b_out"} | ({"router_bias"} if kept else set())
+    return added_last(layer.inner, seq, kept) if isinstance(layer, Chunked) else set()
 
 
-def _leaves(model: LanguageModel, layout: Layout) -> Iterator[tuple[tuple[str, ...], int, int]]:
-    """Of each parameter: its path, bytes after the rules split it, ZeRO's dimension or 0."""
+class Leaf(NamedTuple):
+    """A parameter: its path, bytes after the rules split it, ZeRO's dimension or 0.
+
+    And the mesh axes that the rules split it over, and whether it is float32 in any arithmetic.
+    """
+
+    path: tuple[str, ...]
+    size: int
+    dim: int
+    split: tuple[str, ...]
+    precise: bool
+
+
+def _leaves(model: LanguageModel, layout: Layout) -> Iterator[Leaf]:
     table = model.table()
     leaves, _ = jax.tree_util.tree_flatten_with_path(table, is_leaf=lambda x: isinstance(x, Param))
     specs = jax.tree.leaves(shardings(rule_specs(table, layout), layout))
     dims = jax.tree.leaves(shard_dims(table, layout))
     for (path, param), spec, dim in zip(leaves, specs, dims, strict=True):
         size = math.prod(spec.shard_shape(param.shape)) * FLOAT
-        yield tuple(key.key for key in path), size, dim
+        names = tuple(key.key for key in path)
+        yield Leaf(names, size, dim, tuple(filter(None, spec.spec)), param.precise)
 
 
 def _gathered(model: LanguageModel, layout: Layout) -> Iterator[Message]:
@@ -311,28 +398,32 @@ def _gathered(model: LanguageModel, layout: Layout) -> Iterator[Message]:
     if axis is None or not layout.shards_params:
         return
     devices = layout.mesh.shape[axis]
-    forward_only = added_last(model.block, layout.mesh.shape["seq"])
-    for path, size, dim in _leaves(model, layout):
+    kept = layout.axes.residual is not None and not model.remat
+    forward_only = added_last(model.block, layout.mesh.shape["seq"], kept)
+    for path, size, dim, _, precise in _leaves(model, layout):
         if not dim:
             continue
         layers, passes = 1, 1
         if path[0] == "blocks":
-            layers, passes = model.depth, 1 if path[-1] in forward_only else 2
-            size = size // model.depth * jnp.dtype(model.dtype).itemsize // FLOAT
+            names = {path[-1], "/".join(path[-2:])}
+            layers, passes = model.depth, 1 if names & forward_only else 2
+            itemsize = FLOAT if precise else jnp.dtype(model.dtype).itemsize
+            size = size // model.depth * itemsize // FLOAT
         yield Message("all_gather", (axis,), devices, size // devices, passes * layers)
         yield Message("reduce_scatter", (axis,), devices, size, layers)
 
 
 def _summed(model: LanguageModel, layout: Layout) -> list[Message]:
     """Gradients summed over the batch's axes once a step, and new parameters given to all."""
-    axis, axes, mesh = layout.shard_axis, layout.axes.batch, layout.mesh.shape
+    axis, mesh = layout.shard_axis, layout.mesh.shape
     found = []
 
     def add(collective: str, over: tuple[str, ...], size: int) -> None:
         devices = math.prod(mesh[name] for name in over)
         found.append(Message(collective, over, devices, size))
 
-    for _, size, dim in _leaves(model, layout):
+    for _, size, dim, split, _ in _leaves(model, layout):
+        axes = tuple(name for name in layout.axes.batch if name not in split)
         if axis is None or not dim:
             add("all_reduce", axes, size)
             continue

@@ -119,3 +119,27 @@ def ring_attention(rows: int, tokens: int, width: int, devices: int, itemsize: i
     keys = rows * (tokens // devices) * width * itemsize
     forward = 2 * (devices - 1) * keys
     return forward + 2 * forward + (2 * keys if devices > 1 else 0)
+
+
+def expert_exchange(slots: int, row: int, devices: int) -> int:
+    """Tokens sent to experts and back, forward and backward, in places of a fixed number.
+
+    GShard (arXiv 2006.16668): two all-to-alls forward, two backward, whatever the routing.
+
+    Args:
+      slots: places for all experts on all devices, of the tokens of one device.
+      row: bytes of a token.
+      devices: of the expert axis.
+    """
+    return 4 * all_to_all(slots * row, devices)
+
+
+def expert_gather(tokens: int, row: int, devices: int) -> int:
+    """Tokens gathered, results reduce-scattered, forward and backward.
+
+    Args:
+      tokens: on one device.
+      row: bytes of a token.
+      devices: of the expert axis.
+    """
+    return 2 * (all_gather(tokens * row, devices) + reduce_scatter(tokens * row * devices, devices))

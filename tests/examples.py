@@ -98,7 +98,12 @@ EXAMPLES: dict[str, Layer] = {
     ),
     "MoE chosen by experts": MoE(width=WIDTH, ffn=MLP(expansion=1), router=Router(by="expert")),
     "Stack of MoE": Stack(
-        Block(GAM(slots=16), MoE(chosen=1, router=Router(renormalise=False)), width=WIDTH), depth=2
+        Block(
+            GAM(slots=16),
+            MoE(chosen=1, router=Router(renormalise=False), strategy="exchange"),
+            width=WIDTH,
+        ),
+        depth=2,
     ),
     "ProductMemory": ProductMemory(width=WIDTH, side=4, keys=3, heads=2, top=3),
     "MHS": MHS(width=WIDTH, rows=2, patterns="CX", head=8, state=2),

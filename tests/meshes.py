@@ -16,13 +16,27 @@ SHAPES = tuple(
 )
 """Every factorisation of 1, 2, 4 and 8 devices into data x seq x tensor."""
 
+EXPERT_SHAPES = tuple(
+    (data, seq, tensor, 1, expert)
+    for data, seq, tensor, expert in (
+        (1, 1, 1, 8),
+        (1, 1, 2, 4),
+        (2, 2, 1, 2),
+        (1, 2, 2, 2),
+        (2, 1, 1, 4),
+        (1, 1, 1, 2),
+    )
+)
+"""Some with experts, and rows, over devices; one stream."""
+
 ONE = ((1, 1, 1), "data+sequence+tensor")
 
 
 def layout_of(shape: tuple[int, ...], preset: str = ONE[1], rules: str = "") -> Layout:
-    """A layout on the first devices; `shape` is data, seq, tensor and, if not 1, stream."""
-    data, seq, tensor, stream = (*shape, 1)[:4]
-    return Layout(make_mesh(data, seq, tensor, stream=stream), Parallel(preset, rules))
+    """A layout on the first devices: data, seq, tensor and, if not 1, stream and expert."""
+    data, seq, tensor, stream, expert = (*shape, 1, 1)[:5]
+    mesh = make_mesh(data, seq, tensor, stream=stream, expert=expert)
+    return Layout(mesh, Parallel(preset, rules))
 
 
 def assert_leaves_close(found: Any, wanted: Any, tolerance: float = 1e-5) -> None:

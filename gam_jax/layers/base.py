@@ -25,12 +25,11 @@ class Statistics:
     [..., B, ...]: leading axes are those of stacked layers, which what is returned keeps.
     """
 
-    def penalty(self, axes: Axes) -> Float[Array, ""]:
-        """What is added to the loss; over all devices."""
-        raise NotImplementedError
+    def report(self, axes: Axes) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """What is added to the loss, and what is worth knowing, by name; over all devices.
 
-    def measures(self, axes: Axes) -> dict[str, Array]:
-        """What is worth knowing, by name, over all devices; averages over batches make sense."""
+        Averages over batches of what is worth knowing make sense.
+        """
         raise NotImplementedError
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gam_jax.layers.base import WHOLE, Layer, Statistics, inherit, known
 from gam_jax.layers.mlp import MLP
-from gam_jax.ops import grouped, routing
+from gam_jax.ops import dispatch, grouped, routing
 from gam_jax.ops.dropout import draw, dropout
 from gam_jax.params import Param, Params, Table, normal, stack, zeros
 from sharding import collectives, residual
@@ -41,39 +41,50 @@ class Routed(Statistics, flax.struct.PyTreeNode):
     entropy: Array
     router: routing.Router = flax.struct.field(pytree_node=False)
 
-    def penalty(self, axes: Axes) -> Float[Array, ""]:
-        """Balance loss and z-loss, added up over layers; each share is whole before the product."""
-        router, total = self.router, jnp.zeros(())
-        if router.z:
-            square, tokens = _over_rows((self.square, self.tokens), axes, 0)
-            total = total + router.z * jnp.sum(square / tokens)
-        if router.balance and router.balance_over == "sequence":
-            losses = routing.balance_loss(self.counts, self.mass)  # [..., B]
-            each, rows = _over_rows((losses, jnp.ones_like(losses)), axes, 0)
-            total = total + router.balance * jnp.sum(each / rows)
-        elif router.balance:
-            counts, mass = _over_rows((self.counts, self.mass), axes, 1)
-            if router.balance_over == "layers":
-                counts, mass = (jnp.sum(x.reshape(-1, x.shape[-1]), axis=0) for x in (counts, mass))
-            total = total + router.balance * jnp.sum(routing.balance_loss(counts, mass))
-        return total
+    def report(self, axes: Axes) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """The router's losses, added up over layers, and its measures, layer by layer.
 
-    def measures(self, axes: Axes) -> dict[str, Array]:
-        """load [..., E], a share of all choices; dropped, a share; router_entropy in nats."""
-        (counts,) = _over_rows((self.counts,), axes, 1)
-        found = (self.tokens, self.dropped, self.entropy)
-        tokens, dropped, entropy = _over_rows(found, axes, 0)
+        Shares are those of the whole batch before they are multiplied, unless the router says
+        otherwise. Measures: load [..., E], each expert's share of all choices; dropped, a share
+        of them; router_entropy in nats.
+        """
+        router = self.router
+        found = {
+            "counts": self.counts,
+            "mass": self.mass,
+            "sequences": jnp.ones_like(self.tokens),
+            "of_sequences": routing.balance_loss(self.counts, self.mass),
+            **{name: getattr(self, name) for name in ("tokens", "square", "dropped", "entropy")},
+        }
+        wide = {name: x if x.ndim > self.tokens.ndim else x[..., None] for name, x in found.items()}
+        sums = {name: jnp.sum(x, axis=-2) for name, x in wide.items()}
+        total = _in_one_message(sums, axes.rows)
+        one = {name: x[..., 0] for name, x in total.items() if name not in ("counts", "mass")}
+        counts, mass = total["counts"], total["mass"]
+        if router.balance_over == "sequence":
+            balance = one["of_sequences"] / one["sequences"]
+        elif router.balance_over == "layers":
+            pooled = (jnp.sum(x.reshape(-1, x.shape[-1]), axis=0) for x in (counts, mass))
+            balance = routing.balance_loss(*pooled)
+        else:
+            balance = routing.balance_loss(counts, mass)
+        penalty = router.balance * jnp.sum(balance)
+        penalty = penalty + router.z * jnp.sum(one["square"] / one["tokens"])
         choices = jnp.sum(counts, axis=-1)
-        return {
+        return penalty, {
             "load": counts / choices[..., None],
-            "dropped": dropped / choices,
-            "router_entropy": entropy / tokens,
+            "dropped": one["dropped"] / choices,
+            "router_entropy": one["entropy"] / one["tokens"],
         }
 
 
-def _over_rows(arrays: tuple[Array, ...], axes: Axes, after: int) -> list[Array]:
-    """Each summed over its rows, an axis that `after` axes follow, on all devices."""
-    return [collectives.psum(jnp.sum(x, axis=-1 - after), axes.rows) for x in arrays]
+def _in_one_message(
+    arrays: dict[str, Array], axes: str | tuple[str, ...] | None
+) -> dict[str, Array]:
+    """Each summed over mesh axes; they have all dimensions but the last alike."""
+    total = collectives.psum(jnp.concatenate(list(arrays.values()), axis=-1), axes)
+    ends = itertools.accumulate(x.shape[-1] for x in arrays.values())
+    return dict(zip(arrays, jnp.split(total, list(ends)[:-1], axis=-1), strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +102,8 @@ class MoE(Layer):
       router: how experts are chosen, and balanced in training.
       capacity: how many tokens an expert takes.
       width, dropout: as in `MLP`.
+      strategy: how tokens meet experts on other devices, see `gam_jax.ops.dispatch`: "gather",
+        "exchange" (dropless where there is no capacity), or "auto", what sends less.
       method: of the grouped products, see `gam_jax.ops.grouped.make_groups`.
     """
 
@@ -102,6 +115,7 @@ class MoE(Layer):
     capacity: routing.Capacity = routing.Capacity()
     width: int | None = None
     dropout: float | None = None
+    strategy: str = "auto"
     method: str = "auto"
 
     def __post_init__(self) -> None:
@@ -118,6 +132,9 @@ class MoE(Layer):
                 f"MoE.chosen={self.chosen} are more than the experts of "
                 f"router.chosen_groups={self.router.chosen_groups} groups"
             )
+        if self.strategy not in dispatch.STRATEGIES:
+            valid = ", ".join(dispatch.STRATEGIES)
+            raise ValueError(f"MoE.strategy '{self.strategy}' is not one of {valid}")
         if self.shared < 0:
             raise ValueError("MoE.shared must not be negative")
         if self._by_expert and (self.capacity.factor or self.router.bias_step):
@@ -193,6 +210,7 @@ class MoE(Layer):
     ) -> tuple[Float[Array, "B T D"], Any]:
         """Hidden units are split over `ffn`'s axis, as in `MLP`; experts over `expert`'s."""
         keys = (None, None) if key is None else jax.random.split(key)
+        begins = carry is None
         carry = self.carry(x.shape[0], axes) if carry is None else carry
         logits = self._logits(params, x, axes, keys[0])
         choice, kept, carry = self._routed(params, logits, carry, axes)
@@ -201,13 +219,16 @@ class MoE(Layer):
             deviation = load - jnp.mean(load)
             bias = params["balance_bias"]
             bias, load = collectives.vary_alike(bias, deviation.astype(bias.dtype))
-            x = routing.with_load_as_gradient(x, bias, load)
+            x = jnp.asarray(routing.with_load_as_gradient(x, bias, load))
         x = residual.enter(x, axes, "ffn")
         flat = x.reshape(-1, x.shape[-1])
         chosen = choice.experts.shape[-1]
         experts = jnp.where(kept, choice.experts, self.experts).reshape(-1, chosen)
         weights = jnp.where(kept, choice.weights, 0).reshape(-1, chosen)
-        partial = self._mixed(params["experts"], flat, experts, weights, axes)
+        room = self.room(x.shape[0], x.shape[1], begins)
+        if ffn := axes.of("ffn"):  # here, so that gradients of parts are summed at home
+            weights = collectives.as_varying(weights, ffn)
+        partial = self._mixed(params["experts"], flat, experts, weights, axes, room)
         if self.shared:
             partial = partial + self._shared_ffn.partial(params["shared"], flat)
         out = residual.leave_sum(partial.reshape(x.shape), axes.of("ffn"), axes)
@@ -276,13 +297,37 @@ class MoE(Layer):
         experts: Int[Array, "N K"],
         weights: Float[Array, "N K"],
         axes: Axes,
+        room: int,
     ) -> Float[Array, "N D"]:
         """What this device's hidden units of the chosen experts add; E stands for none."""
-        groups = grouped.make_groups(experts.reshape(-1), self.experts, method=self.method)
-        place = groups.place.reshape(experts.shape)
-        rows = grouped.spread(x, groups.source, place)
-        rows = self._through_experts(params, rows, groups, axes)
-        return grouped.collect(rows, weights, groups.source, place)
+
+        def run(x: Array, owner: Array, weights: Array, most: int) -> Array:
+            own = params["w_in"].shape[0]
+            groups = grouped.make_groups(owner.reshape(-1), own, most, self.method)
+            place = groups.place.reshape(owner.shape)
+            rows = grouped.spread(x, groups.source, place)
+            rows = self._through_experts(params, rows, groups, axes)
+            return grouped.collect(rows, weights, groups.source, place)
+
+        axis = axes.of("expert")
+        if axis is None or axes.expert is None:
+            return dispatch.on_alike(run, x, experts, weights, self.experts, axis)
+        devices = collectives.axis_size(axis)
+        way = dispatch.cheapest(self.strategy, x.shape[0], self.experts, room, devices)
+        if way == "gather":
+            return dispatch.by_gathering(run, x, experts, weights, self.experts, axis)
+        return dispatch.by_exchange(run, x, experts, weights, self.experts, axis, room)
+
+    def room(self, rows: int, tokens: int, begins: bool = True) -> int:
+        """A bound on the tokens that an expert takes of those that one device holds.
+
+        Args:
+          rows, tokens: that it holds.
+          begins: whether the sequence begins here, or at a multiple of `tokens` before.
+        """
+        if self._by_expert:
+            return rows * tokens
+        return self.capacity.most(self.chosen, self.experts, rows, tokens, begins)
 
     def _through_experts(
         self, params: Params, rows: Float[Array, "M D"], groups: grouped.Groups, axes: Axes
@@ -295,18 +340,15 @@ class MoE(Layer):
         )
         if not self.ffn.bias:
             return out
-        parts = collectives.axis_size(axes.of("ffn"))  # each of which adds its part of the bias
-        return out + grouped.row_bias(groups, params["b_out"]) / parts
+        ffn, bias = axes.of("ffn"), params["b_out"]
+        if ffn:  # each part of the hidden units adds its part of the bias
+            bias = collectives.as_varying(bias, ffn) / collectives.axis_size(ffn)
+        return out + grouped.row_bias(groups, bias)
 
 
 def _add(before: Routed, own: dict[str, Array], axis: str | None) -> Routed:
-    """The sums after these tokens: those of all shards together, in one message."""
-    flat = [x.reshape(x.shape[0], -1) for x in own.values()]
-    total = collectives.psum(jnp.concatenate(flat, axis=1), axis)
-    ends = itertools.accumulate(x.shape[1] for x in flat)
-    parts = jnp.split(total, list(ends)[:-1], axis=1)
-    sums = {
-        name: getattr(before, name) + part.reshape(x.shape)
-        for (name, x), part in zip(own.items(), parts, strict=True)
-    }
+    """The sums after these tokens: those of all shards together."""
+    wide = {name: x.reshape(x.shape[0], -1) for name, x in own.items()}
+    total = _in_one_message(wide, axis)
+    sums = {name: getattr(before, name) + total[name].reshape(x.shape) for name, x in own.items()}
     return before.replace(**sums)

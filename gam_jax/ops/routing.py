@@ -7,7 +7,6 @@ Sources: GShard (arXiv 2006.16668), Switch (2101.03961), Mixtral (2401.04088), D
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from typing import NamedTuple
 
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from sharding import collectives, exchange
+from sharding import collectives
 
 SCORES = ("softmax", "sigmoid")
 CHOOSERS = ("token", "expert")
@@ -183,13 +182,20 @@ class Capacity:
         """Tokens of a span that an expert takes; `tokens` of a span that is what a device holds."""
         return math.ceil(self.factor * chosen * (self.tokens or tokens) / experts)
 
-    def most(self, chosen: int, experts: int, rows: int, tokens: int) -> int:
-        """A bound on what an expert takes of `tokens` tokens of `rows` sequences."""
+    def most(self, chosen: int, experts: int, rows: int, tokens: int, begins: bool = False) -> int:
+        """A bound on what an expert takes of `tokens` tokens of `rows` sequences.
+
+        It is less where they are known to begin at a multiple of `tokens`.
+        """
         if not self.factor:
             return rows * tokens
         if not self.tokens:
             return min(self.room(chosen, experts, rows * tokens), rows * tokens)
-        spans = tokens // self.tokens + (2 if tokens % self.tokens else 1)  # cut at both ends
+        spans = 1 + -(-(tokens - 1) // self.tokens)  # cut at both ends
+        if begins and tokens % self.tokens == 0:
+            spans = tokens // self.tokens
+        elif begins and self.tokens % tokens == 0:
+            spans = 1
         return rows * min(spans * self.room(chosen, experts), tokens)
 
 
@@ -220,33 +226,41 @@ def positions(
       The positions, and what comes before the next token.
     """
     chosen = jnp.sum(hot, axis=2).astype(jnp.int32)
-    tokens = chosen.shape[1]
-    first = collectives.axis_index(axis) * tokens
-    place = before.seen[:, None] + first + jnp.arange(tokens)  # [B, T]
+    tokens, shards = chosen.shape[1], collectives.axis_size(axis)
+    own = collectives.axis_index(axis)
+    place = before.seen[:, None] + own * tokens + jnp.arange(tokens)  # [B, T]
     total = jnp.cumsum(chosen, axis=1)
     until = total - chosen
     start = jnp.arange(tokens) - place % span  # of this token's span; it may be on a shard before
-
-    def since(count: Array, start: Array, earlier: Array) -> Array:
-        own = jnp.take_along_axis(until, jnp.maximum(start, 0)[..., None], axis=1)
-        return count - jnp.where((start >= 0)[..., None], own, -earlier[:, None])
-
-    crossed = jnp.any(place % span == 0, axis=1)
-    nothing = jnp.zeros_like(before.counts)
-    tail = since(total[:, -1:], start[:, -1:], nothing)[:, 0]
-    element = (crossed, jnp.where(crossed[:, None], tail, total[:, -1]))
-    left = (jnp.zeros_like(crossed), before.counts)
-    (_, earlier), (_, after) = exchange.prefix(element, _later_span, axis, left)
-    counts = since(until, start, earlier)
+    here = (start >= 0)[..., None]
+    left_out = jnp.take_along_axis(until, jnp.maximum(start, 0)[..., None], axis=1)
+    left_out = jnp.where(here, left_out, 0)
+    tail = total[:, -1] - left_out[:, -1]  # what this shard adds to the span that it ends in
+    # A span begins in a shard or does not, which is known of every shard.
+    firsts = before.seen + tokens * jnp.arange(shards)[:, None]
+    begins = (firsts + tokens - 1) // span > (firsts - 1) // span  # [S, B]
+    tails = tail[None] if axis is None else lax.all_gather(tail, axis)
+    earlier = _carried(tails, begins, before.counts, own)
+    counts = until - left_out + jnp.where(here, 0, earlier[:, None])
     found = jnp.einsum("btke,bte->btk", hot.astype(jnp.int32), counts)
-    seen = before.seen + tokens * collectives.axis_size(axis)
-    return found, Filled(seen, after)
+    alike = collectives.all_gather(tail[None], axis, dim=0)
+    after = _carried(alike, begins, before.counts, shards)
+    return found, Filled(before.seen + tokens * shards, after)
 
 
-def _later_span(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
-    """What is taken of the span that is under way after both."""
-    counts = jnp.where(right[0][:, None], right[1], left[1] + right[1])
-    return left[0] | right[0], counts
+def _carried(
+    tails: Int[Array, "S B E"],
+    begins: Bool[Array, "S B"],
+    before: Int[Array, "B E"],
+    shard: Array | int,
+) -> Int[Array, "B E"]:
+    """What is taken, before a shard, of the span that goes on there."""
+    index = jnp.arange(len(tails))[:, None]
+    earlier = index < shard
+    counted = jnp.cumsum(begins & earlier, axis=0)
+    goes_on = earlier & (counted == counted[-1])  # no span begins between the shard and this one
+    sums = jnp.sum(jnp.where(goes_on[..., None], tails, 0), axis=0)
+    return sums + jnp.where((counted[-1] == 0)[:, None], before, 0)
 
 
 def positions_by_choice(
@@ -306,7 +320,7 @@ def max_violation(load: Float[Array, "... E"]) -> Float[Array, ...]:
     return (jnp.max(load, axis=-1) - mean) / mean
 
 
-@functools.partial(jax.custom_vjp)
+@jax.custom_vjp
 def with_load_as_gradient(x: Array, bias: Float[Array, E], load: Float[Array, E]) -> Array:
     """x; the gradient by `bias` is `load`, whatever that by x is.
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from gam_jax.layers import GAM, MLP, Attention, Block, Layer, RMSNorm
+from gam_jax.layers import GAM, MLP, Attention, Block, Layer, MoE, RMSNorm
 from gam_jax.model import LanguageModel
 from gam_jax.ops.attention import Rule
 from gam_jax.ops.ring_attention import ring_attention
+from gam_jax.ops.routing import Capacity, Router
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.traffic import layer_traffic, step_traffic
 from gam_jax.train import abstract_state, make_eval_step, make_train_step, state_shardings
@@ -22,6 +22,7 @@ from sharding import cost
 from sharding.layout import Layout, Parallel, bytes_held
 from sharding.mesh import make_mesh
 from sharding.messages import Total, compiled_messages, messages_of, totals
+from tests.meshes import layout_of
 
 MODEL = LanguageModel(Block(GAM(slots=16)), width=16, depth=3, vocab=32, context=32, dropout=0.1)
 
@@ -131,6 +132,52 @@ def test_streams_meet_at_the_end_alone(depth):
     assert found == {("all_reduce", ("stream",)): Total(2, both * 2 * (4 - 1) // 4)}
 
 
+EXPERTS = MoE(
+    ffn=MLP(expansion=1), shared=1, router=Router(bias=True), capacity=Capacity(1.0, tokens=16)
+)
+GATED = MoE(router=Router(bias_step=0.1))
+MIXTURES = {
+    "gathered": (GATED, {}, (2, 1, 1, 1, 4), "fully_sharded+sequence+tensor"),
+    "in bfloat16": (GATED, {"dtype": "bfloat16"}, (2, 1, 1, 1, 4), "fully_sharded+sequence"),
+    "remat": (GATED, {"remat": True}, (1, 2, 2, 1, 2), "data+sequence+tensor_tokens"),
+    "one device each": (GATED, {}, (2, 2, 2), "fully_sharded+sequence+tensor_tokens"),
+    "exchanged": (EXPERTS, {}, (1, 2, 2, 1, 2), "data+sequence+tensor"),
+    "exchanged, all axes": (EXPERTS, {}, (2, 1, 2, 1, 2), "fully_sharded+sequence+tensor_tokens"),
+    "exchanged, remat": (EXPERTS, {"remat": True}, (1, 2, 2, 1, 2), "data+sequence+tensor_tokens"),
+    "dropless exchange": (
+        dataclasses.replace(GATED, strategy="exchange"),
+        {},
+        (1, 1, 1, 1, 8),
+        "data+sequence+tensor",
+    ),
+}
+
+
+@pytest.mark.parametrize(("layer", "changes", "shape", "preset"), MIXTURES.values(), ids=MIXTURES)
+def test_of_mixtures_of_experts(layer, changes, shape, preset):
+    model = dataclasses.replace(MODEL, block=Block(GAM(slots=16), layer), **changes)
+    layout = layout_of(shape, preset)
+    assert counted(model, layout, 8, 32) == totals(step_traffic(model, layout, 8, 32))
+
+
+@pytest.mark.parametrize("capacity", [0.0, 1.0, 2.0, 4.0])
+def test_experts_are_met_in_the_way_that_sends_less(capacity):
+    """An exchange where K times the capacity is below the devices, else all tokens are gathered."""
+
+    def sent(strategy):
+        layer = MoE(ffn=MLP(expansion=1), strategy=strategy, capacity=Capacity(capacity, tokens=32))
+        model = dataclasses.replace(MODEL, block=Block(GAM(slots=16), layer))
+        return step_traffic(model, layout_of((1, 1, 1, 1, 4)), 8, 32)
+
+    over = {
+        name: sum(m.sent for m in sent(name) if m.axes == ("expert",) and m.size > 4096)
+        for name in ("exchange", "gather", "auto")
+    }
+    assert over["auto"] == min(over["exchange"], over["gather"])
+    exchanges = any(m.collective == "all_to_all" for m in sent("auto"))
+    assert exchanges == (0 < 2 * capacity < 4)
+
+
 @pytest.mark.parametrize("preset", ["data", "fully_sharded"])
 def test_in_parts(preset):
     layout = Layout(make_mesh(2), Parallel(preset))
@@ -176,11 +223,14 @@ def by_group(messages):
         ((2, 2, 2), "data+sequence+tensor"),
         ((2, 1, 4), "zero1+tensor_tokens"),
         ((4, 2, 1), "fully_sharded+sequence"),
+        ((2, 1, 2, 1, 2), "zero1+sequence+tensor"),
     ],
 )
 def test_the_compiled_step_sends_as_much_and_holds_its_share_of_the_state(shape, preset):
     model = dataclasses.replace(MODEL, unroll=3)
-    layout = Layout(make_mesh(*shape), Parallel(preset))
+    if len(shape) > 3:
+        model = dataclasses.replace(model, block=Block(GAM(slots=16), EXPERTS))
+    layout = layout_of(shape, preset)
     step, state, batch = abstract_step(model, layout, 8, 32)
     compiled = step.lower(state, batch).compile()
     found = by_group(compiled_messages(compiled.as_text()))
@@ -190,7 +240,7 @@ def test_the_compiled_step_sends_as_much_and_holds_its_share_of_the_state(shape,
     for kind in found | wanted:
         assert wanted[kind] <= found[kind] <= wanted[kind] + scalars, kind
     optimizer = make_optimizer(OptimizerConfig(warmup=1), 10, model.table())
-    inputs = 3 * 8 * 32 * 4 // math.prod(shape[:2])
+    inputs = 3 * 8 * 32 * 4 // (layout.row_parts * shape[1])
     held = bytes_held(state, state_shardings(model, optimizer, layout))
     assert compiled.memory_analysis().argument_size_in_bytes == held + inputs
 

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from gam_jax.params import carry_specs, rule_specs
 from tests.examples import EXAMPLES, inputs, params_of
-from tests.meshes import ONE, SHAPES, assert_leaves_close, layout_of
+from tests.meshes import EXPERT_SHAPES, ONE, SHAPES, assert_leaves_close, layout_of
 
 
 @functools.cache
@@ -41,10 +41,14 @@ def layer_run(name, shape, preset):
 @settings(max_examples=10)
 @given(
     name=st.sampled_from(list(EXAMPLES)),
-    shape=st.sampled_from(SHAPES),
+    shape=st.sampled_from(SHAPES + EXPERT_SHAPES),
     preset=st.sampled_from(["data+sequence+tensor", "data+sequence+tensor_tokens"]),
 )
 @example("GAM kernel 5", (1, 8, 1), "data+sequence+tensor")
+@example("MoE", (1, 1, 2, 1, 4), "data+sequence+tensor_tokens")
+@example("MoE of all kinds", (1, 2, 2, 1, 2), "data+sequence+tensor")
+@example("MoE of all kinds", (2, 2, 1, 1, 2), "data+sequence+tensor")
+@example("MoE chosen by experts", (1, 2, 1, 1, 4), "data+sequence+tensor")
 @example("Stack", (2, 2, 2), "data+sequence+tensor_tokens")
 def test_a_layer_gives_on_any_mesh_what_it_gives_alone(name, shape, preset):
     assert_same(name, shape, preset)

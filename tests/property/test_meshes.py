@@ -10,12 +10,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gam_jax.layers import GAM, MLP, Attention, Block, Chunked, RMSNorm
+from gam_jax.layers import GAM, MLP, Attention, Block, Chunked, MoE, RMSNorm
 from gam_jax.model import LanguageModel
+from gam_jax.ops.routing import Capacity, Router
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.train import init_state, make_eval_step, make_train_step
 from tests.examples import random_like
-from tests.meshes import ONE, SHAPES, assert_leaves_close, layout_of
+from tests.meshes import EXPERT_SHAPES, ONE, SHAPES, assert_leaves_close, layout_of
 
 STATES = ("data", "zero1", "fully_sharded")
 TENSORS = ("tensor", "tensor_tokens")
@@ -29,6 +30,18 @@ MODELS = {
     "unrolled": dataclasses.replace(MODEL, unroll=2),
     "sum, kernel 5": dataclasses.replace(
         MODEL, block=Block(GAM(slots=16, kernel=5, variant="sum"))
+    ),
+    "experts": dataclasses.replace(
+        MODEL,
+        block=Block(
+            GAM(slots=16),
+            MoE(
+                ffn=MLP(expansion=1),
+                shared=1,
+                router=Router(balance=1.0, z=0.1, bias_step=0.01, jitter=0.1),
+                capacity=Capacity(1.0, tokens=8),
+            ),
+        ),
     ),
     "untied, gated, RMS norms": dataclasses.replace(
         MODEL,
@@ -97,11 +110,15 @@ def assert_same_run(name, shape, preset, rules=""):
 
 presets = st.builds("{}+sequence+{}".format, st.sampled_from(STATES), st.sampled_from(TENSORS))
 
+shapes = st.sampled_from(SHAPES + EXPERT_SHAPES)
+
 
 @settings(max_examples=8)
-@given(name=st.sampled_from([*MODELS][:-1]), shape=st.sampled_from(SHAPES), preset=presets)
+@given(name=st.sampled_from([*MODELS][:-1]), shape=shapes, preset=presets)
 @example("gam", (8, 1, 1), "zero1+sequence+tensor")
 @example("gam", (2, 2, 2), "fully_sharded+sequence+tensor_tokens")
+@example("experts", (2, 2, 1, 1, 2), "fully_sharded+sequence+tensor")
+@example("experts", (1, 1, 2, 1, 4), "zero1+sequence+tensor_tokens")
 @example("remat", (4, 1, 2), "fully_sharded+sequence+tensor")
 def test_losses_gradients_and_parameters_equal_those_of_one_device(name, shape, preset):
     assert_same_run(name, shape, preset)

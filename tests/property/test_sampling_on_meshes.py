@@ -7,21 +7,24 @@ import numpy as np
 import pytest
 
 from gam_jax import decode
-from gam_jax.layers import GAM, Block
+from gam_jax.layers import GAM, Block, MoE
 from gam_jax.model import LanguageModel
+from gam_jax.ops.routing import Capacity, Router
 from tests.examples import random_like
 from tests.meshes import layout_of
 
 STREAMING = LanguageModel(Block(GAM(slots=16)), width=16, depth=2, vocab=32)
+ROUTED = MoE(router=Router(bias_step=0.1), capacity=Capacity(1.0, tokens=100))
+EXPERTS = LanguageModel(Block(GAM(slots=16), ROUTED), width=16, depth=2, vocab=32)
 
 
 @functools.cache
-def sampled(shape, rows):
+def sampled(shape, rows, model=STREAMING):
     """A prompt longer than one chunk, and what follows."""
     prompt = np.random.default_rng(0).integers(0, 32, (rows, 2 * decode.PREFILL_CHUNK + 5))
-    params = random_like(STREAMING.table())
+    params = random_like(model.table())
     pieces = decode.generate(
-        STREAMING,
+        model,
         params,
         prompt.astype(np.int32),
         12,
@@ -35,3 +38,10 @@ def sampled(shape, rows):
 @pytest.mark.parametrize("shape", [(2, 2, 2), (4, 1, 2), (1, 8, 1), (1, 1, 8)], ids=str)
 def test_the_same_text_is_written_on_every_mesh(shape, rows):
     np.testing.assert_array_equal(sampled(shape, rows), sampled((1, 1, 1), rows))
+
+
+@pytest.mark.parametrize(("shape", "rows"), [((1, 2, 1, 1, 4), 1), ((2, 1, 2, 1, 2), 4)], ids=str)
+def test_experts_on_other_devices_write_the_same_text(shape, rows):
+    """Where rows do not divide, all devices hold the same tokens and their experts add up."""
+    found, want = (sampled(each, rows, EXPERTS) for each in (shape, (1, 1, 1)))
+    np.testing.assert_array_equal(found, want)

@@ -186,7 +186,7 @@ def test_the_penalty_is_the_formula_on_counts_of_the_whole_batch():
     for over, balance in wants.items():
         layer = dataclasses.replace(PLAIN, router=Router(balance=0.5, balance_over=over, z=0.25))
         _, carry = apply(layer, params, x)
-        found = carry["routed"].penalty(WHOLE)
+        found, _ = carry["routed"].report(WHOLE)
         np.testing.assert_allclose(found, 0.5 * balance + 0.25 * square, rtol=1e-5)
 
 
@@ -196,7 +196,7 @@ def test_pooled_over_layers_counts_are_added_before_the_product():
     _, other = apply(layer, params_of(layer, 1), inputs(2, 5))
     both = jax.tree.map(lambda *leaves: jnp.stack(leaves), carry["routed"], other["routed"])
     counts, mass = (x.sum(axis=(0, 1)) / x.sum() for x in (both.counts, both.mass))
-    np.testing.assert_allclose(both.penalty(WHOLE), 4 * jnp.sum(counts * mass), rtol=1e-5)
+    np.testing.assert_allclose(both.report(WHOLE)[0], 4 * jnp.sum(counts * mass), rtol=1e-5)
 
 
 MODEL = LanguageModel(

@@ -155,7 +155,9 @@ def test_on_a_device_all_sequences_are_one_span(by_choice):
 def test_room_is_an_even_share_times_the_factor():
     assert Capacity(1.25, tokens=256).room(2, 8) == 80
     assert Capacity(1.0, tokens=0).room(2, 8, 100) == 25
-    assert Capacity(1.0, tokens=8).most(2, 8, rows=3, tokens=16) == 3 * 2 * 3  # a cut span more
+    assert Capacity(1.0, tokens=8).most(2, 8, rows=3, tokens=16) == 3 * 3 * 2  # cut at both ends
+    assert Capacity(1.0, tokens=8).most(2, 8, rows=3, tokens=16, begins=True) == 3 * 2 * 2
+    assert Capacity(1.0, tokens=8).most(2, 8, rows=3, tokens=4, begins=True) == 3 * 2
     assert Capacity(0.0).most(2, 8, rows=3, tokens=16) == 48
 
 
