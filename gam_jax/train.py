@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from gam_jax.model import LanguageModel
+from gam_jax.optimizer import trained
 from gam_jax.params import Params, param_specs, rule_specs, shard_dims, shardings, stored_specs
 from sharding import collectives, zero
 from sharding.layout import Layout
@@ -61,7 +62,7 @@ def state_shardings(
         optimizer,
         lambda _, sharding: sharding,
         abstract.opt_state,
-        shardings(stored_specs(table, layout), layout),
+        trained(optimizer, shardings(stored_specs(table, layout), layout)),
         transform_non_params=lambda _: whole,
     )
     params = shardings(param_specs(table, layout), layout)
@@ -171,7 +172,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, params)
         params = _spread(optax.apply_updates(params, updates), table, layout)
         after = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
-        return after, {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        return after, {"loss": loss, "grad_norm": optax.tree.norm(trained(optimizer, grads))}
 
     placed = state_shardings(model, optimizer, layout)
     batches = NamedSharding(layout.mesh, batch_spec(layout, accumulate))

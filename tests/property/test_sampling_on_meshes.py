@@ -7,21 +7,24 @@ import numpy as np
 import pytest
 
 from gam_jax import decode
-from gam_jax.layers import GAM, Block
+from gam_jax.layers import GAM, Attention, Block
 from gam_jax.model import LanguageModel
 from tests.examples import random_like
 from tests.meshes import layout_of
 
 STREAMING = LanguageModel(Block(GAM(slots=16)), width=16, depth=2, vocab=32)
+PARALLEL = LanguageModel(
+    Block(GAM(slots=16), Attention(heads=2, context=600)), 16, 1, vocab=32, streams=4, prefix=3
+)
 
 
 @functools.cache
-def sampled(shape, rows):
+def sampled(shape, rows, model=STREAMING):
     """A prompt longer than one chunk, and what follows."""
     prompt = np.random.default_rng(0).integers(0, 32, (rows, 2 * decode.PREFILL_CHUNK + 5))
-    params = random_like(STREAMING.table())
+    params = random_like(model.table())
     pieces = decode.generate(
-        STREAMING,
+        model,
         params,
         prompt.astype(np.int32),
         12,
@@ -35,3 +38,8 @@ def sampled(shape, rows):
 @pytest.mark.parametrize("shape", [(2, 2, 2), (4, 1, 2), (1, 8, 1), (1, 1, 8)], ids=str)
 def test_the_same_text_is_written_on_every_mesh(shape, rows):
     np.testing.assert_array_equal(sampled(shape, rows), sampled((1, 1, 1), rows))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 4), (2, 1, 2, 2)], ids=str)
+def test_parallel_streams_write_on_every_mesh_what_they_write_on_one_device(shape):
+    np.testing.assert_array_equal(sampled(shape, 2, PARALLEL), sampled((1, 1, 1), 2, PARALLEL))
