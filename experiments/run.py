@@ -198,7 +198,8 @@ def of_streams(experiment: Experiment, streams: int) -> Experiment:
             f"--init=RUN --config.model.streams={streams}"
         )
     model = dataclasses.replace(experiment.model, streams=streams)
-    return dataclasses.replace(experiment, model=model)
+    optimizer = dataclasses.replace(experiment.optimizer, only="")  # it may name what is gone
+    return dataclasses.replace(experiment, model=model, optimizer=optimizer)
 
 
 def load_params(

@@ -57,12 +57,12 @@ def main() -> None:
     except ValueError as error:
         raise UserError(str(error)) from error
     layout = layout_from_flags(experiment.parallel).whole
-    shown = of_streams(experiment, args.streams)
-    check_streams(shown, layout)
+    written_by = of_streams(experiment, args.streams)
+    check_streams(written_by, layout)
     step, params = load_params(folder, experiment, layout, args.checkpoint, args.streams)
 
     pieces = decode.generate(
-        shown.model,
+        written_by.model,
         params,
         prompt[None],
         args.tokens,
@@ -73,7 +73,7 @@ def main() -> None:
     )
     shown = processes.is_first() and not args.json
     text, speed = _write(pieces, args.prompt, tokenizer.stream(), shown)
-    carry = decode.carry_bytes(shown.model.carry(1))
+    carry = decode.carry_bytes(written_by.model.carry(1))
     if args.json and processes.is_first():
         facts = {"tokens_per_second": round(speed, 1), "carry_bytes": carry, "step": step}
         print(json.dumps({"text": text, **facts}))

@@ -40,6 +40,6 @@ def test_the_same_text_is_written_on_every_mesh(shape, rows):
     np.testing.assert_array_equal(sampled(shape, rows), sampled((1, 1, 1), rows))
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1, 4), (2, 1, 2, 2)], ids=str)
-def test_parallel_streams_write_on_every_mesh_what_they_write_on_one_device(shape):
-    np.testing.assert_array_equal(sampled(shape, 2, PARALLEL), sampled((1, 1, 1), 2, PARALLEL))
+def test_parallel_streams_write_on_devices_of_their_own_what_they_write_on_one():
+    alone = sampled((1, 1, 1), 2, PARALLEL)
+    np.testing.assert_array_equal(sampled((2, 1, 2, 2), 2, PARALLEL), alone)
