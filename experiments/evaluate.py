@@ -2,6 +2,7 @@
 
   python -m experiments.evaluate --run=runs/gam_small
   python -m experiments.evaluate --run=runs/gam_small --data=text:my_code/ --json
+  python -m experiments.evaluate --run=runs/of_four_streams --streams=1
 
 Prints loss (nats per token), perplexity, bits per byte and the number of tokens.
 """
@@ -17,7 +18,7 @@ from absl import flags
 from experiments import cli
 from experiments.devices import define_device_flags, layout_from_flags
 from experiments.fit import check_fits
-from experiments.run import RunFolder, load_params
+from experiments.run import RunFolder, load_params, of_streams
 from experiments.scoring import score
 from gam_jax.data import load
 from gam_jax.train import make_eval_step
@@ -34,6 +35,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_enum("split", "validation", SPLITS, "Which split of it.")
     flags.DEFINE_string("checkpoint", "latest", "latest, best (validation loss), or a step.")
+    flags.DEFINE_integer("streams", 0, "Of parallel streams, the first ones alone; 0 for all.", 0)
     flags.DEFINE_integer("tokens", 0, "Score that many first tokens only; 0 for all.", 0)
     flags.DEFINE_bool("json", False, "Print one JSON object.")
     define_device_flags()
@@ -48,15 +50,16 @@ def main() -> None:
     if args.data:
         config = dataclasses.replace(config, name=args.data)
     layout = layout_from_flags(experiment.parallel)
-    check_fits(experiment, layout)
+    shown = of_streams(experiment, args.streams)
+    check_fits(shown, layout)
     tokenizer = folder.load_tokenizer()
-    step, params = load_params(folder, experiment, layout, args.checkpoint)
+    step, params = load_params(folder, experiment, layout, args.checkpoint, args.streams)
     data = load(config, tokenizer)
     tokens = data.split(args.split)
     if args.tokens:
         tokens = tokens[: args.tokens + 1]
     found = score(
-        make_eval_step(experiment.model, layout),
+        make_eval_step(shown.model, layout),
         params,
         tokens,
         config,

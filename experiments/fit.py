@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.config import Experiment
+from gam_jax.optimizer import make_optimizer
 from gam_jax.params import abstract_params, stored_specs
 from gam_jax.train import make_eval_step
 from sharding.errors import UserError
@@ -21,6 +22,16 @@ def check_batch(experiment: Experiment, layout: Layout) -> None:
     layout.check_batch(settings.batch // settings.accumulate, experiment.data.window)
 
 
+def check_streams(experiment: Experiment, layout: Layout) -> None:
+    """Raises a UserError if there are devices for parallel streams that a model does not have."""
+    devices, streams = layout.mesh.shape["stream"], experiment.model.streams
+    if streams == 1 < devices or streams % devices:
+        raise UserError(
+            f"mesh axis stream={devices} does not divide the model's streams, {streams}: change "
+            f"--config.model.streams, or the mesh"
+        )
+
+
 def check_fits(experiment: Experiment, layout: Layout) -> None:
     """Raises a UserError that names the parameter or field that does not fit the mesh.
 
@@ -28,7 +39,9 @@ def check_fits(experiment: Experiment, layout: Layout) -> None:
     shorter than a convolution's reach, say).
     """
     table = experiment.model.table()
+    check_streams(experiment, layout)
     stored_specs(table, layout)
+    make_optimizer(experiment.optimizer, experiment.train.steps, table)
     shape = (layout.row_parts, experiment.data.window)
     layout.check_batch(*shape)
     tokens = jax.ShapeDtypeStruct(shape, jnp.int32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import os
@@ -16,8 +17,8 @@ from experiments.config import Experiment, changed_fields
 from gam_jax.config import from_dict, to_dict
 from gam_jax.data import TextData
 from gam_jax.data.tokenizer import Tokenizer, load_tokenizer
-from gam_jax.optimizer import make_optimizer
-from gam_jax.params import Param, Params
+from gam_jax.optimizer import make_optimizer, trained
+from gam_jax.params import Param, Params, param_specs, shardings
 from gam_jax.train import TrainState, abstract_state, state_shardings
 from sharding.checkpoint import Checkpoints, names
 from sharding.errors import UserError
@@ -158,7 +159,9 @@ def logical_axes(experiment: Experiment) -> dict[str, tuple[str | None, ...]]:
     table = experiment.model.table()
     optimizer = make_optimizer(experiment.optimizer, experiment.train.steps, table)
     abstract = abstract_state(experiment.model, optimizer)
-    opt_state = optax.tree.map_params(optimizer, lambda _, param: param, abstract.opt_state, table)
+    opt_state = optax.tree.map_params(
+        optimizer, lambda _, param: param, abstract.opt_state, trained(optimizer, table)
+    )
     found = names.flat(abstract.replace(params=table, opt_state=opt_state))
     return {name: leaf.axes for name, leaf in found.items() if isinstance(leaf, Param)}
 
@@ -180,13 +183,37 @@ def describe(experiment: Experiment, data: TextData, position: int) -> dict[str,
     }
 
 
+def of_streams(experiment: Experiment, streams: int) -> Experiment:
+    """A run's experiment with its first parallel streams alone; as it is for 0.
+
+    Raises:
+      UserError: more than it was trained with.
+    """
+    if not streams:
+        return experiment
+    trained_with = experiment.model.streams
+    if streams > trained_with:
+        raise UserError(
+            f"--streams={streams} of a run that has {trained_with}: train it on with more, as in "
+            f"--init=RUN --config.model.streams={streams}"
+        )
+    model = dataclasses.replace(experiment.model, streams=streams)
+    optimizer = dataclasses.replace(experiment.optimizer, only="")  # it may name what is gone
+    return dataclasses.replace(experiment, model=model, optimizer=optimizer)
+
+
 def load_params(
-    folder: RunFolder, experiment: Experiment, layout: Layout, which: str = "latest"
+    folder: RunFolder,
+    experiment: Experiment,
+    layout: Layout,
+    which: str = "latest",
+    streams: int = 0,
 ) -> tuple[int, Params]:
     """Step and parameters of a run's checkpoint.
 
     Args:
       which: "latest", "best" (least validation loss) or a step.
+      streams: take the first ones alone, see `of_streams`.
 
     Raises:
       UserError: no such checkpoint, or a damaged one.
@@ -196,7 +223,13 @@ def load_params(
     with Checkpoints(folder.checkpoints, read_only=True) as checkpoints:
         step = checkpoints.choose(which)
         wanted = {"params": abstract_on_mesh(experiment, layout).params}
-        return step, checkpoints.restore(step, wanted, partial=True)["params"]
+        params = checkpoints.restore(step, wanted, partial=True)["params"]
+    if streams:
+        table = of_streams(experiment, streams).model.table()
+        placed = shardings(param_specs(table, layout), layout)
+        first = functools.partial(experiment.model.trunk.first, streams=streams)
+        params = jax.jit(first, out_shardings=placed)(params)
+    return step, params
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:

@@ -21,7 +21,8 @@ from absl import flags
 
 from experiments import cli
 from experiments.devices import define_device_flags, layout_from_flags
-from experiments.run import RunFolder, load_params
+from experiments.fit import check_streams
+from experiments.run import RunFolder, load_params, of_streams
 from gam_jax import decode
 from gam_jax.data.tokenizer import Stream
 from sharding import processes
@@ -38,6 +39,7 @@ def define_flags() -> None:
     flags.DEFINE_alias("top-p", "top_p")
     flags.DEFINE_integer("seed", 0, "Random seed.")
     flags.DEFINE_string("checkpoint", "latest", "latest, best (validation loss), or a step.")
+    flags.DEFINE_integer("streams", 0, "Of parallel streams, the first ones alone; 0 for all.", 0)
     flags.DEFINE_bool("json", False, "Print one JSON object at the end instead of streaming.")
     define_device_flags()
 
@@ -55,10 +57,12 @@ def main() -> None:
     except ValueError as error:
         raise UserError(str(error)) from error
     layout = layout_from_flags(experiment.parallel).whole
-    step, params = load_params(folder, experiment, layout, args.checkpoint)
+    written_by = of_streams(experiment, args.streams)
+    check_streams(written_by, layout)
+    step, params = load_params(folder, experiment, layout, args.checkpoint, args.streams)
 
     pieces = decode.generate(
-        experiment.model,
+        written_by.model,
         params,
         prompt[None],
         args.tokens,
@@ -69,7 +73,7 @@ def main() -> None:
     )
     shown = processes.is_first() and not args.json
     text, speed = _write(pieces, args.prompt, tokenizer.stream(), shown)
-    carry = decode.carry_bytes(experiment.model.carry(1))
+    carry = decode.carry_bytes(written_by.model.carry(1))
     if args.json and processes.is_first():
         facts = {"tokens_per_second": round(speed, 1), "carry_bytes": carry, "step": step}
         print(json.dumps({"text": text, **facts}))

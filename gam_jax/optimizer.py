@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,7 +15,15 @@ from jaxtyping import Array
 
 from gam_jax.config import unknown
 from gam_jax.muon import scale_by_muon, scale_matrices
-from gam_jax.params import Table, decay_mask, sign_steps, trained, trained_mask
+from gam_jax.params import (
+    Param,
+    Table,
+    decay_mask,
+    path_name,
+    sign_steps,
+    trained_mask,
+    without_signs,
+)
 from sharding.errors import UserError
 
 KINDS = ("adamw", "muon")
@@ -35,6 +46,8 @@ class OptimizerConfig:
       kind: "adamw"; or "muon", which differs in the updates of matrices, see `gam_jax.muon`.
       momentum: Muon's, of matrices.
       matrix_rate: Muon's rate for matrices, and that of their decay, in units of learning_rate.
+      only: patterns of names, joined by commas, as "starts/*,aggregator/*": other parameters stay
+        as they are, bit for bit, and take no memory here. Empty for all.
     """
 
     learning_rate: float = 3e-3
@@ -50,6 +63,7 @@ class OptimizerConfig:
     kind: str = "adamw"
     momentum: float = 0.95
     matrix_rate: float = 3.0
+    only: str = ""
 
     def __post_init__(self) -> None:
         for name, valid in (("kind", KINDS), ("schedule", SCHEDULES)):
@@ -80,7 +94,76 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
 def make_optimizer(
     config: OptimizerConfig, steps: int, table: Table
 ) -> optax.GradientTransformation:
-    """The optimizer of a run of `steps` steps over the parameters of `table`."""
+    """The optimizer of a run of `steps` steps over the parameters of `table`.
+
+    Raises:
+      UserError: `only` names no parameter, or the warm-up is too long.
+    """
+    if not config.only:
+        return _of_all(config, steps, table)
+    return _Partial(config.only, table, lambda table: _of_all(config, steps, table))
+
+
+def trained(optimizer: optax.GradientTransformation, tree: Any) -> Any:
+    """The part of a tree over all parameters that is of those the optimizer changes."""
+    return optimizer.part(tree) if isinstance(optimizer, _Partial) else tree
+
+
+class _Partial(optax.GradientTransformation):
+    """An optimizer of some parameters: it sees a tree in which there are no others."""
+
+    part: Callable[[Any], Any]
+
+    def __new__(
+        cls, only: str, table: Table, make: Callable[[Table], optax.GradientTransformation]
+    ) -> _Partial:
+        part = functools.partial(_part, patterns=tuple(filter(None, only.split(","))))
+        own = part(table)
+        if not own:
+            raise UserError(
+                f"optimizer.only={only} names no parameter: they are "
+                f"{', '.join(sorted(map(path_name, _paths(table)))[:6])}, ..."
+            )
+        inner = make(own)
+
+        def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+            changes, state = inner.update(part(updates), state, part(params))
+            return _with_nothing(changes, updates), state
+
+        made = super().__new__(cls, lambda params: inner.init(part(params)), update)
+        made.part = part
+        return made
+
+
+def _part(tree: Any, patterns: tuple[str, ...], name: str = "") -> Any:
+    """A tree of dicts with the leaves that a pattern matches; what is no dict stays."""
+    if not isinstance(tree, Mapping):
+        return tree
+    found: dict[str, Any] = {}
+    for key, branch in tree.items():
+        path = f"{name}/{key}" if name else key
+        if isinstance(branch, Mapping):
+            if inside := _part(branch, patterns, path):
+                found[key] = inside
+        elif any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns):
+            found[key] = branch
+    return found
+
+
+def _with_nothing(changes: Any, whole: Any) -> Any:
+    """`changes` in the structure of `whole`. x + (-0) is x for every x; x + 0 is not for -0."""
+    if not isinstance(whole, Mapping):
+        return jnp.full_like(whole, -0.0) if changes is None else changes
+    changes = changes or {}
+    return {key: _with_nothing(changes.get(key), branch) for key, branch in whole.items()}
+
+
+def _paths(table: Table) -> list[Any]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(table, lambda leaf: isinstance(leaf, Param))
+    return [path for path, _ in leaves]
+
+
+def _of_all(config: OptimizerConfig, steps: int, table: Table) -> optax.GradientTransformation:
     mask = trained_mask(table) if config.decay_all else decay_mask(table)
     clip = optax.clip_by_global_norm(config.clip) if config.clip else optax.identity()
     decay = optax.add_decayed_weights(config.weight_decay, mask)
@@ -104,7 +187,7 @@ def _with_signs(
         return optimizer
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        ours, state = optimizer.update(trained(table, updates), state, params)
+        ours, state = optimizer.update(without_signs(table, updates), state, params)
 
         def one(update: Array, found: Array, step: float) -> Array:
             return -step * jnp.sign(found) if step else update

@@ -164,7 +164,7 @@ def sign_steps(table: Table) -> Any:
     return _map(lambda param: param.sign_step, table)
 
 
-def trained(table: Table, grads: Any) -> Any:
+def without_signs(table: Table, grads: Any) -> Any:
     """Gradients; zeros for those parameters that follow a sign, where they are none."""
     return _map(lambda param, x: jnp.zeros_like(x) if param.sign_step else x, table, grads)
 

@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from gam_jax.model import LanguageModel
+from gam_jax.optimizer import trained
 from gam_jax.params import (
     Params,
     param_specs,
@@ -21,7 +22,7 @@ from gam_jax.params import (
     shard_dims,
     shardings,
     stored_specs,
-    trained,
+    without_signs,
 )
 from sharding import collectives, zero
 from sharding.layout import Layout
@@ -69,7 +70,7 @@ def state_shardings(
         optimizer,
         lambda _, sharding: sharding,
         abstract.opt_state,
-        shardings(stored_specs(table, layout), layout),
+        trained(optimizer, shardings(stored_specs(table, layout), layout)),
         transform_non_params=lambda _: whole,
     )
     params = shardings(param_specs(table, layout), layout)
@@ -201,7 +202,8 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, params)
         params = _spread(optax.apply_updates(params, updates), table, layout)
         after = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
-        return after, {**measures, "grad_norm": optax.tree.norm(trained(table, grads))}
+        norm = optax.tree.norm(trained(optimizer, without_signs(table, grads)))
+        return after, {**measures, "grad_norm": norm}
 
     placed = state_shardings(model, optimizer, layout)
     batches = NamedSharding(layout.mesh, batch_spec(layout, accumulate))

@@ -21,6 +21,13 @@ Tensors = Mapping[str, np.ndarray]
 LayerType = TypeVar("LayerType", bound=Layer)
 
 
+Apart = tuple[
+    Callable[[LanguageModel, Tensors], Params],
+    Callable[[LanguageModel, Params], dict[str, np.ndarray]],
+]
+"""(model, tensors of the whole folder) -> entries of the parameters; and the inverse."""
+
+
 class Family(NamedTuple):
     """How a class of transformers becomes a model here, and back.
 
@@ -30,6 +37,7 @@ class Family(NamedTuple):
       embedding, norm, blocks: names of the embedding, the last norm and, before a number, blocks.
       read: (model, tensors of a block) -> parameters of a block.
       write: the inverse of `read`.
+      apart: both of what stands outside the blocks besides; None for nothing.
     """
 
     model: Callable[[Config], LanguageModel]
@@ -39,6 +47,7 @@ class Family(NamedTuple):
     blocks: str
     read: Callable[[LanguageModel, Tensors], Params]
     write: Callable[[LanguageModel, Params], dict[str, np.ndarray]]
+    apart: Apart | None = None
 
 
 def refuse(config: Config, **only: Any) -> None:
@@ -64,6 +73,8 @@ def one(layer: Any, cls: type[LayerType], official: str) -> LayerType:
 
 def check_plain(model: LanguageModel, official: str, scaled: bool = False) -> None:
     """A UserError for learned positions, a last norm that is no RMSNorm, or (unscaled) scales."""
+    if model.streams > 1:
+        raise UserError(f"{official} has one stream and this model has {model.streams}")
     scales = model.embedding_scale, model.logit_scale
     if model.context or not isinstance(model.norm, RMSNorm) or (not scaled and scales != (1, 1)):
         raise UserError(

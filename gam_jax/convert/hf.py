@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gam_jax.config import unknown
-from gam_jax.convert import falcon_h1, llama, mamba
+from gam_jax.convert import falcon_h1, llama, mamba, parscale
 from gam_jax.convert import folder as files
 from gam_jax.convert.family import Config, Family, Tensors
 from gam_jax.model import LanguageModel
@@ -24,6 +24,7 @@ FAMILIES: Mapping[str, Family] = {
     **llama.FAMILIES,
     **mamba.FAMILIES,
     **falcon_h1.FAMILIES,
+    **parscale.FAMILIES,
 }
 """Every architecture that config.json may name; a model is written as the first that fits."""
 
@@ -71,6 +72,8 @@ def read(config: Config, tensors: Tensors) -> tuple[LanguageModel, Params]:
         }
         if not model.tied:
             params["head"] = tensors[HEAD]
+        if family.apart is not None:
+            params |= family.apart[0](model, tensors)
     except KeyError as error:
         raise UserError(f"the folder's config or arrays have no {error}: is it whole?") from error
     except ValueError as error:  # a layer refuses its sizes, or an array cannot be reshaped
@@ -106,6 +109,8 @@ def write(
         tensors.update({f"{family.blocks}{i}.{part}": x for part, x in block.items()})
     if not model.tied:
         tensors[HEAD] = arrays["head"]
+    if family.apart is not None:
+        tensors |= family.apart[1](model, arrays)
     return config, tensors
 
 

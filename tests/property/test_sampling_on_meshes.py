@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gam_jax import decode
-from gam_jax.layers import GAM, Block, MoE
+from gam_jax.layers import GAM, Attention, Block, MoE
 from gam_jax.model import LanguageModel
 from gam_jax.ops.routing import Capacity, Router
 from tests.examples import random_like
@@ -16,6 +16,9 @@ from tests.meshes import layout_of
 STREAMING = LanguageModel(Block(GAM(slots=16)), width=16, depth=2, vocab=32)
 ROUTED = MoE(router=Router(bias_step=0.1), capacity=Capacity(1.0, tokens=100))
 EXPERTS = LanguageModel(Block(GAM(slots=16), ROUTED), width=16, depth=2, vocab=32)
+PARALLEL = LanguageModel(
+    Block(GAM(slots=16), Attention(heads=2, context=600)), 16, 1, vocab=32, streams=4, prefix=3
+)
 
 
 @functools.cache
@@ -45,3 +48,8 @@ def test_experts_on_other_devices_write_the_same_text(shape, rows):
     """Where rows do not divide, all devices hold the same tokens and their experts add up."""
     found, want = (sampled(each, rows, EXPERTS) for each in (shape, (1, 1, 1)))
     np.testing.assert_array_equal(found, want)
+
+
+def test_parallel_streams_write_on_devices_of_their_own_what_they_write_on_one():
+    alone = sampled((1, 1, 1), 2, PARALLEL)
+    np.testing.assert_array_equal(sampled((2, 1, 2, 2), 2, PARALLEL), alone)

@@ -33,7 +33,8 @@ NAMES = (
     "hf_falcon_h1",
     "hf_falcon_h1_normed",
 )
-every_folder = pytest.mark.parametrize("name", NAMES)
+PARSCALE = "hf_parscale"  # by its official code, see tests/golden/parscale.py
+every_folder = pytest.mark.parametrize("name", [*NAMES, PARSCALE])
 
 
 def arrays_of(folder):
@@ -163,7 +164,21 @@ def test_nothing_is_written_over(tmp_path):
         to_hf(*from_hf(GOLDEN / "hf_llama"), tmp_path)
 
 
-@every_folder
+def test_a_parscale_folder_of_one_stream_is_read_as_the_qwen2_that_it_is():
+    config, tensors = arrays_of(GOLDEN / PARSCALE)
+    model, params = read({**config, "parscale_n": 1}, tensors)
+    assert model.streams == 1
+    config, _ = write(model, params)
+    assert config["architectures"] == ["Qwen2ForCausalLM"]
+
+
+def test_streams_of_what_has_no_official_code_are_refused(tmp_path):
+    model = LanguageModel(Block(GAM(slots=8), norm=RMSNorm()), 8, 1, 16, norm=RMSNorm(), streams=2)
+    with pytest.raises(UserError, match="Attention where this model has a GAM"):
+        to_hf(model, random_like(model.table()), tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_transformers_opens_what_is_written(name, tmp_path):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     spec = importlib.util.spec_from_file_location("golden", GOLDEN / "state_spaces.py")

@@ -16,7 +16,7 @@ from gam_jax.layers.base import WHOLE, statistics
 from gam_jax.model import LanguageModel
 from gam_jax.ops.routing import Capacity, Router
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
-from gam_jax.params import count_params, trained
+from gam_jax.params import count_params, without_signs
 from gam_jax.train import init_state, make_train_step
 from tests.examples import apply, inputs, params_of, random_like
 from tests.meshes import layout_of
@@ -232,7 +232,7 @@ def test_the_balance_bias_steps_against_the_sign_of_load_above_the_mean():
 
 def test_no_gradient_norm_has_the_load_in_it():
     grads = random_like(MODEL.table())
-    cleaned = trained(MODEL.table(), grads)["blocks"]["ffn"]
+    cleaned = without_signs(MODEL.table(), grads)["blocks"]["ffn"]
     assert not np.any(cleaned["balance_bias"])
     chex.assert_trees_all_equal(cleaned["router"], grads["blocks"]["ffn"]["router"])
 
