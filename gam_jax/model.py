@@ -260,7 +260,7 @@ class LanguageModel:
         params = self._gathered(params)
         hidden, carry = self.hidden(params, tokens, None, axes, key=key)
         loss = self._cross_entropy(params, hidden, targets, weights, axes)
-        found = statistics(carry.layers)
+        found = statistics(self.trunk.sequences(carry.layers))
         if not found:
             return loss, {"loss": loss}
         measured, penalty = {"loss": loss}, jnp.zeros(())

@@ -315,7 +315,7 @@ def _outside(model: LanguageModel, sizes: Sizes) -> Iterator[Message]:
 
 def _reports(stack: Layer, layout: Layout) -> Iterator[Message]:
     """What routers have counted in each layer: two numbers for each expert, and six."""
-    axes = layout.axes.rows
+    axes = layout.axes.sequences
     devices = math.prod(layout.mesh.shape[name] for name in axes)
     for found in statistics(stack.carry_table(1)).values():
         routed: Any = found

@@ -39,6 +39,11 @@ class Axes:
         return _present(self.data, self.expert)
 
     @property
+    def sequences(self) -> tuple[str, ...]:
+        """The axes that split what layers see as sequences: rows, and parallel streams of them."""
+        return (*_present(self.of("stream")), *self.rows)
+
+    @property
     def batch(self) -> tuple[str, ...]:
         """The axes over which tokens are spread, those that a mean loss must be summed over."""
         return (*self.rows, *_present(self.seq))

@@ -29,6 +29,9 @@ EXPERT_SHAPES = tuple(
 )
 """Some with experts, and rows, over devices; one stream."""
 
+ROUNDING = 1e-9
+"""Of float32 sums of terms of about 0.01, where these cancel."""
+
 ONE = ((1, 1, 1), "data+sequence+tensor")
 
 
@@ -40,10 +43,10 @@ def layout_of(shape: tuple[int, ...], preset: str = ONE[1], rules: str = "") -> 
 
 
 def assert_leaves_close(found: Any, wanted: Any, tolerance: float = 1e-5) -> None:
-    """Each leaf, relative to its own largest element."""
+    """Each leaf, relative to its own largest element, where that is above rounding."""
 
     def close(path: Any, a: np.ndarray, b: np.ndarray) -> None:
         error, scale = np.max(np.abs(a - b), initial=0), np.max(np.abs(b), initial=0)
-        assert error <= tolerance * scale, (jax.tree_util.keystr(path), error, scale)
+        assert error <= tolerance * scale + ROUNDING, (jax.tree_util.keystr(path), error, scale)
 
     jax.tree_util.tree_map_with_path(close, found, wanted)

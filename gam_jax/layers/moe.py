@@ -58,7 +58,7 @@ class Routed(Statistics, flax.struct.PyTreeNode):
         }
         wide = {name: x if x.ndim > self.tokens.ndim else x[..., None] for name, x in found.items()}
         sums = {name: jnp.sum(x, axis=-2) for name, x in wide.items()}
-        total = _in_one_message(sums, axes.rows)
+        total = _in_one_message(sums, axes.sequences)
         one = {name: x[..., 0] for name, x in total.items() if name not in ("counts", "mass")}
         counts, mass = total["counts"], total["mass"]
         if router.balance_over == "sequence":

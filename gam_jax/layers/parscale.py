@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gam_jax.layers.base import WHOLE, Carry, Layer, inherit, known
+from gam_jax.layers.base import WHOLE, Carry, Layer, Statistics, inherit, known
 from gam_jax.ops.linear import linear
 from gam_jax.params import Param, Params, Table, fan_in, normal, path_name
 from sharding import collectives
@@ -146,6 +146,12 @@ class ParScale(Layer):
         streams = _map(lambda param, leaf: _split(param, leaf, own), table, after)
         return y.reshape(x.shape), {"seen": jnp.asarray(seen, jnp.int32), "streams": streams}
 
+    def sequences(self, carry: Carry) -> Carry:
+        """The carry of the inner layer: streams are rows, as it sees them."""
+        if self.streams == 1:
+            return carry
+        return _map(_join, self.varied.carry_table(1), carry["streams"])
+
     def first(self, params: Params, streams: int) -> Params:
         """What the first of P streams have: their starts, and the aggregator over them alone.
 
@@ -189,7 +195,7 @@ class ParScale(Layer):
         begin = jax.tree_util.tree_map_with_path(start, table, zeros, is_leaf=_is_param)
         if carry is None:
             return begin
-        left = _map(_join, table, carry["streams"])
+        left = self.sequences(carry)
 
         def chosen(path: Any, x: Array, begin: Any) -> Array:
             if _name(path) not in starts:
@@ -216,10 +222,13 @@ class ParScale(Layer):
     def _starts(self) -> dict[str, Param]:
         """The parts of the inner carry that can be learned, [P, ...], by their paths."""
         table = self.varied.carry_table(self.streams)
-        leaves, _ = jax.tree_util.tree_flatten_with_path(table, is_leaf=_is_param)
+        leaves, _ = jax.tree_util.tree_flatten_with_path(
+            table, is_leaf=lambda leaf: isinstance(leaf, (Param, Statistics))
+        )
+        found = {_name(path): param for path, param in leaves if isinstance(param, Param)}
         return {
-            _name(path): param
-            for path, param in leaves
+            name: param
+            for name, param in found.items()
             if param.dtype == "float32" and not param.cache and 0 not in param.shape
         }
 
