@@ -22,11 +22,15 @@ from gam_jax.layers import (
     LinearMemory,
     Mamba,
     Mamba2,
+    MoE,
     RMSNorm,
     WrittenGAM,
 )
 from gam_jax.params import count_params
 from sharding.errors import UserError
+
+CHOSEN = 2
+"""Experts of a token."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,23 +40,38 @@ class Contender:
     Attributes:
       title: as tables show it.
       mixer: the layer; its width is None, it takes the model's.
+      experts: of the feed-forward, of which a token takes two; 0 for one that all take.
+      streams: of the model, in parallel.
     """
 
     title: str
     mixer: Layer
+    experts: int = 0
+    streams: int = 1
 
     def block(self, width: int, hidden: int) -> Layer:
-        """The mixer and a SwiGLU of that many hidden units, each after an RMS norm."""
-        ffn = MLP(hidden=hidden, activation="swiglu", bias=False)
+        """The mixer and a SwiGLU of that many hidden units, each after an RMS norm.
+
+        Of experts, so many are those of the two that a token takes together.
+        """
+        ffn: Layer = MLP(hidden=hidden, activation="swiglu", bias=False)
+        if self.experts:
+            ffn = MoE(self.experts, CHOSEN, dataclasses.replace(ffn, hidden=hidden // CHOSEN))
         return Block(self.mixer, ffn, RMSNorm(), width=width)
 
+    def active(self, width: int, hidden: int) -> int:
+        """Parameters of a block that a token meets: of the experts, two."""
+        total = count_params(self.block(width, hidden).table())
+        idle = max(self.experts - CHOSEN, 0)
+        return total - idle * 3 * width * (hidden // CHOSEN)
+
     def sized(self, width: int, budget: int, multiple: int = 4) -> Layer:
-        """The block whose parameters come nearest to `budget` from below.
+        """The block whose active parameters come nearest to `budget` from below.
 
         Raises:
           UserError: the mixer alone has more.
         """
-        one, two = (count_params(self.block(width, n * multiple).table()) for n in (1, 2))
+        one, two = (self.active(width, n * multiple) for n in (1, 2))
         count = (budget - one) // (two - one) + 1
         if count < 1:
             raise UserError(
@@ -81,18 +100,33 @@ CONTENDERS: dict[str, Contender] = {
     "tcnca": Contender("TCNCA", TCNCA(tcn=TCN(kernel=4, levels=2, factor=4), chunk=64)),
     "lstm": Contender("LSTM", LSTM()),
 }
-"""By the name that --mixers takes. Caches of attention hold 512 tokens, which is as long as any
-sequence here; what the others keep does not grow."""
+"""By the name that --mixers takes; all of them where it names none. Caches of attention hold 512
+tokens, which is as long as any sequence here; what the others keep does not grow."""
+
+
+FURTHER: dict[str, Contender] = {
+    "moe_gam": dataclasses.replace(CONTENDERS["gam"], title="GAM, 8 experts", experts=8),
+    "moe_written_gam": dataclasses.replace(
+        CONTENDERS["written_gam"], title="GAM, written memory, 8 experts", experts=8
+    ),
+    "parscale_moe_gam": dataclasses.replace(
+        CONTENDERS["gam"], title="GAM, 8 experts, 2 streams", experts=8, streams=2
+    ),
+}
+"""Those that take part where --mixers names them: a token meets as many parameters as in the
+others, but experts have more in all, and streams do the work of a block several times."""
+
+EVERY = {**CONTENDERS, **FURTHER}
 
 
 def chosen(names: str) -> dict[str, Contender]:
-    """The contenders of a list such as "gam,mamba"; all of them if it is empty.
+    """The contenders of a list such as "gam,moe_gam"; all of `CONTENDERS` if it is empty.
 
     Raises:
       UserError: an unknown name, with the nearest.
     """
     wanted = [name.strip() for name in names.split(",") if name.strip()] or list(CONTENDERS)
     for name in wanted:
-        if name not in CONTENDERS:
-            raise UserError(f"--mixers: {unknown(name, CONTENDERS, 'mixer')}")
-    return {name: CONTENDERS[name] for name in wanted}
+        if name not in EVERY:
+            raise UserError(f"--mixers: {unknown(name, EVERY, 'mixer')}")
+    return {name: EVERY[name] for name in wanted}

@@ -16,6 +16,7 @@ from experiments.feed import BatchShape, TrainFeed
 from experiments.heartbeat import TRAINING, Heartbeat
 from experiments.metrics import MetricsWriter, peak_memory
 from experiments.progress import Progress
+from experiments.routing import SPLIT, routing_lines, routing_scalars
 from experiments.run import RunFolder, abstract_on_mesh, describe, logical_axes
 from experiments.scoring import Score, score
 from experiments.stragglers import Pace, Straggler, Stragglers
@@ -297,8 +298,11 @@ class _Run:
             grad_norm=float(values["grad_norm"]),
             learning_rate=float(np.asarray(self.rate(step - 1))),
             tokens_per_second=round(speed, 1),
+            **routing_scalars(values),
             **peak_memory(),
         )
+        for line in routing_lines(values):
+            self.metrics.write(step, SPLIT, **line)
 
     def _validate(self, step: int, state: TrainState) -> bool:
         """Scores the validation split; True if no earlier score was as good."""

@@ -66,11 +66,15 @@ class MetricsWriter:
             self._file.close()
             self._board.close()
 
-    def write(self, step: int, split: str, **values: float) -> None:
-        """One line: the state after `step` updates, on "train" or "validation"."""
+    def write(self, step: int, split: str, **values: Any) -> None:
+        """One line: the state after `step` updates, on "train" or "validation".
+
+        TensorBoard is given the numbers alone.
+        """
         if not self._writes:
             return
         self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
-            self._board.add_scalar(f"{split}/{name}", value, step)
+            if isinstance(value, int | float):
+                self._board.add_scalar(f"{split}/{name}", value, step)

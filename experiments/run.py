@@ -69,6 +69,11 @@ class RunFolder:
         """The picture of the losses."""
         return self.path / "curves.png"
 
+    @property
+    def load(self) -> pathlib.Path:
+        """The picture of what experts had to do, where there are any."""
+        return self.path / "load.png"
+
     def saved_config(self) -> dict[str, Any] | None:
         """The run's configuration as it was written; None if the folder holds no run.
 

@@ -38,6 +38,7 @@ from experiments.lock import run_lock
 from experiments.loop import Beginning, Outcome, train
 from experiments.metrics import read_metrics
 from experiments.progress import Progress
+from experiments.routing import draw_load
 from experiments.run import RunFolder, write_atomically
 from experiments.warm import Source, plan
 from gam_jax.data import TextData, load
@@ -154,7 +155,9 @@ def _run(
         return
 
     losses = {name: values["loss"] for name, values in lines.items()}
-    draw_curves(read_metrics(folder.metrics), losses, folder.curves)
+    rows = read_metrics(folder.metrics)
+    draw_curves(rows, losses, folder.curves)
+    draw_load(rows, folder.load)
     if flags.FLAGS.json:
         print(json.dumps(_summary(outcome, lines, folder)))
     else:
@@ -285,6 +288,8 @@ def _print_summary(outcome: Outcome, lines: dict[str, dict[str, float]], folder:
     else:
         print(f"step {outcome.step}, {outcome.tokens_per_second:,.0f} tokens/s")
     print(f"curves in {folder.curves}")
+    if folder.load.exists():
+        print(f"load of experts in {folder.load}")
     print(f"next: {sys.executable.split('/')[-1]} -m experiments.sample --run={folder.path}")
 
 

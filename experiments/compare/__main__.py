@@ -26,7 +26,7 @@ from experiments.compare.table import print_table, summary
 from experiments.compare.trial import run_trial
 from experiments.config import Experiment
 from experiments.configs.compare import experiment
-from experiments.contenders import CONTENDERS, chosen
+from experiments.contenders import CONTENDERS, EVERY, chosen
 from experiments.devices import define_device_flags, layout_from_flags
 from experiments.fit import check_batch, check_fits
 from experiments.progress import Progress
@@ -39,7 +39,9 @@ def define_flags() -> None:
     """The command line."""
     flags.DEFINE_string("data", "python_stdlib", "python_stdlib, text:PATH, tfds:NAME, ...")
     flags.DEFINE_string("data_dir", "", "Where data sets are kept; as data.dir of a config.")
-    flags.DEFINE_string("mixers", "", f"Some of {','.join(CONTENDERS)}; all if not given.")
+    flags.DEFINE_string(
+        "mixers", "", f"Some of {','.join(EVERY)}; if not given, {','.join(CONTENDERS)}."
+    )
     flags.DEFINE_integer("steps", 0, "Updates; those of the config if 0.", 0)
     flags.DEFINE_list("seeds", ["0"], "Of parameters and data order; a run for each.")
     flags.DEFINE_string("out", "runs/compare", "Folder of the runs, the table and the figure.")

@@ -36,7 +36,11 @@ def experiment(contender: Contender) -> Experiment:
     """The run of a contender."""
     return Experiment(
         model=LanguageModel(
-            contender.sized(WIDTH, BLOCK_BUDGET), width=WIDTH, depth=DEPTH, unroll=DEPTH
+            contender.sized(WIDTH, BLOCK_BUDGET),
+            width=WIDTH,
+            depth=DEPTH,
+            unroll=DEPTH,
+            streams=contender.streams,
         ),
         data=DataConfig(name="python_stdlib", tokenizer="bytes", window=WINDOW),
         train=TrainConfig(steps=2000, batch=12, validate_every=500, log_every=20),

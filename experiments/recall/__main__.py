@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import cli
-from experiments.contenders import CONTENDERS, chosen
+from experiments.contenders import CONTENDERS, EVERY, chosen
 from experiments.progress import Progress
 from experiments.recall.figure import draw_recall
 from experiments.recall.trial import SCALES, Scale, Trial
@@ -30,7 +30,9 @@ from sharding.errors import UserError
 def define_flags() -> None:
     """The command line."""
     flags.DEFINE_enum("scale", "default", list(SCALES), "How large and how long.")
-    flags.DEFINE_string("mixers", "", f"Some of {','.join(CONTENDERS)}; all if not given.")
+    flags.DEFINE_string(
+        "mixers", "", f"Some of {','.join(EVERY)}; if not given, {','.join(CONTENDERS)}."
+    )
     flags.DEFINE_integer("seed", 0, "Of parameters and data.", 0)
     flags.DEFINE_integer("steps", 0, "At most that many updates; the scale's own if 0.", 0)
     flags.DEFINE_float("learning_rate", 0.0, "The highest rate; the scale's own if 0.", 0.0)

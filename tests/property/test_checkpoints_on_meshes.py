@@ -19,15 +19,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
-from gam_jax.layers import GAM, Block
+from gam_jax.layers import GAM, MLP, Block, MoE
 from gam_jax.model import LanguageModel
+from gam_jax.ops.routing import Router
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.train import TrainState, abstract_state, state_shardings
 from sharding.checkpoint import Checkpoints, names
 from sharding.checkpoint.manifest import files_of
-from tests.meshes import SHAPES, layout_of
+from tests.meshes import EXPERT_SHAPES, SHAPES, layout_of
 
-MODEL = LanguageModel(Block(GAM(slots=16, kernel=3)), width=16, depth=2, vocab=64)
+EXPERTS = MoE(ffn=MLP(expansion=1), router=Router(bias_step=0.1))
+MODEL = LanguageModel(Block(GAM(slots=16, kernel=3), EXPERTS), width=16, depth=2, vocab=64)
 OPTIMIZER = make_optimizer(OptimizerConfig(warmup=1), 10, MODEL.table())
 PRESETS = (
     "data+sequence+tensor",
@@ -35,7 +37,7 @@ PRESETS = (
     "fully_sharded+sequence+tensor",
     "fully_sharded+sequence+tensor_tokens",
 )
-LAYOUTS = st.tuples(st.sampled_from(SHAPES), st.sampled_from(PRESETS))
+LAYOUTS = st.tuples(st.sampled_from(SHAPES + EXPERT_SHAPES), st.sampled_from(PRESETS))
 
 
 @functools.cache
