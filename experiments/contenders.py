@@ -36,10 +36,12 @@ class Contender:
     Attributes:
       title: as tables show it.
       mixer: the layer; its width is None, it takes the model's.
+      streams: parallel ones of the whole model, see `gam_jax.layers.ParScale`.
     """
 
     title: str
     mixer: Layer
+    streams: int = 1
 
     def block(self, width: int, hidden: int) -> Layer:
         """The mixer and a SwiGLU of that many hidden units, each after an RMS norm."""
@@ -84,15 +86,24 @@ CONTENDERS: dict[str, Contender] = {
 """By the name that --mixers takes. Caches of attention hold 512 tokens, which is as long as any
 sequence here; what the others keep does not grow."""
 
+FURTHER: dict[str, Contender] = {
+    f"parscale_{name}": dataclasses.replace(
+        CONTENDERS[name], title=f"{CONTENDERS[name].title}, 2 streams", streams=2
+    )
+    for name in ("gam", "written_gam")
+}
+"""Those that take part where --mixers names them: parallel streams, at as many times the work."""
+
 
 def chosen(names: str) -> dict[str, Contender]:
-    """The contenders of a list such as "gam,mamba"; all of them if it is empty.
+    """The contenders of a list such as "gam,mamba"; all `CONTENDERS` if it is empty.
 
     Raises:
       UserError: an unknown name, with the nearest.
     """
     wanted = [name.strip() for name in names.split(",") if name.strip()] or list(CONTENDERS)
+    known = {**CONTENDERS, **FURTHER}
     for name in wanted:
-        if name not in CONTENDERS:
-            raise UserError(f"--mixers: {unknown(name, CONTENDERS, 'mixer')}")
-    return {name: CONTENDERS[name] for name in wanted}
+        if name not in known:
+            raise UserError(f"--mixers: {unknown(name, known, 'mixer')}")
+    return {name: known[name] for name in wanted}

@@ -88,7 +88,9 @@ class Trial:
 
     def __init__(self, contender: Contender, scale: Scale, seed: int) -> None:
         block = contender.block(scale.width, scale.hidden)
-        self.model = LanguageModel(block, scale.width, scale.depth, scale.vocab)
+        self.model = LanguageModel(
+            block, scale.width, scale.depth, scale.vocab, streams=contender.streams
+        )
         self.scale, self.seed = scale, seed
         config = OptimizerConfig(scale.learning_rate, min(100, scale.steps // 10))
         self.optimizer = make_optimizer(config, scale.steps, self.model.table())
