@@ -41,7 +41,7 @@ class Contender:
       title: as tables show it.
       mixer: the layer; its width is None, it takes the model's.
       experts: of the feed-forward, of which a token takes two; 0 for one that all take.
-      streams: of the model, in parallel.
+      streams: parallel ones of the whole model, see `gam_jax.layers.ParScale`.
     """
 
     title: str
@@ -105,6 +105,12 @@ tokens, which is as long as any sequence here; what the others keep does not gro
 
 
 FURTHER: dict[str, Contender] = {
+    **{
+        f"parscale_{name}": dataclasses.replace(
+            CONTENDERS[name], title=f"{CONTENDERS[name].title}, 2 streams", streams=2
+        )
+        for name in ("gam", "written_gam")
+    },
     "moe_gam": dataclasses.replace(CONTENDERS["gam"], title="GAM, 8 experts", experts=8),
     "moe_written_gam": dataclasses.replace(
         CONTENDERS["written_gam"], title="GAM, written memory, 8 experts", experts=8

@@ -167,19 +167,23 @@ EXAMPLES: dict[str, Layer] = {
     "ParScale of attention": ParScale(
         Block(Attention(heads=8, head_size=2, context=32)), streams=4, prefix=3, width=WIDTH
     ),
-    "ParScale of a window": ParScale(
-        Attention(heads=8, head_size=2, window=3, sinks=True, soft_cap=2.0), prefix=2, width=WIDTH
-    ),
     "ParScale of a stack": ParScale(
-        Stack(Block(WrittenGAM(LinearMemory(**HEADS), kernel=3), width=WIDTH), depth=2, remat=True),
+        Stack(
+            Block(
+                WrittenGAM(LinearMemory(**HEADS), kernel=3),
+                Attention(heads=8, head_size=2, window=3, sinks=True, soft_cap=2.0),
+                width=WIDTH,
+            ),
+            depth=2,
+            remat=True,
+        ),
         streams=4,
+        prefix=2,
         width=WIDTH,
     ),
     "ParScale of chunks": ParScale(
         Chunked(TCNCA(tcn=TCN(levels=1), chunk=4, keys=4), size=3), width=WIDTH
     ),
-    "ParScale of recurrences": ParScale(LSTM(), streams=3, smoothing=0.0, width=WIDTH),
-    "ParScale of one": ParScale(Block(GAM(slots=16)), streams=1, width=WIDTH),
     "Chunked": Chunked(GAM(slots=16), size=3, width=WIDTH),
     "Chunked whose carry is whole": Chunked(
         TCNCA(tcn=TCN(levels=1), chunk=4, keys=4, variant="simple"), size=3, width=WIDTH

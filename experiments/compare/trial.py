@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from experiments.config import Experiment
-from experiments.loop import train
+from experiments.loop import Beginning, train
 from experiments.metrics import read_metrics
 from experiments.progress import Progress
 from experiments.run import RunFolder, write_atomically
+from experiments.warm import Source
 from gam_jax.data import TextData
 from gam_jax.model import LanguageModel
 from gam_jax.optimizer import make_optimizer
@@ -29,9 +30,22 @@ FOUND = "found.json"
 
 
 def run_trial(
-    experiment: Experiment, data: TextData, path: pathlib.Path, layout: Layout
+    experiment: Experiment,
+    data: TextData,
+    path: pathlib.Path,
+    layout: Layout,
+    source: Source | None = None,
+    memory: bool = True,
 ) -> dict[str, Any]:
     """Trains in a run folder, or goes on in it, and reads what was found.
+
+    Args:
+      experiment: of the run.
+      data: what it reads.
+      path: of its folder.
+      layout: the mesh.
+      source: whose parameters it starts from; None for new ones.
+      memory: whether to ask the compiler for peak_bytes, which compiles once more.
 
     Returns:
       loss, perplexity and bits_per_byte of the validation text after the last step;
@@ -51,7 +65,7 @@ def run_trial(
     parameters = count_params(experiment.model.table())
     progress = Progress(settings.batch * experiment.data.window, processes.is_first())
     progress.say(f"{path.name}: {parameters:,} parameters")
-    outcome = train(experiment, data, folder, layout, progress)
+    outcome = train(experiment, data, folder, layout, progress, beginning=Beginning(source=source))
     if outcome.interrupted:
         raise UserError(f"stopped at step {outcome.step} of {path}: the same command goes on")
     rows = read_metrics(folder.metrics)
@@ -63,7 +77,7 @@ def run_trial(
         "tokens_per_second": statistics.median(row["tokens_per_second"] for row in timed),
         "parameters": parameters,
         "carry_bytes": carry_bytes(experiment.model),
-        "peak_bytes": peak_bytes(experiment, layout),
+        **({"peak_bytes": peak_bytes(experiment, layout)} if memory else {}),
     }
     write_atomically(path / FOUND, json.dumps(found) + "\n")
     return found

@@ -4,7 +4,8 @@
 
 The setting is nanoGPT's for a CPU: 4 layers of width 128, windows of 64 tokens, 2,000 updates of
 12 windows, a tenth of the text held out. Each block's feed-forward layer is made as wide as the
-budget allows, so that all architectures have the same number of parameters, within 2 %.
+budget allows, so that all architectures have the same number of parameters, within 2 %; what
+parallel streams add is counted.
 """
 
 from ml_collections import ConfigDict
@@ -14,6 +15,7 @@ from experiments.contenders import Contender, chosen
 from gam_jax.data.config import DataConfig
 from gam_jax.model import LanguageModel
 from gam_jax.optimizer import OptimizerConfig
+from gam_jax.params import count_params
 from sharding.checkpoint import CheckpointConfig
 
 WIDTH, DEPTH, WINDOW = 128, 4, 64
@@ -34,14 +36,14 @@ OPTIMIZER = OptimizerConfig(
 
 def experiment(contender: Contender) -> Experiment:
     """The run of a contender."""
+
+    def model(streams: int, added: int = 0) -> LanguageModel:
+        block = contender.sized(WIDTH, BLOCK_BUDGET - added // DEPTH)
+        return LanguageModel(block, width=WIDTH, depth=DEPTH, unroll=DEPTH, streams=streams)
+
+    one, all_of_them = (count_params(model(n).trunk.table()) for n in (1, contender.streams))
     return Experiment(
-        model=LanguageModel(
-            contender.sized(WIDTH, BLOCK_BUDGET),
-            width=WIDTH,
-            depth=DEPTH,
-            unroll=DEPTH,
-            streams=contender.streams,
-        ),
+        model=model(contender.streams, all_of_them - one),
         data=DataConfig(name="python_stdlib", tokenizer="bytes", window=WINDOW),
         train=TrainConfig(steps=2000, batch=12, validate_every=500, log_every=20),
         optimizer=OPTIMIZER,

@@ -16,6 +16,7 @@ from experiments import cli
 
 WORDS = {
     "launch": {"takes_command": True},
+    "parscale.__main__": {"choices": ("law", "stages", "cost")},
     "report.__main__": {"takes": "run folders"},
     "benchmark.__main__": {
         "choices": ("step", "scan", "all", "compare", "page"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from experiments.compare.table import pareto_front, summary
 from experiments.config import Experiment
 from experiments.configs.compare import BLOCK_BUDGET, WIDTH, experiment, get_config
-from experiments.contenders import CONTENDERS
+from experiments.contenders import CONTENDERS, FURTHER
 from gam_jax.config import from_dict
 from gam_jax.params import count_params
 
@@ -30,6 +30,11 @@ def parameters(name):
 def test_every_contender_has_the_same_number_of_parameters_within_two_percent(name):
     block = count_params(CONTENDERS[name].sized(WIDTH, BLOCK_BUDGET).table())
     assert 0.98 * BLOCK_BUDGET <= block <= BLOCK_BUDGET
+    assert 0.98 * 820_000 <= parameters(name) <= 820_000
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_what_parallel_streams_add_is_counted(name):
     assert 0.98 * 820_000 <= parameters(name) <= 820_000
 
 
