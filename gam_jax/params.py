@@ -178,10 +178,19 @@ def cast(table: Table, params: Params, dtype: DTypeLike) -> Params:
     return _map(one, table, params)
 
 
-def count_params(table: Table) -> int:
-    """How many numbers the table holds."""
-    leaves = jax.tree.leaves(table, is_leaf=_is_param)
-    return sum(math.prod(param.shape) for param in leaves)
+def count_params(table: Table, chosen: int | None = None) -> int:
+    """How many numbers the table holds.
+
+    Args:
+      table: of a layer or model.
+      chosen: counts only that many of the experts along each axis `expert`: what a token uses.
+    """
+
+    def count(param: Param) -> int:
+        sizes = zip(param.shape, param.axes, strict=True)
+        return math.prod(chosen if chosen and axis == "expert" else n for n, axis in sizes)
+
+    return sum(map(count, jax.tree.leaves(table, is_leaf=_is_param)))
 
 
 def stack(table: Table, depth: int, axis: str = "layer") -> Table:

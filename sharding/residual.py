@@ -22,10 +22,18 @@ def enter(x: Float[Array, "B t D"], axes: Axes, *logical: str) -> Float[Array, "
     (Megatron's f, arXiv 2104.04473, section 2.3), or reduce-scattered over tokens.
     """
     if axes.residual is None:
-        split = {axes.of(name) for name in logical}
-        return collectives.as_varying(x, sorted(name for name in split if name is not None))
+        return split_alike(x, axes, *logical)
     x = collectives.as_varying(x, axes.residual)
     return lax.all_gather(x, axes.residual, axis=1, tiled=True)
+
+
+def split_alike(x: Array, axes: Axes, *logical: str) -> Array:
+    """What every device of the named axes holds alike, used by each for its own part of a layer.
+
+    The parts' gradients by it are summed here, once.
+    """
+    split = {axes.of(name) for name in logical}
+    return collectives.as_varying(x, sorted(name for name in split if name is not None))
 
 
 def leave_sum(x: Float[Array, "B T D"], axis: str | None, axes: Axes) -> Float[Array, "B t D"]:

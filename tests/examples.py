@@ -25,6 +25,7 @@ from gam_jax.layers import (
     Elman,
     FalconH1,
     FusedDelta,
+    LatentAttention,
     Layer,
     LayerNorm,
     LinearMemory,
@@ -32,11 +33,14 @@ from gam_jax.layers import (
     Mamba2,
     MinimalRNN,
     MoE,
+    MoFME,
     ParScale,
     ProductMemory,
     Residual,
     RMSNorm,
+    Series,
     Shallow,
+    SoftMixture,
     Stack,
     WrittenGAM,
 )
@@ -133,6 +137,14 @@ EXAMPLES: dict[str, Layer] = {
     "Attention prefix": Attention(width=WIDTH, heads=8, head_size=2, context=32, prefix=3),
     "Attention capped": Attention(width=WIDTH, heads=8, head_size=2, context=32, soft_cap=2.0),
     "Attention sinks": Attention(width=WIDTH, heads=8, head_size=2, context=32, sinks=True),
+    "LatentAttention": LatentAttention(
+        width=WIDTH, heads=8, latent=5, query_latent=6, head_size=2, rotary_size=4, context=32
+    ),
+    "LatentAttention of plain queries": LatentAttention(
+        width=WIDTH, heads=8, latent=4, head_size=2, rotary_size=2, value_size=3, context=40
+    ),
+    "MoFME": MoFME(width=WIDTH, experts=8, chosen=2),
+    "MoFME of one": MoFME(width=WIDTH, experts=1, chosen=1, adaptor=MLP(activation="swiglu")),
     "WrittenGAM": WrittenGAM(LinearMemory(gated=False, **HEADS), width=WIDTH, kernel=3),
     "WrittenGAM bank": WrittenGAM(GAM(slots=16, kernel=2), width=WIDTH, slots=16, kernel=1),
     "LinearMemory linear": LinearMemory(variant="linear", **HEADS),
@@ -155,6 +167,11 @@ EXAMPLES: dict[str, Layer] = {
     "Block sandwich": Block(GAM(slots=16), width=WIDTH, norms="sandwich"),
     "Block parallel sandwich": Block(
         GAM(slots=16), norm=RMSNorm(), width=WIDTH, form="parallel", norms="sandwich"
+    ),
+    "Series": Series(Stack(Block(GAM(slots=16)), 2), Residual(GRU()), width=WIDTH),
+    "SoftMixture": SoftMixture(GAM(slots=16), 3, width=WIDTH),
+    "SoftMixture of shared keys": SoftMixture(
+        Attention(heads=8, head_size=2, context=32, qk_norm=True), 3, True, width=WIDTH
     ),
     "Shallow": Shallow(Block(GAM(slots=16)), depth=3, width=WIDTH),
     "Shallow attention": Shallow(

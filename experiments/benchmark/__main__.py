@@ -11,6 +11,7 @@ python -m experiments.benchmark selective    the selective scan, by method and c
 python -m experiments.benchmark attention    attention in blocks, and all scores at once
 python -m experiments.benchmark bank         one read, 4,096 to 1,048,576 slots
 python -m experiments.benchmark experts      experts in blocks, by ragged_dot, all for all tokens
+python -m experiments.benchmark mofme        modulated experts beside feed-forward experts
 python -m experiments.benchmark mesh         a training step on meshes of 1 to 8 emulated devices
 python -m experiments.benchmark long         1 Mi tokens over 8 emulated devices
 python -m experiments.benchmark checkpoint   what saving and restoring cost
@@ -41,6 +42,7 @@ from experiments.benchmark import (
     experts,
     length,
     mesh,
+    mofme,
     scan,
     selective,
     step,
@@ -66,6 +68,7 @@ ON_ONE: dict[str, Callable[..., Rows]] = {
     "attention": attention.run,
     "bank": bank.run,
     "experts": experts.run,
+    "mofme": mofme.run,
 }
 OVER_MESHES: dict[str, Callable[..., Rows]] = {
     "mesh": mesh.run,

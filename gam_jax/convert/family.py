@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+import jax
 import numpy as np
 
 from gam_jax.layers import Layer, RMSNorm
@@ -28,6 +30,16 @@ Apart = tuple[
 """(model, tensors of the whole folder) -> entries of the parameters; and the inverse."""
 
 
+def join_equal(model: LanguageModel, blocks: Sequence[Params]) -> Params:
+    """Equal blocks' parameters, stacked."""
+    return jax.tree.map(lambda *arrays: np.stack(arrays), *blocks)
+
+
+def split_equal(model: LanguageModel, params: Params) -> list[Params]:
+    """The inverse of `join_equal`."""
+    return [jax.tree.map(lambda x, i=i: x[i], params) for i in range(model.depth)]
+
+
 class Family(NamedTuple):
     """How a class of transformers becomes a model here, and back.
 
@@ -38,6 +50,9 @@ class Family(NamedTuple):
       read: (model, tensors of a block) -> parameters of a block.
       write: the inverse of `read`.
       apart: both of what stands outside the blocks besides; None for nothing.
+      join: (model, parameters of each block) -> those of `model.stack`.
+      split: the inverse of `join`.
+      layers: how many blocks config.json counts.
     """
 
     model: Callable[[Config], LanguageModel]
@@ -48,6 +63,9 @@ class Family(NamedTuple):
     read: Callable[[LanguageModel, Tensors], Params]
     write: Callable[[LanguageModel, Params], dict[str, np.ndarray]]
     apart: Apart | None = None
+    join: Callable[[LanguageModel, Sequence[Params]], Params] = join_equal
+    split: Callable[[LanguageModel, Params], list[Params]] = split_equal
+    layers: Callable[[LanguageModel], int] = operator.attrgetter("depth")
 
 
 def refuse(config: Config, **only: Any) -> None:
@@ -89,11 +107,16 @@ def rotary_base(config: Config) -> float:
     Raises:
       UserError: positions that are scaled.
     """
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    given = rope(config)
+    kind = given.get("rope_type", given.get("type", "default"))
     if kind != "default":
         raise UserError(
             f"config.json: rope_type={kind!r} of model_type {config.get('model_type')} is not "
             f"known here: rotary positions without scaling alone"
         )
-    return float(rope.get("rope_theta") or config.get("rope_theta", 10_000.0))
+    return float(given.get("rope_theta") or config.get("rope_theta", 10_000.0))
+
+
+def rope(config: Config) -> Mapping[str, Any]:
+    """What config.json says of rotary positions, wherever this version of transformers did."""
+    return config.get("rope_parameters") or config.get("rope_scaling") or {}

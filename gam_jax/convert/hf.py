@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gam_jax.config import unknown
-from gam_jax.convert import falcon_h1, llama, mamba, parscale
+from gam_jax.convert import deepseek, experts, falcon_h1, llama, mamba, parscale
 from gam_jax.convert import folder as files
 from gam_jax.convert.family import Config, Family, Tensors
 from gam_jax.model import LanguageModel
@@ -25,6 +25,8 @@ FAMILIES: Mapping[str, Family] = {
     **mamba.FAMILIES,
     **falcon_h1.FAMILIES,
     **parscale.FAMILIES,
+    **experts.FAMILIES,
+    **deepseek.FAMILIES,
 }
 """Every architecture that config.json may name; a model is written as the first that fits."""
 
@@ -63,12 +65,13 @@ def read(config: Config, tensors: Tensors) -> tuple[LanguageModel, Params]:
     try:
         model = family.model(config)
         blocks = [
-            family.read(model, _within(tensors, f"{family.blocks}{i}.")) for i in range(model.depth)
+            family.read(model, _within(tensors, f"{family.blocks}{i}."))
+            for i in range(family.layers(model))
         ]
         params: dict[str, Any] = {
             "embedding": tensors[family.embedding],
             "final_norm": {"scale": tensors[family.norm]},
-            "blocks": jax.tree.map(lambda *arrays: np.stack(arrays), *blocks),
+            "blocks": family.join(model, blocks),
         }
         if not model.tied:
             params["head"] = tensors[HEAD]
@@ -104,8 +107,8 @@ def write(
         family.embedding: arrays["embedding"],
         family.norm: arrays["final_norm"]["scale"],
     }
-    for i in range(model.depth):
-        block = family.write(model, jax.tree.map(lambda x, i=i: x[i], arrays["blocks"]))
+    for i, own in enumerate(family.split(model, arrays["blocks"])):
+        block = family.write(model, own)
         tensors.update({f"{family.blocks}{i}.{part}": x for part, x in block.items()})
     if not model.tied:
         tensors[HEAD] = arrays["head"]

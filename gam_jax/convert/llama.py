@@ -16,7 +16,7 @@ from gam_jax.convert.family import (
     refuse,
     rotary_base,
 )
-from gam_jax.layers import MLP, Attention, Block, RMSNorm
+from gam_jax.layers import MLP, Attention, Block, Layer, RMSNorm
 from gam_jax.model import LanguageModel
 from gam_jax.params import Params
 from sharding.errors import UserError
@@ -26,6 +26,7 @@ OFFICIAL = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 # Ours, and the name of transformers: scales of norms, attention's projections, the feed-forward.
 NORMS = {"mixer_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
 HEADS = {"query": "q_proj", "key": "k_proj", "value": "v_proj"}
+HEAD_NORMS = {"query_norm": "q_norm", "key_norm": "k_norm"}
 UNITS = {"gate": "gate_proj", "in": "up_proj"}
 
 
@@ -58,13 +59,19 @@ def _model(kind: str, config: Config) -> LanguageModel:
     )
 
 
-def _parts(model: LanguageModel, official: str) -> tuple[Attention, MLP, RMSNorm]:
-    block = one(model.block, Block, official)
+def sequential(layer: Layer, official: str) -> Block:
+    """`layer`, or a UserError if it is no sequential block with norms before its layers."""
+    block = one(layer, Block, official)
     if (block.form, block.norms) != ("sequential", "pre"):
         raise UserError(
             f"{official} of transformers has sequential blocks with norms before their layers: "
             f"this model cannot be written as that"
         )
+    return block
+
+
+def _parts(model: LanguageModel, official: str) -> tuple[Attention, MLP, RMSNorm]:
+    block = sequential(model.block, official)
     return (
         one(block.mixer, Attention, official),
         one(block.ffn, MLP, official),
@@ -126,29 +133,67 @@ def _config(kind: str, model: LanguageModel) -> dict[str, Any]:
 
 def _read(kind: str, model: LanguageModel, tensors: Tensors) -> Params:
     attention, ffn, _ = _parts(model, OFFICIAL[kind])
+    mixer, units = read_attention(attention, model.width, tensors), read_units(tensors, "mlp")
+    if ffn.bias:
+        for ours, name in (*UNITS.items(), ("out", "down_proj")):
+            units[f"b_{ours}"] = tensors[f"mlp.{name}.bias"]
+    return {"mixer": mixer, "ffn": units, **read_norms(tensors)}
+
+
+def read_norms(tensors: Tensors) -> dict[str, Params]:
+    """The norms of a sequential block."""
+    return {ours: {"scale": tensors[f"{name}.weight"]} for ours, name in NORMS.items()}
+
+
+def read_units(tensors: Tensors, inside: str) -> dict[str, np.ndarray]:
+    """A SwiGLU without biases whose arrays' names begin with `inside`."""
+    units = {f"w_{ours}": tensors[f"{inside}.{name}.weight"].T for ours, name in UNITS.items()}
+    return units | {"w_out": tensors[f"{inside}.down_proj.weight"]}
+
+
+def read_attention(attention: Attention, width: int, tensors: Tensors) -> dict[str, np.ndarray]:
+    """Attention's projections, biases and norms."""
     mixer: dict[str, np.ndarray] = {}
     for ours, name in HEADS.items():
         weight = tensors[f"self_attn.{name}.weight"]
-        mixer[ours] = weight.T.reshape(model.width, -1, attention.size)
+        mixer[ours] = weight.T.reshape(width, -1, attention.size)
         if attention.bias:
             bias = tensors[f"self_attn.{name}.bias"]
             mixer[f"{ours}_bias"] = bias.reshape(-1, attention.size)
     out = tensors["self_attn.o_proj.weight"]
-    mixer["out"] = out.T.reshape(-1, attention.size, model.width)
+    mixer["out"] = out.T.reshape(-1, attention.size, width)
     if attention.out_bias:
         mixer["out_bias"] = tensors["self_attn.o_proj.bias"]
-    units = {f"w_{ours}": tensors[f"mlp.{name}.weight"].T for ours, name in UNITS.items()}
-    units["w_out"] = tensors["mlp.down_proj.weight"]
-    if ffn.bias:
-        for ours, name in (*UNITS.items(), ("out", "down_proj")):
-            units[f"b_{ours}"] = tensors[f"mlp.{name}.bias"]
-    norms = {ours: {"scale": tensors[f"{name}.weight"]} for ours, name in NORMS.items()}
-    return {"mixer": mixer, "ffn": units, **norms}
+    if attention.qk_norm:
+        for ours, name in HEAD_NORMS.items():
+            mixer[ours] = tensors[f"self_attn.{name}.weight"]
+    return mixer
 
 
 def _write(kind: str, model: LanguageModel, params: Params) -> dict[str, np.ndarray]:
-    mixer, units, width = params["mixer"], params["ffn"], model.width
-    tensors = {f"{name}.weight": params[ours]["scale"] for ours, name in NORMS.items()}
+    tensors = {**write_norms(params), **write_attention(params["mixer"], model.width)}
+    units = params["ffn"]
+    tensors |= write_units(units, "mlp")
+    for ours, name in (*UNITS.items(), ("out", "down_proj")):
+        if f"b_{ours}" in units:
+            tensors[f"mlp.{name}.bias"] = units[f"b_{ours}"]
+    return tensors
+
+
+def write_norms(params: Params) -> dict[str, np.ndarray]:
+    """The inverse of `read_norms`."""
+    return {f"{name}.weight": params[ours]["scale"] for ours, name in NORMS.items()}
+
+
+def write_units(units: Params, inside: str) -> dict[str, np.ndarray]:
+    """The inverse of `read_units`."""
+    tensors = {f"{inside}.{name}.weight": units[f"w_{ours}"].T for ours, name in UNITS.items()}
+    return tensors | {f"{inside}.down_proj.weight": units["w_out"]}
+
+
+def write_attention(mixer: Params, width: int) -> dict[str, np.ndarray]:
+    """The inverse of `read_attention`."""
+    tensors: dict[str, np.ndarray] = {}
     for ours, name in HEADS.items():
         tensors[f"self_attn.{name}.weight"] = mixer[ours].reshape(width, -1).T
         if f"{ours}_bias" in mixer:
@@ -156,12 +201,9 @@ def _write(kind: str, model: LanguageModel, params: Params) -> dict[str, np.ndar
     tensors["self_attn.o_proj.weight"] = mixer["out"].reshape(-1, width).T
     if "out_bias" in mixer:
         tensors["self_attn.o_proj.bias"] = mixer["out_bias"]
-    for ours, name in UNITS.items():
-        tensors[f"mlp.{name}.weight"] = units[f"w_{ours}"].T
-    tensors["mlp.down_proj.weight"] = units["w_out"]
-    for ours, name in (*UNITS.items(), ("out", "down_proj")):
-        if f"b_{ours}" in units:
-            tensors[f"mlp.{name}.bias"] = units[f"b_{ours}"]
+    for ours, name in HEAD_NORMS.items():
+        if ours in mixer:
+            tensors[f"self_attn.{name}.weight"] = mixer[ours]
     return tensors
 
 

@@ -3,11 +3,12 @@
 from gam_jax.layers.attention import Attention
 from gam_jax.layers.base import Carry, Layer, inherit
 from gam_jax.layers.bidirectional import Bidirectional
-from gam_jax.layers.block import Block, Residual, Stack
+from gam_jax.layers.block import Block, Residual, Series, Stack
 from gam_jax.layers.chunked import Chunked
 from gam_jax.layers.falcon_h1 import FalconH1
 from gam_jax.layers.fused_delta import FusedDelta
 from gam_jax.layers.gam import GAM
+from gam_jax.layers.latent_attention import LatentAttention
 from gam_jax.layers.linear_memory import LinearMemory
 from gam_jax.layers.mamba import Mamba
 from gam_jax.layers.mamba2 import Mamba2
@@ -15,11 +16,13 @@ from gam_jax.layers.mhs import MHS
 from gam_jax.layers.minimal import MinimalRNN
 from gam_jax.layers.mlp import MLP
 from gam_jax.layers.moe import MoE
+from gam_jax.layers.mofme import MoFME
 from gam_jax.layers.norm import LayerNorm, RMSNorm
 from gam_jax.layers.parscale import ParScale
 from gam_jax.layers.product_memory import ProductMemory
 from gam_jax.layers.recurrent import GRU, LSTM, Elman
 from gam_jax.layers.shallow import Shallow
+from gam_jax.layers.soft_mixture import SoftMixture
 from gam_jax.layers.tcnca import TCN, TCNCA
 from gam_jax.layers.written_gam import WrittenGAM
 
@@ -36,6 +39,7 @@ LAYERS: dict[str, type] = {
         GAM,
         GRU,
         LSTM,
+        LatentAttention,
         LayerNorm,
         LinearMemory,
         MHS,
@@ -45,10 +49,13 @@ LAYERS: dict[str, type] = {
         MinimalRNN,
         MoE,
         ParScale,
+        MoFME,
         ProductMemory,
         RMSNorm,
         Residual,
+        Series,
         Shallow,
+        SoftMixture,
         Stack,
         TCN,
         TCNCA,
@@ -74,6 +81,7 @@ __all__ = [
     "Elman",
     "FalconH1",
     "FusedDelta",
+    "LatentAttention",
     "Layer",
     "LayerNorm",
     "LinearMemory",
@@ -81,11 +89,14 @@ __all__ = [
     "Mamba2",
     "MinimalRNN",
     "MoE",
+    "MoFME",
     "ParScale",
     "ProductMemory",
     "RMSNorm",
     "Residual",
+    "Series",
     "Shallow",
+    "SoftMixture",
     "Stack",
     "WrittenGAM",
     "inherit",

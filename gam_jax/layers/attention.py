@@ -173,7 +173,7 @@ class Attention(Layer):
         batch, tokens = x.shape[:2]
         total = tokens * collectives.axis_size(axes.seq)
         position = jnp.zeros((), jnp.int32) if carry is None else carry["position"]
-        self._check_fits(position, total)
+        check_fits(position, total, self.limit, "Attention")
         places = position + collectives.axis_index(axes.seq) * tokens + jnp.arange(tokens)
         q, k, v = self._heads(params, x.reshape(-1, x.shape[-1]), (batch, tokens), places)
         sinks, prefix = params.get("sinks"), self._prefix(carry, batch, axes)
@@ -280,10 +280,12 @@ class Attention(Layer):
         out, lse = found if shared is None else with_shared(found, self.rule, q, *shared)
         return (out if sinks is None else with_sinks(out, lse, sinks)).astype(q.dtype)
 
-    def _check_fits(self, position: Array, total: int) -> None:
-        start = 0 if isinstance(position, jax.core.Tracer) else int(position)
-        if self.limit and start + total > self.limit:
-            raise ValueError(
-                f"{start + total} tokens do not fit a cache of {self.limit}: give fewer, or set "
-                f"a larger Attention.context"
-            )
+
+def check_fits(position: Array, total: int, limit: int, layer: str) -> None:
+    """Raises a ValueError if `total` tokens after a known position exceed a cache of `limit`."""
+    start = 0 if isinstance(position, jax.core.Tracer) else int(position)
+    if limit and start + total > limit:
+        raise ValueError(
+            f"{start + total} tokens do not fit a cache of {limit}: give fewer, or set "
+            f"a larger {layer}.context"
+        )

@@ -185,6 +185,57 @@ class Stack(Layer):
         return _scan_blocks(self, axes, params, x, carry, key)
 
 
+@dataclasses.dataclass(frozen=True)
+class Series(Layer):
+    """One layer after another: two stacks of unlike blocks, say.
+
+    A model whose first blocks have other feed-forwards is
+    `LanguageModel(Series(Stack(one, 3), Stack(other, 58)), width, depth=1)`.
+    """
+
+    first: Layer
+    then: Layer
+    width: int | None = None
+    dropout: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("first", "then"):
+            layer = inherit(getattr(self, name), width=self.width, dropout=self.dropout)
+            object.__setattr__(self, name, layer)
+
+    def table(self) -> Table:
+        """Those of the two."""
+        return {"first": self.first.table(), "then": self.then.table()}
+
+    def carry_table(self, batch: int) -> Any:
+        """Those of the two."""
+        return {"first": self.first.carry_table(batch), "then": self.then.carry_table(batch)}
+
+    def __call__(
+        self,
+        params: Params,
+        x: Float[Array, "B T D"],
+        carry: Carry | None = None,
+        axes: Axes = WHOLE,
+        *,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], Carry]:
+        """The second of what the first gives."""
+        begin: Carry = {"first": None, "then": None} if carry is None else carry
+        keys = (None, None) if key is None else jax.random.split(key)
+        after: dict[str, Carry] = {}
+        for name, own in zip(("first", "then"), keys, strict=True):
+            layer: Layer = getattr(self, name)
+            whole = _gathered(layer, params[name])
+            x, after[name] = layer(whole, x, begin[name], axes, key=own)
+        return x, after
+
+
+def _gathered(layer: Layer, params: Params) -> Params:
+    """A layer's parameters, whole; a stack gathers its own, block by block."""
+    return params if isinstance(layer, Stack | Series) else zero.whole(params)
+
+
 # Compiled once for a stack, so that a call outside jax.jit does not compile its scan anew.
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _scan_blocks(
@@ -193,7 +244,8 @@ def _scan_blocks(
     def step(h: Array, layer: tuple[Params, Carry, Array]) -> tuple[Array, Carry]:
         block_params, block_carry, index = layer
         block_key = None if key is None else jax.random.fold_in(key, index)
-        return stack.block(zero.whole(block_params), h, block_carry, axes, key=block_key)
+        own = _gathered(stack.block, block_params)
+        return stack.block(own, h, block_carry, axes, key=block_key)
 
     # Outside a loop, compilers may see that a gathering is done twice, and keep what was gathered.
     unroll = 1 if zero.has_shards(params) else stack.unroll

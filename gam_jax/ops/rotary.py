@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
+@dataclasses.dataclass(frozen=True)
+class Yarn:
+    """Wavelengths stretched for sequences longer than those of the training (YaRN).
+
+    Channel pairs that turn less than `slow` times in `original` tokens are turned `factor` times
+    slower, those that turn more than `fast` times as before, those in between in between. Source:
+    Peng et al. 2023 (arXiv 2309.00071), section 3.2.
+
+    Attributes:
+      factor: 1 for none of it.
+      original: tokens of the training.
+      fast, slow: turns.
+    """
+
+    factor: float = 1.0
+    original: int = 4096
+    fast: float = 32.0
+    slow: float = 1.0
+
+
 def rotary(
-    x: Float[Array, "B T H K"], places: Int[Array, T], theta: float
+    x: Float[Array, "B T H K"], places: Int[Array, T], theta: float, yarn: Yarn = Yarn()
 ) -> Float[Array, "B T H K"]:
     """Turns channel pairs (i, i + K/2) of each head by the angle place * theta^(-2i/K).
 
@@ -19,14 +42,30 @@ def rotary(
       x: queries or keys; K is even.
       places: of each token in the whole sequence.
       theta: base of the wavelengths, usually 10,000 or more.
+      yarn: stretches them.
 
     Returns:
       The dtype of x; angles in float32.
     """
     half = x.shape[-1] // 2
     speeds = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    speeds = speeds if yarn.factor == 1 else speeds * _stretched(yarn, half, theta)
     angles = places.astype(jnp.float32)[:, None, None] * speeds  # [T, 1, K/2]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = [first * cos - second * sin, second * cos + first * sin]
     return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+
+
+def _stretched(yarn: Yarn, half: int, theta: float) -> Float[Array, K]:
+    """1 / factor for the slow pairs, 1 for the fast ones, a ramp between."""
+
+    def pair(turns: float) -> float:
+        """The pair (as a real number) that turns so often in the training's tokens."""
+        return half * math.log(yarn.original / (turns * 2 * math.pi)) / math.log(theta)
+
+    low = max(math.floor(pair(yarn.fast)), 0)
+    high = min(math.ceil(pair(yarn.slow)), 2 * half - 1)
+    ramp = (jnp.arange(half) - low) / (high - low if high > low else 1e-3)
+    slow = jnp.clip(ramp, 0, 1)
+    return 1 - slow + slow / yarn.factor

@@ -1,6 +1,6 @@
 """Tiny random models of Hugging Face transformers, and what they compute.
 
-    python tests/golden/state_spaces.py tests/golden
+    python tests/golden/state_spaces.py tests/golden [NAME ...]
 
 writes a folder for each: config.json and model.safetensors as transformers saves them, and
 expected.npz with tokens, logits and greedy continuations. It needs torch and transformers.
@@ -47,6 +47,32 @@ LLAMA = {
     "max_position_embeddings": 64,
     "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
 }
+EXPERTS = {
+    "vocab_size": 48,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "moe_intermediate_size": 12,
+    "num_experts_per_tok": 3,
+}
+DEEPSEEK = {
+    **EXPERTS,
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 4,
+    "first_k_dense_replace": 1,
+    "intermediate_size": 28,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "n_group": 4,
+    "topk_group": 2,
+    "q_lora_rank": 12,
+    "kv_lora_rank": 10,
+    "qk_nope_head_dim": 6,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 5,
+}
 CONFIGS = {
     "hf_llama": ("Llama", {**LLAMA, "head_dim": 8}),
     "hf_qwen2": ("Qwen2", {**LLAMA, "tie_word_embeddings": True}),
@@ -78,6 +104,36 @@ CONFIGS = {
             "tie_word_embeddings": True,
         },
     ),
+    "hf_mixtral": (
+        "Mixtral",
+        {**EXPERTS, "intermediate_size": 20, "head_dim": 4, "num_local_experts": 4}
+        | {"num_experts_per_tok": 2},
+    ),
+    "hf_qwen3_moe": (
+        "Qwen3Moe",
+        {**EXPERTS, "num_experts": 8, "head_dim": 8, "norm_topk_prob": True},
+    ),
+    "hf_deepseek_v3": (
+        "DeepseekV3",
+        {
+            **DEEPSEEK,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 500.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 16,
+                "beta_fast": 2.0,
+                "beta_slow": 0.5,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+            },
+        },
+    ),
+    "hf_deepseek_v3_plain": (
+        "DeepseekV3",
+        {**DEEPSEEK, "num_hidden_layers": 1, "first_k_dense_replace": 0, "q_lora_rank": None}
+        | {"intermediate_size": 24},
+    ),
 }
 """Folder -> (class of transformers, configuration); every multiplier differs from 1."""
 
@@ -99,6 +155,9 @@ def random_model(name: str, seed: int = 0):
                 weight.uniform_(0.5, 1.5)
             else:
                 torch.nn.init.normal_(weight, std=0.25)
+        for path, state in model.named_buffers():
+            if path.endswith("e_score_correction_bias"):
+                state.uniform_(-0.3, 0.3)
     return model
 
 
@@ -120,9 +179,9 @@ def expected(model, seed: int = 0) -> dict[str, np.ndarray]:
     }
 
 
-def write(folder: pathlib.Path) -> None:
-    """Every folder of CONFIGS."""
-    for name in CONFIGS:
+def write(folder: pathlib.Path, only: list[str]) -> None:
+    """The folders of these names; all of CONFIGS if there is none."""
+    for name in only or CONFIGS:
         model = random_model(name)
         model.save_pretrained(folder / name)
         (folder / name / "generation_config.json").unlink(missing_ok=True)
@@ -130,4 +189,4 @@ def write(folder: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    write(pathlib.Path(sys.argv[1]))
+    write(pathlib.Path(sys.argv[1]), sys.argv[2:])

@@ -32,6 +32,10 @@ NAMES = (
     "hf_mamba2",
     "hf_falcon_h1",
     "hf_falcon_h1_normed",
+    "hf_mixtral",
+    "hf_qwen3_moe",
+    "hf_deepseek_v3",
+    "hf_deepseek_v3_plain",
 )
 PARSCALE = "hf_parscale"  # by its official code, see tests/golden/parscale.py
 every_folder = pytest.mark.parametrize("name", [*NAMES, PARSCALE])

@@ -1,0 +1,223 @@
+"""Attention whose keys and values are made from one short vector a token."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from gam_jax.layers.attention import check_fits
+from gam_jax.layers.base import WHOLE, Layer, known
+from gam_jax.ops.attention import Rule, attend
+from gam_jax.ops.dropout import dropout
+from gam_jax.ops.linear import linear
+from gam_jax.ops.norm import rms_norm
+from gam_jax.ops.rotary import Yarn, rotary
+from gam_jax.params import Param, Params, Table, fan_in, ones, zeros
+from sharding import collectives, residual
+from sharding.axes import Axes
+
+NORM_EPS = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentAttention(Layer):
+    """Multi-head latent attention: c = norm(x W_c), k_h = [c K_h, turned(x W_r)], v_h = c V_h.
+
+    Source: DeepSeek-V2 (arXiv 2405.04434), section 2.1, as DeepSeek-V3 uses it. The carry is the
+    latent c and one turned key that all heads share: R + P numbers a token, whatever the heads.
+    On a carry the heads' maps K_h and V_h are laid on queries and mixtures, so that latents are
+    attended to as they are cached (appendix C there); at the start of a sequence keys and values
+    are made, which costs less. Heads are split over `tensor`; over `seq` the latents are gathered,
+    (R + P) numbers a token.
+
+    Attributes:
+      width: D.
+      heads: H.
+      latent: R, numbers that a token's keys and values are made from.
+      query_latent: Q, likewise of queries; 0 makes them from x.
+      head_size: N, channels of a head's keys without positions.
+      rotary_size: P, channels that are turned by position.
+      value_size: V, channels of a head's values; 0 for N.
+      rotary: base of the rotary positions' wavelengths.
+      yarn: stretches them.
+      context: tokens that the cache holds, and so the most that a sequence may have.
+      scale: of the scores; 0 for 1 / sqrt(N + P).
+      dropout: rate on the output in training.
+    """
+
+    width: int | None = None
+    heads: int = 4
+    latent: int = 64
+    query_latent: int = 0
+    head_size: int = 32
+    rotary_size: int = 16
+    value_size: int = 0
+    rotary: float = 10_000.0
+    yarn: Yarn = Yarn()
+    context: int = 2048
+    scale: float = 0.0
+    dropout: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.rotary_size < 2 or self.rotary_size % 2:
+            raise ValueError(f"LatentAttention.rotary_size={self.rotary_size} is not 2 or 4 or ...")
+        if self.context < 1:
+            raise ValueError("LatentAttention.context must be at least 1")
+
+    @property
+    def limit(self) -> int:
+        """The context."""
+        return self.context
+
+    @property
+    def rule(self) -> Rule:
+        """What a query makes of a key."""
+        return Rule(self.scale or (self.head_size + self.rotary_size) ** -0.5)
+
+    def table(self) -> Table:
+        """Queries; latent [D, R], its norm [R], shared_key [D, P]; key, value [R, H, ...]; out.
+
+        query [D, H, N + P]; with Q, query_latent [D, Q], query_norm [Q] and query [Q, H, N + P].
+        """
+        width, heads, latent = known(self.width, "width", self), self.heads, self.latent
+        size, values = self.head_size + self.rotary_size, self.value_size or self.head_size
+        source = self.query_latent or width
+        table: dict[str, Param] = {}
+        if self.query_latent:
+            shape = (width, self.query_latent)
+            table["query_latent"] = Param(shape, ("embed", None), fan_in(width))
+            table["query_norm"] = Param((self.query_latent,), (None,), ones, decay=False)
+        first = None if self.query_latent else "embed"
+        table["query"] = Param((source, heads, size), (first, "heads", None), fan_in(source))
+        table["latent"] = Param((width, latent), ("embed", None), fan_in(width))
+        table["latent_norm"] = Param((latent,), (None,), ones, decay=False)
+        shape = (width, self.rotary_size)
+        table["shared_key"] = Param(shape, ("embed", None), fan_in(width))
+        for name, channels in (("key", self.head_size), ("value", values)):
+            shape = (latent, heads, channels)
+            table[name] = Param(shape, (None, "heads", None), fan_in(latent))
+        inside = heads * values
+        table["out"] = Param((heads, values, width), ("heads", None, "embed"), fan_in(inside))
+        return table
+
+    def carry_table(self, batch: int) -> Any:
+        """latent [B, S, R], shared_key [B, S, P], turned, and the position, int32."""
+        sizes = {"latent": self.latent, "shared_key": self.rotary_size}
+        axes = ("batch", None, None)
+        table = {
+            name: Param((batch, self.context, size), axes, zeros, cache=True)
+            for name, size in sizes.items()
+        }
+        return table | {"position": Param((), (), zeros, dtype="int32")}
+
+    def __call__(
+        self,
+        params: Params,
+        x: Float[Array, "B T D"],
+        carry: Any = None,
+        axes: Axes = WHOLE,
+        *,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """Heads are split inside, and summed on the way out.
+
+        Raises:
+          ValueError: more tokens than the context (where the position is traced and not known
+            when this is compiled, the outputs of such a chunk are NaN instead).
+        """
+        position = jnp.zeros((), jnp.int32) if carry is None else carry["position"]
+        starts = carry is None or carry["latent"] is None
+        first = residual.first_token(x.shape[1], axes)
+        places = position + first + jnp.arange(x.shape[1])
+        new = self._compressed(params, x, places, axes)
+        tokens = new["latent"].shape[1]
+        check_fits(position, tokens, self.limit, "LatentAttention")
+        q = self._queries(params, x, position, axes)
+        cache = {name: self._kept(array) for name, array in new.items()}
+        if carry is not None and not starts:
+            cache = {
+                name: lax.dynamic_update_slice_in_dim(
+                    carry[name], array.astype(carry[name].dtype), position, axis=1
+                )
+                for name, array in new.items()
+            }
+        # The heads of a device use what all hold alike: the gradient is summed over devices.
+        used = {
+            name: residual.split_alike(array.astype(q.dtype), axes, "heads")
+            for name, array in (new if starts else cache).items()
+        }
+        own = collectives.axis_index(axes.seq) * q.shape[1]
+        if starts:
+            mixed = self._expanded(params, q, used, own)
+        else:
+            mixed = self._absorbed(params, q, used, position + own)
+            mixed = jnp.where(position + tokens <= self.context, mixed, jnp.nan)
+        out = params["out"]
+        flat = mixed.reshape(-1, out.shape[0] * out.shape[1])
+        partial = linear(flat, out.reshape(-1, out.shape[-1])).reshape(*q.shape[:2], -1)
+        y = residual.leave_sum(partial, axes.of("heads"), axes)
+        return dropout(y, self.dropout or 0.0, key, axes), {**cache, "position": position + tokens}
+
+    def _compressed(
+        self, params: Params, x: Array, places: Int[Array, T], axes: Axes
+    ) -> dict[str, Array]:
+        """latent [B, S, R] and turned shared_key [B, S, P] of all tokens, alike on all devices."""
+        flat = x.reshape(-1, x.shape[-1])
+        latent = rms_norm(linear(flat, params["latent"]), params["latent_norm"], NORM_EPS)
+        shared = linear(flat, params["shared_key"]).reshape(*x.shape[:2], 1, -1)
+        shared = rotary(shared, places, self.rotary, self.yarn)[:, :, 0]
+        found = {"latent": latent.reshape(*x.shape[:2], -1), "shared_key": shared}
+        for axis in reversed(axes.tokens):
+            found = {n: collectives.all_gather(y, axis, dim=1) for n, y in found.items()}
+        return found
+
+    def _queries(
+        self, params: Params, x: Array, position: Array, axes: Axes
+    ) -> Float[Array, "B T H N+P"]:
+        """This device's heads' queries, their last P channels turned."""
+        if self.query_latent:
+            flat = linear(x.reshape(-1, x.shape[-1]), params["query_latent"])
+            x = rms_norm(flat, params["query_norm"], NORM_EPS).reshape(*x.shape[:2], -1)
+        x = residual.enter(x, axes, "heads")
+        weight = params["query"]
+        q = linear(x.reshape(-1, x.shape[-1]), weight.reshape(weight.shape[0], -1))
+        q = q.reshape(*x.shape[:2], -1, weight.shape[-1])
+        places = position + collectives.axis_index(axes.seq) * x.shape[1] + jnp.arange(x.shape[1])
+        plain, turned = jnp.split(q, [self.head_size], axis=-1)
+        turned = rotary(turned, places, self.rotary, self.yarn)
+        return jnp.concatenate([plain, turned], axis=-1)
+
+    def _expanded(
+        self, params: Params, q: Array, used: dict[str, Array], offset: Array | int
+    ) -> Float[Array, "B T H V"]:
+        """Over keys and values made for each head."""
+        latent, shared = used["latent"], used["shared_key"]
+        flat = latent.reshape(-1, latent.shape[-1])
+        keys, values = (
+            linear(flat, params[name].reshape(flat.shape[1], -1)).reshape(
+                *latent.shape[:2], *params[name].shape[1:]
+            )
+            for name in ("key", "value")
+        )
+        shape = (*keys.shape[:3], self.rotary_size)
+        keys = jnp.concatenate([keys, jnp.broadcast_to(shared[:, :, None], shape)], axis=-1)
+        return attend(self.rule, q, keys, values, offset)[0].astype(q.dtype)
+
+    def _absorbed(
+        self, params: Params, q: Array, used: dict[str, Array], offset: Array
+    ) -> Float[Array, "B T H V"]:
+        """Over latents: all heads of queries share one head of keys, and its values."""
+        plain, turned = jnp.split(q, [self.head_size], axis=-1)
+        lifted = jnp.einsum("bthn,rhn->bthr", plain, params["key"])
+        q = jnp.concatenate([lifted, turned], axis=-1)
+        keys = jnp.concatenate([used["latent"], used["shared_key"]], axis=-1)[:, :, None]
+        mixed, _ = attend(self.rule, q, keys, used["latent"][:, :, None], offset)
+        return jnp.einsum("bthr,rhv->bthv", mixed.astype(q.dtype), params["value"])
+
+    def _kept(self, x: Array) -> Array:
+        """The cache after the start x."""
+        return jnp.pad(x, ((0, 0), (0, self.context - x.shape[1]), (0, 0))).astype(jnp.float32)

@@ -1,0 +1,101 @@
+"""Mixers that all work on every token, and a router that weighs what they give."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from gam_jax.layers.attention import Attention
+from gam_jax.layers.base import WHOLE, Carry, Layer, inherit, known
+from gam_jax.layers.latent_attention import LatentAttention
+from gam_jax.params import Param, Params, Table, normal, stack
+from sharding.axes import Axes
+
+KEYS: dict[type, tuple[str, ...]] = {
+    Attention: ("key", "value"),
+    LatentAttention: ("latent", "shared_key", "key", "value"),
+}
+"""What begins the names of the parameters that keys and values are made of."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SoftMixture(Layer):
+    """sum_i g_i(x) mixer_i(x) with g = softmax(x W_g) over all the mixers.
+
+    The attention experts of BAM (Zhang et al. 2024, arXiv 2408.08274, section 3.2), of any mixer.
+    None is left out for any token, so there is nothing to balance. Each mixer is split over
+    `tensor` as it is alone; over `expert`, which splits rows, mixers are whole.
+
+    Attributes:
+      inner: what each expert is.
+      experts: how many.
+      shared_keys: all have the same keys and values, and so one cache; of attention alone (BAM's
+        "shared KV").
+      width, dropout: of the layer inside.
+    """
+
+    inner: Layer
+    experts: int = 4
+    shared_keys: bool = False
+    width: int | None = None
+    dropout: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.experts < 1:
+            raise ValueError("SoftMixture.experts must be at least 1")
+        if self.shared_keys and type(self.inner) not in KEYS:
+            raise ValueError(
+                f"SoftMixture.shared_keys: a {type(self.inner).__name__} has no keys and values "
+                f"to share; {' and '.join(cls.__name__ for cls in KEYS)} have"
+            )
+        inner = inherit(self.inner, width=self.width, dropout=self.dropout)
+        object.__setattr__(self, "inner", inner)
+
+    def is_shared(self, name: str) -> bool:
+        """Whether a parameter of the layer inside is one for all experts."""
+        return self.shared_keys and name.startswith(KEYS[type(self.inner)])
+
+    def table(self) -> Table:
+        """router [D, E]; shared: what is one for all; experts: the rest, each [E, ...]."""
+        width, inner = known(self.width, "width", self), self.inner.table()
+        start = normal((0.1 / width) ** 0.5)  # small, as in `MoE`
+        shared = {name: part for name, part in inner.items() if self.is_shared(name)}
+        own = {name: part for name, part in inner.items() if name not in shared}
+        return {
+            "router": Param((width, self.experts), ("embed", None), start, precise=True),
+            "shared": shared,
+            "experts": stack(own, self.experts),
+        }
+
+    def carry_table(self, batch: int) -> Any:
+        """The inner layer's, with a leading axis of experts if keys are not shared."""
+        inner = self.inner.carry_table(batch)
+        return inner if self.shared_keys else stack(inner, self.experts)
+
+    def __call__(
+        self,
+        params: Params,
+        x: Float[Array, "B T D"],
+        carry: Carry | None = None,
+        axes: Axes = WHOLE,
+        *,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], Carry]:
+        """All mixers at once; expert i draws its randomness from fold_in(key, i)."""
+
+        def one(own: Params, carry: Carry, index: Array) -> tuple[Array, Carry]:
+            random = None if key is None else jax.random.fold_in(key, index)
+            return self.inner({**params["shared"], **own}, x, carry, axes, key=random)
+
+        kept = None if self.shared_keys else 0
+        run = jax.vmap(one, in_axes=(0, kept, 0), out_axes=(0, kept))
+        found, after = run(params["experts"], carry, jnp.arange(self.experts))
+        scores = jnp.einsum(
+            "btd,de->ebt", x.astype(jnp.float32), params["router"].astype(jnp.float32)
+        )
+        gates = jax.nn.softmax(scores, axis=0)[..., None]
+        return jnp.sum(gates * found.astype(jnp.float32), axis=0).astype(x.dtype), after
