@@ -37,7 +37,8 @@ class Param:
     Attributes:
       shape: its global shape.
       axes: a logical axis name (or None) for each dimension, see `sharding.rules`.
-      init: initialiser, (key, shape) -> float32 array.
+      init: initialiser, (key, shape) -> float32 array; of a carry, which itself begins with zeros,
+        that of starts that are learned in its place.
       decay: whether weight decay applies (matrices yes; biases, norms no).
       dtype: of the array; parameters are float32, what a carry counts may be int32.
       cache: of a carry: filled as tokens come, so that a sequence cannot begin with a value here.

@@ -57,7 +57,7 @@ class Setting:
                 seed=seed,
                 log_every=max(1, min(20, self.steps // 4)),
                 validate_every=self.steps,
-                validation_tokens=262_144,
+                validation_tokens=131_072,
             ),
             optimizer=OptimizerConfig(learning_rate=5e-3, warmup=max(1, self.steps // 10)),
             checkpoint=CheckpointConfig(every=self.steps, keep=1),

@@ -15,7 +15,7 @@ from gam_jax.ops.conv import causal_conv, reach
 from gam_jax.ops.linear import linear
 from gam_jax.ops.memory import memory_read
 from gam_jax.ops.sparse_memory import sparse_read
-from gam_jax.params import Param, Params, Table, fan_in, uniform, zeros
+from gam_jax.params import Param, Params, Table, fan_in, normal, uniform, zeros
 from sharding import collectives, residual
 from sharding.axes import Axes
 
@@ -97,7 +97,8 @@ class GAM(Layer):
         tail = Param((batch, halo, width), ("batch", None, "channel"), zeros)
         if not self._moves:
             return tail
-        return {"tail": tail, "offset": Param((batch, width), ("batch", "embed"), zeros)}
+        # As large as the queries, which are normed: streams of smaller ones stay alike.
+        return {"tail": tail, "offset": Param((batch, width), ("batch", "embed"), normal(1.0))}
 
     def __call__(
         self,

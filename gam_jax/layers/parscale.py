@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from gam_jax.layers.base import WHOLE, Carry, Layer, Statistics, inherit, known
 from gam_jax.ops.linear import linear
-from gam_jax.params import Param, Params, Table, fan_in, normal, path_name
+from gam_jax.params import Param, Params, Table, fan_in, normal, path_name, zeros
 from sharding import collectives
 from sharding.axes import Axes
 
@@ -21,6 +21,7 @@ OWN = ("starts", "aggregator")
 """What streams add to the inner layer's table."""
 
 START_STD = 0.02
+"""Of starts whose layer does not say better in its carry's table."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +86,15 @@ class ParScale(Layer):
             return table
         if found := set(OWN) & set(table):
             raise ValueError(f"ParScale.inner has parameters of the name {', '.join(found)}")
-        width, init = known(self.width, "width", self), normal(START_STD)
+        width = known(self.width, "width", self)
         sides = fan_in(self.streams * width), fan_in(width)
         starts = {
-            name: dataclasses.replace(param, axes=_of_streams(param), init=init, decay=False)
+            name: dataclasses.replace(
+                param,
+                axes=_of_streams(param),
+                init=normal(START_STD) if param.init is zeros else param.init,
+                decay=False,
+            )
             for name, param in self._starts().items()
         }
         aggregator = {

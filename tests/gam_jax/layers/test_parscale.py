@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from experiments.parscale import published
 from gam_jax.layers import GAM, MLP, Attention, Block, LinearMemory, ParScale, RMSNorm, WrittenGAM
 from gam_jax.model import LanguageModel
-from gam_jax.params import abstract_params, count_params
+from gam_jax.params import abstract_params, count_params, init_params
 from tests.examples import WIDTH, apply, inputs, params_of, random_like
 
 MEMORY = WrittenGAM(LinearMemory(width=WIDTH, heads=2, key_width=4), slots=8, kernel=3)
@@ -67,6 +67,14 @@ def test_starts_make_streams_differ_at_every_token(inner):
     moved = with_starts(layer, params, lambda x, at: 1.5 * x)
     change = apply(layer, moved, x)[0] - apply(layer, params, x)[0]
     assert jnp.all(jnp.max(jnp.abs(change), axis=-1) > 1e-5)
+
+
+def test_starts_are_small_at_first_but_for_the_offsets_of_a_bank():
+    """Which are as large as the normed queries that they move."""
+    table = ParScale(Block(GAM(slots=4, kernel=65), width=64), 4, width=64).table()
+    starts = init_params(table, jax.random.key(0))["starts"]
+    assert jnp.std(starts["mixer.offset"]) == pytest.approx(1.0, rel=0.2)
+    assert jnp.std(starts["mixer.tail"]) == pytest.approx(0.02, rel=0.1)
 
 
 @settings(max_examples=4)
