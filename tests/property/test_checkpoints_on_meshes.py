@@ -29,7 +29,9 @@ from sharding.checkpoint.manifest import files_of
 from tests.meshes import EXPERT_SHAPES, SHAPES, layout_of
 
 EXPERTS = MoE(ffn=MLP(expansion=1), router=Router(bias_step=0.1))
-MODEL = LanguageModel(Block(GAM(slots=16, kernel=3), EXPERTS), width=16, depth=2, vocab=64)
+MODEL = LanguageModel(
+    Block(GAM(slots=16, kernel=3), EXPERTS), width=16, depth=2, vocab=64, streams=2
+)
 OPTIMIZER = make_optimizer(OptimizerConfig(warmup=1), 10, MODEL.table())
 PRESETS = (
     "data+sequence+tensor",
@@ -37,7 +39,9 @@ PRESETS = (
     "fully_sharded+sequence+tensor",
     "fully_sharded+sequence+tensor_tokens",
 )
-LAYOUTS = st.tuples(st.sampled_from(SHAPES + EXPERT_SHAPES), st.sampled_from(PRESETS))
+STREAM_SHAPES = ((1, 1, 1, 2), (2, 1, 2, 2), (1, 2, 1, 2, 2))
+ALL_SHAPES = SHAPES + EXPERT_SHAPES + STREAM_SHAPES
+LAYOUTS = st.tuples(st.sampled_from(ALL_SHAPES), st.sampled_from(PRESETS))
 
 
 @functools.cache
