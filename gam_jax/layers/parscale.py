@@ -119,7 +119,7 @@ class ParScale(Layer):
             axes = (*param.axes[:at], "stream", *param.axes[at:])
             return dataclasses.replace(param, shape=shape, axes=axes)
 
-        seen = Param((), (), lambda key, shape: jnp.zeros(shape, jnp.int32), dtype="int32")
+        seen = Param((), (), zeros, dtype="int32")
         return {"seen": seen, "streams": _map(rows, inner)}
 
     def __call__(
