@@ -26,9 +26,9 @@ model has 0.82 million."""
 OPTIMIZER = OptimizerConfig(
     kind="muon",
     learning_rate=3e-3,
-    matrix_rate=3.0,
+    matrix_rate=1.3,
     weight_decay=0.2,
-    warmup=100,
+    warmup=20,
     schedule="linear",
     final=0.0,
 )
