@@ -61,9 +61,7 @@ class Contender:
 
     def active(self, width: int, hidden: int) -> int:
         """Parameters of a block that a token meets: of the experts, two."""
-        total = count_params(self.block(width, hidden).table())
-        idle = max(self.experts - CHOSEN, 0)
-        return total - idle * 3 * width * (hidden // CHOSEN)
+        return count_params(self.block(width, hidden).table(), CHOSEN)
 
     def sized(self, width: int, budget: int, multiple: int = 4) -> Layer:
         """The block whose active parameters come nearest to `budget` from below.
