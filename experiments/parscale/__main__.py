@@ -114,12 +114,12 @@ def _cost() -> None:
 
 def _ready() -> tuple[runs.Setting, TextData, Layout]:
     args = flags.FLAGS
-    mixers = chosen(args.mixer)
+    mixers = list(chosen(args.mixer).items())
     if len(mixers) != 1:
         raise UserError(f"--mixer={args.mixer}: give one of {', '.join(CONTENDERS)}")
-    out = pathlib.Path(args.out)
-    contender = mixers[args.mixer]
-    setting = runs.Setting(contender, args.data, args.data_dir, args.steps, out / args.mixer)
+    ((name, contender),) = mixers
+    out = pathlib.Path(args.out) / name
+    setting = runs.Setting(contender, args.data, args.data_dir, args.steps, out)
     layout = layout_from_flags(one_device=True)
     Progress(0).say(f"reading {args.data}")
     return setting, load(setting.experiment(32, 1, 0).data), layout
