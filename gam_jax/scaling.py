@@ -44,7 +44,8 @@ class Law:
       formula: for people.
       names: of the free numbers.
       predict: (numbers, N, P) -> loss.
-      starts: for each number, where searches may begin, in every combination.
+      starts: for each number, where searches may begin, in every combination; of A, in units of
+        the runs' mean number of parameters (the paper's are of 1e9, about what its models have).
     """
 
     name: str
@@ -95,7 +96,7 @@ def _additive(x: np.ndarray, params: np.ndarray, streams: np.ndarray) -> np.ndar
 
 
 _FLOORS = tuple(math.exp(power) for power in (-1, -0.5, 0))
-_SCALES = tuple(1e9 * math.exp(power) for power in (-4, -2, 0, 2, 4))
+_SCALES = tuple(math.exp(power) for power in (-4, -2, 0, 2, 4))
 _ALPHAS = (0.0, 0.5, 1.0, 1.5, 2.0)
 
 PARALLEL = Law(
@@ -161,7 +162,10 @@ def fit(runs: Sequence[Run], law: Law = PARALLEL) -> Fit:
         return float(found.cost), found.x
 
     with np.errstate(all="ignore"):  # a search may look where a law is not finite
-        starts = sorted(itertools.product(*law.starts), key=at)[:SEARCHES]
+        size = float(np.exp(np.mean(np.log(params))))
+        units = [size if name == "A" else 1.0 for name in law.names]
+        begin = (np.multiply(start, units) for start in itertools.product(*law.starts))
+        starts = sorted(map(tuple, begin), key=at)[:SEARCHES]
         huber, logs = min(map(search, starts), key=lambda found: found[0])
     return _describe(law, np.exp(logs), huber, residuals(logs), losses)
 

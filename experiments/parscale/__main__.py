@@ -26,10 +26,8 @@ from experiments.compare.__main__ import seeds_of
 from experiments.contenders import CONTENDERS, chosen
 from experiments.devices import define_device_flags, layout_from_flags
 from experiments.parscale import cost, law, measure, runs, stages
-from experiments.parscale.figure import draw_law
 from experiments.progress import Progress
 from gam_jax.data import TextData, load
-from gam_jax.scaling import PARALLEL, Run, fit
 from sharding.errors import UserError
 from sharding.layout import Layout
 
@@ -67,17 +65,11 @@ def _law() -> None:
     widths, streams, seeds = _numbers("sizes"), _numbers("streams"), seeds_of(args.seeds)
     setting, data, layout = _ready()
     trials = runs.grid(setting, widths, streams, seeds, data, layout)
-    rows = runs.summary(trials, ("width", "streams"))
-    table = [Run(row["counted"], row["streams"], row["loss"]) for row in rows]
-    enough = min(len(widths), len(streams)) > 2 and len(table) > 5
-    found: dict[str, Any] = {"mixer": args.mixer, "steps": args.steps, "rows": rows}
-    found |= {"fits": law.fits(table) if enough else [], "trials": trials}
-    (setting.out / "law.json").write_text(json.dumps(found, indent=2) + "\n")
-    draw_law(rows, fit(table, PARALLEL) if enough else None, setting.out / "law.png")
+    found = {"mixer": args.mixer, "steps": args.steps, **law.of_runs(trials, setting.out)}
     if _printed(found):
         return
-    _print_rows(rows, ("width", "streams"))
-    if enough:
+    _print_rows(found["rows"], ("width", "streams"))
+    if found["fits"]:
         law.print_fits("laws of these runs", found["fits"])
     print(f"figure in {setting.out / 'law.png'}")
 

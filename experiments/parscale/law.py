@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.parscale import published
-from gam_jax.scaling import LAWS, Run, fit
+from experiments.parscale.figure import draw_law
+from experiments.parscale.runs import summary
+from experiments.run import write_atomically
+from gam_jax.scaling import LAWS, PARALLEL, Run, fit
 
 
 def fits(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -34,6 +39,23 @@ def published_fits() -> dict[str, Any]:
         corpus: {"paper": published.COEFFICIENTS[corpus], "fits": fits(published.runs(corpus))}
         for corpus in published.LOSSES
     }
+
+
+def of_runs(trials: Sequence[Mapping[str, Any]], out: pathlib.Path) -> dict[str, Any]:
+    """What trained runs tell; also written to law.json and drawn as law.png in `out`.
+
+    Returns:
+      rows: means over seeds by width and streams; fits: of every law to them, none where there are
+      fewer than three sizes or three numbers of streams; trials: as given.
+    """
+    rows = summary(trials, ("width", "streams"))
+    table = [Run(row["counted"], row["streams"], row["loss"]) for row in rows]
+    kinds = (len({row[name] for row in rows}) for name in ("width", "streams"))
+    enough = min(kinds) > 2
+    found = {"rows": rows, "fits": fits(table) if enough else [], "trials": list(trials)}
+    write_atomically(out / "law.json", json.dumps(found, indent=2) + "\n")
+    draw_law(rows, fit(table, PARALLEL) if enough else None, out / "law.png")
+    return found
 
 
 def print_fits(

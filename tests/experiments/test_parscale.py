@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
 from experiments.parscale import measure
 from experiments.parscale.cost import GIB, Transformer, inference, table
+from experiments.parscale.law import of_runs
 
 OFFICIAL = {
     (1, 1, 128, 256): (3.408, 0.510),
@@ -43,6 +45,26 @@ def test_what_is_measured_grows_with_streams(monkeypatch):
     assert [row["streams"] for row in rows] == [1, 2]
     assert rows[1]["carry_bytes"] > 2 * rows[0]["carry_bytes"]  # the prefix, too
     assert all(row["ms_per_token"] > 0 and row["bytes"] > row["carry_bytes"] for row in rows)
+
+
+def test_runs_that_follow_the_law_tell_its_numbers(tmp_path):
+    """And a spread over seeds that is what was put in."""
+    numbers = {"E": 1.2, "A": 3e4, "alpha": 0.4, "k": 0.35}
+    trials = [
+        {"width": n, "streams": streams, "seed": seed, "counted": 1000 * n, "loss": loss + off}
+        for n in (10, 20, 40, 80)
+        for streams in (1, 2, 4, 8)
+        for loss in [1.2 + (3e4 / (1000 * n * (0.35 * math.log(streams) + 1))) ** 0.4]
+        for seed, off in enumerate((-0.01, 0.01))
+    ]
+    found = of_runs(trials, tmp_path)
+    parallel = next(one for one in found["fits"] if one["law"] == "parallel")
+    assert parallel["values"] == pytest.approx(numbers, rel=0.01)
+    assert found["fits"][0] == parallel
+    assert {round(row["spread"], 6) for row in found["rows"]} == {round(0.01 * 2**0.5, 6)}
+    assert all(row["gain"] > 0 for row in found["rows"] if row["streams"] > 1)
+    assert (tmp_path / "law.png").stat().st_size > 10_000
+    assert json.loads((tmp_path / "law.json").read_text())["rows"] == found["rows"]
 
 
 @pytest.fixture(scope="module")
