@@ -43,6 +43,7 @@ def define_flags() -> None:
     flags.DEFINE_list("seeds", ["0", "1"], "Of parameters and data order; a run for each.")
     flags.DEFINE_integer("steps", 500, "Updates of a run.", 1)
     flags.DEFINE_integer("second", 250, "stages: updates of the second stage.", 1)
+    flags.DEFINE_multi_enum("stage", list(stages.RATES), list(stages.RATES), "stages: what trains.")
     flags.DEFINE_integer("repeats", 3, "cost: timed runs of each.", 1)
     flags.DEFINE_string("out", "runs/parscale", "Folder of the runs, the table and the figure.")
     flags.DEFINE_bool("json", False, "Print one JSON object.")
@@ -78,7 +79,8 @@ def _stages() -> None:
     args = flags.FLAGS
     width, streams, seeds = _numbers("sizes")[0], _numbers("streams"), seeds_of(args.seeds)
     setting, data, layout = _ready()
-    trials = stages.stages(setting, width, streams, seeds, args.second, data, layout)
+    second = stages.Second(args.second, tuple(args.stage))
+    trials = stages.stages(setting, width, streams, seeds, second, data, layout)
     rows = runs.summary(trials, ("stage", "streams"))
     found = {"mixer": args.mixer, "steps": args.steps, "second": args.second, "rows": rows}
     (setting.out / "stages.json").write_text(json.dumps(found, indent=2) + "\n")

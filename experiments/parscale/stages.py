@@ -20,6 +20,14 @@ RATES = {"frozen": 5e-3, "all": 1.5e-3}
 """Of the second stage: what is new may learn fast, what is trained already less so."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Second:
+    """How long second stages are, and which there are, of `RATES`."""
+
+    steps: int
+    kinds: tuple[str, ...] = tuple(RATES)
+
+
 def second(first: Experiment, streams: int, stage: str, steps: int) -> Experiment:
     """The run of a second stage: "frozen" trains what streams add alone, "all" everything."""
     optimizer = dataclasses.replace(
@@ -38,7 +46,7 @@ def stages(
     width: int,
     streams: Sequence[int],
     seeds: Sequence[int],
-    steps: int,
+    stage: Second,
     data: TextData,
     layout: Layout,
 ) -> list[dict[str, Any]]:
@@ -51,13 +59,13 @@ def stages(
         first, name = setting.experiment(width, 1, seed), f"{width}-p1-{seed}"
         backbone = setting.run(name, first, data, layout)
         source = Source(RunFolder(setting.out / name))
-        for stage in RATES:
+        for kind in stage.kinds:
             for count in streams:
-                row = {"width": width, "stage": stage, "streams": count, "seed": seed}
-                if stage == "frozen" and count == 1:
+                row = {"width": width, "stage": kind, "streams": count, "seed": seed}
+                if kind == "frozen" and count == 1:
                     rows.append({**row, **backbone})
                     continue
-                experiment = second(first, count, stage, steps)
-                own = f"{name}-{stage}-p{count}"
+                experiment = second(first, count, kind, stage.steps)
+                own = f"{name}-{kind}-p{count}"
                 rows.append({**row, **setting.run(own, experiment, data, layout, source)})
     return rows
