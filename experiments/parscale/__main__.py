@@ -97,7 +97,7 @@ def _cost() -> None:
         return
     for name, title in (
         ("model", "1.6 B parameters on an A100, by the paper's model"),
-        ("measured", "a transformer of 12.7 M parameters on this machine, measured"),
+        ("measured", "a small transformer on this machine, measured"),
     ):
         table = Table(*(key.replace("_", " ") for key in found[name][0]), title=title)
         for row in found[name]:
