@@ -1,0 +1,1 @@
+"""Trained dense models made into one mixture of experts, and trained on."""
