@@ -14,7 +14,7 @@ import pytest
 from gam_jax.layers import MLP, Block, Chunked, LinearMemory, MoE
 from gam_jax.layers.base import WHOLE, statistics
 from gam_jax.model import LanguageModel
-from gam_jax.ops.routing import Capacity, Router
+from gam_jax.ops.routing import Capacity, Router, choose, max_violation
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.params import count_params, without_signs
 from gam_jax.train import init_state, make_train_step
@@ -247,6 +247,34 @@ def test_the_bias_counts_in_choosing_alone():
     want = want / want.sum(axis=-1, keepdims=True)
     np.testing.assert_allclose(jnp.sum(choice.weights, axis=-1), 1, rtol=1e-6)
     np.testing.assert_allclose(jnp.max(choice.weights, -1), jnp.max(want, -1), rtol=1e-6)
+
+
+def zipf_load(step):
+    """The load after 300 updates of a balance bias, on tokens by Zipf's law in their contexts."""
+    random = np.random.default_rng(2)
+    table = jnp.asarray(random.normal(size=(50, 8)), jnp.float32)
+    shares = 1 / np.arange(1, 51)
+    router = Router("sigmoid")
+
+    def count(bias, key):
+        words, contexts = jax.random.split(key)
+        tokens = jax.random.categorical(words, jnp.log(shares), shape=(2048,))
+        logits = table[tokens] + 0.5 * jax.random.normal(contexts, (2048, 8))
+        return jnp.sum(choose(router, 2, logits, bias).hot, axis=(0, 1))
+
+    def update(bias, key):
+        load = count(bias, key)
+        return bias - step * jnp.sign(load - jnp.mean(load)), None
+
+    keys = jax.random.split(jax.random.key(0), 300)
+    bias, _ = jax.lax.scan(update, jnp.zeros(8), keys)
+    return count(bias, jax.random.key(1))
+
+
+def test_the_bias_brings_unevenly_frequent_tokens_into_balance():
+    without, balanced = (max_violation(jax.jit(zipf_load)(step)) for step in (0.0, 3e-3))
+    assert without > 0.5
+    assert balanced < 0.1
 
 
 def test_jitter_is_there_in_training_alone():
