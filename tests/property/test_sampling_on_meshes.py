@@ -15,7 +15,7 @@ from tests.meshes import layout_of
 
 STREAMING = LanguageModel(Block(GAM(slots=16)), width=16, depth=2, vocab=32)
 ROUTED = MoE(router=Router(bias_step=0.1), capacity=Capacity(1.0, tokens=100))
-EXPERTS = LanguageModel(Block(GAM(slots=16), ROUTED), width=16, depth=2, vocab=32)
+EXPERTS = LanguageModel(Block(GAM(slots=16), ROUTED), width=16, depth=1, vocab=32)
 PARALLEL = LanguageModel(
     Block(GAM(slots=16), Attention(heads=2, context=600)), 16, 1, vocab=32, streams=4, prefix=3
 )
