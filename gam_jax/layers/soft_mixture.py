@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -85,17 +86,23 @@ class SoftMixture(Layer):
         *,
         key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
-        """All mixers at once; expert i draws its randomness from fold_in(key, i)."""
+        """All mixers, one after another; expert i draws its randomness from fold_in(key, i)."""
 
-        def one(own: Params, carry: Carry, index: Array) -> tuple[Array, Carry]:
-            random = None if key is None else jax.random.fold_in(key, index)
-            return self.inner({**params["shared"], **own}, x, carry, axes, key=random)
-
-        kept = None if self.shared_keys else 0
-        run = jax.vmap(one, in_axes=(0, kept, 0), out_axes=(0, kept))
-        found, after = run(params["experts"], carry, jnp.arange(self.experts))
+        found, states = [], []
+        for i in range(self.experts):
+            own = jax.tree.map(lambda p, i=i: p[i], params["experts"])
+            begin = carry if self.shared_keys else jax.tree.map(lambda c, i=i: c[i], carry)
+            random = None if key is None else jax.random.fold_in(key, i)
+            y, after = self.inner({**params["shared"], **own}, x, begin, axes, key=random)
+            found.append(y)
+            states.append(after)
+        # Shared keys are one computation, written E times: the compiler keeps one.
+        after = states[0]
+        if not self.shared_keys:
+            after = jax.tree.map(lambda *parts: jnp.stack(parts), *states)
         scores = jnp.einsum(
-            "btd,de->ebt", x.astype(jnp.float32), params["router"].astype(jnp.float32)
+            "btd,de->bte", x.astype(jnp.float32), params["router"].astype(jnp.float32)
         )
-        gates = jax.nn.softmax(scores, axis=0)[..., None]
-        return jnp.sum(gates * found.astype(jnp.float32), axis=0).astype(x.dtype), after
+        gates = jax.nn.softmax(scores, axis=-1)
+        parts = [gates[..., i, None] * y.astype(jnp.float32) for i, y in enumerate(found)]
+        return functools.reduce(jnp.add, parts).astype(x.dtype), after
