@@ -26,6 +26,8 @@ def page(measured: Measured, benchmarks: Mapping[str, Callable[..., Rows]]) -> s
         f"python -m experiments.benchmark all figures.json {' '.join(measured.options)}\n"
         "python -m experiments.benchmark page figures.json docs/measured.md\n```",
     ]
+    if "--short" in measured.options:
+        parts.append("Short: sizes are those of the rows, smaller than those of the descriptions.")
     for name, rows in measured.benchmarks.items():
         parts.append(f"## {name}")
         if documentation := benchmarks[name].__doc__ if name in benchmarks else None:
