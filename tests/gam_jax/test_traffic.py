@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from gam_jax.layer_traffic import layer_traffic
 from gam_jax.layers import GAM, MLP, Attention, Block, Layer, MoE, RMSNorm
 from gam_jax.model import LanguageModel
 from gam_jax.ops.attention import Rule
 from gam_jax.ops.ring_attention import ring_attention
 from gam_jax.ops.routing import Capacity, Router
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
-from gam_jax.traffic import layer_traffic, step_traffic
+from gam_jax.traffic import step_traffic
 from gam_jax.train import abstract_state, make_eval_step, make_train_step, state_shardings
 from sharding import cost
 from sharding.layout import Layout, Parallel, bytes_held
