@@ -1,6 +1,8 @@
 """Every test sees eight emulated CPU devices and uses no network."""
 
+import gc
 import os
+import pathlib
 
 FLAGS = (
     "--xla_force_host_platform_device_count=8",
@@ -10,6 +12,8 @@ FLAGS = (
 os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *FLAGS))
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+import jax  # noqa: E402
+import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 settings.register_profile(
@@ -20,3 +24,16 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("laws")
+
+MAPS = pathlib.Path("/proc/self/maps")
+MOST_MAPS = 15_000
+"""Of memory, in a process. Linux allows 65,530, and XLA crashes where a program gets none."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs_are_dropped_before_there_are_too_many():
+    """Each program that was compiled keeps some maps of memory for as long as JAX caches it."""
+    yield
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
