@@ -34,7 +34,6 @@ from experiments.run import RunFolder
 from experiments.train import fit_to_data
 from gam_jax.data import load
 from gam_jax.ops.routing import Router, max_violation
-from sharding.errors import UserError
 
 ROUTERS = {
     "none": Router(balance=0.0, z=0.0),
@@ -57,15 +56,14 @@ def define_flags() -> None:
 def main() -> None:
     """Trains each way of balancing, then prints a row of each."""
     args = flags.FLAGS
-    if not all(seed.isdigit() for seed in args.seeds):
-        raise UserError(f"--seeds={','.join(args.seeds)}: give whole numbers, as 0,1,2")
+    seeds = cli.seeds_of(args.seeds)
     layout = layout_from_flags(one_device=True)
     base = _sized(experiment(), args.steps, args.data)
     base, data = fit_to_data(base, load(base.data))
     check_batch(base, layout)
     check_fits(base, layout)
     trials = []
-    for seed in map(int, args.seeds):
+    for seed in seeds:
         for name, router in ROUTERS.items():
             path = pathlib.Path(args.out) / f"{name}-{seed}"
             found = run_trial(with_router(base, router, seed), data, path, layout)

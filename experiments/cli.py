@@ -38,6 +38,16 @@ def run(
     app.run(lambda rest: _guarded(lambda: main(*rest[1:])), flags_parser=parser)
 
 
+def seeds_of(given: Sequence[str]) -> list[int]:
+    """The numbers of --seeds, each once; a UserError where they are none."""
+    bad = [seed for seed in given if not seed.isdecimal()]
+    if bad or not given:
+        but = f", not '{bad[0]}'" if bad else ""
+        shown = ",".join(given)
+        raise UserError(f"--seeds={shown}: give whole numbers, none below 0, as 0,1,2{but}")
+    return list(dict.fromkeys(map(int, given)))
+
+
 def fail(message: str) -> NoReturn:
     """Prints one line on standard error and exits with the code of bad input."""
     print(f"error: {message}", file=sys.stderr)

@@ -101,7 +101,14 @@ def make_optimizer(
     """
     if not config.only:
         return _of_all(config, steps, table)
-    return _Partial(config.only, table, lambda table: _of_all(config, steps, table))
+    part = functools.partial(_part, patterns=tuple(filter(None, config.only.split(","))))
+    own = part(table)
+    if not own:
+        raise UserError(
+            f"optimizer.only={config.only} names no parameter: they are "
+            f"{', '.join(sorted(map(path_name, _paths(table)))[:6])}, ..."
+        )
+    return _of_part(_of_all(config, steps, own), part)
 
 
 def trained(optimizer: optax.GradientTransformation, tree: Any) -> Any:
@@ -114,25 +121,17 @@ class _Partial(optax.GradientTransformation):
 
     part: Callable[[Any], Any]
 
-    def __new__(
-        cls, only: str, table: Table, make: Callable[[Table], optax.GradientTransformation]
-    ) -> _Partial:
-        part = functools.partial(_part, patterns=tuple(filter(None, only.split(","))))
-        own = part(table)
-        if not own:
-            raise UserError(
-                f"optimizer.only={only} names no parameter: they are "
-                f"{', '.join(sorted(map(path_name, _paths(table)))[:6])}, ..."
-            )
-        inner = make(own)
 
-        def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-            changes, state = inner.update(part(updates), state, part(params))
-            return _with_nothing(changes, updates), state
+def _of_part(
+    inner: optax.GradientTransformation, part: Callable[[Any], Any]
+) -> optax.GradientTransformation:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        changes, state = inner.update(part(updates), state, part(params))
+        return _with_nothing(changes, updates), state
 
-        made = super().__new__(cls, lambda params: inner.init(part(params)), update)
-        made.part = part
-        return made
+    made = _Partial(lambda params: inner.init(part(params)), update)
+    made.part = part
+    return made
 
 
 def _part(tree: Any, patterns: tuple[str, ...], name: str = "") -> Any:

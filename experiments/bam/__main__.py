@@ -51,7 +51,7 @@ def define_flags() -> None:
 def main() -> None:
     """Runs the recipe from each seed, and prints the losses with their spread."""
     args = flags.FLAGS
-    scale, seeds = SCALES[args.scale], _seeds(args.seeds)
+    scale, seeds = SCALES[args.scale], cli.seeds_of(args.seeds)
     texts, out = splits(), pathlib.Path(args.out)
     progress = Progress(scale.rows * scale.window)
     for name, (training, validation) in texts.items():
@@ -125,12 +125,6 @@ def _print(domains: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
             row["title"], *shown, f"{row['steps']:,}", f"{row['operations']:.2f}", *counts
         )
     Console().print(table)
-
-
-def _seeds(given: Sequence[str]) -> list[int]:
-    if not given or not all(seed.isdigit() for seed in given):
-        raise UserError(f"--seeds={','.join(given)}: give whole numbers, none below 0, as 0,1,2")
-    return list(dict.fromkeys(map(int, given)))
 
 
 if __name__ == "__main__":

@@ -176,9 +176,9 @@ class Trial:
           Parameters, and "losses" (domain -> nats a byte), "steps", "parameters", "active".
         """
         arrays, figures = (self.folder / f"{stage}.{kind}" for kind in ("safetensors", "json"))
-        if figures.exists():
-            found = json.loads(figures.read_text())
-            return (_read(start, arrays) if arrays.exists() else start), found
+        ends = stage in MIXTURES  # nothing starts from a mixture, so its parameters are not kept
+        if figures.exists() and (ends or arrays.exists()):
+            return start if ends else _read(start, arrays), json.loads(figures.read_text())
         progress.say(f"{stage}: {steps:,} steps")
         optimizer, train_step = _training(model, steps, rate)
         state = TrainState(
@@ -200,7 +200,7 @@ class Trial:
             "parameters": count_params(table),
             "active": count_params(table, chosen=1),
         }
-        if stage not in MIXTURES:  # nothing starts from a mixture
+        if not ends:
             _write(state.params, arrays)
         write_atomically(figures, json.dumps(found) + "\n")
         shown = ", ".join(f"{name} {loss:.4f}" for name, loss in found["losses"].items())

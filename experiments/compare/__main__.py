@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
@@ -32,7 +31,6 @@ from experiments.fit import check_batch, check_fits
 from experiments.progress import Progress
 from experiments.train import baselines_of, fit_to_data
 from gam_jax.data import load
-from sharding.errors import UserError
 
 
 def define_flags() -> None:
@@ -52,7 +50,7 @@ def define_flags() -> None:
 def main() -> None:
     """Checks everything, then trains one architecture after another."""
     args = flags.FLAGS
-    mixers, seeds = chosen(args.mixers), seeds_of(args.seeds)
+    mixers, seeds = chosen(args.mixers), cli.seeds_of(args.seeds)
     wanted = {name: _with_flags(experiment(contender)) for name, contender in mixers.items()}
     layout = layout_from_flags(one_device=True)
     out = pathlib.Path(args.out)
@@ -98,17 +96,6 @@ def _with_flags(one: Experiment) -> Experiment:
     warmup = min(one.optimizer.warmup, steps // 10)
     optimizer = dataclasses.replace(one.optimizer, warmup=warmup)
     return dataclasses.replace(one, data=data, train=train, optimizer=optimizer)
-
-
-def seeds_of(given: Sequence[str]) -> list[int]:
-    """The numbers of --seeds, each once; a UserError where they are none."""
-    try:
-        seeds = [int(seed) for seed in given]
-    except ValueError as error:
-        raise UserError(f"--seeds: {error}: give whole numbers, as 0,1,2") from error
-    if not seeds or min(seeds) < 0:
-        raise UserError("--seeds: give at least one, none below 0, as 0,1,2")
-    return list(dict.fromkeys(seeds))
 
 
 if __name__ == "__main__":

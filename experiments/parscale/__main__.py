@@ -22,7 +22,6 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import cli
-from experiments.compare.__main__ import seeds_of
 from experiments.contenders import CONTENDERS, chosen
 from experiments.devices import define_device_flags, layout_from_flags
 from experiments.parscale import cost, law, measure, runs, stages
@@ -63,7 +62,7 @@ def main(which: str) -> None:
 
 def _law() -> None:
     args = flags.FLAGS
-    widths, streams, seeds = _numbers("sizes"), _numbers("streams"), seeds_of(args.seeds)
+    widths, streams, seeds = _numbers("sizes"), _numbers("streams"), cli.seeds_of(args.seeds)
     setting, data, layout = _ready()
     trials = runs.grid(setting, widths, streams, seeds, data, layout)
     found = {"mixer": args.mixer, "steps": args.steps, **law.of_runs(trials, setting.out)}
@@ -77,7 +76,7 @@ def _law() -> None:
 
 def _stages() -> None:
     args = flags.FLAGS
-    width, streams, seeds = _numbers("sizes")[0], _numbers("streams"), seeds_of(args.seeds)
+    width, streams, seeds = _numbers("sizes")[0], _numbers("streams"), cli.seeds_of(args.seeds)
     setting, data, layout = _ready()
     second = stages.Second(args.second, tuple(args.stage))
     trials = stages.stages(setting, width, streams, seeds, second, data, layout)

@@ -72,6 +72,12 @@ def test_the_command_prints_every_stage_and_then_reads_what_is_done(command, tmp
     monkeypatch.setattr("experiments.bam.trial._training", None)  # nothing is trained again
     again = command("bam.__main__", *args)
     assert json.loads(again.out) == json.loads(first.out)
+    monkeypatch.undo()
+    kept = tmp_path / "bam" / "seed0" / "python.safetensors"
+    before = kept.read_bytes()
+    kept.unlink()  # what others start from is found again, never taken for untrained
+    command("bam.__main__", *args)
+    assert kept.read_bytes() == before
 
 
 def test_stages_of_other_settings_are_refused(tmp_path):

@@ -70,6 +70,12 @@ def test_ways_of_balancing_differ_in_the_router_alone():
     assert [run.model.block.ffn.router for run in runs] == list(ROUTERS.values())
 
 
+def test_no_seeds_are_refused(command):
+    result = command("balance", "--seeds=")
+    assert result.code == 2
+    assert "--seeds=: give whole numbers" in result.err
+
+
 @pytest.mark.parametrize("name", [name for name, one in FURTHER.items() if one.experts])
 def test_a_token_meets_as_many_parameters_as_in_the_other_contenders(name):
     block = FURTHER[name].sized(128, 196_600)

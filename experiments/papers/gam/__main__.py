@@ -23,7 +23,6 @@ from typing import Any
 from absl import flags
 
 from experiments import cli
-from experiments.compare.__main__ import seeds_of
 from experiments.devices import define_device_flags, layout_from_flags
 from experiments.papers.gam import table2, tables
 from experiments.papers.gam.arms import ARMS, TABLES
@@ -87,7 +86,7 @@ def _trained(which: str, scale: Scale, folder: pathlib.Path) -> tuple[dict[str, 
     for name in names:
         if name not in ARMS:
             raise UserError(f"--arms: {unknown(name, ARMS, 'arm')}")
-    seeds = seeds_of(args.seeds)
+    seeds = cli.seeds_of(args.seeds)
     layout = layout_from_flags(one_device=True)
     progress = Progress(0)
     texts = []
