@@ -103,6 +103,9 @@ tokens, which is as long as any sequence here; what the others keep does not gro
 
 
 FURTHER: dict[str, Contender] = {
+    "wide_written_gam": Contender(
+        "GAM, wide written memory", WrittenGAM(LinearMemory(heads=2), kernel=4)
+    ),
     **{
         f"parscale_{name}": dataclasses.replace(
             CONTENDERS[name], title=f"{CONTENDERS[name].title}, 2 streams", streams=2
@@ -117,8 +120,9 @@ FURTHER: dict[str, Contender] = {
         CONTENDERS["gam"], title="GAM, 8 experts, 2 streams", experts=8, streams=2
     ),
 }
-"""Those that take part where --mixers names them: a token meets as many parameters as in the
-others, but experts have more in all, and streams do the work of a block several times."""
+"""Those that take part where --mixers names them. A token meets as many parameters as in the
+others, but experts have more in all, and streams do the work of a block several times. The wide
+memory has room for 64 pairs at width 128; its keys grow with the width."""
 
 EVERY = {**CONTENDERS, **FURTHER}
 

@@ -166,6 +166,11 @@ class LanguageModel:
         """The start of a sequence."""
         return ModelCarry(jnp.zeros((), jnp.int32), self.trunk.carry(batch, axes))
 
+    def carry_bytes(self, batch: int) -> int:
+        """Bytes that it keeps of so many sequences between two chunks."""
+        leaves = jax.tree.leaves(jax.eval_shape(lambda: self.carry(batch)))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
     def carry_specs(self, batch: int, layout: Layout, rows: tuple[str, ...] = ()) -> ModelCarry:
         """How a carry of `batch` rows lies on a mesh: a PartitionSpec for each array.
 

@@ -17,7 +17,6 @@ from experiments.progress import Progress
 from experiments.run import RunFolder, write_atomically
 from experiments.warm import Source
 from gam_jax.data import TextData
-from gam_jax.model import LanguageModel
 from gam_jax.optimizer import make_optimizer
 from gam_jax.params import count_params
 from gam_jax.train import abstract_state, make_train_step
@@ -76,17 +75,11 @@ def run_trial(
         **{name: scores[-1][name] for name in names},
         "tokens_per_second": statistics.median(row["tokens_per_second"] for row in timed),
         "parameters": parameters,
-        "carry_bytes": carry_bytes(experiment.model),
+        "carry_bytes": experiment.model.carry_bytes(1),
         **({"peak_bytes": peak_bytes(experiment, layout)} if memory else {}),
     }
     write_atomically(path / FOUND, json.dumps(found) + "\n")
     return found
-
-
-def carry_bytes(model: LanguageModel) -> int:
-    """Bytes that the model keeps of one sequence between two chunks."""
-    carry = jax.eval_shape(lambda: model.carry(1))
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(carry))
 
 
 def peak_bytes(experiment: Experiment, layout: Layout) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -119,7 +118,7 @@ class Trial:
             steps=step,
             seconds=round(seconds, 1),
             parameters=count_params(self.model.table()),
-            carry_bytes=carry_bytes(self.model, 1),
+            carry_bytes=self.model.carry_bytes(1),
         )
 
     def accuracy(self, state: TrainState, key: Array, rows: int) -> dict[int, float]:
@@ -137,9 +136,3 @@ def _right(model: LanguageModel, params: Params, batch: Batch) -> Array:
     logits, _ = model(params, batch["inputs"])
     hits = jnp.argmax(logits, axis=-1) == batch["targets"]
     return jnp.sum(hits * batch["weights"]) / jnp.sum(batch["weights"])
-
-
-def carry_bytes(model: LanguageModel, rows: int) -> int:
-    """Bytes of what the model keeps of `rows` sequences between two chunks."""
-    carry: Any = jax.eval_shape(lambda: model.carry(rows))
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(carry))

@@ -11,8 +11,6 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-
 from experiments.config import Experiment
 from experiments.metrics import read_metrics
 from experiments.run import RunFolder
@@ -109,11 +107,7 @@ class Run:
     @functools.cached_property
     def carry_bytes(self) -> int | None:
         """What one stream hands to its next token."""
-        if self.experiment is None:
-            return None
-        model = self.experiment.model
-        leaves = jax.tree.leaves(jax.eval_shape(lambda: model.carry(1)))
-        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+        return self.experiment and self.experiment.model.carry_bytes(1)
 
     def peak_bytes(self, kind: str) -> float | None:
         """The largest logged value of one of `metrics.MEMORY`."""
