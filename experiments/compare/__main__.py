@@ -29,6 +29,7 @@ from experiments.contenders import CONTENDERS, EVERY, chosen
 from experiments.devices import define_device_flags, layout_from_flags
 from experiments.fit import check_batch, check_fits
 from experiments.progress import Progress
+from experiments.run import write_atomically
 from experiments.train import baselines_of, fit_to_data
 from gam_jax.data import load
 
@@ -78,7 +79,7 @@ def main() -> None:
         "trials": trials,
         "baselines": baselines,
     }
-    (out / "compare.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_atomically(out / "compare.json", json.dumps(result, indent=2) + "\n")
     draw_comparison(result, out / "compare.png")
     if args.json:
         print(json.dumps(result))

@@ -26,6 +26,7 @@ from experiments.contenders import CONTENDERS, chosen
 from experiments.devices import define_device_flags, layout_from_flags
 from experiments.parscale import cost, law, measure, runs, stages
 from experiments.progress import Progress
+from experiments.run import write_atomically
 from gam_jax.data import TextData, load
 from sharding.errors import UserError
 from sharding.layout import Layout
@@ -82,7 +83,7 @@ def _stages() -> None:
     trials = stages.stages(setting, width, streams, seeds, second, data, layout)
     rows = runs.summary(trials, ("stage", "streams"))
     found = {"mixer": args.mixer, "steps": args.steps, "second": args.second, "rows": rows}
-    (setting.out / "stages.json").write_text(json.dumps(found, indent=2) + "\n")
+    write_atomically(setting.out / "stages.json", json.dumps(found, indent=2) + "\n")
     if not _printed(found):
         _print_rows(rows, ("stage", "streams"))
 

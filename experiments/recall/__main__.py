@@ -24,6 +24,7 @@ from experiments.contenders import CONTENDERS, EVERY, chosen
 from experiments.progress import Progress
 from experiments.recall.figure import draw_recall
 from experiments.recall.trial import SCALES, Scale, Trial
+from experiments.run import write_atomically
 from sharding.errors import UserError
 
 
@@ -60,7 +61,7 @@ def main() -> None:
         rows.append({"mixer": name, "title": contender.title, **dataclasses.asdict(found)})
         progress.say(f"{contender.title}: {_shown(found.accuracy)} after {found.steps:,} steps")
     result = {"scale": args.scale, **dataclasses.asdict(scale), "seed": args.seed, "rows": rows}
-    (out / "recall.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_atomically(out / "recall.json", json.dumps(result, indent=2) + "\n")
     draw_recall(result, out / "recall.png")
     if args.json:
         print(json.dumps(result))

@@ -30,6 +30,7 @@ from experiments.papers.gam.scale import SCALES, Scale
 from experiments.papers.gam.sheet import Sheet
 from experiments.papers.gam.trials import open_text, run_trials
 from experiments.progress import Progress
+from experiments.run import write_atomically
 from gam_jax.config import unknown
 from sharding.errors import UserError
 
@@ -60,8 +61,8 @@ def main(which: str) -> None:
     else:
         found, sheets = _trained(which, scale, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{which}.json").write_text(json.dumps(found, indent=2) + "\n")
-    (folder / f"{which}.md").write_text("\n".join(sheet.markdown() for sheet in sheets))
+    write_atomically(folder / f"{which}.json", json.dumps(found, indent=2) + "\n")
+    write_atomically(folder / f"{which}.md", "\n".join(sheet.markdown() for sheet in sheets))
     if args.json:
         print(json.dumps(found))
         return
