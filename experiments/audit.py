@@ -17,13 +17,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import flags
-from rich.console import Console
 from rich.table import Table
 
 from experiments import cli
 from experiments.config import Experiment, define_config_flag, experiment_from_flags
 from experiments.devices import define_device_flags, layout_from_flags
 from experiments.fit import check_batch, check_fits
+from experiments.show import show
 from gam_jax.optimizer import make_optimizer
 from gam_jax.params import count_params
 from gam_jax.traffic import step_traffic
@@ -178,7 +178,6 @@ def with_context(config: Any, multiple: int) -> Any:
 
 
 def _print(result: dict[str, Any]) -> None:
-    console = Console()
     table = Table(
         "collective", "axes", "count", "bytes sent", "by formula", title="a step, on each device"
     )
@@ -188,7 +187,7 @@ def _print(result: dict[str, Any]) -> None:
         cells = (row["collective"], axes, f"{row['count']:,}", f"{row['sent']:,}", formula)
         table.add_row(*cells)
     print(f"{result['mesh']}, {result['preset']}")
-    console.print(table)
+    show(table)
     if result["agree"] is not None:
         print(
             "counts and bytes " + ("equal" if result["agree"] else "DIFFER from") + " the formulas"
@@ -198,12 +197,12 @@ def _print(result: dict[str, Any]) -> None:
     memory = Table("held by each device", "bytes")
     for name, size in result["memory"].items():
         memory.add_row(name, f"{size:,}")
-    console.print(memory)
+    show(memory)
     if result["longer"]:
         longer = Table("tokens", "sent over seq", "ring attention would send")
         for row in result["longer"]:
             longer.add_row(*(f"{value:,}" for value in row.values()))
-        console.print(longer)
+        show(longer)
 
 
 if __name__ == "__main__":

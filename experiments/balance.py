@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from rich.console import Console
 from rich.table import Table
 
 from experiments import cli
@@ -31,6 +30,7 @@ from experiments.fit import check_batch, check_fits
 from experiments.metrics import read_metrics
 from experiments.routing import SPLIT, draw_load
 from experiments.run import RunFolder
+from experiments.show import show
 from experiments.train import fit_to_data
 from gam_jax.data import load
 from gam_jax.ops.routing import Router, max_violation
@@ -135,7 +135,7 @@ def _print(result: dict[str, Any]) -> None:
     for row in result["rows"]:
         cells = [f"{row[name]:.{4 if name == 'loss' else 2}f}" for name in names]
         table.add_row(row["balance"], *cells)
-    Console().print(table)
+    show(table)
 
 
 if __name__ == "__main__":

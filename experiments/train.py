@@ -25,7 +25,6 @@ from typing import Any
 import jax
 from absl import flags
 from ml_collections import config_flags
-from rich.console import Console
 from rich.table import Table
 
 from experiments import cli
@@ -40,6 +39,7 @@ from experiments.metrics import read_metrics
 from experiments.progress import Progress
 from experiments.routing import draw_load
 from experiments.run import RunFolder, write_atomically
+from experiments.show import show
 from experiments.warm import Source, plan
 from gam_jax.data import TextData, load
 from gam_jax.data.baselines import baselines
@@ -282,7 +282,7 @@ def _print_summary(outcome: Outcome, lines: dict[str, dict[str, float]], folder:
     for name, values in sorted(rows.items(), key=lambda row: -row[1]["loss"]):
         cells = [form.format(values[column]) for column, form in columns.items()]
         table.add_row(name, *cells, style="bold" if name == "this model" else None)
-    Console().print(table)
+    show(table)
     if outcome.interrupted:
         print(f"stopped at step {outcome.step} and saved; continue with --resume")
     else:

@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
-from rich.console import Console
 from rich.table import Table
 
 from experiments import cli
@@ -29,6 +28,7 @@ from experiments.bam.domains import splits
 from experiments.bam.trial import MIXTURES, SCALES, SEED, Scale, Trial, operations
 from experiments.progress import Progress
 from experiments.run import write_atomically
+from experiments.show import show
 from sharding.errors import UserError
 
 TITLES = {
@@ -124,7 +124,7 @@ def _print(domains: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
         table.add_row(
             row["title"], *shown, f"{row['steps']:,}", f"{row['operations']:.2f}", *counts
         )
-    Console().print(table)
+    show(table)
 
 
 if __name__ == "__main__":

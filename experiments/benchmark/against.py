@@ -6,11 +6,11 @@ import dataclasses
 import statistics
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 
 from experiments.benchmark.collect import Measured
 from experiments.benchmark.timing import Figure
+from experiments.show import show
 
 LESS = ("s", "us", "B")
 MORE = ("tokens/s", "GFLOP/s")
@@ -121,8 +121,7 @@ def print_changes(changes: Changes) -> None:
         cells = (str(each.old), str(each.new), f"{each.cost:.2f}", each.verdict)
         table.add_row(each.name, *cells)
     if differ:
-        console = Console()
-        (console if console.is_terminal else Console(width=160)).print(table)
+        show(table)
     for note in changes.notes:
         print(f"note: {note}")
     for name in changes.missing:

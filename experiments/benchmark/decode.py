@@ -10,6 +10,7 @@ import numpy as np
 
 from experiments.benchmark.length import mixer_of
 from experiments.benchmark.timing import Figure, Rows
+from experiments.progress import Progress
 from gam_jax import decode
 from gam_jax.layers import Block
 from gam_jax.model import LanguageModel
@@ -40,7 +41,9 @@ def run(
       largest over the smallest speed.
     """
     result: Rows = {}
+    progress = Progress(0)
     for name in mixers:
+        progress.say(f"{name} ...")
         model = LanguageModel(Block(mixer_of(name, WIDTH)), width=WIDTH, depth=DEPTH, vocab=VOCAB)
         rows = _rows(model, repeats, layout, contexts)
         speeds = [row["speed"].median for row in rows.values()]

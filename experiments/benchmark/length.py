@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.benchmark.timing import Figure, Rows, medians
+from experiments.progress import Progress
 from gam_jax.config import LAYER_KEY, from_dict
 from gam_jax.layers import Block, Chunked, Layer
 from gam_jax.params import init_params, rule_specs, shardings
@@ -61,8 +62,10 @@ def run(
     """
     blocks = {name: Block(mixer_of(name), width=WIDTH) for name in mixers}
     result: Rows = {}
+    progress = Progress(0)
     for mixer, block in blocks.items():
         for kind, layer in (("whole", block), ("chunked", Chunked(block))):
+            progress.say(f"{mixer} {kind} ...")
             rows = _rows(layer, repeats, layout, lengths)
             long = [row["a token"].median for tokens, row in rows.items() if tokens >= 4096]
             name = f"{mixer} {kind}"

@@ -6,7 +6,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 
@@ -65,5 +64,5 @@ def print_table(result: Mapping[str, Any]) -> None:
         values = result["baselines"][name]
         cells = (f"{values['loss']:.4f}", f"{values['bits_per_byte']:.4f}", *[""] * 4)
         table.add_row(name, *cells, style="dim")
-    Console().print(table)
+    show(table)
     print(f"{result['tokens']:,} training tokens each; * no other is both better and faster")

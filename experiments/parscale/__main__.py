@@ -18,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
-from rich.console import Console
 from rich.table import Table
 
 from experiments import cli
@@ -27,6 +26,7 @@ from experiments.devices import define_device_flags, layout_from_flags
 from experiments.parscale import cost, law, measure, runs, stages
 from experiments.progress import Progress
 from experiments.run import write_atomically
+from experiments.show import show
 from gam_jax.data import TextData, load
 from sharding.errors import UserError
 from sharding.layout import Layout
@@ -103,7 +103,7 @@ def _cost() -> None:
         for row in found[name]:
             cells = (f"{x:,.4g}" if isinstance(x, float) else f"{x:,}" for x in row.values())
             table.add_row(*cells)
-        Console().print(table)
+        show(table)
 
 
 def _ready() -> tuple[runs.Setting, TextData, Layout]:
@@ -135,7 +135,7 @@ def _print_rows(rows: Sequence[Mapping[str, Any]], by: Sequence[str]) -> None:
         gain = "-" if row["gain"] is None else f"{row['gain']:+.4f} ± {row['gain_spread']:.4f}"
         numbers = f"{row['counted']:,}", f"{row['loss']:.4f}", f"{row['spread']:.4f}"
         table.add_row(*(str(row[name]) for name in by), *numbers, gain)
-    Console().print(table)
+    show(table)
 
 
 def _printed(found: Any) -> bool:

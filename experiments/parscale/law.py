@@ -7,13 +7,13 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from experiments.parscale import published
 from experiments.parscale.figure import draw_law
 from experiments.parscale.runs import summary
 from experiments.run import write_atomically
+from experiments.show import show
 from gam_jax.scaling import LAWS, PARALLEL, Run, fit
 
 
@@ -67,7 +67,7 @@ def print_fits(
         table.add_row(row["law"], _shown(row["values"]), f"{row['r2']:.5f}", f"{row['bic']:.1f}")
     if paper is not None:
         table.add_row("parallel, by the paper's script", _shown(paper), "", "")
-    Console().print(table)
+    show(table)
     first, second = rows[0], rows[1]
     print(
         f"the data prefers '{first['law']}', {first['formula']}, to '{second['law']}' by "

@@ -2,7 +2,7 @@
 
   python -m experiments.recall
   python -m experiments.recall --scale=short --mixers=gam,written_gam
-  python -m experiments.recall --scale=long --mixers=written_gam --json
+  python -m experiments.recall --scale=long --mixers=wide_written_gam
 
 Every mixer is trained from the same start on the same sequences, at equal width, in the same
 block and with the same optimizer. Prints the share of questions answered rightly, and draws it.
@@ -16,7 +16,6 @@ import pathlib
 from typing import Any
 
 from absl import flags
-from rich.console import Console
 from rich.table import Table
 
 from experiments import cli
@@ -25,6 +24,7 @@ from experiments.progress import Progress
 from experiments.recall.figure import draw_recall
 from experiments.recall.trial import SCALES, Scale, Trial
 from experiments.run import write_atomically
+from experiments.show import show
 from sharding.errors import UserError
 
 
@@ -90,7 +90,7 @@ def _print(result: dict[str, Any]) -> None:
         counts = [f"{row[name]:,}" for name in ("steps", "parameters", "carry_bytes")]
         table.add_row(row["title"], *shares, *counts)
     table.add_row("chance", *(f"{1 / n:.1%}" for n in pairs), "", "", "", style="dim")
-    Console().print(table)
+    show(table)
 
 
 if __name__ == "__main__":

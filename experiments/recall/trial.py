@@ -59,7 +59,7 @@ class Scale:
 SCALES = {
     "short": Scale(32, 64, (2, 4), width=32, hidden=64, rows=32, steps=300, asked=128),
     "default": Scale(),
-    "long": Scale(512, 256, (16, 32, 64), width=128, hidden=256, steps=4000),
+    "long": Scale(512, 256, (4, 16, 64), width=128, hidden=256, steps=4000),
 }
 
 
@@ -112,6 +112,8 @@ class Trial:
                 if step % scale.check_every == 0:
                     progress.step(step, float(values["loss"]))
                     checked = min(self.accuracy(state, self.to_check, 4 * scale.rows).values())
+                    if step % (10 * scale.check_every) == 0:
+                        progress.say(f"step {step:>6}  least share of right answers {checked:.1%}")
         seconds = time.perf_counter() - began
         return Found(
             accuracy=self.accuracy(state, self.to_score, scale.asked),

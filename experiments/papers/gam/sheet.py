@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from rich.console import Console
 from rich.table import Table
 
 from experiments.report.markdown import table
-
-WIDE = 180
+from experiments.show import show
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +33,7 @@ class Sheet:
             column.justify = "right"
         for row in self.rows:
             shown.add_row(*row)
-        console = Console()
-        # Into a file or a pipe, lines as long as they are: cells are not broken.
-        console = console if console.is_terminal else Console(width=WIDE)
-        console.print(shown)
+        show(shown)
         for note in self.notes:
             print(f"- {note}")
 
