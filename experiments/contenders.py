@@ -104,7 +104,8 @@ tokens, which is as long as any sequence here; what the others keep does not gro
 
 FURTHER: dict[str, Contender] = {
     "wide_written_gam": Contender(
-        "GAM, wide written memory", WrittenGAM(LinearMemory(heads=2), kernel=4)
+        "GAM, wide written memory",
+        WrittenGAM(LinearMemory(heads=2, variant="deltanet"), kernel=4),
     ),
     **{
         f"parscale_{name}": dataclasses.replace(

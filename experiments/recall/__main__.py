@@ -22,7 +22,7 @@ from experiments import cli
 from experiments.contenders import CONTENDERS, EVERY, chosen
 from experiments.progress import Progress
 from experiments.recall.figure import draw_recall
-from experiments.recall.trial import SCALES, Scale, Trial
+from experiments.recall.trial import SCALES, Scale, Trial, shown
 from experiments.run import write_atomically
 from experiments.show import show
 from sharding.errors import UserError
@@ -59,7 +59,7 @@ def main() -> None:
     for name, contender in mixers.items():
         found = Trial(contender, scale, args.seed).run(progress)
         rows.append({"mixer": name, "title": contender.title, **dataclasses.asdict(found)})
-        progress.say(f"{contender.title}: {_shown(found.accuracy)} after {found.steps:,} steps")
+        progress.say(f"{contender.title}: {shown(found.accuracy)} after {found.steps:,} steps")
     result = {"scale": args.scale, **dataclasses.asdict(scale), "seed": args.seed, "rows": rows}
     write_atomically(out / "recall.json", json.dumps(result, indent=2) + "\n")
     draw_recall(result, out / "recall.png")
@@ -74,10 +74,6 @@ def _scale() -> Scale:
     args = flags.FLAGS
     changes = {name: getattr(args, name) for name in ("steps", "learning_rate")}
     return dataclasses.replace(SCALES[args.scale], **{k: v for k, v in changes.items() if v})
-
-
-def _shown(accuracy: dict[int, float]) -> str:
-    return ", ".join(f"{value:.1%} of {pairs} pairs" for pairs, value in accuracy.items())
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -111,9 +111,10 @@ class Trial:
                 step += 1
                 if step % scale.check_every == 0:
                     progress.step(step, float(values["loss"]))
-                    checked = min(self.accuracy(state, self.to_check, 4 * scale.rows).values())
-                    if step % (10 * scale.check_every) == 0:
-                        progress.say(f"step {step:>6}  least share of right answers {checked:.1%}")
+                    shares = self.accuracy(state, self.to_check, 4 * scale.rows)
+                    checked = min(shares.values())
+                    if step % (4 * scale.check_every) == 0:
+                        progress.say(f"step {step:>6}  {shown(shares)}")
         seconds = time.perf_counter() - began
         return Found(
             accuracy=self.accuracy(state, self.to_score, scale.asked),
@@ -131,6 +132,11 @@ class Trial:
             shares = [self.right(state.params, draw(task, own, part)) for own in keys]
             found[task.pairs] = float(jnp.mean(jnp.stack(shares)))
         return found
+
+
+def shown(accuracy: dict[int, float]) -> str:
+    """Shares of right answers by the number of pairs."""
+    return ", ".join(f"{value:.1%} of {pairs} pairs" for pairs, value in accuracy.items())
 
 
 def _right(model: LanguageModel, params: Params, batch: Batch) -> Array:
