@@ -159,7 +159,8 @@ def longer_sequences(experiment: Experiment, layout: Layout) -> list[dict[str, i
             data=dataclasses.replace(experiment.data, window=window),
         )
         counted = totals(messages_of(*_lowered(longer, layout)))
-        sent = sum(total.sent for (name, _), total in counted.items() if name == "permute")
+        kinds = (kind for kind in counted if kind[1] == ("seq",) and kind[0] != "all_reduce")
+        sent = sum(counted[kind].sent for kind in kinds)  # sums are of gradients
         ring = model.depth * cost.ring_attention(rows, window, model.width, shards)
         found.append({"tokens": window, "halo_sent": sent, "ring_attention_sent": ring})
     return found

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gam_jax.layer_traffic import FLOAT, Sizes, gathers, layer_traffic
-from gam_jax.layers import GAM, MLP, Attention, Block, Chunked, Layer, MoE
+from gam_jax.layer_traffic import FLOAT, Sizes, added_last, gathers, layer_traffic
+from gam_jax.layers import Layer, Series, Stack
 from gam_jax.layers.base import statistics
 from gam_jax.model import LanguageModel
 from gam_jax.params import Param, rule_specs, shard_dims, shardings
@@ -49,12 +49,13 @@ def step_traffic(
         expert=mesh["expert"],
     )
     trunk: Any = model.trunk.varied
-    inside = dataclasses.replace(sizes, rows=sizes.rows * model.streams // mesh["stream"])
+    streams = sizes.rows * model.streams // mesh["stream"]
+    inside = dataclasses.replace(sizes, rows=streams, streams=model.streams > 1)
     parts = [*layer_traffic(trunk.stack, inside), *_outside(model, sizes)]
     parts += [*_mixing(model, layout, sizes), *_reports(trunk.stack, layout)]
     batch = math.prod(mesh[axis] for axis in layout.axes.batch)
     parts += [Message("all_reduce", layout.axes.batch, batch, FLOAT, 2)]  # loss, weights
-    parts += _gathered(model, layout)
+    parts += _gathered(model, layout, trunk.stack, inside)
     once = _summed(model, layout)
     return [message.times(accumulate) for message in parts] + once
 
@@ -82,8 +83,9 @@ def _reports(stack: Layer, layout: Layout) -> Iterator[Message]:
     devices = math.prod(layout.mesh.shape[name] for name in axes)
     for found in statistics(stack.carry_table(1)).values():
         routed: Any = found
-        depth, _, experts = routed.counts.shape
-        yield Message("all_reduce", axes, devices, depth * (2 * experts + 6) * FLOAT)
+        *depth, _, experts = routed.counts.shape
+        numbers = math.prod(depth) * (2 * experts + 6)
+        yield Message("all_reduce", axes, devices, numbers * FLOAT)
 
 
 def _mixing(model: LanguageModel, layout: Layout, sizes: Sizes) -> Iterator[Message]:
@@ -110,27 +112,6 @@ def _mixing(model: LanguageModel, layout: Layout, sizes: Sizes) -> Iterator[Mess
         yield sizes.over_tensor("all_reduce", streams * FLOAT)
 
 
-def added_last(layer: Layer, seq: int = 1, kept: bool = False) -> set[str]:
-    """Parameters that the backward pass has no use for: added where only a sum follows.
-
-    Also those added to what is sent on over `seq` devices: it keeps what was received. And over
-    split tokens, if it is `kept`.
-    """
-    if isinstance(layer, GAM):
-        return {"conv_bias"} if layer.variant in ("sum", "local") else set()
-    if isinstance(layer, MLP):
-        return {"ffn/b_out", "mixer/b_out"}
-    if isinstance(layer, Attention):
-        if seq == 1 or layer.window:
-            return set()
-        return {"value_bias"} | (set() if layer.qk_norm else {"query_bias", "key_bias"})
-    if isinstance(layer, Block):
-        return added_last(layer.mixer, seq, kept) | added_last(layer.ffn, seq, kept)
-    if isinstance(layer, MoE):
-        return {"shared/b_out"} | ({"router_bias"} if kept else set())
-    return added_last(layer.inner, seq, kept) if isinstance(layer, Chunked) else set()
-
-
 class Leaf(NamedTuple):
     """A parameter: its path, bytes after the rules split it, ZeRO's dimension or 0.
 
@@ -155,25 +136,37 @@ def _leaves(model: LanguageModel, layout: Layout) -> Iterator[Leaf]:
         yield Leaf(names, size, dim, tuple(filter(None, spec.spec)), param.precise)
 
 
-def _gathered(model: LanguageModel, layout: Layout) -> Iterator[Message]:
+def _gathered(
+    model: LanguageModel, layout: Layout, stack: Layer, sizes: Sizes
+) -> Iterator[Message]:
     """Parameters in shards: gathered in each part of a batch, their gradients scattered."""
     axis = layout.shard_axis
     if axis is None or not layout.shards_params:
         return
     devices = layout.mesh.shape[axis]
-    kept = layout.axes.residual is not None and not model.remat
-    forward_only = added_last(model.block, layout.mesh.shape["seq"], kept)
+    once = set(added_last(stack, sizes))
     for path, size, dim, _, precise in _leaves(model, layout):
         if not dim:
             continue
         layers, passes = 1, 1
         if path[0] == "blocks":
-            names = {path[-1], "/".join(path[-2:])}
-            layers, passes = model.depth, 1 if names & forward_only else 2
+            layers = _layers(model, path[1:])
+            passes = 1 if "/".join(path[1:]) in once else 2
             itemsize = FLOAT if precise else jnp.dtype(model.dtype).itemsize
-            size = size // model.depth * itemsize // FLOAT
+            size = size // layers * itemsize // FLOAT
         yield Message("all_gather", (axis,), devices, size // devices, passes * layers)
         yield Message("reduce_scatter", (axis,), devices, size, layers)
+
+
+def _layers(model: LanguageModel, path: tuple[str, ...]) -> int:
+    """How many equal layers a parameter of the blocks stands for."""
+    layer, layers = model.block, model.depth
+    while isinstance(layer, Series | Stack):
+        if isinstance(layer, Stack):
+            layer, layers = layer.block, layers * layer.depth
+        else:
+            layer, path = getattr(layer, path[0]), path[1:]
+    return layers
 
 
 def _summed(model: LanguageModel, layout: Layout) -> list[Message]:

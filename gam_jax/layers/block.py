@@ -164,6 +164,11 @@ class Stack(Layer):
     remat: bool = False
     unroll: int = 1
 
+    @property
+    def of_stacks(self) -> bool:
+        """Whether what repeats is stacks alone, which see to their own parameters in shards."""
+        return _of_stacks(self.block)
+
     def table(self) -> Table:
         """The block's table with a leading axis `layer`."""
         return stack(self.block.table(), self.depth)
@@ -231,6 +236,12 @@ class Series(Layer):
         return x, after
 
 
+def _of_stacks(layer: Layer) -> bool:
+    if isinstance(layer, Series):
+        return _of_stacks(layer.first) and _of_stacks(layer.then)
+    return isinstance(layer, Stack)
+
+
 def _gathered(layer: Layer, params: Params) -> Params:
     """A layer's parameters, whole; a stack gathers its own, block by block."""
     return params if isinstance(layer, Stack | Series) else zero.whole(params)
@@ -251,6 +262,6 @@ def _scan_blocks(
     unroll = 1 if zero.has_shards(params) else stack.unroll
     if stack.remat:
         step = jax.checkpoint(step, prevent_cse=unroll > 1)
-    elif zero.has_shards(params):
+    elif zero.has_shards(params) and not stack.of_stacks:
         step = jax.checkpoint(step, prevent_cse=False, policy=zero.keeps)
     return lax.scan(step, x, (params, carry, jnp.arange(stack.depth)), unroll=unroll)

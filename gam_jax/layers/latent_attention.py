@@ -145,9 +145,10 @@ class LatentAttention(Layer):
                 )
                 for name, array in new.items()
             }
-        # The heads of a device use what all hold alike: the gradient is summed over devices.
+        # Heads and tokens of a device use what all hold alike: the gradient is summed here, once.
+        split = sorted(name for name in (axes.of("heads"), axes.seq) if name is not None)
         used = {
-            name: residual.split_alike(array.astype(q.dtype), axes, "heads")
+            name: collectives.as_varying(array.astype(q.dtype), split)
             for name, array in (new if starts else cache).items()
         }
         own = collectives.axis_index(axes.seq) * q.shape[1]

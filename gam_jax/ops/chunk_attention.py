@@ -48,8 +48,9 @@ def chunk_attention(
     last_k, last_v = (
         collectives.from_last(x[:, tokens:], axis).astype(jnp.float32) for x in (keys, values)
     )
-    past = 0 if aligned else size  # keys before a block that it may see
-    o = _blocks(q, keys[:, size - past :], values[:, size - past :], bias, first, past)
+    # Of keys before a block none is seen, or as many as a chunk has.
+    seen = (k, v, bias, first, 0) if aligned else (keys, values, bias, first, size)
+    o = _blocks(q, *seen)
     return o, (last_k, last_v, (place + shards * tokens) % size)
 
 

@@ -11,7 +11,36 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from gam_jax.layer_traffic import layer_traffic
-from gam_jax.layers import GAM, MLP, Attention, Block, Layer, MoE, RMSNorm
+from gam_jax.layers import (
+    GAM,
+    GRU,
+    LSTM,
+    MLP,
+    TCN,
+    TCNCA,
+    Attention,
+    Block,
+    Elman,
+    FalconH1,
+    FusedDelta,
+    LatentAttention,
+    Layer,
+    LinearMemory,
+    Mamba,
+    Mamba2,
+    MinimalRNN,
+    MoE,
+    MoFME,
+    ProductMemory,
+    Residual,
+    RMSNorm,
+    Series,
+    Shallow,
+    SoftMixture,
+    Stack,
+    WrittenGAM,
+)
+from gam_jax.layers.linear_memory import RECIPES
 from gam_jax.model import LanguageModel
 from gam_jax.ops.attention import Rule
 from gam_jax.ops.ring_attention import ring_attention
@@ -103,8 +132,114 @@ def test_of_every_variant(changes, preset):
     assert counted(model, layout, 8, 32) == totals(step_traffic(model, layout, 8, 32))
 
 
+LINEAR = {name: LinearMemory(heads=4, variant=name, key_width=4, value_width=6) for name in RECIPES}
+STATES = LINEAR | {
+    "fused delta": FusedDelta(heads=4, short=2, long=7),
+    "Mamba-2": Mamba2(head=2, state=4),
+    "Mamba-2 in groups": Mamba2(head=2, state=4, groups=2, norm="norm_first"),
+    "Mamba-2 without norm": Mamba2(head=2, state=4, norm="none"),
+    "Mamba": Mamba(state=4),
+    "minimal GRU": MinimalRNN(expansion=2),
+    "minimal LSTM": MinimalRNN(variant="lstm"),
+    "written GAM": WrittenGAM(LINEAR["gated_deltanet"], kernel=4),
+    "written GAM with a bank": WrittenGAM(LINEAR["retnet"], slots=16, kernel=4),
+    "written GAM of Mamba-2": WrittenGAM(Mamba2(head=2, state=4), kernel=1),
+    "Elman": Elman(),
+    "LSTM": LSTM(),
+    "GRU": GRU(),
+    "GRU that resets first": GRU(reset_first=True),
+}
+LATENT = LatentAttention(heads=4, latent=12, head_size=4, rotary_size=2, value_size=3, context=8192)
+BIASED = Attention(heads=4, context=64, bias=True, out_bias=True)
+MIXERS = STATES | {
+    "written GAM of attention": WrittenGAM(PLAIN, slots=16),
+    "latent attention": LATENT,
+    "latent queries": dataclasses.replace(LATENT, query_latent=10),
+    "TCN": TCN(levels=3, factor=3, convs=2),
+    "TCNCA, whole chunks": TCNCA(tcn=TCN(levels=2), chunk=4, keys=6),
+    "TCNCA, chunks over shards": TCNCA(tcn=TCN(levels=2), chunk=12, keys=6, variant="simple"),
+    "product memory": ProductMemory(side=8, keys=4, heads=2, top=4),
+    "Falcon-H1": FalconH1(PLAIN, Mamba2(head=2, state=4, norm="none"), attention_in=0.5),
+    "soft mixture": SoftMixture(LINEAR["retnet"], 3),
+    "soft mixture of shared keys": SoftMixture(dataclasses.replace(BIASED, qk_norm=True), 3, True),
+}
+BLOCKS = {name: Block(mixer) for name, mixer in MIXERS.items()} | {
+    "product memory, last": Block(GAM(slots=16), ProductMemory(side=8, keys=4, heads=2, top=4)),
+    "modulated experts": Block(GAM(slots=16), MoFME()),
+    "modulated experts, asked once": Block(GAM(slots=16), MoFME(samples=0, adaptor=MLP())),
+    "soft feed-forwards": Block(GAM(variant="local"), SoftMixture(MLP(), 2)),
+    "residual": Residual(LINEAR["gated_deltanet"]),
+    "residual sum": Residual(GAM(slots=16, variant="sum")),
+    "residual feed-forward": Residual(MLP()),
+    "residual biases": Residual(BIASED),
+    "post norm of a memory": Block(LINEAR["gla"], norm=RMSNorm(), norms="post"),
+    "shallow": Shallow(Block(LINEAR["retnet"]), 2),
+    "in turn": Series(Block(LINEAR["linear"]), Residual(GRU())),
+}
+WAYS = {
+    "data+sequence+tensor": {},
+    "zero1+sequence+tensor_tokens": {"remat": True},
+    "fully_sharded+sequence+tensor": {"remat": True, "dtype": "bfloat16"},
+    "fully_sharded+sequence+tensor_tokens": {},
+}
+
+
+@pytest.mark.parametrize(("preset", "changes"), WAYS.items(), ids=WAYS)
+@pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
+def test_of_every_layer(block, preset, changes):
+    model = dataclasses.replace(MODEL, block=block, **changes)
+    layout = Layout(make_mesh(2, 2, 2), Parallel(preset))
+    assert counted(model, layout, 8, 32) == totals(step_traffic(model, layout, 8, 32))
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 2), (8, 1, 1), (1, 2, 4)], ids=str)
+@pytest.mark.parametrize("name", ["gla", "gated_deltanet", "Mamba-2 in groups", "LSTM"])
+def test_of_states_on_other_meshes(name, shape):
+    model = dataclasses.replace(MODEL, block=Block(STATES[name]), remat=True)
+    layout = Layout(make_mesh(*shape), Parallel("fully_sharded+sequence+tensor_tokens"))
+    assert counted(model, layout, 8, 32) == totals(step_traffic(model, layout, 8, 32))
+
+
+@pytest.mark.parametrize("mixer", STATES.values(), ids=STATES)
+def test_what_a_state_sends_over_split_tokens_does_not_grow_with_them(mixer):
+    model = dataclasses.replace(MODEL, block=Block(mixer), context=0)
+    layout = Layout(make_mesh(seq=8), Parallel("sequence"))
+    assert counted(model, layout, 1, 64) == counted(model, layout, 1, 4096)
+
+
+def test_latents_grow_with_the_tokens():
+    model = dataclasses.replace(MODEL, block=Block(LATENT), context=0)
+    layout = Layout(make_mesh(seq=8), Parallel("sequence"))
+    short, long = (
+        sum(m.sent for m in step_traffic(model, layout, 1, tokens) if m.collective == "all_gather")
+        for tokens in (64, 4096)
+    )
+    assert long == 64 * short
+
+
+DEEP = Series(
+    Stack(Block(LINEAR["gla"]), 2), Stack(Block(LATENT, MoE(router=Router(bias_step=0.1))), 3, True)
+)
+
+
+@pytest.mark.parametrize("preset", [*PRESETS, "fully_sharded+sequence+tensor"])
+@pytest.mark.parametrize("shape", [(2, 2, 2), (2, 1, 2, 1, 2), (8, 1, 1)], ids=str)
+def test_of_stacks_in_turn(shape, preset):
+    """Parameters are gathered as often as those of one stack."""
+    model = dataclasses.replace(MODEL, block=DEEP, depth=1)
+    layout = layout_of(shape, preset)
+    assert counted(model, layout, 8, 32) == totals(step_traffic(model, layout, 8, 32))
+
+
+def test_stacks_in_one_that_is_run_again_have_no_formula():
+    model = dataclasses.replace(MODEL, block=DEEP, depth=1, remat=True)
+    with pytest.raises(NotImplementedError, match="a stack in one"):
+        step_traffic(model, layout_of((8, 1, 1)), 8, 32)
+
+
 STREAMS = {
     "of GAM": Block(GAM(slots=16)),
+    "of Mamba-2 and deltas": Block(STATES["Mamba-2"], LINEAR["deltanet"]),
     "of GAM and attention": Block(GAM(slots=16), Attention(heads=4, context=64), RMSNorm()),
 }
 
@@ -141,6 +276,9 @@ MIXTURES = {
     "gathered": (GATED, {}, (2, 1, 1, 1, 4), "fully_sharded+sequence+tensor"),
     "in bfloat16": (GATED, {"dtype": "bfloat16"}, (2, 1, 1, 1, 4), "fully_sharded+sequence"),
     "remat": (GATED, {"remat": True}, (1, 2, 2, 1, 2), "data+sequence+tensor_tokens"),
+    "modulated": (MoFME(), {"remat": True}, (1, 2, 2, 1, 2), "data+sequence+tensor_tokens"),
+    "modulated, gathered": (MoFME(), {}, (2, 1, 2, 1, 2), "fully_sharded+sequence+tensor"),
+    "weighed": (SoftMixture(MLP(), 2), {}, (1, 2, 2, 1, 2), "data+sequence+tensor_tokens"),
     "one device each": (GATED, {}, (2, 2, 2), "fully_sharded+sequence+tensor_tokens"),
     "exchanged": (EXPERTS, {}, (1, 2, 2, 1, 2), "data+sequence+tensor"),
     "exchanged, all axes": (EXPERTS, {}, (2, 1, 2, 1, 2), "fully_sharded+sequence+tensor_tokens"),

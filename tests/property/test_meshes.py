@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gam_jax.layers import GAM, MLP, Attention, Block, Chunked, MoE, RMSNorm
+from gam_jax.layers import GAM, MLP, Attention, Block, Chunked, MoE, RMSNorm, Series, Stack
 from gam_jax.model import LanguageModel
 from gam_jax.ops.routing import Capacity, Router
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
@@ -48,6 +48,11 @@ MODELS = {
         block=Block(GAM(slots=16), MLP(activation="swiglu", bias=False), norm=RMSNorm()),
         norm=RMSNorm(),
         tied=False,
+    ),
+    "stacks in turn": dataclasses.replace(
+        MODEL,
+        block=Series(Stack(Block(GAM(slots=16)), 2), Stack(Block(GAM(slots=16)), 2, remat=True)),
+        depth=1,
     ),
     "streams": dataclasses.replace(
         MODEL,
@@ -131,6 +136,7 @@ shapes = st.sampled_from(SHAPES + EXPERT_SHAPES)
 @example("experts", (2, 2, 1, 1, 2), "fully_sharded+sequence+tensor")
 @example("experts", (1, 1, 2, 1, 4), "zero1+sequence+tensor_tokens")
 @example("remat", (4, 1, 2), "fully_sharded+sequence+tensor")
+@example("stacks in turn", (8, 1, 1), "fully_sharded+sequence+tensor")
 def test_losses_gradients_and_parameters_equal_those_of_one_device(name, shape, preset):
     assert_same_run(name, shape, preset)
 
