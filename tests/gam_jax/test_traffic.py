@@ -176,15 +176,21 @@ BLOCKS = {name: Block(mixer) for name, mixer in MIXERS.items()} | {
     "shallow": Shallow(Block(LINEAR["retnet"]), 2),
     "in turn": Series(Block(LINEAR["linear"]), Residual(GRU())),
 }
-WAYS = {
-    "data+sequence+tensor": {},
-    "zero1+sequence+tensor_tokens": {"remat": True},
-    "fully_sharded+sequence+tensor": {"remat": True, "dtype": "bfloat16"},
-    "fully_sharded+sequence+tensor_tokens": {},
-}
+RERUN = {"remat": True}
+WAYS = [
+    pytest.param("data+sequence+tensor", {}, id="whole"),
+    pytest.param("fully_sharded+sequence+tensor_tokens", {}, id="sharded"),
+    pytest.param("zero1+sequence+tensor_tokens", RERUN, id="run again", marks=pytest.mark.slow),
+    pytest.param(
+        "fully_sharded+sequence+tensor",
+        {**RERUN, "dtype": "bfloat16"},
+        id="sharded in bfloat16, run again",
+        marks=pytest.mark.slow,
+    ),
+]
 
 
-@pytest.mark.parametrize(("preset", "changes"), WAYS.items(), ids=WAYS)
+@pytest.mark.parametrize(("preset", "changes"), WAYS)
 @pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
 def test_of_every_layer(block, preset, changes):
     model = dataclasses.replace(MODEL, block=block, **changes)
