@@ -107,6 +107,9 @@ FURTHER: dict[str, Contender] = {
         "GAM, wide written memory",
         WrittenGAM(LinearMemory(heads=2, variant="deltanet"), kernel=4),
     ),
+    "attention_gam": Contender(
+        "GAM, attention", WrittenGAM(Attention(context=512, rotary=0.0), kernel=4)
+    ),
     **{
         f"parscale_{name}": dataclasses.replace(
             CONTENDERS[name], title=f"{CONTENDERS[name].title}, 2 streams", streams=2

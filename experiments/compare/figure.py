@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -28,9 +29,11 @@ def draw_comparison(result: Mapping[str, Any], path: pathlib.Path) -> None:
         front = pareto_front([(sign * row[name], row["loss"]) for row in rows])
         line = sorted((row[name], row["loss"]) for row, on in zip(rows, front, strict=True) if on)
         axes.plot(*zip(*line, strict=True), ":", color="#888888", zorder=0)
+        middle = math.sqrt(min(row[name] for row in rows) * max(row[name] for row in rows))
         for i, row in enumerate(rows):
             axes.scatter(row[name], row["loss"], color=colours(i % 10), s=36)
-            place = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": 8}
+            side, away = ("right", -5) if row[name] > middle else ("left", 5)
+            place = {"xytext": (away, 4), "textcoords": "offset points", "ha": side, "fontsize": 8}
             axes.annotate(row["title"], (row[name], row["loss"]), **place)
         axes.set_xscale("log")
         axes.set_xlabel(label)

@@ -59,7 +59,7 @@ class Scale:
 SCALES = {
     "short": Scale(32, 64, (2, 4), width=32, hidden=64, rows=32, steps=300, asked=128),
     "default": Scale(),
-    "long": Scale(512, 256, (4, 16, 64), width=128, hidden=256, steps=4000),
+    "long": Scale(512, 256, (4, 16, 64), width=128, hidden=256, steps=1200),
 }
 
 
