@@ -8,6 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
+from experiments.show import show
+
 
 def summary(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A row a mixer, best first: means over seeds, the spread of the loss, and `pareto`.

@@ -111,3 +111,6 @@ def test_the_command_compares_draws_and_goes_on(workshop, tmp_path, command):
     assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
     again = command("compare.__main__", *args)  # nothing is left to train
     assert json.loads(again.out)["rows"] == result["rows"]
+    told = command("compare.__main__", *args[1:])
+    assert told.code == 0, told.err
+    assert all(word in told.out for word in ("GAM", "bigram", f"{row['loss']:.4f}"))
