@@ -88,7 +88,7 @@ CONTENDERS: dict[str, Contender] = {
     "transformer": Contender("Transformer", Attention(context=512)),
     "mamba": Contender("Mamba", Mamba()),
     "mamba2": Contender("Mamba-2", Mamba2(head=32, state=64)),
-    "gated_deltanet": Contender("Gated DeltaNet", LinearMemory(heads=2)),
+    "gated_deltanet": Contender("Gated DeltaNet", LinearMemory()),
     "falcon_h1": Contender(
         "Falcon-H1",
         FalconH1(

@@ -3,6 +3,7 @@
   python -m experiments.evaluate --run=runs/gam_small
   python -m experiments.evaluate --run=runs/gam_small --data=text:my_code/ --json
   python -m experiments.evaluate --run=runs/of_four_streams --streams=1
+  python -m experiments.evaluate --run=runs/gam_small --window=1024 --stride=512
 
 Prints loss (nats per token), perplexity, bits per byte and the number of tokens.
 """
@@ -16,13 +17,16 @@ import pathlib
 from absl import flags
 
 from experiments import cli
+from experiments.config import Experiment
 from experiments.devices import define_device_flags, layout_from_flags
 from experiments.fit import check_fits
 from experiments.run import RunFolder, load_params, of_streams
 from experiments.scoring import score
 from gam_jax.data import load
+from gam_jax.data.config import DataConfig
 from gam_jax.train import make_eval_step
 from sharding import processes
+from sharding.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 
@@ -36,6 +40,14 @@ def define_flags() -> None:
     flags.DEFINE_enum("split", "validation", SPLITS, "Which split of it.")
     flags.DEFINE_string("checkpoint", "latest", "latest, best (validation loss), or a step.")
     flags.DEFINE_integer("streams", 0, "Of parallel streams, the first ones alone; 0 for all.", 0)
+    flags.DEFINE_integer("window", 0, "Tokens of a window, each begun anew; 0: the run's own.", 0)
+    flags.DEFINE_integer(
+        "stride",
+        0,
+        "From one window's start to the next; where they overlap, a token is scored in the first "
+        "that holds it. 0: as the run has it, or a whole --window.",
+        0,
+    )
     flags.DEFINE_integer("tokens", 0, "Score that many first tokens only; 0 for all.", 0)
     flags.DEFINE_bool("json", False, "Print one JSON object.")
     define_device_flags()
@@ -46,9 +58,8 @@ def main() -> None:
     args = flags.FLAGS
     folder = RunFolder(pathlib.Path(args.run))
     experiment = folder.experiment()
+    experiment = dataclasses.replace(experiment, data=_data(experiment))
     config = experiment.data
-    if args.data:
-        config = dataclasses.replace(config, name=args.data)
     layout = layout_from_flags(experiment.parallel)
     shown = of_streams(experiment, args.streams)
     check_fits(shown, layout)
@@ -71,11 +82,37 @@ def main() -> None:
         return
     if args.json:
         facts = {"run": str(folder.path), "step": step, "data": config.name, "split": args.split}
+        facts |= {"window": config.window, "stride": config.step}
         print(json.dumps({**facts, **dataclasses.asdict(found)}))
         return
     print(f"{folder.path} at step {step} on {args.split} of {config.name}")
     for name, value in dataclasses.asdict(found).items():
         print(f"{name.replace('_', ' '):>14}  {value:,.4f}".removesuffix(".0000"))
+
+
+def _data(experiment: Experiment) -> DataConfig:
+    """The run's data with what the flags change.
+
+    Raises:
+      UserError: windows longer than a sequence of this model may be, or ones that leave gaps.
+    """
+    args, config = flags.FLAGS, experiment.data
+    if args.data:
+        config = dataclasses.replace(config, name=args.data)
+    if args.window:
+        config = dataclasses.replace(config, window=args.window, stride=0)
+    if args.stride:
+        config = dataclasses.replace(config, stride=args.stride)
+    try:
+        experiment.model.check_length(config.window)
+    except ValueError as error:
+        raise UserError(f"--window={args.window}: {error}") from error
+    if args.stride > config.window:
+        raise UserError(
+            f"--stride={args.stride} leaves gaps between windows of {config.window}: give at most "
+            f"{config.window}"
+        )
+    return config
 
 
 if __name__ == "__main__":

@@ -44,8 +44,8 @@ def run(
     progress = Progress(0)
     for name in mixers:
         progress.say(f"{name} ...")
-        model = LanguageModel(Block(mixer_of(name, WIDTH)), width=WIDTH, depth=DEPTH, vocab=VOCAB)
-        rows = _rows(model, repeats, layout, contexts)
+        models = {context: _model(name, context) for context in contexts}
+        rows = _rows(models, repeats, layout)
         speeds = [row["speed"].median for row in rows.values()]
         result |= {f"{name} after {context}": row for context, row in rows.items()}
         result[f"{name}, all"] = {
@@ -54,22 +54,31 @@ def run(
     return result
 
 
-def _rows(model: LanguageModel, repeats: int, layout: Layout, contexts: Sequence[int]) -> Rows:
-    placed = shardings(rule_specs(model.table(), layout), layout)
-    params = jax.device_put(model.init_params(jax.random.key(0)), placed)
+def _model(name: str, context: int) -> LanguageModel:
+    """Caches of attention have room for what is read and written, and no more."""
+    mixer = mixer_of(name, context + WRITTEN, slots=WIDTH)
+    return LanguageModel(Block(mixer), width=WIDTH, depth=DEPTH, vocab=VOCAB)
+
+
+def _rows(models: dict[int, LanguageModel], repeats: int, layout: Layout) -> Rows:
+    """Of models that differ at most in the room of their caches, by what they read."""
     random = np.random.default_rng(0)
     read = {}
-    for context in contexts:
+    for context, model in models.items():
+        placed = shardings(rule_specs(model.table(), layout), layout)
+        params = jax.device_put(model.init_params(jax.random.key(0)), placed)
         tokens = random.integers(0, VOCAB, (1, context)).astype(np.int32)
         start = time.perf_counter()
         jax.block_until_ready(found := decode.prefill(model, params, tokens, layout=layout))
-        read[context] = (found, time.perf_counter() - start)
-    speeds: dict[int, list[float]] = {context: [] for context in contexts}
+        read[context] = (params, found, time.perf_counter() - start)
+    speeds: dict[int, list[float]] = {context: [] for context in models}
     for turn in range(repeats + 1):
-        for context, ((logits, carry), _) in read.items():
+        for context, (params, (logits, carry), _) in read.items():
             start = time.perf_counter()
-            key = jax.random.key(turn)
-            for _ in decode.write(model, params, logits, carry, WRITTEN, key, layout=layout):
+            write = decode.write(
+                models[context], params, logits, carry, WRITTEN, jax.random.key(turn), layout=layout
+            )
+            for _ in write:
                 pass
             if turn:
                 speeds[context].append(WRITTEN / (time.perf_counter() - start))
@@ -79,5 +88,5 @@ def _rows(model: LanguageModel, repeats: int, layout: Layout, contexts: Sequence
             "speed": Figure.of(speeds[context], "tokens/s"),
             "carry": Figure.exactly(decode.carry_bytes(carry), "B"),
         }
-        for context, ((_, carry), seconds) in read.items()
+        for context, (_, (_, carry), seconds) in read.items()
     }

@@ -18,29 +18,28 @@ from sharding.layout import Layout
 
 LENGTHS = (256, 1024, 4096, 16_384, 65_536, 131_072)
 WIDTH = 256
-LONG = {LAYER_KEY: "Attention", "context": 2 * max(LENGTHS)}
-WRITTEN = {LAYER_KEY: "LinearMemory"}
-DEFAULTS = {
-    "Attention": LONG,
-    "FalconH1": {"attention": {**LONG, "rotary": 1e11}},
-    "WrittenGAM": {"memory": WRITTEN},
-}
 
 
-def mixer_of(name: str, slots: int = 0) -> Layer:
+def mixer_of(name: str, tokens: int, slots: int = WIDTH) -> Layer:
     """A registered layer, "GAM" or with a variant "LinearMemory.gla", other fields by default.
 
     Args:
       name: of the layer; its variant after a point.
-      slots: of GAM's bank; the width of `length` if 0.
+      tokens: that a cache of attention holds.
+      slots: of GAM's bank.
 
     Raises:
       UserError: no such layer or variant, or one that cannot stand in a block by itself.
     """
     layer, _, variant = name.partition(".")
-    fields = {**DEFAULTS.get(layer, {}), **({"variant": variant} if variant else {})}
-    if layer == "GAM":
-        fields["slots"] = slots or WIDTH
+    cache = {LAYER_KEY: "Attention", "context": tokens}
+    fields: dict[str, Any] = {
+        "GAM": {"slots": slots},
+        "Attention": cache,
+        "FalconH1": {"attention": {**cache, "rotary": 1e11}},
+        "WrittenGAM": {"memory": {LAYER_KEY: "LinearMemory"}},
+    }.get(layer, {})
+    fields |= {"variant": variant} if variant else {}
     return from_dict(Layer, {LAYER_KEY: layer, **fields}, f"--mixers={name}")
 
 
@@ -60,7 +59,8 @@ def run(
       microseconds and temporary bytes per token (the compiler's own count); and the largest over
       the smallest time per token from 4,096 tokens up.
     """
-    blocks = {name: Block(mixer_of(name), width=WIDTH) for name in mixers}
+    longest = max(lengths)
+    blocks = {name: Block(mixer_of(name, longest), width=WIDTH) for name in mixers}
     result: Rows = {}
     progress = Progress(0)
     for mixer, block in blocks.items():

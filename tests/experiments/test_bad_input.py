@@ -130,6 +130,14 @@ BAD = {
         ("evaluate", "--run=untrained"),
         ["untrained has no checkpoints", "--resume"],
     ),
+    "evaluation beyond the positions": (
+        ("evaluate", "--run=untrained", "--window=40"),
+        ["--window=40", "32 learned positions"],
+    ),
+    "evaluation with gaps": (
+        ("evaluate", "--run=untrained", "--window=8", "--stride=9"),
+        ["--stride=9", "at most 8"],
+    ),
     "unknown split": (("evaluate", "--run=untrained", "--split=tests"), ["split", "tests"]),
     "sample without a run": (("sample", "--run=words"), ["words holds no run"]),
     "sample beyond the positions": (

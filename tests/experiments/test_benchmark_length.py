@@ -10,7 +10,7 @@ from sharding.mesh import make_mesh
 
 
 def test_a_mixer_is_named_with_its_variant():
-    assert length.mixer_of("LinearMemory.gla") == LinearMemory(variant="gla")
+    assert length.mixer_of("LinearMemory.gla", 16) == LinearMemory(variant="gla")
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ def test_a_mixer_is_named_with_its_variant():
 )
 def test_what_is_no_mixer_is_named(name, message):
     with pytest.raises(UserError, match=message):
-        length.mixer_of(name)
+        length.mixer_of(name, 16)
 
 
 def test_it_gives_time_and_memory_of_each_length(monkeypatch):
@@ -43,3 +43,11 @@ def test_writing_is_timed_after_each_context(monkeypatch):
         rows = [result[f"{mixer} after {context} tokens"] for context in (8, 16)]
         assert rows[0]["carry"] == rows[1]["carry"]
         assert all(row["speed"].median > 0 < row["carry"].median for row in rows)
+
+
+def test_caches_have_room_for_what_is_read_and_written(monkeypatch):
+    for name, small in (("WIDTH", 16), ("DEPTH", 1), ("WRITTEN", 4)):
+        monkeypatch.setattr(decode, name, small)
+    result = decode.run(1, Layout(make_mesh()), ("Attention",), (8, 16))
+    few, many = (result[f"Attention after {n} tokens"]["carry"].median for n in (8, 16))
+    assert many - few == 8 * 2 * 16 * 4  # tokens, a key and a value, width, float32

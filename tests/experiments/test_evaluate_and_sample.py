@@ -30,6 +30,16 @@ def test_a_text_that_it_was_not_trained_on_is_scored_worse(trained, workshop, co
     assert found["loss"] > 2 * trained.summary["validation"]["loss"]
 
 
+def test_longer_and_overlapping_windows_give_every_token_more_to_go_by(trained, command):
+    def score(*windows):
+        return printed(command("evaluate", f"--run={trained.path}", "--json", *windows))
+
+    own, longer, overlapping = score(), score("--window=64"), score("--stride=8")
+    assert [found["window"] for found in (own, longer, overlapping)] == [32, 64, 32]
+    assert own["tokens"] == longer["tokens"] == overlapping["tokens"]
+    assert max(longer["loss"], overlapping["loss"]) < own["loss"]
+
+
 @pytest.fixture
 def write(trained, command):
     """Text of a sample with settings."""
