@@ -31,7 +31,7 @@ class Scale:
       width, depth: of the models; hidden, of their feed-forward layers.
       rows: sequences in an update.
       steps: updates at most.
-      learning_rate: the highest.
+      learning_rate: the highest; matrix_rate: that of matrices, by Muon, in units of it.
       check_every: steps between two looks at sequences of their own, four batches of them.
       asked: sequences of each number of pairs that the last score is of.
       enough: the share of right answers at which training ends.
@@ -46,6 +46,7 @@ class Scale:
     rows: int = 15
     steps: int = 1500
     learning_rate: float = 5e-3
+    matrix_rate: float = 2.0
     check_every: int = 50
     asked: int = 510
     enough: float = 0.999
@@ -91,7 +92,12 @@ class Trial:
             block, scale.width, scale.depth, scale.vocab, streams=contender.streams
         )
         self.scale, self.seed = scale, seed
-        config = OptimizerConfig(scale.learning_rate, min(100, scale.steps // 10))
+        config = OptimizerConfig(
+            scale.learning_rate,
+            min(100, scale.steps // 10),
+            kind="muon",
+            matrix_rate=scale.matrix_rate,
+        )
         self.optimizer = make_optimizer(config, scale.steps, self.model.table())
         self.layout = Layout(make_mesh())
         keys = jax.random.split(jax.random.key(seed), 3)
