@@ -14,8 +14,9 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from gam_jax.layers.block import Apart
 from gam_jax.model import LanguageModel, ModelCarry
-from gam_jax.params import Params, rule_specs
+from gam_jax.params import Params, carry_specs, rule_specs
 from sharding import collectives
 from sharding.axes import Axes
 from sharding.layout import Layout
@@ -81,9 +82,20 @@ class Decoder:
         logits, carry = self.model.last_logits(params, tokens, carry, axes)
         return collectives.all_gather(logits, axes.rows, dim=0), carry
 
-    def on_mesh(self, program: Any, batch: int, axes: Axes, tokens: PartitionSpec) -> Any:
+    def carry_specs(self, batch: int, axes: Axes) -> ModelCarry:
+        """How a carry lies."""
+        return self.model.carry_specs(batch, self.layout, axes.rows)
+
+    def writing_specs(self, batch: int, axes: Axes) -> ModelCarry:
+        """How what `_to_write` returns lies."""
+        specs, model = self.carry_specs(batch, axes), self.model
+        if model.streams > 1:
+            return specs
+        block = carry_specs(model.block.carry_table(batch), self.layout, axes.rows)
+        return dataclasses.replace(specs, layers=Apart((block,) * model.depth))
+
+    def on_mesh(self, program: Any, carry: ModelCarry, axes: Axes, tokens: PartitionSpec) -> Any:
         """`program(params, carry, tokens or logits, *rest)` -> (carry, *whole) over the mesh."""
-        carry = self.model.carry_specs(batch, self.layout, axes.rows)
         params = rule_specs(self.model.table(), self.layout)
 
         def call(*args: Any) -> Any:
@@ -108,12 +120,20 @@ def _read(
 
     axes = decoder.axes(*tokens.shape)
     spec = PartitionSpec(axes.rows or None, axes.seq)
-    program = decoder.on_mesh(read, tokens.shape[0], axes, spec)
+    program = decoder.on_mesh(read, decoder.carry_specs(tokens.shape[0], axes), axes, spec)
     carry, logits = program(params, carry, tokens)
     return logits, carry
 
 
-@functools.partial(jax.jit, static_argnums=(0, 6))
+@functools.partial(jax.jit, static_argnums=0)
+def _to_write(model: LanguageModel, carry: ModelCarry) -> ModelCarry:
+    """A copy to be written to in place, that of each block by itself where there is one stream."""
+    if model.streams == 1:
+        carry = dataclasses.replace(carry, layers=model.stack.apart(carry.layers))
+    return jax.tree.map(jnp.copy, carry)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 6), donate_argnums=3)
 def _write(
     decoder: Decoder,
     params: Params,
@@ -141,7 +161,9 @@ def _write(
         return carry, (tokens.T, logits)
 
     axes = decoder.axes(logits.shape[0], 1)
-    program = decoder.on_mesh(write, logits.shape[0], axes, PartitionSpec())
+    program = decoder.on_mesh(
+        write, decoder.writing_specs(logits.shape[0], axes), axes, PartitionSpec()
+    )
     carry, (tokens, logits) = program(params, carry, logits, key, settings)
     return tokens, logits, carry
 
@@ -220,6 +242,7 @@ def write(
     """As `generate`, from what `prefill` returned."""
     decoder = Decoder(model, (layout or Layout(make_mesh())).whole)
     settings = jnp.float32(temperature), jnp.float32(top_p)
+    carry = _to_write(model, carry)
     for start in range(0, tokens, WRITE_CHUNK):
         count = min(WRITE_CHUNK, tokens - start)
         new, logits, carry = _write(decoder, params, logits, carry, key, settings, count)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -145,6 +145,16 @@ class Residual(Layer):
         return x + change, after
 
 
+class Apart(NamedTuple):
+    """The carry of a stack, each block's in arrays of its own: written to where they lie.
+
+    A scan over the blocks takes a block's part out of the whole carry and puts it back, which a
+    cache of attention feels at every token.
+    """
+
+    blocks: tuple[Carry, ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class Stack(Layer):
     """`depth` equal blocks, one after another, as one `lax.scan` over stacked parameters.
@@ -186,8 +196,15 @@ class Stack(Layer):
         *,
         key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
-        """Runs the blocks in order; layer i draws its randomness from fold_in(key, i)."""
-        return _scan_blocks(self, axes, params, x, carry, key)
+        """Runs the blocks in order; layer i draws its randomness from fold_in(key, i).
+
+        Given a carry `apart`, it is not a scan, and the carry after is apart too.
+        """
+        return _run_blocks(self, axes, params, x, carry, key)
+
+    def apart(self, carry: Carry) -> Apart:
+        """A carry, each block's by itself."""
+        return Apart(tuple(jax.tree.map(lambda x, i=i: x[i], carry) for i in range(self.depth)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,7 +266,7 @@ def _gathered(layer: Layer, params: Params) -> Params:
 
 # Compiled once for a stack, so that a call outside jax.jit does not compile its scan anew.
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _scan_blocks(
+def _run_blocks(
     stack: Stack, axes: Axes, params: Params, x: Array, carry: Carry | None, key: Array | None
 ) -> tuple[Array, Carry]:
     def step(h: Array, layer: tuple[Params, Carry, Array]) -> tuple[Array, Carry]:
@@ -258,6 +275,12 @@ def _scan_blocks(
         own = _gathered(stack.block, block_params)
         return stack.block(own, h, block_carry, axes, key=block_key)
 
+    if isinstance(carry, Apart):
+        after = []
+        for i, own in enumerate(carry.blocks):
+            x, new = step(x, (jax.tree.map(lambda p, i=i: p[i], params), own, jnp.asarray(i)))
+            after.append(new)
+        return x, Apart(tuple(after))
     # Outside a loop, compilers may see that a gathering is done twice, and keep what was gathered.
     unroll = 1 if zero.has_shards(params) else stack.unroll
     if stack.remat:

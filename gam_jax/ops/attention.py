@@ -73,7 +73,6 @@ def attend(
     batch, tokens, heads, size = q.shape
     groups = k.shape[2]
     grouped = q.reshape(batch, tokens, groups, heads // groups, size).transpose(0, 2, 3, 1, 4)
-    k, v = (x.transpose(0, 2, 1, 3) for x in (k, v))
     ends = (jnp.asarray(x, jnp.int32) for x in (offset, first))
     pair: tuple[Array, Array] = _attend(rule, *collectives.vary_alike(grouped, k, v, *ends))
     out, lse = pair
@@ -115,7 +114,7 @@ def with_sinks(
 
 @dataclasses.dataclass(frozen=True)
 class Tiles:
-    """T queries and S keys cut into blocks; the last may be filled up."""
+    """T queries and S keys cut into blocks; the last of queries may be filled up."""
 
     rule: Rule
     tokens: int
@@ -155,8 +154,9 @@ class Tiles:
     def visible(self, i: Any, j: Any, offset: Any, first: Any) -> Array:
         """Which queries of block i see which keys of block j: bool [rows, columns]."""
         place = offset + i * self.rows + jnp.arange(self.rows)[:, None]
-        key = j * self.columns + jnp.arange(self.columns)[None]
-        see = (key >= first) & (key < self.keys)
+        begin = j * self.columns
+        key = jnp.minimum(begin, self.keys - self.columns) + jnp.arange(self.columns)[None]
+        see = key >= jnp.maximum(first, begin)
         if self.rule.causal:
             see &= key <= place
         if self.rule.window:
@@ -172,15 +172,10 @@ class Tiles:
             raw, slope = self.rule.soft_cap * bent, slope * (1 - bent * bent)
         return jnp.where(see, raw, HIDDEN), slope
 
-    def filled(self, x: Array, size: int, dim: int) -> Array:
-        """x with zeros at the end of dimension `dim`, `size` long."""
-        missing = size - x.shape[dim]
-        widths = [(0, missing if d == dim else 0) for d in range(x.ndim)]
-        return jnp.pad(x, widths) if missing else x
-
     def by_rows(self, x: Array) -> Array:
         """[B, G, R, T, ...] as blocks [n, B, G, R, rows, ...]."""
-        x = self.filled(x, self.row_blocks * self.rows, 3)
+        missing = self.row_blocks * self.rows - self.tokens
+        x = jnp.pad(x, [(0, missing if dim == 3 else 0) for dim in range(x.ndim)])
         x = x.reshape(*x.shape[:3], self.row_blocks, self.rows, *x.shape[4:])
         return jnp.moveaxis(x, 3, 0)
 
@@ -204,8 +199,13 @@ class Tiles:
         return body(0, state) if self.column_blocks == 1 else lax.fori_loop(*ends, body, state)
 
     def column(self, x: Array, j: Any) -> Array:
-        """Block j of [B, G, S, ...]."""
-        return lax.dynamic_slice_in_dim(x, j * self.columns, self.columns, axis=2)
+        """Block j of [B, S, G, ...] as [B, G, columns, ...].
+
+        Where the last block is not full, it begins sooner, so that nothing is filled up: a cache is
+        read where it lies. `visible` hides what belongs to the block before.
+        """
+        block = lax.dynamic_slice_in_dim(x, j * self.columns, self.columns, axis=1)
+        return jnp.swapaxes(block, 1, 2)
 
 
 def _rows_by_columns(q: Array, k: Array) -> Array:
@@ -223,10 +223,10 @@ def _weights_by_columns(p: Array, v: Array) -> Array:
 
 
 def _weights_by_rows(p: Array, q: Array) -> Array:
-    """[B, G, R, rows, columns] by [B, G, R, rows, K], summed over rows: [B, G, columns, K]."""
+    """[B, G, R, rows, columns] by [B, G, R, rows, K], summed over rows: [B, columns, G, K]."""
     p, q = (x.reshape(*x.shape[:2], -1, x.shape[-1]) for x in (p, q))
     p = p.astype(q.dtype)
-    return jnp.einsum("bgqs,bgqk->bgsk", p, q, preferred_element_type=jnp.float32)
+    return jnp.einsum("bgqs,bgqk->bsgk", p, q, preferred_element_type=jnp.float32)
 
 
 def _full(shape: tuple[int, ...], value: float, like: Array) -> Array:
@@ -245,9 +245,8 @@ def _attend(
 def forward(
     rule: Rule, q: Array, k: Array, v: Array, offset: Array, first: Array
 ) -> tuple[Float[Array, "B G R T V"], Float[Array, "B G R T"]]:
-    """`attend` of [B, G, R, T, K], [B, G, S, K] and [B, G, S, V], without a derivative."""
-    tiles = Tiles(rule, q.shape[3], k.shape[2])
-    k, v = (tiles.filled(x, tiles.column_blocks * tiles.columns, 2) for x in (k, v))
+    """`attend` of [B, G, R, T, K], [B, S, G, K] and [B, S, G, V], without a derivative."""
+    tiles = Tiles(rule, q.shape[3], k.shape[1])
 
     def row(state: None, i: Any, q: Array) -> tuple[None, tuple[Array, Array]]:
         def column(j: Any, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -287,12 +286,12 @@ def backward(
       shift: sum(d_out * out) over channels, less the gradient of `lse`.
     """
     q, k, v, offset, first = inputs
-    tiles = Tiles(rule, q.shape[3], k.shape[2])
-    k, v = (tiles.filled(x, tiles.column_blocks * tiles.columns, 2) for x in (k, v))
+    tiles = Tiles(rule, q.shape[3], k.shape[1])
 
     def add(total: Array, part: Array, j: Any) -> Array:
-        part = part + tiles.column(total, j)
-        return lax.dynamic_update_slice_in_dim(total, part, j * tiles.columns, axis=2)
+        start = j * tiles.columns
+        part += lax.dynamic_slice_in_dim(total, start, tiles.columns, axis=1)
+        return lax.dynamic_update_slice_in_dim(total, part, start, axis=1)
 
     def row(state: tuple[Array, Array], i: Any, *blocks: Array) -> tuple[Any, Array]:
         q, lse, d_out, shift = blocks
@@ -314,7 +313,7 @@ def backward(
 
     start = _full(k.shape, 0, q), _full(v.shape, 0, q)
     (d_k, d_v), d_q = tiles.each_row(row, start, q, lse, d_out, shift)
-    return tiles.joined(d_q), d_k[:, :, : tiles.keys], d_v[:, :, : tiles.keys]
+    return tiles.joined(d_q), d_k, d_v
 
 
 def _attend_forward(rule: Rule, *inputs: Array) -> tuple[Any, Any]:

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from gam_jax import decode
-from gam_jax.layers import GAM, Block
+from gam_jax.layers import GAM, Attention, Block
 from gam_jax.model import LanguageModel
+from sharding.layout import Layout
+from sharding.mesh import make_mesh
 from tests.examples import random_like
 
 MODEL = LanguageModel(Block(GAM(slots=8)), width=16, depth=2, vocab=32)
@@ -65,6 +67,41 @@ def test_the_carry_has_one_size_for_ever():
     _, short = decode.prefill(MODEL, PARAMS, PROMPT)
     _, long = decode.prefill(MODEL, PARAMS, np.tile(PROMPT, (1, 50)))
     assert decode.carry_bytes(short) == decode.carry_bytes(long) == 4 + 2 * 2 * 2 * 16 * 4
+
+
+ATTENTION = dataclasses.replace(MODEL, block=Block(Attention(context=512)))
+
+
+def test_writing_leaves_the_carry_that_it_was_given():
+    params = random_like(ATTENTION.table())
+    logits, carry = decode.prefill(ATTENTION, params, PROMPT)
+    before = jax.tree.map(np.asarray, carry)
+    texts = []
+    for _ in range(2):
+        pieces = decode.write(ATTENTION, params, logits, carry, 10, jax.random.key(1))
+        texts.append(np.concatenate(list(pieces), axis=1))
+    np.testing.assert_array_equal(*texts)
+    chex.assert_trees_all_equal(jax.tree.map(np.asarray, carry), before)
+
+
+def test_a_cache_is_written_to_where_it_lies():
+    """So much is aliased, and what is needed besides does not grow with the cache."""
+
+    def memory(context):
+        model = dataclasses.replace(ATTENTION, block=Block(Attention(context=context)))
+        decoder = decode.Decoder(model, Layout(make_mesh()).whole)
+        state = (
+            random_like(model.table()),
+            jnp.zeros((2, 32)),
+            decode._to_write(model, model.carry(2)),
+        )
+        settings = jnp.float32(1), jnp.float32(1)
+        lowered = decode._write.lower(decoder, *state, jax.random.key(0), settings, 3)
+        return decode.carry_bytes(model.carry(2)), lowered.compile().memory_analysis()
+
+    (small, of_small), (large, of_large) = memory(1024), memory(8192)
+    assert of_large.alias_size_in_bytes - of_small.alias_size_in_bytes == large - small
+    assert of_large.temp_size_in_bytes < 1.1 * of_small.temp_size_in_bytes
 
 
 def test_more_than_the_learned_positions_is_refused_before_anything_is_written():
