@@ -30,10 +30,12 @@ whole_layer = layers(lambda layer: not layer.causal)
 
 
 def assert_equal_but_for_rounding(actual, wanted):
-    """Sums in another order differ by some units in the last place of the largest value."""
-    largest = max((float(jnp.abs(x).max(initial=0)) for x in jax.tree.leaves(wanted)), default=0.0)
-    units = 16 * float(jnp.finfo(jnp.float32).eps)
-    chex.assert_trees_all_close(actual, wanted, rtol=0, atol=units * max(1.0, largest))
+    """Sums in another order differ by some units in the last place of an array's largest value."""
+    chex.assert_trees_all_equal_shapes_and_dtypes(actual, wanted)
+    for found, want in zip(jax.tree.leaves(actual), jax.tree.leaves(wanted), strict=True):
+        scale = max(1.0, float(jnp.abs(want).max(initial=0)))
+        atol = 8 * float(jnp.finfo(jnp.float32).eps) * scale
+        np.testing.assert_allclose(found, want, rtol=0, atol=atol)
 
 
 def test_every_registered_layer_has_an_example():
@@ -75,12 +77,12 @@ def test_output_and_carry_keep_shape_and_dtype(layer):
 
 
 @streaming_layer
-@given(sizes=st.permutations((1, 2, 5)) | st.permutations((1, 1, 1, 5)) | st.just((2,) * 4))
-def test_any_split_into_chunks_equals_the_whole(layer, sizes):
+@given(cuts=st.lists(st.integers(1, TOKENS - 1), unique=True, max_size=TOKENS - 1))
+def test_any_split_into_chunks_equals_the_whole(layer, cuts):
     params, x = params_of(layer), inputs(2, TOKENS)
     whole, last = apply(layer, params, x)
     carry, parts = layer.carry(2), []
-    for part in jnp.split(x, np.cumsum(sizes)[:-1], axis=1):
+    for part in jnp.split(x, sorted(cuts), axis=1):
         y, carry = apply(layer, params, part, carry)
         parts.append(y)
     assert_equal_but_for_rounding(jnp.concatenate(parts, axis=1), whole)

@@ -38,7 +38,7 @@ def layer_run(name, shape, preset):
     return jax.tree.map(np.asarray, (outputs, gradients))
 
 
-@settings(max_examples=4)
+@settings(max_examples=6)
 @given(
     name=st.sampled_from(list(EXAMPLES)),
     shape=st.sampled_from(SHAPES + EXPERT_SHAPES),

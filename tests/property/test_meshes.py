@@ -125,7 +125,7 @@ presets = st.builds("{}+sequence+{}".format, st.sampled_from(STATES), st.sampled
 shapes = st.sampled_from(SHAPES + EXPERT_SHAPES)
 
 
-@settings(max_examples=2)
+@settings(max_examples=3)
 @given(
     name=st.sampled_from([name for name in MODELS if "streams" not in name]),
     shape=shapes,
