@@ -17,11 +17,13 @@ from tests.examples import random_like
 
 MODEL = LanguageModel(Block(GAM(slots=8)), width=16, depth=2, vocab=32)
 PARAMS = random_like(MODEL.table())
+ATTENTION = dataclasses.replace(MODEL, block=Block(Attention(context=512)))
 PROMPT = np.random.default_rng(0).integers(0, 32, (2, 5)).astype(np.int32)
 
 
-def write(tokens, **settings):
-    pieces = decode.generate(MODEL, PARAMS, PROMPT, tokens, jax.random.key(1), **settings)
+def write(tokens, model=MODEL, **settings):
+    params = random_like(model.table())
+    pieces = decode.generate(model, params, PROMPT, tokens, jax.random.key(1), **settings)
     return np.concatenate(list(pieces), axis=1)
 
 
@@ -34,11 +36,12 @@ def test_prefill_in_chunks_equals_the_whole(length):
     chex.assert_trees_all_close(carry, last, atol=1e-5)
 
 
-def test_greedy_text_is_the_argmax_of_the_whole_pass():
-    text = write(12, temperature=0.0)
+@pytest.mark.parametrize("model", [MODEL, ATTENTION], ids=["GAM", "attention"])
+def test_greedy_text_is_the_argmax_of_the_whole_pass(model):
+    text = write(12, model, temperature=0.0)
     assert text.shape == (2, 12)
     whole = np.concatenate([PROMPT, text], axis=1)
-    best = jnp.argmax(MODEL(PARAMS, whole)[0], axis=-1)
+    best = jnp.argmax(model(random_like(model.table()), whole)[0], axis=-1)
     np.testing.assert_array_equal(text, best[:, PROMPT.shape[1] - 1 : -1])
 
 
@@ -67,9 +70,6 @@ def test_the_carry_has_one_size_for_ever():
     _, short = decode.prefill(MODEL, PARAMS, PROMPT)
     _, long = decode.prefill(MODEL, PARAMS, np.tile(PROMPT, (1, 50)))
     assert decode.carry_bytes(short) == decode.carry_bytes(long) == 4 + 2 * 2 * 2 * 16 * 4
-
-
-ATTENTION = dataclasses.replace(MODEL, block=Block(Attention(context=512)))
 
 
 def test_writing_leaves_the_carry_that_it_was_given():

@@ -14,6 +14,7 @@ from tests.examples import random_like
 from tests.meshes import layout_of
 
 STREAMING = LanguageModel(Block(GAM(slots=16)), width=16, depth=2, vocab=32)
+CACHING = LanguageModel(Block(Attention(heads=2, context=600)), width=16, depth=2, vocab=32)
 ROUTED = MoE(router=Router(bias_step=0.1), capacity=Capacity(1.0, tokens=100))
 EXPERTS = LanguageModel(Block(GAM(slots=16), ROUTED), width=16, depth=1, vocab=32)
 PARALLEL = LanguageModel(
@@ -41,6 +42,12 @@ def sampled(shape, rows, model=STREAMING, tokens=2 * decode.PREFILL_CHUNK + 5):
 @pytest.mark.parametrize("shape", [(2, 2, 2), (4, 1, 2), (1, 8, 1), (1, 1, 8)], ids=str)
 def test_the_same_text_is_written_on_every_mesh(shape, rows):
     np.testing.assert_array_equal(sampled(shape, rows), sampled((1, 1, 1), rows))
+
+
+def test_caches_are_written_to_in_shards():
+    """Heads and rows are split, and the layers' caches lie apart."""
+    found, want = (sampled(shape, 4, CACHING) for shape in ((2, 2, 2), (1, 1, 1)))
+    np.testing.assert_array_equal(found, want)
 
 
 @pytest.mark.parametrize(("shape", "rows"), [((1, 2, 1, 1, 4), 1), ((2, 1, 2, 1, 2), 4)], ids=str)
