@@ -17,17 +17,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import flags
-from rich.table import Table
+from rich.table import Table as TextTable
 
 from experiments import cli
-from experiments.config import Experiment, define_config_flag, experiment_from_flags
+from experiments.config_flags import define_config_flag, experiment_from_flags
 from experiments.devices import define_device_flags, layout_from_flags
-from experiments.fit import check_batch, check_fits
-from experiments.show import show
+from experiments.tables import print_table
 from gam_jax.optimizer import make_optimizer
 from gam_jax.params import count_params
-from gam_jax.traffic import step_traffic
-from gam_jax.train import abstract_state, make_train_step, state_shardings
+from gam_jax.traffic.step import step_traffic
+from gam_jax.training.checks import check_batch, check_fits
+from gam_jax.training.experiment import Experiment
+from gam_jax.training.step import abstract_state, make_train_step, state_shardings
 from sharding import cost
 from sharding.errors import UserError
 from sharding.layout import Layout, bytes_held
@@ -179,7 +180,7 @@ def with_context(config: Any, multiple: int) -> Any:
 
 
 def _print(result: dict[str, Any]) -> None:
-    table = Table(
+    table = TextTable(
         "collective", "axes", "count", "bytes sent", "by formula", title="a step, on each device"
     )
     for row in result["rows"]:
@@ -188,22 +189,22 @@ def _print(result: dict[str, Any]) -> None:
         cells = (row["collective"], axes, f"{row['count']:,}", f"{row['sent']:,}", formula)
         table.add_row(*cells)
     print(f"{result['mesh']}, {result['preset']}")
-    show(table)
+    print_table(table)
     if result["agree"] is not None:
         print(
             "counts and bytes " + ("equal" if result["agree"] else "DIFFER from") + " the formulas"
         )
     if "compiled_sent" in result:
         print(f"{result['compiled_sent']:,} bytes in the compiled program")
-    memory = Table("held by each device", "bytes")
+    memory = TextTable("held by each device", "bytes")
     for name, size in result["memory"].items():
         memory.add_row(name, f"{size:,}")
-    show(memory)
+    print_table(memory)
     if result["longer"]:
-        longer = Table("tokens", "sent over seq", "ring attention would send")
+        longer = TextTable("tokens", "sent over seq", "ring attention would send")
         for row in result["longer"]:
             longer.add_row(*(f"{value:,}" for value in row.values()))
-        show(longer)
+        print_table(longer)
 
 
 if __name__ == "__main__":

@@ -19,21 +19,22 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from rich.table import Table
+from rich.table import Table as TextTable
 
 from experiments import cli
 from experiments.compare.trial import run_trial
-from experiments.config import Experiment
 from experiments.configs.moe_small import experiment
 from experiments.devices import define_device_flags, layout_from_flags
-from experiments.fit import check_batch, check_fits
-from experiments.metrics import read_metrics
-from experiments.routing import SPLIT, draw_load
-from experiments.run import RunFolder
-from experiments.show import show
+from experiments.load_figure import draw_load
+from experiments.tables import print_table
 from experiments.train import fit_to_data
 from gam_jax.data import load
 from gam_jax.ops.routing import Router, max_violation
+from gam_jax.training.checks import check_batch, check_fits
+from gam_jax.training.experiment import Experiment
+from gam_jax.training.expert_load import SPLIT
+from gam_jax.training.folder import RunFolder
+from gam_jax.training.metrics import read_metrics
 
 ROUTERS = {
     "none": Router(balance=0.0, z=0.0),
@@ -131,11 +132,11 @@ def _print(result: dict[str, Any]) -> None:
     title = f"{result['steps']} steps on {result['data']}, {seeds} seed{'s' if seeds > 1 else ''}"
     names = ("loss", "of_batches", "together", "worst_block", "least_load")
     heads = ("validation loss", "MaxVio of a batch", "MaxVio", "of the worst block", "least load")
-    table = Table("balance by", *heads, title=title)
+    table = TextTable("balance by", *heads, title=title)
     for row in result["rows"]:
         cells = [f"{row[name]:.{4 if name == 'loss' else 2}f}" for name in names]
         table.add_row(row["balance"], *cells)
-    show(table)
+    print_table(table)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,12 @@ import jax
 from absl import flags
 
 from experiments import cli
-from experiments.config import Experiment
-from experiments.run import RunFolder, load_params, logical_axes
 from gam_jax.convert import from_hf, to_hf
-from gam_jax.data.config import DataConfig
+from gam_jax.data.text import Text
 from gam_jax.data.tokenizer import FILE_NAME, HFTokenizer, load_tokenizer
 from gam_jax.params import count_params
+from gam_jax.training.experiment import Experiment
+from gam_jax.training.folder import RunFolder, load_params, logical_axes
 from sharding.checkpoint import Checkpoints
 from sharding.errors import UserError
 from sharding.layout import Layout
@@ -69,7 +69,7 @@ def make_run(source: pathlib.Path, folder: RunFolder) -> None:
             f"this model's tokenizer"
         )
     window = min(WINDOW, model.limit or WINDOW)
-    data = DataConfig(
+    data = Text(
         tokenizer=str((source / FILE_NAME).absolute()),
         window=window,
         separators=tokenizer.separator is not None,

@@ -19,8 +19,8 @@ import optax
 from absl import flags
 
 from experiments import cli
-from gam_jax.classifier import ImageClassifier
 from gam_jax.layers import GAM, GRU, MHS, MLP, Bidirectional, Block, Layer
+from gam_jax.models.classifier import ImageClassifier
 from gam_jax.params import Params, count_params, decay_mask, init_params
 from sharding.errors import UserError
 

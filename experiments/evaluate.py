@@ -17,14 +17,14 @@ import pathlib
 from absl import flags
 
 from experiments import cli
-from experiments.config import Experiment
 from experiments.devices import define_device_flags, layout_from_flags
-from experiments.fit import check_fits
-from experiments.run import RunFolder, load_params, of_streams
-from experiments.scoring import score
 from gam_jax.data import load
-from gam_jax.data.config import DataConfig
-from gam_jax.train import make_eval_step
+from gam_jax.data.text import Text
+from gam_jax.training.checks import check_fits
+from gam_jax.training.experiment import Experiment
+from gam_jax.training.folder import RunFolder, load_params, of_streams
+from gam_jax.training.scoring import score
+from gam_jax.training.step import make_eval_step
 from sharding import processes
 from sharding.errors import UserError
 
@@ -90,7 +90,7 @@ def main() -> None:
         print(f"{name.replace('_', ' '):>14}  {value:,.4f}".removesuffix(".0000"))
 
 
-def _data(experiment: Experiment) -> DataConfig:
+def _data(experiment: Experiment) -> Text:
     """The run's data with what the flags change.
 
     Raises:

@@ -30,8 +30,9 @@ from typing import IO
 
 from absl import flags
 
-from experiments import cli, elastic, heartbeat
-from experiments.watch import Hang, Limits, Watch, named, where
+from experiments import cli, elastic
+from experiments.hangs import Hang, Limits, Watch, named, where
+from gam_jax.training import heartbeat
 from sharding import processes
 from sharding.errors import UserError
 

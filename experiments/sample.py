@@ -21,10 +21,10 @@ from absl import flags
 
 from experiments import cli
 from experiments.devices import define_device_flags, layout_from_flags
-from experiments.fit import check_streams
-from experiments.run import RunFolder, load_params, of_streams
 from gam_jax import decode
 from gam_jax.data.tokenizer import Stream
+from gam_jax.training.checks import check_streams
+from gam_jax.training.folder import RunFolder, load_params, of_streams
 from sharding import processes
 from sharding.errors import UserError
 

@@ -25,26 +25,27 @@ from typing import Any
 import jax
 from absl import flags
 from ml_collections import config_flags
-from rich.table import Table
+from rich.table import Table as TextTable
 
 from experiments import cli
-from experiments.config import Experiment, define_config_flag, experiment_from_flags
+from experiments.config_flags import define_config_flag, experiment_from_flags
 from experiments.curves import draw_curves
 from experiments.devices import define_device_flags, layout_from_flags
-from experiments.fit import check_batch, check_fits, refusal
-from experiments.heartbeat import Heartbeat
-from experiments.lock import run_lock
-from experiments.loop import Beginning, Outcome, train
-from experiments.metrics import read_metrics
-from experiments.progress import Progress
-from experiments.routing import draw_load
-from experiments.run import RunFolder, write_atomically
-from experiments.show import show
-from experiments.warm import Source, plan
-from gam_jax.data import TextData, load
+from experiments.load_figure import draw_load
+from experiments.tables import print_table
+from gam_jax.data import TextDataset, load
 from gam_jax.data.baselines import baselines
 from gam_jax.data.pipeline import windows
 from gam_jax.params import count_params
+from gam_jax.training.checks import check_batch, check_fits, refusal
+from gam_jax.training.experiment import Experiment
+from gam_jax.training.folder import RunFolder, write_atomically
+from gam_jax.training.heartbeat import Heartbeat
+from gam_jax.training.lock import run_lock
+from gam_jax.training.loop import Beginning, Outcome, train
+from gam_jax.training.metrics import read_metrics
+from gam_jax.training.progress import Progress
+from gam_jax.training.warm_start import Source, plan
 from sharding import processes
 from sharding.errors import UserError
 from sharding.layout import Layout
@@ -166,7 +167,7 @@ def _run(
 
 def _load(
     experiment: Experiment, folder: RunFolder, saved: dict[str, Any] | None
-) -> tuple[Experiment, TextData]:
+) -> tuple[Experiment, TextDataset]:
     data = load(experiment.data, None if saved is None else folder.load_tokenizer())
     return fit_to_data(experiment, data)
 
@@ -185,7 +186,7 @@ def _plan(experiment: Experiment, folder: RunFolder, saved: dict[str, Any] | Non
     )
 
 
-def fit_to_data(experiment: Experiment, data: TextData) -> tuple[Experiment, TextData]:
+def fit_to_data(experiment: Experiment, data: TextDataset) -> tuple[Experiment, TextDataset]:
     """The experiment with the tokenizer's vocabulary; the data as long as it asks for.
 
     Raises:
@@ -211,7 +212,7 @@ def fit_to_data(experiment: Experiment, data: TextData) -> tuple[Experiment, Tex
     return dataclasses.replace(experiment, model=dataclasses.replace(model, vocab=vocab)), data
 
 
-def baselines_of(data: TextData) -> dict[str, dict[str, float]]:
+def baselines_of(data: TextDataset) -> dict[str, dict[str, float]]:
     """Baselines scored on the tokens that the model is validated on."""
     tokens = len(data.validation)
     return baselines(
@@ -251,7 +252,7 @@ def _beginning(folder: RunFolder) -> Beginning:
     return Beginning(args.resume or "latest", source)
 
 
-def _describe(experiment: Experiment, data: TextData, folder: RunFolder, layout: Layout) -> str:
+def _describe(experiment: Experiment, data: TextDataset, folder: RunFolder, layout: Layout) -> str:
     count = count_params(experiment.model.table())
     mesh = f"{layout.shown} ({experiment.parallel.preset}), " if layout.mesh.size > 1 else ""
     return (
@@ -278,11 +279,11 @@ def _print_summary(outcome: Outcome, lines: dict[str, dict[str, float]], folder:
     if outcome.last is not None:
         rows["this model"] = dataclasses.asdict(outcome.last)
     columns = {"loss": "{:.4f}", "perplexity": "{:,.2f}", "bits_per_byte": "{:.4f}"}
-    table = Table("validation", *(name.replace("_", " ") for name in columns))
+    table = TextTable("validation", *(name.replace("_", " ") for name in columns))
     for name, values in sorted(rows.items(), key=lambda row: -row[1]["loss"]):
         cells = [form.format(values[column]) for column, form in columns.items()]
         table.add_row(name, *cells, style="bold" if name == "this model" else None)
-    show(table)
+    print_table(table)
     if outcome.interrupted:
         print(f"stopped at step {outcome.step} and saved; continue with --resume")
     else:

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from gam_jax.layers.block import Apart
-from gam_jax.model import LanguageModel, ModelCarry
+from gam_jax.models.language import LanguageModel, ModelCarry
 from gam_jax.params import Params, carry_specs, rule_specs
 from sharding import collectives
 from sharding.axes import Axes

@@ -17,7 +17,7 @@ from jaxtyping import Array
 
 from gam_jax.config import unknown
 from gam_jax.layers import MLP, Block, Layer, MoE, SoftMixture
-from gam_jax.model import LanguageModel
+from gam_jax.models.language import LanguageModel
 from gam_jax.ops.routing import Router
 from gam_jax.params import Params, abstract_params, path_name
 from sharding.errors import UserError

@@ -26,6 +26,9 @@ settings.register_profile(
 )
 settings.load_profile("laws")
 
+pytest_plugins = ["tests.workshop"]
+"""One corpus and one run on it, for all tests of commands."""
+
 MAPS = pathlib.Path("/proc/self/maps")
 MOST_MAPS = 15_000
 """Of memory, in a process. Linux allows 65,530, and XLA crashes where a program gets none."""

@@ -21,14 +21,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
-from rich.table import Table
+from rich.table import Table as TextTable
 
 from experiments import cli
 from experiments.bam.domains import splits
 from experiments.bam.trial import MIXTURES, SCALES, SEED, Scale, Trial, operations
-from experiments.progress import Progress
-from experiments.run import write_atomically
-from experiments.show import show
+from experiments.tables import print_table
+from gam_jax.training.folder import write_atomically
+from gam_jax.training.progress import Progress
 from sharding.errors import UserError
 
 TITLES = {
@@ -112,7 +112,7 @@ def summary(
 
 def _print(domains: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
     columns = [*domains, "mean"]
-    table = Table("loss, nats a byte", *columns, "steps", "compute", "parameters", "active")
+    table = TextTable("loss, nats a byte", *columns, "steps", "compute", "parameters", "active")
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows:
@@ -124,7 +124,7 @@ def _print(domains: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
         table.add_row(
             row["title"], *shown, f"{row['steps']:,}", f"{row['operations']:.2f}", *counts
         )
-    show(table)
+    print_table(table)
 
 
 if __name__ == "__main__":

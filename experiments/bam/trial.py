@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from experiments.progress import Progress
-from experiments.run import write_atomically
 from gam_jax.layers import MLP, Attention, Block, RMSNorm
-from gam_jax.model import LanguageModel
+from gam_jax.models.language import LanguageModel
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.params import Params, count_params, path_name
-from gam_jax.train import TrainState, make_eval_step, make_train_step, state_shardings
+from gam_jax.training.folder import write_atomically
+from gam_jax.training.progress import Progress
+from gam_jax.training.step import TrainState, make_eval_step, make_train_step, state_shardings
 from gam_jax.upcycle import upcycle
 from sharding.errors import UserError
 from sharding.layout import Layout

@@ -52,8 +52,8 @@ from experiments.benchmark.collect import collect, machine, read, written
 from experiments.benchmark.page import page
 from experiments.benchmark.timing import Rows
 from experiments.devices import define_device_flags, layout_from_flags
-from experiments.run import write_atomically
 from gam_jax.config import unknown
+from gam_jax.training.folder import write_atomically
 from sharding import processes
 from sharding.errors import UserError
 

@@ -6,11 +6,11 @@ import dataclasses
 import statistics
 from collections.abc import Sequence
 
-from rich.table import Table
+from rich.table import Table as TextTable
 
 from experiments.benchmark.collect import Measured
-from experiments.benchmark.timing import Figure
-from experiments.show import show
+from experiments.benchmark.timing import Quantity
+from experiments.tables import print_table
 
 LESS = ("s", "us", "B")
 MORE = ("tokens/s", "GFLOP/s")
@@ -30,8 +30,8 @@ class Change:
     """
 
     name: str
-    old: Figure
-    new: Figure
+    old: Quantity
+    new: Quantity
     cost: float
     verdict: str
 
@@ -81,7 +81,7 @@ def compare(old: Measured, new: Measured, tolerance: float = 0.1) -> Changes:
     return Changes(changes, machine, notes, missing)
 
 
-def _flat(measured: Measured) -> dict[str, Figure]:
+def _flat(measured: Measured) -> dict[str, Quantity]:
     return {
         f"{benchmark}: {row}: {column}": figure
         for benchmark, rows in measured.benchmarks.items()
@@ -97,7 +97,7 @@ def _better(unit: str) -> int:
     return int(unit.split("/")[0] in LESS)
 
 
-def _change(name: str, old: Figure, new: Figure, tolerance: float) -> Change:
+def _change(name: str, old: Quantity, new: Quantity, tolerance: float) -> Change:
     if _better(old.unit) > 0:
         cost = new.median / old.median if old.median else 1.0 if not new.median else float("inf")
         worse, better = new.low > old.high, new.high < old.low
@@ -115,13 +115,13 @@ def _change(name: str, old: Figure, new: Figure, tolerance: float) -> Change:
 
 def print_changes(changes: Changes) -> None:
     """What differs, worst first, and what was not compared."""
-    table = Table("figure", "before", "now", "times", "")
+    table = TextTable("figure", "before", "now", "times", "")
     differ = [change for change in changes.changes if change.verdict != "same"]
     for each in sorted(differ, key=lambda each: -each.cost):
         cells = (str(each.old), str(each.new), f"{each.cost:.2f}", each.verdict)
         table.add_row(each.name, *cells)
     if differ:
-        show(table)
+        print_table(table)
     for note in changes.notes:
         print(f"note: {note}")
     for name in changes.missing:

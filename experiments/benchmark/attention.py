@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmark.timing import Figure, Rows, medians
+from experiments.benchmark.timing import Quantity, Rows, medians
 from gam_jax.ops.attention import Rule, attend
 
 HEADS, SIZE = 4, 64
@@ -53,5 +53,5 @@ def run(repeats: int, short: bool = False) -> Rows:
         row = rows[f"{tokens:,} tokens"] = medians(calls, repeats, warmup=1)
         for name, step in compiled.items():
             needed = step.memory_analysis().temp_size_in_bytes / tokens
-            row[f"{name}, temporary"] = Figure.exactly(needed, "B/token")
+            row[f"{name}, temporary"] = Quantity.exactly(needed, "B/token")
     return rows

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmark.timing import Figure, Rows, medians
+from experiments.benchmark.timing import Quantity, Rows, medians
 from gam_jax.ops.memory import memory_read
 from gam_jax.ops.sparse_memory import product_read, sparse_read
 
@@ -50,7 +50,7 @@ def _row(
     read: Callable[..., Any],
     arrays: tuple[jax.Array, ...],
     repeats: int,
-) -> dict[str, Figure]:
+) -> dict[str, Quantity]:
     numbers = tuple(range(len(arrays)))
     loss = jax.grad(lambda *a: jnp.sum(jnp.square(read(*a))), argnums=numbers)
     forward, both = (jax.jit(f).lower(*arrays).compile() for f in (read, loss))
@@ -62,6 +62,6 @@ def _row(
         "forward": times["forward"],
         "both": times["both"],
         "of a query": times["both"].times(1e6 / QUERIES, "us/query"),
-        "temporary": Figure.exactly(memory, "B"),
-        "bank": Figure.exactly(slots * WIDTH * 4, "B"),
+        "temporary": Quantity.exactly(memory, "B"),
+        "bank": Quantity.exactly(slots * WIDTH * 4, "B"),
     }

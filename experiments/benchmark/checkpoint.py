@@ -13,9 +13,9 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from experiments.benchmark.mesh import BATCH, MODEL, TOKENS
-from experiments.benchmark.timing import Figure, Rows, medians, ratio
+from experiments.benchmark.timing import Quantity, Rows, medians, ratio
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
-from gam_jax.train import (
+from gam_jax.training.step import (
     abstract_state,
     batch_spec,
     init_state,
@@ -89,27 +89,27 @@ def _saving(folder: pathlib.Path, repeats: int) -> Rows:
             on_disk.append(time.perf_counter() - start)
             work.append(time.process_time() - busy)
         stored = checkpoints.manifest(checkpoints.choose("latest")).bytes
-    without, with_save = (Figure.of(seconds[saves], "s") for saves in (False, True))
+    without, with_save = (Quantity.of(seconds[saves], "s") for saves in (False, True))
     ratios = [a / b - 1 for a, b in zip(seconds[True], seconds[False], strict=True)]
-    waited, busy = Figure.of(blocked, "s"), Figure.of(work, "s")
+    waited, busy = Quantity.of(blocked, "s"), Quantity.of(work, "s")
     held = sum(x.nbytes for x in jax.tree.leaves((state.params, state.opt_state)))
     return {
         "a save": {
-            "arrays": Figure.exactly(held, "B"),
-            "on disk": Figure.exactly(stored, "B"),
-            "until on disk": Figure.of(on_disk, "s"),
+            "arrays": Quantity.exactly(held, "B"),
+            "on disk": Quantity.exactly(stored, "B"),
+            "until on disk": Quantity.of(on_disk, "s"),
             "training waits": waited,
             "processor": busy,
         },
         f"{EVERY} steps": {
             "without a save": without,
             "with one": with_save,
-            "processor": Figure.exactly(cpu, "s"),
+            "processor": Quantity.exactly(cpu, "s"),
         },
         f"share that a save adds to {EVERY} steps": {
             "of processor time": busy.times(1 / cpu, ""),
             "waited for": waited.times(1 / without.median, ""),
-            "of all time": Figure.of(ratios, ""),
+            "of all time": Quantity.of(ratios, ""),
         },
     }
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import jax
 
-from experiments.benchmark.timing import Figure, Rows
-from experiments.run import write_atomically
+from experiments.benchmark.timing import Quantity, Rows
+from gam_jax.training.folder import write_atomically
 from sharding.errors import UserError
 
 
@@ -137,7 +137,7 @@ def read(path: pathlib.Path) -> Measured:
         found = json.loads(path.read_text())
         benchmarks = {
             name: {
-                row: {column: Figure(**figure) for column, figure in figures.items()}
+                row: {column: Quantity(**figure) for column, figure in figures.items()}
                 for row, figures in rows.items()
             }
             for name, rows in found["benchmarks"].items()

@@ -9,12 +9,12 @@ import jax
 import numpy as np
 
 from experiments.benchmark.length import mixer_of
-from experiments.benchmark.timing import Figure, Rows
-from experiments.progress import Progress
+from experiments.benchmark.timing import Quantity, Rows
 from gam_jax import decode
 from gam_jax.layers import Block
-from gam_jax.model import LanguageModel
+from gam_jax.models.language import LanguageModel
 from gam_jax.params import rule_specs, shardings
+from gam_jax.training.progress import Progress
 from sharding.layout import Layout
 
 CONTEXTS = (1024, 16_384, 262_144)
@@ -49,7 +49,7 @@ def run(
         speeds = [row["speed"].median for row in rows.values()]
         result |= {f"{name} after {context}": row for context, row in rows.items()}
         result[f"{name}, all"] = {
-            "largest over smallest": Figure.exactly(max(speeds) / min(speeds))
+            "largest over smallest": Quantity.exactly(max(speeds) / min(speeds))
         }
     return result
 
@@ -84,9 +84,9 @@ def _rows(models: dict[int, LanguageModel], repeats: int, layout: Layout) -> Row
                 speeds[context].append(WRITTEN / (time.perf_counter() - start))
     return {
         f"{context:,} tokens": {
-            "reading": Figure.exactly(seconds, "s"),
-            "speed": Figure.of(speeds[context], "tokens/s"),
-            "carry": Figure.exactly(decode.carry_bytes(carry), "B"),
+            "reading": Quantity.exactly(seconds, "s"),
+            "speed": Quantity.of(speeds[context], "tokens/s"),
+            "carry": Quantity.exactly(decode.carry_bytes(carry), "B"),
         }
         for context, (_, (_, carry), seconds) in read.items()
     }

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from experiments.benchmark.timing import Figure, Rows, medians, ratio
+from experiments.benchmark.timing import Quantity, Rows, medians, ratio
 from gam_jax.ops import grouped
 
 TOKENS, CHOSEN, WIDTH, HIDDEN = 2048, 2, 256, 512
@@ -52,7 +52,7 @@ def _rows(experts: int, repeats: int) -> Rows:
         repeats,
         warmup=1,
     )
-    columns: dict[str, dict[str, Figure]] = {}
+    columns: dict[str, dict[str, Quantity]] = {}
     for name, time in times.items():
         columns[f"{name}, {experts} experts"] = {
             "both": time,

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from experiments.benchmark.timing import Figure, Rows, medians
-from experiments.progress import Progress
+from experiments.benchmark.timing import Quantity, Rows, medians
 from gam_jax.config import LAYER_KEY, from_dict
 from gam_jax.layers import Block, Chunked, Layer
 from gam_jax.params import init_params, rule_specs, shardings
+from gam_jax.training.progress import Progress
 from sharding.layout import Layout
 
 LENGTHS = (256, 1024, 4096, 16_384, 65_536, 131_072)
@@ -71,14 +71,14 @@ def run(
             name = f"{mixer} {kind}"
             result |= {f"{name}, {tokens:,} tokens": row for tokens, row in rows.items()}
             if len(long) > 1:
-                most = Figure.exactly(max(long) / min(long))
+                most = Quantity.exactly(max(long) / min(long))
                 result[f"{name}, from 4,096 tokens"] = {"largest over smallest": most}
     return result
 
 
 def _rows(
     block: Layer, repeats: int, layout: Layout, lengths: Sequence[int]
-) -> dict[int, dict[str, Figure]]:
+) -> dict[int, dict[str, Quantity]]:
     specs, axes = rule_specs(block.table(), layout), layout.axes
     params = jax.device_put(init_params(block.table(), jax.random.key(0)), shardings(specs, layout))
     stream = PartitionSpec(axes.rows or None, axes.tokens or None)
@@ -105,6 +105,6 @@ def _rows(
         rows[tokens] = {
             "time": seconds,
             "a token": seconds.times(1e6 / tokens, "us/token"),
-            "temporary": Figure.exactly(memory / tokens, "B/token"),
+            "temporary": Quantity.exactly(memory / tokens, "B/token"),
         }
     return rows

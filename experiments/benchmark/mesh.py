@@ -10,11 +10,17 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from experiments.benchmark.timing import Figure, Rows, medians, ratio
+from experiments.benchmark.timing import Quantity, Rows, medians, ratio
 from gam_jax.layers import GAM, Block
-from gam_jax.model import LanguageModel
+from gam_jax.models.language import LanguageModel
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
-from gam_jax.train import abstract_state, batch_spec, init_state, make_train_step, state_shardings
+from gam_jax.training.step import (
+    abstract_state,
+    batch_spec,
+    init_state,
+    make_train_step,
+    state_shardings,
+)
 from sharding.layout import Layout, Parallel, bytes_held
 from sharding.mesh import make_mesh
 from sharding.messages import inner_jaxprs
@@ -58,8 +64,8 @@ def run(repeats: int, short: bool = False) -> Rows:
         calls[name], traced, _ = _step(MODEL, layout, BATCH, TOKENS)
         products = _product_flops(traced.jaxpr.jaxpr) / 1e9
         rows[name] = {
-            "products a device": Figure.exactly(products, "GFLOP"),
-            "state a device": Figure.exactly(_state_bytes(MODEL, layout), "B"),
+            "products a device": Quantity.exactly(products, "GFLOP"),
+            "state a device": Quantity.exactly(_state_bytes(MODEL, layout), "B"),
         }
     times = medians(calls, repeats, warmup=1)
     one = next(iter(times.values()))
@@ -84,8 +90,8 @@ def run_long(repeats: int, short: bool = False) -> Rows:
         calls[name], _, compiled = _step(LONG, layout, 1, tokens)
         temporary = compiled.memory_analysis().temp_size_in_bytes
         rows[name] = {
-            "tokens a device": Figure.exactly(tokens // size),
-            "temporary a device": Figure.exactly(temporary, "B"),
+            "tokens a device": Quantity.exactly(tokens // size),
+            "temporary a device": Quantity.exactly(temporary, "B"),
         }
     for name, found in medians(calls, repeats, warmup=1).items():
         rows[name]["time"] = found

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmark.timing import Figure, Rows, medians
+from experiments.benchmark.timing import Quantity, Rows, medians
 from gam_jax.layers import MLP, Layer, MoE, MoFME
 from gam_jax.params import count_params, init_params
 
@@ -41,7 +41,7 @@ def flops(layer: MoE | MoFME) -> int:
     return 8 * layer.chosen * square + layer.experts * score
 
 
-def _row(experts: int, chosen: int, repeats: int) -> dict[str, Figure]:
+def _row(experts: int, chosen: int, repeats: int) -> dict[str, Quantity]:
     layers: dict[str, MoE | MoFME] = {
         "mixture": MoE(width=WIDTH, experts=experts, chosen=chosen, ffn=MLP()),
         "MoFME": MoFME(width=WIDTH, experts=experts, chosen=chosen),
@@ -56,21 +56,21 @@ def _row(experts: int, chosen: int, repeats: int) -> dict[str, Figure]:
     times = medians(calls, repeats)
     counts = {name: count_params(layer.table()) for name, layer in layers.items()}
     work = {name: flops(layer) for name, layer in layers.items()}
-    row = {f"{name} parameters": Figure.exactly(count) for name, count in counts.items()}
+    row = {f"{name} parameters": Quantity.exactly(count) for name, count in counts.items()}
     row |= {
         "parameters saved": _saved(counts),
-        "published parameters saved": Figure.exactly(PUBLISHED_PARAMETERS, "%"),
+        "published parameters saved": Quantity.exactly(PUBLISHED_PARAMETERS, "%"),
     }
-    row |= {f"{name} operations": Figure.exactly(n / 1e6, "M/token") for name, n in work.items()}
+    row |= {f"{name} operations": Quantity.exactly(n / 1e6, "M/token") for name, n in work.items()}
     row |= {"operations saved": _saved(work), **times}
     for kind in ("forward", "both"):
         found = {name: times[f"{name} {kind}"].median for name in layers}
         row[f"time saved {kind}"] = _saved(found)
-    return row | {"published time saved forward": Figure.exactly(PUBLISHED_TIME, "%")}
+    return row | {"published time saved forward": Quantity.exactly(PUBLISHED_TIME, "%")}
 
 
-def _saved(found: dict[str, Any]) -> Figure:
-    return Figure.exactly(100 * (1 - found["MoFME"] / found["mixture"]), "%")
+def _saved(found: dict[str, Any]) -> Quantity:
+    return Quantity.exactly(100 * (1 - found["MoFME"] / found["mixture"]), "%")
 
 
 def _forward(layer: Layer) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from experiments.benchmark.collect import Measured
-from experiments.benchmark.timing import Figure, Rows
+from experiments.benchmark.timing import Quantity, Rows
 from experiments.report.markdown import escaped, table
 
 
@@ -54,7 +54,7 @@ def _table(rows: Rows) -> str:
     return table(["", *head], cells)
 
 
-def _shown(figure: Figure) -> str:
+def _shown(figure: Quantity) -> str:
     spread = (
         "" if figure.low == figure.high else f" ({_number(figure.low)} to {_number(figure.high)})"
     )

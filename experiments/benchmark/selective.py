@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmark.timing import Figure, Rows, medians, ratio
+from experiments.benchmark.timing import Quantity, Rows, medians, ratio
 from gam_jax.ops.selective_scan import selective_scan
 
 TOKENS, SHORT, CHANNELS, NUMBERS = 8192, 512, 512, 16
@@ -53,6 +53,6 @@ def run(repeats: int, short: bool = False) -> Rows:
             "forward": own[0],
             "both": own[1],
             **dict(zip(("times as fast, forward", "times as fast, both"), speedups, strict=True)),
-            "temporary": Figure.exactly(memory / tokens, "B/token"),
+            "temporary": Quantity.exactly(memory / tokens, "B/token"),
         }
     return rows

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmark.timing import Figure, Rows, medians, ratio
+from experiments.benchmark.timing import Quantity, Rows, medians, ratio
 from gam_jax.layers import GAM, Block
-from gam_jax.model import LanguageModel
+from gam_jax.models.language import LanguageModel
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
-from gam_jax.train import init_state, make_train_step
+from gam_jax.training.step import init_state, make_train_step
 from sharding.errors import UserError
 from sharding.layout import Layout
 
@@ -57,9 +57,9 @@ def run(repeats: int, against: str | None, layout: Layout) -> Rows:
     work = step_flops() / 1e9
     row = {
         "ours": times["ours"],
-        "products": Figure.exactly(work, "GFLOP"),
+        "products": Quantity.exactly(work, "GFLOP"),
         "one product": rate,
-        "share of products": Figure.exactly(work / rate.median / times["ours"].median),
+        "share of products": Quantity.exactly(work / rate.median / times["ours"].median),
     }
     if against is not None:
         row["official"] = times["official"]

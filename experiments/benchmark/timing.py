@@ -12,7 +12,7 @@ import jax
 
 
 @dataclasses.dataclass(frozen=True)
-class Figure:
+class Quantity:
     """A measured number.
 
     Attributes:
@@ -28,7 +28,7 @@ class Figure:
     unit: str = ""
 
     @classmethod
-    def of(cls, values: Sequence[float], unit: str) -> Figure:
+    def of(cls, values: Sequence[float], unit: str) -> Quantity:
         """Of several measurements."""
         if len(values) == 1:
             return cls.exactly(values[0], unit)
@@ -36,31 +36,31 @@ class Figure:
         return cls(median, low, high, unit)
 
     @classmethod
-    def exactly(cls, value: float, unit: str = "") -> Figure:
+    def exactly(cls, value: float, unit: str = "") -> Quantity:
         """A number without spread."""
         return cls(value, value, value, unit)
 
-    def times(self, factor: float, unit: str) -> Figure:
+    def times(self, factor: float, unit: str) -> Quantity:
         """The same in another unit."""
-        return Figure(self.median * factor, self.low * factor, self.high * factor, unit)
+        return Quantity(self.median * factor, self.low * factor, self.high * factor, unit)
 
-    def rate(self, count: float, unit: str) -> Figure:
+    def rate(self, count: float, unit: str) -> Quantity:
         """`count` of something in that time."""
-        return Figure(count / self.median, count / self.high, count / self.low, unit)
+        return Quantity(count / self.median, count / self.high, count / self.low, unit)
 
     def __str__(self) -> str:
         spread = "" if self.low == self.high else f" ({self.low:,.4g} to {self.high:,.4g})"
         return f"{self.median:,.4g}{spread} {self.unit}".rstrip()
 
 
-Rows = dict[str, dict[str, Figure]]
+Rows = dict[str, dict[str, Quantity]]
 """Row -> column -> figure: what each benchmark gives, what is printed and written as JSON. A row
 says its sizes, so that equal names mean equal work."""
 
 
 def medians(
     calls: Mapping[str, Callable[[], Any]], repeats: int, warmup: int = 2
-) -> dict[str, Figure]:
+) -> dict[str, Quantity]:
     """Seconds of each call; the calls take turns, so all see one machine.
 
     What a call returns is waited for.
@@ -72,9 +72,9 @@ def medians(
             jax.block_until_ready(call())
             if turn >= warmup:
                 times[name].append(time.perf_counter() - start)
-    return {name: Figure.of(values, "s") for name, values in times.items()}
+    return {name: Quantity.of(values, "s") for name, values in times.items()}
 
 
-def ratio(figure: Figure, over: Figure) -> Figure:
+def ratio(figure: Quantity, over: Quantity) -> Quantity:
     """Of two medians."""
-    return Figure.exactly(figure.median / over.median)
+    return Quantity.exactly(figure.median / over.median)

@@ -23,15 +23,15 @@ from experiments import cli
 from experiments.compare.figure import draw_comparison
 from experiments.compare.table import print_table, summary
 from experiments.compare.trial import run_trial
-from experiments.config import Experiment
 from experiments.configs.compare import experiment
 from experiments.contenders import CONTENDERS, EVERY, chosen
 from experiments.devices import define_device_flags, layout_from_flags
-from experiments.fit import check_batch, check_fits
-from experiments.progress import Progress
-from experiments.run import write_atomically
 from experiments.train import baselines_of, fit_to_data
 from gam_jax.data import load
+from gam_jax.training.checks import check_batch, check_fits
+from gam_jax.training.experiment import Experiment
+from gam_jax.training.folder import write_atomically
+from gam_jax.training.progress import Progress
 
 
 def define_flags() -> None:

@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
+from rich.table import Table as TextTable
 
-from experiments.show import show
+from experiments.tables import print_table as print_text_table
 
 
 def summary(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -48,7 +48,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
 def print_table(result: Mapping[str, Any]) -> None:
     """On standard output."""
     columns = ("loss", "bits per byte", "tokens/s", "parameters", "step MB", "carry bytes")
-    table = Table("mixer", *columns)
+    table = TextTable("mixer", *columns)
     for column in table.columns[1:]:
         column.justify = "right"
     for row in result["rows"]:
@@ -66,5 +66,5 @@ def print_table(result: Mapping[str, Any]) -> None:
         values = result["baselines"][name]
         cells = (f"{values['loss']:.4f}", f"{values['bits_per_byte']:.4f}", *[""] * 4)
         table.add_row(name, *cells, style="dim")
-    show(table)
+    print_text_table(table)
     print(f"{result['tokens']:,} training tokens each; * no other is both better and faster")

@@ -10,16 +10,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.config import Experiment
-from experiments.loop import Beginning, train
-from experiments.metrics import read_metrics
-from experiments.progress import Progress
-from experiments.run import RunFolder, write_atomically
-from experiments.warm import Source
-from gam_jax.data import TextData
+from gam_jax.data import TextDataset
 from gam_jax.optimizer import make_optimizer
 from gam_jax.params import count_params
-from gam_jax.train import abstract_state, make_train_step
+from gam_jax.training.experiment import Experiment
+from gam_jax.training.folder import RunFolder, write_atomically
+from gam_jax.training.loop import Beginning, train
+from gam_jax.training.metrics import read_metrics
+from gam_jax.training.progress import Progress
+from gam_jax.training.step import abstract_state, make_train_step
+from gam_jax.training.warm_start import Source
 from sharding import processes
 from sharding.errors import UserError
 from sharding.layout import Layout
@@ -30,7 +30,7 @@ FOUND = "found.json"
 
 def run_trial(
     experiment: Experiment,
-    data: TextData,
+    data: TextDataset,
     path: pathlib.Path,
     layout: Layout,
     source: Source | None = None,

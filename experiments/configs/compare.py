@@ -10,12 +10,13 @@ parallel streams add is counted.
 
 from ml_collections import ConfigDict
 
-from experiments.config import Experiment, TrainConfig, config
+from experiments.config_flags import config
 from experiments.contenders import Contender, chosen
-from gam_jax.data.config import DataConfig
-from gam_jax.model import LanguageModel
+from gam_jax.data.text import Text
+from gam_jax.models.language import LanguageModel
 from gam_jax.optimizer import OptimizerConfig
 from gam_jax.params import count_params
+from gam_jax.training.experiment import Experiment, TrainConfig
 from sharding.checkpoint import CheckpointConfig
 
 WIDTH, DEPTH, WINDOW = 128, 4, 64
@@ -44,7 +45,7 @@ def experiment(contender: Contender) -> Experiment:
     one, all_of_them = (count_params(model(n).trunk.table()) for n in (1, contender.streams))
     return Experiment(
         model=model(contender.streams, all_of_them - one),
-        data=DataConfig(name="python_stdlib", tokenizer="bytes", window=WINDOW),
+        data=Text(name="python_stdlib", tokenizer="bytes", window=WINDOW),
         train=TrainConfig(steps=2000, batch=12, validate_every=500, log_every=20),
         optimizer=OPTIMIZER,
         checkpoint=CheckpointConfig(every=250, keep=1),

@@ -8,11 +8,12 @@ the next epoch here.
 
 from ml_collections import ConfigDict
 
-from experiments.config import Experiment, TrainConfig, config
-from gam_jax.data.config import DataConfig
+from experiments.config_flags import config
+from gam_jax.data.text import Text
 from gam_jax.layers import GAM, Block
-from gam_jax.model import LanguageModel
+from gam_jax.models.language import LanguageModel
 from gam_jax.optimizer import OptimizerConfig
+from gam_jax.training.experiment import Experiment, TrainConfig
 from sharding.checkpoint import CheckpointConfig
 
 
@@ -27,7 +28,7 @@ def experiment() -> Experiment:
             dropout=0.1,
             init="published",
         ),
-        data=DataConfig(
+        data=Text(
             name="wikitext2",
             tokenizer="bpe:10000",
             bpe_splits="all",

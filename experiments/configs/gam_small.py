@@ -7,11 +7,12 @@ seed), and loses count of indentation.
 
 from ml_collections import ConfigDict
 
-from experiments.config import Experiment, TrainConfig, config
-from gam_jax.data.config import DataConfig
+from experiments.config_flags import config
+from gam_jax.data.text import Text
 from gam_jax.layers import GAM, Block
-from gam_jax.model import LanguageModel
+from gam_jax.models.language import LanguageModel
 from gam_jax.optimizer import OptimizerConfig
+from gam_jax.training.experiment import Experiment, TrainConfig
 from sharding.checkpoint import CheckpointConfig
 
 
@@ -20,7 +21,7 @@ def get_config() -> ConfigDict:
     return config(
         Experiment(
             model=LanguageModel(Block(GAM(slots=128, kernel=8)), width=128, depth=4, unroll=4),
-            data=DataConfig(name="python_stdlib", tokenizer="bytes", window=256),
+            data=Text(name="python_stdlib", tokenizer="bytes", window=256),
             train=TrainConfig(steps=1000, batch=8, validation_tokens=262_144),
             optimizer=OptimizerConfig(learning_rate=3e-3, warmup=100),
             checkpoint=CheckpointConfig(every=200),

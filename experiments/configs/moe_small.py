@@ -10,10 +10,11 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from experiments.config import Experiment, config
+from experiments.config_flags import config
 from experiments.configs import gam_small
 from gam_jax.config import from_dict
 from gam_jax.layers import GAM, MLP, Block, MoE
+from gam_jax.training.experiment import Experiment
 
 EXPERTS = MoE(experts=8, chosen=2, ffn=MLP(hidden=176, activation="swiglu", bias=False))
 

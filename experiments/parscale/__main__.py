@@ -18,16 +18,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
-from rich.table import Table
+from rich.table import Table as TextTable
 
 from experiments import cli
 from experiments.contenders import CONTENDERS, chosen
 from experiments.devices import define_device_flags, layout_from_flags
 from experiments.parscale import cost, law, measure, runs, stages
-from experiments.progress import Progress
-from experiments.run import write_atomically
-from experiments.show import show
-from gam_jax.data import TextData, load
+from experiments.tables import print_table
+from gam_jax.data import TextDataset, load
+from gam_jax.training.folder import write_atomically
+from gam_jax.training.progress import Progress
 from sharding.errors import UserError
 from sharding.layout import Layout
 
@@ -99,14 +99,14 @@ def _cost() -> None:
         ("model", "1.6 B parameters on an A100, by the paper's model"),
         ("measured", "a small transformer on this machine, measured"),
     ):
-        table = Table(*(key.replace("_", " ") for key in found[name][0]), title=title)
+        table = TextTable(*(key.replace("_", " ") for key in found[name][0]), title=title)
         for row in found[name]:
             cells = (f"{x:,.4g}" if isinstance(x, float) else f"{x:,}" for x in row.values())
             table.add_row(*cells)
-        show(table)
+        print_table(table)
 
 
-def _ready() -> tuple[runs.Setting, TextData, Layout]:
+def _ready() -> tuple[runs.Setting, TextDataset, Layout]:
     args = flags.FLAGS
     mixers = list(chosen(args.mixer).items())
     if len(mixers) != 1:
@@ -130,12 +130,12 @@ def _numbers(flag: str) -> list[int]:
 
 
 def _print_rows(rows: Sequence[Mapping[str, Any]], by: Sequence[str]) -> None:
-    table = Table(*by, "N", "loss", "spread", "better than one stream by")
+    table = TextTable(*by, "N", "loss", "spread", "better than one stream by")
     for row in rows:
         gain = "-" if row["gain"] is None else f"{row['gain']:+.4f} ± {row['gain_spread']:.4f}"
         numbers = f"{row['counted']:,}", f"{row['loss']:.4f}", f"{row['spread']:.4f}"
         table.add_row(*(str(row[name]) for name in by), *numbers, gain)
-    show(table)
+    print_table(table)
 
 
 def _printed(found: Any) -> bool:

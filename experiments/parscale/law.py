@@ -7,14 +7,14 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
+from rich.table import Table as TextTable
 
 from experiments.parscale import published
 from experiments.parscale.figure import draw_law
 from experiments.parscale.runs import summary
-from experiments.run import write_atomically
-from experiments.show import show
+from experiments.tables import print_table
 from gam_jax.scaling import LAWS, PARALLEL, Run, fit
+from gam_jax.training.folder import write_atomically
 
 
 def fits(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -62,12 +62,12 @@ def print_fits(
     title: str, rows: Sequence[Mapping[str, Any]], paper: Mapping[str, float] | None = None
 ) -> None:
     """A table of the laws, and which the data prefers."""
-    table = Table("law", "numbers", "R2", "BIC", title=title)
+    table = TextTable("law", "numbers", "R2", "BIC", title=title)
     for row in rows:
         table.add_row(row["law"], _shown(row["values"]), f"{row['r2']:.5f}", f"{row['bic']:.1f}")
     if paper is not None:
         table.add_row("parallel, by the paper's script", _shown(paper), "", "")
-    show(table)
+    print_table(table)
     first, second = rows[0], rows[1]
     print(
         f"the data prefers '{first['law']}', {first['formula']}, to '{second['law']}' by "

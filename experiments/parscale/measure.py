@@ -12,7 +12,7 @@ import numpy as np
 
 from gam_jax import decode
 from gam_jax.layers import MLP, Attention, Block, RMSNorm
-from gam_jax.model import LanguageModel
+from gam_jax.models.language import LanguageModel
 from gam_jax.params import count_params
 
 WIDTH, DEPTH, VOCAB = 512, 4, 256

@@ -9,16 +9,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.compare.trial import run_trial
-from experiments.config import Experiment, TrainConfig
 from experiments.contenders import Contender
-from experiments.fit import check_batch, check_fits
 from experiments.train import fit_to_data
-from experiments.warm import Source
-from gam_jax.data import TextData
-from gam_jax.data.config import DataConfig
-from gam_jax.model import LanguageModel
+from gam_jax.data import TextDataset
+from gam_jax.data.text import Text
+from gam_jax.models.language import LanguageModel
 from gam_jax.optimizer import OptimizerConfig
 from gam_jax.params import count_params
+from gam_jax.training.checks import check_batch, check_fits
+from gam_jax.training.experiment import Experiment, TrainConfig
+from gam_jax.training.warm_start import Source
 from sharding.checkpoint import CheckpointConfig
 from sharding.layout import Layout
 
@@ -50,7 +50,7 @@ class Setting:
         model = LanguageModel(block, width, DEPTH, unroll=DEPTH, streams=streams, prefix=8)
         return Experiment(
             model=model,
-            data=DataConfig(name=self.data, dir=self.data_dir, tokenizer="bytes", window=WINDOW),
+            data=Text(name=self.data, dir=self.data_dir, tokenizer="bytes", window=WINDOW),
             train=TrainConfig(
                 steps=self.steps,
                 batch=BATCH,
@@ -67,7 +67,7 @@ class Setting:
         self,
         name: str,
         experiment: Experiment,
-        data: TextData,
+        data: TextDataset,
         layout: Layout,
         source: Source | None = None,
     ) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def grid(
     widths: Sequence[int],
     streams: Sequence[int],
     seeds: Sequence[int],
-    data: TextData,
+    data: TextDataset,
     layout: Layout,
 ) -> list[dict[str, Any]]:
     """Every combination; the small and the cheap first, seed by seed."""

@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.config import Experiment
 from experiments.parscale.runs import Setting
-from experiments.run import RunFolder
-from experiments.warm import Source
-from gam_jax.data import TextData
+from gam_jax.data import TextDataset
+from gam_jax.training.experiment import Experiment
+from gam_jax.training.folder import RunFolder
+from gam_jax.training.warm_start import Source
 from sharding.layout import Layout
 
 ADDED = "starts/*,aggregator/*"
@@ -47,7 +47,7 @@ def stages(
     streams: Sequence[int],
     seeds: Sequence[int],
     stage: Second,
-    data: TextData,
+    data: TextDataset,
     layout: Layout,
 ) -> list[dict[str, Any]]:
     """First stages of one stream and, from each, a second one for every number of streams.

@@ -16,15 +16,15 @@ import pathlib
 from typing import Any
 
 from absl import flags
-from rich.table import Table
+from rich.table import Table as TextTable
 
 from experiments import cli
 from experiments.contenders import CONTENDERS, EVERY, chosen
-from experiments.progress import Progress
 from experiments.recall.figure import draw_recall
 from experiments.recall.trial import SCALES, Scale, Trial, shown
-from experiments.run import write_atomically
-from experiments.show import show
+from experiments.tables import print_table
+from gam_jax.training.folder import write_atomically
+from gam_jax.training.progress import Progress
 from sharding.errors import UserError
 
 
@@ -78,7 +78,7 @@ def _scale() -> Scale:
 
 def _print(result: dict[str, Any]) -> None:
     pairs = result["pairs"]
-    table = Table("mixer", *(f"{n} pairs" for n in pairs), "steps", "parameters", "carry bytes")
+    table = TextTable("mixer", *(f"{n} pairs" for n in pairs), "steps", "parameters", "carry bytes")
     for column in table.columns[1:]:
         column.justify = "right"
     for row in result["rows"]:
@@ -86,7 +86,7 @@ def _print(result: dict[str, Any]) -> None:
         counts = [f"{row[name]:,}" for name in ("steps", "parameters", "carry_bytes")]
         table.add_row(row["title"], *shares, *counts)
     table.add_row("chance", *(f"{1 / n:.1%}" for n in pairs), "", "", "", style="dim")
-    show(table)
+    print_table(table)
 
 
 if __name__ == "__main__":

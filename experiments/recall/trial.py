@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from experiments.contenders import Contender
-from experiments.progress import Progress
 from experiments.recall.task import Batch, Recall, draw, mixed
-from gam_jax.model import LanguageModel
+from gam_jax.models.language import LanguageModel
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.params import Params, count_params
-from gam_jax.train import TrainState, init_state, make_train_step
+from gam_jax.training.progress import Progress
+from gam_jax.training.step import TrainState, init_state, make_train_step
 from sharding.layout import Layout
 from sharding.mesh import make_mesh
 

@@ -21,7 +21,7 @@ from experiments import cli
 from experiments.report.markdown import markdown
 from experiments.report.page import page
 from experiments.report.runs import read_runs
-from experiments.run import write_atomically
+from gam_jax.training.folder import write_atomically
 from sharding.errors import UserError
 
 

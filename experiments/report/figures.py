@@ -6,8 +6,8 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
-from experiments.metrics import MEMORY
 from experiments.report.runs import Run
+from gam_jax.training.metrics import MEMORY
 
 UNKNOWN = "–"  # noqa: RUF001
 

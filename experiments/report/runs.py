@@ -11,11 +11,11 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.config import Experiment
-from experiments.metrics import read_metrics
-from experiments.run import RunFolder
 from gam_jax.config import flatten, from_dict
 from gam_jax.params import count_params
+from gam_jax.training.experiment import Experiment
+from gam_jax.training.folder import RunFolder
+from gam_jax.training.metrics import read_metrics
 from sharding.errors import UserError
 
 Points = list[tuple[float, float]]

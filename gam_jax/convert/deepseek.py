@@ -29,7 +29,7 @@ from gam_jax.convert.llama import (
     write_units,
 )
 from gam_jax.layers import MLP, Block, LatentAttention, MoE, RMSNorm, Series, Stack
-from gam_jax.model import LanguageModel
+from gam_jax.models.language import LanguageModel
 from gam_jax.ops.rotary import Yarn
 from gam_jax.ops.routing import Router
 from gam_jax.params import Params

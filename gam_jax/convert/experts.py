@@ -26,7 +26,7 @@ from gam_jax.convert.llama import (
 )
 from gam_jax.layers import MLP, Attention, Block, MoE, RMSNorm
 from gam_jax.layers.attention import QK_NORM_EPS
-from gam_jax.model import LanguageModel
+from gam_jax.models.language import LanguageModel
 from gam_jax.ops.routing import Router
 from gam_jax.params import Params
 from sharding.errors import UserError

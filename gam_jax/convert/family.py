@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from gam_jax.layers import Layer, RMSNorm
-from gam_jax.model import LanguageModel
+from gam_jax.models.language import LanguageModel
 from gam_jax.params import Params
 from sharding.errors import UserError
 

@@ -14,7 +14,7 @@ from gam_jax.config import unknown
 from gam_jax.convert import deepseek, experts, falcon_h1, llama, mamba, parscale
 from gam_jax.convert import folder as files
 from gam_jax.convert.family import Config, Family, Tensors
-from gam_jax.model import LanguageModel
+from gam_jax.models.language import LanguageModel
 from gam_jax.params import Params, abstract_params, path_name
 from sharding.errors import UserError
 

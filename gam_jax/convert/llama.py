@@ -17,7 +17,7 @@ from gam_jax.convert.family import (
     rotary_base,
 )
 from gam_jax.layers import MLP, Attention, Block, Layer, RMSNorm
-from gam_jax.model import LanguageModel
+from gam_jax.models.language import LanguageModel
 from gam_jax.params import Params
 from sharding.errors import UserError
 

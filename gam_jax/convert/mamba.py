@@ -18,7 +18,7 @@ from gam_jax.convert.family import (
 )
 from gam_jax.layers import Layer, Mamba, Mamba2, Residual, RMSNorm
 from gam_jax.layers.mamba2 import Scales
-from gam_jax.model import LanguageModel
+from gam_jax.models.language import LanguageModel
 from gam_jax.params import Params
 from sharding.errors import UserError
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gam_jax.layers import GAM, MLP, Block
-from gam_jax.model import LanguageModel
+from gam_jax.models.language import LanguageModel
 from gam_jax.params import Params
 from sharding.errors import UserError
 

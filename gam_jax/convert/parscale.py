@@ -14,7 +14,7 @@ import numpy as np
 from gam_jax.convert import llama
 from gam_jax.convert.family import Config, Tensors, one
 from gam_jax.layers import Attention, Block
-from gam_jax.model import LanguageModel
+from gam_jax.models.language import LanguageModel
 from gam_jax.params import Params
 from sharding.errors import UserError
 

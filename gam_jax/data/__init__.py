@@ -1,6 +1,6 @@
 """Data: text through TensorFlow Datasets, tokens on disk, windows through Grain.
 
-data = load(DataConfig(name="python_stdlib"))
+data = load(Text(name="python_stdlib"))
 for batch in train_batches(data.train, data.config, batch=8, seed=0): ...
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gam_jax.data.config import DataConfig
+from gam_jax.data.text import Text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from gam_jax.data.corpus import Corpus
     from gam_jax.data.tokenizer import Tokenizer
 
-__all__ = ["DataConfig", "TextData", "load"]
+__all__ = ["Text", "TextDataset", "load"]
 
 
 @dataclass(frozen=True, eq=False)
-class TextData:
+class TextDataset:
     """A corpus, its tokenizer and the tokens of its splits.
 
     Attributes:
@@ -36,7 +36,7 @@ class TextData:
         loss / ln 2 / bytes_per_token.
     """
 
-    config: DataConfig
+    config: Text
     corpus: Corpus
     tokenizer: Tokenizer
     train: np.ndarray
@@ -58,7 +58,7 @@ class TextData:
         return tokens
 
 
-def load(config: DataConfig, tokenizer: Tokenizer | None = None) -> TextData:
+def load(config: Text, tokenizer: Tokenizer | None = None) -> TextDataset:
     """Opens the corpus, makes or opens the tokenizer, and tokenizes every split.
 
     Args:
@@ -80,7 +80,7 @@ def load(config: DataConfig, tokenizer: Tokenizer | None = None) -> TextData:
     windows(tokens["train"], config.window, config.step)
     if len(tokens["validation"]) < 2:
         raise UserError(f"the validation text of {config.name} is under two tokens: give more text")
-    return TextData(
+    return TextDataset(
         config=config,
         corpus=corpus,
         tokenizer=tokenizer,
@@ -91,7 +91,7 @@ def load(config: DataConfig, tokenizer: Tokenizer | None = None) -> TextData:
     )
 
 
-def make_tokenizer(config: DataConfig, corpus: Corpus) -> Tokenizer:
+def make_tokenizer(config: Text, corpus: Corpus) -> Tokenizer:
     """The tokenizer that `config` names: bytes, a BPE trained on the corpus, or a file.
 
     Raises:

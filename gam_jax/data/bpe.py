@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 
-from gam_jax.data.config import DataConfig
 from gam_jax.data.corpus import Corpus
 from gam_jax.data.storage import cache_path, locked
+from gam_jax.data.text import Text
 from gam_jax.data.tokenizer import SPECIAL_TOKENS, HFTokenizer, load_tokenizer
 from sharding.errors import UserError
 
@@ -48,7 +48,7 @@ def train_bpe(documents: Iterable[str], vocab: int, pre_tokenizer: str) -> HFTok
     return HFTokenizer(tokenizer)
 
 
-def cached_bpe(corpus: Corpus, config: DataConfig, vocab: int) -> HFTokenizer:
+def cached_bpe(corpus: Corpus, config: Text, vocab: int) -> HFTokenizer:
     """The BPE of a corpus with the settings of `config`, trained if it is not cached.
 
     Raises:

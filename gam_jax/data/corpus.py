@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, overload
 
-from gam_jax.data.config import DataConfig
 from gam_jax.data.storage import cache_path, data_dir, digest_of, written_whole
+from gam_jax.data.text import Text
 from sharding.errors import UserError
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class Corpus:
         return int(path.read_text())
 
 
-def open_corpus(config: DataConfig) -> Corpus:
+def open_corpus(config: Text) -> Corpus:
     """Opens the corpus that `config.name` names, building it first if need be.
 
     A TensorFlow Datasets set without a validation split gives up the tail of its train split,
@@ -150,7 +150,7 @@ def open_corpus(config: DataConfig) -> Corpus:
     return corpus if not any(rows.values()) else corpus.first(rows)
 
 
-def _open(config: DataConfig, name: str, folder: Path) -> Corpus:
+def _open(config: Text, name: str, folder: Path) -> Corpus:
     if name.startswith("text:"):
         from gam_jax.data.builders.text_files import text_files_builder
 

@@ -15,7 +15,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from gam_jax.data.config import DataConfig
+from gam_jax.data.text import Text
 from sharding.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -157,7 +157,7 @@ class TrainBatches:
 
 def train_batches(
     tokens: np.ndarray,
-    config: DataConfig,
+    config: Text,
     *,
     batch: int,
     seed: int,
@@ -202,7 +202,7 @@ def train_batches(
 
 def validation_batches(
     tokens: np.ndarray,
-    config: DataConfig,
+    config: Text,
     *,
     batch: int,
     process: int = 0,

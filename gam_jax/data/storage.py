@@ -21,7 +21,7 @@ def data_dir(configured: str) -> Path:
     """The folder that holds data sets and caches.
 
     Args:
-      configured: `DataConfig.dir`; '' is the default of TensorFlow Datasets.
+      configured: `Text.dir`; '' is the default of TensorFlow Datasets.
     """
     if configured:
         return Path(configured).expanduser()

@@ -21,7 +21,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Table as TextTable
 
 from sharding.errors import UserError
 
@@ -68,7 +68,7 @@ def _diff(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from sharding.checkpoint.exchange import export
+    from sharding.checkpoint.portable import export
 
     found = export(args.checkpoint, args.to)
     print(f"{found['arrays']} arrays of step {found['step']}, {found['bytes']:,} bytes: {args.to}")
@@ -76,7 +76,7 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _import(args: argparse.Namespace) -> int:
-    from sharding.checkpoint.exchange import load
+    from sharding.checkpoint.portable import load
 
     found = load(args.file, args.run_folder)
     files = f", {', '.join(found['files'])}" if found["files"] else ""
@@ -119,8 +119,8 @@ def _print_diff(found: dict[str, Any]) -> None:
     print(f"{count} arrays compared of {steps}: {said}{within}")
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
+def _table(*columns: str) -> TextTable:
+    table = TextTable(box=None, header_style="bold", pad_edge=False)
     for column in columns:
         table.add_column(column, no_wrap=True)
     return table

@@ -51,14 +51,15 @@ def test_traffic_over_split_tokens_stays_where_ring_attention_s_grows(audit):
 
 
 CONFIG = """
-from experiments.config import Experiment, config
-from gam_jax.data.config import DataConfig
+from experiments.config_flags import config
+from gam_jax.training.experiment import Experiment
+from gam_jax.data.text import Text
 from gam_jax.layers import Attention, Block
-from gam_jax.model import LanguageModel
+from gam_jax.models.language import LanguageModel
 
 def get_config():
     block = Block(Attention(heads=4, context=64))
-    return config(Experiment(LanguageModel(block, width=32, depth=2), DataConfig(window=64)))
+    return config(Experiment(LanguageModel(block, width=32, depth=2), Text(window=64)))
 """
 
 

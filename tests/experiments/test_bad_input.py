@@ -10,12 +10,12 @@ import shutil
 
 import pytest
 
-from experiments.config import Experiment
-from experiments.run import RunFolder
-from gam_jax.data.config import DataConfig
+from gam_jax.data.text import Text
 from gam_jax.data.tokenizer import ByteTokenizer
 from gam_jax.layers import GAM, Block
-from gam_jax.model import LanguageModel
+from gam_jax.models.language import LanguageModel
+from gam_jax.training.experiment import Experiment
+from gam_jax.training.folder import RunFolder
 
 MODEL = LanguageModel(Block(GAM(slots=8)), width=16, depth=1, vocab=256, context=32)
 
@@ -33,7 +33,7 @@ def place(workshop, tmp_path, monkeypatch):
     (tmp_path / "refused.py").write_text("def get_config():\n    return int('one')\n")
     (tmp_path / "words").mkdir()
     (tmp_path / "words" / "a.txt").write_text("a few words")
-    experiment = Experiment(MODEL, DataConfig(name="text:good.txt", dir="data", window=32))
+    experiment = Experiment(MODEL, Text(name="text:good.txt", dir="data", window=32))
     RunFolder(tmp_path / "untrained").start(experiment, ByteTokenizer())
     for name, content in (("no_tokenizer", "{}"), ("garbled", "{")):
         (tmp_path / name).mkdir()

@@ -10,7 +10,7 @@ import pytest
 from experiments.bam.__main__ import summary
 from experiments.bam.domains import documents, splits
 from experiments.bam.trial import MIXTURES, SCALES, SEED, Scale, Trial, operations
-from experiments.progress import Progress
+from gam_jax.training.progress import Progress
 from sharding.errors import UserError
 
 STAGES = [SEED, "python", "english", "c", *MIXTURES]

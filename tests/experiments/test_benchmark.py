@@ -12,7 +12,7 @@ from experiments.benchmark.__main__ import BENCHMARKS
 from experiments.benchmark.against import compare
 from experiments.benchmark.collect import Measured, read
 from experiments.benchmark.page import page
-from experiments.benchmark.timing import Figure
+from experiments.benchmark.timing import Quantity
 
 MACHINE = {"processor": "a", "cores": 2, "backend": "cpu", "load": 0.1, "jax": "1", "python": "3"}
 
@@ -24,7 +24,7 @@ def measured(machine=MACHINE, load=(0.1, 1.0), **figures):
 
 def seconds(middle, spread=0.01):
     """A time with quartiles that far away, as a share."""
-    return Figure(middle, middle * (1 - spread), middle * (1 + spread), "s")
+    return Quantity(middle, middle * (1 - spread), middle * (1 + spread), "s")
 
 
 def verdict(old, new, **options):
@@ -55,15 +55,15 @@ def test_less_than_the_tolerance_is_no_change(before, factor):
 
 
 def test_more_of_a_speed_is_better_and_ratios_are_not_judged():
-    assert verdict(Figure.exactly(100, "tokens/s"), Figure.exactly(50, "tokens/s")) == "slower"
-    assert verdict(Figure.exactly(50, "tokens/s"), Figure.exactly(100, "tokens/s")) == "faster"
-    assert not compare(measured(it=Figure.exactly(1)), measured(it=Figure.exactly(9))).changes
+    assert verdict(Quantity.exactly(100, "tokens/s"), Quantity.exactly(50, "tokens/s")) == "slower"
+    assert verdict(Quantity.exactly(50, "tokens/s"), Quantity.exactly(100, "tokens/s")) == "faster"
+    assert not compare(measured(it=Quantity.exactly(1)), measured(it=Quantity.exactly(9))).changes
 
 
 def test_bytes_have_no_noise():
-    assert verdict(Figure.exactly(1000, "B/token"), Figure.exactly(1020, "B/token")) == "larger"
-    assert verdict(Figure.exactly(1000, "B"), Figure.exactly(1005, "B")) == "same"
-    assert verdict(Figure.exactly(0, "B"), Figure.exactly(8, "B")) == "larger"
+    assert verdict(Quantity.exactly(1000, "B/token"), Quantity.exactly(1020, "B/token")) == "larger"
+    assert verdict(Quantity.exactly(1000, "B"), Quantity.exactly(1005, "B")) == "same"
+    assert verdict(Quantity.exactly(0, "B"), Quantity.exactly(8, "B")) == "larger"
 
 
 def test_another_or_a_busy_machine_is_noted_and_so_is_what_is_missing():
@@ -78,7 +78,7 @@ def test_another_or_a_busy_machine_is_noted_and_so_is_what_is_missing():
 
 @given(st.lists(times, min_size=2, max_size=9), st.floats(0.01, 100))
 def test_a_figure_keeps_its_order_in_any_unit(values, factor):
-    figure = Figure.of(values, "s")
+    figure = Quantity.of(values, "s")
     for one in (figure, figure.times(factor, "us"), figure.rate(factor, "tokens/s")):
         assert one.low <= one.median <= one.high
 

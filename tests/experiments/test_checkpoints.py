@@ -12,21 +12,21 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import loop
-from experiments.config import Experiment, TrainConfig
-from experiments.loop import Beginning, train
-from experiments.progress import Progress
-from experiments.run import RunFolder, load_params
-from experiments.warm import Source, plan
-from gam_jax.data import DataConfig, load
+from gam_jax.data import Text, load
 from gam_jax.layers import GAM, Block
-from gam_jax.model import LanguageModel
+from gam_jax.models.language import LanguageModel
 from gam_jax.optimizer import OptimizerConfig
+from gam_jax.training import loop
+from gam_jax.training.experiment import Experiment, TrainConfig
+from gam_jax.training.folder import RunFolder, load_params
+from gam_jax.training.loop import Beginning, train
+from gam_jax.training.progress import Progress
+from gam_jax.training.warm_start import Source, plan
 from sharding.checkpoint import CheckpointConfig, Checkpoints, Damaged, names
 from sharding.checkpoint.__main__ import main as tool
 from sharding.errors import UserError
-from tests.experiments.conftest import metrics_of
 from tests.meshes import layout_of
+from tests.workshop import metrics_of
 
 ONE = (1, 1, 1), "data+sequence+tensor"
 SHARDED = (2, 2, 2), "fully_sharded+sequence+tensor"
@@ -89,9 +89,7 @@ def maker(tmp_path_factory, workshop) -> Maker:
     model = LanguageModel(Block(GAM(slots=16, kernel=3)), width=16, depth=2, vocab=256, dropout=0.1)
     experiment = Experiment(
         model,
-        DataConfig(
-            f"text:{workshop.path / 'corpus.txt'}", dir=str(workshop.path / "data"), window=16
-        ),
+        Text(f"text:{workshop.path / 'corpus.txt'}", dir=str(workshop.path / "data"), window=16),
         TrainConfig(steps=40, batch=8, log_every=1, validate_every=100, validation_tokens=256),
         OptimizerConfig(learning_rate=1e-2, warmup=5),
         CheckpointConfig(every=10, keep=2),

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.compare.table import pareto_front, summary
-from experiments.config import Experiment
 from experiments.configs.compare import BLOCK_BUDGET, WIDTH, experiment, get_config
 from experiments.contenders import CHOSEN, CONTENDERS, FURTHER
 from gam_jax.config import from_dict
 from gam_jax.params import count_params
+from gam_jax.training.experiment import Experiment
 
 VOCAB = 256
 numbers = st.integers(0, 6).map(float)

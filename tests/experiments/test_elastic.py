@@ -13,10 +13,10 @@ import time
 import numpy as np
 import pytest
 
-from experiments.heartbeat import read_beats
-from experiments.metrics import read_metrics
+from gam_jax.training.heartbeat import read_beats
+from gam_jax.training.metrics import read_metrics
 from tests.experiments import commands
-from tests.experiments.conftest import STEPS, metrics_of
+from tests.workshop import STEPS, metrics_of
 
 
 def losses(rows, last=STEPS):
@@ -125,10 +125,11 @@ def test_a_run_of_two_times_four_devices_is_killed_and_goes_on_on_eight_and_on_t
 
 SLOW = """
 import os, sys, time
-from experiments import cli, feed, train
+from experiments import cli, train
+from gam_jax.training import batches
 if os.environ["JAX_PROCESS_ID"] == "1":
-    quick = feed.TrainFeed.__next__
-    feed.TrainFeed.__next__ = lambda self: (time.sleep(0.15), quick(self))[1]
+    quick = batches.TrainFeed.__next__
+    batches.TrainFeed.__next__ = lambda self: (time.sleep(0.15), quick(self))[1]
 sys.argv[0] = "train"
 cli.run(train.main, train.define_flags)
 """

@@ -97,7 +97,7 @@ def test_a_killed_process_is_named_by_its_signal_and_none_is_left(launch, tmp_pa
 def test_who_ends_because_it_misses_a_frozen_one_is_not_accused(launch, tmp_path):
     """JAX aborts a process that misses another for long, before the launcher's own limit."""
     script = (
-        "import os, pathlib, time\nfrom experiments.heartbeat import Heartbeat\n"
+        "import os, pathlib, time\nfrom gam_jax.training.heartbeat import Heartbeat\n"
         f"folder, rank = pathlib.Path({str(tmp_path)!r}), os.environ['JAX_PROCESS_ID']\n"
         "with Heartbeat.from_environment():\n"
         "    (folder / rank).write_text(f'{os.getpid()}\\n')\n"

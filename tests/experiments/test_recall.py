@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.contenders import CONTENDERS
-from experiments.progress import Progress
 from experiments.recall.task import Recall, draw, mixed
 from experiments.recall.trial import SCALES, Trial
+from gam_jax.training.progress import Progress
 from sharding.errors import UserError
 
 TASKS = [Recall(16, 4, 16), Recall(32, 3, 64), Recall(64, 16, 64, power=1.0)]

@@ -11,10 +11,10 @@ import time
 import chex
 import pytest
 
-from experiments.metrics import read_metrics
+from gam_jax.training.metrics import read_metrics
 from sharding.checkpoint.store import DAMAGED, DELETING, PARTIAL
-from tests.experiments.conftest import STEPS
 from tests.experiments.test_train import losses, params
+from tests.workshop import STEPS
 
 TEMPORARY = ("tmp", PARTIAL, DELETING, DAMAGED, "incomplete", "stale", "lock")
 

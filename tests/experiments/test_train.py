@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from experiments.run import RunFolder, load_params
+from gam_jax.training.folder import RunFolder, load_params
 from sharding.layout import Layout
 from sharding.mesh import make_mesh
-from tests.experiments.conftest import STEPS, metrics_of
+from tests.workshop import STEPS, metrics_of
 
 
 def losses(path, split):

@@ -9,7 +9,7 @@ import pytest
 
 from gam_jax.config import flatten, from_dict, to_dict, unknown
 from gam_jax.layers import GAM, MLP, Block, Layer
-from gam_jax.model import LanguageModel
+from gam_jax.models.language import LanguageModel
 from sharding.errors import UserError
 
 MODEL = LanguageModel(Block(GAM(slots=8)), width=16, depth=2, dropout=0.25)

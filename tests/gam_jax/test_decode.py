@@ -10,7 +10,7 @@ import pytest
 
 from gam_jax import decode
 from gam_jax.layers import GAM, Attention, Block
-from gam_jax.model import LanguageModel
+from gam_jax.models.language import LanguageModel
 from sharding.layout import Layout
 from sharding.mesh import make_mesh
 from tests.examples import random_like

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gam_jax.layers import GAM, Block
-from gam_jax.model import LanguageModel
+from gam_jax.models.language import LanguageModel
 from gam_jax.muon import ADAM_SIZE, matrix_sides, orthogonalised, scale_by_muon
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.params import Param, zeros
-from gam_jax.train import init_state, make_train_step
+from gam_jax.training.step import init_state, make_train_step
 from tests.examples import random_like
 from tests.meshes import ONE, assert_leaves_close, layout_of
 

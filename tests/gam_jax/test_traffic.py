@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from gam_jax.layer_traffic import layer_traffic
 from gam_jax.layers import (
     GAM,
     GRU,
@@ -41,13 +40,14 @@ from gam_jax.layers import (
     WrittenGAM,
 )
 from gam_jax.layers.linear_memory import RECIPES
-from gam_jax.model import LanguageModel
+from gam_jax.models.language import LanguageModel
 from gam_jax.ops.attention import Rule
 from gam_jax.ops.ring_attention import ring_attention
 from gam_jax.ops.routing import Capacity, Router
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
-from gam_jax.traffic import step_traffic
-from gam_jax.train import abstract_state, make_eval_step, make_train_step, state_shardings
+from gam_jax.traffic.layers import layer_traffic
+from gam_jax.traffic.step import step_traffic
+from gam_jax.training.step import abstract_state, make_eval_step, make_train_step, state_shardings
 from sharding import cost
 from sharding.layout import Layout, Parallel, bytes_held
 from sharding.mesh import make_mesh

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gam_jax.layers import GAM, MLP, Attention, Block, MoE, Residual, RMSNorm, SoftMixture
-from gam_jax.model import LanguageModel
+from gam_jax.models.language import LanguageModel
 from gam_jax.ops.routing import Router
 from gam_jax.params import count_params
 from gam_jax.upcycle import RECIPES, SWITCH, mixture_of, upcycle

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from gam_jax.layers import GAM, MLP, Block, MoE
-from gam_jax.model import LanguageModel
+from gam_jax.models.language import LanguageModel
 from gam_jax.ops.routing import Router
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
-from gam_jax.train import TrainState, abstract_state, state_shardings
+from gam_jax.training.step import TrainState, abstract_state, state_shardings
 from sharding.checkpoint import Checkpoints, names
 from sharding.checkpoint.manifest import files_of
 from tests.meshes import EXPERT_SHAPES, SHAPES, layout_of

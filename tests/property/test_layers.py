@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gam_jax.config import from_dict, to_dict
 from gam_jax.layers import LAYERS, MLP, Block, Chunked, Layer, Stack
-from gam_jax.model import LanguageModel
+from gam_jax.models.language import LanguageModel
 from gam_jax.params import abstract_params, count_params, decay_mask, init_params, param_specs
 from sharding.layout import Layout
 from sharding.mesh import make_mesh

@@ -11,10 +11,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gam_jax.layers import GAM, MLP, Attention, Block, Chunked, MoE, RMSNorm, Series, Stack
-from gam_jax.model import LanguageModel
+from gam_jax.models.language import LanguageModel
 from gam_jax.ops.routing import Capacity, Router
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
-from gam_jax.train import init_state, make_eval_step, make_train_step
+from gam_jax.training.step import init_state, make_eval_step, make_train_step
 from tests.examples import random_like
 from tests.meshes import EXPERT_SHAPES, ONE, SHAPES, assert_leaves_close, layout_of
 

@@ -8,7 +8,7 @@ import pytest
 
 from gam_jax import decode
 from gam_jax.layers import GAM, Attention, Block, MoE
-from gam_jax.model import LanguageModel
+from gam_jax.models.language import LanguageModel
 from gam_jax.ops.routing import Capacity, Router
 from tests.examples import random_like
 from tests.meshes import layout_of

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.config import Experiment, TrainConfig
-from experiments.fit import refusal
-from gam_jax.data.config import DataConfig
+from gam_jax.data.text import Text
 from gam_jax.layers import GAM, Block
-from gam_jax.model import LanguageModel
+from gam_jax.models.language import LanguageModel
+from gam_jax.training.checks import refusal
+from gam_jax.training.experiment import Experiment, TrainConfig
 from sharding.errors import UserError
 from sharding.mesh import ALWAYS_SHOWN, AXIS_NAMES, arrange, in_words, parse_axes
 from sharding.replan import Plan, replan
@@ -166,6 +166,6 @@ def test_a_run_that_fits_nowhere_says_why():
 )
 def test_a_model_is_asked_what_it_accepts(wanted, devices, mesh):
     model = LanguageModel(Block(GAM(slots=16, kernel=8)), width=16, depth=1, vocab=32)
-    experiment = Experiment(model, DataConfig(window=32), TrainConfig(batch=6))
+    experiment = Experiment(model, Text(window=32), TrainConfig(batch=6))
     plan = replan(wanted, 1, devices, lambda sizes: refusal(experiment, sizes))
     assert plan.mesh == mesh

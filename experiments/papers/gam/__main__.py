@@ -29,9 +29,9 @@ from experiments.papers.gam.arms import ARMS, TABLES
 from experiments.papers.gam.scale import SCALES, Scale
 from experiments.papers.gam.sheet import Sheet
 from experiments.papers.gam.trials import open_text, run_trials
-from experiments.progress import Progress
-from experiments.run import write_atomically
 from gam_jax.config import unknown
+from gam_jax.training.folder import write_atomically
+from gam_jax.training.progress import Progress
 from sharding.errors import UserError
 
 SHEETS = {"table1": tables.table1, "table3": tables.table3, "perplexity": tables.perplexity}

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from experiments.config import Experiment
 from experiments.papers.gam.scale import Scale
 from gam_jax.layers import Attention, Block, Layer, Mamba, Residual
+from gam_jax.training.experiment import Experiment
 
 Change = Callable[[Experiment, Scale], Experiment]
 """The protocol and its scale -> the experiment."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from experiments.benchmark.timing import Figure
+from experiments.benchmark.timing import Quantity
 from experiments.papers.gam.trials import Found
 
 HOLDS, REVERSED = "holds", "does not hold"
@@ -47,7 +47,7 @@ def lower_loss(claim: str, better: Found, worse: Found) -> Relation:
     return Relation(claim, verdict, detail)
 
 
-def faster(claim: str, quick: Figure, slow: Figure) -> Relation:
+def faster(claim: str, quick: Quantity, slow: Quantity) -> Relation:
     """Whether times taken in turn differ beyond their quartiles."""
     ratio = slow.median / quick.median
     apart = quick.high < slow.low or slow.high < quick.low

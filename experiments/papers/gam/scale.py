@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from experiments.config import Experiment
 from experiments.configs.gam_paper import experiment
-from gam_jax.data import TextData
+from gam_jax.data import TextDataset
 from gam_jax.data.pipeline import windows
 from gam_jax.layers import GAM, Block, LayerNorm
+from gam_jax.training.experiment import Experiment
 from sharding.checkpoint import CheckpointConfig
 
 
@@ -84,7 +84,7 @@ class Scale:
             ),
         )
 
-    def fitted(self, one: Experiment, data: TextData) -> Experiment:
+    def fitted(self, one: Experiment, data: TextDataset) -> Experiment:
         """With as many steps as the epochs over this text have; scored after each epoch."""
         text = data.train[: one.train.tokens + 1] if one.train.tokens else data.train
         blocks = len(windows(text, one.data.window, one.data.step))

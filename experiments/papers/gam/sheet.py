@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from rich.table import Table
+from rich.table import Table as TextTable
 
 from experiments.report.markdown import table
-from experiments.show import show
+from experiments.tables import print_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Sheet:
 
     def print(self) -> None:
         """On standard output."""
-        shown = Table(*self.head, title=self.title, title_justify="left")
+        shown = TextTable(*self.head, title=self.title, title_justify="left")
         for column in shown.columns[1:]:
             column.justify = "right"
         for row in self.rows:
             shown.add_row(*row)
-        show(shown)
+        print_table(shown)
         for note in self.notes:
             print(f"- {note}")
 

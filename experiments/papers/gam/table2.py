@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from experiments.benchmark.timing import Figure, medians
+from experiments.benchmark.timing import Quantity, medians
 from experiments.papers.gam import published
 from experiments.papers.gam.arms import transformer
 from experiments.papers.gam.relations import faster
@@ -151,7 +151,7 @@ def sheet(rows: list[dict[str, Any]], scale: Scale) -> Sheet:
     return Sheet(f"Table 2: {sizes}", ("T", *head), tuple(lines), tuple(_relations(rows)))
 
 
-def _milliseconds(seconds: Figure | None) -> str:
+def _milliseconds(seconds: Quantity | None) -> str:
     return "too large" if seconds is None else f"{seconds.median * 1e3:,.2f}"
 
 

@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from experiments.benchmark.timing import Figure, medians
+from experiments.benchmark.timing import Quantity, medians
 from experiments.compare.trial import run_trial
-from experiments.config import Experiment
-from experiments.fit import check_fits
 from experiments.papers.gam.arms import ARMS
 from experiments.papers.gam.scale import Scale
 from experiments.train import baselines_of, fit_to_data
-from gam_jax.data import TextData, load
+from gam_jax.data import TextDataset, load
 from gam_jax.optimizer import make_optimizer
-from gam_jax.train import init_state, make_train_step
+from gam_jax.training.checks import check_fits
+from gam_jax.training.experiment import Experiment
+from gam_jax.training.step import init_state, make_train_step
 from sharding.layout import Layout
 
 
@@ -41,7 +41,7 @@ class Found:
     parameters: int
     steps: int
     epoch_steps: int
-    step_seconds: Figure | None = None
+    step_seconds: Quantity | None = None
 
     @property
     def loss(self) -> float:
@@ -84,7 +84,7 @@ class Trials:
 
 def run_trials(
     scale: Scale,
-    text: TextData,
+    text: TextDataset,
     names: Sequence[str],
     seeds: Sequence[int],
     out: pathlib.Path,
@@ -133,7 +133,7 @@ def run_trials(
     return Trials(text.config.name, baselines_of(cut), found)
 
 
-def open_text(scale: Scale, name: str, folder: str) -> TextData:
+def open_text(scale: Scale, name: str, folder: str) -> TextDataset:
     """The tokens that all arms see.
 
     Raises:
@@ -142,7 +142,9 @@ def open_text(scale: Scale, name: str, folder: str) -> TextData:
     return load(scale.protocol(name, folder).data)
 
 
-def step_times(wanted: Mapping[str, Experiment], layout: Layout, repeats: int) -> dict[str, Figure]:
+def step_times(
+    wanted: Mapping[str, Experiment], layout: Layout, repeats: int
+) -> dict[str, Quantity]:
     """Seconds of a training step of each experiment; they take turns, so all see one machine."""
     calls = {}
     for name, one in wanted.items():

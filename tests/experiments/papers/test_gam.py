@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.benchmark.timing import Figure
+from experiments.benchmark.timing import Quantity
 from experiments.papers.gam import published, table2, tables
 from experiments.papers.gam.arms import ARMS, TABLES
 from experiments.papers.gam.relations import HOLDS, ONE_SEED, REVERSED, UNCLEAR, faster, lower_loss
@@ -110,7 +110,7 @@ def test_the_papers_own_two_runs_do_not_tell_its_first_ablation_from_noise():
 
 def test_faster_is_said_where_quartiles_do_not_meet():
     quick, slow, wide = (
-        Figure(median, low, high, "s")
+        Quantity(median, low, high, "s")
         for median, low, high in ((1.0, 0.9, 1.1), (2.0, 1.8, 2.2), (1.5, 1.0, 2.0))
     )
     assert faster("", quick, slow).verdict == HOLDS

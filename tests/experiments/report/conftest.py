@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from experiments.config import Experiment, TrainConfig
-from experiments.run import RunFolder
-from gam_jax.data.config import DataConfig
+from gam_jax.data.text import Text
 from gam_jax.data.tokenizer import ByteTokenizer
 from gam_jax.layers import GAM, Block
-from gam_jax.model import LanguageModel
+from gam_jax.models.language import LanguageModel
 from gam_jax.optimizer import OptimizerConfig
+from gam_jax.training.experiment import Experiment, TrainConfig
+from gam_jax.training.folder import RunFolder
 
 BASELINES = {"unigram": 3.0, "bigram": 2.0, "gzip": 1.0}
 STEPS = 100
@@ -49,7 +49,7 @@ class Runs:
         """A run of 100 steps of 256 tokens that has come to `loss`, validated each 20 steps."""
         model = LanguageModel(Block(GAM(slots=8, kernel=kernel)), width=width, depth=2, vocab=256)
         folder = RunFolder(self.path / name)
-        config = DataConfig(window=32, **data)
+        config = Text(window=32, **data)
         train, optimizer = TrainConfig(steps, batch=8), OptimizerConfig(warmup=10)
         folder.start(Experiment(model, config, train, optimizer), ByteTokenizer())
         lines: list[dict[str, Any]] = []

@@ -20,7 +20,7 @@ from gam_jax.convert import from_hf, to_hf
 from gam_jax.convert.folder import read_config, read_tensors
 from gam_jax.convert.hf import read, write
 from gam_jax.layers import GAM, MLP, Attention, Block, RMSNorm
-from gam_jax.model import LanguageModel
+from gam_jax.models.language import LanguageModel
 from sharding.errors import UserError
 from tests.examples import random_like
 

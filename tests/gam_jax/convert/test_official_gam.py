@@ -13,7 +13,7 @@ import pytest
 
 from gam_jax.convert import from_official_gam, to_official_gam
 from gam_jax.layers import GAM, Block
-from gam_jax.model import LanguageModel
+from gam_jax.models.language import LanguageModel
 from sharding.errors import UserError
 from tests import oracle
 

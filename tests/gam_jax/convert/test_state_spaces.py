@@ -14,9 +14,9 @@ from gam_jax.convert.folder import read_config, read_tensors
 from gam_jax.convert.hf import FAMILIES, read, write
 from gam_jax.layers import GAM, Attention, Block, FalconH1, Mamba, Mamba2, Residual, RMSNorm
 from gam_jax.layers.mamba2 import Scales
-from gam_jax.model import LanguageModel
+from gam_jax.models.language import LanguageModel
 from gam_jax.params import count_params
-from gam_jax.train import make_eval_step
+from gam_jax.training.step import make_eval_step
 from sharding.errors import UserError
 from tests.examples import random_like
 from tests.meshes import layout_of

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gam_jax.data.config import DataConfig
 from gam_jax.data.corpus import Corpus, open_corpus
+from gam_jax.data.text import Text
 
 SENTENCES = [
     "The cat sat on the mat, and the mat was warm.",
@@ -26,13 +26,13 @@ def text_folder(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture(scope="session")
-def text_config(text_folder, tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+def text_config(text_folder, tmp_path_factory: pytest.TempPathFactory) -> Text:
     """The configuration that reads them, with a data folder of its own."""
     folder = tmp_path_factory.mktemp("data")
-    return DataConfig(name=f"text:{text_folder}", window=32, dir=str(folder))
+    return Text(name=f"text:{text_folder}", window=32, dir=str(folder))
 
 
 @pytest.fixture(scope="session")
-def corpus(text_config: DataConfig) -> Corpus:
+def corpus(text_config: Text) -> Corpus:
     """The small corpus."""
     return open_corpus(text_config)

@@ -31,8 +31,8 @@ from tensorflow_datasets.core import download
 from tensorflow_datasets.core.utils import lazy_imports_utils
 
 from gam_jax.data.builders import tinystories, wikitext
-from gam_jax.data.config import DataConfig
 from gam_jax.data.corpus import open_corpus
+from gam_jax.data.text import Text
 from sharding.errors import UserError
 
 
@@ -171,12 +171,12 @@ def served(tmp_path):
         return tmp_path / url
 
     with mock.patch.object(download.DownloadManager, "download", lambda self, url: local(url)):
-        yield DataConfig(dir=str(tmp_path / "data"))
+        yield Text(dir=str(tmp_path / "data"))
 
 
 @pytest.mark.parametrize(("name", "articles"), [("wikitext2", 3), ("wikitext103", 6)])
 def test_the_articles_joined_are_the_file(served, name, articles):
-    corpus = open_corpus(DataConfig(name=name, dir=served.dir))
+    corpus = open_corpus(Text(name=name, dir=served.dir))
     assert corpus.splits == ("train", "validation", "test")
     documents = list(corpus.documents("test"))
     assert documents == [a.replace("Text", "test 0") for a in ARTICLES]
@@ -184,7 +184,7 @@ def test_the_articles_joined_are_the_file(served, name, articles):
 
 
 def test_stories_are_trimmed_documents(served):
-    corpus = open_corpus(DataConfig(name="tinystories", dir=served.dir))
+    corpus = open_corpus(Text(name="tinystories", dir=served.dir))
     assert corpus.splits == ("train", "validation")
     expected = {f"One day in validation {i}.\n\nThe end." for i in range(4)}
     assert set(corpus.documents("validation")) == expected
@@ -204,7 +204,7 @@ def test_being_offline_is_said_in_one_line_and_leaves_no_file(name, tmp_path, mo
 
     monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", offline)
     with pytest.raises(UserError) as caught:
-        open_corpus(DataConfig(name=name, dir=str(tmp_path)))
+        open_corpus(Text(name=name, dir=str(tmp_path)))
     message = str(caught.value)
     assert f"{name} cannot be downloaded, no connection to http" in message
     assert "go online" in message

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from gam_jax.data import DataConfig, load
+from gam_jax.data import Text, load
 from gam_jax.data.pipeline import train_batches, validation_batches
 from gam_jax.data.tokenizer import ByteTokenizer, HFTokenizer
 from sharding.errors import UserError
@@ -56,7 +56,7 @@ def test_the_first_rows_of_a_split_are_a_data_set_of_their_own(text_config):
 def test_a_given_tokenizer_is_used_on_other_text(text_config, tmp_path):
     trained = load(dataclasses.replace(text_config, tokenizer="bpe:300"))
     (tmp_path / "other.txt").write_text("another text entirely\n" * 50)
-    config = DataConfig(name=f"text:{tmp_path}/other.txt", window=8, dir=str(tmp_path / "data"))
+    config = Text(name=f"text:{tmp_path}/other.txt", window=8, dir=str(tmp_path / "data"))
     other = load(config, trained.tokenizer)
     assert other.tokenizer is trained.tokenizer
     assert trained.tokenizer.decode(other.train).startswith("another text")
@@ -94,7 +94,7 @@ def test_a_corpus_shorter_than_a_window_is_refused(text_config):
 )
 def test_a_field_without_sense_is_refused(field, value, words):
     with pytest.raises(UserError) as caught:
-        DataConfig(**{field: value})
+        Text(**{field: value})
     assert words in str(caught.value)
     assert f"data.{field}" in str(caught.value)
 

@@ -8,8 +8,8 @@ import pytest
 
 from gam_jax.data.builders import python_stdlib
 from gam_jax.data.builders.prepare import prepare, quiet
-from gam_jax.data.config import DataConfig
 from gam_jax.data.corpus import open_corpus
+from gam_jax.data.text import Text
 
 
 @pytest.fixture
@@ -71,10 +71,10 @@ def test_a_declared_encoding_is_honoured(tmp_path):
 
 
 def test_the_running_interpreter_is_a_corpus_of_megabytes(tmp_path):
-    corpus = open_corpus(DataConfig(dir=str(tmp_path)))
+    corpus = open_corpus(Text(dir=str(tmp_path)))
     assert corpus.splits == ("train", "validation")
     assert corpus.bytes("train") > 5e6
     assert corpus.bytes("validation") > 2e5
     assert any("def dumps(" in text for _, text in corpus.documents("train").pieces())
-    assert open_corpus(DataConfig(dir=str(tmp_path))).fingerprint == corpus.fingerprint
+    assert open_corpus(Text(dir=str(tmp_path))).fingerprint == corpus.fingerprint
     assert "tensorflow" not in sys.modules

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from gam_jax.data.builders import files
 from gam_jax.data.builders.prepare import prepare, quiet
 from gam_jax.data.builders.text_files import find_files, text_files_builder
-from gam_jax.data.config import DataConfig
 from gam_jax.data.corpus import open_corpus
+from gam_jax.data.text import Text
 from sharding.errors import UserError
 
 
@@ -29,7 +29,7 @@ def opened(tmp_path):
 
     def open_text(name: str = "", **settings):
         path = tmp_path / "in" / name
-        return open_corpus(DataConfig(name=f"text:{path}", dir=str(tmp_path / "data"), **settings))
+        return open_corpus(Text(name=f"text:{path}", dir=str(tmp_path / "data"), **settings))
 
     open_text.folder = tmp_path / "in"
     return open_text
@@ -178,7 +178,7 @@ def test_empty_files_are_refused(opened):
 
 def test_no_path_is_refused(tmp_path):
     with pytest.raises(UserError, match="names no path: give one"):
-        open_corpus(DataConfig(name="text:", dir=str(tmp_path)))
+        open_corpus(Text(name="text:", dir=str(tmp_path)))
 
 
 def test_text_that_is_not_utf8_is_refused_with_file_and_offset(opened):

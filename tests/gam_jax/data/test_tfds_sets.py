@@ -13,8 +13,8 @@ from tensorflow_datasets.core import download, shuffle
 
 from gam_jax.data.builders.local_gfile import local_gfile
 from gam_jax.data.builders.prepare import prepare, quiet
-from gam_jax.data.config import DataConfig
 from gam_jax.data.corpus import open_corpus
+from gam_jax.data.text import Text
 from sharding.errors import UserError
 
 
@@ -46,7 +46,7 @@ class GamJaxDummy(tfds.core.GeneratorBasedBuilder):
 
 
 def opened(name, tmp_path, **settings):
-    return open_corpus(DataConfig(name=f"tfds:{name}", dir=str(tmp_path), **settings))
+    return open_corpus(Text(name=f"tfds:{name}", dir=str(tmp_path), **settings))
 
 
 def test_a_set_with_validation_is_read_as_it_is(tmp_path):
@@ -90,7 +90,7 @@ def test_a_feature_can_be_chosen(tmp_path):
 )
 def test_a_wrong_name_is_refused_in_one_line(name, words, tmp_path):
     with pytest.raises(UserError) as caught:
-        open_corpus(DataConfig(name=name, dir=str(tmp_path)))
+        open_corpus(Text(name=name, dir=str(tmp_path)))
     message = str(caught.value)
     assert "\n" not in message
     for part in words:

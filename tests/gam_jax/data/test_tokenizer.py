@@ -12,7 +12,7 @@ from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers
 
 from gam_jax.data.bpe import cached_bpe, train_bpe
-from gam_jax.data.config import DataConfig
+from gam_jax.data.text import Text
 from gam_jax.data.tokenizer import ByteTokenizer, HFTokenizer, load_tokenizer
 from sharding.errors import UserError
 
@@ -133,7 +133,7 @@ def test_a_bpe_is_trained_once_and_again_for_other_settings(corpus, text_config,
         patch.setattr("gam_jax.data.bpe.train_bpe", None)
         assert cached_bpe(corpus, text_config, 290).fingerprint == first.fingerprint
     before = set((corpus.folder / "gam_jax" / "bpe").glob("*.json"))
-    everything = DataConfig(name=text_config.name, dir=text_config.dir, bpe_splits="all")
+    everything = Text(name=text_config.name, dir=text_config.dir, bpe_splits="all")
     assert cached_bpe(corpus, everything, 290).vocab == 290
     assert len(set((corpus.folder / "gam_jax" / "bpe").glob("*.json")) - before) == 1
 

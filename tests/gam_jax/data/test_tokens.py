@@ -9,8 +9,8 @@ import pytest
 
 from gam_jax.data.bpe import train_bpe
 from gam_jax.data.builders import files
-from gam_jax.data.config import DataConfig
 from gam_jax.data.corpus import open_corpus
+from gam_jax.data.text import Text
 from gam_jax.data.tokenizer import ByteTokenizer
 from gam_jax.data.tokens import tokenize_split
 from sharding.errors import UserError
@@ -46,7 +46,7 @@ def test_no_separator_within_a_document_of_several_records(tmp_path, monkeypatch
     text = "a line of text\n" * 200
     (tmp_path / "long.txt").write_text(text)
     monkeypatch.setattr(files.pieces, "__defaults__", (64,))
-    corpus = open_corpus(DataConfig(name=f"text:{tmp_path}/long.txt", dir=str(tmp_path / "data")))
+    corpus = open_corpus(Text(name=f"text:{tmp_path}/long.txt", dir=str(tmp_path / "data")))
     assert 0 not in tokenize_split(corpus, "train", ByteTokenizer())
 
 
@@ -87,6 +87,6 @@ def test_a_disk_that_fills_up_leaves_no_tokens(corpus, monkeypatch):
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("not a folder")
-    config = DataConfig(name=f"text:{tmp_path}/file", dir=str(tmp_path / "file"))
+    config = Text(name=f"text:{tmp_path}/file", dir=str(tmp_path / "file"))
     with pytest.raises(UserError, match=r"cannot write .*: Not a directory; point data.dir at"):
         open_corpus(config)

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gam_jax.data.config import DataConfig
 from gam_jax.data.pipeline import (
     ScoredWindows,
     Windows,
@@ -18,6 +17,7 @@ from gam_jax.data.pipeline import (
     validation_batches,
     windows,
 )
+from gam_jax.data.text import Text
 from sharding.errors import UserError
 
 # A token's value is its place, so that a batch tells which tokens it holds.
@@ -28,8 +28,8 @@ def counting(length: int) -> np.ndarray:
     return np.arange(length, dtype=np.uint16)
 
 
-def config(window: int = 4, stride: int = 0, **settings) -> DataConfig:
-    return DataConfig(window=window, stride=stride, **settings)
+def config(window: int = 4, stride: int = 0, **settings) -> Text:
+    return Text(window=window, stride=stride, **settings)
 
 
 def take(stream, count: int) -> list[dict[str, np.ndarray]]:

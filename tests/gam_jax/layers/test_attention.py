@@ -9,7 +9,7 @@ import pytest
 
 from gam_jax import decode
 from gam_jax.layers import Attention, Block, Stack
-from gam_jax.model import LanguageModel
+from gam_jax.models.language import LanguageModel
 from gam_jax.params import rule_specs
 from sharding.errors import UserError
 from tests.examples import inputs, params_of, random_like

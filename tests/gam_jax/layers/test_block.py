@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gam_jax.layers import GAM, MLP, Attention, Block, Residual, RMSNorm, Shallow, Stack
-from gam_jax.model import LanguageModel
+from gam_jax.models.language import LanguageModel
 from gam_jax.params import count_params
 from tests.examples import apply, inputs, params_of
 

@@ -11,7 +11,7 @@ import pytest
 
 from gam_jax.layers import MLP, Block, FusedDelta, LinearMemory, MinimalRNN, RMSNorm
 from gam_jax.layers.linear_memory import RECIPES
-from gam_jax.model import LanguageModel
+from gam_jax.models.language import LanguageModel
 from gam_jax.params import count_params
 from tests import scan_oracle
 from tests.examples import apply, inputs, params_of

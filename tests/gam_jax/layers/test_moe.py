@@ -13,11 +13,11 @@ import pytest
 
 from gam_jax.layers import MLP, Block, Chunked, LinearMemory, MoE
 from gam_jax.layers.base import WHOLE, statistics
-from gam_jax.model import LanguageModel
+from gam_jax.models.language import LanguageModel
 from gam_jax.ops.routing import Capacity, Router, choose, max_violation
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.params import count_params, without_signs
-from gam_jax.train import init_state, make_train_step
+from gam_jax.training.step import init_state, make_train_step
 from tests.examples import apply, inputs, params_of, random_like
 from tests.meshes import layout_of
 from tests.oracle import sigmoid, softmax

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from experiments.parscale import published
 from gam_jax.layers import GAM, MLP, Attention, Block, LinearMemory, ParScale, RMSNorm, WrittenGAM
-from gam_jax.model import LanguageModel
+from gam_jax.models.language import LanguageModel
 from gam_jax.params import abstract_params, count_params, init_params
 from tests.examples import WIDTH, apply, inputs, params_of, random_like
 

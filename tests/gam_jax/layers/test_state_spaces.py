@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from gam_jax.layers import MLP, Attention, Block, FalconH1, Mamba, Mamba2, Residual, RMSNorm
 from gam_jax.layers.mamba2 import Scales
-from gam_jax.model import LanguageModel
+from gam_jax.models.language import LanguageModel
 from gam_jax.params import carry_specs, count_params, init_params, rule_specs
 from sharding.messages import messages_of, totals
 from tests.examples import apply, inputs, params_of

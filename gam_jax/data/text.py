@@ -1,0 +1,86 @@
+"""What a run reads: the data set, its tokenizer, its windows."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from sharding.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """Everything that decides which tokens a model is trained and scored on.
+
+    Attributes:
+      name: `python_stdlib`, `text:PATH`, `wikitext2`, `wikitext103`, `tinystories` or
+        `tfds:NAME` (see `gam_jax.data.corpus.open_corpus`).
+      tokenizer: `bytes`, `bpe:VOCAB` or the path of a `tokenizer.json`.
+      bpe_splits: the splits a BPE is trained on, `train` or `all`. The GAM paper trains its
+        BPE on every split, validation and test included.
+      bpe_pre_tokenizer: `byte_level` (lossless) or `whitespace` (the paper's: drops whitespace).
+      window: tokens predicted per window, T.
+      stride: tokens from one window's start to the next. 0 means `window`, so that every token is
+        predicted once. The paper's blocks of 257 tokens are window=256, stride=257.
+      separators: put the tokenizer's separator between documents.
+      decode_errors: what to do with files that are not UTF-8, `strict` or `replace`.
+      shuffle: visit the training windows in a seeded random order, another one each epoch.
+      workers: Grain worker processes; 0 reads ahead in a thread of this process.
+      dir: where data sets and caches are kept; '' is the default of TensorFlow Datasets
+        (`TFDS_DATA_DIR`, else ~/tensorflow_datasets).
+      validation_fraction: the share held out of corpora that have no validation split.
+      train_rows, validation_rows: only that many first records of a split; 0 for all. A record
+        is a document, or a part of a long text file.
+
+    Raises:
+      UserError: a field has a value that makes no sense.
+    """
+
+    name: str = "python_stdlib"
+    tokenizer: str = "bytes"
+    bpe_splits: str = "train"
+    bpe_pre_tokenizer: str = "byte_level"
+    window: int = 256
+    stride: int = 0
+    separators: bool = True
+    decode_errors: str = "strict"
+    shuffle: bool = True
+    workers: int = 0
+    dir: str = ""
+    validation_fraction: float = 0.1
+    train_rows: int = 0
+    validation_rows: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("bpe_splits", self.bpe_splits, ("train", "all"))
+        _one_of("bpe_pre_tokenizer", self.bpe_pre_tokenizer, ("byte_level", "whitespace"))
+        _one_of("decode_errors", self.decode_errors, ("strict", "replace"))
+        _at_least("window", self.window, 1)
+        _at_least("stride", self.stride, 0)
+        for name in ("workers", "train_rows", "validation_rows"):
+            _at_least(name, getattr(self, name), 0)
+        if not 0 < self.validation_fraction < 1:
+            raise UserError(
+                f"data.validation_fraction is {self.validation_fraction}: "
+                "give a share between 0 and 1, such as 0.1"
+            )
+        if self.tokenizer.startswith("bpe:") and not re.fullmatch(r"bpe:\d+", self.tokenizer):
+            raise UserError(
+                f"data.tokenizer is {self.tokenizer!r}: give the vocabulary size after 'bpe:', "
+                "such as bpe:10000"
+            )
+
+    @property
+    def step(self) -> int:
+        """Tokens from one window's start to the next."""
+        return self.stride or self.window
+
+
+def _one_of(field: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UserError(f"data.{field} is {value!r}: choose {' or '.join(map(repr, choices))}")
+
+
+def _at_least(field: str, value: int, least: int) -> None:
+    if value < least:
+        raise UserError(f"data.{field} is {value}: give {least} or more")

@@ -1,0 +1,109 @@
+"""Formulas of norms, and of layers that are made of others."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from gam_jax.layers import (
+    Block,
+    Chunked,
+    FalconH1,
+    LayerNorm,
+    Residual,
+    RMSNorm,
+    Series,
+    Shallow,
+    SoftMixture,
+    Stack,
+)
+from gam_jax.traffic.sizes import FLOAT, Sizes, constants, layer_traffic
+from sharding.messages import Message
+
+
+@layer_traffic.register
+def _(layer: LayerNorm, sizes: Sizes) -> Iterator[Message]:
+    if sizes.split:  # each device normalises its own tokens, in float32: a part of the gradients
+        yield sizes.over_tensor("all_reduce", sizes.width * FLOAT, 2)
+
+
+@layer_traffic.register
+def _(layer: RMSNorm, sizes: Sizes) -> Iterator[Message]:
+    if sizes.split:
+        yield sizes.over_tensor("all_reduce", sizes.width * FLOAT)
+
+
+@layer_traffic.register
+def _(layer: Block, sizes: Sizes) -> Iterator[Message]:
+    steps = list(layer.steps.values())
+    for place, names in enumerate(steps):
+        followed = layer.norms != "pre" or place + 1 < len(steps)  # by a norm, which looks at it
+        leave_again = sizes.leave_again or (sizes.again and followed)
+        own = dataclasses.replace(sizes, leave_again=leave_again)
+        for part in (layer.norm, *(getattr(layer, name) for name in names)):
+            yield from layer_traffic(part, own)
+        if layer.norms == "sandwich":
+            yield from layer_traffic(layer.norm, own)
+
+
+@layer_traffic.register
+def _(layer: Residual, sizes: Sizes) -> Iterator[Message]:
+    yield from layer_traffic(layer.norm, sizes)
+    yield from layer_traffic(layer.inner, sizes)
+
+
+@layer_traffic.register
+def _(layer: FalconH1, sizes: Sizes) -> Iterator[Message]:
+    yield from layer_traffic(layer.attention, sizes)
+    yield from layer_traffic(layer.ssm, sizes)
+
+
+@layer_traffic.register
+def _(layer: SoftMixture, sizes: Sizes) -> Iterator[Message]:
+    weighed = dataclasses.replace(sizes, leave_again=sizes.again)
+    for message in layer_traffic(layer.inner, weighed):
+        yield message.times(layer.experts)
+    if sizes.split:  # each device weighs its own tokens
+        yield sizes.over_tensor("all_reduce", sizes.width * layer.experts * FLOAT)
+
+
+@constants.register
+def _(layer: SoftMixture, sizes: Sizes) -> Iterator[Message]:
+    for message in constants(layer.inner, sizes):
+        yield message.times(layer.experts)
+
+
+@layer_traffic.register
+def _(layer: Shallow, sizes: Sizes) -> Iterator[Message]:
+    for message in layer_traffic(layer.block, sizes):  # of all blocks in one
+        yield dataclasses.replace(message, size=layer.depth * message.size)
+
+
+@layer_traffic.register
+def _(layer: Series, sizes: Sizes) -> Iterator[Message]:
+    first = dataclasses.replace(sizes, leave_again=sizes.again)
+    yield from layer_traffic(layer.first, first)
+    yield from layer_traffic(layer.then, sizes)
+
+
+@layer_traffic.register
+def _(layer: Chunked, sizes: Sizes) -> Iterator[Message]:
+    yield from layer_traffic(layer.inner, sizes)
+
+
+@layer_traffic.register
+def _(layer: Stack, sizes: Sizes) -> Iterator[Message]:
+    if sizes.nested:
+        raise NotImplementedError("no formula for a stack in one that gathers or runs it again")
+    enter_again = layer.remat or sizes.enter_again
+    nested = layer.remat or (enter_again and not layer.of_stacks)
+    own = dataclasses.replace(sizes, again=layer.remat, enter_again=enter_again, nested=nested)
+    for message in layer_traffic(layer.block, own):
+        yield message.times(layer.depth)
+    for message in constants(layer.block, own):  # the loop over layers is left with what changes
+        yield message.times(1 + layer.depth * enter_again)
+
+
+@constants.register
+def _(layer: Stack, sizes: Sizes) -> Iterator[Message]:
+    yield from ()  # told by its own formula

@@ -1,0 +1,191 @@
+"""What a training step should send, by formula: layer by layer, from sizes alone.
+
+Written from the design of each layer, not from its program, so that `experiments.audit` can hold
+the one against the other. Collectives are those of the default rules, which split channels,
+slots, hidden units and vocabulary alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gam_jax.layers import Layer, Series, Stack
+from gam_jax.layers.base import statistics
+from gam_jax.models.language import LanguageModel
+from gam_jax.params import Param, rule_specs, shard_dims, shardings
+from gam_jax.traffic.layers import FLOAT, Sizes, added_last, gathers, layer_traffic
+from sharding.layout import Layout
+from sharding.messages import Message
+
+
+def step_traffic(
+    model: LanguageModel, layout: Layout, rows: int, tokens: int, accumulate: int = 1
+) -> list[Message]:
+    """What each device sends in one training step, but for the optimizer's own few scalars.
+
+    Args:
+      model: with a known vocabulary.
+      layout: the mesh, under the default table of rules.
+      rows, tokens: of the whole batch.
+      accumulate: parts that it is taken in.
+    """
+    mesh = layout.mesh.shape
+    sizes = Sizes(
+        rows=rows // accumulate // layout.row_parts,
+        tokens=tokens // mesh["seq"],
+        width=model.width,
+        itemsize=jnp.dtype(model.dtype).itemsize,
+        seq=mesh["seq"],
+        tensor=mesh["tensor"],
+        split=layout.axes.residual is not None,
+        again=False,
+        enter_again=layout.shards_params,  # what is kept beside shards leaves such gathers out
+        expert=mesh["expert"],
+    )
+    trunk: Any = model.trunk.varied
+    streams = sizes.rows * model.streams // mesh["stream"]
+    inside = dataclasses.replace(sizes, rows=streams, streams=model.streams > 1)
+    parts = [*layer_traffic(trunk.stack, inside), *_outside(model, sizes)]
+    parts += [*_mixing(model, layout, sizes), *_reports(trunk.stack, layout)]
+    batch = math.prod(mesh[axis] for axis in layout.axes.batch)
+    parts += [Message("all_reduce", layout.axes.batch, batch, FLOAT, 2)]  # loss, weights
+    parts += _gathered(model, layout, trunk.stack, inside)
+    once = _summed(model, layout)
+    return [message.times(accumulate) for message in parts] + once
+
+
+def _outside(model: LanguageModel, sizes: Sizes) -> Iterator[Message]:
+    """Embedding, final norm, head and loss; the embedding is looked up in float32."""
+    stream32 = sizes.stream // sizes.itemsize * FLOAT
+    yield sizes.over_tensor("all_reduce", sizes.rows * sizes.tokens * FLOAT, 3)  # the loss
+    if not sizes.split:
+        yield sizes.over_tensor("all_reduce", stream32)  # rows of the embedding
+        yield sizes.over_tensor("all_reduce", sizes.stream)  # the gradient by the last output
+        return
+    yield sizes.over_tensor("reduce_scatter", stream32)
+    yield gathers(stream32, sizes)
+    yield gathers(sizes.stream, sizes)
+    yield sizes.over_tensor("reduce_scatter", sizes.stream)
+    yield from layer_traffic(model.norm, sizes)
+    if model.context:
+        yield sizes.over_tensor("all_reduce", model.context * sizes.width * FLOAT)
+
+
+def _reports(stack: Layer, layout: Layout) -> Iterator[Message]:
+    """What routers have counted in each layer: two numbers for each expert, and six."""
+    axes = layout.axes.sequences
+    devices = math.prod(layout.mesh.shape[name] for name in axes)
+    for found in statistics(stack.carry_table(1)).values():
+        routed: Any = found
+        *depth, _, experts = routed.counts.shape
+        numbers = math.prod(depth) * (2 * experts + 6)
+        yield Message("all_reduce", axes, devices, numbers * FLOAT)
+
+
+def _mixing(model: LanguageModel, layout: Layout, sizes: Sizes) -> Iterator[Message]:
+    """Where parallel streams meet: two sums of [B, T, D], and the gradient by what they share."""
+    if model.streams == 1:
+        return
+    devices = layout.mesh.shape["stream"]
+    tokens = sizes.rows * sizes.tokens // (sizes.tensor if sizes.split else 1)
+    stream = tokens * sizes.width * sizes.itemsize
+
+    def summed(size: int, count: int = 1) -> Message:
+        return Message("all_reduce", ("stream",), devices, size, count)
+
+    yield summed(stream, 2 + 1)  # into the aggregator and out of it; the gradient by the input
+    yield summed(tokens * model.streams * FLOAT)  # the gradient by the weights
+    for path, size, dim, *_ in _leaves(model, layout):
+        if path[0] in model.trunk.inner.table():
+            shards = path[0] == "blocks" and dim and layout.shards_params and layout.shard_axis
+            yield summed(size // (layout.mesh.shape[shards] if shards else 1))
+    if sizes.split:  # each device aggregates its own tokens: a part of the gradients
+        width, streams = model.width, model.streams
+        for count in (streams // devices * width**2, width, width * streams):
+            yield sizes.over_tensor("all_reduce", count * sizes.itemsize)
+        yield sizes.over_tensor("all_reduce", streams * FLOAT)
+
+
+class Leaf(NamedTuple):
+    """A parameter: its path, bytes after the rules split it, ZeRO's dimension or 0.
+
+    And the mesh axes that the rules split it over, and whether it is float32 in any arithmetic.
+    """
+
+    path: tuple[str, ...]
+    size: int
+    dim: int
+    split: tuple[str, ...]
+    precise: bool
+
+
+def _leaves(model: LanguageModel, layout: Layout) -> Iterator[Leaf]:
+    table = model.table()
+    leaves, _ = jax.tree_util.tree_flatten_with_path(table, is_leaf=lambda x: isinstance(x, Param))
+    specs = jax.tree.leaves(shardings(rule_specs(table, layout), layout))
+    dims = jax.tree.leaves(shard_dims(table, layout))
+    for (path, param), spec, dim in zip(leaves, specs, dims, strict=True):
+        size = math.prod(spec.shard_shape(param.shape)) * FLOAT
+        names = tuple(key.key for key in path)
+        yield Leaf(names, size, dim, tuple(filter(None, spec.spec)), param.precise)
+
+
+def _gathered(
+    model: LanguageModel, layout: Layout, stack: Layer, sizes: Sizes
+) -> Iterator[Message]:
+    """Parameters in shards: gathered in each part of a batch, their gradients scattered."""
+    axis = layout.shard_axis
+    if axis is None or not layout.shards_params:
+        return
+    devices = layout.mesh.shape[axis]
+    once = set(added_last(stack, sizes))
+    for path, size, dim, _, precise in _leaves(model, layout):
+        if not dim:
+            continue
+        layers, passes = 1, 1
+        if path[0] == "blocks":
+            layers = _layers(model, path[1:])
+            passes = 1 if "/".join(path[1:]) in once else 2
+            itemsize = FLOAT if precise else jnp.dtype(model.dtype).itemsize
+            size = size // layers * itemsize // FLOAT
+        yield Message("all_gather", (axis,), devices, size // devices, passes * layers)
+        yield Message("reduce_scatter", (axis,), devices, size, layers)
+
+
+def _layers(model: LanguageModel, path: tuple[str, ...]) -> int:
+    """How many equal layers a parameter of the blocks stands for."""
+    layer, layers = model.block, model.depth
+    while isinstance(layer, Series | Stack):
+        if isinstance(layer, Stack):
+            layer, layers = layer.block, layers * layer.depth
+        else:
+            layer, path = getattr(layer, path[0]), path[1:]
+    return layers
+
+
+def _summed(model: LanguageModel, layout: Layout) -> list[Message]:
+    """Gradients summed over the batch's axes once a step, and new parameters given to all."""
+    axis, mesh = layout.shard_axis, layout.mesh.shape
+    found = []
+
+    def add(collective: str, over: tuple[str, ...], size: int) -> None:
+        devices = math.prod(mesh[name] for name in over)
+        found.append(Message(collective, over, devices, size))
+
+    for _, size, dim, split, _ in _leaves(model, layout):
+        axes = tuple(name for name in layout.axes.batch if name not in split)
+        if axis is None or not dim:
+            add("all_reduce", axes, size)
+            continue
+        part = size // mesh[axis]
+        add("all_reduce", tuple(name for name in axes if name != axis), part)
+        if not layout.shards_params:
+            add("reduce_scatter", (axis,), size)
+            add("all_gather", (axis,), part)
+    return found

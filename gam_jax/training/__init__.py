@@ -1,0 +1,1 @@
+"""A training run of any model on any data: steps, validation, checkpoints, resume."""

@@ -1,0 +1,107 @@
+"""An experiment: everything that decides a run, as one frozen dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from gam_jax.config import flatten
+from gam_jax.data.text import Text
+from gam_jax.models.language import LanguageModel
+from gam_jax.optimizer import OptimizerConfig, learning_rate_schedule
+from sharding.checkpoint import CheckpointConfig
+from sharding.errors import UserError
+from sharding.layout import Parallel
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The training loop.
+
+    Attributes:
+      steps: updates in the whole schedule.
+      batch: windows in an update, all devices together.
+      accumulate: parts that a batch is taken in, one after another.
+      seed: of parameters, data order and dropout.
+      log_every: steps between lines of training metrics.
+      validate_every: steps between validations; there is one more at the end.
+      tokens: train on that many first tokens of the split; 0 for all. Baselines count the same
+        ones.
+      validation_tokens: validate on that many first tokens of the split; 0 for all. Baselines
+        are scored on the same ones.
+      stop_at: end at this step, without changing the schedule; 0 for `steps`.
+      straggler: report a process whose step time is that many times the median; 0 for none.
+    """
+
+    steps: int = 1000
+    batch: int = 16
+    accumulate: int = 1
+    seed: int = 0
+    log_every: int = 10
+    validate_every: int = 200
+    tokens: int = 0
+    validation_tokens: int = 0
+    stop_at: int = 0
+    straggler: float = 2.0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "accumulate", "log_every", "validate_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"train.{name}={getattr(self, name)}: give at least 1")
+        for name in ("tokens", "validation_tokens", "stop_at"):
+            if getattr(self, name) < 0:
+                raise UserError(f"train.{name}={getattr(self, name)}: give 0 or more")
+        if self.straggler and self.straggler <= 1:
+            raise UserError(f"train.straggler={self.straggler}: give more than 1, or 0 for none")
+        if self.batch % self.accumulate:
+            raise UserError(
+                f"train.batch={self.batch} cannot be taken in train.accumulate="
+                f"{self.accumulate} equal parts: choose a multiple"
+            )
+
+    @property
+    def last_step(self) -> int:
+        """The step at which this run ends."""
+        return min(self.stop_at or self.steps, self.steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A complete, readable record of a run; `experiments/configs/` builds them."""
+
+    model: LanguageModel
+    data: Text = Text()
+    train: TrainConfig = TrainConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    parallel: Parallel = Parallel()
+
+    def __post_init__(self) -> None:
+        learning_rate_schedule(self.optimizer, self.train.steps)  # refuses what does not fit
+
+
+FREE_TO_CHANGE = {
+    "train.stop_at",
+    "train.straggler",
+    "train.log_every",
+    "train.validate_every",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "checkpoint.keep_best",
+    "checkpoint.keep_every",
+    "data.dir",
+    "data.workers",
+    "parallel.preset",
+    "parallel.rules",
+}
+"""Fields that do not change what a run computes, so they may differ when it is resumed."""
+
+
+def changed_fields(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Fields, dotted, whose values differ and that decide what a run computes."""
+    before, after = flatten(old), flatten(new)
+    return sorted(
+        name
+        for name in before.keys() | after.keys()
+        if before.get(name) != after.get(name) and name not in FREE_TO_CHANGE
+    )

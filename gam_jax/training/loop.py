@@ -1,0 +1,376 @@
+"""The training loop: steps, metrics, validation, checkpoints, and ways to end early."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import signal
+import time
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+from gam_jax.data import TextDataset
+from gam_jax.optimizer import learning_rate_schedule, make_optimizer
+from gam_jax.training.batches import BatchShape, TrainFeed
+from gam_jax.training.experiment import Experiment
+from gam_jax.training.expert_load import SPLIT, routing_lines, routing_scalars
+from gam_jax.training.folder import RunFolder, abstract_on_mesh, describe, logical_axes
+from gam_jax.training.heartbeat import TRAINING, Heartbeat
+from gam_jax.training.metrics import MetricsWriter, peak_memory
+from gam_jax.training.progress import Progress
+from gam_jax.training.scoring import Score, score
+from gam_jax.training.step import TrainState, init_state, make_eval_step, make_train_step
+from gam_jax.training.stragglers import Pace, Straggler, Stragglers
+from gam_jax.training.warm_start import Source, warm_start
+from sharding import processes
+from sharding.checkpoint import CannotSave, Checkpoints
+from sharding.errors import UserError
+from sharding.layout import Layout
+
+AGREE_EVERY = 10
+"""Steps between the moments at which several processes may stop together."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+      step: updates done.
+      last: the last validation.
+      interrupted: whether a signal ended it early.
+      tokens_per_second: median over logged steps, 0 if none was timed.
+    """
+
+    step: int
+    last: Score | None
+    interrupted: bool
+    tokens_per_second: float
+
+
+class StopRequest:
+    """While open, Ctrl-C and SIGTERM ask for an orderly end; a second one ends at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        signal.signal(number, self._before[number])
+
+
+@dataclasses.dataclass(frozen=True)
+class Beginning:
+    """Where a run begins.
+
+    Attributes:
+      which: "latest" checkpoint of the folder, or "latest-good": the newest that is whole.
+      source: whose parameters to start from where the folder has no checkpoint.
+    """
+
+    which: str = "latest"
+    source: Source | None = None
+
+
+def train(
+    experiment: Experiment,
+    data: TextDataset,
+    folder: RunFolder,
+    layout: Layout,
+    progress: Progress,
+    heartbeat: Heartbeat | None = None,
+    beginning: Beginning = Beginning(),
+) -> Outcome:
+    """Trains from the newest checkpoint in the folder, or from the start, to the last step.
+
+    Args:
+      heartbeat: tells a launcher how far this is; None where nobody watches.
+      beginning: which checkpoint to go on from, or what a new run takes from another.
+
+    Raises:
+      UserError: a loss that is not a number (the last good checkpoint stays), a checkpoint that
+        is damaged or does not fit, a disk that is full at the end.
+    """
+    heartbeat = Heartbeat(None) if heartbeat is None else heartbeat
+    with Checkpoints(folder.checkpoints, experiment.checkpoint) as checkpoints:
+        step = _choose(checkpoints, beginning.which, progress)
+        if step is None:
+            state, position = _new(experiment, layout, folder, beginning.source, progress), 0
+        else:
+            state, position = _restore(step, experiment, layout, checkpoints, data)
+        first = processes.is_first()
+        with MetricsWriter(folder.metrics, from_step=int(state.step), writes=first) as metrics:
+            run = _Run(experiment, data, layout, checkpoints, metrics, progress, heartbeat)
+            if step is None and beginning.source:
+                run.save(0, state, 0)  # what was taken is a part of this run from here on
+            return run.go(state, position)
+
+
+def _choose(checkpoints: Checkpoints, which: str, progress: Progress) -> int | None:
+    """The step to go on from; None if there is no checkpoint yet."""
+    if which == "latest":
+        return checkpoints.latest()
+    step, damaged = checkpoints.latest_good()
+    if damaged and step is None:
+        raise UserError(
+            f"no checkpoint in {checkpoints.folder} is whole; the oldest: {damaged[-1]}"
+        )
+    for error in damaged:
+        progress.say(f"{error.where} is damaged ({error.reason}) and set aside")
+    if damaged:
+        checkpoints.set_aside(step)
+        progress.say(f"going on from checkpoint {step}")
+    return step
+
+
+def _new(
+    experiment: Experiment,
+    layout: Layout,
+    folder: RunFolder,
+    source: Source | None,
+    progress: Progress,
+) -> TrainState:
+    """The state before the first step."""
+    model = experiment.model
+    optimizer = make_optimizer(experiment.optimizer, experiment.train.steps, model.table())
+    state = init_state(model, optimizer, layout, experiment.train.seed)
+    if source is None:
+        return state
+    params, report = warm_start(source, model.table(), state.params)
+    for line in report.lines():
+        progress.say(line)
+    if processes.is_first():
+        report.write(folder.init)
+    return state.replace(params=params)
+
+
+def _restore(
+    step: int,
+    experiment: Experiment,
+    layout: Layout,
+    checkpoints: Checkpoints,
+    data: TextDataset,
+) -> tuple[TrainState, int]:
+    """The state to go on from and the data position."""
+    checkpoints.check(step)
+    extra = checkpoints.extra(step)
+    if extra.get("corpus") not in (None, data.corpus.fingerprint):
+        raise UserError(
+            f"the text of '{experiment.data.name}' has changed since checkpoint {step} was "
+            f"saved: bring the old text back, or start another run with --run"
+        )
+    state = checkpoints.restore(step, abstract_on_mesh(experiment, layout))
+    return state, extra["position"]
+
+
+class _Run:
+    """One process's way through the steps."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        data: TextDataset,
+        layout: Layout,
+        checkpoints: Checkpoints,
+        metrics: MetricsWriter,
+        progress: Progress,
+        heartbeat: Heartbeat,
+    ) -> None:
+        self.heartbeat, self.pace = heartbeat, Pace()
+        self.stragglers = Stragglers(experiment.train.straggler)
+        self.experiment, self.data, self.layout = experiment, data, layout
+        self.checkpoints, self.metrics, self.progress = checkpoints, metrics, progress
+        model, settings = experiment.model, experiment.train
+        optimizer = make_optimizer(experiment.optimizer, settings.steps, model.table())
+        self.train_step = make_train_step(model, optimizer, layout, settings.accumulate)
+        self.eval_step = make_eval_step(model, layout)
+        self.rate = learning_rate_schedule(experiment.optimizer, settings.steps)
+        self.best = checkpoints.best_loss()
+        self.axes = logical_axes(experiment)
+        self.pending: tuple[int, dict[str, Any]] | None = None
+        self.last: tuple[int, Score] | None = None
+        self.speeds: list[float] = []
+
+    def go(self, state: TrainState, position: int) -> Outcome:
+        """Steps until the last one, or until a signal."""
+        settings = self.experiment.train
+        step = int(state.step)
+        batches = TrainFeed(
+            self.data.train,
+            self.experiment.data,
+            BatchShape(settings.batch, settings.accumulate),
+            self.layout,
+            seed=settings.seed,
+            position=position,
+        )
+        progress = self.progress.training(step, settings.last_step)
+        with batches, StopRequest() as stop, progress:
+            self.clock = _Clock(step)
+            first = step
+            while step < settings.last_step and not self._stops(step, stop.asked):
+                # The first steps compile.
+                self.heartbeat.beat(step, TRAINING if step > first + 1 else "starting")
+                self.pace.own()
+                batch = next(batches)
+                self.pace.wait()
+                state, values = self.train_step(state, batch)
+                step += 1
+                self._report()  # the loss of the step before, while the device works at this one
+                self.pace.pause()
+                self.pending = step, values
+                improved = step % settings.validate_every == 0 and self._validate(step, state)
+                due = improved or step % self.experiment.checkpoint.every == 0
+                if due and step < settings.last_step:  # the last is saved below, validated
+                    self.save(step, state, batches.position)
+            self._report()
+            if step == settings.last_step and (self.last is None or self.last[0] != step):
+                self._validate(step, state)
+            self.save(step, state, batches.position, last=True)
+            self.heartbeat.beat(step, "ending")
+        interrupted = step < settings.last_step
+        speed = sorted(self.speeds)[len(self.speeds) // 2] if self.speeds else 0.0
+        return Outcome(step, self.last and self.last[1], interrupted, speed)
+
+    def _stops(self, step: int, asked: bool) -> bool:
+        """Whether to stop before this step, the same in all processes of a job.
+
+        Several processes ask each other only now and then, since the asking waits for the step;
+        they say then how long they worked and waited, too.
+        """
+        if processes.count() == 1:
+            return asked
+        if step % AGREE_EVERY:
+            return False
+        said = processes.gather(np.array([asked, *self.pace.lap()], np.float32))
+        if found := self.stragglers.note(said[:, 1].tolist(), said[:, 2].tolist()):
+            self._tell_slow(step, found)
+        return bool(said[:, 0].any())
+
+    def _tell_slow(self, step: int, slow: Straggler) -> None:
+        host, ratio = processes.hosts()[slow.rank], slow.seconds / slow.median
+        self.progress.say(
+            f"step {step:>6}  process {slow.rank} ({host}) is slow: {slow.seconds:.3f} s a step, "
+            f"{ratio:.1f} times the median of {slow.median:.3f} s"
+        )
+        self.metrics.write(
+            step, "straggler", rank=slow.rank, seconds=slow.seconds, median=slow.median, ratio=ratio
+        )
+
+    def _report(self) -> None:
+        """Reads and writes the metrics of the step that is pending, if any."""
+        if failure := self.checkpoints.failure():
+            self._tell(failure)
+        if self.pending is None:
+            return
+        (step, values), self.pending = self.pending, None
+        loss, settings = float(values["loss"]), self.experiment.train
+        if not math.isfinite(loss):
+            self._settle()
+            kept = self.checkpoints.latest()
+            where = "no checkpoint was saved yet" if kept is None else f"checkpoint {kept} is kept"
+            raise UserError(
+                f"the loss of step {step} is {loss} ({where}): lower optimizer.learning_rate, or "
+                f"check the data"
+            )
+        self.progress.step(step, loss)
+        if step % settings.log_every and step != settings.last_step:
+            return
+        steps, seconds = self.clock.lap(step)
+        speed = steps * settings.batch * self.experiment.data.window / seconds
+        if steps:
+            self.speeds.append(speed)
+        self.metrics.write(
+            step,
+            "train",
+            loss=loss,
+            grad_norm=float(values["grad_norm"]),
+            learning_rate=float(np.asarray(self.rate(step - 1))),
+            tokens_per_second=round(speed, 1),
+            **routing_scalars(values),
+            **peak_memory(),
+        )
+        for line in routing_lines(values):
+            self.metrics.write(step, SPLIT, **line)
+
+    def _validate(self, step: int, state: TrainState) -> bool:
+        """Scores the validation split; True if no earlier score was as good."""
+        self._report()
+        self.heartbeat.beat(step, "validating")
+        found = score(
+            self.eval_step,
+            state.params,
+            self.data.validation,
+            self.experiment.data,
+            self.experiment.train.batch,
+            self.data.bytes_per_token,
+            self.layout,
+        )
+        values = {k: v for k, v in dataclasses.asdict(found).items() if k != "tokens"}
+        self.metrics.write(step, "validation", **values)
+        self.progress.validation(step, found)
+        self.clock.pause(step)
+        improved = found.loss < self.best
+        self.last, self.best = (step, found), min(self.best, found.loss)
+        return improved
+
+    def save(self, step: int, state: TrainState, position: int, last: bool = False) -> None:
+        """Saves in the background; a disk that is full is told, and training goes on.
+
+        Raises:
+          CannotSave: at the last step, for which this waits.
+        """
+        self.heartbeat.beat(step, "saving")
+        self._report()  # a step whose loss is not a number is never saved
+        extra = describe(self.experiment, self.data, position)
+        loss = self.last[1].loss if self.last is not None and self.last[0] == step else None
+        try:
+            self.checkpoints.save(step, state, extra, loss, self.axes)
+            if last:
+                self.checkpoints.wait()
+        except CannotSave as error:
+            if last:
+                raise
+            self._tell(error)
+
+    def _settle(self) -> None:
+        """Waits for a save that is under way."""
+        try:
+            self.checkpoints.wait()
+        except CannotSave as error:
+            self._tell(error)
+
+    def _tell(self, error: CannotSave) -> None:
+        kept = self.checkpoints.latest()
+        where = "there is no checkpoint yet" if kept is None else f"checkpoint {kept} is kept"
+        self.progress.say(f"{error}; {where}, training goes on")
+
+
+class _Clock:
+    """Seconds per step, without the first step (it compiles) and without validation."""
+
+    def __init__(self, step: int) -> None:
+        self._first, self._step, self._time = step + 1, step, time.perf_counter()
+
+    def lap(self, step: int) -> tuple[int, float]:
+        """Steps and seconds since the last lap; no steps if the first was among them."""
+        now = time.perf_counter()
+        steps = step - self._step if self._step >= self._first else 0
+        seconds = now - self._time
+        self._step, self._time = step, now
+        return steps, seconds
+
+    def pause(self, step: int) -> None:
+        """Starts the next lap here."""
+        self._step, self._time = step, time.perf_counter()

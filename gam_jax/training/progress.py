@@ -1,0 +1,73 @@
+"""What a person watching a run sees on standard error."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import (
+    Progress as RichProgress,
+)
+
+from gam_jax.training.scoring import Score
+
+
+class Progress:
+    """A bar with loss, tokens/s and time left on a terminal; one line a validation elsewhere.
+
+    Args:
+      tokens_per_step: to turn steps into tokens.
+      visible: False says nothing, as for all processes of a job but the first.
+    """
+
+    def __init__(self, tokens_per_step: int, visible: bool = True) -> None:
+        self.tokens_per_step = tokens_per_step
+        self.console = Console(stderr=True, highlight=False, quiet=not visible)
+        self._bar: RichProgress | None = None
+
+    def say(self, message: str) -> None:
+        """A line above the bar."""
+        self.console.print(message, soft_wrap=True, markup=False)
+
+    @contextlib.contextmanager
+    def training(self, step: int, last: int) -> Iterator[None]:
+        """Shows the bar from `step` to `last` while open."""
+        columns = (
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}"),
+            TextColumn("{task.fields[speed]} tokens/s"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        visible = self.console.is_terminal
+        with RichProgress(*columns, console=self.console, disable=not visible) as bar:
+            self._task = bar.add_task("", total=last, completed=step, loss="-", speed="-")
+            self._bar = bar
+            yield
+            self._bar = None
+
+    def step(self, step: int, loss: float) -> None:
+        """After each step."""
+        if self._bar is None:
+            return
+        rate = self._bar.tasks[self._task].speed
+        speed = "-" if rate is None else f"{rate * self.tokens_per_step:,.0f}"
+        self._bar.update(self._task, completed=step, loss=f"{loss:.3f}", speed=speed)
+
+    def validation(self, step: int, score: Score) -> None:
+        """After each validation."""
+        self.say(
+            f"step {step:>6}  validation loss {score.loss:.4f}  perplexity "
+            f"{score.perplexity:,.2f}  bits per byte {score.bits_per_byte:.4f}"
+        )

@@ -1,0 +1,188 @@
+"""Starts a run from parameters of another: those that names and shapes allow, and says which."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from gam_jax.params import Param, Params, Table
+from gam_jax.training.folder import RunFolder, write_atomically
+from sharding.checkpoint import Checkpoints, names
+from sharding.checkpoint.digest import digest, shown
+from sharding.errors import UserError
+
+_PARAMS = "params/"
+VOCAB = "vocab"
+"""The logical axis along which --init_vocab=resize lets shapes differ."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Whose parameters to take, and which.
+
+    Attributes:
+      run: a run's folder.
+      which: "latest", "best" or a step.
+      include: patterns of names; a name that matches any is taken.
+      exclude: patterns of names that are not.
+      resize: whether a vocabulary of another size is cut, or filled up with new rows.
+    """
+
+    run: RunFolder
+    which: str = "latest"
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+    resize: bool = False
+
+    @classmethod
+    def parse(cls, text: str, include: str, exclude: str, resize: bool) -> Source:
+        """From RUN or RUN@WHICH, and patterns joined by commas."""
+        path, _, which = text.partition("@")
+        include_all, exclude_all = (tuple(filter(None, p.split(","))) for p in (include, exclude))
+        run = RunFolder(pathlib.Path(path))
+        return cls(run, which or "latest", include_all or ("*",), exclude_all, resize)
+
+    def open(self) -> tuple[Checkpoints, int]:
+        """Its checkpoints and the step.
+
+        Raises:
+          UserError: there is none.
+        """
+        checkpoints = Checkpoints(self.run.checkpoints, read_only=True)
+        return checkpoints, checkpoints.choose(self.which)
+
+    def takes(self, name: str) -> bool:
+        """Whether the patterns select a parameter."""
+
+        def matches(patterns: tuple[str, ...]) -> bool:
+            return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+        return matches(self.include) and not matches(self.exclude)
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What became of each parameter, by name.
+
+    Attributes:
+      source: whose they are.
+      taken: copied whole.
+      resized: copied along a vocabulary of another size.
+      left: not selected.
+      missing: selected, but the source has none of that name.
+      unexpected: selected in the source, but the model has none of that name.
+      other_shape: of both, in different shapes: new here.
+    """
+
+    source: str
+    taken: tuple[str, ...]
+    resized: tuple[str, ...]
+    left: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    other_shape: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """For people: a count of each kind that there is, and its names."""
+        lines = [f"starting from {self.source}"]
+        for kind, found in dataclasses.asdict(self).items():
+            if kind != "source" and found:
+                lines.append(f"  {kind.replace('_', ' ')}: {len(found)} ({', '.join(found)})")
+        return lines
+
+    def write(self, path: pathlib.Path) -> None:
+        """As JSON."""
+        write_atomically(path, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+
+def plan(source: Source, table: Table) -> Report:
+    """What would be taken; reads no array.
+
+    Raises:
+      UserError: no such checkpoint, a damaged one, or nothing in it to take.
+    """
+    checkpoints, step = source.open()
+    stored = {
+        name.removeprefix(_PARAMS): found.fact
+        for name, found in checkpoints.manifest(step).arrays.items()
+        if name.startswith(_PARAMS)
+    }
+    kinds: dict[str, list[str]] = {field.name: [] for field in dataclasses.fields(Report)[1:]}
+    params: dict[str, Param] = names.flat(table)
+    for name, param in params.items():
+        kinds[_kind(source, name, param, stored)].append(name)
+    kinds["unexpected"] = [n for n in stored if n not in params and source.takes(n)]
+    if not kinds["taken"] and not kinds["resized"]:
+        raise UserError(
+            f"--init: nothing to take from {source.run.path} at step {step}: its parameters are "
+            f"{', '.join(sorted(stored)[:6])}, ...; see --init_include and --init_exclude"
+        )
+    found = {kind: tuple(each) for kind, each in kinds.items()}
+    return Report(f"{source.run.path}@{step}", **found)
+
+
+def _kind(source: Source, name: str, param: Param, stored: Mapping[str, names.Fact]) -> str:
+    if not source.takes(name):
+        return "left"
+    if name not in stored:
+        return "missing"
+    shape = stored[name].shape
+    if shape == param.shape:
+        return "taken"
+    differ = [axis for axis, a, b in zip(param.axes, shape, param.shape, strict=False) if a != b]
+    same_rank = len(shape) == len(param.shape)
+    return "resized" if source.resize and same_rank and differ == [VOCAB] else "other_shape"
+
+
+def warm_start(source: Source, table: Table, fresh: Params) -> tuple[Params, Report]:
+    """New parameters with those of the source in their place.
+
+    Args:
+      source: whose to take.
+      table: of the model.
+      fresh: its new parameters, on the mesh.
+
+    Raises:
+      UserError: as `plan`.
+    """
+    report = plan(source, table)
+    checkpoints, step = source.open()
+    leaves: dict[str, Any] = names.flat(fresh)
+    wanted = {
+        _PARAMS + name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+        for name, x in leaves.items()
+        if name in report.taken
+    }
+    taken = names.flat(checkpoints.restore(step, names.nested(wanted), partial=True))
+    leaves.update({name.removeprefix(_PARAMS): x for name, x in taken.items()})
+    for name in report.resized:
+        stored = checkpoints.reader(step).whole(_PARAMS + name)
+        if shown(digest(stored)) != checkpoints.manifest(step).arrays[_PARAMS + name].digest:
+            raise UserError(f"--init: '{name}' in {source.run.path} at step {step} is damaged")
+        leaves[name] = _over(leaves[name], stored)
+    return jax.tree.unflatten(jax.tree.structure(fresh), list(leaves.values())), report
+
+
+def _over(fresh: jax.Array, stored: np.ndarray) -> jax.Array:
+    """`fresh` with what both have taken from `stored`; each device handles its own shard."""
+
+    def shard(part: Any) -> jax.Array:
+        values = np.array(part.data)
+        starts = [index.start or 0 for index in part.index]
+        common = stored[
+            tuple(
+                slice(start, start + size) for start, size in zip(starts, values.shape, strict=True)
+            )
+        ]
+        values[tuple(slice(0, size) for size in common.shape)] = common
+        return jax.device_put(values, part.device, may_alias=False)
+
+    shards = [shard(part) for part in fresh.addressable_shards]
+    return jax.make_array_from_single_device_arrays(fresh.shape, fresh.sharding, shards)
