@@ -1,6 +1,6 @@
 """Draws docs/length.png and prints its figures: python docs/draw_length.py FILE...
 
-The files are what `python -m experiments.benchmark length --mixers=... --json` prints, one or many.
+The files are what `gam benchmark length --mixers=... --json` prints, one or many.
 """
 
 import json

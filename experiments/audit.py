@@ -1,7 +1,7 @@
 """What a training step sends between devices and holds on each, counted and by formula.
 
-  python -m experiments.audit --emulate=8 --mesh=data=2,seq=2,tensor=2
-  python -m experiments.audit --emulate=64 --mesh=data=64 --config.parallel.preset=fully_sharded
+  gam audit --emulate=8 --mesh=data=2,seq=2,tensor=2
+  gam audit --emulate=64 --mesh=data=64 --config.parallel.preset=fully_sharded
 
 Nothing is trained: the step is lowered for the mesh, its collectives are counted in its jaxpr
 and priced as rings, and the compiler tells what a device needs for arrays. --nocompile leaves the
@@ -15,17 +15,20 @@ import json
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from absl import flags
 from rich.table import Table as TextTable
 
 from experiments import cli
 from experiments.config_flags import define_config_flag, experiment_from_flags
 from experiments.devices import define_device_flags, layout_from_flags
+from experiments.streams import language_model
 from experiments.tables import print_table
+from gam_jax.data.base import Unread
+from gam_jax.data.text import Text
+from gam_jax.models import LanguageModel
 from gam_jax.optimizer import make_optimizer
 from gam_jax.params import count_params
-from gam_jax.traffic.step import step_traffic
+from gam_jax.traffic import has_formula, step_traffic
 from gam_jax.training.checks import check_batch, check_fits
 from gam_jax.training.experiment import Experiment
 from gam_jax.training.step import abstract_state, make_train_step, state_shardings
@@ -49,7 +52,7 @@ def define_flags() -> None:
 def main() -> None:
     """Counts, compares and prints."""
     args = flags.FLAGS
-    experiment = with_vocab(experiment_from_flags())
+    experiment = unread(experiment_from_flags())
     layout = layout_from_flags(experiment.parallel)
     check_batch(experiment, layout)
     check_fits(experiment, layout)
@@ -60,37 +63,34 @@ def main() -> None:
         _print(result)
 
 
-def with_vocab(experiment: Experiment) -> Experiment:
-    """The experiment with its vocabulary, as far as the tokenizer's name tells it.
+def unread(experiment: Experiment) -> Experiment:
+    """The experiment with its model fitted to its data, as far as these are known unread.
 
     Raises:
-      UserError: the name does not tell it.
+      UserError: the model needs to know more, as the size of a tokenizer that is a file.
     """
-    if experiment.model.vocab is not None:
-        return experiment
-    name, _, size = experiment.data.tokenizer.partition(":")
-    if name not in ("bytes", "bpe"):
-        raise UserError(
-            f"data.tokenizer={experiment.data.tokenizer} does not tell its size: set "
-            f"--config.model.vocab"
-        )
-    vocab = int(size) if name == "bpe" else 256
-    return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, vocab=vocab))
+    model, data = experiment.model, experiment.data
+    if isinstance(model, LanguageModel):
+        if model.vocab is not None:
+            return experiment
+        if isinstance(data, Text) and "vocab" not in data.sizes():
+            raise UserError(
+                f"data.tokenizer={data.tokenizer} does not tell its size: set --config.model.vocab"
+            )
+    return dataclasses.replace(experiment, model=model.fitted(Unread(data)))
 
 
 def audit(experiment: Experiment, layout: Layout, compiles: bool) -> dict[str, Any]:
     """Communication and memory of a training step, as JSON values; bytes are of one device."""
     step, state, batch = _lowered(experiment, layout)
     counted = totals(messages_of(step, state, batch))
-    settings = experiment.train
-    sizes = settings.batch, experiment.data.window, settings.accumulate
-    rules_changed = bool(experiment.parallel.rules)
-    expected = {} if rules_changed else totals(step_traffic(experiment.model, layout, *sizes))
+    formula = expected_traffic(experiment, layout)
+    expected = {} if formula is None else formula
     result = {
         "mesh": layout.shown,
         "preset": experiment.parallel.preset,
         "rows": [_row(kind, counted, expected) for kind in sorted({*counted, *expected})],
-        "agree": None if rules_changed else counted == expected,
+        "agree": None if formula is None else counted == formula,
         "longer": longer_sequences(experiment, layout),
         "memory": state_memory(experiment, layout),
     }
@@ -111,12 +111,25 @@ def _lowered(experiment: Experiment, layout: Layout) -> tuple[Any, Any, Any]:
     model, settings = experiment.model, experiment.train
     optimizer = make_optimizer(experiment.optimizer, settings.steps, model.table())
     step = make_train_step(model, optimizer, layout, settings.accumulate)
-    shape = (settings.batch, experiment.data.window)
-    if settings.accumulate > 1:
-        shape = (settings.accumulate, settings.batch // settings.accumulate, shape[1])
-    ids = jax.ShapeDtypeStruct(shape, jnp.int32)
-    batch = {"inputs": ids, "targets": ids, "weights": jax.ShapeDtypeStruct(shape, jnp.float32)}
-    return step, abstract_state(model, optimizer), batch
+    return step, abstract_state(model, optimizer), abstract_batch(experiment)
+
+
+def abstract_batch(experiment: Experiment) -> dict[str, Any]:
+    """Shapes of a training batch: [rows, ...], or [accumulate, rows / accumulate, ...]."""
+    settings = experiment.train
+    parts = (settings.accumulate,) if settings.accumulate > 1 else ()
+    rows = experiment.data.batch(settings.batch // settings.accumulate)
+    return {name: jax.ShapeDtypeStruct((*parts, *x.shape), x.dtype) for name, x in rows.items()}
+
+
+def expected_traffic(experiment: Experiment, layout: Layout) -> dict[Kind, Total] | None:
+    """What a step should send by the formulas; None where rules were changed or there are none."""
+    if experiment.parallel.rules or not has_formula(experiment.model):
+        return None
+    settings, window = experiment.train, getattr(experiment.data, "window", 0)
+    return totals(
+        step_traffic(experiment.model, layout, settings.batch, window, settings.accumulate)
+    )
 
 
 def _row(kind: Kind, counted: dict[Kind, Total], expected: dict[Kind, Total]) -> dict[str, Any]:
@@ -147,17 +160,17 @@ def state_memory(experiment: Experiment, layout: Layout) -> dict[str, int]:
 
 def longer_sequences(experiment: Experiment, layout: Layout) -> list[dict[str, int]]:
     """Bytes sent over `seq` in a step as windows grow, beside those of ring attention."""
-    shards = layout.mesh.shape["seq"]
-    if shards == 1:
+    shards, data = layout.mesh.shape["seq"], experiment.data
+    if shards == 1 or not isinstance(data, Text):
         return []
     rows = experiment.train.batch // layout.row_parts
-    model, found = experiment.model, []
+    model, found = language_model(experiment), []
     for multiple in LONGER:
-        window = multiple * experiment.data.window
+        window = multiple * data.window
         longer = dataclasses.replace(
             experiment,
             model=with_context(model, multiple),
-            data=dataclasses.replace(experiment.data, window=window),
+            data=dataclasses.replace(data, window=window),
         )
         counted = totals(messages_of(*_lowered(longer, layout)))
         kinds = (kind for kind in counted if kind[1] == ("seq",) and kind[0] != "all_reduce")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
+from experiments.usage import usage
 from sharding import processes
 from sharding.errors import UserError
 
 BAD_INPUT = 2
+HELP = ("help", "h", "helpshort", "?")
 
 
 def run(
@@ -29,13 +31,56 @@ def run(
     many files as `files` says. With `takes_command`, all that follows `--` is given to it. With
     `takes`, which says what they are, any number of words, but at least one.
     """
+    before = set(flags.FLAGS)
     try:
         define_flags()
     except Exception as error:  # ml_collections runs the config file and reads overrides here
         fail(f"config: {_one_line(error)}")
     takes = takes or ("the command to run after --" if takes_command else "")
-    parser = functools.partial(_parse, choices=choices, takes=takes, files=files)
+    new = set(flags.FLAGS) - before
+    own = [flags.FLAGS[name] for name in new if "." not in name]  # overrides are of --config
+    description = sys.modules[main.__module__].__doc__ or ""
+    parse = functools.partial(_parse, choices=choices, takes=takes, files=files)
+
+    def parser(argv: list[str]) -> list[str]:
+        argv = normalised(argv)
+        if any(_name(argv[place]) in HELP for place in _places(argv)):
+            _guarded(lambda: print(usage(description, own), flush=True))
+            sys.exit(0)
+        return parse(argv)
+
     app.run(lambda rest: _guarded(lambda: main(*rest[1:])), flags_parser=parser)
+
+
+def normalised(argv: Sequence[str]) -> list[str]:
+    """The command line with the flags' names as they are defined: --top-p becomes --top_p.
+
+    Values stay as they are, and so do dotted names and all that follows `--`.
+    """
+    argv = list(argv)
+    for place in _places(argv):
+        word, name = argv[place], _name(argv[place])
+        if "." not in name and (meant := name.replace("-", "_")) != name:
+            argv[place] = word.replace(name, meant, 1)
+    return argv
+
+
+def _places(argv: Sequence[str]) -> Iterator[int]:
+    """Where the words are that name flags."""
+    value = False
+    for place, word in enumerate(argv[1:], 1):
+        if value or len(word) < 2 or not word.startswith("-"):
+            value = False
+            continue
+        if word == "--":
+            return
+        yield place
+        name = _name(word).replace("-", "_")
+        value = "=" not in word and name in flags.FLAGS and not flags.FLAGS[name].boolean
+
+
+def _name(word: str) -> str:
+    return word.lstrip("-").partition("=")[0]
 
 
 def seeds_of(given: Sequence[str]) -> list[int]:
@@ -61,7 +106,8 @@ def _parse(
         rest = flags.FLAGS(argv)
         if "config" in flags.FLAGS:
             file: Any = flags.FLAGS["config"].value
-            file.to_dict()  # a file that cannot be read says so here
+            if not isinstance(file, str):
+                file.to_dict()  # a file that cannot be read says so here
     except Exception as error:  # a config file may raise anything
         fail(_one_line(error))
     if choices and (len(rest) < 2 or rest[1] not in choices):

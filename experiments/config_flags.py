@@ -2,37 +2,93 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import pathlib
+import sys
+from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
 from ml_collections import config_dict, config_flags
 
 from gam_jax.config import from_dict, to_dict
+from gam_jax.data import DATA
 from gam_jax.training.experiment import Experiment
+from sharding.errors import UserError
 
-DEFAULT_CONFIG = pathlib.Path(__file__).parent / "configs" / "gam_small.py"
+CONFIGS = pathlib.Path(__file__).parent / "configs"
+DEFAULT_CONFIG = CONFIGS / "gam_small.py"
 
 
 def config(experiment: Experiment) -> config_dict.ConfigDict:
     """What a config file's `get_config()` returns: the experiment, open to overrides."""
     values = to_dict(experiment)
-    if values["model"]["vocab"] is None:
-        del values["model"]["vocab"]  # ml_collections cannot override a None
+    model = values["model"]  # ml_collections cannot override a None
+    values["model"] = {name: value for name, value in model.items() if value is not None}
     return config_dict.ConfigDict(values)
 
 
 def define_config_flag(default: pathlib.Path = DEFAULT_CONFIG) -> None:
-    """Flags --config=FILE, a file with `get_config()`, and --config.a.b=value to override it."""
+    """The flag --config, a name or a file; --config.a.b=value sets a field of it."""
     config_flags.DEFINE_config_file(
         "config",
         default=str(default),
-        help_string="Config file; --config.a.b=value overrides.",
+        help_string=f"What to run: {', '.join(config_names())}, or a file, as mine.py. What "
+        "follows a colon is given to it: compare:mamba2. --config.a.b=value sets a field.",
         # Fields that a layer inherits are left out of the file and may be set all the same;
         # `from_dict` refuses those that do not exist.
         lock_config=False,
         accept_new_attributes=True,
     )
+    flag: Any = flags.FLAGS["config"]
+    flag.parser, flag.default_as_str = _ByName(flag.parser), default.stem
+
+
+def config_names() -> list[str]:
+    """The configs of this package."""
+    return sorted(path.stem for path in CONFIGS.glob("*.py") if not path.stem.startswith("_"))
+
+
+def config_file(text: str) -> str:
+    """The file that --config means, with what follows a colon.
+
+    Raises:
+      UserError: neither the name of a config nor a file.
+    """
+    name, colon, argument = text.partition(":")
+    if name in config_names():
+        return f"{CONFIGS / name}.py{colon}{argument}"
+    if not pathlib.Path(name).is_file():
+        raise UserError(
+            f"no config '{name}': choose one of {', '.join(config_names())}, or give a file"
+        )
+    return text
+
+
+def config_title() -> str:
+    """The name of the config that the flags choose, as of a folder: gam_small, compare-mamba2."""
+    file, _, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    return "-".join([pathlib.Path(file).stem, *([argument] if argument else [])])
+
+
+class _ByName(flags.ArgumentParser):
+    """Opens a config by its name, or by its file."""
+
+    def __init__(self, by_file: flags.ArgumentParser) -> None:
+        self._by_file = by_file
+
+    def parse(self, argument: str) -> Any:
+        """What `get_config()` of it returns."""
+        file = config_file(argument)
+        try:
+            return self._by_file.parse(file)
+        except (TypeError, ValueError) as error:  # ml_collections puts a whole trace into it
+            raise UserError(str(error.__context__ or error)) from error
+
+    def flag_type(self) -> str:
+        """That of the parser within."""
+        return self._by_file.flag_type()
 
 
 def experiment_from_flags(saved: dict[str, Any] | None = None) -> Experiment:
@@ -50,4 +106,51 @@ def experiment_from_flags(saved: dict[str, Any] | None = None) -> Experiment:
     if saved is not None and flag.using_default_value:
         values = config_dict.ConfigDict(saved)
         values.update_from_flattened_dict(config_flags.get_override_values(flag))
-    return from_dict(Experiment, values.to_dict())
+    return from_dict(
+        Experiment, _of_its_data(values.to_dict(), config_flags.get_override_values(flag))
+    )
+
+
+def _of_its_data(values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The values without fields that --config.data.name=... has left behind.
+
+    Another class of data has other fields; those that the command line sets stay, so that a wrong
+    one is named.
+    """
+    data = values.get("data")
+    if "data.name" not in overrides or not isinstance(data, dict):
+        return values
+    kind = DATA.get(str(data["name"]).partition(":")[0])
+    if kind is None:
+        return values
+    own = {field.name for field in dataclasses.fields(kind)}
+    kept = {k: v for k, v in data.items() if k in own or f"data.{k}" in overrides}
+    return {**values, "data": kept}
+
+
+def define_classes_flag() -> None:
+    """The flag --config of commands that open a run: the file that registers its classes."""
+    flags.DEFINE_string(
+        "config", "", "The file that registers the run's own classes, if it has any: mine.py."
+    )
+
+
+def register_classes() -> None:
+    """Runs the file that --config names, which registers classes of its own.
+
+    Raises:
+      UserError: there is no such file, or it cannot be run.
+    """
+    text = flags.FLAGS.config
+    if not text:
+        return
+    path = pathlib.Path(text.partition(":")[0])
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise UserError(f"--config={text}: there is no such Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # types of its dataclasses' fields are looked up there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # a file may raise anything
+        raise UserError(f"--config={text} cannot be run: {error}") from error

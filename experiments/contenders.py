@@ -1,6 +1,6 @@
 """The architectures that are compared: one line each, in one registry.
 
-`CONTENDERS` is what `experiments.recall`, `experiments.compare` and their tests go through. A new
+`CONTENDERS` is what the studies `compare` and `recall` and their tests go through. A new
 architecture takes part by being registered here.
 """
 

@@ -1,7 +1,7 @@
 """Runs from and to model folders of Hugging Face transformers, without torch.
 
-  python -m experiments.convert --from-hf=FOLDER --run=runs/x
-  python -m experiments.convert --run=runs/x --to-hf=FOLDER
+  gam convert --from-hf=FOLDER --run=runs/x
+  gam convert --run=runs/x --to-hf=FOLDER
 
 The first makes a run of a folder's config.json, safetensors and tokenizer.json: one that evaluate
 and sample open, and that `train --init=runs/x` goes on from. The second writes such a folder from a
@@ -16,9 +16,11 @@ import jax
 from absl import flags
 
 from experiments import cli
+from experiments.config_flags import define_classes_flag, register_classes
+from experiments.streams import language_model
 from gam_jax.convert import from_hf, to_hf
-from gam_jax.data.text import Text
-from gam_jax.data.tokenizer import FILE_NAME, HFTokenizer, load_tokenizer
+from gam_jax.data.text import TOKENIZER, Text
+from gam_jax.data.tokenizer import FILE_NAME, HFTokenizer, load_tokenizer, tokenizer_from_text
 from gam_jax.params import count_params
 from gam_jax.training.experiment import Experiment
 from gam_jax.training.folder import RunFolder, load_params, logical_axes
@@ -33,10 +35,9 @@ WINDOW = 1024
 
 def define_flags() -> None:
     """The command line."""
+    define_classes_flag()
     flags.DEFINE_string("from_hf", None, "Model folder to make a run of.")
-    flags.DEFINE_alias("from-hf", "from_hf")
     flags.DEFINE_string("to_hf", None, "Model folder to write a run to.")
-    flags.DEFINE_alias("to-hf", "to_hf")
     flags.DEFINE_string("run", None, "Run folder.")
     flags.DEFINE_string("checkpoint", "latest", "With --to-hf: latest, best, or a step.")
 
@@ -44,6 +45,7 @@ def define_flags() -> None:
 def main() -> None:
     """One way or the other."""
     args = flags.FLAGS
+    register_classes()
     if not args.run or (args.from_hf is None) == (args.to_hf is None):
         raise UserError("give --run, and either --from-hf=FOLDER or --to-hf=FOLDER")
     folder = RunFolder(pathlib.Path(args.run))
@@ -75,21 +77,23 @@ def make_run(source: pathlib.Path, folder: RunFolder) -> None:
         separators=tokenizer.separator is not None,
     )
     experiment = Experiment(model, data)
-    folder.start(experiment, tokenizer)
+    folder.start(experiment, {TOKENIZER: tokenizer.to_text()})
     with Checkpoints(folder.checkpoints) as checkpoints:
         axes = logical_axes(experiment)
         checkpoints.save(0, {"params": params}, {"position": 0}, axes=axes)
         checkpoints.wait()
     print(f"{count_params(model.table()):,} parameters of {source} in {folder.path}")
-    print(f"next: python -m experiments.sample --run={folder.path}")
+    print(f"next: gam sample --run={folder.path}")
 
 
 def export_run(folder: RunFolder, target: pathlib.Path, which: str) -> None:
     """A model folder with the weights of a checkpoint, and the tokenizer if it is of that kind."""
-    experiment, tokenizer = folder.experiment(), folder.load_tokenizer()
+    experiment = folder.experiment()
+    model, kept = language_model(experiment), folder.kept(experiment.data)
+    tokenizer = tokenizer_from_text(kept[TOKENIZER]) if TOKENIZER in kept else None
     layout = Layout(make_mesh(devices=jax.devices()[:1]))
     step, params = load_params(folder, experiment, layout, which)
-    to_hf(experiment.model, params, target)
+    to_hf(model, params, target)
     print(f"{folder.path} at step {step} in {target}")
     if isinstance(tokenizer, HFTokenizer):
         tokenizer.save(target / FILE_NAME)

@@ -6,7 +6,7 @@
 Survivors are ended at once: they wait in a collective for the dead, and a save needs them all.
 The lost processes' devices are not used again. The command itself plans the new mesh (--plan, by
 the rule of `sharding.replan`) and goes on from its newest checkpoint (--resume), so it must be
-`experiments.train` or know these flags.
+`gam train` or know these flags.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ SLOT = "GAM_JAX_SLOT"
 """Set for each process: its place among the processes of the first start. A wrapper can choose
 devices by it, as CUDA_VISIBLE_DEVICES=$GAM_JAX_SLOT; after a death that place stays empty."""
 
+TRAINS = ("gam train", "experiments/command.py train", "experiments.train", "experiments/train")
+"""How a command line may name the training command."""
+
 
 def define_flags() -> None:
     """The command line."""
     flags.DEFINE_bool("elastic", False, "Restart the run on what is left when a process is lost.")
     flags.DEFINE_integer("min_devices", 1, "With --elastic: give up below that many devices.", 1)
-    flags.DEFINE_alias("min-devices", "min_devices")
     flags.DEFINE_integer("max_restarts", 3, "With --elastic: give up after that many restarts.", 0)
-    flags.DEFINE_alias("max-restarts", "max_restarts")
 
 
 def run(
@@ -56,10 +57,8 @@ def run(
     Raises:
       UserError: a command that cannot be resumed.
     """
-    if not any("experiments.train" in word or "experiments/train" in word for word in command):
-        raise UserError(
-            "--elastic restarts a run from its checkpoint: give it python -m experiments.train"
-        )
+    if not any(train in " ".join(command) for train in TRAINS):
+        raise UserError("--elastic restarts a run from its checkpoint: give it gam train")
     ending = start(command, slots, devices)
     each, left = devices or ending.devices, list(slots)
     for attempt in range(1, flags.FLAGS.max_restarts + 2):

@@ -1,9 +1,9 @@
 """Scores a trained run on its validation split, or on any other text.
 
-  python -m experiments.evaluate --run=runs/gam_small
-  python -m experiments.evaluate --run=runs/gam_small --data=text:my_code/ --json
-  python -m experiments.evaluate --run=runs/of_four_streams --streams=1
-  python -m experiments.evaluate --run=runs/gam_small --window=1024 --stride=512
+  gam evaluate --run=runs/gam_small
+  gam evaluate --run=runs/gam_small --data=text:my_code/ --json
+  gam evaluate --run=runs/of_four_streams --streams=1
+  gam evaluate --run=runs/gam_small --window=1024 --stride=512
 
 Prints loss (nats per token), perplexity, bits per byte and the number of tokens.
 """
@@ -17,12 +17,16 @@ import pathlib
 from absl import flags
 
 from experiments import cli
+from experiments.config_flags import define_classes_flag, register_classes
 from experiments.devices import define_device_flags, layout_from_flags
-from gam_jax.data import load
-from gam_jax.data.text import Text
+from experiments.streams import of_streams, params_of_streams
+from gam_jax.config import from_dict, to_dict
+from gam_jax.data import Data, Dataset, Text
+from gam_jax.data.text_dataset import TextDataset
+from gam_jax.models import LanguageModel
 from gam_jax.training.checks import check_fits
 from gam_jax.training.experiment import Experiment
-from gam_jax.training.folder import RunFolder, load_params, of_streams
+from gam_jax.training.folder import RunFolder
 from gam_jax.training.scoring import score
 from gam_jax.training.step import make_eval_step
 from sharding import processes
@@ -33,6 +37,7 @@ SPLITS = ("train", "validation", "test")
 
 def define_flags() -> None:
     """The command line."""
+    define_classes_flag()
     flags.DEFINE_string("run", "runs/gam_small", "Run folder.")
     flags.DEFINE_string(
         "data", None, "Data set by name (text:PATH, ...); the run's own if not given."
@@ -56,49 +61,62 @@ def define_flags() -> None:
 def main() -> None:
     """Loads the run, then the data, then scores."""
     args = flags.FLAGS
+    register_classes()
     folder = RunFolder(pathlib.Path(args.run))
     experiment = folder.experiment()
-    experiment = dataclasses.replace(experiment, data=_data(experiment))
-    config = experiment.data
+    config = _data(experiment)
     layout = layout_from_flags(experiment.parallel)
     shown = of_streams(experiment, args.streams)
-    check_fits(shown, layout)
-    tokenizer = folder.load_tokenizer()
-    step, params = load_params(folder, experiment, layout, args.checkpoint, args.streams)
-    data = load(config, tokenizer)
-    tokens = data.split(args.split)
-    if args.tokens:
-        tokens = tokens[: args.tokens + 1]
-    found = score(
-        make_eval_step(shown.model, layout),
-        params,
-        tokens,
-        config,
-        experiment.train.batch,
-        data.bytes_per_token,
-        layout,
-    )
+    kept = folder.kept(config)
+    step, params = params_of_streams(folder, experiment, layout, args.checkpoint, args.streams)
+    data = _cut(config.open(kept), args.split, args.tokens)
+    shown = dataclasses.replace(shown, data=config)
+    check_fits(shown, layout, data.batch(layout.row_parts))
+    eval_step = make_eval_step(shown.model, layout)
+    found = score(eval_step, params, data, shown.model, experiment.train.batch, layout)
     if not processes.is_first():
         return
     if args.json:
         facts = {"run": str(folder.path), "step": step, "data": config.name, "split": args.split}
-        facts |= {"window": config.window, "stride": config.step}
-        print(json.dumps({**facts, **dataclasses.asdict(found)}))
+        if isinstance(config, Text):
+            facts |= {"window": config.window, "stride": config.step}
+        print(json.dumps({**facts, **found.to_json()}))
         return
     print(f"{folder.path} at step {step} on {args.split} of {config.name}")
-    for name, value in dataclasses.asdict(found).items():
+    for name, value in found.to_json().items():
         print(f"{name.replace('_', ' '):>14}  {value:,.4f}".removesuffix(".0000"))
 
 
-def _data(experiment: Experiment) -> Text:
+def _cut(data: Dataset, split: str, tokens: int) -> Dataset:
+    """The split of the data that is scored, or its first tokens.
+
+    Raises:
+      UserError: data that are not text have one split alone, their validation rows.
+    """
+    if isinstance(data, TextDataset):
+        return data.scored_on(split, tokens)
+    if split != "validation":
+        raise UserError(
+            f"--split={split}: {data.config.name} is scored on its validation rows alone"
+        )
+    return data.first(0, tokens)
+
+
+def _data(experiment: Experiment) -> Data:
     """The run's data with what the flags change.
 
     Raises:
-      UserError: windows longer than a sequence of this model may be, or ones that leave gaps.
+      UserError: flags that are for text where the data are not; windows longer than a sequence of
+        this model may be, or ones that leave gaps.
     """
     args, config = flags.FLAGS, experiment.data
     if args.data:
-        config = dataclasses.replace(config, name=args.data)
+        values = {**to_dict(config), "name": args.data}
+        config = from_dict(Data, values, "--data")
+    if not (args.window or args.stride):
+        return config
+    if not isinstance(config, Text) or not isinstance(experiment.model, LanguageModel):
+        raise UserError(f"--window and --stride are for text, and the data is {config.name}")
     if args.window:
         config = dataclasses.replace(config, window=args.window, stride=0)
     if args.stride:

@@ -1,9 +1,9 @@
 """Runs a command as several processes on this host, joined into one job, and watches them.
 
-  python -m experiments.launch --processes=2 --devices-per-process=4 -- \\
-    python -m experiments.train --mesh=data=-1
-  python -m experiments.launch --processes=4 --devices-per-process=2 --elastic --min-devices=2 -- \\
-    python -m experiments.train --run=runs/long --mesh=data=4,tensor=2
+  gam launch --processes=2 --devices-per-process=4 -- \\
+    gam train --mesh=data=-1
+  gam launch --processes=4 --devices-per-process=2 --elastic -- \\
+    gam train --run=runs/long --mesh=data=4,tensor=2
 
 Each line that a process prints is shown with its rank before it. When one ends badly, or hangs,
 the others are ended too, and its exit code is returned; with --elastic the run is started again
@@ -31,6 +31,7 @@ from typing import IO
 from absl import flags
 
 from experiments import cli, elastic
+from experiments.command import as_process
 from experiments.hangs import Hang, Limits, Watch, named, where
 from gam_jax.training import heartbeat
 from sharding import processes
@@ -50,7 +51,6 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "devices_per_process", 0, "Emulated CPU devices of each; 0 to use the real devices.", 0
     )
-    flags.DEFINE_alias("devices-per-process", "devices_per_process")
     flags.DEFINE_float("grace", 10.0, "Seconds that processes have to end when asked to.", 0)
     flags.DEFINE_float(
         "hang",
@@ -61,13 +61,12 @@ def define_flags() -> None:
     flags.DEFINE_float(
         "hang_other", 1200.0, "Likewise while it starts, compiles, validates or saves.", 0
     )
-    flags.DEFINE_alias("hang-other", "hang_other")
     elastic.define_flags()
 
 
 def main(*command: str) -> None:
     """Starts the job, waits for it, and exits with its code."""
-    args = flags.FLAGS
+    args, command = flags.FLAGS, as_process(command)
     if shutil.which(command[0]) is None:
         raise UserError(f"no program '{command[0]}': give the command to run after --")
     limits = Limits(args.hang, args.hang_other)

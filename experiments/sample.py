@@ -1,7 +1,7 @@
 """Writes text with a trained run.
 
-  python -m experiments.sample --run=runs/gam_small --prompt="def " --tokens=200
-  python -m experiments.sample --run=runs/gam_small --temperature=0.8 --top_p=0.95 --seed=1
+  gam sample --run=runs/gam_small --prompt="def " --tokens=200
+  gam sample --run=runs/gam_small --temperature=0.8 --top_p=0.95 --seed=1
 
 The text streams to standard output as it is written; speed and the size of the carry go to
 standard error. The same seed gives the same text.
@@ -20,23 +20,25 @@ import numpy as np
 from absl import flags
 
 from experiments import cli
+from experiments.config_flags import define_classes_flag, register_classes
 from experiments.devices import define_device_flags, layout_from_flags
+from experiments.streams import language_model, of_streams, params_of_streams
 from gam_jax import decode
-from gam_jax.data.tokenizer import Stream
-from gam_jax.training.checks import check_streams
-from gam_jax.training.folder import RunFolder, load_params, of_streams
+from gam_jax.data.text import TOKENIZER
+from gam_jax.data.tokenizer import Stream, tokenizer_from_text
+from gam_jax.training.folder import RunFolder
 from sharding import processes
 from sharding.errors import UserError
 
 
 def define_flags() -> None:
     """The command line."""
+    define_classes_flag()
     flags.DEFINE_string("run", "runs/gam_small", "Run folder.")
     flags.DEFINE_string("prompt", "def ", "What the text starts with.")
     flags.DEFINE_integer("tokens", 200, "How many tokens to write.", 1)
     flags.DEFINE_float("temperature", 0.8, "0 takes the likeliest token each time.", 0)
     flags.DEFINE_float("top_p", 0.95, "Draw from the likeliest tokens of this probability.", 0, 1)
-    flags.DEFINE_alias("top-p", "top_p")
     flags.DEFINE_integer("seed", 0, "Random seed.")
     flags.DEFINE_string("checkpoint", "latest", "latest, best (validation loss), or a step.")
     flags.DEFINE_integer("streams", 0, "Of parallel streams, the first ones alone; 0 for all.", 0)
@@ -47,22 +49,27 @@ def define_flags() -> None:
 def main() -> None:
     """Reads the prompt, then writes a few tokens at a time."""
     args = flags.FLAGS
+    register_classes()
     folder = RunFolder(pathlib.Path(args.run))
-    experiment, tokenizer = folder.experiment(), folder.load_tokenizer()
+    experiment = folder.experiment()
+    language, kept = language_model(experiment), folder.kept(experiment.data)
+    if TOKENIZER not in kept:
+        raise UserError(f"{folder.path} was trained on {experiment.data.name}, which is no text")
+    tokenizer = tokenizer_from_text(kept[TOKENIZER], str(folder.path / TOKENIZER))
     prompt = np.asarray(tokenizer.encode(args.prompt), np.int32)
     if not len(prompt):
         raise UserError("--prompt holds no token: give at least one character")
     try:
-        experiment.model.check_length(len(prompt) + args.tokens)
+        language.check_length(len(prompt) + args.tokens)
     except ValueError as error:
         raise UserError(str(error)) from error
     layout = layout_from_flags(experiment.parallel).whole
-    written_by = of_streams(experiment, args.streams)
-    check_streams(written_by, layout)
-    step, params = load_params(folder, experiment, layout, args.checkpoint, args.streams)
+    model = language_model(of_streams(experiment, args.streams))
+    model.check_mesh(layout)
+    step, params = params_of_streams(folder, experiment, layout, args.checkpoint, args.streams)
 
     pieces = decode.generate(
-        written_by.model,
+        model,
         params,
         prompt[None],
         args.tokens,
@@ -73,7 +80,7 @@ def main() -> None:
     )
     shown = processes.is_first() and not args.json
     text, speed = _write(pieces, args.prompt, tokenizer.stream(), shown)
-    carry = decode.carry_bytes(written_by.model.carry(1))
+    carry = decode.carry_bytes(model.carry(1))
     if args.json and processes.is_first():
         facts = {"tokens_per_second": round(speed, 1), "carry_bytes": carry, "step": step}
         print(json.dumps({"text": text, **facts}))

@@ -1,13 +1,13 @@
-"""Trains a language model on text, and shows what it learned beside baselines of the same text.
+"""Trains a model on data, and shows what it learned beside baselines of the same data.
 
 The default needs no download: a small GAM reads the source code of Python's standard library.
 
-  python -m experiments.train
-  python -m experiments.train --config=experiments/configs/gam_paper.py --run=runs/paper
-  python -m experiments.train --run=runs/books --config.data.name=text:books/
-  python -m experiments.train --run=runs/books --resume
-  python -m experiments.train --run=runs/tuned --init=runs/books@best --init_exclude='final_norm/*'
-  python -m experiments.train --emulate=8 --mesh=data=2,seq=2,tensor=2
+  gam train
+  gam train --config=gam_paper --run=runs/paper
+  gam train --run=runs/books --config.data.name=text:books/
+  gam train --run=runs/books --resume
+  gam train --run=runs/new --init=runs/books@best --init-exclude='final_norm/*'
+  gam train --emulate=8 --mesh=data=2,seq=2,tensor=2
 
 Every field of the config file can be set with --config.a.b=value. A run is a folder:
 config.json, tokenizer.json, metrics.jsonl, checkpoints/, tensorboard/, curves.png. Ctrl-C and
@@ -19,39 +19,36 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-import sys
 from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 from rich.table import Table as TextTable
 
 from experiments import cli
-from experiments.config_flags import define_config_flag, experiment_from_flags
+from experiments.config_flags import config_title, define_config_flag, experiment_from_flags
 from experiments.curves import draw_curves
 from experiments.devices import define_device_flags, layout_from_flags
 from experiments.load_figure import draw_load
+from experiments.show_config import shown
 from experiments.tables import print_table
-from gam_jax.data import TextDataset, load
-from gam_jax.data.baselines import baselines
-from gam_jax.data.pipeline import windows
-from gam_jax.params import count_params
-from gam_jax.training.checks import check_batch, check_fits, refusal
+from gam_jax.models import LanguageModel
+from gam_jax.training.checks import refusal
 from gam_jax.training.experiment import Experiment
-from gam_jax.training.folder import RunFolder, write_atomically
+from gam_jax.training.fit import Fitted, fit, opened, summary
+from gam_jax.training.folder import RunFolder
 from gam_jax.training.heartbeat import Heartbeat
-from gam_jax.training.lock import run_lock
-from gam_jax.training.loop import Beginning, Outcome, train
+from gam_jax.training.loop import Beginning
 from gam_jax.training.metrics import read_metrics
-from gam_jax.training.progress import Progress
-from gam_jax.training.warm_start import Source, plan
+from gam_jax.training.progress import shown_score
+from gam_jax.training.warm_start import Source
 from sharding import processes
 from sharding.errors import UserError
-from sharding.layout import Layout
 from sharding.replan import Plan, replan
 
 LATEST_GOOD = "latest-good"
+HIDDEN = {"text_bytes"}
+"""What baselines tell besides scores."""
 
 
 def define_flags() -> None:
@@ -79,6 +76,9 @@ def define_flags() -> None:
         "resize: cut a vocabulary of another size, or fill it up with new rows.",
     )
     flags.DEFINE_bool("json", False, "Print the summary as one JSON object on standard output.")
+    flags.DEFINE_bool(
+        "show_config", False, "Train nothing: print each field of the config, and what it means."
+    )
     flags.DEFINE_string(
         "plan",
         "",
@@ -111,6 +111,9 @@ def main() -> None:
     """Checks everything that can be checked, then trains."""
     folder = _run_folder()
     saved = folder.saved_config() if flags.FLAGS.resume else None
+    if flags.FLAGS.show_config:
+        print(shown(experiment_from_flags(saved)))
+        return
     if saved is None:
         folder.check_new()
     experiment = experiment_from_flags(saved)
@@ -121,55 +124,24 @@ def main() -> None:
     with Heartbeat.from_environment() as heartbeat:
         layout = layout_from_flags(experiment.parallel)
         heartbeat.has(jax.local_device_count())
-        check_batch(experiment, layout)
-        tokens = experiment.train.batch * experiment.data.window
-        progress = Progress(tokens, processes.is_first())
-        with run_lock(folder.path, progress.say):
-            _run(experiment, folder, saved, layout, progress, heartbeat, beginning)
-
-
-def _run(
-    experiment: Experiment,
-    folder: RunFolder,
-    saved: dict[str, Any] | None,
-    layout: Layout,
-    progress: Progress,
-    heartbeat: Heartbeat,
-    beginning: Beginning,
-) -> None:
-    progress.say(f"reading {experiment.data.name}")
-    experiment, data = _load(experiment, folder, saved)
-    check_fits(experiment, layout)
-    if beginning.source is not None:
-        plan(beginning.source, experiment.model.table())
-    if saved is not None:
-        folder.check_same(experiment)
-    elif processes.is_first():
-        folder.start(experiment, data.tokenizer)
-    processes.barrier("run folder")
-    lines = baselines_of(data)
-    if processes.is_first():
-        write_atomically(folder.baselines, json.dumps(lines, indent=2) + "\n")
-    progress.say(_describe(experiment, data, folder, layout))
-    outcome = train(experiment, data, folder, layout, progress, heartbeat, beginning)
+        fitted = fit(
+            experiment,
+            run=folder.path,
+            layout=layout,
+            resume=saved is not None,
+            beginning=beginning,
+            heartbeat=heartbeat,
+        )
     if not processes.is_first():
         return
-
-    losses = {name: values["loss"] for name, values in lines.items()}
+    losses = {name: values["loss"] for name, values in fitted.baselines.items()}
     rows = read_metrics(folder.metrics)
     draw_curves(rows, losses, folder.curves)
     draw_load(rows, folder.load)
     if flags.FLAGS.json:
-        print(json.dumps(_summary(outcome, lines, folder)))
+        print(json.dumps(summary(fitted)))
     else:
-        _print_summary(outcome, lines, folder)
-
-
-def _load(
-    experiment: Experiment, folder: RunFolder, saved: dict[str, Any] | None
-) -> tuple[Experiment, TextDataset]:
-    data = load(experiment.data, None if saved is None else folder.load_tokenizer())
-    return fit_to_data(experiment, data)
+        _print_summary(fitted)
 
 
 def _plan(experiment: Experiment, folder: RunFolder, saved: dict[str, Any] | None) -> Plan:
@@ -177,8 +149,8 @@ def _plan(experiment: Experiment, folder: RunFolder, saved: dict[str, Any] | Non
     count, times, devices = flags.FLAGS.plan.partition("x")
     if not (times and count.isdecimal() and devices.isdecimal()):
         raise UserError(f"--plan={flags.FLAGS.plan}: write processes x devices of each, as 2x4")
-    if saved is None:  # else the vocabulary is known
-        experiment, _ = _load(experiment, folder, saved)
+    if saved is None:  # else the model is fitted to its data
+        experiment, _ = opened(experiment, None, folder, resumed=False)
     if total := int(count) * int(devices):  # else `replan` says that none are left
         processes.emulate(total)
     return replan(
@@ -186,51 +158,10 @@ def _plan(experiment: Experiment, folder: RunFolder, saved: dict[str, Any] | Non
     )
 
 
-def fit_to_data(experiment: Experiment, data: TextDataset) -> tuple[Experiment, TextDataset]:
-    """The experiment with the tokenizer's vocabulary; the data as long as it asks for.
-
-    Raises:
-      UserError: a vocabulary or window that does not fit the model.
-    """
-    model, vocab = experiment.model, data.tokenizer.vocab
-    if model.vocab not in (None, vocab):
-        raise UserError(
-            f"model.vocab={model.vocab} but the tokenizer has {vocab}: leave model.vocab out, or "
-            f"use the tokenizer that the model was made for"
-        )
-    if model.context and model.context < experiment.data.window:
-        raise UserError(
-            f"data.window={experiment.data.window} is longer than the {model.context} learned "
-            f"positions of model.context: lower the one or raise the other"
-        )
-    limit = experiment.train.validation_tokens
-    if limit and limit < len(data.validation) - 1:
-        data = dataclasses.replace(data, validation=data.validation[: limit + 1])
-    if (limit := experiment.train.tokens) and limit < len(data.train) - 1:
-        data = dataclasses.replace(data, train=data.train[: limit + 1])
-        windows(data.train, experiment.data.window, experiment.data.step)
-    return dataclasses.replace(experiment, model=dataclasses.replace(model, vocab=vocab)), data
-
-
-def baselines_of(data: TextDataset) -> dict[str, dict[str, float]]:
-    """Baselines scored on the tokens that the model is validated on."""
-    tokens = len(data.validation)
-    return baselines(
-        data.train,
-        data.validation,
-        data.tokenizer.vocab,
-        round(tokens * data.bytes_per_token),
-        data.corpus.documents("validation"),
-        window=data.config.window,
-        stride=data.config.step,
-    )
-
-
 def _run_folder() -> RunFolder:
     name = flags.FLAGS.run
     if not name:
-        file = config_flags.get_config_filename(flags.FLAGS["config"])
-        name = pathlib.Path("runs") / pathlib.Path(file).stem
+        name = pathlib.Path("runs") / config_title()
     return RunFolder(pathlib.Path(name))
 
 
@@ -252,46 +183,28 @@ def _beginning(folder: RunFolder) -> Beginning:
     return Beginning(args.resume or "latest", source)
 
 
-def _describe(experiment: Experiment, data: TextDataset, folder: RunFolder, layout: Layout) -> str:
-    count = count_params(experiment.model.table())
-    mesh = f"{layout.shown} ({experiment.parallel.preset}), " if layout.mesh.size > 1 else ""
-    return (
-        f"{mesh}{count:,} parameters, {len(data.train):,} training and {len(data.validation):,} "
-        f"validation tokens, {experiment.train.last_step:,} steps; run folder {folder.path}"
-    )
-
-
-def _summary(
-    outcome: Outcome, lines: dict[str, dict[str, float]], folder: RunFolder
-) -> dict[str, Any]:
-    return {
-        "run": str(folder.path),
-        "step": outcome.step,
-        "interrupted": outcome.interrupted,
-        "validation": None if outcome.last is None else dataclasses.asdict(outcome.last),
-        "baselines": lines,
-        "tokens_per_second": round(outcome.tokens_per_second, 1),
-    }
-
-
-def _print_summary(outcome: Outcome, lines: dict[str, dict[str, float]], folder: RunFolder) -> None:
-    rows = dict(lines)
+def _print_summary(fitted: Fitted) -> None:
+    outcome, folder, rows = fitted.outcome, fitted.folder, dict(fitted.baselines)
+    unit = "units"
     if outcome.last is not None:
-        rows["this model"] = dataclasses.asdict(outcome.last)
-    columns = {"loss": "{:.4f}", "perplexity": "{:,.2f}", "bits_per_byte": "{:.4f}"}
+        rows["this model"] = outcome.last.values
+        unit = outcome.last.unit
+    columns = list(dict.fromkeys(name for values in rows.values() for name in values))
+    columns = [name for name in columns if name not in HIDDEN]
     table = TextTable("validation", *(name.replace("_", " ") for name in columns))
     for name, values in sorted(rows.items(), key=lambda row: -row[1]["loss"]):
-        cells = [form.format(values[column]) for column, form in columns.items()]
+        cells = [shown_score(c, values[c]) if c in values else "" for c in columns]
         table.add_row(name, *cells, style="bold" if name == "this model" else None)
     print_table(table)
     if outcome.interrupted:
         print(f"stopped at step {outcome.step} and saved; continue with --resume")
     else:
-        print(f"step {outcome.step}, {outcome.tokens_per_second:,.0f} tokens/s")
+        print(f"step {outcome.step}, {outcome.per_second:,.0f} {unit}/s")
     print(f"curves in {folder.curves}")
     if folder.load.exists():
         print(f"load of experts in {folder.load}")
-    print(f"next: {sys.executable.split('/')[-1]} -m experiments.sample --run={folder.path}")
+    if isinstance(fitted.experiment.model, LanguageModel):
+        print(f"next: gam sample --run={folder.path}")
 
 
 if __name__ == "__main__":

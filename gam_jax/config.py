@@ -9,20 +9,24 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from gam_jax.layers import LAYERS, Layer
 from sharding.errors import UserError
 
 T = TypeVar("T")
 
 LAYER_KEY = "layer"
 """In a dict, the key that names a layer's class."""
+MODEL_KEY = "class"
+"""The key that names a model's class: no field can have that name."""
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A frozen dataclass as nested dicts of JSON values.
 
-    A layer says its class under "layer". What it inherits (see `layers.base.INHERITED`) is what
-    the dataclass around it says, so equal values are left out.
+    A layer says its class under "layer", a model under "class". What a layer inherits (see
+    `layers.base.INHERITED`) is what the dataclass around it says, so equal values are left out.
+
+    Raises:
+      UserError: a layer, model or data of a class that is not registered.
     """
     return _to_dict(config, {})
 
@@ -30,14 +34,22 @@ def to_dict(config: Any) -> dict[str, Any]:
 def _to_dict(config: Any, around: Mapping[str, Any]) -> dict[str, Any]:
     inherited = {**around, **_inheritable(config)}
     result: dict[str, Any] = {}
-    if type(config).__name__ in LAYERS:
-        result[LAYER_KEY] = type(config).__name__
+    for kind in _kinds():
+        if isinstance(config, kind.base):
+            name = kind.name_of(config)
+            if kind.table.get(name) is not type(config):
+                raise UserError(
+                    f"{type(config).__name__} is not registered: put register("
+                    f"{type(config).__name__}) below the class"
+                )
+            if kind.key:
+                result[kind.key] = name
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             result[field.name] = _to_dict(value, inherited)
         elif field.name not in around or value != around[field.name]:
-            result[field.name] = value
+            result[field.name] = list(value) if isinstance(value, tuple) else value
     return result
 
 
@@ -47,25 +59,62 @@ def _inheritable(config: Any) -> dict[str, Any]:
     return {name: getattr(config, name) for name in INHERITED if hasattr(config, name)}
 
 
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """A base class whose subclasses are found by a name in their dict.
+
+    Attributes:
+      base: Layer, Model or Data.
+      table: name -> class.
+      key: of the dict, where the class has a key of its own; data are told by their `name`.
+      word: for messages.
+      default: the class where the key is missing; none if it may not be.
+    """
+
+    base: type
+    table: Mapping[str, type]
+    key: str
+    word: str
+    default: str = ""
+
+    def name_of(self, config: Any) -> str:
+        """Under which name its class is registered."""
+        return type(config).__name__ if self.key else str(config.name).partition(":")[0]
+
+    def name_in(self, values: Mapping[str, Any]) -> Any:
+        """The name that a dict gives."""
+        if self.key:
+            return values.get(self.key, self.default or None)
+        return str(values.get("name", self.default)).partition(":")[0]
+
+
+def _kinds() -> tuple[_Kind, ...]:
+    from gam_jax.data import DATA, Data
+    from gam_jax.layers import LAYERS, Layer
+    from gam_jax.models import MODELS, Model
+
+    return (
+        _Kind(Layer, LAYERS, LAYER_KEY, "layer"),
+        _Kind(Model, MODELS, MODEL_KEY, "model", "LanguageModel"),
+        _Kind(Data, DATA, "", "data set", "python_stdlib"),
+    )
+
+
 def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
     """The inverse of `to_dict`.
 
     Raises:
       UserError: an unknown field (with the nearest valid one), a value of the wrong type, an
-        unknown layer, or a value that the dataclass itself refuses.
+        unknown class, or a value that the dataclass itself refuses.
     """
     if not isinstance(values, Mapping):
         raise UserError(f"{where}: expected fields of {cls.__name__}, got {values!r}")
-    if cls is Layer or LAYER_KEY in values:
-        name = values.get(LAYER_KEY)
-        if name not in LAYERS:
-            raise UserError(f"{where}.{LAYER_KEY}: {unknown(name, LAYERS, 'layer')}")
-        cls = LAYERS[name]  # type: ignore[assignment]
+    cls = _class_of(cls, values, where)
     hints = typing.get_type_hints(cls)
     fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     kwargs = {}
     for name, value in values.items():
-        if name == LAYER_KEY:
+        if name in (LAYER_KEY, MODEL_KEY) and name not in fields:
             continue
         if name not in fields:
             raise UserError(f"{where}.{name}: {unknown(name, fields, 'field')}")
@@ -76,16 +125,50 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config") ->
         raise UserError(f"{where}: {error}") from error
 
 
+def _class_of(cls: type[T], values: Mapping[str, Any], where: str) -> type[T]:
+    """The class that a dict names; `cls` itself where it is no layer, model or data."""
+    for kind in _kinds():
+        if not (
+            issubclass(cls, kind.base)
+            or (kind.key == LAYER_KEY and isinstance(values.get(LAYER_KEY), str))
+        ):
+            continue
+        if kind.key and kind.key not in values and cls is not kind.base:
+            return cls
+        name = kind.name_in(values)
+        if not isinstance(name, str) or name not in kind.table:
+            entry = f"{where}.{kind.key or 'name'}"
+            raise UserError(
+                f"{entry}: {unknown(name, kind.table, kind.word)}; a class of your own must be "
+                f"registered: give the file that does so, as --config=FILE.py"
+            )
+        return kind.table[name]
+    return cls
+
+
 def _field(hint: Any, value: Any, where: str) -> Any:
-    if hint is Layer or dataclasses.is_dataclass(hint):
-        return from_dict(typing.cast(type, hint), value, where)
+    if isinstance(hint, type) and (_named(hint) or dataclasses.is_dataclass(hint)):
+        return from_dict(hint, value, where)
+    if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
+        inner, _ = typing.get_args(hint)
+        return tuple(_field(inner, each, f"{where}[{i}]") for i, each in enumerate(value))
     allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if float in allowed and type(value) is int:
         return float(value)
     if type(value) in allowed or (value is None and types.NoneType in allowed):
         return value
-    names = " or ".join("none" if t is types.NoneType else t.__name__ for t in allowed)
+    names = " or ".join("none" if t is types.NoneType else _shown(t) for t in allowed)
     raise UserError(f"{where}: expected {names}, got {value!r}")
+
+
+def _named(hint: type) -> bool:
+    return any(issubclass(hint, kind.base) for kind in _kinds())
+
+
+def _shown(hint: Any) -> str:
+    if typing.get_origin(hint) is tuple:
+        return f"numbers of {_shown(typing.get_args(hint)[0])}, as (1, 2)"
+    return getattr(hint, "__name__", str(hint))
 
 
 def unknown(name: object, valid: Iterable[str], what: str) -> str:

@@ -78,7 +78,8 @@ def retrieve_blocks(
     near the sequential one. Part b is every `blocks`-th neuron from b on, of every device.
 
     Args:
-      patterns, spins: this device's neurons.
+      patterns: K patterns, this device's neurons of each.
+      spins: the state of this device's neurons.
       blocks: parts of a sweep.
       sweeps: over all neurons.
       axis: mesh axis that splits the neurons.

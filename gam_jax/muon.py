@@ -56,7 +56,9 @@ def scale_by_muon(
     Args:
       table: of the parameters.
       momentum: of matrices.
-      beta1, beta2, eps: Adam's.
+      beta1: Adam's decay of the first moment.
+      beta2: Adam's decay of the second moment.
+      eps: Adam's, added to the root of the second moment.
     """
     adam, sides = optax.scale_by_adam(beta1, beta2, eps), _sides(table)
 

@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from sharding import collectives
+from sharding import collectives, zero
 from sharding.axes import Axes
 from sharding.layout import Layout
 
@@ -37,15 +37,20 @@ class Param:
     Attributes:
       shape: its global shape.
       axes: a logical axis name (or None) for each dimension, see `sharding.rules`.
-      init: initialiser, (key, shape) -> float32 array; of a carry, which itself begins with zeros,
-        that of starts that are learned in its place.
+      init: makes the initial values: (key, shape) -> float32 array. An entry of a layer's carry
+        (`Layer.carry_table`) begins as zeros whatever is said here. There, `init` is used by
+        `ParScale` alone: it learns a start for each stream, drawn with this, or from a narrow
+        normal distribution where this is `zeros`.
       decay: whether weight decay applies (matrices yes; biases, norms no).
-      dtype: of the array; parameters are float32, what a carry counts may be int32.
-      cache: of a carry: filled as tokens come, so that a sequence cannot begin with a value here.
-        A layer takes None for it at a start, see `Layer.begun`.
+      dtype: of the array. Parameters are float32; a carry may hold int32, such as a position.
+      cache: for an entry of a carry: it is filled as tokens come, as a KV cache is, so a sequence
+        cannot begin with a learned value here. At a start the layer is given None for it, see
+        `Layer.begun`.
       precise: whether it stays float32 where a model's arithmetic is in another type.
-      sign_step: 0, or how far an update goes against the sign of what is found as its gradient,
-        whatever the optimizer; that need not be one, as for a count that should be balanced.
+      sign_step: 0 for a parameter that the optimizer trains. Otherwise each update moves the value
+        by this much against the sign of what stands in its gradient's place, whatever the
+        optimizer. That may be a count rather than a gradient: the balance bias of a mixture of
+        experts follows its expert's load so.
     """
 
     shape: tuple[int, ...]
@@ -145,6 +150,18 @@ def shard_dims(table: Table, layout: Layout) -> Any:
     )
 
 
+def gathered(table: Table, params: Any) -> Any:
+    """Parameters in shards made whole, but for those of stacked layers.
+
+    A parameter whose first axis is `layer` stays in shards: `Stack` gathers it layer by layer.
+    """
+
+    def one(param: Param, value: Any) -> Any:
+        return value if param.axes[:1] == ("layer",) else zero.whole(value)
+
+    return _map(one, table, params)
+
+
 def shardings(specs: Any, layout: Layout) -> Any:
     """A NamedSharding for each PartitionSpec."""
     return jax.tree.map(lambda spec: NamedSharding(layout.mesh, spec), specs)
@@ -168,6 +185,14 @@ def sign_steps(table: Table) -> Any:
 def without_signs(table: Table, grads: Any) -> Any:
     """Gradients; zeros for those parameters that follow a sign, where they are none."""
     return _map(lambda param, x: jnp.zeros_like(x) if param.sign_step else x, table, grads)
+
+
+def mean_of_signs(table: Table, grads: Any, parts: int) -> Any:
+    """Gradients; what parts of a batch have summed for a parameter that follows a sign, averaged.
+
+    It is no gradient, so it does not shrink with a part's share of the whole batch.
+    """
+    return _map(lambda param, x: x / parts if param.sign_step else x, table, grads)
 
 
 def cast(table: Table, params: Params, dtype: DTypeLike) -> Params:

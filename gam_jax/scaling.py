@@ -122,7 +122,7 @@ SEARCHES = 24
 """Searches begin at so many of the starts, those that fit best as they are."""
 
 
-def fit(runs: Sequence[Run], law: Law = PARALLEL) -> Fit:
+def fit_law(runs: Sequence[Run], law: Law = PARALLEL) -> Fit:
     """The numbers of a law that fit a table of runs best.
 
     Minimises the Huber loss (delta 1e-3) of log residuals from many starts, as the ParScale

@@ -79,8 +79,10 @@ def upcycle(
     Args:
       model: of which `sources` are parameters.
       sources: one for each expert.
-      recipe, chosen, router: see `mixture_of`.
+      recipe: see `mixture_of`.
       key: for the routers.
+      chosen: see `mixture_of`.
+      router: see `mixture_of`.
 
     Raises:
       UserError: sources that are not parameters of `model`; see also `mixture_of`.

@@ -67,24 +67,30 @@ def axis_size(axis: str | tuple[str, ...] | None) -> int:
 
 
 def as_varying(x: Array, axis: str | Sequence[str]) -> Array:
-    """Types `x` as varying over `axis` (its gradient is then summed over it); a no-op at run."""
+    """x, typed as varying over `axis`; nothing is computed or sent.
+
+    In the backward pass the gradient is then summed over that axis.
+    """
     names = (axis,) if isinstance(axis, str) else tuple(axis)
     missing = tuple(name for name in names if name not in varying(x))
     return lax.pcast(x, missing, to="varying") if missing else x
 
 
 def vary_alike(*arrays: Array) -> tuple[Array, ...]:
-    """Types every array as varying wherever any of them is.
+    """The arrays, each typed as varying over every mesh axis over which any of them varies.
 
-    An op with a hand-written derivative needs all its arguments to vary alike: the transpose of
-    this cast is then the sum over devices that a replicated parameter's gradient needs.
+    An op with a hand-written derivative needs this of its arguments. In the backward pass the cast
+    becomes a sum over devices, which is what the gradient of a replicated parameter needs.
     """
     names = sorted(frozenset[str]().union(*(varying(array) for array in arrays)))
     return tuple(as_varying(array, names) for array in arrays)
 
 
 def typed_as(tree: Any, like: Any) -> Any:
-    """`tree` varying wherever the arrays of `like` do too: what a scan's carry must begin as."""
+    """`tree`, each array typed as varying where its partner in `like` varies.
+
+    `lax.scan` demands that its carry begins with the type that it ends with.
+    """
     return jax.tree.map(lambda x, y: as_varying(x, sorted(varying(y))), tree, like)
 
 

@@ -70,8 +70,10 @@ def ring_home(
 
     Args:
       step: (state, block, found, source) -> (state, found).
-      state, block, axis: as in `ring`.
+      state: as in `ring`.
+      block: as in `ring`.
       found: a tree of arrays, what is found for a device's own block to begin with.
+      axis: as in `ring`.
     """
     if axis is None:
         return step(state, block, found, 0)

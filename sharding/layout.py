@@ -187,8 +187,13 @@ class Layout:
             entries[dim] = (outer, self.shard_axis) if outer else self.shard_axis
         return PartitionSpec(*entries)
 
-    def check_batch(self, rows: int, tokens: int) -> None:
-        """Raises a UserError if a batch [rows, tokens] cannot be split as the mesh asks."""
+    def check_batch(self, rows: int, tokens: int | None) -> None:
+        """Raises a UserError if a batch cannot be split as the mesh asks.
+
+        Args:
+          rows: of the batch.
+          tokens: of a row; None where rows are no sequences.
+        """
         for names in (("data",), self.axes.rows):  # the usual axis alone is the simpler message
             parts = math.prod(self._size(name) for name in names)
             if rows % parts:
@@ -197,11 +202,11 @@ class Layout:
                     f"a batch of {rows} rows is not divisible by mesh axis {shown}: "
                     f"change train.batch (or train.accumulate), or the mesh"
                 )
-        for names in (("seq",), self.axes.tokens):
+        for names in (("seq",), self.axes.tokens) if tokens is not None else ():
             parts = 1
             for name in names:
                 parts *= self._size(name)
-            if tokens % parts:
+            if (tokens or 0) % parts:
                 shown = " x ".join(f"{name}={self._size(name)}" for name in names)
                 raise UserError(
                     f"data.window of {tokens} tokens is not divisible by mesh axis {shown}: "

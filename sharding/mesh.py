@@ -35,7 +35,11 @@ def make_mesh(
     The default is the mesh of a laptop: one device, every axis of size one.
 
     Args:
-      data, seq, tensor, stream, expert: devices along each axis.
+      data: devices that the rows of a batch are split over.
+      seq: devices that the tokens of a sequence are split over.
+      tensor: devices that the heads, channels or slots of a layer are split over.
+      stream: devices that parallel streams are split over.
+      expert: devices that the experts of a mixture are split over.
       devices: to choose from; all if None.
       across: how many hosts each axis crosses, where the devices are on several; what is left of
         an axis lies inside a host. The outermost axes cross first if None.
@@ -70,7 +74,10 @@ def in_words(sizes: Mapping[str, int]) -> str:
 
 
 def host_of(device: Any) -> int:
-    """Which fast network a device is on: its slice on TPU pods of several, else its process."""
+    """A number for the fast network that a device is on.
+
+    It is the device's slice where TPU slices are joined, and its process elsewhere.
+    """
     found = getattr(device, "slice_index", None)
     return device.process_index if found is None else found
 

@@ -11,6 +11,9 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+Shardings = Mapping[str, NamedSharding]
+"""Of each array of a batch."""
+
 
 @dataclasses.dataclass(frozen=True)
 class RowShare:
@@ -20,19 +23,25 @@ class RowShare:
     parts: int
 
 
-def row_share(sharding: NamedSharding, shape: Sequence[int]) -> RowShare:
-    """The rows that this process's devices hold.
+def row_share(shardings: Shardings, shapes: Mapping[str, Sequence[int]], dim: int) -> RowShare:
+    """The rows that this process's devices hold, the same of every array of a batch.
 
     Processes that differ only in other axes than the rows' read the same rows. Where a process's
     devices do not hold one of several equal blocks of rows, it reads them all.
 
     Args:
-      sharding: of a batch [..., rows, tokens].
-      shape: of the whole batch.
+      shardings: of the whole arrays.
+      shapes: of the whole arrays.
+      dim: the dimension of the rows.
     """
-    rows = shape[-2]
+    shares = {_share(shardings[name], shape, dim) for name, shape in shapes.items()}
+    return shares.pop() if len(shares) == 1 else RowShare(0, 1)
+
+
+def _share(sharding: NamedSharding, shape: Sequence[int], dim: int) -> RowShare:
+    rows = shape[dim]
     held = sharding.addressable_devices_indices_map(tuple(shape)).values()
-    blocks = sorted({index[-2].indices(rows)[:2] for index in held if index})
+    blocks = sorted({index[dim].indices(rows)[:2] for index in held if index})
     first, last = blocks[0][0], blocks[-1][1]
     count = last - first
     together = all(a[1] == b[0] for a, b in itertools.pairwise(blocks))
@@ -42,19 +51,26 @@ def row_share(sharding: NamedSharding, shape: Sequence[int]) -> RowShare:
 
 
 def place(
-    local: Mapping[str, np.ndarray], sharding: NamedSharding, share: RowShare
+    local: Mapping[str, np.ndarray], shardings: Shardings, share: RowShare, dim: int
 ) -> dict[str, jax.Array]:
-    """A batch whose rows on this process are `local` [..., rows / parts, tokens]."""
+    """A batch of which this process has its own rows, as arrays of the whole mesh.
 
-    def whole(array: np.ndarray) -> jax.Array:
-        rows = array.shape[-2]
+    Args:
+      local: this process's rows of each array.
+      shardings: of the whole arrays.
+      share: which rows they are.
+      dim: the dimension of the rows.
+    """
+
+    def whole(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+        rows = array.shape[dim]
         first = share.part * rows
-        shape = (*array.shape[:-2], rows * share.parts, array.shape[-1])
+        shape = (*array.shape[:dim], rows * share.parts, *array.shape[dim + 1 :])
 
         def own(index: Any) -> np.ndarray:
-            start, stop, _ = index[-2].indices(shape[-2])
-            return array[(*index[:-2], slice(start - first, stop - first), index[-1])]
+            start, stop, _ = index[dim].indices(shape[dim])
+            return array[(*index[:dim], slice(start - first, stop - first), *index[dim + 1 :])]
 
         return jax.make_array_from_callback(shape, sharding, own)
 
-    return {name: whole(array) for name, array in local.items()}
+    return {name: whole(array, shardings[name]) for name, array in local.items()}

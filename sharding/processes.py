@@ -150,7 +150,7 @@ def barrier(name: str) -> None:
 
 
 def hosts() -> list[str]:
-    """The name of every process's host. All must ask."""
+    """The name of each process's host. Every process must call it."""
     own = socket.gethostname().encode()[:HOST_BYTES].ljust(HOST_BYTES, b"\0")
     rows = gather(np.frombuffer(own, np.uint8))
     return [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in rows]
@@ -167,21 +167,21 @@ def lost_another(error: BaseException) -> str | None:
 
 
 def agree(flag: bool) -> bool:
-    """Whether any process says True; all get the same answer. All must ask."""
+    """Whether `flag` is True on any process, the same answer on all. Every process must call it."""
     if count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
 
 
 def gather(array: np.ndarray) -> np.ndarray:
-    """[processes, ...]: the arrays of all processes, equal in shape. All must ask."""
+    """[processes, ...]: the arrays of all processes, of one shape. Every process must call it."""
     if count() == 1:
         return array[None]
     return np.asarray(multihost_utils.process_allgather(array)).reshape(count(), *array.shape)
 
 
 def first_said(text: str) -> str:
-    """What the first process of those that say anything says; all get the same. All must ask."""
+    """The text of the first process whose text is not empty. Every process must call it."""
     if count() == 1:
         return text
     told = np.zeros(MESSAGE_BYTES, np.uint8)

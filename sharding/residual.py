@@ -1,9 +1,16 @@
-"""The doors between the residual stream and a layer that is split inside.
+"""Between the residual stream and a layer whose inside is split over devices: in and out.
 
-Where `axes.residual` is None the stream is whole on every device of the tensor axis. Otherwise
-each holds its own part of the tokens, so that norms, dropout and additions are done once, and the
-sums at a layer's end become reduce-scatters: the same bytes (Korthikanti et al. 2022, "Reducing
-Activation Recomputation in Large Transformer Models", arXiv 2205.05198, section 4.2.2).
+In the shapes below, T is the tokens that a layer works on: those of this device's shard of the
+sequence. t is the tokens of the residual stream that this device holds between layers:
+
+- `axes.residual` is None: t = T. Every device of the tensor axis holds the same stream.
+- `axes.residual` is a mesh axis of n devices (the preset `tensor_tokens`): t = T / n. Each device
+  holds its own part of the tokens, so norms, dropout and additions are done once, not on every
+  device. The all-reduce at a layer's end becomes a reduce-scatter, and an all-gather stands at the
+  next layer's beginning: the same bytes (Korthikanti et al. 2022, "Reducing Activation
+  Recomputation in Large Transformer Models", arXiv 2205.05198, section 4.2.2).
+
+Likewise D is the width of the stream, and d the channels of a layer's output that a device holds.
 """
 
 from __future__ import annotations
@@ -16,10 +23,16 @@ from sharding.axes import Axes
 
 
 def enter(x: Float[Array, "B t D"], axes: Axes, *logical: str) -> Float[Array, "B T D"]:
-    """All tokens of the stream, for a layer whose named logical axes may be split.
+    """The stream as a layer needs it: all T tokens, from the t that this device holds.
 
-    The layer's parts each find a gradient by x. They are summed here, once, where x is whole
-    (Megatron's f, arXiv 2104.04473, section 2.3), or reduce-scattered over tokens.
+    In the backward pass each device has the gradient of its own part of the layer. They are summed
+    here, once (Megatron's f, arXiv 2104.04473, section 2.3): by an all-reduce, or by a
+    reduce-scatter where the stream's tokens are split.
+
+    Args:
+      x: the stream, this device's tokens.
+      axes: the mesh around.
+      *logical: the logical axes by which the layer is split inside, such as "heads".
     """
     if axes.residual is None:
         return split_alike(x, axes, *logical)
@@ -28,16 +41,24 @@ def enter(x: Float[Array, "B t D"], axes: Axes, *logical: str) -> Float[Array, "
 
 
 def split_alike(x: Array, axes: Axes, *logical: str) -> Array:
-    """What every device of the named axes holds alike, used by each for its own part of a layer.
+    """x, of which every device has a copy and which each uses for its own part of a layer.
 
-    The parts' gradients by it are summed here, once.
+    It changes the type alone. In the backward pass the gradients of the devices are summed here.
+
+    Args:
+      x: the same on all devices of the mesh axes that split `logical`.
+      axes: the mesh around.
+      *logical: the logical axes by which the layer is split inside.
     """
     split = {axes.of(name) for name in logical}
     return collectives.as_varying(x, sorted(name for name in split if name is not None))
 
 
 def leave_sum(x: Float[Array, "B T D"], axis: str | None, axes: Axes) -> Float[Array, "B t D"]:
-    """Sums what the devices of `axis` each have a part of; back in the stream's layout."""
+    """A layer's output as the stream holds it, from a partial sum on each device of `axis`.
+
+    The sum is an all-reduce, or a reduce-scatter to t tokens where the stream's tokens are split.
+    """
     if axes.residual is None:
         return collectives.psum(x, axis)
     if axis is None:
@@ -46,7 +67,11 @@ def leave_sum(x: Float[Array, "B T D"], axis: str | None, axes: Axes) -> Float[A
 
 
 def leave_channels(x: Float[Array, "B T d"], axis: str | None, axes: Axes) -> Float[Array, "B t D"]:
-    """Joins the channels that the devices of `axis` hold; back in the stream's layout."""
+    """A layer's output as the stream holds it, where each device of `axis` has d of D channels.
+
+    The channels are joined by an all-gather, or by an all-to-all where the stream's tokens are
+    split.
+    """
     if axes.residual is None:
         return collectives.all_gather(x, axis, dim=2)
     if axis is None:
@@ -57,7 +82,10 @@ def leave_channels(x: Float[Array, "B T d"], axis: str | None, axes: Axes) -> Fl
 
 
 def first_token(tokens: int, axes: Axes) -> Array | int:
-    """Place in the sequence of the first of this device's `tokens` tokens of the stream."""
+    """The position in the sequence of the first token of the stream that this device holds.
+
+    `tokens` is t, how many it holds.
+    """
     index: Array | int = 0
     for axis in axes.tokens:
         index = index * collectives.axis_size(axis) + collectives.axis_index(axis)

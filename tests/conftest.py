@@ -9,6 +9,7 @@ FLAGS = (
     "--xla_backend_optimization_level=0",  # what is tested is small: compiling is what takes long
     "--xla_llvm_disable_expensive_passes=true",
     "--xla_cpu_use_fusion_emitters=false",  # which halves that time; off in tests alone
+    "--xla_cpu_parallel_codegen_split_count=1",  # small programs gain nothing from parts
 )
 os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *FLAGS))
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -26,9 +27,47 @@ settings.register_profile(
 )
 settings.load_profile("laws")
 
-pytest_plugins = ["tests.workshop"]
-"""One corpus and one run on it, for all tests of commands."""
+gc.set_threshold(50_000, 20, 20)  # tracing makes many objects: at 700 it takes a quarter longer
 
+pytest_plugins = ["tests.workshop"]
+"""One folder for the session; one corpus and one run on it, for all tests of commands."""
+
+
+LONGEST = (
+    "experiments/test_elastic.py",
+    "property/test_layers.py",
+    "property/test_meshes.py",
+    "colabs/test_notebooks.py",
+    "property/test_layers_on_meshes.py",
+    "gam_jax/test_traffic.py",
+    "gam_jax/test_traffic_of_experts_and_streams.py",
+    "property/test_sampling_on_meshes.py",
+    "gam_jax/convert/test_hf.py",
+)
+"""Files that begin first, so that no process is left alone with one of them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first; the order within a file stays."""
+    places = {TESTS / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def what_is_compiled_is_kept_for_all_processes(shared_folder: pathlib.Path):
+    """The test processes, and the commands that they start, read what any of them compiled."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "compilation_cache_dir": str(shared_folder / "compiled"),
+            "persistent_cache_min_compile_time_secs": 0.0,
+            "persistent_cache_min_entry_size_bytes": 0,
+        }.items():
+            patch.setenv(f"JAX_{name.upper()}", str(value))  # for the commands
+            jax.config.update(f"jax_{name}", value)
+        yield
+
+
+TESTS = pathlib.Path(__file__).parent
 MAPS = pathlib.Path("/proc/self/maps")
 MOST_MAPS = 15_000
 """Of memory, in a process. Linux allows 65,530, and XLA crashes where a program gets none."""

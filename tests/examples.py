@@ -211,6 +211,16 @@ EXAMPLES: dict[str, Layer] = {
     "Stack unrolled": Stack(Block(GAM(slots=16), width=WIDTH), depth=3, unroll=2),
 }
 
+TOKENS = 8
+"""In the inputs of the laws."""
+
+SHORT_AND_LONG = ((2, 5), (3, 4), (2, 7), (3, 6))
+LENGTHS: dict[str, tuple[int, int, int]] = {
+    name: (1, *SHORT_AND_LONG[place % len(SHORT_AND_LONG)])
+    for place, name in enumerate(name for name, layer in EXAMPLES.items() if layer.causal)
+}
+"""Of the chunks that a layer is given: a covering choice, since each length is a program."""
+
 
 @functools.partial(jax.jit, static_argnames="layer")
 def apply(layer: Layer, params: Params, x: jax.Array, carry: Carry | None = None):

@@ -1,12 +1,14 @@
-"""Every small mesh, and what it means that two runs are the same."""
+"""Every small mesh, which of them are always tested, and what makes two runs the same."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
 from sharding.layout import Layout, Parallel
 from sharding.mesh import make_mesh
@@ -34,12 +36,62 @@ ROUNDING = 1e-9
 
 ONE = ((1, 1, 1), "data+sequence+tensor")
 
+AXES = ("data", "seq", "tensor", "stream", "expert")
+STATES = ("data", "zero1", "fully_sharded")
+TENSORS = ("tensor", "tensor_tokens")
+WORDS = (*STATES, "sequence", *TENSORS)
+"""Of presets."""
+
+COVERING = (
+    ((8, 1, 1), "zero1+sequence+tensor"),
+    ((1, 8, 1), "fully_sharded+sequence+tensor_tokens"),
+    ((1, 1, 8), "data+sequence+tensor_tokens"),
+    ((2, 2, 2), "data+sequence+tensor"),
+    ((2, 2, 2), "fully_sharded+sequence+tensor_tokens"),
+    ((4, 1, 2), "zero1+sequence+tensor_tokens"),
+    ((1, 2, 4), "zero1+sequence+tensor"),
+)
+"""Meshes and presets that are always tested: each of three axes is split under each word."""
+
+
+def pairs(cases: Iterable[tuple[tuple[int, ...], str]]) -> set[tuple[str, str]]:
+    """(mesh axis, preset word): the axes that are split in some case, under the words of it."""
+    return {
+        (axis, word)
+        for shape, preset in cases
+        for axis, size in zip(AXES, shape, strict=False)
+        if size > 1
+        for word in preset.split("+")
+    }
+
+
+def slow_unless_chosen(cases: Iterable[tuple], chosen: Collection[tuple]) -> list:
+    """Parameters for all the cases; those that are not chosen are marked slow.
+
+    Raises:
+      ValueError: a chosen case is no case.
+    """
+    cases = list(cases)
+    if unknown := [case for case in chosen if case not in cases]:
+        raise ValueError(f"{unknown}: chosen, and none of the cases")
+    mark = {True: (), False: pytest.mark.slow}
+    return [
+        pytest.param(*case, id=" ".join(map(str, case)), marks=mark[case in chosen])
+        for case in cases
+    ]
+
 
 def layout_of(shape: tuple[int, ...], preset: str = ONE[1], rules: str = "") -> Layout:
     """A layout on the first devices: data, seq, tensor and, if not 1, stream and expert."""
     data, seq, tensor, stream, expert = (*shape, 1, 1)[:5]
     mesh = make_mesh(data, seq, tensor, stream=stream, expert=expert)
     return Layout(mesh, Parallel(preset, rules))
+
+
+def mean_loss(sums: Any) -> float:
+    """Of what an evaluation step has summed."""
+    total, count = sums["loss"]
+    return float(total) / float(count)
 
 
 def assert_leaves_close(found: Any, wanted: Any, tolerance: float = 1e-5) -> None:

@@ -69,7 +69,7 @@ class Workshop:
 
     def start(self, name: str, *args: str):
         """A command in a process of its own."""
-        return commands.start(self.path / "compiled", name, *args)
+        return commands.start(name, *args)
 
     def run(self, name: str, *args: str) -> Result:
         """A command in a process of its own, to its end."""
@@ -95,10 +95,16 @@ def metrics_of(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    """The folder that all test processes share, with the corpus in it."""
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """One folder of this session for all its test processes."""
     base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "workshop"
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def workshop(shared_folder: pathlib.Path) -> Workshop:
+    """The folder that all test processes share, with the corpus in it."""
+    folder = shared_folder / "workshop"
     folder.mkdir(exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,25 +1,25 @@
 """Measures this machine. Medians of several runs; ratios only within one process.
 
-python -m experiments.benchmark step         a training step of the paper's 22.6 M model
-python -m experiments.benchmark step --against=gam_model.py    the official PyTorch code too
-python -m experiments.benchmark length       one block, 256 to 131,072 tokens
-python -m experiments.benchmark length --mixers=GAM,LinearMemory.gla --lengths=131072
-python -m experiments.benchmark decode       writing after 1 Ki, 16 Ki and 256 Ki tokens
-python -m experiments.benchmark decode --mixers=Mamba,LSTM --lengths=1024,16384
-python -m experiments.benchmark scan         the ways to compute a memory scan, 8,192 tokens
-python -m experiments.benchmark selective    the selective scan, by method and chunk
-python -m experiments.benchmark attention    attention in blocks, and all scores at once
-python -m experiments.benchmark bank         one read, 4,096 to 1,048,576 slots
-python -m experiments.benchmark experts      experts in blocks, by ragged_dot, all for all tokens
-python -m experiments.benchmark mofme        modulated experts beside feed-forward experts
-python -m experiments.benchmark mesh         a training step on meshes of 1 to 8 emulated devices
-python -m experiments.benchmark long         1 Mi tokens over 8 emulated devices
-python -m experiments.benchmark checkpoint   what saving and restoring cost
+  gam benchmark step         a training step of the paper's 22.6 M model
+  gam benchmark step --against=gam_model.py    the official PyTorch code too
+  gam benchmark length       one block, 256 to 131,072 tokens
+  gam benchmark length --mixers=GAM,LinearMemory.gla --lengths=131072
+  gam benchmark decode       writing after 1 Ki, 16 Ki and 256 Ki tokens
+  gam benchmark decode --mixers=Mamba,LSTM --lengths=1024,16384
+  gam benchmark scan         the ways to compute a memory scan, 8,192 tokens
+  gam benchmark selective    the selective scan, by method and chunk
+  gam benchmark attention    attention in blocks, and all scores at once
+  gam benchmark bank         one read, 4,096 to 1,048,576 slots
+  gam benchmark experts      experts in blocks, by ragged_dot, all for all
+  gam benchmark mofme        modulated experts beside feed-forward experts
+  gam benchmark mesh         a training step on 1 to 8 emulated devices
+  gam benchmark long         1 Mi tokens over 8 emulated devices
+  gam benchmark checkpoint   what saving and restoring cost
 
-python -m experiments.benchmark all figures.json     each of these, in a process of its own
-python -m experiments.benchmark all figures.json --short --only=step,scan
-python -m experiments.benchmark compare old.json new.json    what is slower beyond noise: code 1
-python -m experiments.benchmark page figures.json docs/measured.md    the figures as a page
+  gam benchmark all figures.json     each of these, in a process of its own
+  gam benchmark all figures.json --short --only=step,scan
+  gam benchmark compare old.json new.json    what is slower beyond noise: code 1
+  gam benchmark page figures.json docs/measured.md    the figures as a page
 
 step, length and decode run on one device, or on what --mesh and --emulate say; the others choose.
 """

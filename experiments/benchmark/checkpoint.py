@@ -10,16 +10,15 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
 
 from experiments.benchmark.mesh import BATCH, MODEL, TOKENS
 from experiments.benchmark.timing import Quantity, Rows, medians, ratio
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.training.step import (
     abstract_state,
-    batch_spec,
     init_state,
     make_train_step,
+    put_batch,
     state_shardings,
 )
 from sharding.checkpoint import Checkpoints
@@ -63,7 +62,7 @@ def _saving(folder: pathlib.Path, repeats: int) -> Rows:
     tokens = np.random.default_rng(0).integers(0, MODEL.vocab or 0, (BATCH, TOKENS + 1), np.int32)
     weights = np.ones((BATCH, TOKENS), np.float32)
     batch = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:], "weights": weights}
-    batch = jax.device_put(batch, NamedSharding(layout.mesh, batch_spec(layout)))
+    batch = put_batch(MODEL, layout, batch)
     step = make_train_step(MODEL, optimizer, layout)
     seconds: dict[bool, list[float]] = {True: [], False: []}
     blocked, on_disk, work = [], [], []

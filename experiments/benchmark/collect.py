@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 from experiments.benchmark.timing import Quantity, Rows
+from experiments.command import as_process
 from gam_jax.training.folder import write_atomically
 from sharding.errors import UserError
 
@@ -87,7 +88,7 @@ def collect(
         if name in found["benchmarks"]:
             continue
         print(f"{name} ...", file=sys.stderr, flush=True)
-        command = [sys.executable, "-m", "experiments.benchmark", name, "--json", *options]
+        command = as_process(("gam", "benchmark", name, "--json", *options))
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode:
             failed.append(name)

@@ -41,7 +41,7 @@ def run(
       largest over the smallest speed.
     """
     result: Rows = {}
-    progress = Progress(0)
+    progress = Progress()
     for name in mixers:
         progress.say(f"{name} ...")
         models = {context: _model(name, context) for context in contexts}

@@ -62,7 +62,7 @@ def run(
     longest = max(lengths)
     blocks = {name: Block(mixer_of(name, longest), width=WIDTH) for name in mixers}
     result: Rows = {}
-    progress = Progress(0)
+    progress = Progress()
     for mixer, block in blocks.items():
         for kind, layer in (("whole", block), ("chunked", Chunked(block))):
             progress.say(f"{mixer} {kind} ...")

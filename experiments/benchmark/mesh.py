@@ -6,9 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
-from jax.sharding import NamedSharding
 
 from experiments.benchmark.timing import Quantity, Rows, medians, ratio
 from gam_jax.layers import GAM, Block
@@ -16,9 +14,9 @@ from gam_jax.models.language import LanguageModel
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.training.step import (
     abstract_state,
-    batch_spec,
     init_state,
     make_train_step,
+    put_batch,
     state_shardings,
 )
 from sharding.layout import Layout, Parallel, bytes_held
@@ -115,7 +113,7 @@ def _step(
     tokens = random.integers(0, model.vocab or 0, (rows, length + 1)).astype(np.int32)
     weights = np.ones((rows, length), np.float32)
     batch = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:], "weights": weights}
-    batch = jax.device_put(batch, NamedSharding(layout.mesh, batch_spec(layout)))
+    batch = put_batch(model, layout, batch)
     traced = make_train_step(model, optimizer, layout).trace(holder[0], batch)  # type: ignore[attr-defined]
     compiled = traced.lower().compile()
 

@@ -23,8 +23,8 @@ def page(measured: Measured, benchmarks: Mapping[str, Callable[..., Rows]]) -> s
         "Medians, with quartiles in brackets where there were several runs. This page was written "
         "by these two commands:",
         "```bash\n"
-        f"python -m experiments.benchmark all figures.json {' '.join(measured.options)}\n"
-        "python -m experiments.benchmark page figures.json docs/measured.md\n```",
+        f"gam benchmark all figures.json {' '.join(measured.options)}\n"
+        "gam benchmark page figures.json docs/measured.md\n```",
     ]
     if "--short" in measured.options:
         parts.append("Short: sizes are those of the rows, smaller than those of the descriptions.")
@@ -32,7 +32,7 @@ def page(measured: Measured, benchmarks: Mapping[str, Callable[..., Rows]]) -> s
         parts.append(f"## {name}")
         if documentation := benchmarks[name].__doc__ if name in benchmarks else None:
             parts.append(escaped(documentation.partition("\n")[0]))
-        command = " ".join(["python -m experiments.benchmark", name, *measured.options])
+        command = " ".join(["gam benchmark", name, *measured.options])
         parts.append(f"`{command}`")
         parts += [_table(group) for group in _alike(rows)]
     return "\n\n".join(parts) + "\n"

@@ -6,9 +6,11 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+
+Name = TypeVar("Name")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,18 +63,26 @@ says its sizes, so that equal names mean equal work."""
 def medians(
     calls: Mapping[str, Callable[[], Any]], repeats: int, warmup: int = 2
 ) -> dict[str, Quantity]:
-    """Seconds of each call; the calls take turns, so all see one machine.
+    """Seconds of each call, see `samples`."""
+    times = samples(calls, repeats, warmup)
+    return {name: Quantity.of(values, "s") for name, values in times.items()}
+
+
+def samples(
+    calls: Mapping[Name, Callable[[], Any]], repeats: int, warmup: int = 2
+) -> dict[Name, list[float]]:
+    """Seconds of each call, one a turn; the calls take turns, so all see one machine.
 
     What a call returns is waited for.
     """
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    times: dict[Name, list[float]] = {name: [] for name in calls}
     for turn in range(warmup + repeats):
         for name, call in calls.items():
             start = time.perf_counter()
             jax.block_until_ready(call())
             if turn >= warmup:
                 times[name].append(time.perf_counter() - start)
-    return {name: Quantity.of(values, "s") for name, values in times.items()}
+    return times
 
 
 def ratio(figure: Quantity, over: Quantity) -> Quantity:

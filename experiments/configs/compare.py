@@ -1,6 +1,6 @@
 """One architecture of `experiments.compare`, named after a colon, as a run of its own.
 
-  python -m experiments.train --config=experiments/configs/compare.py:mamba2
+  gam train --config=compare:mamba2
 
 The setting is nanoGPT's for a CPU: 4 layers of width 128, windows of 64 tokens, 2,000 updates of
 12 windows, a tenth of the text held out. Each block's feed-forward layer is made as wide as the

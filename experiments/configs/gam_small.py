@@ -17,7 +17,7 @@ from sharding.checkpoint import CheckpointConfig
 
 
 def get_config() -> ConfigDict:
-    """The default of `python -m experiments.train`."""
+    """The default of `gam train`."""
     return config(
         Experiment(
             model=LanguageModel(Block(GAM(slots=128, kernel=8)), width=128, depth=4, unroll=4),

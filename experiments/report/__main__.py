@@ -1,8 +1,8 @@
 """Makes one page of runs: what differs, curves, figures, what a loss costs.
 
-  python -m experiments.report runs/*
-  python -m experiments.report runs --out=report.html
-  python -m experiments.report runs/a runs/b --markdown --out=-
+  gam report runs/*
+  gam report runs --out=report.html
+  gam report runs/a runs/b --markdown --out=-
 
 A folder that holds run folders stands for all of them. The page needs nothing else: no network, no
 script; it is read on a phone as on a desk. --markdown writes the tables as Markdown. A run that
@@ -18,6 +18,7 @@ import sys
 from absl import flags
 
 from experiments import cli
+from experiments.config_flags import define_classes_flag, register_classes
 from experiments.report.markdown import markdown
 from experiments.report.page import page
 from experiments.report.runs import read_runs
@@ -27,6 +28,7 @@ from sharding.errors import UserError
 
 def define_flags() -> None:
     """The command line."""
+    define_classes_flag()
     flags.DEFINE_string(
         "out", None, "File to write; report.html or report.md if not given, - prints."
     )
@@ -36,8 +38,9 @@ def define_flags() -> None:
 def main(*folders: str) -> None:
     """Reads the runs, then writes the report."""
     args = flags.FLAGS
+    register_classes()
     runs = read_runs(folders)
-    command = shlex.join(["python", "-m", "experiments.report", *folders])
+    command = shlex.join(["gam", "report", *folders])
     text = markdown(runs, f"{command} --markdown") if args.markdown else page(runs, command)
     if args.out == "-":
         sys.stdout.write(text)

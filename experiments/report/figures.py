@@ -73,12 +73,10 @@ def duration(seconds: float) -> str:
 
 LOSS = Column("validation loss", lambda run: run.final("loss"), "{:.4f}".format, "less")
 BITS = Column("bits per byte", lambda run: run.final("bits_per_byte"), "{:.4f}".format, "less")
-SPEED = Column("tokens/s", lambda run: run.speed, whole, "more")
 PARAMETERS = Column("parameters", lambda run: run.parameters, whole, "less")
 CARRY = Column("carry", lambda run: run.carry_bytes, size, "less")
 TIME = Column("training time", lambda run: run.seconds, duration, "less")
 STEPS = Column("steps", lambda run: run.steps, whole)
-TOKENS = Column("tokens", lambda run: run.tokens, whole)
 
 
 def memory_columns(runs: Sequence[Run]) -> list[Column]:
@@ -92,8 +90,36 @@ def memory_columns(runs: Sequence[Run]) -> list[Column]:
 
 def columns(runs: Sequence[Run]) -> list[Column]:
     """All columns of the table of results."""
-    memory = memory_columns(runs)
-    return [LOSS, BITS, SPEED, PARAMETERS, CARRY, TIME, *memory, STEPS, TOKENS]
+    memory, unit = memory_columns(runs), common_unit(runs)
+    carry = [CARRY] if any(CARRY.value(run) is not None for run in runs) else []
+    seen = Column(unit, lambda run: run.units, whole)
+    middle = [speed_column(runs), PARAMETERS, *carry, TIME]
+    return [*score_columns(runs), *middle, *memory, STEPS, seen]
+
+
+def common_unit(runs: Sequence[Run]) -> str:
+    """What speeds count: tokens, images; "units" where runs have different ones."""
+    units = {run.unit for run in runs}
+    return units.pop() if len(units) == 1 else "units"
+
+
+def speed_column(runs: Sequence[Run]) -> Column:
+    """Units a second."""
+    return Column(f"{common_unit(runs)}/s", lambda run: run.speed, whole, "more")
+
+
+def score_columns(runs: Sequence[Run]) -> list[Column]:
+    """A column for each score that any of the runs has: the loss first."""
+    names = dict.fromkeys(name for run in runs for name in run.scores)
+    return [LOSS, *(_score_column(name) for name in names if name not in ("loss", "perplexity"))]
+
+
+def _score_column(name: str) -> Column:
+    if name == "bits_per_byte":
+        return BITS
+    better = "more" if name.startswith("accuracy") else "less" if name.startswith("loss") else ""
+    shown = name.replace("_", " ")
+    return Column(shown, lambda run: run.final(name), "{:.4f}".format, better)
 
 
 def verdict(runs: Sequence[Run], score: str) -> str:
@@ -102,7 +128,8 @@ def verdict(runs: Sequence[Run], score: str) -> str:
     best = runs[0]
     if column.value(best) is None:
         return ""
-    unit = "nats per token" if score == "loss" else "bits per byte"
+    nats = "nats per token" if best.unit == "tokens" else "nats"
+    unit = nats if score == "loss" else "bits per byte"
     head = "Lowest" if len(runs) > 1 else "Reached"
     text = f"{head}: {column.text(best)} {unit}, by {best.name}."
     behind = [name for name, b in best.baselines.items() if b[score] > (column.value(best) or 0)]

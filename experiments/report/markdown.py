@@ -25,8 +25,10 @@ def markdown(runs: Sequence[Run], command: str) -> str:
     parts += ["## Results", table(["run", *(column.name for column in columns)], rows)]
     if baselines := shared_baselines(runs):
         ordered = sorted(baselines.items(), key=lambda item: -item[1]["loss"])
-        lines = [[k, f"{v['loss']:.4f}", f"{v['bits_per_byte']:.4f}"] for k, v in ordered]
-        parts += ["## Baselines", table(["", "loss", "bits per byte"], lines)]
+        names = [name for name in ("loss", "bits_per_byte") if name in ordered[0][1]]
+        lines = [[k, *(f"{v[name]:.4f}" for name in names)] for k, v in ordered]
+        head = ["", *(name.replace("_", " ") for name in names)]
+        parts += ["## Baselines", table(head, lines)]
     if found := differences(runs):
         fields = [[name, *map(shown_value, values)] for name, values in found.items()]
         parts.append("## What differs between the runs")
@@ -35,10 +37,16 @@ def markdown(runs: Sequence[Run], command: str) -> str:
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The first column to the left, the others to the right."""
-    rule = ["---", *("---:" for _ in head[1:])]
-    cells = [[escaped(cell) for cell in row] for row in (head, *rows)]
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], text: bool = False) -> str:
+    """The first column to the left, the others to the right.
+
+    Args:
+      head: names of columns.
+      rows: cells.
+      text: whether cells are Markdown already, all to the left.
+    """
+    rule = ["---", *("---" if text else "---:" for _ in head[1:])]
+    cells = [[cell if text else escaped(cell) for cell in row] for row in (head, *rows)]
     return "\n".join(f"| {' | '.join(row)} |" for row in (cells[0], rule, *cells[1:]))
 
 

@@ -15,7 +15,6 @@ from experiments.report.runs import Run, cautions, differences, measure, shared_
 STYLE = pathlib.Path(__file__).with_name("style.css")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """What the page forbids itself: everything but its own style."""
-LABELS = {"loss": "validation loss, nats per token", "bits_per_byte": "validation, bits per byte"}
 
 
 def page(runs: Sequence[Run], command: str) -> str:
@@ -74,7 +73,7 @@ def _tiles(runs: Sequence[Run]) -> Markup:
     """The best run by each figure."""
     words = {
         figures.LOSS: "lowest validation loss",
-        figures.SPEED: "most tokens/s",
+        figures.speed_column(runs): f"most {figures.common_unit(runs)}/s",
         figures.PARAMETERS: "fewest parameters",
         figures.CARRY: "smallest carry",
     }
@@ -129,12 +128,18 @@ def _legend(runs: Sequence[Run]) -> Markup:
     return tag("p", *(tag("span", _named(n, run)) for n, run in _numbered(runs)), class_="legend")
 
 
+def _label(runs: Sequence[Run], score: str) -> str:
+    if score == "bits_per_byte":
+        return "validation, bits per byte"
+    return "validation loss, nats" + (" per token" if figures.common_unit(runs) == "tokens" else "")
+
+
 def _levels(runs: Sequence[Run], score: str) -> dict[str, float]:
     return {name: values[score] for name, values in shared_baselines(runs).items()}
 
 
 def _curves(runs: Sequence[Run], score: str) -> Markup:
-    """Losses by tokens and by training time; training losses are faint behind."""
+    """Losses by units seen and by training time; training losses are faint behind."""
     held = {n: run.points("validation", score) for n, run in _numbered(runs)}
     train = {
         n: run.points("train", "loss") if score == "loss" else [] for n, run in _numbered(runs)
@@ -144,7 +149,7 @@ def _curves(runs: Sequence[Run], score: str) -> Markup:
     if not seen:
         return tag("p", "No run has logged a loss yet.")
     levels = _levels(runs, score)
-    y = chart.axis(LABELS[score], [*seen, *levels.values()])
+    y = chart.axis(_label(runs, score), [*seen, *levels.values()])
 
     def draw(title: str, label: str, units: Any, across: Any) -> Markup | str:
         series = []
@@ -160,15 +165,15 @@ def _curves(runs: Sequence[Run], score: str) -> Markup:
         x = chart.axis(label, reach, units, from_zero=True)
         return chart.curves(title, x, y, series, levels)
 
-    by_tokens = draw(
-        "By tokens seen",
-        "tokens",
+    by_units = draw(
+        f"By {figures.common_unit(runs)} seen",
+        figures.common_unit(runs),
         chart.COUNTS,
-        lambda run, step: step * run.tokens_per_step if run.tokens_per_step else None,
+        lambda run, step: step * run.units_per_step if run.units_per_step else None,
     )
     by_time = draw("By time", "training time", chart.DURATIONS, Run.seconds_at)
     note = tag("p", "Thick: validation. Thin: training. Dotted: baselines.", class_="small")
-    return joined([tag("div", by_tokens, by_time, class_="charts"), note])
+    return joined([tag("div", by_units, by_time, class_="charts"), note])
 
 
 def _pareto_section(runs: Sequence[Run], score: str) -> Markup:
@@ -187,7 +192,7 @@ def _pareto_section(runs: Sequence[Run], score: str) -> Markup:
         if len({one.points[0][0] for one in series}) < 2:
             continue
         xs, ys = ([one.points[0][i] for one in series] for i in (0, 1))
-        x, y = chart.axis(column.name, xs, units, log=True), chart.axis(LABELS[score], ys)
+        x, y = chart.axis(column.name, xs, units, log=True), chart.axis(_label(runs, score), ys)
         title = f"Loss against {column.name}"
         charts.append(chart.pareto(title, x, y, series, _levels(runs, score)))
     if not charts:
@@ -202,9 +207,11 @@ def _pareto_section(runs: Sequence[Run], score: str) -> Markup:
     return _section("What a loss costs", _legend(runs), grid, note)
 
 
-def _baselines(runs: Sequence[Run]) -> list[Markup]:
+def _baselines(runs: Sequence[Run]) -> list[Any]:
     """Baselines beside the runs; once if all runs share them."""
-    head = ["", "loss", "bits per byte"]
+    columns = [c for c in figures.score_columns(runs) if c in (figures.LOSS, figures.BITS)]
+    scores = {figures.LOSS: "loss", figures.BITS: "bits_per_byte"}
+    head = ["", *(scores[column].replace("_", " ") for column in columns)]
     shared = shared_baselines(runs)
     groups = [("", shared, _numbered(runs))] if shared else []
     if not shared:
@@ -212,18 +219,18 @@ def _baselines(runs: Sequence[Run]) -> list[Markup]:
     found = []
     for name, lines, those in groups:
         rows: list[tuple[float, list[Any]]] = [
-            (v["loss"], [k, f"{v['loss']:.4f}", f"{v['bits_per_byte']:.4f}"])
+            (v["loss"], [k, *(column.shown(v[scores[column]]) for column in columns)])
             for k, v in lines.items()
         ]
         for number, run in those:
             if (loss := run.final("loss")) is not None:
-                cells = [_named(number, run), figures.LOSS.text(run), figures.BITS.text(run)]
+                cells = [_named(number, run), *(column.text(run) for column in columns)]
                 rows.append((loss, cells))
         if lines:
             ordered = [row for _, row in sorted(rows, key=lambda row: -row[0])]
             found.append(joined([tag("h3", name) if name else "", _table(head, ordered, "narrow")]))
     note = "Unigram and bigram count the training text; gzip and xz compress the validation text."
-    return [*found, tag("p", note, class_="small")]
+    return [*found, tag("p", note, class_="small") if figures.BITS in columns else ""]
 
 
 def _differences(runs: Sequence[Run]) -> Markup:

@@ -20,6 +20,8 @@ from sharding.errors import UserError
 
 Points = list[tuple[float, float]]
 
+PER_SECOND = "_per_second"
+"""How the metric of speed ends, after its unit."""
 TEXT = ("data.name", "data.validation_fraction", "train.validation_tokens")
 """Fields that decide which text a run is validated on."""
 
@@ -64,35 +66,50 @@ class Run:
         """Updates in the whole schedule."""
         return self.config.get("train.steps")
 
+    @functools.cached_property
+    def unit(self) -> str:
+        """What its speed counts: tokens, images, rows."""
+        names = (name for row in self._lines("train") for name in row)
+        found = (name.removesuffix(PER_SECOND) for name in names if name.endswith(PER_SECOND))
+        return next(found, "tokens" if "data.window" in self.config else "rows")
+
     @property
-    def tokens_per_step(self) -> int | None:
-        """Tokens predicted in an update."""
+    def units_per_step(self) -> int | None:
+        """Units that an update learns from."""
         batch, window = self.config.get("train.batch"), self.config.get("data.window")
+        if self.unit != "tokens":
+            return batch
         return batch * window if batch and window else None
 
     @property
-    def tokens(self) -> int | None:
-        """Tokens trained on."""
-        return self.steps * self.tokens_per_step if self.tokens_per_step else None
+    def units(self) -> int | None:
+        """Units trained on."""
+        return self.steps * self.units_per_step if self.units_per_step else None
+
+    @property
+    def scores(self) -> list[str]:
+        """The scores that its validations have, the loss first."""
+        names = dict.fromkeys(name for row in self._lines("validation") for name in row)
+        return [name for name in names if name not in ("step", "split")]
 
     @functools.cached_property
     def speed(self) -> float | None:
-        """Median of the logged tokens per second."""
-        speeds = sorted(v for _, v in self.points("train", "tokens_per_second") if v > 0)
+        """Median of the logged units per second."""
+        speeds = sorted(v for _, v in self.points("train", self.unit + PER_SECOND) if v > 0)
         return speeds[len(speeds) // 2] if speeds else None
 
     def seconds_at(self, step: float) -> float | None:
         """Training time up to a step, from the logged speeds: no compiling, no validation."""
-        if self.speed is None or self.tokens_per_step is None:
+        if self.speed is None or self.units_per_step is None:
             return None
         seconds, before = 0.0, 0
-        for at, speed in self.points("train", "tokens_per_second"):
+        for at, speed in self.points("train", self.unit + PER_SECOND):
             reached = min(at, step)
-            seconds += (reached - before) * self.tokens_per_step / (speed or self.speed)
+            seconds += (reached - before) * self.units_per_step / (speed or self.speed)
             before = reached
             if at >= step:
                 return seconds
-        return seconds + (step - before) * self.tokens_per_step / self.speed
+        return seconds + (step - before) * self.units_per_step / self.speed
 
     @property
     def seconds(self) -> float | None:
@@ -106,7 +123,7 @@ class Run:
 
     @functools.cached_property
     def carry_bytes(self) -> int | None:
-        """What one stream hands to its next token."""
+        """What one stream hands to its next token; None of a model without a state."""
         return self.experiment and self.experiment.model.carry_bytes(1)
 
     def peak_bytes(self, kind: str) -> float | None:
@@ -126,7 +143,7 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
       UserError: no folder given, or one that neither is a run nor holds any.
     """
     if not paths:
-        raise UserError("name one run folder or more, as in: python -m experiments.report runs/*")
+        raise UserError("name one run folder or more, as in: gam report runs/*")
     folders: dict[pathlib.Path, None] = {}
     for path in paths:
         folders.update(dict.fromkeys(_folders(pathlib.Path(path))))

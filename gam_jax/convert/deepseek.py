@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from gam_jax.convert.experts import check_experts, read_experts, write_experts
+from gam_jax.convert.experts import check_experts, count_experts, read_experts, write_experts
 from gam_jax.convert.family import (
     Config,
     Family,
-    Tensors,
     check_plain,
     one,
     refuse,
     rope,
+    rope_theta,
+    rope_type,
 )
+from gam_jax.convert.fields import Fields
+from gam_jax.convert.folder import Reader
 from gam_jax.convert.llama import (
     UNITS,
     read_norms,
@@ -42,44 +46,32 @@ NAMES = {**UNITS, "out": "down_proj"}
 BIAS_STEP, BALANCE = 1e-3, 1e-4
 
 
-def _model(config: Config) -> LanguageModel:
+def _model(values: Config) -> LanguageModel:
+    config = Fields.of(values)
     refuse(config, hidden_act="silu", attention_bias=False, norm_topk_prob=True)
-    if config.get("rope_interleave") is False:
-        raise UserError("config.json: rope_interleave=False of deepseek_v3 is not known here")
-    size, turned = config["qk_nope_head_dim"], config["qk_rope_head_dim"]
+    refuse(config, rope_interleave=True, scoring_func="sigmoid", topk_method="noaux_tc")
+    refuse(config, moe_layer_freq=1)
+    size, turned = config.size("qk_nope_head_dim"), config.size("qk_rope_head_dim")
+    heads = config.size("num_attention_heads")
+    refuse(config, head_dim=turned, qk_head_dim=size + turned, num_key_value_heads=heads)
+    _predicted(config)
     yarn, scale = _yarn(config, size + turned)
     attention = LatentAttention(
-        heads=config["num_attention_heads"],
-        latent=config["kv_lora_rank"],
-        query_latent=config.get("q_lora_rank") or 0,
+        heads=heads,
+        latent=config.size("kv_lora_rank"),
+        query_latent=config.size("q_lora_rank", 0),
         head_size=size,
         rotary_size=turned,
-        value_size=config["v_head_dim"],
-        rotary=float(rope(config).get("rope_theta") or config.get("rope_theta", 10_000.0)),
+        value_size=config.size("v_head_dim"),
+        rotary=rope_theta(config),
         yarn=yarn,
-        context=config.get("max_position_embeddings", 4096),
+        context=config.size("max_position_embeddings", 4096),
         scale=scale,
     )
-    hidden = config["moe_intermediate_size"]
-    experts = MoE(
-        experts=config.get("n_routed_experts") or config["num_local_experts"],
-        chosen=config["num_experts_per_tok"],
-        ffn=MLP(activation="swiglu", hidden=hidden, bias=False),
-        shared=config["n_shared_experts"],
-        router=Router(
-            score="sigmoid",
-            scale=config.get("routed_scaling_factor", 2.5),
-            groups=config["n_group"],
-            chosen_groups=config["topk_group"],
-            balance=BALANCE,
-            balance_over="sequence",
-            z=0.0,
-            bias_step=BIAS_STEP,
-        ),
-    )
-    norm = RMSNorm(eps=config.get("rms_norm_eps", 1e-6))
-    dense = MLP(activation="swiglu", hidden=config["intermediate_size"], bias=False)
-    first, layers = config["first_k_dense_replace"], config["num_hidden_layers"]
+    norm = RMSNorm(eps=config.number("rms_norm_eps", 1e-6, least=0))
+    dense = MLP(activation="swiglu", hidden=config.size("intermediate_size"), bias=False)
+    layers = config.size("num_hidden_layers")
+    first, experts = config.size("first_k_dense_replace", least=0), _experts(config)
     block: Any = Block(attention, experts if first < layers else dense, norm)
     depth = layers
     if 0 < first < layers:
@@ -87,31 +79,49 @@ def _model(config: Config) -> LanguageModel:
         depth = 1
     return LanguageModel(
         block,
-        width=config["hidden_size"],
+        width=config.size("hidden_size"),
         depth=depth,
-        vocab=config["vocab_size"],
+        vocab=config.size("vocab_size"),
         norm=norm,
-        tied=config.get("tie_word_embeddings", False),
+        tied=config.flag("tie_word_embeddings", False),
     )
 
 
-def _yarn(config: Config, size: int) -> tuple[Yarn, float]:
+def _experts(config: Fields) -> MoE:
+    return MoE(
+        experts=count_experts(config, "n_routed_experts", "num_local_experts"),
+        chosen=config.size("num_experts_per_tok"),
+        ffn=MLP(activation="swiglu", hidden=config.size("moe_intermediate_size"), bias=False),
+        shared=config.size("n_shared_experts"),
+        router=Router(
+            score="sigmoid",
+            scale=config.number("routed_scaling_factor", 2.5),
+            groups=config.size("n_group"),
+            chosen_groups=config.size("topk_group"),
+            balance=BALANCE,
+            balance_over="sequence",
+            z=0.0,
+            bias_step=BIAS_STEP,
+        ),
+    )
+
+
+def _yarn(config: Fields, size: int) -> tuple[Yarn, float]:
     """How positions are stretched, and the scale of scores that goes with it; 0 for the usual."""
-    given = rope(config)
-    kind = given.get("rope_type", given.get("type", "default"))
+    given, kind = rope(config), rope_type(config)
     if kind == "default":
         return Yarn(), 0.0
-    all_dim = given.get("mscale_all_dim", 0)
-    if kind != "yarn" or not all_dim or given.get("mscale") != all_dim or "attention" in given:
+    all_dim = given.number("mscale_all_dim", 0.0, least=0)
+    if kind != "yarn" or not all_dim or given.number("mscale", 0.0) != all_dim:
         raise UserError(
-            f"config.json: rope_type={kind!r} of model_type deepseek_v3 is not known here: none, "
+            f"config.json: rope_type={kind!a} of model_type deepseek_v3 is not known here: none, "
             f"or yarn with mscale = mscale_all_dim alone"
         )
     yarn = Yarn(
-        factor=float(given["factor"]),
-        original=given["original_max_position_embeddings"],
-        fast=float(given.get("beta_fast") or 32),
-        slow=float(given.get("beta_slow") or 1),
+        factor=given.number("factor", least=1),
+        original=given.size("original_max_position_embeddings"),
+        fast=given.number("beta_fast", 32.0, above=0),
+        slow=given.number("beta_slow", 1.0, above=0),
     )
     return yarn, _sharpened(yarn, all_dim, size)
 
@@ -233,21 +243,24 @@ def _rope(attention: LatentAttention) -> dict[str, Any]:
     return {"rope_theta": theta, "rope_parameters": found}
 
 
-def _read(model: LanguageModel, tensors: Tensors) -> Params:
-    dense, sparse, _, _ = _blocks(model)
-    block = sparse or dense
+def _read(model: LanguageModel, reader: Reader) -> Params:
+    dense, sparse, first, _ = _blocks(model)
+    block = dense if reader.index < first else sparse
     assert block is not None
-    mixer = _read_attention(one(block.mixer, LatentAttention, OFFICIAL), model.width, tensors)
-    if "mlp.gate.weight" not in tensors:
-        return {"mixer": mixer, "ffn": read_units(tensors, "mlp"), **read_norms(tensors)}
+    width = model.width
+    mixer = _read_attention(one(block.mixer, LatentAttention, OFFICIAL), width, reader)
+    found = {"mixer": mixer, **read_norms(reader, width)}
+    if isinstance(block.ffn, MLP):
+        return found | {"ffn": read_units(reader, "mlp", width, block.ffn.hidden)}
     ffn = one(block.ffn, MoE, OFFICIAL)
+    shared = ffn.shared * ffn.ffn.hidden
     mixture = {
-        "router": tensors["mlp.gate.weight"].T,
-        "balance_bias": tensors["mlp.gate.e_score_correction_bias"],
-        "experts": read_experts(ffn.experts, tensors, "mlp", NAMES),
-        "shared": read_units(tensors, "mlp.shared_experts"),
+        "router": reader.take("mlp.gate.weight", ffn.experts, width).T,
+        "balance_bias": reader.take("mlp.gate.e_score_correction_bias", ffn.experts),
+        "experts": read_experts(ffn, reader, "mlp", NAMES, width),
+        "shared": read_units(reader, "mlp.shared_experts", width, shared),
     }
-    return {"mixer": mixer, "ffn": mixture, **read_norms(tensors)}
+    return found | {"ffn": mixture}
 
 
 def _write(model: LanguageModel, params: Params) -> dict[str, np.ndarray]:
@@ -269,29 +282,29 @@ def _write(model: LanguageModel, params: Params) -> dict[str, np.ndarray]:
 
 
 def _read_attention(
-    attention: LatentAttention, width: int, tensors: Tensors
+    attention: LatentAttention, width: int, reader: Reader
 ) -> dict[str, np.ndarray]:
-    inside = {
-        name.removeprefix("self_attn.").removesuffix(".weight"): x
-        for name, x in tensors.items()
-        if name.startswith("self_attn.")
-    }
-    heads, size = attention.heads, attention.head_size
-    halves = _halves(attention.rotary_size)
+    def take(name: str, *shape: int) -> np.ndarray:
+        return reader.take(f"self_attn.{name}.weight", *shape)
+
+    heads, size, latent = attention.heads, attention.head_size, attention.latent
+    turned, values = attention.rotary_size, attention.value_size
+    halves, source = _halves(turned), attention.query_latent
     mixer = {}
-    if attention.query_latent:
-        mixer["query_latent"] = inside["q_a_proj"].T
-        mixer["query_norm"] = inside["q_a_layernorm"]
-    query = inside["q_b_proj" if attention.query_latent else "q_proj"].T
-    query = query.reshape(query.shape[0], heads, -1)
+    if source:
+        mixer["query_latent"] = take("q_a_proj", source, width).T
+        mixer["query_norm"] = take("q_a_layernorm", source)
+    name = "q_b_proj" if source else "q_proj"
+    query = take(name, heads * (size + turned), source or width).T
+    query = query.reshape(-1, heads, size + turned)
     mixer["query"] = np.concatenate([query[..., :size], query[..., size:][..., halves]], axis=-1)
-    down = inside["kv_a_proj_with_mqa"].T
-    mixer["latent"] = down[:, : attention.latent]
-    mixer["shared_key"] = down[:, attention.latent :][:, halves]
-    mixer["latent_norm"] = inside["kv_a_layernorm"]
-    up = inside["kv_b_proj"].T.reshape(attention.latent, heads, -1)
+    down = take("kv_a_proj_with_mqa", latent + turned, width).T
+    mixer["latent"] = down[:, :latent]
+    mixer["shared_key"] = down[:, latent:][:, halves]
+    mixer["latent_norm"] = take("kv_a_layernorm", latent)
+    up = take("kv_b_proj", heads * (size + values), latent).T.reshape(latent, heads, -1)
     mixer["key"], mixer["value"] = up[..., :size], up[..., size:]
-    mixer["out"] = inside["o_proj"].T.reshape(heads, -1, width)
+    mixer["out"] = take("o_proj", width, heads * values).T.reshape(heads, values, width)
     return mixer
 
 
@@ -341,6 +354,30 @@ def _split(model: LanguageModel, params: Params) -> list[Params]:
     ]
 
 
+def _spare(reader: Reader) -> list[str]:
+    """The blocks of the multi-token head, which are not read: those behind the last.
+
+    They are known by an array that no other block has, so a config.json of too few blocks is not
+    taken for one of such a head.
+    """
+    last, more = reader.config["num_hidden_layers"], _predicted(reader.config)
+    spare = []
+    for name in reader.names():
+        number = re.match(r"model\.layers\.(\d{1,9})\.", name, re.ASCII)
+        if (
+            number
+            and last <= int(number[1]) < last + more
+            and f"{number[0]}eh_proj.weight" in reader
+        ):
+            spare.append(name)
+    return spare
+
+
+def _predicted(config: Fields) -> int:
+    """Blocks of the multi-token head."""
+    return config.size("num_nextn_predict_layers", 0, least=0)
+
+
 def _layers(model: LanguageModel) -> int:
     _, _, first, then = _blocks(model)
     return first + then
@@ -358,6 +395,8 @@ FAMILIES = {
         join=_join,
         split=_split,
         layers=_layers,
+        kind="deepseek_v3",
+        spare=_spare,
     )
 }
 """Architecture of config.json -> how its folders are read and written."""

@@ -11,13 +11,16 @@ import numpy as np
 from gam_jax.convert.family import (
     Config,
     Family,
-    Tensors,
+    check_full_attention,
     check_plain,
     one,
     refuse,
     rotary_base,
 )
+from gam_jax.convert.fields import Fields
+from gam_jax.convert.folder import Reader
 from gam_jax.convert.llama import (
+    head_size,
     read_attention,
     read_norms,
     sequential,
@@ -41,48 +44,64 @@ UNITS = {
 }
 
 
-def _model(kind: str, config: Config) -> LanguageModel:
-    qwen = kind == "qwen3_moe"
+def _model(kind: str, values: Config) -> LanguageModel:
+    config, qwen = Fields.of(values), kind == "qwen3_moe"
     refuse(config, hidden_act="silu", use_sliding_window=False)
+    check_full_attention(config)
     if qwen:
-        refuse(config, decoder_sparse_step=1, rms_norm_eps=QK_NORM_EPS)
-        if config.get("mlp_only_layers"):
-            raise UserError("config.json: mlp_only_layers that are not empty are not known here")
-    elif config.get("sliding_window"):
-        raise UserError("config.json: sliding_window of model_type mixtral is not known here")
-    width, heads = config["hidden_size"], config["num_attention_heads"]
+        refuse(config, decoder_sparse_step=1, rms_norm_eps=QK_NORM_EPS, mlp_only_layers=[])
+    else:
+        refuse(config, attention_bias=False)
+    width, heads = config.size("hidden_size"), config.size("num_attention_heads")
+    biased = config.flag("attention_bias", False) if qwen else False
     attention = Attention(
         heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
-        head_size=config.get("head_dim") or width // heads,
+        kv_heads=config.size("num_key_value_heads", heads),
+        head_size=head_size(config, width, heads),
         rotary=rotary_base(config),
-        context=config.get("max_position_embeddings", 2048),
-        bias=config.get("attention_bias", False),
-        out_bias=config.get("attention_bias", False),
+        context=config.size("max_position_embeddings", 2048),
+        bias=biased,
+        out_bias=biased,
         qk_norm=qwen,
     )
-    hidden = config["moe_intermediate_size" if qwen else "intermediate_size"]
     ffn = MoE(
-        experts=config.get("num_local_experts") or config["num_experts"],
-        chosen=config.get("num_experts_per_tok", 8 if qwen else 2),
-        ffn=MLP(activation="swiglu", hidden=hidden, bias=False),
+        experts=count_experts(config, "num_local_experts", "num_experts"),
+        chosen=config.size("num_experts_per_tok", 8 if qwen else 2),
+        ffn=MLP(
+            activation="swiglu",
+            hidden=config.size("moe_intermediate_size" if qwen else "intermediate_size"),
+            bias=False,
+        ),
         router=Router(
-            renormalise=config.get("norm_topk_prob", False) if qwen else True,
-            jitter=config.get("router_jitter_noise", 0.0),
-            balance=config.get("router_aux_loss_coef", 0.001),
+            renormalise=config.flag("norm_topk_prob", False) if qwen else True,
+            jitter=config.number("router_jitter_noise", 0.0, least=0),
+            balance=config.number("router_aux_loss_coef", 0.001, least=0),
             balance_over="layers",
             z=0.0,
         ),
     )
-    norm = RMSNorm(eps=config.get("rms_norm_eps", 1e-6))
+    norm = RMSNorm(eps=config.number("rms_norm_eps", 1e-6, least=0))
     return LanguageModel(
         Block(attention, ffn, norm),
         width=width,
-        depth=config["num_hidden_layers"],
-        vocab=config["vocab_size"],
+        depth=config.size("num_hidden_layers"),
+        vocab=config.size("vocab_size"),
         norm=norm,
-        tied=config.get("tie_word_embeddings", False),
+        tied=config.flag("tie_word_embeddings", False),
     )
+
+
+def count_experts(config: Fields, *names: str) -> int:
+    """How many experts there are, by the first of some names that is given.
+
+    Raises:
+      UserError: none is given, or two that differ.
+    """
+    given = [name for name in names if config.get(name) is not None] or list(names[-1:])
+    counts = [config.size(name) for name in given]
+    if len(set(counts)) > 1:
+        raise config.refused(given[1], f"is not the same as {given[0]}={counts[0]}")
+    return counts[0]
 
 
 def _config(kind: str, model: LanguageModel) -> dict[str, Any]:
@@ -176,12 +195,15 @@ def check_experts(ffn: MoE, official: str) -> int:
 
 
 def read_experts(
-    count: int, tensors: Tensors, place: str, names: Mapping[str, str]
+    ffn: MoE, reader: Reader, place: str, names: Mapping[str, str], width: int
 ) -> dict[str, np.ndarray]:
-    """`count` experts' arrays, stacked; `names` are those of gate, in and out."""
-    found = {}
+    """All experts' arrays, stacked; `names` are those of gate, in and out."""
+    found, hidden = {}, ffn.ffn.hidden
     for ours, name in names.items():
-        own = [tensors[f"{place}.experts.{e}.{name}.weight"] for e in range(count)]
+        shape = (width, hidden) if ours == "out" else (hidden, width)
+        own = [
+            reader.take(f"{place}.experts.{e}.{name}.weight", *shape) for e in range(ffn.experts)
+        ]
         found[f"w_{ours}"] = np.stack([x if ours == "out" else x.T for x in own])
     return found
 
@@ -195,16 +217,16 @@ def write_experts(params: Params, place: str, names: Mapping[str, str]) -> dict[
     }
 
 
-def _read(kind: str, model: LanguageModel, tensors: Tensors) -> Params:
-    block = one(model.block, Block, OFFICIAL[kind])
+def _read(kind: str, model: LanguageModel, reader: Reader) -> Params:
+    block, width = one(model.block, Block, OFFICIAL[kind]), model.width
     attention = one(block.mixer, Attention, OFFICIAL[kind])
     ffn, place = one(block.ffn, MoE, OFFICIAL[kind]), PLACE[kind]
     mixture = {
-        "router": tensors[f"{place}.gate.weight"].T,
-        "experts": read_experts(ffn.experts, tensors, place, UNITS[kind]),
+        "router": reader.take(f"{place}.gate.weight", ffn.experts, width).T,
+        "experts": read_experts(ffn, reader, place, UNITS[kind], width),
     }
-    mixer = read_attention(attention, model.width, tensors)
-    return {"mixer": mixer, "ffn": mixture, **read_norms(tensors)}
+    mixer = read_attention(attention, width, reader)
+    return {"mixer": mixer, "ffn": mixture, **read_norms(reader, width)}
 
 
 def _write(kind: str, model: LanguageModel, params: Params) -> dict[str, np.ndarray]:
@@ -226,6 +248,7 @@ def _family(kind: str) -> Family:
         "model.layers.",
         functools.partial(_read, kind),
         functools.partial(_write, kind),
+        kind=kind,
     )
 
 

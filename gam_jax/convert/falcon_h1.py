@@ -9,12 +9,14 @@ import numpy as np
 from gam_jax.convert.family import (
     Config,
     Family,
-    Tensors,
     check_plain,
     one,
     refuse,
     rotary_base,
 )
+from gam_jax.convert.fields import Fields
+from gam_jax.convert.folder import Reader
+from gam_jax.convert.llama import head_size
 from gam_jax.convert.mamba import check_one_norm, read_ssm, step_limits, write_limits, write_ssm
 from gam_jax.layers import MLP, Attention, Block, FalconH1, Mamba2, RMSNorm
 from gam_jax.layers.mamba2 import Scales
@@ -23,66 +25,76 @@ from gam_jax.params import Params
 from sharding.errors import UserError
 
 OFFICIAL = "FalconH1ForCausalLM"
+CONV_BIAS = "mamba_conv_bias"
 
 
-def _model(config: Config) -> LanguageModel:
+def _model(values: Config) -> LanguageModel:
+    config = Fields.of(values)
     biases = ("attention_bias", "mlp_bias", "projectors_bias", "mamba_proj_bias")
-    refuse(config, hidden_act="silu", **dict.fromkeys(biases, False))
-    width, heads = config["hidden_size"], config["num_attention_heads"]
-    size = config.get("head_dim") or width // heads
-    key = config.get("key_multiplier", 1.0)
+    refuse(config, hidden_act="silu", mamba_use_mlp=True, **dict.fromkeys(biases, False))
+    width, heads = config.size("hidden_size"), config.size("num_attention_heads")
+    size = head_size(config, width, heads)
+    key = config.number("key_multiplier", 1.0)
     attention = Attention(
         heads=heads,
-        kv_heads=config.get("num_key_value_heads") or 0,
+        kv_heads=config.size("num_key_value_heads", 0),
         head_size=size,
         rotary=rotary_base(config),
-        context=config.get("max_position_embeddings", 8192),
+        context=config.size("max_position_embeddings", 8192),
         scale=0.0 if key == 1 else key * size**-0.5,
     )
     mixer = FalconH1(
         attention,
         _ssm(config),
-        attention_in=config.get("attention_in_multiplier", 1.0),
-        attention_out=config.get("attention_out_multiplier", 1.0),
-        ssm_out=config.get("ssm_out_multiplier", 1.0),
+        attention_in=config.number("attention_in_multiplier", 1.0),
+        attention_out=config.number("attention_out_multiplier", 1.0),
+        ssm_out=config.number("ssm_out_multiplier", 1.0),
     )
-    gate, down = config.get("mlp_multipliers") or (1.0, 1.0)
+    gate, down = config.numbers("mlp_multipliers", 2)
     ffn = MLP(
         activation="swiglu",
-        hidden=config["intermediate_size"],
+        hidden=config.size("intermediate_size"),
         bias=False,
         gate_scale=gate,
         out_scale=down,
     )
-    norm = RMSNorm(eps=config.get("rms_norm_eps", 1e-5))
+    norm = RMSNorm(eps=config.number("rms_norm_eps", 1e-5, least=0))
     return LanguageModel(
         Block(mixer, ffn, norm),
         width=width,
-        depth=config["num_hidden_layers"],
-        vocab=config["vocab_size"],
+        depth=config.size("num_hidden_layers"),
+        vocab=config.size("vocab_size"),
         norm=norm,
-        tied=config.get("tie_word_embeddings", False),
-        embedding_scale=config.get("embedding_multiplier", 1.0),
-        logit_scale=config.get("lm_head_multiplier", 1.0),
+        tied=config.flag("tie_word_embeddings", False),
+        embedding_scale=config.number("embedding_multiplier", 1.0),
+        logit_scale=config.number("lm_head_multiplier", 1.0),
     )
 
 
-def _ssm(config: Config) -> Mamba2:
-    inner = config.get("mamba_d_ssm") or int(config["mamba_expand"] * config["hidden_size"])
-    norm = "norm_first" if config.get("mamba_norm_before_gate", True) else "gate_first"
+def _ssm(config: Fields) -> Mamba2:
+    expanded = config.number("mamba_expand", 2.0, above=0) * config["hidden_size"]
+    heads, inner = config.size("mamba_n_heads"), config.size("mamba_d_ssm", expanded)
+    if inner % heads:
+        raise config.refused("mamba_n_heads", f"does not divide the inner width, {inner:g}")
+    head = int(inner // heads)
+    if config.get("mamba_d_head") != "auto":
+        refuse(config, mamba_d_head=head)
+    config.flag(CONV_BIAS, True)
+    norm = "norm_first" if config.flag("mamba_norm_before_gate", True) else "gate_first"
     low, high = step_limits(config)
-    scales = config.get("ssm_multipliers") or (1.0,) * 5
     return Mamba2(
-        inner=inner,
-        head=inner // config["mamba_n_heads"],
-        state=config["mamba_d_state"],
-        groups=config["mamba_n_groups"],
-        kernel=config["mamba_d_conv"],
-        norm=norm if config.get("mamba_rms_norm") else "none",
-        eps=config.get("rms_norm_eps", 1e-5),
+        inner=heads * head,
+        head=head,
+        state=config.size("mamba_d_state"),
+        groups=config.size("mamba_n_groups"),
+        kernel=config.size("mamba_d_conv"),
+        norm=norm if config.flag("mamba_rms_norm", False) else "none",
+        eps=config.number("rms_norm_eps", 1e-5, least=0),
         dt_min=low,
         dt_max=high,
-        scales=Scales(config.get("ssm_in_multiplier", 1.0), *scales),
+        scales=Scales(
+            config.number("ssm_in_multiplier", 1.0), *config.numbers("ssm_multipliers", 5)
+        ),
     )
 
 
@@ -167,29 +179,31 @@ def _rounded(x: float) -> float:
     return float(f"{x:.12g}")
 
 
-def _read(model: LanguageModel, tensors: Tensors) -> Params:
-    _, attention, ssm, _, _ = _parts(model)
-    width, size = model.width, attention.size
+def _read(model: LanguageModel, reader: Reader) -> Params:
+    _, attention, ssm, ffn, _ = _parts(model)
+    width, size, hidden = model.width, attention.size, ffn.hidden
 
-    def heads(name: str) -> np.ndarray:
-        return tensors[f"self_attn.{name}_proj.weight"].T.reshape(width, -1, size)
+    def heads(name: str, count: int) -> np.ndarray:
+        weight = reader.take(f"self_attn.{name}_proj.weight", count * size, width)
+        return weight.T.reshape(width, count, size)
 
+    out = reader.take("self_attn.o_proj.weight", width, attention.heads * size)
     return {
-        "mixer_norm": {"scale": tensors["input_layernorm.weight"]},
+        "mixer_norm": {"scale": reader.take("input_layernorm.weight", width)},
         "mixer": {
             "attention": {
-                "query": heads("q"),
-                "key": heads("k"),
-                "value": heads("v"),
-                "out": tensors["self_attn.o_proj.weight"].T.reshape(-1, size, width),
+                "query": heads("q", attention.heads),
+                "key": heads("k", attention.groups),
+                "value": heads("v", attention.groups),
+                "out": out.T.reshape(attention.heads, size, width),
             },
-            "ssm": read_ssm(ssm, "mamba", tensors),
+            "ssm": read_ssm(ssm, "mamba", reader, width, CONV_BIAS),
         },
-        "ffn_norm": {"scale": tensors["pre_ff_layernorm.weight"]},
+        "ffn_norm": {"scale": reader.take("pre_ff_layernorm.weight", width)},
         "ffn": {
-            "w_gate": tensors["feed_forward.gate_proj.weight"].T,
-            "w_in": tensors["feed_forward.up_proj.weight"].T,
-            "w_out": tensors["feed_forward.down_proj.weight"],
+            "w_gate": reader.take("feed_forward.gate_proj.weight", hidden, width).T,
+            "w_in": reader.take("feed_forward.up_proj.weight", hidden, width).T,
+            "w_out": reader.take("feed_forward.down_proj.weight", width, hidden),
         },
     }
 
@@ -219,6 +233,7 @@ FAMILIES = {
         "model.layers.",
         _read,
         _write,
+        kind="falcon_h1",
     )
 }
 """Architecture of config.json -> how its folders are read and written."""

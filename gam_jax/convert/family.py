@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
+from gam_jax.convert.fields import Fields
+from gam_jax.convert.folder import Reader
 from gam_jax.layers import Layer, RMSNorm
 from gam_jax.models.language import LanguageModel
 from gam_jax.params import Params
@@ -17,17 +19,14 @@ from sharding.errors import UserError
 Config = Mapping[str, Any]
 """What a config.json holds."""
 
-Tensors = Mapping[str, np.ndarray]
-"""Arrays of one block by the names they have inside it."""
-
 LayerType = TypeVar("LayerType", bound=Layer)
 
 
 Apart = tuple[
-    Callable[[LanguageModel, Tensors], Params],
+    Callable[[LanguageModel, Reader], Params],
     Callable[[LanguageModel, Params], dict[str, np.ndarray]],
 ]
-"""(model, tensors of the whole folder) -> entries of the parameters; and the inverse."""
+"""(model, the whole folder) -> entries of the parameters; and the inverse."""
 
 
 def join_equal(model: LanguageModel, blocks: Sequence[Params]) -> Params:
@@ -47,12 +46,14 @@ class Family(NamedTuple):
       model: config.json -> model; a UserError where this project cannot express it.
       config: model -> config.json; a UserError where transformers cannot express the model.
       embedding, norm, blocks: names of the embedding, the last norm and, before a number, blocks.
-      read: (model, tensors of a block) -> parameters of a block.
+      read: (model, one block of a folder) -> parameters of a block.
       write: the inverse of `read`.
       apart: both of what stands outside the blocks besides; None for nothing.
       join: (model, parameters of each block) -> those of `model.stack`.
       split: the inverse of `join`.
       layers: how many blocks config.json counts.
+      kind: the model_type that config.json must name.
+      spare: names of arrays of the folder that the model does without.
     """
 
     model: Callable[[Config], LanguageModel]
@@ -60,23 +61,20 @@ class Family(NamedTuple):
     embedding: str
     norm: str
     blocks: str
-    read: Callable[[LanguageModel, Tensors], Params]
+    read: Callable[[LanguageModel, Reader], Params]
     write: Callable[[LanguageModel, Params], dict[str, np.ndarray]]
     apart: Apart | None = None
     join: Callable[[LanguageModel, Sequence[Params]], Params] = join_equal
     split: Callable[[LanguageModel, Params], list[Params]] = split_equal
     layers: Callable[[LanguageModel], int] = operator.attrgetter("depth")
+    kind: str = ""
+    spare: Callable[[Reader], Iterable[str]] = lambda reader: ()
 
 
-def refuse(config: Config, **only: Any) -> None:
+def refuse(config: Fields, **only: Any) -> None:
     """A UserError for each field that is given and is not the one value that is known here."""
     for name, value in only.items():
-        found = config.get(name)
-        if found not in (None, value):
-            raise UserError(
-                f"config.json: {name}={found!r} of model_type {config.get('model_type')} is not "
-                f"known here, {value!r} alone"
-            )
+        config.only(name, value)
 
 
 def one(layer: Any, cls: type[LayerType], official: str) -> LayerType:
@@ -101,22 +99,56 @@ def check_plain(model: LanguageModel, official: str, scaled: bool = False) -> No
         )
 
 
-def rotary_base(config: Config) -> float:
+def rotary_base(config: Fields) -> float:
     """rope_theta, wherever this version of transformers wrote it.
 
     Raises:
       UserError: positions that are scaled.
     """
-    given = rope(config)
-    kind = given.get("rope_type", given.get("type", "default"))
+    kind = rope_type(config)
     if kind != "default":
         raise UserError(
-            f"config.json: rope_type={kind!r} of model_type {config.get('model_type')} is not "
+            f"config.json: rope_type={kind!a} of model_type {config.get('model_type')!a} is not "
             f"known here: rotary positions without scaling alone"
         )
-    return float(given.get("rope_theta") or config.get("rope_theta", 10_000.0))
+    return rope_theta(config)
 
 
-def rope(config: Config) -> Mapping[str, Any]:
+def rope_theta(config: Fields) -> float:
+    """The base of the wavelengths; 10,000 if config.json does not tell.
+
+    Raises:
+      UserError: it is no number above 0, or there are two.
+    """
+    inside = rope(config).number("rope_theta", None, above=0)
+    outside = config.number("rope_theta", None, above=0)
+    if inside is not None and outside is not None and inside != outside:
+        raise config.refused("rope_theta", f"is not that of its rope_parameters, {inside:g}")
+    return inside or outside or 10_000.0
+
+
+def rope_type(config: Fields) -> Any:
+    """How positions are scaled; "default" for not at all."""
+    given = rope(config)
+    new, old = given.get("rope_type"), given.get("type")
+    if new is not None and old is not None and new != old:
+        raise given.refused("rope_type", f"is not its type, {old!a}")
+    kind = old if new is None else new
+    return "default" if kind is None else kind
+
+
+def rope(config: Fields) -> Fields:
     """What config.json says of rotary positions, wherever this version of transformers did."""
-    return config.get("rope_parameters") or config.get("rope_scaling") or {}
+    new, old = config.get("rope_parameters"), config.get("rope_scaling")
+    if new is not None and old is not None and new != old:
+        raise config.refused("rope_scaling", "is not the same as its rope_parameters")
+    return config.part("rope_scaling" if new is None else "rope_parameters")
+
+
+def check_full_attention(config: Fields) -> None:
+    """A UserError for layers that do not see all tokens before them."""
+    kinds = config.get("layer_types")
+    if kinds is not None and (
+        not isinstance(kinds, list | tuple) or any(kind != "full_attention" for kind in kinds)
+    ):
+        raise config.refused("layer_types", "is not known here, 'full_attention' for each alone")

@@ -1,14 +1,23 @@
-"""A Hugging Face model folder: config.json and arrays in safetensors files. NumPy alone."""
+"""A Hugging Face model folder: config.json and arrays in safetensors files. NumPy alone.
+
+Nothing is trusted. A file is read where it lies in the folder, a shape is compared before
+an array is read, and what nobody has read at the end is an error.
+"""
 
 from __future__ import annotations
 
+import collections
+import functools
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from gam_jax.convert.fields import Fields, shown
+from gam_jax.convert.harmless import ARRAYS
 from sharding.errors import UserError
 
 CONFIG = "config.json"
@@ -17,38 +26,151 @@ INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
 """Arrays beyond that size go to several files, as transformers writes them."""
 
+JSON_BYTES = 1 << 26
+"""More than the index of any model has."""
+FLOATS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
+"""The dtypes that are read, by the names of NumPy; safetensors' names of them."""
+_SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,200}\.safetensors")
+
+
+class Stored(NamedTuple):
+    """One array of a folder, before it is read.
+
+    Attributes:
+      shape: as it is stored.
+      dtype: as safetensors calls it, such as F32.
+      load: reads it.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    load: Callable[[], np.ndarray]
+
+
+class Reader:
+    """Hands out the fields and the arrays of a folder, and remembers which were asked for.
+
+    Args:
+      config: the fields of its config.json.
+      stored: each array of the folder by its whole name.
+      prefix: what all names that are asked for here begin with.
+      index: the number of the block that they belong to.
+      taken: the whole names that were asked for.
+    """
+
+    def __init__(
+        self,
+        config: Fields,
+        stored: Mapping[str, Stored],
+        prefix: str = "",
+        index: int = 0,
+        taken: set[str] | None = None,
+    ) -> None:
+        self.config, self.index = config, index
+        self._stored, self._prefix = stored, prefix
+        self._taken: set[str] = set() if taken is None else taken
+
+    def block(self, blocks: str, index: int) -> Reader:
+        """Of one block; `blocks` is what stands before its number in the names of arrays."""
+        return Reader(self.config, self._stored, f"{blocks}{index}.", index, self._taken)
+
+    def __contains__(self, name: str) -> bool:
+        return self._prefix + name in self._stored
+
+    def names(self) -> list[str]:
+        """The whole names of all arrays."""
+        return list(self._stored)
+
+    def take(self, name: str, *shape: int) -> np.ndarray:
+        """An array in float32.
+
+        Raises:
+          UserError: there is none of that name, it has another shape, or a dtype that is not read.
+        """
+        whole = self._prefix + name
+        found = self._stored.get(whole)
+        if found is None:
+            raise UserError(
+                f"the folder has no '{whole}', which its config.json asks for: is it whole, and "
+                f"are both of one model?"
+            )
+        self._taken.add(whole)
+        if found.shape != shape:
+            raise UserError(
+                f"'{whole}' has the shape {found.shape} where config.json asks for {shape}: they "
+                f"are not of one model"
+            )
+        return as_float32(whole, found)
+
+    def check_dtypes(self) -> None:
+        """A UserError for the first array of a dtype that is not read, such as fp8 or int4."""
+        for name, found in self._stored.items():
+            if not _is_harmless(name):
+                _check_dtype(name, found)
+
+    def check_all_taken(self, spare: Iterable[str] = ()) -> None:
+        """A UserError for the first array that nobody asked for and that is not harmless.
+
+        Args:
+          spare: names of arrays that this model does without.
+        """
+        left = [name for name in self._stored.keys() - self._taken if not _is_harmless(name)]
+        if left := sorted(set(left) - set(spare)):
+            more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
+            raise UserError(
+                f"the folder has {_quoted(left[0])}{more}, which the model of its config.json does "
+                f"not read: a field is missing there, or they are not of one model"
+            )
+
+
+def as_float32(name: str, found: Stored) -> np.ndarray:
+    """An array that is read; a UserError if float32 cannot hold it."""
+    _check_dtype(name, found)
+    try:
+        with np.errstate(over="raise"):
+            return np.asarray(found.load(), np.float32)
+    except FloatingPointError as error:
+        raise UserError(f"{_quoted(name)} has numbers that float32 cannot hold") from error
+
+
+def _is_harmless(name: str) -> bool:
+    """Whether an array of that name need not be read."""
+    return any(re.fullmatch(pattern, name) for pattern in ARRAYS)
+
 
 def read_config(folder: Path) -> dict[str, Any]:
     """What config.json holds.
 
     Raises:
-      UserError: it is missing, or not JSON.
+      UserError: it is missing, or no JSON object.
     """
-    return _json(folder / CONFIG)
+    return _json(folder, CONFIG)
 
 
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:
-    """Every array of the folder in float32, from one file or from all that its index names.
+    """Every array of the folder in float32, see `open_arrays`."""
+    return {name: as_float32(name, found) for name, found in open_arrays(folder).items()}
+
+
+def open_arrays(folder: Path) -> dict[str, Stored]:
+    """The arrays of a folder, none of them read yet, from all files that its index names.
 
     Raises:
       UserError: a file that is missing or damaged, or an index that does not fit its files.
     """
-    if (folder / INDEX).is_file():
-        places: dict[str, str] = _json(folder / INDEX).get("weight_map", {})
-        tensors = {}
-        for file in sorted(set(places.values())):
-            tensors.update(_arrays(folder / file))
-        if missing := places.keys() - tensors.keys():
-            raise UserError(
-                f"{folder / INDEX} names {sorted(missing)[0]}, which {places[min(missing)]} does "
-                f"not hold: download the folder again"
-            )
-        return tensors
-    if not (folder / SINGLE).is_file():
+    single, index = _there(folder / SINGLE), _there(folder / INDEX)
+    if not single and not index:
         raise UserError(
             f"{folder} holds no {SINGLE} and no {INDEX}: save the model with safe serialization"
         )
-    return _arrays(folder / SINGLE)
+    if not index:
+        return _open(_file(folder, SINGLE))
+    found = _open_shards(folder, _places(folder))
+    if single:
+        raise UserError(
+            f"{folder} holds both {SINGLE} and {INDEX}: remove the one that is not the model's"
+        )
+    return found
 
 
 def write_folder(
@@ -98,20 +220,139 @@ def _shards(tensors: Mapping[str, np.ndarray], limit: int) -> list[dict[str, np.
     return shards
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    import safetensors.numpy
+def in_memory(array: np.ndarray) -> Stored:
+    """An array that is in memory already."""
+    return Stored(array.shape, FLOATS.get(str(array.dtype), str(array.dtype)), lambda: array)
+
+
+def _check_dtype(name: str, found: Stored) -> None:
+    if found.dtype not in FLOATS.values():
+        raise UserError(
+            f"{_quoted(name)} is of dtype {found.dtype}, which is not read here (quantized weights "
+            f"are not): save the model in float32, float16 or bfloat16"
+        )
+
+
+def _quoted(name: str) -> str:
+    """On one line, cut short."""
+    return f"'{name}'" if name.isascii() and name.isprintable() else shown("name", name)
+
+
+def _places(folder: Path) -> dict[str, str]:
+    """Which file holds which array, by the index."""
+    path = folder / INDEX
+    places = _json(folder, INDEX).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise UserError(f"{path} has no weight_map of names and files: is it an index?")
+    for name, file in places.items():
+        if not isinstance(file, str) or not _SHARD.fullmatch(file):
+            raise UserError(
+                f"{path}: {shown(name, file)} is not the name of a safetensors file in that folder"
+            )
+    return places
+
+
+def _open_shards(folder: Path, places: Mapping[str, str]) -> dict[str, Stored]:
+    found: dict[str, Stored] = {}
+    files: dict[str, str] = {}
+    for file in sorted(set(places.values())):
+        for name, stored in _open(_file(folder, file)).items():
+            if name in found:
+                raise UserError(
+                    f"{folder}: both {files[name]} and {file} hold {_quoted(name)}: one of them is "
+                    f"not of this model"
+                )
+            found[name], files[name] = stored, file
+    for name, file in places.items():
+        if files.get(name) != file:
+            raise UserError(
+                f"{folder / INDEX} names {shown(name, file).partition('=')[0]}, which {file} does "
+                f"not hold: download the folder again"
+            )
+    return found
+
+
+def _open(path: Path) -> dict[str, Stored]:
+    """The arrays of a safetensors file; the library checks that its header fits its bytes."""
+    from safetensors import safe_open
 
     try:
-        arrays = safetensors.numpy.load_file(path)
+        file = safe_open(path, framework="np")
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        return {
+            name: Stored(
+                tuple(part.get_shape()), str(part.get_dtype()), functools.partial(_load, file, name)
+            )
+            for name, part in slices.items()
+        }
     except Exception as error:  # the library raises its own and the system's
-        raise UserError(f"cannot read {path}: {error}; download it again") from error
-    return {name: np.asarray(array, np.float32) for name, array in arrays.items()}
+        raise UserError(f"cannot read {path}: {_line(error)}; download it again") from error
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _load(file: Any, name: str) -> np.ndarray:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return file.get_tensor(name)
+    except Exception as error:  # likewise
+        raise UserError(f"cannot read {_quoted(name)}: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _there(path: Path) -> bool:
+    try:
+        return path.exists()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}: is it a model folder?") from error
+
+
+def _file(folder: Path, name: str) -> Path:
+    """A file of the folder. A link may lead to another, or to where a download cache has it.
+
+    That cache (huggingface_hub) has `snapshots/<revision>/` full of links into `blobs/`.
+    """
+    path = folder / name
+    try:
+        real, home = path.resolve(strict=True), folder.resolve()
+        regular = real.is_file()
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or _line(error)
+        raise UserError(f"cannot read {path}: {reason}: is it a model folder?") from error
+    homes = [home]
+    if home.parent.name == "snapshots":
+        homes.append(home.parent.parent / "blobs")
+    if not any(real.is_relative_to(place) for place in homes):
+        raise UserError(f"{path} leads outside of that folder: put the file itself there")
+    if not regular:
+        raise UserError(f"cannot read {path}: it is no file")
+    return path
+
+
+def _json(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON object."""
+    path = _file(folder, name)
+    try:
+        if path.stat().st_size > JSON_BYTES:
+            raise UserError(f"{path} has more than {JSON_BYTES:,} bytes: is it {name}?")
+        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_each_once)
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is nested too deep to be read: is it {name}?") from error
     except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): download it again") from error
+        raise UserError(f"{path} is not JSON ({_line(error)}): download it again") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is no JSON object: is it {name}?")
+    return values
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        counts = collections.Counter(name for name, _ in pairs)
+        twice = counts.most_common(1)[0][0]
+        raise ValueError(f"it has {twice!a} twice in one object")
+    return values

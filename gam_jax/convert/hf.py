@@ -13,7 +13,10 @@ import numpy as np
 from gam_jax.config import unknown
 from gam_jax.convert import deepseek, experts, falcon_h1, llama, mamba, parscale
 from gam_jax.convert import folder as files
-from gam_jax.convert.family import Config, Family, Tensors
+from gam_jax.convert.family import Config, Family
+from gam_jax.convert.fields import Fields
+from gam_jax.convert.folder import Reader, Stored
+from gam_jax.convert.harmless import EVERYWHERE, NEUTRAL, OF
 from gam_jax.models.language import LanguageModel
 from gam_jax.params import Params, abstract_params, path_name
 from sharding.errors import UserError
@@ -36,10 +39,10 @@ def from_hf(folder: str | Path) -> tuple[LanguageModel, Params]:
 
     Raises:
       UserError: a folder that cannot be read, an architecture or a field of it that is not known
-        here, a missing array, or one of another shape.
+        here, an array that is missing, of another shape or dtype, or that the model does not read.
     """
     path = Path(folder).expanduser()
-    return read(files.read_config(path), files.read_tensors(path))
+    return _read(files.read_config(path), files.open_arrays(path))
 
 
 def to_hf(
@@ -59,29 +62,56 @@ def to_hf(
     files.write_folder(Path(folder).expanduser(), *write(model, params), shard_bytes)
 
 
-def read(config: Config, tensors: Tensors) -> tuple[LanguageModel, Params]:
+def read(config: Config, tensors: Mapping[str, np.ndarray]) -> tuple[LanguageModel, Params]:
     """`from_hf` of what a folder holds."""
-    family = FAMILIES[architecture(config)]
+    return _read(config, {name: files.in_memory(array) for name, array in tensors.items()})
+
+
+def _read(values: Config, stored: Mapping[str, Stored]) -> tuple[LanguageModel, Params]:
+    reader = Reader(Fields(values), stored)
+    reader.config.refuse_quantized()
+    name = architecture(reader.config)
+    family = FAMILIES[name]
+    model = _model(name, family, reader.config)
+    reader.check_dtypes()
+    params: dict[str, Any] = {
+        "embedding": reader.take(family.embedding, model.vocab or 0, model.width),
+        "final_norm": {"scale": reader.take(family.norm, model.width)},
+    }
+    if not model.tied:
+        params["head"] = reader.take(HEAD, model.vocab or 0, model.width)
+    elif HEAD in reader:
+        _check_tied(reader, params["embedding"])
+    blocks = [
+        family.read(model, reader.block(family.blocks, i)) for i in range(family.layers(model))
+    ]
+    params["blocks"] = family.join(model, blocks)
+    if family.apart is not None:
+        params |= family.apart[0](model, reader)
+    reader.check_all_taken(family.spare(reader))
+    return model, _checked(model, params)
+
+
+def _model(name: str, family: Family, config: Fields) -> LanguageModel:
+    """The model of a config.json, every field of which is used or changes nothing."""
+    if config.get("model_type") not in (None, family.kind):
+        raise config.refused("model_type", f"is not that of its architecture {name}, {family.kind}")
     try:
         model = family.model(config)
-        blocks = [
-            family.read(model, _within(tensors, f"{family.blocks}{i}."))
-            for i in range(family.layers(model))
-        ]
-        params: dict[str, Any] = {
-            "embedding": tensors[family.embedding],
-            "final_norm": {"scale": tensors[family.norm]},
-            "blocks": family.join(model, blocks),
-        }
-        if not model.tied:
-            params["head"] = tensors[HEAD]
-        if family.apart is not None:
-            params |= family.apart[0](model, tensors)
-    except KeyError as error:
-        raise UserError(f"the folder's config or arrays have no {error}: is it whole?") from error
-    except ValueError as error:  # a layer refuses its sizes, or an array cannot be reshaped
-        raise UserError(f"the folder's arrays do not fit its config.json: {error}") from error
-    return model, _checked(model, params)
+    except UserError:
+        raise
+    except ValueError as error:  # a layer refuses its sizes
+        raise UserError(f"config.json: its sizes do not make a model: {error}") from error
+    config.check_all_used({*EVERYWHERE, *OF.get(name, {})}, NEUTRAL)
+    return model
+
+
+def _check_tied(reader: Reader, embedding: np.ndarray) -> None:
+    if not np.array_equal(reader.take(HEAD, *embedding.shape), embedding, equal_nan=True):
+        raise UserError(
+            f"'{HEAD}' is not the embedding, which config.json says with tie_word_embeddings: set "
+            f"it to false there, or remove the array"
+        )
 
 
 def write(
@@ -90,7 +120,8 @@ def write(
     """config.json and arrays: the inverse of `read`.
 
     Args:
-      model, params: what is written.
+      model: what is written.
+      params: the model's parameters.
       name: an architecture; None for the first that expresses the model.
     """
     reasons = []
@@ -121,17 +152,17 @@ def architecture(config: Config) -> str:
     """The architecture that config.json names.
 
     Raises:
-      UserError: none, or one that is not known here.
+      UserError: none, several, or one that is not known here.
     """
-    name = next(iter(config.get("architectures") or []), None)
-    if name is None or name not in FAMILIES:
-        message = unknown(name, FAMILIES, "architecture")
+    names = config.get("architectures")
+    if isinstance(names, list | tuple) and len(names) > 1:
+        raise Fields.of(config).refused("architectures", "is more than one: name the one it is")
+    name = names[0] if isinstance(names, list | tuple) and names else None
+    if not isinstance(name, str) or name not in FAMILIES:
+        shown = name if isinstance(name, str) and name.isprintable() else None
+        message = unknown(shown, FAMILIES, "architecture")
         raise UserError(f"config.json: {message} (known are {', '.join(FAMILIES)})")
     return name
-
-
-def _within(tensors: Tensors, prefix: str) -> dict[str, np.ndarray]:
-    return {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}
 
 
 def _checked(model: LanguageModel, params: Params) -> Params:

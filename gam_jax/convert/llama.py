@@ -10,12 +10,14 @@ import numpy as np
 from gam_jax.convert.family import (
     Config,
     Family,
-    Tensors,
+    check_full_attention,
     check_plain,
     one,
     refuse,
     rotary_base,
 )
+from gam_jax.convert.fields import Fields
+from gam_jax.convert.folder import Reader
 from gam_jax.layers import MLP, Attention, Block, Layer, RMSNorm
 from gam_jax.models.language import LanguageModel
 from gam_jax.params import Params
@@ -30,33 +32,47 @@ HEAD_NORMS = {"query_norm": "q_norm", "key_norm": "k_norm"}
 UNITS = {"gate": "gate_proj", "in": "up_proj"}
 
 
-def _model(kind: str, config: Config) -> LanguageModel:
+def _model(kind: str, values: Config) -> LanguageModel:
+    config = Fields.of(values)
     refuse(config, hidden_act="silu", use_sliding_window=False)
-    width, heads = config["hidden_size"], config["num_attention_heads"]
-    biased = kind == "qwen2" or config.get("attention_bias", False)
+    check_full_attention(config)
+    width, llama = config.size("hidden_size"), kind == "llama"
+    heads = config.size("num_attention_heads")
+    biased = config.flag("attention_bias", False) if llama else True
     attention = Attention(
         heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
-        head_size=config.get("head_dim") or width // heads,
+        kv_heads=config.size("num_key_value_heads", heads),
+        head_size=head_size(config, width, heads),
         rotary=rotary_base(config),
-        context=config.get("max_position_embeddings", 2048),
+        context=config.size("max_position_embeddings", 2048),
         bias=biased,
-        out_bias=biased and kind == "llama",
+        out_bias=biased and llama,
     )
     ffn = MLP(
         activation="swiglu",
-        hidden=config["intermediate_size"],
-        bias=config.get("mlp_bias", False),
+        hidden=config.size("intermediate_size"),
+        bias=config.flag("mlp_bias", False) if llama else False,
     )
-    norm = RMSNorm(eps=config.get("rms_norm_eps", 1e-6))
+    norm = RMSNorm(eps=config.number("rms_norm_eps", 1e-6, least=0))
     return LanguageModel(
         Block(attention, ffn, norm),
         width=width,
-        depth=config["num_hidden_layers"],
-        vocab=config["vocab_size"],
+        depth=config.size("num_hidden_layers"),
+        vocab=config.size("vocab_size"),
         norm=norm,
-        tied=config.get("tie_word_embeddings", False),
+        tied=config.flag("tie_word_embeddings", False),
     )
+
+
+def head_size(config: Fields, width: int, heads: int) -> int:
+    """Channels of a head.
+
+    Raises:
+      UserError: head_dim is not given, and the width is not a multiple of the heads.
+    """
+    if config.get("head_dim") is None and width % heads:
+        raise config.refused("hidden_size", f"is not a multiple of num_attention_heads={heads}")
+    return config.size("head_dim", width // heads)
 
 
 def sequential(layer: Layer, official: str) -> Block:
@@ -131,42 +147,51 @@ def _config(kind: str, model: LanguageModel) -> dict[str, Any]:
     return config | {"use_sliding_window": False}
 
 
-def _read(kind: str, model: LanguageModel, tensors: Tensors) -> Params:
+def _read(kind: str, model: LanguageModel, reader: Reader) -> Params:
     attention, ffn, _ = _parts(model, OFFICIAL[kind])
-    mixer, units = read_attention(attention, model.width, tensors), read_units(tensors, "mlp")
+    width, hidden = model.width, ffn.hidden
+    mixer = read_attention(attention, width, reader)
+    units = read_units(reader, "mlp", width, hidden)
     if ffn.bias:
+        sizes = {"gate_proj": hidden, "up_proj": hidden, "down_proj": width}
         for ours, name in (*UNITS.items(), ("out", "down_proj")):
-            units[f"b_{ours}"] = tensors[f"mlp.{name}.bias"]
-    return {"mixer": mixer, "ffn": units, **read_norms(tensors)}
+            units[f"b_{ours}"] = reader.take(f"mlp.{name}.bias", sizes[name])
+    return {"mixer": mixer, "ffn": units, **read_norms(reader, width)}
 
 
-def read_norms(tensors: Tensors) -> dict[str, Params]:
+def read_norms(reader: Reader, width: int) -> dict[str, Params]:
     """The norms of a sequential block."""
-    return {ours: {"scale": tensors[f"{name}.weight"]} for ours, name in NORMS.items()}
+    return {ours: {"scale": reader.take(f"{name}.weight", width)} for ours, name in NORMS.items()}
 
 
-def read_units(tensors: Tensors, inside: str) -> dict[str, np.ndarray]:
+def read_units(reader: Reader, inside: str, width: int, hidden: int) -> dict[str, np.ndarray]:
     """A SwiGLU without biases whose arrays' names begin with `inside`."""
-    units = {f"w_{ours}": tensors[f"{inside}.{name}.weight"].T for ours, name in UNITS.items()}
-    return units | {"w_out": tensors[f"{inside}.down_proj.weight"]}
+    units = {
+        f"w_{ours}": reader.take(f"{inside}.{name}.weight", hidden, width).T
+        for ours, name in UNITS.items()
+    }
+    return units | {"w_out": reader.take(f"{inside}.down_proj.weight", width, hidden)}
 
 
-def read_attention(attention: Attention, width: int, tensors: Tensors) -> dict[str, np.ndarray]:
+def read_attention(attention: Attention, width: int, reader: Reader) -> dict[str, np.ndarray]:
     """Attention's projections, biases and norms."""
     mixer: dict[str, np.ndarray] = {}
+    size = attention.size
+    counts = {"query": attention.heads, "key": attention.groups, "value": attention.groups}
     for ours, name in HEADS.items():
-        weight = tensors[f"self_attn.{name}.weight"]
-        mixer[ours] = weight.T.reshape(width, -1, attention.size)
+        heads = counts[ours]
+        weight = reader.take(f"self_attn.{name}.weight", heads * size, width)
+        mixer[ours] = weight.T.reshape(width, heads, size)
         if attention.bias:
-            bias = tensors[f"self_attn.{name}.bias"]
-            mixer[f"{ours}_bias"] = bias.reshape(-1, attention.size)
-    out = tensors["self_attn.o_proj.weight"]
-    mixer["out"] = out.T.reshape(-1, attention.size, width)
+            bias = reader.take(f"self_attn.{name}.bias", heads * size)
+            mixer[f"{ours}_bias"] = bias.reshape(heads, size)
+    out = reader.take("self_attn.o_proj.weight", width, attention.heads * size)
+    mixer["out"] = out.T.reshape(attention.heads, size, width)
     if attention.out_bias:
-        mixer["out_bias"] = tensors["self_attn.o_proj.bias"]
+        mixer["out_bias"] = reader.take("self_attn.o_proj.bias", width)
     if attention.qk_norm:
         for ours, name in HEAD_NORMS.items():
-            mixer[ours] = tensors[f"self_attn.{name}.weight"]
+            mixer[ours] = reader.take(f"self_attn.{name}.weight", size)
     return mixer
 
 
@@ -216,6 +241,7 @@ def _family(kind: str) -> Family:
         "model.layers.",
         functools.partial(_read, kind),
         functools.partial(_write, kind),
+        kind=kind,
     )
 
 

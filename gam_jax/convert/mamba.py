@@ -11,29 +11,35 @@ import numpy as np
 from gam_jax.convert.family import (
     Config,
     Family,
-    Tensors,
     check_plain,
     one,
     refuse,
 )
+from gam_jax.convert.fields import Fields, is_number
+from gam_jax.convert.folder import Reader
 from gam_jax.layers import Layer, Mamba, Mamba2, Residual, RMSNorm
 from gam_jax.layers.mamba2 import Scales
 from gam_jax.models.language import LanguageModel
 from gam_jax.params import Params
 from sharding.errors import UserError
 
+CONV_BIAS = "use_conv_bias"
+
 # Both have blocks of one residual step.
 
 
-def _residual_model(config: Config, mixer: Layer, tied: bool) -> LanguageModel:
-    norm = RMSNorm(eps=config.get("layer_norm_epsilon", 1e-5))
+def _residual_model(config: Fields, mixer: Layer, tied: bool) -> LanguageModel:
+    norm = RMSNorm(eps=config.number("layer_norm_epsilon", 1e-5, least=0))
+    width, depth = config.size("hidden_size"), config.size("num_hidden_layers")
+    # Folders that were made of the original code's have its names of the same facts too.
+    refuse(config, d_model=width, n_layer=depth, rms_norm=True, ssm_cfg={})
     return LanguageModel(
         Residual(mixer, norm),
-        width=config["hidden_size"],
-        depth=config["num_hidden_layers"],
-        vocab=config["vocab_size"],
+        width=width,
+        depth=depth,
+        vocab=config.size("vocab_size"),
         norm=norm,
-        tied=config.get("tie_word_embeddings", tied),
+        tied=config.flag("tie_word_embeddings", tied),
     )
 
 
@@ -65,18 +71,25 @@ def check_one_norm(model: LanguageModel, norm: RMSNorm, official: str) -> None:
         )
 
 
-def _mamba_model(config: Config) -> LanguageModel:
+def _mamba_model(values: Config) -> LanguageModel:
+    config = Fields.of(values)
     refuse(config, use_bias=False, hidden_act="silu")
-    width, expand = config["hidden_size"], config.get("expand", 2)
-    inner = config.get("intermediate_size", int(expand * width))
+    config.flag(CONV_BIAS, True)
+    width, expand = config.size("hidden_size"), config.number("expand", None)
+    inner = config.size("intermediate_size", None)
+    if inner is None:
+        inner = 2 * width if expand is None else expand * width
     if inner % width:
-        raise UserError(f"config.json: expand={expand} is not a whole number")
-    rank = config.get("time_step_rank", "auto")
+        raise UserError(f"config.json: expand={inner / width:g} is not a whole number")
+    if expand is not None and inner != expand * width:
+        raise config.refused("expand", f"is not intermediate_size / hidden_size, {inner // width}")
+    refuse(config, d_inner=inner)
+    rank = config.get("time_step_rank")
     mixer = Mamba(
-        expansion=inner // width,
-        state=config.get("state_size", 16),
-        kernel=config.get("conv_kernel", 4),
-        rank=0 if rank == "auto" else rank,
+        expansion=int(inner // width),
+        state=config.size("state_size", 16),
+        kernel=config.size("conv_kernel", 4),
+        rank=0 if rank in (None, "auto") else config.size("time_step_rank"),
     )
     return _residual_model(config, mixer, tied=True)
 
@@ -93,25 +106,30 @@ def _mamba_config(model: LanguageModel) -> dict[str, Any]:
     }
 
 
-def _read_mamba(model: LanguageModel, tensors: Tensors) -> Params:
-    convolution, width = tensors["mixer.conv1d.weight"], model.width
+def _read_mamba(model: LanguageModel, reader: Reader) -> Params:
+    mixer = one(model.block.inner, Mamba, "MambaForCausalLM")  # type: ignore[attr-defined]
+    width, size, state = model.width, mixer.inner, mixer.state
+    rank = mixer.rank or math.ceil(width / 16)
+    convolution = reader.take("mixer.conv1d.weight", size, 1, mixer.kernel)
     inner = {
-        "w_in": tensors["mixer.in_proj.weight"].T.reshape(width, 2, -1),
+        "w_in": reader.take("mixer.in_proj.weight", 2 * size, width).T.reshape(width, 2, size),
         "conv": convolution[:, 0].T,
-        "conv_bias": _bias(tensors, "mixer.conv1d", len(convolution)),
-        "w_x": tensors["mixer.x_proj.weight"].T,
-        "w_dt": tensors["mixer.dt_proj.weight"].T,
-        "dt_bias": tensors["mixer.dt_proj.bias"],
-        "a_log": tensors["mixer.A_log"].T,
-        "skip": tensors["mixer.D"],
-        "w_out": tensors["mixer.out_proj.weight"],
+        "conv_bias": _bias(reader, "mixer.conv1d.bias", size, CONV_BIAS),
+        "w_x": reader.take("mixer.x_proj.weight", rank + 2 * state, size).T,
+        "w_dt": reader.take("mixer.dt_proj.weight", size, rank).T,
+        "dt_bias": reader.take("mixer.dt_proj.bias", size),
+        "a_log": reader.take("mixer.A_log", size, state).T,
+        "skip": reader.take("mixer.D", size),
+        "w_out": reader.take("mixer.out_proj.weight", width, size),
     }
-    return {"norm": {"scale": tensors["norm.weight"]}, "inner": inner}
+    return {"norm": {"scale": reader.take("norm.weight", width)}, "inner": inner}
 
 
-def _bias(tensors: Tensors, name: str, size: int) -> np.ndarray:
-    """A bias; zeros where there is none, which is the same."""
-    return tensors.get(f"{name}.bias", np.zeros(size, np.float32))
+def _bias(reader: Reader, name: str, size: int, flag: str) -> np.ndarray:
+    """A bias; zeros where config.json says that there is none, which is the same."""
+    if not reader.config.flag(flag, True):
+        return np.zeros(size, np.float32)
+    return reader.take(name, size)
 
 
 def _write_mamba(model: LanguageModel, params: Params) -> dict[str, np.ndarray]:
@@ -130,27 +148,46 @@ def _write_mamba(model: LanguageModel, params: Params) -> dict[str, np.ndarray]:
     }
 
 
-def _mamba2_model(config: Config) -> LanguageModel:
+def _mamba2_model(values: Config) -> LanguageModel:
+    config = Fields.of(values)
     refuse(config, use_bias=False, hidden_act="silu")
+    config.flag(CONV_BIAS, True)
     low, high = step_limits(config)
+    heads, head = config.size("num_heads"), config.size("head_dim")
+    refuse(config, intermediate_size=heads * head)
     mixer = Mamba2(
-        inner=config["num_heads"] * config["head_dim"],
-        head=config["head_dim"],
-        state=config["state_size"],
-        groups=config["n_groups"],
-        kernel=config.get("conv_kernel", 4),
-        eps=config.get("layer_norm_epsilon", 1e-5),
+        inner=heads * head,
+        head=head,
+        state=config.size("state_size"),
+        groups=config.size("n_groups"),
+        kernel=config.size("conv_kernel", 4),
+        eps=config.number("layer_norm_epsilon", 1e-5, least=0),
         dt_min=low,
         dt_max=high,
     )
-    return _residual_model(config, mixer, tied=False)
+    model = _residual_model(config, mixer, tied=False)
+    if config.number("expand", heads * head / model.width) * model.width != heads * head:
+        raise config.refused("expand", "is not num_heads * head_dim / hidden_size")
+    return model
 
 
-def step_limits(config: Config) -> tuple[float, float]:
+def step_limits(config: Fields) -> tuple[float, float]:
     """(dt_min, dt_max) of a time_step_limit, in which infinity is written in several ways."""
-    found = config.get("time_step_limit") or (0.0, math.inf)
-    low, high = (float(x["__float__"] if isinstance(x, Mapping) else x) for x in found)
-    return low, 0.0 if math.isinf(high) else high
+    found = config.get("time_step_limit")
+    if found is None:
+        return 0.0, 0.0
+    bounds = [_bound(x) for x in found] if isinstance(found, list | tuple) else []
+    if len(bounds) != 2 or None in bounds or not 0 <= bounds[0] < bounds[1]:
+        raise config.refused("time_step_limit", "is no list of two numbers, the smaller one first")
+    return bounds[0], 0.0 if math.isinf(bounds[1]) else bounds[1]
+
+
+def _bound(value: Any) -> Any:
+    """A number or infinity; None for what is neither."""
+    word: Any = value.get("__float__") if isinstance(value, Mapping) else value
+    if word in ("Infinity", math.inf):
+        return math.inf
+    return float(word) if word is value and is_number(word) else None
 
 
 def write_limits(mixer: Mamba2) -> list[Any]:
@@ -180,26 +217,36 @@ def _mamba2_config(model: LanguageModel) -> dict[str, Any]:
     }
 
 
-def _read_mamba2(model: LanguageModel, tensors: Tensors) -> Params:
+def _read_mamba2(model: LanguageModel, reader: Reader) -> Params:
     mixer = one(model.block.inner, Mamba2, "Mamba2ForCausalLM")  # type: ignore[attr-defined]
-    inner = read_ssm(mixer, "mixer", tensors)
-    return {"norm": {"scale": tensors["norm.weight"]}, "inner": inner}
+    inner = read_ssm(mixer, "mixer", reader, model.width, CONV_BIAS)
+    return {"norm": {"scale": reader.take("norm.weight", model.width)}, "inner": inner}
 
 
 def _write_mamba2(model: LanguageModel, params: Params) -> dict[str, np.ndarray]:
     return {"norm.weight": params["norm"]["scale"], **write_ssm("mixer", params["inner"])}
 
 
-def read_ssm(mixer: Mamba2, name: str, tensors: Tensors) -> dict[str, np.ndarray]:
-    """A Mamba-2 mixer: in_proj holds z, x, B, C, dt one after another, conv1d x, B, C."""
+def read_ssm(
+    mixer: Mamba2, name: str, reader: Reader, width: int, flag: str
+) -> dict[str, np.ndarray]:
+    """A Mamba-2 mixer: in_proj holds z, x, B, C, dt one after another, conv1d x, B, C.
+
+    Args:
+      mixer: the layer.
+      name: what its arrays' names begin with.
+      reader: of its block.
+      width: D.
+      flag: the field of config.json that says whether the convolution has a bias.
+    """
     heads, size = (mixer.heads, mixer.head), mixer.heads * mixer.head
     shared = (2, mixer.groups, mixer.state)
-    into = tensors[f"{name}.in_proj.weight"].T
-    width = len(into)
-    zx, bc, dt = np.split(into, (2 * size, into.shape[1] - mixer.heads), axis=1)
-    convolution = tensors[f"{name}.conv1d.weight"]
+    mixed = size + math.prod(shared)
+    into = reader.take(f"{name}.in_proj.weight", size + mixed + mixer.heads, width).T
+    zx, bc, dt = np.split(into, (2 * size, size + mixed), axis=1)
+    convolution = reader.take(f"{name}.conv1d.weight", mixed, 1, mixer.kernel)
     x, shared_x = np.split(convolution[:, 0].T, (size,), axis=1)
-    bias, shared_bias = np.split(_bias(tensors, f"{name}.conv1d", len(convolution)), (size,))
+    bias, shared_bias = np.split(_bias(reader, f"{name}.conv1d.bias", mixed, flag), (size,))
     params = {
         "w_zx": zx.reshape(width, 2, *heads),
         "w_bc": bc.reshape(width, *shared),
@@ -208,13 +255,13 @@ def read_ssm(mixer: Mamba2, name: str, tensors: Tensors) -> dict[str, np.ndarray
         "conv_x_bias": bias.reshape(heads),
         "conv_bc": shared_x.reshape(-1, *shared),
         "conv_bc_bias": shared_bias.reshape(shared),
-        "dt_bias": tensors[f"{name}.dt_bias"],
-        "a_log": tensors[f"{name}.A_log"],
-        "skip": tensors[f"{name}.D"],
-        "w_out": tensors[f"{name}.out_proj.weight"].reshape(width, *heads),
+        "dt_bias": reader.take(f"{name}.dt_bias", mixer.heads),
+        "a_log": reader.take(f"{name}.A_log", mixer.heads),
+        "skip": reader.take(f"{name}.D", mixer.heads),
+        "w_out": reader.take(f"{name}.out_proj.weight", width, size).reshape(width, *heads),
     }
     if mixer.norm != "none":
-        params["norm"] = tensors[f"{name}.norm.weight"].reshape(heads)
+        params["norm"] = reader.take(f"{name}.norm.weight", size).reshape(heads)
     return params
 
 
@@ -241,7 +288,11 @@ def write_ssm(name: str, params: Params) -> dict[str, np.ndarray]:
 NAMES = ("backbone.embeddings.weight", "backbone.norm_f.weight", "backbone.layers.")
 
 FAMILIES = {
-    "MambaForCausalLM": Family(_mamba_model, _mamba_config, *NAMES, _read_mamba, _write_mamba),
-    "Mamba2ForCausalLM": Family(_mamba2_model, _mamba2_config, *NAMES, _read_mamba2, _write_mamba2),
+    "MambaForCausalLM": Family(
+        _mamba_model, _mamba_config, *NAMES, _read_mamba, _write_mamba, kind="mamba"
+    ),
+    "Mamba2ForCausalLM": Family(
+        _mamba2_model, _mamba2_config, *NAMES, _read_mamba2, _write_mamba2, kind="mamba2"
+    ),
 }
 """Architecture of config.json -> how its folders are read and written."""

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from gam_jax.convert import llama
-from gam_jax.convert.family import Config, Tensors, one
+from gam_jax.convert.family import Config, one
+from gam_jax.convert.fields import Fields
+from gam_jax.convert.folder import Reader
 from gam_jax.layers import Attention, Block
 from gam_jax.models.language import LanguageModel
 from gam_jax.params import Params
@@ -25,12 +27,13 @@ PREFIX = {"mixer.prefix_key": "prefix_k", "mixer.prefix_value": "prefix_v"}
 AGGREGATE = "model.aggregate_layer."
 
 
-def _model(config: Config) -> LanguageModel:
+def _model(values: Config) -> LanguageModel:
+    config = Fields.of(values)
     return dataclasses.replace(
-        QWEN2.model({**config, "model_type": "qwen2"}),
-        streams=config.get("parscale_n", 1),
-        prefix=config.get("parscale_n_tokens", 48),
-        smoothing=config.get("parscale_attn_smooth", 0.01),
+        QWEN2.model(config),
+        streams=config.size("parscale_n", 1),
+        prefix=config.size("parscale_n_tokens", 48, least=0),
+        smoothing=config.number("parscale_attn_smooth", 0.01),
     )
 
 
@@ -49,25 +52,28 @@ def _config(model: LanguageModel) -> dict[str, Any]:
     }
 
 
-def _read(model: LanguageModel, tensors: Tensors) -> Params:
+def _read(model: LanguageModel, reader: Reader) -> Params:
     """Starts and aggregator."""
-    if model.streams == 1:
+    width, streams = model.width, model.streams
+    if streams == 1:
         return {}
+    attention = one(one(model.block, Block, OFFICIAL).mixer, Attention, OFFICIAL)
+    shape = (streams, attention.groups, model.prefix, attention.size)
     starts = {
         ours: np.stack(
             [
-                tensors[f"{QWEN2.blocks}{i}.self_attn.{name}"].transpose(0, 2, 1, 3)
+                reader.take(f"{QWEN2.blocks}{i}.self_attn.{name}", *shape).transpose(0, 2, 1, 3)
                 for i in range(model.depth)
             ]
         )
         for ours, name in PREFIX.items()
     }
-    w_in = tensors[f"{AGGREGATE}0.weight"].reshape(model.width, model.width, model.streams)
+    w_in = reader.take(f"{AGGREGATE}0.weight", width, width * streams)
     aggregator = {
-        "w_in": w_in.transpose(2, 1, 0),
-        "b_in": tensors[f"{AGGREGATE}0.bias"],
-        "w_out": tensors[f"{AGGREGATE}2.weight"].T,
-        "b_out": tensors[f"{AGGREGATE}2.bias"],
+        "w_in": w_in.reshape(width, width, streams).transpose(2, 1, 0),
+        "b_in": reader.take(f"{AGGREGATE}0.bias", width),
+        "w_out": reader.take(f"{AGGREGATE}2.weight", streams, width).T,
+        "b_out": reader.take(f"{AGGREGATE}2.bias", streams),
     }
     return {"starts": starts, "aggregator": aggregator}
 
@@ -87,5 +93,9 @@ def _write(model: LanguageModel, params: Params) -> dict[str, np.ndarray]:
     return tensors
 
 
-FAMILIES = {OFFICIAL: QWEN2._replace(model=_model, config=_config, apart=(_read, _write))}
+FAMILIES = {
+    OFFICIAL: QWEN2._replace(
+        model=_model, config=_config, apart=(_read, _write), kind="qwen2_parscale"
+    )
+}
 """Architecture of config.json -> how its folders are read and written."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from gam_jax.data.corpus import Corpus
 from gam_jax.data.storage import cache_path, locked
@@ -48,24 +49,29 @@ def train_bpe(documents: Iterable[str], vocab: int, pre_tokenizer: str) -> HFTok
     return HFTokenizer(tokenizer)
 
 
-def cached_bpe(corpus: Corpus, config: Text, vocab: int) -> HFTokenizer:
-    """The BPE of a corpus with the settings of `config`, trained if it is not cached.
+def cached_bpe(corpora: Sequence[Corpus], config: Text, vocab: int) -> HFTokenizer:
+    """The BPE of some corpora with the settings of `config`, trained if it is not cached.
 
     Raises:
       UserError: as `train_bpe`; no room on disk.
     """
-    splits = corpus.splits if config.bpe_splits == "all" else ("train",)
-    settings = {
-        "corpus": corpus.fingerprint,
-        "splits": list(splits),
+    every = config.bpe_splits == "all"
+    splits = [corpus.splits if every else ("train",) for corpus in corpora]
+    settings: dict[str, object] = {
         "vocab": vocab,
         "pre_tokenizer": config.bpe_pre_tokenizer,
     }
-    path = cache_path(corpus.folder, "bpe", settings, ".json")
+    if len(corpora) == 1:
+        settings |= {"corpus": corpora[0].fingerprint, "splits": list(splits[0])}
+    else:
+        pairs = zip(corpora, splits, strict=True)
+        settings["corpora"] = [[corpus.fingerprint, list(own)] for corpus, own in pairs]
+    folder = corpora[0].folder
+    path = cache_path(folder, "bpe", settings, ".json")
     if not path.exists():
-        with locked(corpus.folder, path):
+        with locked(folder, path):
             if not path.exists():
-                text = _text(corpus, splits)
+                text = itertools.chain.from_iterable(map(_text, corpora, splits))
                 train_bpe(text, vocab, config.bpe_pre_tokenizer).save(path)
     tokenizer = load_tokenizer(path)
     assert isinstance(tokenizer, HFTokenizer)

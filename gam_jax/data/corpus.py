@@ -18,7 +18,15 @@ from sharding.errors import UserError
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-NAMES = ("python_stdlib", "wikitext2", "wikitext103", "tinystories")
+NAMES = (
+    "python_stdlib",
+    "wikitext2",
+    "wikitext103",
+    "tinystories",
+    "domain:python",
+    "domain:english",
+    "domain:c",
+)
 PREFIXES = ("text:", "tfds:")
 # Where TensorFlow Datasets keeps text builders of its older kind; it stops looking for these at
 # the first one of its families that another missing package breaks.
@@ -162,6 +170,12 @@ def _open(config: Text, name: str, folder: Path) -> Corpus:
         from gam_jax.data.builders.python_stdlib import python_stdlib_builder
 
         builder, size = python_stdlib_builder(folder, config.validation_fraction)
+        return _built(builder, name, folder, size)
+    if name.startswith("domain:"):
+        from gam_jax.data.builders.domains import domain_builder
+
+        domain = name.removeprefix("domain:")
+        builder, size = domain_builder(domain, folder, config.validation_fraction)
         return _built(builder, name, folder, size)
     if name in ("wikitext2", "wikitext103"):
         from gam_jax.data.builders.wikitext import Wikitext

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from gam_jax.data.base import Data
 from sharding.errors import UserError
+
+if TYPE_CHECKING:
+    from gam_jax.data.text_dataset import TextDataset
+
+TOKENIZER = "tokenizer.json"
+"""The file of a run folder that holds the tokenizer of its tokens."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Text:
+class Text(Data):
     """Everything that decides which tokens a model is trained and scored on.
 
     Attributes:
-      name: `python_stdlib`, `text:PATH`, `wikitext2`, `wikitext103`, `tinystories` or
-        `tfds:NAME` (see `gam_jax.data.corpus.open_corpus`).
+      name: `python_stdlib`, `text:PATH`, `wikitext2`, `wikitext103`, `tinystories`,
+        `domain:python`, `domain:english`, `domain:c` or `tfds:NAME` (see
+        `gam_jax.data.corpus.open_corpus`).
       tokenizer: `bytes`, `bpe:VOCAB` or the path of a `tokenizer.json`.
       bpe_splits: the splits a BPE is trained on, `train` or `all`. The GAM paper trains its
         BPE on every split, validation and test included.
@@ -35,6 +45,17 @@ class Text:
     Raises:
       UserError: a field has a value that makes no sense.
     """
+
+    NAMES: ClassVar[tuple[str, ...]] = (
+        "domain",
+        "python_stdlib",
+        "text",
+        "tfds",
+        "tinystories",
+        "wikitext2",
+        "wikitext103",
+    )
+    FILES: ClassVar[tuple[str, ...]] = (TOKENIZER,)
 
     name: str = "python_stdlib"
     tokenizer: str = "bytes"
@@ -74,6 +95,36 @@ class Text:
     def step(self) -> int:
         """Tokens from one window's start to the next."""
         return self.stride or self.window
+
+    def sizes(self) -> dict[str, int]:
+        """window; and vocab, where the tokenizer's name alone tells it."""
+        name, _, size = self.tokenizer.partition(":")
+        known = {"bytes": 256, "bpe": int(size) if size.isdigit() else 0}.get(name)
+        return {"window": self.window, **({"vocab": known} if known else {})}
+
+    def open(self, files: Mapping[str, str] | None = None) -> TextDataset:
+        """Opens the corpus, makes or opens the tokenizer, and tokenizes every split.
+
+        Args:
+          files: of a run: its tokenizer is used in place of the one that `tokenizer` names.
+
+        Raises:
+          UserError: anything that a person can mend, before any training starts.
+        """
+        from gam_jax.data.text_dataset import open_text
+        from gam_jax.data.tokenizer import tokenizer_from_text
+
+        kept = (files or {}).get(TOKENIZER)
+        return open_text(self, None if kept is None else tokenizer_from_text(kept))
+
+    def batch(self, rows: int) -> dict[str, Any]:
+        """inputs and targets int32 [rows, window]; weights float32 likewise."""
+        import jax
+        import jax.numpy as jnp
+
+        ids = jax.ShapeDtypeStruct((rows, self.window), jnp.int32)
+        weights = jax.ShapeDtypeStruct((rows, self.window), jnp.float32)
+        return {"inputs": ids, "targets": ids, "weights": weights}
 
 
 def _one_of(field: str, value: str, choices: tuple[str, ...]) -> None:

@@ -67,8 +67,12 @@ class Tokenizer(Protocol):
         """A decoder that takes one id at a time."""
         ...
 
+    def to_text(self) -> str:
+        """The JSON that `tokenizer_from_text` reads."""
+        ...
+
     def save(self, path: str | Path) -> None:
-        """Writes one JSON file that `load_tokenizer` opens."""
+        """Writes that JSON to a file, which `load_tokenizer` opens."""
         ...
 
 
@@ -95,10 +99,13 @@ class ByteTokenizer:
         """A decoder that takes one id at a time."""
         return _ByteStream()
 
+    def to_text(self) -> str:
+        """A small JSON that says "bytes"."""
+        return json.dumps({"gam_jax": "bytes"}) + "\n"
+
     def save(self, path: str | Path) -> None:
-        """Writes a small JSON file that says "bytes"."""
-        with written_whole(Path(path)) as temporary:
-            temporary.write_text(json.dumps({"gam_jax": "bytes"}) + "\n")
+        """Writes that JSON to a file."""
+        _save(self, path)
 
 
 class _ByteStream:
@@ -148,10 +155,13 @@ class HFTokenizer:
         """A decoder that takes one id at a time."""
         return _HFStream(self)
 
+    def to_text(self) -> str:
+        """The library's own JSON."""
+        return self._tokenizer.to_str(pretty=True)
+
     def save(self, path: str | Path) -> None:
-        """Writes the library's own JSON file."""
-        with written_whole(Path(path)) as temporary:
-            temporary.write_text(self._tokenizer.to_str(pretty=True), encoding="utf-8")
+        """Writes that JSON to a file."""
+        _save(self, path)
 
 
 class _HFStream:
@@ -182,6 +192,11 @@ class _HFStream:
         return now[len(before) :]
 
 
+def _save(tokenizer: Tokenizer, path: str | Path) -> None:
+    with written_whole(Path(path)) as temporary:
+        temporary.write_text(tokenizer.to_text(), encoding="utf-8")
+
+
 def load_tokenizer(path: str | Path) -> ByteTokenizer | HFTokenizer:
     """Opens a tokenizer.json: ours, or any of the Hugging Face `tokenizers` library.
 
@@ -201,6 +216,19 @@ def load_tokenizer(path: str | Path) -> ByteTokenizer | HFTokenizer:
             f"cannot read the tokenizer {path}: {reason}; "
             "give 'bytes', 'bpe:10000' or the path of a tokenizer.json"
         ) from error
+    return tokenizer_from_text(content, str(path))
+
+
+def tokenizer_from_text(content: str, where: str = FILE_NAME) -> ByteTokenizer | HFTokenizer:
+    """A tokenizer from the content of its tokenizer.json.
+
+    Args:
+      content: JSON.
+      where: it stood, for the error message.
+
+    Raises:
+      UserError: it is no tokenizer.
+    """
     import tokenizers
 
     try:
@@ -209,6 +237,6 @@ def load_tokenizer(path: str | Path) -> ByteTokenizer | HFTokenizer:
         return HFTokenizer(tokenizers.Tokenizer.from_str(content))
     except Exception as error:  # the library raises bare Exceptions
         raise UserError(
-            f"{path} is not a tokenizer.json: {' '.join(str(error).split())[:160]}; "
+            f"{where} is not a tokenizer.json: {' '.join(str(error).split())[:160]}; "
             "save it again with the Hugging Face tokenizers library"
         ) from error

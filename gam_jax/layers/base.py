@@ -12,29 +12,32 @@ from gam_jax.params import Params, Table, path_name, zero_shards
 from sharding.axes import Axes
 
 Carry = Any
-"""A tree of arrays: what a layer hands to the next token, chunk or device; () if nothing."""
+"""A layer's recurrent state or KV cache: a tree of arrays that it hands to the next token, the
+next chunk of the sequence or the next device; () if it needs nothing of earlier tokens."""
 
 WHOLE = Axes()
 """No mesh: every array is whole."""
 
 
 class Statistics:
-    """What a layer counts of the tokens that it sees: a node of its carry, with sums over tokens.
+    """What a layer counts of its tokens, such as each expert's load: a part of its carry.
 
-    A model that trains finds these in the carry, wherever the layer is nested. Arrays are
-    [..., B, ...]: leading axes are those of stacked layers, which what is returned keeps.
+    All arrays are sums over tokens, so that the laws of the carry hold for them too. A model that
+    trains looks for these in the carry, however deep the layer is nested. Arrays are [..., B, ...],
+    where the leading axes are those of stacked layers.
     """
 
     def report(self, axes: Axes) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """What is added to the loss, and what is worth knowing, by name; over all devices.
+        """The penalty that is added to the loss, and measures by name, over all devices.
 
-        Averages over batches of what is worth knowing make sense.
+        Measures keep the axes of stacked layers. They are such that their mean over several
+        batches makes sense.
         """
         raise NotImplementedError
 
 
 def statistics(carry: Carry) -> dict[str, Statistics]:
-    """Those in a carry, by their paths."""
+    """The `Statistics` in a carry, by their paths in it."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(
         carry, is_leaf=lambda node: isinstance(node, Statistics)
     )
@@ -44,18 +47,21 @@ def statistics(carry: Carry) -> dict[str, Statistics]:
 class Layer:
     """A frozen dataclass of configuration; its parameters live elsewhere.
 
-    A layer declares its parameters in `table()`, what it carries along a sequence in
-    `carry_table(batch)`, and is a pure function of (params, x, carry). The law of the carry: for
-    any split of a sequence into chunks, outputs and last carry are those of the whole. The law
-    of the mesh: likewise for any split over devices.
+    A layer declares its parameters in `table()`, its recurrent state or KV cache in
+    `carry_table(batch)`, and is a pure function of (params, x, carry). The law of the carry: a
+    sequence that is cut into chunks, each given the carry after the one before, has the outputs
+    and the last carry of the sequence taken at once. The law of the mesh: so has one whose rows,
+    tokens and channels are split over devices.
     """
 
     @property
     def causal(self) -> bool:
-        """Whether it is causal, with a carry that goes on; if every layer inside does.
+        """Whether the output at a token depends on this and earlier tokens alone.
 
-        One that does not says so here alone: it takes whole sequences, and has no carry. Models
-        that predict the next token, and the laws of the carry, ask this.
+        A causal layer can be given a sequence in pieces, by its carry. By default a layer is causal
+        if every layer that it holds is. A layer that sees later tokens returns False: it must be
+        given whole sequences, and has no carry. A language model refuses such a layer, and tests
+        hold it to no law of the carry.
         """
         inner = (getattr(self, field.name) for field in dataclasses.fields(self))  # type: ignore[arg-type]
         return all(layer.causal for layer in inner if isinstance(layer, Layer))
@@ -65,11 +71,14 @@ class Layer:
         raise NotImplementedError
 
     def carry_table(self, batch: int) -> Any:
-        """The carry as a table: shapes of whole arrays and their logical axes; () for nothing."""
+        """The carry as a table of `Param`: shapes before any split, and logical axes.
+
+        () where nothing is carried. `batch` is the number of rows.
+        """
         return ()
 
     def carry(self, batch: int, axes: Axes = WHOLE) -> Carry:
-        """The carry at the start of a sequence: zeros, this device's part of them.
+        """The carry at the start of a sequence: zeros, in the shapes of this device's part.
 
         Args:
           batch: rows on this device.
@@ -78,7 +87,10 @@ class Layer:
         return zero_shards(self.carry_table(batch), axes)
 
     def begun(self, carry: Carry | None, batch: int, axes: Axes = WHOLE) -> Carry:
-        """A carry whose every array is there: zeros for what a start has left None."""
+        """The carry with zeros in the place of each None.
+
+        At the start of a sequence a carry may be None as a whole, or hold None for each cache.
+        """
         start = self.carry(batch, axes)
         if carry is None:
             return start
@@ -86,7 +98,10 @@ class Layer:
 
     @property
     def limit(self) -> int:
-        """The most tokens that a sequence may have, 0 for any: the least of the layers inside."""
+        """The most tokens that a sequence may have; 0 for any number.
+
+        By default the smallest limit among the layers inside.
+        """
         inner = (getattr(self, field.name) for field in dataclasses.fields(self))  # type: ignore[arg-type]
         limits = (layer.limit for layer in inner if isinstance(layer, Layer))
         return min((limit for limit in limits if limit), default=0)
@@ -100,13 +115,16 @@ class Layer:
         *,
         key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
-        """(y, carry after the last token). carry=None starts a sequence; key=None: no dropout.
+        """The outputs y, and the carry after the last token.
 
-        None is what a start is told by, not zeros: a layer around hands it on, so that one whose
-        carry is a cache need not look into an empty one. A start that is learned (`ParScale`) is
-        a carry with None for each cache in it.
-
-        Where `axes.residual` is set, x and y hold this device's tokens of the residual stream.
+        Args:
+          params: arrays in the shape of `table()`; this device's part of each.
+          x: the inputs. Where `axes.residual` is set, x and y hold this device's tokens alone.
+          carry: what the chunk before has left; None starts a sequence. A layer hands None on to
+            the layers inside, so that attention makes and reads no empty cache. A start that is
+            learned (`ParScale`) is a carry that holds None for each cache.
+          axes: the mesh axes that this program runs over, see `sharding.axes.Axes`.
+          key: for dropout; None for none.
         """
         raise NotImplementedError
 
@@ -120,7 +138,7 @@ INHERITED = ("width", "dropout")
 def inherit(layer: LayerType, **values: Any) -> LayerType:
     """`layer` with each of `values` filled into fields of that name that are None.
 
-    It goes into nested layers, so that a model's width is written once.
+    Layers inside are filled in too, so that a model's width is written once.
     """
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(layer):  # type: ignore[arg-type]

@@ -37,7 +37,7 @@ class Bidirectional(Layer):
 
     @property
     def causal(self) -> bool:
-        """No: the last token is needed for the first."""
+        """False: every output depends on later tokens too."""
         return False
 
     def table(self) -> Table:

@@ -110,7 +110,13 @@ class Block(Layer):
 
 @dataclasses.dataclass(frozen=True)
 class Residual(Layer):
-    """h + inner(norm(h)): a block of one step, as Mamba's, which has no feed-forward."""
+    """h + inner(norm(h)): a block of one step, as Mamba's, which has no feed-forward.
+
+    Attributes:
+      inner: the layer whose output is added.
+      norm: of what `inner` reads.
+      width, dropout: given to the layers within where they leave them None.
+    """
 
     inner: Layer
     norm: Layer = LayerNorm()
@@ -146,10 +152,10 @@ class Residual(Layer):
 
 
 class Apart(NamedTuple):
-    """The carry of a stack, each block's in arrays of its own: written to where they lie.
+    """The carry of a stack with separate arrays for each block, as decoding uses it.
 
-    A scan over the blocks takes a block's part out of the whole carry and puts it back, which a
-    cache of attention feels at every token.
+    They can be written to in place. A scan over blocks with one stacked carry copies a block's
+    part out and back at every token, which for a KV cache is slow.
     """
 
     blocks: tuple[Carry, ...]
@@ -176,7 +182,10 @@ class Stack(Layer):
 
     @property
     def of_stacks(self) -> bool:
-        """Whether what repeats is stacks alone, which see to their own parameters in shards."""
+        """Whether the layer that repeats is made of stacks alone.
+
+        Those gather their own sharded parameters, layer by layer, so this stack does not.
+        """
         return _of_stacks(self.block)
 
     def table(self) -> Table:
@@ -213,6 +222,11 @@ class Series(Layer):
 
     A model whose first blocks have other feed-forwards is
     `LanguageModel(Series(Stack(one, 3), Stack(other, 58)), width, depth=1)`.
+
+    Attributes:
+      first: reads the input.
+      then: reads what `first` gives.
+      width, dropout: given to the layers within where they leave them None.
     """
 
     first: Layer
@@ -242,7 +256,7 @@ class Series(Layer):
         *,
         key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
-        """The second of what the first gives."""
+        """Runs the first layer, and the second on its outputs."""
         begin: Carry = {"first": None, "then": None} if carry is None else carry
         keys = (None, None) if key is None else jax.random.split(key)
         after: dict[str, Carry] = {}

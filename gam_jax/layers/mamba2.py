@@ -30,7 +30,12 @@ def _log_uniform_decay(key: Array, shape: tuple[int, ...]) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Scales:
-    """Constants on what a Mamba-2 layer is given and on the five parts of its projection."""
+    """Constants on what a Mamba-2 layer is given and on the five parts of its projection.
+
+    Attributes:
+      input: on what the layer is given.
+      z, x, b, c, dt: on that part of the projection.
+    """
 
     input: float = 1.0
     z: float = 1.0

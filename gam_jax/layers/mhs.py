@@ -69,7 +69,7 @@ class MHS(Layer):
 
     @property
     def causal(self) -> bool:
-        """No: the first pixel sees the last."""
+        """False: every pixel sees all others, later ones too."""
         return False
 
     @property

@@ -95,7 +95,7 @@ class MoE(Layer):
     chosen and weighted, and `gam_jax.ops.grouped` for how only chosen ones are computed.
 
     Attributes:
-      experts: E.
+      experts: E, how many there are.
       chosen: K, experts of a token.
       ffn: what each expert is; its dropout is on the sum.
       shared: the shared feed-forward has as many hidden units as that many experts.
@@ -147,10 +147,10 @@ class MoE(Layer):
 
     @property
     def causal(self) -> bool:
-        """Not where what becomes of a token depends on later ones.
+        """Whether no token's experts depend on later tokens.
 
-        So it is where experts choose tokens of the whole sequence, and where full experts were
-        filled by the first choices of tokens to come.
+        They do where experts choose tokens from the whole sequence, and where the first choices of
+        later tokens take an expert's places before the second choices of earlier ones.
         """
         return not self._by_expert and not (self.capacity.factor and self._by_choice)
 
@@ -319,10 +319,11 @@ class MoE(Layer):
         return dispatch.by_exchange(run, x, experts, weights, self.experts, axis, room)
 
     def room(self, rows: int, tokens: int, begins: bool = True) -> int:
-        """A bound on the tokens that an expert takes of those that one device holds.
+        """The most tokens that an expert can take of those that one device holds.
 
         Args:
-          rows, tokens: that it holds.
+          rows: sequences that the device holds.
+          tokens: tokens of each of them that it holds.
           begins: whether the sequence begins here, or at a multiple of `tokens` before.
         """
         if self._by_expert:

@@ -14,7 +14,12 @@ from sharding.axes import Axes
 
 @dataclasses.dataclass(frozen=True)
 class LayerNorm(Layer):
-    """Layer normalisation with scale and bias, see `gam_jax.ops.norm`."""
+    """Layer normalisation with scale and bias, see `gam_jax.ops.norm`.
+
+    Attributes:
+      width: D.
+      eps: added to the variance, so that nothing is divided by 0.
+    """
 
     width: int | None = None
     eps: float = 1e-5
@@ -42,7 +47,12 @@ class LayerNorm(Layer):
 
 @dataclasses.dataclass(frozen=True)
 class RMSNorm(Layer):
-    """Root-mean-square normalisation with a scale, see `gam_jax.ops.norm`."""
+    """Root-mean-square normalisation with a scale, see `gam_jax.ops.norm`.
+
+    Attributes:
+      width: D.
+      eps: added to the mean square, so that nothing is divided by 0.
+    """
 
     width: int | None = None
     eps: float = 1e-5

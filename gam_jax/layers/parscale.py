@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from gam_jax.layers.base import WHOLE, Carry, Layer, Statistics, inherit, known
 from gam_jax.ops.linear import linear
 from gam_jax.params import Param, Params, Table, fan_in, normal, path_name, zeros
-from sharding import collectives
+from sharding import collectives, zero
 from sharding.axes import Axes
 
 LayerType = TypeVar("LayerType")
@@ -137,6 +137,7 @@ class ParScale(Layer):
         axis = axes.of("stream")
         own = self.streams // collectives.axis_size(axis)
         batch, tokens = x.shape[0], x.shape[1]
+        params = {**params, "starts": zero.whole(params["starts"])}  # they have an axis `layer`
         inside = {name: params[name] for name in params if name not in OWN}
         if axis is not None:  # what streams share: gradients are summed over them once, here
             x, inside = jax.tree.map(lambda p: collectives.as_varying(p, axis), (x, inside))

@@ -104,7 +104,11 @@ class Recurrent(Layer):
 
 
 def product(weight: Float[Array, "D G U"], axis: str | None) -> Product:
-    """h -> h weight, where each device of `axis` has its own units of h and gets its own gates."""
+    """A function that multiplies a state h [B, U] by `weight`, and gives the gates [B, G, U].
+
+    Where `axis` splits the units, h is gathered from all devices first, and each device gets the
+    gates of its own units.
+    """
     flat = weight.reshape(weight.shape[0], -1)
 
     def multiply(h: Array) -> Array:

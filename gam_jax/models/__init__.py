@@ -1,1 +1,21 @@
-"""Models: what a training run trains. Any class that `Model` describes can take part."""
+"""Models: what a run trains. Any class that `Model` describes can take part."""
+
+from gam_jax.models.base import BATCH, TOKEN, Batch, Measures, Model
+from gam_jax.models.classifier import ImageClassifier
+from gam_jax.models.language import LanguageModel
+
+MODELS: dict[str, type[Model]] = {
+    model.__name__: model for model in (ImageClassifier, LanguageModel)
+}
+"""Every model by name: configurations name them, tests run their laws over all of them."""
+
+__all__ = [
+    "BATCH",
+    "MODELS",
+    "TOKEN",
+    "Batch",
+    "ImageClassifier",
+    "LanguageModel",
+    "Measures",
+    "Model",
+]

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float
 
-from gam_jax.layers.base import Layer, inherit
+from gam_jax.data.base import Dataset
+from gam_jax.layers.base import WHOLE, Carry, Layer, inherit, known
 from gam_jax.layers.block import Stack
 from gam_jax.layers.norm import LayerNorm
+from gam_jax.models.base import BATCH, Batch, Measures, Model, reported
 from gam_jax.ops.linear import linear
 from gam_jax.params import Param, Params, Table, fan_in, normal, zeros
+from sharding import collectives
+from sharding.axes import Axes
+from sharding.errors import UserError
+from sharding.layout import Layout
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageClassifier:
+class ImageClassifier(Model):
     """Scores of classes from grey images: logits = mean over patches of norm(stack(e)) W + b.
 
     e is a linear map of each patch plus a learned position. Any layer will do in the blocks, one
@@ -25,20 +33,20 @@ class ImageClassifier:
       block: the residual block; it takes width and dropout from here.
       width: D.
       depth: L.
-      side: pixels of an image's side.
+      side: pixels of an image's side; the data's where it is None.
+      classes: how many; likewise.
       patch: pixels of a patch's side.
-      classes: how many.
     """
 
     block: Layer
     width: int
     depth: int
-    side: int
-    classes: int
+    side: int | None = None
+    classes: int | None = None
     patch: int = 1
 
     def __post_init__(self) -> None:
-        if self.side % self.patch:
+        if self.side is not None and self.side % self.patch:
             raise ValueError(
                 f"ImageClassifier.patch {self.patch} does not divide its side of {self.side}"
             )
@@ -50,23 +58,105 @@ class ImageClassifier:
         """The blocks as one layer."""
         return Stack(self.block, self.depth, unroll=self.depth)
 
+    @property
+    def patches(self) -> int:
+        """How many patches an image has: the tokens of its sequence."""
+        return (known(self.side, "side", self) // self.patch) ** 2
+
     def table(self) -> Table:
         """patches [p^2, D], positions [T, D], blocks, norm, head [D, classes]."""
-        area, tokens = self.patch**2, (self.side // self.patch) ** 2
+        area, classes = self.patch**2, known(self.classes, "classes", self)
         return {
             "patches": Param((area, self.width), (None, "embed"), fan_in(area)),
-            "positions": Param((tokens, self.width), ("position", "embed"), normal(0.2)),
+            "positions": Param((self.patches, self.width), ("position", "embed"), normal(0.2)),
             "blocks": self.stack.table(),
             "norm": LayerNorm(self.width).table(),
-            "head": Param((self.width, self.classes), ("embed", None), fan_in(self.width)),
-            "head_bias": Param((self.classes,), (None,), zeros, decay=False),
+            "head": Param((self.width, classes), ("embed", None), fan_in(self.width)),
+            "head_bias": Param((classes,), (None,), zeros, decay=False),
         }
 
-    def __call__(self, params: Params, images: Float[Array, "B S S"]) -> Float[Array, "B C"]:
+    def batch_axes(self) -> dict[str, tuple[str | None, ...]]:
+        """images [rows, side, side], labels and weights [rows]."""
+        return {"images": (BATCH, None, None), "labels": (BATCH,), "weights": (BATCH,)}
+
+    def fitted(self, data: Dataset) -> ImageClassifier:
+        """The model with the side and the classes of the data.
+
+        Raises:
+          UserError: the data has none, or others than the model's.
+        """
+        found: dict[str, int] = {}
+        for name in ("side", "classes"):
+            own, given = getattr(self, name), data.sizes.get(name)
+            if given is None and own is None:
+                raise UserError(
+                    f"data.name={data.config.name} does not say its {name}: set model.{name}, or "
+                    f"give the data sizes={{'{name}': N}}"
+                )
+            if None not in (own, given) and own != given:
+                raise UserError(f"model.{name}={own}, and the data has {given}: leave it out")
+            found[name] = own if given is None else given
+        try:
+            return dataclasses.replace(self, **found)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    def check_mesh(self, layout: Layout) -> None:
+        """Refuses a split of tokens that does not divide the patches of an image.
+
+        Raises:
+          UserError: see `Model.check_mesh`; or patches that `tensor_tokens` cannot split.
+        """
+        super().check_mesh(layout)
+        parts = layout.mesh.shape["tensor"] if layout.axes.residual else 1
+        if self.patches % parts:
+            raise UserError(
+                f"an image of {self.patches} patches is not divisible by mesh axis tensor={parts}: "
+                f"use the preset 'tensor' in place of 'tensor_tokens', or another patch"
+            )
+
+    def objective(
+        self, params: Params, batch: Batch, axes: Axes = WHOLE, *, key: Array | None = None
+    ) -> tuple[Float[Array, ""], Float[Array, ""] | float, Measures]:
+        """The weighted sum of cross-entropies in nats; and how many images are classified rightly.
+
+        Args:
+          params: see `table`.
+          batch: images, float32 [B, S, S]; labels, int32 [B]; weights, float32 [B].
+          axes: mesh axes, inside `jax.shard_map`.
+          key: for randomness in layers.
+        """
+        logits, carry = self._run(params, batch["images"], axes, key)
+        labels, weights = batch["labels"], batch["weights"]
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        right = jnp.argmax(logits, axis=-1) == labels
+        total, hits, count = jax.tree.map(
+            lambda x: collectives.psum(jnp.sum(x), axes.rows),
+            (losses * weights, right * weights, weights),
+        )
+        penalty, told = reported(carry, axes)
+        return total, penalty, {"accuracy": (hits, count), **told}
+
+    def __call__(
+        self,
+        params: Params,
+        images: Float[Array, "B S S"],
+        axes: Axes = WHOLE,
+        *,
+        key: Array | None = None,
+    ) -> Float[Array, "B C"]:
         """Float32 logits."""
-        count, p = self.side // self.patch, self.patch
+        return self._run(params, images, axes, key)[0]
+
+    def _run(
+        self, params: Params, images: Array, axes: Axes, key: Array | None
+    ) -> tuple[Array, Carry]:
+        """Logits, and what the blocks hand on: their statistics are in it."""
+        count, p = known(self.side, "side", self) // self.patch, self.patch
         patches = images.reshape(-1, count, p, count, p).swapaxes(2, 3).reshape(-1, p * p)
         x = linear(patches, params["patches"]).reshape(len(images), count**2, self.width)
-        x, _ = self.stack(params["blocks"], x + params["positions"])
-        x, _ = LayerNorm(self.width)(params["norm"], x)
-        return linear(jnp.mean(x, axis=1), params["head"], params["head_bias"])
+        x = collectives.own_shard(x + params["positions"], axes.residual, dim=1)
+        x, carry = self.stack(params["blocks"], x, None, axes, key=key)
+        x, _ = LayerNorm(self.width)(params["norm"], x, None, axes)
+        mean = collectives.psum(jnp.sum(x, axis=1), axes.residual) / count**2
+        return linear(mean, params["head"], params["head_bias"]), carry

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -13,15 +14,18 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from gam_jax import params as tables
-from gam_jax.layers.base import WHOLE, Carry, Layer, inherit, known, statistics
+from gam_jax.data.base import Dataset
+from gam_jax.layers.base import WHOLE, Carry, Layer, inherit, known
 from gam_jax.layers.block import Stack
 from gam_jax.layers.norm import LayerNorm
 from gam_jax.layers.parscale import ParScale
+from gam_jax.models.base import BATCH, TOKEN, Batch, Measures, Model, reported
 from gam_jax.ops.dropout import dropout
-from gam_jax.ops.vocabulary import embed, token_losses
+from gam_jax.ops.vocabulary import embed, token_hits, token_losses
 from gam_jax.params import Param, Params, Table
-from sharding import collectives, residual, zero
+from sharding import collectives, residual
 from sharding.axes import Axes
+from sharding.errors import UserError
 from sharding.layout import Layout
 
 INITS = ("sound", "published")
@@ -72,7 +76,7 @@ class Trunk(Layer):
 
 
 @dataclasses.dataclass(frozen=True)
-class LanguageModel:
+class LanguageModel(Model):
     """Predicts the next token: logits, carry = model(params, tokens).
 
     Attributes:
@@ -158,9 +162,46 @@ class LanguageModel:
             table["positions"] = Param(shape, axes, tables.normal(std))
         return table
 
-    def init_params(self, key: Array) -> Params:
-        """Initial parameters, float32."""
-        return tables.init_params(self.table(), key)
+    def batch_axes(self) -> dict[str, tuple[str | None, ...]]:
+        """inputs, targets and weights, each [rows, tokens]."""
+        return dict.fromkeys(("inputs", "targets", "weights"), (BATCH, TOKEN))
+
+    def fitted(self, data: Dataset) -> LanguageModel:
+        """The model with the vocabulary of the data.
+
+        Raises:
+          UserError: the data has none, another than the model's, or longer windows than it takes.
+        """
+        vocab, window = data.sizes.get("vocab"), data.sizes.get("window", 0)
+        if vocab is None:
+            raise UserError(
+                f"data.name={data.config.name} has no vocabulary: a LanguageModel reads text or "
+                f"other sequences of ids"
+            )
+        if self.vocab not in (None, vocab):
+            raise UserError(
+                f"model.vocab={self.vocab} but the tokenizer has {vocab}: leave model.vocab out, "
+                f"or use the tokenizer that the model was made for"
+            )
+        if self.context and self.context < window:
+            raise UserError(
+                f"data.window={window} is longer than the {self.context} learned positions of "
+                f"model.context: lower the one or raise the other"
+            )
+        return dataclasses.replace(self, vocab=vocab)
+
+    def check_mesh(self, layout: Layout) -> None:
+        """Refuses devices for parallel streams that the model does not have.
+
+        Raises:
+          UserError: mesh axis `stream` does not divide the streams.
+        """
+        devices = layout.mesh.shape["stream"]
+        if self.streams == 1 < devices or self.streams % devices:
+            raise UserError(
+                f"mesh axis stream={devices} does not divide the model's streams, {self.streams}: "
+                f"change --config.model.streams, or the mesh"
+            )
 
     def carry(self, batch: int, axes: Axes = WHOLE) -> ModelCarry:
         """The start of a sequence."""
@@ -204,7 +245,6 @@ class LanguageModel:
           ValueError: more tokens than learned positions, or than a cache holds (where the
             position is traced and not known when this is compiled, the logits beyond are NaN).
         """
-        params = self._gathered(params)
         hidden, carry = self.hidden(params, tokens, carry, axes, key=key)
         hidden = collectives.all_gather(hidden, axes.residual, dim=1)
         return self._logits(params, hidden, axes), carry
@@ -217,7 +257,6 @@ class LanguageModel:
         axes: Axes = WHOLE,
     ) -> tuple[Float[Array, "B V"], ModelCarry]:
         """As a call, the logits after the last token alone."""
-        params = self._gathered(params)
         hidden, carry = self.hidden(params, tokens, carry, axes)
         last = hidden[:, -1:]
         for axis in reversed(axes.tokens):
@@ -242,50 +281,56 @@ class LanguageModel:
         *,
         key: Array | None = None,
     ) -> Float[Array, ""]:
-        """Weighted mean cross-entropy in nats over the whole batch, all devices of it."""
-        return self.objective(params, tokens, targets, weights, axes, key=key)[1]["loss"]
+        """Weighted mean cross-entropy in nats over the whole batch, all devices of it.
+
+        A batch whose weights are all zero has loss 0.
+        """
+        weights = jnp.ones(targets.shape) if weights is None else weights
+        batch = {"inputs": tokens, "targets": targets, "weights": weights}
+        total, _, _ = self.objective(params, batch, axes, key=key)
+        count = self.count(batch, axes)
+        return jnp.where(count > 0, total / jnp.where(count > 0, count, 1), 0)
 
     def objective(
-        self,
-        params: Params,
-        tokens: Int[Array, "B T"],
-        targets: Int[Array, "B T"],
-        weights: Float[Array, "B T"] | None = None,
-        axes: Axes = WHOLE,
-        *,
-        key: Array | None = None,
-    ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """What training lowers, and what it is made of.
+        self, params: Params, batch: Batch, axes: Axes = WHOLE, *, key: Array | None = None
+    ) -> tuple[Float[Array, ""], Float[Array, ""] | float, Measures]:
+        """The weighted sum of cross-entropies in nats, and what layers add and tell.
+
+        Args:
+          params: see `init_params`.
+          batch: inputs and targets, int32 [B, T]; weights, float32 [B, T].
+          axes: mesh axes, inside `jax.shard_map`.
+          key: for dropout; None when not training.
 
         Returns:
-          The loss plus the penalties of layers that have any (`layers.base.Statistics`); and the
-          "loss", the "penalty" if there is one, and each measure by the path of its layer and
-          its own name, as "ffn/routed/load".
+          The sum over all devices, the penalties of layers that have any
+          (`layers.base.Statistics`), and each measure by the path of its layer and its own name,
+          as "ffn/routed/load".
         """
-        params = self._gathered(params)
-        hidden, carry = self.hidden(params, tokens, None, axes, key=key)
-        loss = self._cross_entropy(params, hidden, targets, weights, axes)
-        found = statistics(self.trunk.sequences(carry.layers))
-        if not found:
-            return loss, {"loss": loss}
-        measured, penalty = {"loss": loss}, jnp.zeros(())
-        for path, each in found.items():
-            own, measures = each.report(axes)
-            penalty = penalty + own
-            measured |= {f"{path}/{name}": x for name, x in measures.items()}
-        measured["penalty"] = penalty
-        return loss + penalty, measured
+        hidden, carry = self.hidden(params, batch["inputs"], None, axes, key=key)
+        total = self._summed(params, hidden, batch, axes, token_losses)
+        penalty, measures = reported(self.trunk.sequences(carry.layers), axes)
+        return total, penalty, measures
 
-    def _cross_entropy(
+    def scored(self, params: Params, batch: Batch, axes: Axes = WHOLE) -> Measures:
+        """The loss, and the accuracy: how often the likeliest token is the target."""
+        count = self.count(batch, axes)
+        hidden, _ = self.hidden(params, batch["inputs"], None, axes)
+        loss = self._summed(params, hidden, batch, axes, token_losses)
+        hits = self._summed(params, hidden, batch, axes, token_hits)
+        return {"loss": (loss, count), "accuracy": (hits, count)}
+
+    def _summed(
         self,
         params: Params,
         hidden: Array,
-        targets: Array,
-        weights: Array | None,
+        batch: Batch,
         axes: Axes,
+        each: Callable[[Array, Array, Array, str | None], Array],
     ) -> Array:
+        """The weighted sum over all devices of what `each` finds for a token."""
+        targets, weights = batch["targets"], batch["weights"]
         vocab, spread = axes.of("vocab"), axes.batch
-        weights = jnp.ones(targets.shape) if weights is None else weights
         if vocab is not None:
             hidden = residual.enter(hidden, axes, "vocab")
         elif axes.residual is not None:  # each device scores its own tokens of the stream
@@ -294,10 +339,8 @@ class LanguageModel:
             weights = collectives.own_shard(weights, axes.residual, dim=1)
         flat = hidden.reshape(-1, self.width)
         head = self._head(params).astype(hidden.dtype)
-        losses = token_losses(flat, head, targets.reshape(-1), vocab)
-        total = collectives.psum(jnp.sum(losses * weights.reshape(-1)), spread)
-        count = collectives.psum(jnp.sum(weights), spread)
-        return total / jnp.maximum(count, 1)
+        found = each(flat, head, targets.reshape(-1), vocab)
+        return collectives.psum(jnp.sum(found * weights.reshape(-1)), spread)
 
     def hidden(
         self,
@@ -312,7 +355,6 @@ class LanguageModel:
 
         With `axes.residual`, of this device's tokens of the residual stream.
         """
-        params = self._gathered(params)
         carry = ModelCarry(jnp.zeros((), jnp.int32), None) if carry is None else carry
         position, length = carry.position, tokens.shape[1] * collectives.axis_size(axes.seq)
         embedding_key, blocks_key = (None, None) if key is None else jax.random.split(key)
@@ -328,11 +370,6 @@ class LanguageModel:
         x, layers = self.trunk(params, x, carry.layers, axes, key=blocks_key)
         x = x if self.logit_scale == 1 else self.logit_scale * x
         return x, ModelCarry(position + length, layers)
-
-    def _gathered(self, params: Params) -> Params:
-        """What stands outside the blocks, whole; blocks are gathered one by one as they run."""
-        outside = {name: params[name] for name in params if name != "blocks"}
-        return {**zero.whole(outside), "blocks": params["blocks"]}
 
     @property
     def limit(self) -> int:

@@ -62,7 +62,9 @@ def attend(
 
     Args:
       rule: see `Rule`.
-      q, k, v: queries, keys and values.
+      q: queries.
+      k: keys, S of them, in G groups of heads.
+      v: values.
       offset: place of the first query, the first key standing at 0. It may be traced.
       first: keys before this one are not there.
 
@@ -83,7 +85,7 @@ def attend(
 def merge(
     one: tuple[Array, Array], other: tuple[Array, Array]
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"]]:
-    """What `attend` gives over the keys of both, from what it gives over each."""
+    """The result of `attend` over two sets of keys together, from its results over each set."""
     (out, lse), (more, more_lse) = one, other
     share = jax.nn.sigmoid(more_lse - lse)[..., None]
     return out + share * (more - out), jnp.logaddexp(lse, more_lse)
@@ -185,7 +187,11 @@ class Tiles:
         return x.reshape(*x.shape[:3], -1, *x.shape[5:])[:, :, :, : self.tokens]
 
     def each_row(self, body: Callable[..., Any], state: Any, *arrays: Array) -> tuple[Any, Any]:
-        """state, ys = scan of body(state, i, *blocks of queries)."""
+        """Runs `body(state, i, *blocks)` for each block i of queries, in order.
+
+        `blocks` are block i of each of `arrays`. Returns the last state, and what `body` gave for
+        each block, stacked.
+        """
         blocks = [self.by_rows(x) for x in arrays]
         if self.row_blocks == 1:
             state, y = body(state, 0, *(x[0] for x in blocks))
@@ -195,7 +201,7 @@ class Tiles:
         )
 
     def each_column(self, ends: tuple[Any, Any], body: Callable[..., Any], state: Any) -> Any:
-        """state = body(j, state) for the blocks of keys between `ends`."""
+        """Runs `state = body(j, state)` for the blocks j of keys with ends[0] <= j < ends[1]."""
         return body(0, state) if self.column_blocks == 1 else lax.fori_loop(*ends, body, state)
 
     def column(self, x: Array, j: Any) -> Array:
@@ -280,7 +286,8 @@ def backward(
     """Float32 gradients by q, k and v.
 
     Args:
-      rule, inputs: as of `forward`.
+      rule: see `Rule`.
+      inputs: those of `forward`: q, k, v, offset and first.
       lse: over all keys that the queries have seen, here or elsewhere.
       d_out: gradient of the mixture.
       shift: sum(d_out * out) over channels, less the gradient of `lse`.

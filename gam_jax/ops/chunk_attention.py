@@ -24,7 +24,9 @@ def chunk_attention(
     learned for each distance. Time and memory are O(T C). Softmax in float32.
 
     Args:
-      q, k, v: this device's tokens.
+      q: queries of this device's tokens.
+      k: their keys.
+      v: their values.
       bias: by distance; its length is the size of a chunk.
       before: the last C keys and values, and how many tokens came before, modulo C; None at the
         start of a sequence. Then chunks that end with a shard need no communication.

@@ -31,7 +31,8 @@ def causal_conv(
 
     Args:
       x: this device's tokens.
-      weight, bias: one filter a channel, or one for each pair of channels.
+      weight: one filter a channel, or one for each pair of channels.
+      bias: one number for each channel of the output.
       carry: the H inputs before x (before the first shard's, where tokens are split).
       axis: mesh axis that splits the tokens; shards may be shorter than H.
       dilation: distance between taps.

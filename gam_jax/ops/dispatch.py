@@ -1,9 +1,17 @@
-"""How tokens and the experts of other devices meet, along a mesh axis that splits the experts.
+"""How tokens reach experts that lie on other devices, along the mesh axis that splits the experts.
 
-Each way takes `run(x, owner, weights, most)`, which gives sum_k weights[n, k] FFN_owner[n, k](x[n])
-over the experts of this device alone: `owner` counts from its first one, and is their number
-for a choice that is not its to compute; at most `most` choices are. Along the axis devices hold
-other tokens, or the same ones. Sources: GShard (arXiv 2006.16668), Tutel (2206.03382).
+Three ways: `on_alike` where all devices along the axis hold the same tokens, `by_gathering` and
+`by_exchange` where each holds its own. Each takes a function `run(x, owner, weights, most)` that
+computes this device's share of the mixture of N tokens with K choices each:
+
+- `x` [N, D] are tokens, and `weights` [N, K] the weights of their choices.
+- `owner` [N, K] is the expert of each choice, numbered among this device's E' experts from 0. A
+  choice of an expert on another device has the number E', and `run` leaves it out.
+- `most` bounds how many choices are of this device's experts.
+
+Token n's share is the sum, over its choices of experts that this device has, of the choice's
+weight times that expert's feed-forward layer applied to the token. Sources: GShard
+(arXiv 2006.16668), Tutel (2206.03382).
 """
 
 from __future__ import annotations
@@ -23,14 +31,14 @@ Run = Callable[[Array, Array, Array, int], Array]
 
 
 def cheapest(strategy: str, tokens: int, experts: int, room: int, devices: int) -> str:
-    """The strategy; of "auto", the one that sends less.
+    """The strategy by name; for "auto", the one that sends fewer bytes.
 
     Args:
       strategy: one of STRATEGIES.
-      tokens: on a device.
-      experts: E, on all devices.
-      room: of an expert for the tokens of one device.
-      devices: along the axis.
+      tokens: tokens that a device holds.
+      experts: E, the experts of all devices together.
+      room: places that an expert keeps for the tokens of one device.
+      devices: devices along the axis.
     """
     if strategy != "auto":
         return strategy
@@ -46,7 +54,11 @@ def on_alike(
     total: int,
     axis: str | None,
 ) -> Float[Array, "N D"]:
-    """Where all devices hold the same tokens: each computes its experts' part, and they add up."""
+    """For devices that hold the same tokens: each runs its own experts, and the shares are summed.
+
+    The sum is one all-reduce over the mesh axis `axis`; None for no mesh. `total` is the number
+    of experts on all devices.
+    """
     return collectives.psum(_own(run, x, experts, weights, total, axis), axis)
 
 
@@ -58,9 +70,11 @@ def by_gathering(
     total: int,
     axis: str,
 ) -> Float[Array, "N D"]:
-    """All tokens are gathered, each device computes its experts' part, parts are reduce-scattered.
+    """All tokens are gathered on each device, which runs its own experts on them.
 
-    Nothing is dropped and all sizes are known, for (G - 1) N D numbers each way.
+    The shares are then reduce-scattered, so that each token's sum ends where the token came from.
+    No token is dropped. Each of the G devices sends (G - 1) N D numbers each way. `total` is the
+    number of experts on all devices.
     """
 
     def gathered(a: Array) -> Array:
@@ -79,11 +93,13 @@ def by_exchange(
     axis: str,
     room: int,
 ) -> Float[Array, "N D"]:
-    """Each token is sent to its experts and back, in `room` places for each expert.
+    """Each token is sent to the devices of its experts, and what they make of it is sent back.
 
-    What is sent is (G - 1) / G E room D numbers each way, however tokens are routed. With a
-    capacity, `room` is a bound on what an expert takes from one device; room = N is always enough,
-    as a token chooses an expert once.
+    A device sends each of the `total` = E experts a buffer of `room` tokens, whether it is full or
+    not. So each of the G devices sends (G - 1) / G E room D numbers each way, however tokens are
+    routed. `room` must be at least the number of this device's tokens that any one expert takes:
+    a layer with a capacity has such a bound, and N is always enough, as a token chooses an expert
+    at most once.
     """
     parts = lax.axis_size(axis)
     own, (count, chosen) = total // parts, experts.shape
@@ -108,7 +124,7 @@ def by_exchange(
 
 
 def _own(run: Run, x: Array, experts: Array, weights: Array, total: int, axis: str | None) -> Array:
-    """This device's experts' part."""
+    """The share of the sum that this device's own experts contribute."""
     own = total // collectives.axis_size(axis)
     owner = experts - collectives.axis_index(axis) * own
     owner = jnp.where((owner >= 0) & (owner < own), owner, own)

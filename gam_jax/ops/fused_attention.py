@@ -18,7 +18,8 @@ def implementation(
     Args:
       backend: "cpu", "gpu" or "tpu".
       rule: what is asked for.
-      tokens, keys: how many.
+      tokens: how many queries.
+      keys: how many keys.
       size: channels of a head.
       dtype: of queries, keys and values.
 
@@ -45,7 +46,10 @@ def attention(
     """softmax(scores) v in the dtype of q, where query 0 stands at key 0.
 
     Args:
-      rule, q, k, v: see `ops.attention.attend`.
+      rule: see `ops.attention.Rule`.
+      q: queries.
+      k: keys.
+      v: values.
       backend: where it will run; None for JAX's default when this is traced.
     """
     backend = backend or jax.default_backend()

@@ -50,9 +50,14 @@ class Groups:
 
 
 def ranks(owner: Int[Array, N], groups: int) -> tuple[Int[Array, G], Int[Array, N]]:
-    """Entries of each group, and how many of its own group stand before each entry.
+    """The number of entries of each group, and each entry's rank within its group.
 
-    Entries of no group have the owner `groups`; what is said of their rank means nothing.
+    Args:
+      owner: the group of each entry; `groups` for an entry that is in no group.
+      groups: G.
+
+    Returns:
+      Sizes, and ranks counted from 0. The rank of an entry that is in no group has no meaning.
     """
     order = jnp.argsort(owner, stable=True)
     sizes = jnp.bincount(owner, length=groups + 1).astype(jnp.int32)
@@ -168,7 +173,10 @@ def grouped_product(
     weight: Float[Array, "G D F"],
     bias: Float[Array, "G F"] | None = None,
 ) -> Float[Array, "M F"]:
-    """Each row times the weight of its group, plus its bias. Rows of no entry mean nothing."""
+    """Each row times the weight of its group, plus its bias.
+
+    Rows in which no entry stands have no meaning.
+    """
     if groups.block == 1:
         x, weight, sizes = collectives.vary_alike(x, weight, groups.sizes)
         y = lax.ragged_dot(x, weight, sizes)

@@ -26,11 +26,11 @@ def modulate(
     (arXiv 2312.16610); feature-wise modulation: FiLM (arXiv 1709.07871).
 
     Args:
-      h: what the shared expert gives.
-      experts: that a token goes to.
-      weights: of each.
-      modulation: [G, C] of this device's experts.
-      bias: [g, c].
+      h: outputs of the shared expert, one row a token.
+      experts: the experts that each token goes to.
+      weights: their weights w_k.
+      modulation: the matrices G_e and C_e of this device's experts, side by side.
+      bias: the vectors g_e and c_e, likewise.
       axis: mesh axis that splits the experts, and N too. Tokens are gathered along it, and what
         its devices' experts make of them is summed where a token came from: (n - 1) 3 N D numbers a
         device, whatever the routing.

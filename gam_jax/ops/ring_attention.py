@@ -50,7 +50,9 @@ def ring_attention(
 
     Args:
       rule: causal, without a window.
-      q, k, v: this device's tokens, in order.
+      q: queries of this device's tokens, in order.
+      k: their keys.
+      v: their values.
       axis: mesh axis that splits the tokens.
       sinks: see `ops.attention.with_sinks`.
       shared: keys and values that every query sees besides, alike on every device.

@@ -14,7 +14,8 @@ class Yarn:
     """Wavelengths stretched for sequences longer than those of the training (YaRN).
 
     Channel pairs that turn less than `slow` times in `original` tokens are turned `factor` times
-    slower, those that turn more than `fast` times as before, those in between in between. Source:
+    slower, those that turn more than `fast` times as before; between the two, the slowing falls in
+    a straight line. Source:
     Peng et al. 2023 (arXiv 2309.00071), section 3.2.
 
     Attributes:

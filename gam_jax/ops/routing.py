@@ -96,10 +96,10 @@ def choose(
     """Each token's best experts; of equal scores the first.
 
     Args:
-      router: how.
+      router: how experts are chosen and weighted.
       chosen: K, experts of a token.
-      logits: of the router.
-      bias: added to scores in choosing alone.
+      logits: the router's output for each expert.
+      bias: added to the scores when experts are chosen, and not to their weights.
     """
     scores = _scores(router, logits)
     ranked = lax.stop_gradient(scores if bias is None else scores + bias)
@@ -179,13 +179,26 @@ class Capacity:
             raise ValueError("Capacity.factor and tokens must not be negative")
 
     def room(self, chosen: int, experts: int, tokens: int = 0) -> int:
-        """Tokens of a span that an expert takes; `tokens` of a span that is what a device holds."""
+        """How many tokens of a span an expert takes.
+
+        Args:
+          chosen: K, experts of a token.
+          experts: E.
+          tokens: the length of a span where the capacity has none of its own (`self.tokens` is
+            0): all tokens that a device holds.
+        """
         return math.ceil(self.factor * chosen * (self.tokens or tokens) / experts)
 
     def most(self, chosen: int, experts: int, rows: int, tokens: int, begins: bool = False) -> int:
-        """A bound on what an expert takes of `tokens` tokens of `rows` sequences.
+        """The most tokens that an expert can take of so many, however they are routed.
 
-        It is less where they are known to begin at a multiple of `tokens`.
+        Args:
+          chosen: K, experts of a token.
+          experts: E.
+          rows: sequences.
+          tokens: tokens of each.
+          begins: whether they are known to begin at a multiple of `tokens` in their sequence; then
+            they cut no span in two, and the bound is lower.
         """
         if not self.factor:
             return rows * tokens
@@ -200,7 +213,7 @@ class Capacity:
 
 
 class Filled(NamedTuple):
-    """What of the span that is under way is taken.
+    """How full each expert is in the span of tokens that has begun and not ended.
 
     Attributes:
       seen: [B], int32, tokens of the sequence so far.
@@ -219,7 +232,7 @@ def positions(
     Args:
       hot: see `Choice`; a token chooses an expert once.
       span: tokens of a span.
-      before: what came before these tokens.
+      before: the counts after the tokens before these.
       axis: mesh axis that splits the tokens.
 
     Returns:
@@ -266,7 +279,7 @@ def _carried(
 def positions_by_choice(
     hot: Float[Array, "B T K E"], span: int, axis: str | None = None
 ) -> Int[Array, "B T K"]:
-    """Likewise where all first choices of a span come before all second ones.
+    """As `positions`, where all first choices of a span come before all second ones.
 
     Raises:
       ValueError: spans that are not whole on a device.
@@ -284,7 +297,10 @@ def positions_by_choice(
 
 
 def positions_on_device(hot: Float[Array, "B T K E"], by_choice: bool) -> Int[Array, "B T K"]:
-    """Likewise where all that a device holds is one span, earlier places of a sequence first."""
+    """As `positions`, where the tokens that a device holds are one span, all rows together.
+
+    Earlier positions of the sequences come first; with `by_choice` all first choices do.
+    """
     order = (2, 1, 0) if by_choice else (1, 0, 2)
     moved = jnp.transpose(hot, (*order, 3))
     place = _running_count(moved.reshape(1, -1, hot.shape[3])).reshape(moved.shape[:3])
@@ -322,10 +338,11 @@ def max_violation(load: Any) -> Any:
 
 @jax.custom_vjp
 def with_load_as_gradient(x: Array, bias: Float[Array, E], load: Float[Array, E]) -> Array:
-    """x; the gradient by `bias` is `load`, whatever that by x is.
+    """Returns x unchanged. In the backward pass the gradient of `bias` is `load`.
 
-    So a balance bias, on which no loss depends, finds where its gradient would be the load above
-    the mean, summed over devices and parts of a batch as gradients are.
+    No loss depends on a balance bias, so it has no gradient of its own. Its expert's load above
+    the mean is put there instead: like a gradient it is summed over devices and parts of a batch,
+    and `Param.sign_step` moves the bias by its sign.
     """
     return x
 

@@ -49,7 +49,8 @@ def selective_scan(
       x: inputs.
       dt: step sizes, at least 0; 0 leaves the state as it is.
       a: rates of decay, at most 0.
-      b, c: what is written to and read from the N numbers of a channel's state.
+      b: by what the input is multiplied as it is written to each of a channel's N numbers.
+      c: the weights by which a channel's N numbers are read.
       state: what is carried in (before the first shard, where tokens are split); None for zeros.
       method: "chunked"; "associative", `lax.associative_scan` over all tokens; "recurrent", token
         by token. They differ in time and memory alone.

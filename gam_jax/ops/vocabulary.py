@@ -34,6 +34,28 @@ def token_losses(
     return _losses(hidden, embedding, jnp.clip(local, 0, rows - 1), here, axis)
 
 
+def token_hits(
+    hidden: Float[Array, "N D"],
+    embedding: Float[Array, "V D"],
+    targets: Int[Array, N],
+    axis: str | None = None,
+) -> Float[Array, N]:
+    """1 where the target is the likeliest token, else 0; of equally likely ones the first.
+
+    Args:
+      hidden, embedding, targets, axis: as of `token_losses`. Not differentiated.
+    """
+    rows = embedding.shape[0]
+    logits = jnp.dot(hidden, embedding.T, preferred_element_type=jnp.float32)
+    own = jnp.max(logits, axis=-1)
+    first = jnp.argmax(logits, axis=-1) + collectives.axis_index(axis) * rows
+    # The least id of those that reach the maximum, as a maximum of negated ids.
+    reaches = own >= collectives.pmax(own, axis)
+    beyond = rows * collectives.axis_size(axis)
+    likeliest = -collectives.pmax(-jnp.where(reaches, first, beyond), axis)
+    return (likeliest == targets).astype(jnp.float32)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _losses(hidden: Array, embedding: Array, local: Array, here: Array, axis: str | None) -> Array:
     return _losses_forward(hidden, embedding, local, here, axis)[0]

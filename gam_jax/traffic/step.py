@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from gam_jax.layers import Layer, Series, Stack
+from gam_jax.layers import Layer, LayerNorm, Series, Stack
 from gam_jax.layers.base import statistics
-from gam_jax.models.language import LanguageModel
+from gam_jax.models import ImageClassifier, LanguageModel, Model
 from gam_jax.params import Param, rule_specs, shard_dims, shardings
 from gam_jax.traffic.layers import FLOAT, Sizes, added_last, gathers, layer_traffic
 from sharding.layout import Layout
@@ -25,22 +25,38 @@ from sharding.messages import Message
 
 
 def step_traffic(
-    model: LanguageModel, layout: Layout, rows: int, tokens: int, accumulate: int = 1
+    model: Model, layout: Layout, rows: int, tokens: int, accumulate: int = 1
 ) -> list[Message]:
     """What each device sends in one training step, but for the optimizer's own few scalars.
 
     Args:
-      model: with a known vocabulary.
+      model: fitted to its data.
       layout: the mesh, under the default table of rules.
-      rows, tokens: of the whole batch.
+      rows: sequences, or images, in the whole batch.
+      tokens: tokens of each sequence; those of an image are its patches, which the model knows.
       accumulate: parts that it is taken in.
+
+    Raises:
+      TypeError: there are no formulas for this kind of model, see `has_formula`.
     """
+    parts = MODEL_TRAFFIC[type(model)](model, layout, rows // accumulate, tokens)
+    batch = math.prod(layout.mesh.shape[axis] for axis in layout.axes.batch)
+    once = [Message("all_reduce", layout.axes.batch, batch, FLOAT), *_summed(model, layout)]
+    return [message.times(accumulate) for message in parts] + once  # once: weights, gradients
+
+
+def has_formula(model: Model) -> bool:
+    """Whether `step_traffic` knows this kind of model."""
+    return type(model) in MODEL_TRAFFIC
+
+
+def _sizes(model: Any, layout: Layout, rows: int, tokens: int) -> Sizes:
     mesh = layout.mesh.shape
-    sizes = Sizes(
-        rows=rows // accumulate // layout.row_parts,
+    return Sizes(
+        rows=rows // layout.row_parts,
         tokens=tokens // mesh["seq"],
         width=model.width,
-        itemsize=jnp.dtype(model.dtype).itemsize,
+        itemsize=_itemsize(model),
         seq=mesh["seq"],
         tensor=mesh["tensor"],
         split=layout.axes.residual is not None,
@@ -48,16 +64,46 @@ def step_traffic(
         enter_again=layout.shards_params,  # what is kept beside shards leaves such gathers out
         expert=mesh["expert"],
     )
+
+
+def _itemsize(model: Any) -> int:
+    """Bytes of a number of the arithmetic."""
+    return jnp.dtype(getattr(model, "dtype", "float32")).itemsize
+
+
+def _language(model: LanguageModel, layout: Layout, rows: int, tokens: int) -> list[Message]:
+    """A part of a batch of a language model."""
+    mesh, sizes = layout.mesh.shape, _sizes(model, layout, rows, tokens)
     trunk: Any = model.trunk.varied
     streams = sizes.rows * model.streams // mesh["stream"]
     inside = dataclasses.replace(sizes, rows=streams, streams=model.streams > 1)
     parts = [*layer_traffic(trunk.stack, inside), *_outside(model, sizes)]
     parts += [*_mixing(model, layout, sizes), *_reports(trunk.stack, layout)]
     batch = math.prod(mesh[axis] for axis in layout.axes.batch)
-    parts += [Message("all_reduce", layout.axes.batch, batch, FLOAT, 2)]  # loss, weights
-    parts += _gathered(model, layout, trunk.stack, inside)
-    once = _summed(model, layout)
-    return [message.times(accumulate) for message in parts] + once
+    parts += [Message("all_reduce", layout.axes.batch, batch, FLOAT)]  # the loss
+    return [*parts, *_gathered(model, layout, trunk.stack, inside)]
+
+
+def _classifier(model: ImageClassifier, layout: Layout, rows: int, _: int) -> list[Message]:
+    """A part of a batch of an image classifier: everything but the blocks is on every device."""
+    mesh, sizes = layout.mesh.shape, _sizes(model, layout, rows, model.patches)
+    parts = [*layer_traffic(model.stack, sizes), *_reports(model.stack, layout)]
+    devices = math.prod(mesh[axis] for axis in layout.axes.rows)
+    # The loss, the images that are classified rightly, and the weights.
+    parts += [Message("all_reduce", layout.axes.rows, devices, FLOAT, 3)]
+    if sizes.split:
+        whole = sizes.rows * model.patches * model.width * FLOAT
+        parts += [sizes.over_tensor("all_reduce", whole)]  # the gradient by the patches
+        parts += [sizes.over_tensor("all_reduce", sizes.rows * model.width * FLOAT)]  # the mean
+        parts += layer_traffic(LayerNorm(model.width), sizes)
+    return [*parts, *_gathered(model, layout, model.stack, sizes)]
+
+
+MODEL_TRAFFIC: dict[type, Callable[[Any, Layout, int, int], list[Message]]] = {
+    LanguageModel: _language,
+    ImageClassifier: _classifier,
+}
+"""Kind of model -> what a device sends for one part of a batch, given rows and tokens of it."""
 
 
 def _outside(model: LanguageModel, sizes: Sizes) -> Iterator[Message]:
@@ -125,7 +171,7 @@ class Leaf(NamedTuple):
     precise: bool
 
 
-def _leaves(model: LanguageModel, layout: Layout) -> Iterator[Leaf]:
+def _leaves(model: Model, layout: Layout) -> Iterator[Leaf]:
     table = model.table()
     leaves, _ = jax.tree_util.tree_flatten_with_path(table, is_leaf=lambda x: isinstance(x, Param))
     specs = jax.tree.leaves(shardings(rule_specs(table, layout), layout))
@@ -136,9 +182,7 @@ def _leaves(model: LanguageModel, layout: Layout) -> Iterator[Leaf]:
         yield Leaf(names, size, dim, tuple(filter(None, spec.spec)), param.precise)
 
 
-def _gathered(
-    model: LanguageModel, layout: Layout, stack: Layer, sizes: Sizes
-) -> Iterator[Message]:
+def _gathered(model: Any, layout: Layout, stack: Layer, sizes: Sizes) -> Iterator[Message]:
     """Parameters in shards: gathered in each part of a batch, their gradients scattered."""
     axis = layout.shard_axis
     if axis is None or not layout.shards_params:
@@ -152,13 +196,13 @@ def _gathered(
         if path[0] == "blocks":
             layers = _layers(model, path[1:])
             passes = 1 if "/".join(path[1:]) in once else 2
-            itemsize = FLOAT if precise else jnp.dtype(model.dtype).itemsize
+            itemsize = FLOAT if precise else _itemsize(model)
             size = size // layers * itemsize // FLOAT
         yield Message("all_gather", (axis,), devices, size // devices, passes * layers)
         yield Message("reduce_scatter", (axis,), devices, size, layers)
 
 
-def _layers(model: LanguageModel, path: tuple[str, ...]) -> int:
+def _layers(model: Any, path: tuple[str, ...]) -> int:
     """How many equal layers a parameter of the blocks stands for."""
     layer, layers = model.block, model.depth
     while isinstance(layer, Series | Stack):
@@ -169,7 +213,7 @@ def _layers(model: LanguageModel, path: tuple[str, ...]) -> int:
     return layers
 
 
-def _summed(model: LanguageModel, layout: Layout) -> list[Message]:
+def _summed(model: Model, layout: Layout) -> list[Message]:
     """Gradients summed over the batch's axes once a step, and new parameters given to all."""
     axis, mesh = layout.shard_axis, layout.mesh.shape
     found = []

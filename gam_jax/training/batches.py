@@ -8,16 +8,16 @@ from types import TracebackType
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
 
-from gam_jax.data.pipeline import train_batches, validation_batches
-from gam_jax.data.text import Text
-from gam_jax.training.step import batch_spec
+from gam_jax.data.base import Dataset
+from gam_jax.models.base import Model
+from gam_jax.params import shardings
+from gam_jax.training.step import batch_specs
 from sharding.layout import Layout
 from sharding.placement import place, row_share
 
 Batch = dict[str, jax.Array]
-"""inputs, targets, weights: [B, T], or [accumulate, B / accumulate, T]."""
+"""By name, [rows, ...] or [accumulate, rows / accumulate, ...]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,18 +32,18 @@ class TrainFeed:
     """The training stream from a position: global batches already delivered.
 
     Args:
-      tokens: [N] training tokens.
-      config: window, stride, shuffle, workers.
+      data: what is read.
+      model: what it is read for.
       shape: of a global batch.
       layout: the mesh.
-      seed: of the shuffle.
+      seed: of the order.
       position: where to begin; it does not depend on mesh or processes.
     """
 
     def __init__(
         self,
-        tokens: np.ndarray,
-        config: Text,
+        data: Dataset,
+        model: Model,
         shape: BatchShape,
         layout: Layout,
         *,
@@ -52,15 +52,15 @@ class TrainFeed:
     ) -> None:
         self.position = position
         self._accumulate = shape.accumulate
-        self._sharding = NamedSharding(layout.mesh, batch_spec(layout, shape.accumulate))
+        self._shardings = shardings(batch_specs(model, layout, shape.accumulate), layout)
         rows = shape.rows // shape.accumulate
-        whole = (shape.accumulate, rows, config.window)[0 if shape.accumulate > 1 else 1 :]
-        self._share = row_share(self._sharding, whole)
-        self._parts = train_batches(
-            tokens,
-            config,
-            batch=rows,
-            seed=seed,
+        parts = (shape.accumulate,) if shape.accumulate > 1 else ()
+        shapes = {name: (*parts, *x.shape) for name, x in data.batch(rows).items()}
+        self._dim = len(parts)
+        self._share = row_share(self._shardings, shapes, self._dim)
+        self._parts = data.train_stream(
+            rows,
+            seed,
             process=self._share.part,
             processes=self._share.parts,
             position=position * shape.accumulate,
@@ -86,16 +86,24 @@ class TrainFeed:
         if self._accumulate > 1:
             batch = {name: np.stack([part[name] for part in parts]) for name in batch}
         self.position += 1
-        return place(batch, self._sharding, self._share)
+        return place(batch, self._shardings, self._share, self._dim)
 
 
-def validation_feed(tokens: np.ndarray, config: Text, rows: int, layout: Layout) -> Iterator[Batch]:
-    """One pass over a split, in batches of at least `rows` rows: as many as the mesh divides."""
+def validation_feed(
+    data: Dataset, part: str, model: Model, rows: int, layout: Layout
+) -> Iterator[Batch]:
+    """One pass over a part of the validation stream.
+
+    Args:
+      data: what is read.
+      part: of its `parts`.
+      model: what it is read for.
+      rows: of a batch, at least: as many more as the mesh divides.
+      layout: the mesh.
+    """
     split = layout.row_parts
     rows = -(-rows // split) * split
-    sharding = NamedSharding(layout.mesh, batch_spec(layout))
-    share = row_share(sharding, (rows, config.window))
-    batches = validation_batches(
-        tokens, config, batch=rows, process=share.part, processes=share.parts
-    )
-    return (place(batch, sharding, share) for batch in batches)
+    placed = shardings(batch_specs(model, layout), layout)
+    share = row_share(placed, {name: x.shape for name, x in data.batch(rows).items()}, 0)
+    batches = data.validation_stream(part, rows, process=share.part, processes=share.parts)
+    return (place(batch, placed, share, 0) for batch in batches)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 
+from gam_jax.models.base import TOKEN, Model
 from gam_jax.optimizer import make_optimizer
 from gam_jax.params import abstract_params, stored_specs
 from gam_jax.training.experiment import Experiment
@@ -16,39 +17,59 @@ from sharding.layout import Layout
 from sharding.mesh import make_mesh
 
 
+def check_arrays(model: Model, batch: Mapping[str, Any], name: str) -> None:
+    """Raises a UserError if the data gives other arrays than the model reads.
+
+    Args:
+      model: what reads them.
+      batch: shapes by name.
+      name: of the data, for the message.
+    """
+    wanted = model.batch_axes()
+    if wanted.keys() != batch.keys():
+        raise UserError(
+            f"data.name={name} gives {_listed(batch)}, and {type(model).__name__} reads "
+            f"{_listed(wanted)}: give the arrays these names"
+        )
+    for array, axes in wanted.items():
+        if len(axes) != len(batch[array].shape):
+            raise UserError(
+                f"data.name={name}: '{array}' has {len(batch[array].shape)} dimensions, and "
+                f"{type(model).__name__} reads {len(axes)} ({', '.join(map(str, axes))})"
+            )
+
+
 def check_batch(experiment: Experiment, layout: Layout) -> None:
     """Raises a UserError if the rows or tokens of a training batch do not divide."""
     settings = experiment.train
-    layout.check_batch(settings.batch // settings.accumulate, experiment.data.window)
+    rows = settings.batch // settings.accumulate
+    window = getattr(experiment.data, "window", None)
+    layout.check_batch(rows, window if _reads_tokens(experiment.model) else None)
 
 
-def check_streams(experiment: Experiment, layout: Layout) -> None:
-    """Raises a UserError if there are devices for parallel streams that a model does not have."""
-    devices, streams = layout.mesh.shape["stream"], experiment.model.streams
-    if streams == 1 < devices or streams % devices:
-        raise UserError(
-            f"mesh axis stream={devices} does not divide the model's streams, {streams}: change "
-            f"--config.model.streams, or the mesh"
-        )
-
-
-def check_fits(experiment: Experiment, layout: Layout) -> None:
+def check_fits(
+    experiment: Experiment, layout: Layout, batch: Mapping[str, Any] | None = None
+) -> None:
     """Raises a UserError that names the parameter or field that does not fit the mesh.
 
     The model's program is traced, not compiled, which finds what a layer itself refuses (a shard
     shorter than a convolution's reach, say).
+
+    Args:
+      experiment: with a model that is fitted to its data.
+      layout: the mesh.
+      batch: shapes of a batch of `layout.row_parts` rows; those that the data's configuration
+        tells if None.
     """
-    table = experiment.model.table()
-    check_streams(experiment, layout)
+    model, table = experiment.model, experiment.model.table()
+    model.check_mesh(layout)
     stored_specs(table, layout)
     make_optimizer(experiment.optimizer, experiment.train.steps, table)
-    shape = (layout.row_parts, experiment.data.window)
-    layout.check_batch(*shape)
-    tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
-    weights = jax.ShapeDtypeStruct(shape, jnp.float32)
-    batch = {"inputs": tokens, "targets": tokens, "weights": weights}
+    batch = experiment.data.batch(layout.row_parts) if batch is None else batch
+    check_arrays(model, batch, experiment.data.name)
+    layout.check_batch(layout.row_parts, _tokens(model, batch))
     try:
-        jax.eval_shape(make_eval_step(experiment.model, layout), abstract_params(table), batch)
+        jax.eval_shape(make_eval_step(model, layout), abstract_params(table), dict(batch))
     except ValueError as error:
         raise UserError(f"{layout.shown}: {error}") from error
 
@@ -62,3 +83,19 @@ def refusal(experiment: Experiment, sizes: Mapping[str, int]) -> str | None:
     except UserError as error:
         return str(error)
     return None
+
+
+def _reads_tokens(model: Model) -> bool:
+    return any(TOKEN in axes for axes in model.batch_axes().values())
+
+
+def _tokens(model: Model, batch: Mapping[str, Any]) -> int | None:
+    """Tokens of a row, where arrays have them."""
+    for name, axes in model.batch_axes().items():
+        if TOKEN in axes:
+            return batch[name].shape[axes.index(TOKEN)]
+    return None
+
+
+def _listed(names: Mapping[str, Any]) -> str:
+    return ", ".join(f"'{name}'" for name in sorted(names))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Mapping
 from typing import Any
 
-from gam_jax.config import flatten
+from gam_jax.config import flatten, unknown
+from gam_jax.data.base import Data
 from gam_jax.data.text import Text
-from gam_jax.models.language import LanguageModel
+from gam_jax.models.base import Model
 from gam_jax.optimizer import OptimizerConfig, learning_rate_schedule
 from sharding.checkpoint import CheckpointConfig
 from sharding.errors import UserError
@@ -30,6 +33,7 @@ class TrainConfig:
       validation_tokens: validate on that many first tokens of the split; 0 for all. Baselines
         are scored on the same ones.
       stop_at: end at this step, without changing the schedule; 0 for `steps`.
+      goal: end once a validation reaches it, as "accuracy>=0.99" or "loss<=1.5"; empty for no goal.
       straggler: report a process whose step time is that many times the median; 0 for none.
     """
 
@@ -42,6 +46,7 @@ class TrainConfig:
     tokens: int = 0
     validation_tokens: int = 0
     stop_at: int = 0
+    goal: str = ""
     straggler: float = 2.0
 
     def __post_init__(self) -> None:
@@ -51,6 +56,8 @@ class TrainConfig:
         for name in ("tokens", "validation_tokens", "stop_at"):
             if getattr(self, name) < 0:
                 raise UserError(f"train.{name}={getattr(self, name)}: give 0 or more")
+        if self.goal:
+            _ = self.reached({})
         if self.straggler and self.straggler <= 1:
             raise UserError(f"train.straggler={self.straggler}: give more than 1, or 0 for none")
         if self.batch % self.accumulate:
@@ -58,6 +65,29 @@ class TrainConfig:
                 f"train.batch={self.batch} cannot be taken in train.accumulate="
                 f"{self.accumulate} equal parts: choose a multiple"
             )
+
+    def reached(self, scores: Mapping[str, float]) -> bool:
+        """Whether the scores of a validation are as good as the goal asks; False without a goal.
+
+        Raises:
+          UserError: the goal is no name, comparison and number, or (of scores that are there)
+            names none of them.
+        """
+        if not self.goal:
+            return False
+        found = re.fullmatch(r"(\S+?)\s*(>=|<=)\s*([-+.\deE]+)", self.goal.strip())
+        try:
+            name, sign, bound = found.groups() if found else ("", "", "")
+            wanted = float(bound)
+        except ValueError:
+            raise UserError(
+                f"train.goal={self.goal}: write a score, >= or <= and a number, as accuracy>=0.99"
+            ) from None
+        if not scores:
+            return False
+        if name not in scores:
+            raise UserError(f"train.goal={self.goal}: {unknown(name, scores, 'score')}")
+        return scores[name] >= wanted if sign == ">=" else scores[name] <= wanted
 
     @property
     def last_step(self) -> int:
@@ -69,8 +99,8 @@ class TrainConfig:
 class Experiment:
     """A complete, readable record of a run; `experiments/configs/` builds them."""
 
-    model: LanguageModel
-    data: Text = Text()
+    model: Model
+    data: Data = Text()
     train: TrainConfig = TrainConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -82,6 +112,7 @@ class Experiment:
 
 FREE_TO_CHANGE = {
     "train.stop_at",
+    "train.goal",
     "train.straggler",
     "train.log_every",
     "train.validate_every",

@@ -17,7 +17,7 @@ def routing_lines(measures: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A line for each mixture of experts in the model's blocks.
 
     Args:
-      measures: of a training step, see `LanguageModel.objective`.
+      measures: of a training step, see `Model.objective`.
 
     Returns:
       layer (its path), and for each block: load [L, E], shares of all choices; max_violation,
@@ -38,10 +38,9 @@ def routing_lines(measures: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def routing_scalars(measures: Mapping[str, Any]) -> dict[str, float]:
-    """The penalty, and means over blocks of max_violation, dropped and router_entropy."""
+    """Means over blocks of max_violation, dropped and router_entropy."""
     lines = routing_lines(measures)
     if not lines:
         return {}
     names = ("max_violation", "dropped", "router_entropy")
-    means = {name: float(np.mean([line[name] for line in lines])) for name in names}
-    return {"penalty": float(measures["penalty"]), **means}
+    return {name: float(np.mean([line[name] for line in lines])) for name in names}

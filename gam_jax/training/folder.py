@@ -1,23 +1,22 @@
-"""A run is a folder: config.json, tokenizer.json, metrics.jsonl, checkpoints/, curves.png."""
+"""A run is a folder: config.json, metrics.jsonl, checkpoints/, what its data keeps, pictures."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib.metadata
 import json
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import optax
 
 from gam_jax.config import from_dict, to_dict
-from gam_jax.data import TextDataset
-from gam_jax.data.tokenizer import Tokenizer, load_tokenizer
+from gam_jax.data import DATA, Data, Dataset
 from gam_jax.optimizer import make_optimizer, trained
-from gam_jax.params import Param, Params, param_specs, shardings
+from gam_jax.params import Param, Params
 from gam_jax.training.experiment import Experiment, changed_fields
 from gam_jax.training.step import TrainState, abstract_state, state_shardings
 from sharding.checkpoint import Checkpoints, names
@@ -40,18 +39,13 @@ class RunFolder:
         return self.path / "config.json"
 
     @property
-    def tokenizer(self) -> pathlib.Path:
-        """The tokenizer that the run's tokens are of."""
-        return self.path / "tokenizer.json"
-
-    @property
     def metrics(self) -> pathlib.Path:
         """One JSON object a line."""
         return self.path / "metrics.jsonl"
 
     @property
     def baselines(self) -> pathlib.Path:
-        """What the model must beat: name -> loss, perplexity, bits_per_byte."""
+        """What the model must beat: name -> scores."""
         return self.path / "baselines.json"
 
     @property
@@ -87,13 +81,19 @@ class RunFolder:
         except json.JSONDecodeError as error:
             raise UserError(f"{self.config} is not JSON ({error}): restore or remove it") from error
 
-    def start(self, experiment: Experiment, tokenizer: Tokenizer) -> None:
-        """Writes configuration and tokenizer into a new folder."""
+    def start(self, experiment: Experiment, files: Mapping[str, str]) -> None:
+        """Writes the configuration into a new folder, and what its data keeps there.
+
+        Args:
+          experiment: of the run.
+          files: of the data, by name.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for cut_short in self.path.glob(f"{self.tokenizer.name}.*"):
-                cut_short.unlink(missing_ok=True)
-            tokenizer.save(self.tokenizer)
+            for name, text in files.items():
+                for cut_short in self.path.glob(f"{name}.*"):
+                    cut_short.unlink(missing_ok=True)
+                write_atomically(self.path / name, text)
             # Where this start of the run ends is not part of the run: --resume goes on to the end.
             train = dataclasses.replace(experiment.train, stop_at=0)
             values = to_dict(dataclasses.replace(experiment, train=train))
@@ -113,7 +113,8 @@ class RunFolder:
 
     def _others(self) -> list[pathlib.Path]:
         """What is in the folder besides the first files of a run that died as it began."""
-        own = ("run.lock*", f"{self.tokenizer.name}*", f"{self.config.name}.partial")
+        kept = (f"{name}*" for kind in DATA.values() for name in kind.FILES)
+        own = ("run.lock*", *kept, f"{self.config.name}.partial")
         return [p for p in self.path.iterdir() if not any(p.match(pattern) for pattern in own)]
 
     def check_same(self, experiment: Experiment) -> None:
@@ -141,11 +142,21 @@ class RunFolder:
             raise UserError(f"{self.path} holds no run (no config.json): train one with --run")
         return from_dict(Experiment, saved)
 
-    def load_tokenizer(self) -> Tokenizer:
-        """The run's tokenizer."""
-        if not self.tokenizer.is_file():
-            raise UserError(f"{self.path} has no tokenizer.json: the run folder is not whole")
-        return load_tokenizer(self.tokenizer)
+    def kept(self, data: Data) -> dict[str, str]:
+        """What the folder keeps of its data: the text of each file, by name.
+
+        Raises:
+          UserError: one is missing or cannot be read.
+        """
+        found = {}
+        for name in data.FILES:
+            try:
+                found[name] = (self.path / name).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise UserError(
+                    f"{self.path} has no readable {name}: the run folder is not whole"
+                ) from error
+        return found
 
 
 def abstract_on_mesh(experiment: Experiment, layout: Layout) -> TrainState:
@@ -171,54 +182,57 @@ def logical_axes(experiment: Experiment) -> dict[str, tuple[str | None, ...]]:
     return {name: leaf.axes for name, leaf in found.items() if isinstance(leaf, Param)}
 
 
-def describe(experiment: Experiment, data: TextDataset, position: int) -> dict[str, Any]:
+def describe(experiment: Experiment, data: Dataset, position: int) -> dict[str, Any]:
     """What a checkpoint says beside its arrays: enough to know what it is without the run.
 
     Args:
       experiment: the whole configuration is recorded.
-      data: its text and tokenizer are recorded by their fingerprints.
+      data: its fingerprints are recorded.
       position: global batches delivered, the same for any number of processes.
+
+    Raises:
+      UserError: a fingerprint of the data has the name of something else that is recorded.
     """
-    return {
+    own = {
         "position": position,
-        "corpus": data.corpus.fingerprint,
-        "tokenizer": data.tokenizer.fingerprint,
         "config": to_dict(experiment),
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
+    if taken := own.keys() & data.fingerprints.keys():
+        raise UserError(f"data.name={data.config.name}: a fingerprint cannot be called {taken}")
+    return {**own, **data.fingerprints}
 
 
-def of_streams(experiment: Experiment, streams: int) -> Experiment:
-    """A run's experiment with its first parallel streams alone; as it is for 0.
+def check_data(extra: Mapping[str, Any], data: Dataset, where: str) -> None:
+    """Refuses data that are not those that a checkpoint was trained on.
+
+    Args:
+      extra: what the checkpoint says of itself, see `describe`.
+      data: to go on with.
+      where: the checkpoint, for the message.
 
     Raises:
-      UserError: more than it was trained with.
+      UserError: a fingerprint differs.
     """
-    if not streams:
-        return experiment
-    trained_with = experiment.model.streams
-    if streams > trained_with:
-        raise UserError(
-            f"--streams={streams} of a run that has {trained_with}: train it on with more, as in "
-            f"--init=RUN --config.model.streams={streams}"
-        )
-    model = dataclasses.replace(experiment.model, streams=streams)
-    optimizer = dataclasses.replace(experiment.optimizer, only="")  # it may name what is gone
-    return dataclasses.replace(experiment, model=model, optimizer=optimizer)
+    for name, fingerprint in data.fingerprints.items():
+        if extra.get(name) not in (None, fingerprint):
+            what = {"corpus": "text"}.get(name, name)
+            raise UserError(
+                f"the {what} of '{data.config.name}' has changed since {where} was saved: bring "
+                f"the old one back, or start another run with --run"
+            )
 
 
 def load_params(
-    folder: RunFolder,
-    experiment: Experiment,
-    layout: Layout,
-    which: str = "latest",
-    streams: int = 0,
+    folder: RunFolder, experiment: Experiment, layout: Layout, which: str = "latest"
 ) -> tuple[int, Params]:
     """Step and parameters of a run's checkpoint.
 
     Args:
+      folder: the run.
+      experiment: of the run.
+      layout: where to put them.
       which: "latest", "best" (least validation loss) or a step.
-      streams: take the first ones alone, see `of_streams`.
 
     Raises:
       UserError: no such checkpoint, or a damaged one.
@@ -228,13 +242,7 @@ def load_params(
     with Checkpoints(folder.checkpoints, read_only=True) as checkpoints:
         step = checkpoints.choose(which)
         wanted = {"params": abstract_on_mesh(experiment, layout).params}
-        params = checkpoints.restore(step, wanted, partial=True)["params"]
-    if streams:
-        table = of_streams(experiment, streams).model.table()
-        placed = shardings(param_specs(table, layout), layout)
-        first = functools.partial(experiment.model.trunk.first, streams=streams)
-        params = jax.jit(first, out_shardings=placed)(params)
-    return step, params
+        return step, checkpoints.restore(step, wanted, partial=True)["params"]
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:

@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import signal
 import time
-from types import FrameType
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
-from gam_jax.data import TextDataset
+from gam_jax.data.base import Dataset
 from gam_jax.optimizer import learning_rate_schedule, make_optimizer
+from gam_jax.params import Params
 from gam_jax.training.batches import BatchShape, TrainFeed
 from gam_jax.training.experiment import Experiment
 from gam_jax.training.expert_load import SPLIT, routing_lines, routing_scalars
-from gam_jax.training.folder import RunFolder, abstract_on_mesh, describe, logical_axes
+from gam_jax.training.folder import (
+    RunFolder,
+    abstract_on_mesh,
+    check_data,
+    describe,
+    logical_axes,
+)
 from gam_jax.training.heartbeat import TRAINING, Heartbeat
-from gam_jax.training.metrics import MetricsWriter, peak_memory
+from gam_jax.training.metrics import MetricsWriter, peak_memory, read_metrics
 from gam_jax.training.progress import Progress
 from gam_jax.training.scoring import Score, score
-from gam_jax.training.step import TrainState, init_state, make_eval_step, make_train_step
+from gam_jax.training.step import (
+    TrainState,
+    init_state,
+    make_eval_step,
+    make_train_step,
+    state_shardings,
+)
+from gam_jax.training.stop_request import StopRequest
 from gam_jax.training.stragglers import Pace, Straggler, Stragglers
 from gam_jax.training.warm_start import Source, warm_start
 from sharding import processes
@@ -41,34 +55,15 @@ class Outcome:
       step: updates done.
       last: the last validation.
       interrupted: whether a signal ended it early.
-      tokens_per_second: median over logged steps, 0 if none was timed.
+      per_second: units (tokens, images) a second, median over logged steps; 0 if none was timed.
+      reached: whether it ended because a validation reached `train.goal`.
     """
 
     step: int
     last: Score | None
     interrupted: bool
-    tokens_per_second: float
-
-
-class StopRequest:
-    """While open, Ctrl-C and SIGTERM ask for an orderly end; a second one ends at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> StopRequest:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        signal.signal(number, self._before[number])
+    per_second: float
+    reached: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,15 +73,17 @@ class Beginning:
     Attributes:
       which: "latest" checkpoint of the folder, or "latest-good": the newest that is whole.
       source: whose parameters to start from where the folder has no checkpoint.
+      params: makes the parameters to start from, whole arrays; None for new ones, or `source`'s.
     """
 
     which: str = "latest"
     source: Source | None = None
+    params: Callable[[], Params] | None = None
 
 
 def train(
     experiment: Experiment,
-    data: TextDataset,
+    data: Dataset,
     folder: RunFolder,
     layout: Layout,
     progress: Progress,
@@ -107,15 +104,23 @@ def train(
     with Checkpoints(folder.checkpoints, experiment.checkpoint) as checkpoints:
         step = _choose(checkpoints, beginning.which, progress)
         if step is None:
-            state, position = _new(experiment, layout, folder, beginning.source, progress), 0
+            state, position = _new(experiment, layout, folder, beginning, progress), 0
         else:
             state, position = _restore(step, experiment, layout, checkpoints, data)
         first = processes.is_first()
         with MetricsWriter(folder.metrics, from_step=int(state.step), writes=first) as metrics:
             run = _Run(experiment, data, layout, checkpoints, metrics, progress, heartbeat)
-            if step is None and beginning.source:
+            run.reached = _was_reached(experiment, folder, int(state.step))
+            if step is None and (beginning.source or beginning.params):
                 run.save(0, state, 0)  # what was taken is a part of this run from here on
             return run.go(state, position)
+
+
+def _was_reached(experiment: Experiment, folder: RunFolder, step: int) -> bool:
+    """Whether the validation of the step that a run goes on from reached the goal already."""
+    rows = read_metrics(folder.metrics)
+    found = [row for row in rows if row["split"] == "validation" and row["step"] == step]
+    return bool(found) and experiment.train.reached(found[-1])
 
 
 def _choose(checkpoints: Checkpoints, which: str, progress: Progress) -> int | None:
@@ -139,16 +144,19 @@ def _new(
     experiment: Experiment,
     layout: Layout,
     folder: RunFolder,
-    source: Source | None,
+    beginning: Beginning,
     progress: Progress,
 ) -> TrainState:
     """The state before the first step."""
     model = experiment.model
     optimizer = make_optimizer(experiment.optimizer, experiment.train.steps, model.table())
     state = init_state(model, optimizer, layout, experiment.train.seed)
-    if source is None:
+    if beginning.params is not None:
+        placed = state_shardings(model, optimizer, layout).params
+        return state.replace(params=jax.device_put(beginning.params(), placed, may_alias=False))
+    if beginning.source is None:
         return state
-    params, report = warm_start(source, model.table(), state.params)
+    params, report = warm_start(beginning.source, model.table(), state.params)
     for line in report.lines():
         progress.say(line)
     if processes.is_first():
@@ -161,16 +169,12 @@ def _restore(
     experiment: Experiment,
     layout: Layout,
     checkpoints: Checkpoints,
-    data: TextDataset,
+    data: Dataset,
 ) -> tuple[TrainState, int]:
     """The state to go on from and the data position."""
     checkpoints.check(step)
     extra = checkpoints.extra(step)
-    if extra.get("corpus") not in (None, data.corpus.fingerprint):
-        raise UserError(
-            f"the text of '{experiment.data.name}' has changed since checkpoint {step} was "
-            f"saved: bring the old text back, or start another run with --run"
-        )
+    check_data(extra, data, f"checkpoint {step}")
     state = checkpoints.restore(step, abstract_on_mesh(experiment, layout))
     return state, extra["position"]
 
@@ -181,7 +185,7 @@ class _Run:
     def __init__(
         self,
         experiment: Experiment,
-        data: TextDataset,
+        data: Dataset,
         layout: Layout,
         checkpoints: Checkpoints,
         metrics: MetricsWriter,
@@ -199,6 +203,7 @@ class _Run:
         self.rate = learning_rate_schedule(experiment.optimizer, settings.steps)
         self.best = checkpoints.best_loss()
         self.axes = logical_axes(experiment)
+        self.reached = False
         self.pending: tuple[int, dict[str, Any]] | None = None
         self.last: tuple[int, Score] | None = None
         self.speeds: list[float] = []
@@ -208,18 +213,19 @@ class _Run:
         settings = self.experiment.train
         step = int(state.step)
         batches = TrainFeed(
-            self.data.train,
-            self.experiment.data,
+            self.data,
+            self.experiment.model,
             BatchShape(settings.batch, settings.accumulate),
             self.layout,
             seed=settings.seed,
             position=position,
         )
-        progress = self.progress.training(step, settings.last_step)
+        units = settings.batch * self.data.units_per_row
+        progress = self.progress.training(step, settings.last_step, units, self.data.unit)
         with batches, StopRequest() as stop, progress:
             self.clock = _Clock(step)
             first = step
-            while step < settings.last_step and not self._stops(step, stop.asked):
+            while self._goes_on(step, stop.asked):
                 # The first steps compile.
                 self.heartbeat.beat(step, TRAINING if step > first + 1 else "starting")
                 self.pace.own()
@@ -232,16 +238,23 @@ class _Run:
                 self.pending = step, values
                 improved = step % settings.validate_every == 0 and self._validate(step, state)
                 due = improved or step % self.experiment.checkpoint.every == 0
-                if due and step < settings.last_step:  # the last is saved below, validated
+                if due and not self._ends(step):  # the last is saved below, validated
                     self.save(step, state, batches.position)
             self._report()
-            if step == settings.last_step and (self.last is None or self.last[0] != step):
+            if self._ends(step) and (self.last is None or self.last[0] != step):
                 self._validate(step, state)
             self.save(step, state, batches.position, last=True)
             self.heartbeat.beat(step, "ending")
-        interrupted = step < settings.last_step
         speed = sorted(self.speeds)[len(self.speeds) // 2] if self.speeds else 0.0
-        return Outcome(step, self.last and self.last[1], interrupted, speed)
+        last = self.last and self.last[1]
+        return Outcome(step, last, not self._ends(step), speed, self.reached)
+
+    def _ends(self, step: int) -> bool:
+        """Whether the run is at its end: its last step, or its goal."""
+        return self.reached or step >= self.experiment.train.last_step
+
+    def _goes_on(self, step: int, asked: bool) -> bool:
+        return not self._ends(step) and not self._stops(step, asked)
 
     def _stops(self, step: int, asked: bool) -> bool:
         """Whether to stop before this step, the same in all processes of a job.
@@ -288,16 +301,16 @@ class _Run:
         if step % settings.log_every and step != settings.last_step:
             return
         steps, seconds = self.clock.lap(step)
-        speed = steps * settings.batch * self.experiment.data.window / seconds
+        speed = steps * settings.batch * self.data.units_per_row / seconds
         if steps:
             self.speeds.append(speed)
+        scalars = {name: float(x) for name, x in values.items() if not np.ndim(x)}
         self.metrics.write(
             step,
             "train",
-            loss=loss,
-            grad_norm=float(values["grad_norm"]),
             learning_rate=float(np.asarray(self.rate(step - 1))),
-            tokens_per_second=round(speed, 1),
+            **{f"{self.data.unit}_per_second": round(speed, 1)},
+            **scalars,
             **routing_scalars(values),
             **peak_memory(),
         )
@@ -308,20 +321,20 @@ class _Run:
         """Scores the validation split; True if no earlier score was as good."""
         self._report()
         self.heartbeat.beat(step, "validating")
+        settings = self.experiment.train
         found = score(
             self.eval_step,
             state.params,
-            self.data.validation,
-            self.experiment.data,
-            self.experiment.train.batch,
-            self.data.bytes_per_token,
+            self.data,
+            self.experiment.model,
+            settings.batch,
             self.layout,
         )
-        values = {k: v for k, v in dataclasses.asdict(found).items() if k != "tokens"}
-        self.metrics.write(step, "validation", **values)
+        self.metrics.write(step, "validation", **found.values)
         self.progress.validation(step, found)
         self.clock.pause(step)
         improved = found.loss < self.best
+        self.reached = settings.reached(found.values)
         self.last, self.best = (step, found), min(self.best, found.loss)
         return improved
 

@@ -21,15 +21,13 @@ from gam_jax.training.scoring import Score
 
 
 class Progress:
-    """A bar with loss, tokens/s and time left on a terminal; one line a validation elsewhere.
+    """A bar with loss, speed and time left on a terminal; one line a validation elsewhere.
 
     Args:
-      tokens_per_step: to turn steps into tokens.
       visible: False says nothing, as for all processes of a job but the first.
     """
 
-    def __init__(self, tokens_per_step: int, visible: bool = True) -> None:
-        self.tokens_per_step = tokens_per_step
+    def __init__(self, visible: bool = True) -> None:
         self.console = Console(stderr=True, highlight=False, quiet=not visible)
         self._bar: RichProgress | None = None
 
@@ -38,14 +36,21 @@ class Progress:
         self.console.print(message, soft_wrap=True, markup=False)
 
     @contextlib.contextmanager
-    def training(self, step: int, last: int) -> Iterator[None]:
-        """Shows the bar from `step` to `last` while open."""
+    def training(self, step: int, last: int, per_step: int, unit: str) -> Iterator[None]:
+        """Shows the bar from `step` to `last` while open.
+
+        Args:
+          step: where it begins.
+          last: where it ends.
+          per_step: units of a step.
+          unit: what they are: tokens, images.
+        """
         columns = (
             TextColumn("training"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]}"),
-            TextColumn("{task.fields[speed]} tokens/s"),
+            TextColumn(f"{{task.fields[speed]}} {unit}/s"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -53,7 +58,7 @@ class Progress:
         visible = self.console.is_terminal
         with RichProgress(*columns, console=self.console, disable=not visible) as bar:
             self._task = bar.add_task("", total=last, completed=step, loss="-", speed="-")
-            self._bar = bar
+            self._bar, self._per_step = bar, per_step
             yield
             self._bar = None
 
@@ -62,12 +67,17 @@ class Progress:
         if self._bar is None:
             return
         rate = self._bar.tasks[self._task].speed
-        speed = "-" if rate is None else f"{rate * self.tokens_per_step:,.0f}"
+        speed = "-" if rate is None else f"{rate * self._per_step:,.0f}"
         self._bar.update(self._task, completed=step, loss=f"{loss:.3f}", speed=speed)
 
     def validation(self, step: int, score: Score) -> None:
         """After each validation."""
-        self.say(
-            f"step {step:>6}  validation loss {score.loss:.4f}  perplexity "
-            f"{score.perplexity:,.2f}  bits per byte {score.bits_per_byte:.4f}"
+        shown = (
+            f"{name.replace('_', ' ')} {shown_score(name, x)}" for name, x in score.values.items()
         )
+        self.say(f"step {step:>6}  validation {'  '.join(shown)}")
+
+
+def shown_score(name: str, value: float) -> str:
+    """A score as text: four decimals, or two of a perplexity."""
+    return f"{value:,.2f}" if name == "perplexity" else f"{value:.4f}"

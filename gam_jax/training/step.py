@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -13,10 +13,12 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
-from gam_jax.models.language import LanguageModel
+from gam_jax.models.base import BATCH, TOKEN, Batch, Measures, Model
 from gam_jax.optimizer import trained
 from gam_jax.params import (
     Params,
+    gathered,
+    mean_of_signs,
     param_specs,
     rule_specs,
     shard_dims,
@@ -27,17 +29,27 @@ from gam_jax.params import (
 from sharding import collectives, zero
 from sharding.layout import Layout
 
-Batch = Mapping[str, Any]
-"""inputs and targets, int32 [B, T]; weights, float32 [B, T]."""
+Specs = dict[str, PartitionSpec]
+"""Of each array of a batch."""
 
 
-def batch_spec(layout: Layout, accumulate: int = 1) -> PartitionSpec:
-    """How a batch lies on a mesh: rows over `data` and `expert`, tokens over `seq`.
+def batch_specs(model: Model, layout: Layout, accumulate: int = 1) -> Specs:
+    """How the arrays of a batch lie on a mesh: rows over `data` and `expert`, tokens over `seq`.
 
-    With accumulation a batch is [accumulate, rows, T], so that each part is spread over all.
+    With accumulation an array is [accumulate, rows, ...], so that each part is spread over all.
     """
-    rows_and_tokens = layout.axes.rows or None, layout.axes.seq
-    return PartitionSpec(*((None,) if accumulate > 1 else ()), *rows_and_tokens)
+    places = {BATCH: layout.axes.rows or None, TOKEN: layout.axes.seq, None: None}
+    first = (None,) if accumulate > 1 else ()
+    return {
+        name: PartitionSpec(*first, *(places[axis] for axis in axes))
+        for name, axes in model.batch_axes().items()
+    }
+
+
+def put_batch(model: Model, layout: Layout, batch: Batch, accumulate: int = 1) -> dict[str, Array]:
+    """A whole batch, placed on the mesh as the compiled steps take it."""
+    placed = shardings(batch_specs(model, layout, accumulate), layout)
+    return {name: jax.device_put(x, placed[name]) for name, x in batch.items()}
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -56,9 +68,7 @@ class TrainState(flax.struct.PyTreeNode):
     key: Array
 
 
-def state_shardings(
-    model: LanguageModel, optimizer: optax.GradientTransformation, layout: Layout
-) -> Any:
+def state_shardings(model: Model, optimizer: optax.GradientTransformation, layout: Layout) -> Any:
     """A NamedSharding for every leaf of a TrainState.
 
     Moments lie as their parameters do, or split further where ZeRO splits the optimizer's state.
@@ -77,9 +87,7 @@ def state_shardings(
     return abstract.replace(step=whole, params=params, opt_state=opt_state, key=whole)
 
 
-def new_state(
-    model: LanguageModel, optimizer: optax.GradientTransformation, key: Array
-) -> TrainState:
+def new_state(model: Model, optimizer: optax.GradientTransformation, key: Array) -> TrainState:
     """The state before the first step; parameters and run use different keys."""
     params_key, run_key = jax.random.split(key)
     params = model.init_params(params_key)
@@ -91,13 +99,13 @@ def new_state(
     )
 
 
-def abstract_state(model: LanguageModel, optimizer: optax.GradientTransformation) -> Any:
+def abstract_state(model: Model, optimizer: optax.GradientTransformation) -> Any:
     """A TrainState of shapes and dtypes."""
     return jax.eval_shape(lambda: new_state(model, optimizer, jax.random.key(0)))
 
 
 def init_state(
-    model: LanguageModel, optimizer: optax.GradientTransformation, layout: Layout, seed: int
+    model: Model, optimizer: optax.GradientTransformation, layout: Layout, seed: int
 ) -> TrainState:
     """`new_state` placed on the mesh."""
     placed = state_shardings(model, optimizer, layout)
@@ -106,62 +114,102 @@ def init_state(
 
 
 def make_gradients(
-    model: LanguageModel, layout: Layout, accumulate: int = 1
+    model: Model, layout: Layout, accumulate: int = 1
 ) -> Callable[[Params, Batch, Array], tuple[dict[str, Array], Params]]:
     """(params, batch, key) -> (measures, gradients), a program over the whole mesh.
 
-    Measures are those of the model's `objective`, which is what is differentiated: its "loss" and,
-    where layers have any, their penalty and statistics.
+    What is differentiated is total / count of the whole batch, plus the mean penalty of its parts:
+    every row and token weighs alike, whichever part and device it is in. A batch whose weights are
+    all zero has loss 0 and gradient 0. Measures are the "loss", the "penalty" where there is one,
+    and those of the model's `objective`.
 
-    Each device differentiates the loss by its own copy of the parameters, and what they found is
-    summed once: all-reduced, or reduce-scattered where ZeRO splits the optimizer's state. Where
-    it splits parameters too, the sum is the backward pass of their gathering, layer by layer.
+    Each device differentiates by its own copy of the parameters, and what they found is summed
+    once: all-reduced, or reduce-scattered where ZeRO splits the optimizer's state. Where it
+    splits parameters too, the sum is the backward pass of their gathering, layer by layer.
 
     Args:
       model: what is trained.
       layout: the mesh and its uses.
-      accumulate: parts that a batch [accumulate, rows, T] is taken in, one after another.
+      accumulate: parts that a batch [accumulate, rows, ...] is taken in, one after another.
     """
     table, axes = model.table(), layout.axes
     dims, shard_axis = shard_dims(table, layout), layout.shard_axis
     spread = _spread_over(table, layout)
 
-    def one(params: Params, part: Batch, key: Array) -> tuple[dict[str, Array], Params]:
-        def objective(params: Params) -> tuple[Array, dict[str, Array]]:
-            inputs, targets, weights = part["inputs"], part["targets"], part["weights"]
-            return model.objective(params, inputs, targets, weights, axes, key=key)
+    def one(params: Params, part: Batch, key: Array, scale: Array) -> tuple[Measures, Params]:
+        def objective(params: Params) -> tuple[Array, Measures]:
+            whole = gathered(table, params)
+            total, penalty, measures = model.objective(whole, part, axes, key=key)
+            total, measures = _over_devices((total, measures), axes.batch)
+            sums = {"loss": (total, jnp.ones(())), **measures}
+            if isinstance(penalty, float) and not penalty:
+                return total * scale, sums
+            share = jnp.asarray(penalty, jnp.float32) / accumulate
+            return total * scale + share, {**sums, "penalty": (share, jnp.ones(()))}
 
-        (_, measures), grads = jax.value_and_grad(objective, has_aux=True)(params)
-        return measures, grads
+        (_, sums), grads = jax.value_and_grad(objective, has_aux=True)(params)
+        return sums, grads
 
-    def own(params: Params, batch: Batch, key: Array) -> tuple[dict[str, Array], Params]:
+    def own(params: Params, batch: Batch, key: Array, scale: Array) -> tuple[Measures, Params]:
         if accumulate == 1:
-            return one(params, batch, key)
+            return one(params, batch, key, scale)
 
         def add(total: Any, part: tuple[Batch, Array]) -> tuple[Any, None]:
-            found = one(params, part[0], jax.random.fold_in(key, part[1]))
+            found = one(params, part[0], jax.random.fold_in(key, part[1]), scale)
             return jax.tree.map(jnp.add, total, found), None
 
         first = jax.tree.map(lambda x: x[0], dict(batch))
-        types = jax.eval_shape(one, params, first, key)
+        types = jax.eval_shape(one, params, first, key, scale)
         start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), types)
         start = collectives.typed_as(start, types)
         total, _ = lax.scan(add, start, (dict(batch), jnp.arange(accumulate)))
-        return jax.tree.map(lambda x: x / accumulate, total)
+        return total
 
     def gradients(params: Params, batch: Batch, key: Array) -> tuple[dict[str, Array], Params]:
         params = jax.tree.map(lambda x: collectives.as_varying(x, axes.batch), params)
         if layout.shards_params:
             params = zero.shards(params, dims, shard_axis)
-        measures, grads = own(params, batch, key)
-        return measures, zero.sum_gradients(grads, dims, shard_axis, spread)
+        count = _over_devices(model.count(_joined(batch, accumulate), axes), axes.batch)
+        scale = jnp.where(count > 0, 1 / jnp.where(count > 0, count, 1), 0)
+        sums, grads = own(params, batch, key, scale)
+        whole = {"loss": sums.pop("loss")[0] * scale}
+        if "penalty" in sums:
+            whole["penalty"] = sums.pop("penalty")[0]
+        measures = whole | {name: _mean(*pair) for name, pair in sums.items()}
+        grads = zero.sum_gradients(grads, dims, shard_axis, spread)
+        return measures, mean_of_signs(table, grads, accumulate)
 
     return jax.shard_map(
         gradients,
         mesh=layout.mesh,
-        in_specs=(param_specs(table, layout), batch_spec(layout, accumulate), PartitionSpec()),
+        in_specs=(
+            param_specs(table, layout),
+            batch_specs(model, layout, accumulate),
+            PartitionSpec(),
+        ),
         out_specs=(PartitionSpec(), stored_specs(table, layout)),
     )
+
+
+def _over_devices(tree: Any, batch_axes: tuple[str, ...]) -> Any:
+    """Sums what differs between the devices that a batch is spread over; leaves what is alike."""
+
+    def one(x: Any) -> Array:
+        x = jnp.asarray(x, jnp.float32)
+        return collectives.psum(x, [name for name in batch_axes if name in collectives.varying(x)])
+
+    return jax.tree.map(one, tree)
+
+
+def _joined(batch: Batch, accumulate: int) -> Batch:
+    """The parts of a batch as one."""
+    if accumulate == 1:
+        return batch
+    return {name: x.reshape(-1, *x.shape[2:]) for name, x in batch.items()}
+
+
+def _mean(total: Array, count: Array) -> Array:
+    return jnp.where(count > 0, total / jnp.where(count > 0, count, 1), 0)
 
 
 def _spread_over(table: Any, layout: Layout) -> Any:
@@ -174,7 +222,7 @@ def _spread_over(table: Any, layout: Layout) -> Any:
 
 
 def make_train_step(
-    model: LanguageModel,
+    model: Model,
     optimizer: optax.GradientTransformation,
     layout: Layout,
     accumulate: int = 1,
@@ -186,11 +234,11 @@ def make_train_step(
       optimizer: sees global arrays, so clipping by global norm is right on any mesh; its
         arithmetic is done on shards where its state is in shards.
       layout: the mesh and its uses.
-      accumulate: parts of a batch [accumulate, rows, T], whose gradients are averaged.
+      accumulate: parts of a batch [accumulate, rows, ...], see `make_gradients`.
 
     Returns:
-      A function whose metrics are float32: the scalars loss (nats per token) and grad_norm, and
-      what else the model's `objective` is made of.
+      A function whose metrics are float32: the scalars loss and grad_norm, and the measures of
+      the model's `objective`.
     """
     table = model.table()
     gradients = make_gradients(model, layout, accumulate)
@@ -206,7 +254,7 @@ def make_train_step(
         return after, {**measures, "grad_norm": norm}
 
     placed = state_shardings(model, optimizer, layout)
-    batches = NamedSharding(layout.mesh, batch_spec(layout, accumulate))
+    batches = shardings(batch_specs(model, layout, accumulate), layout)
     return jax.jit(
         step, donate_argnums=0, in_shardings=(placed, batches), out_shardings=(placed, None)
     )
@@ -228,27 +276,20 @@ def _spread(params: Any, table: Any, layout: Layout) -> Any:
     return jax.shard_map(gather, mesh=layout.mesh, in_specs=specs[:1], out_specs=specs[1])(params)
 
 
-def make_eval_step(
-    model: LanguageModel, layout: Layout
-) -> Callable[[Params, Batch], tuple[Array, Array]]:
-    """A compiled (params, batch) -> (mean loss in nats, sum of weights), without dropout."""
+def make_eval_step(model: Model, layout: Layout) -> Callable[[Params, Batch], Measures]:
+    """A compiled (params, batch) -> name -> (sum, count) of all devices, without dropout.
+
+    "loss" is the first of the names; the others are the scalar measures of `Model.scored`.
+    """
     table, axes = model.table(), layout.axes
 
-    def evaluate(params: Params, batch: Batch) -> tuple[Array, Array]:
+    def evaluate(params: Params, batch: Batch) -> Measures:
         if layout.shards_params:
             params = zero.shards(params, shard_dims(table, layout), layout.shard_axis)
-        weights = batch["weights"]
-        loss = model.loss(params, batch["inputs"], batch["targets"], weights, axes)
-        return loss, collectives.psum(jnp.sum(weights), axes.batch)
+        found = model.scored(gathered(table, params), batch, axes)
+        scalars = {name: pair for name, pair in found.items() if not jnp.ndim(pair[0])}
+        return _over_devices(scalars, axes.batch)
 
-    specs = param_specs(table, layout), batch_spec(layout)
-    sharded = jax.shard_map(
-        evaluate,
-        mesh=layout.mesh,
-        in_specs=specs,
-        out_specs=(PartitionSpec(), PartitionSpec()),
-    )
-    return jax.jit(
-        sharded,
-        in_shardings=(shardings(specs[0], layout), NamedSharding(layout.mesh, specs[1])),
-    )
+    specs = param_specs(table, layout), batch_specs(model, layout)
+    sharded = jax.shard_map(evaluate, mesh=layout.mesh, in_specs=specs, out_specs=PartitionSpec())
+    return jax.jit(sharded, in_shardings=tuple(shardings(spec, layout) for spec in specs))

@@ -1,6 +1,6 @@
 """Checkpoints of global arrays by name, free of mesh and processes; see docs/checkpoints.md.
 
-python -m sharding.checkpoint --help   looks into them, compares them, moves parameters in and out
+gam checkpoint --help   looks into them, compares them, moves parameters in and out
 """
 
 from sharding.checkpoint.failures import CannotSave, Damaged

@@ -1,12 +1,12 @@
 """Looks into checkpoints, compares them, and moves parameters in and out.
 
-python -m sharding.checkpoint inspect RUN[@STEP] [--json] [--verify]
-python -m sharding.checkpoint diff RUN[@STEP] RUN[@STEP] [--json] [--rtol=1e-5] [--only='params/*']
-python -m sharding.checkpoint export RUN[@STEP] --to weights.safetensors
-python -m sharding.checkpoint import weights.safetensors --run RUN
+  gam checkpoint inspect RUN[@STEP] [--json] [--verify]
+  gam checkpoint diff RUN[@STEP] RUN[@STEP] [--json] [--rtol=1e-5] [--only='*']
+  gam checkpoint export RUN[@STEP] --to weights.safetensors
+  gam checkpoint import weights.safetensors --run RUN
 
-STEP is a number, latest (if not given) or best. Exit codes: 0; 1 where diff finds a difference or
-inspect --verify finds damage; 2 for bad input.
+STEP is a number, latest (if not given) or best. Exit codes: 0; 1 where diff
+finds a difference or inspect --verify finds damage; 2 for bad input.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def _console() -> Console:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "python -m sharding.checkpoint",
+        "gam checkpoint",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

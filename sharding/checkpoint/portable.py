@@ -1,25 +1,55 @@
-"""Parameters out to a safetensors file, and in again. No code is ever read: arrays and JSON."""
+"""Parameters out to a safetensors file, and in again. No code is ever read: arrays and JSON.
+
+What goes out is compared with its digests, as `restore` does. What comes in is another program's
+word: steps, names, shapes, dtypes and notes are checked before anything is written.
+"""
 
 from __future__ import annotations
 
 import json
 import pathlib
 import re
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.flax import save_file
+from safetensors.numpy import save_file
 
+from sharding.checkpoint.digest import add, digest, shown
+from sharding.checkpoint.failures import Damaged, first_line
 from sharding.checkpoint.inspect import FOLDER, open_run
+from sharding.checkpoint.manifest import Manifest, Stored
 from sharding.checkpoint.names import nested
 from sharding.checkpoint.store import Checkpoints
 from sharding.errors import UserError
 
 PARAMS = "params/"
+DTYPES = ("F32", "F16", "BF16", "I32", "I16", "I8", "U32", "U16", "U8", "BOOL")
+"""The dtypes that come in, by safetensors' names: JAX would cut those of 64 bits in two."""
+MOST_STEPS = 2**31 - 1
+
 _NOTES = "checkpoint"
 _SMALL_FILE = re.compile(r"[a-z_]+\.json")
+_NAME = re.compile(r"(?!\.+(/|$))[\w.:+-]{1,200}(/(?!\.+(/|$))[\w.:+-]{1,200}){0,20}", re.ASCII)
+"""Parts between slashes; no part is of dots alone."""
+
+
+class Notes(NamedTuple):
+    """What `export` says of a checkpoint in the metadata of a file.
+
+    Attributes:
+      step: updates done.
+      extra: JSON values that the run put beside the arrays.
+      axes: logical axes by name, params/ before it.
+      files: the run's small JSON files, their text by their name.
+    """
+
+    step: int = 0
+    extra: Mapping[str, Any] = {}
+    axes: Mapping[str, tuple[str | None, ...]] = {}
+    files: Mapping[str, str] = {}
 
 
 def export(text: str, to: pathlib.Path) -> dict[str, Any]:
@@ -37,32 +67,28 @@ def export(text: str, to: pathlib.Path) -> dict[str, Any]:
 
     Raises:
       UserError: no such run or step, no parameters in it, or a file that is there.
-      Damaged: the checkpoint is not as it was written.
+      Damaged: the checkpoint is not as it was written, by its files or by an array's digest.
     """
     checkpoints, which = open_run(text)
     step = checkpoints.choose(which)
     if to.exists():
         raise UserError(f"{to} exists: name another file with --to")
     checkpoints.check(step)
-    manifest, reader = checkpoints.manifest(step), checkpoints.reader(step)
+    manifest = checkpoints.manifest(step)
     names = [name for name in manifest.arrays if name.startswith(PARAMS)]
     if not names:
         raise UserError(f"checkpoint {step} in {checkpoints.folder} holds no parameters")
-    arrays = {name.removeprefix(PARAMS): jnp.asarray(reader.whole(name)) for name in names}
+    arrays = {name.removeprefix(PARAMS): _verified(checkpoints, manifest, name) for name in names}
     notes = {
         "step": step,
         "extra": manifest.extra,
         "axes": {name: manifest.arrays[name].axes for name in names},
-        "files": {
-            path.name: path.read_text()
-            for path in sorted(checkpoints.folder.parent.glob("*.json"))
-            if _SMALL_FILE.fullmatch(path.name)
-        },
+        "files": _small_files(checkpoints.folder.parent),
     }
     try:
         save_file(arrays, to, metadata={_NOTES: json.dumps(notes)})
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write {to}: {error}") from error
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise UserError(f"cannot write {to}: {first_line(error)}") from error
     return {"file": str(to), "step": step, "arrays": len(arrays), "bytes": to.stat().st_size}
 
 
@@ -79,28 +105,158 @@ def load(path: pathlib.Path, run: pathlib.Path) -> dict[str, Any]:
       JSON values: what was read.
 
     Raises:
-      UserError: not a safetensors file, or a run that has checkpoints.
+      UserError: not a safetensors file, arrays or notes that no checkpoint could have, or a run
+        that has checkpoints. Nothing has been written then.
     """
     if Checkpoints(run / FOLDER, read_only=True).steps():
         raise UserError(f"{run} has checkpoints: name another folder with --run")
     try:
-        with safe_open(path, framework="flax") as file:
-            found = file.keys()
-            arrays: dict[str, jax.Array] = {name: file.get_tensor(name) for name in found}
-            notes = json.loads((file.metadata() or {}).get(_NOTES, "{}"))
-    except (OSError, SafetensorError, ValueError) as error:
-        raise UserError(f"{path} is not a safetensors file that can be read: {error}") from error
-    if not arrays:
-        raise UserError(f"{path} holds no arrays")
-    step = int(notes.get("step", 0))
-    axes = {name: tuple(found) for name, found in notes.get("axes", {}).items() if found}
+        with safe_open(path, framework="np") as file:
+            names = list(file.keys())
+            slices = {name: file.get_slice(name) for name in names}
+            shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+            _check_arrays(path, shapes, {n: str(part.get_dtype()) for n, part in slices.items()})
+            notes = _notes(path, file.metadata() or {}, shapes)
+            arrays = {name: jnp.asarray(file.get_tensor(name)) for name in names}
+    except UserError:
+        raise
+    except Exception as error:  # the library raises its own and the system's
+        raise UserError(
+            f"{path} is not a safetensors file that can be read: {first_line(error)}"
+        ) from error
     with Checkpoints(run / FOLDER) as checkpoints:
         state = nested({PARAMS + name: array for name, array in arrays.items()})
-        checkpoints.save(step, state, notes.get("extra", {}), axes=axes)
+        checkpoints.save(notes.step, state, notes.extra, axes=notes.axes)
         checkpoints.wait()
     written = []
-    for name, content in notes.get("files", {}).items():
-        if _SMALL_FILE.fullmatch(name) and not (run / name).exists():
-            (run / name).write_text(content)
+    for name, content in notes.files.items():
+        if not (run / name).exists():
+            (run / name).write_text(content, encoding="utf-8")
             written.append(name)
-    return {"run": str(run), "step": step, "arrays": len(arrays), "files": written}
+    return {"run": str(run), "step": notes.step, "arrays": len(arrays), "files": written}
+
+
+def _verified(checkpoints: Checkpoints, manifest: Manifest, name: str) -> np.ndarray:
+    """An array as it was saved; Damaged if its shape, dtype or any value is another."""
+    stored = manifest.arrays[name]
+    where = f"'{name}' of checkpoint {manifest.step} in {checkpoints.folder}"
+    try:
+        array, found = _with_digest(checkpoints, manifest.step, name, stored)
+    except (OSError, ValueError) as error:  # what TensorStore raises
+        raise Damaged(where, f"it cannot be read: {first_line(error)}") from error
+    if found != stored.digest:
+        raise Damaged(where, "it has other values than were saved")
+    return array
+
+
+def _with_digest(
+    checkpoints: Checkpoints, step: int, name: str, stored: Stored
+) -> tuple[np.ndarray, str]:
+    array = np.empty(stored.fact.shape, np.dtype(stored.fact.dtype))
+    parts, count = [], 0
+    for place, values in checkpoints.reader(step).blocks(name):
+        if values.dtype != array.dtype or len(place) != array.ndim:
+            raise ValueError(f"it is of {values.dtype} and {len(place)} axes, not {stored.fact}")
+        array[tuple(slice(lo, hi) for lo, hi in place)] = values
+        parts.append(digest(values, [lo for lo, _ in place]))
+        count += values.size
+    if count != array.size:
+        raise ValueError(f"it has {count:,} numbers, not {stored.fact}")
+    return array, shown(add(parts))
+
+
+def _small_files(folder: pathlib.Path) -> dict[str, str]:
+    try:
+        return {
+            path.name: path.read_text(encoding="utf-8")
+            for path in sorted(folder.glob("*.json"))
+            if _SMALL_FILE.fullmatch(path.name)
+        }
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the JSON files of {folder}: {first_line(error)}") from error
+
+
+def _check_arrays(
+    path: pathlib.Path, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]
+) -> None:
+    if not shapes:
+        raise UserError(f"{path} holds no arrays")
+    places: dict[str, str] = {}
+    for name, shape in shapes.items():
+        if not _NAME.fullmatch(name):
+            raise UserError(
+                f"{path}: {name[:80]!a} cannot be the name of an array in a checkpoint: letters, "
+                f"digits and _.:+- alone, in parts between slashes"
+            )
+        if 0 in shape:
+            raise UserError(f"{path}: '{name}' has no numbers, its shape is {list(shape)}")
+        if dtypes[name] not in DTYPES:
+            raise UserError(
+                f"{path}: '{name}' is of dtype {dtypes[name]}, which no checkpoint here holds: "
+                f"write it as one of {', '.join(DTYPES)}"
+            )
+        other = places.setdefault(name.replace("/", "."), name)
+        if other != name:
+            raise UserError(f"{path}: '{other}' and '{name}' would be one array: rename one")
+    for name in shapes:
+        parts = name.split("/")
+        for count in range(1, len(parts)):
+            if (inside := "/".join(parts[:count])) in shapes:
+                raise UserError(f"{path}: '{inside}' is an array, and '{name}' lies in it")
+
+
+def _notes(
+    path: pathlib.Path, metadata: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]
+) -> Notes:
+    """What a file says of itself; nothing if it was not written by `export`."""
+
+    def refused(what: str) -> UserError:
+        return UserError(f"{path}: the metadata '{_NOTES}' {what}: export the checkpoint again")
+
+    if _NOTES not in metadata:
+        return Notes()
+    try:
+        found = json.loads(metadata[_NOTES])
+    except (ValueError, RecursionError) as error:
+        raise refused("is not JSON") from error
+    if not isinstance(found, dict) or (strange := sorted(found.keys() - set(Notes._fields))):
+        raise refused("is no object" if not isinstance(found, dict) else f"has {strange[0]!a}")
+    step, extra = found.get("step", 0), found.get("extra", {})
+    if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step <= MOST_STEPS:
+        raise refused(f"has step={str(step)[:40]!a}, which is no whole number from 0")
+    if not isinstance(extra, dict):
+        raise refused("has an 'extra' that is no object")
+    axes, files = found.get("axes", {}), found.get("files", {})
+    if not isinstance(axes, dict) or not isinstance(files, dict):
+        raise refused("has axes or files that are no object")
+    for name, own in axes.items():
+        shape = shapes.get(name.removeprefix(PARAMS)) if name.startswith(PARAMS) else None
+        if shape is None or not _are_axes(own, len(shape)):
+            raise refused(f"has axes of {name[:80]!a} that do not fit its arrays")
+    for name, content in files.items():
+        if not _SMALL_FILE.fullmatch(name) or not _is_json(content):
+            raise refused(f"has {name[:80]!a}, which is no small JSON file of a run")
+    return Notes(step, extra, {name: tuple(own) for name, own in axes.items() if own}, files)
+
+
+def _are_axes(found: Any, count: int) -> bool:
+    """A name or null for each dimension; or nothing at all."""
+    if found is None:
+        return True
+    return (
+        isinstance(found, list)
+        and len(found) == count
+        and all(axis is None or isinstance(axis, str) for axis in found)
+    )
+
+
+def _is_json(content: Any) -> bool:
+    try:
+        return isinstance(content, str) and bool(content.encode()) and _parses(content)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _parses(content: str) -> bool:
+    json.loads(content)
+    return True

@@ -7,7 +7,6 @@ renamed to `<step>.deleting` first, so that half a checkpoint is never seen.
 
 from __future__ import annotations
 
-import math
 import os
 import pathlib
 import shutil
@@ -21,12 +20,13 @@ import numpy as np
 
 from sharding import processes
 from sharding.checkpoint import names
-from sharding.checkpoint.arrays import Reader, Writer, count_bytes, own_digests
+from sharding.checkpoint.arrays import Writer, count_bytes, own_digests
 from sharding.checkpoint.commit import complete
 from sharding.checkpoint.digest import add, shown
 from sharding.checkpoint.failures import CannotSave, Damaged, first_line
 from sharding.checkpoint.keep import CheckpointConfig
-from sharding.checkpoint.manifest import Manifest, Stored, Unreadable, check_files, read
+from sharding.checkpoint.manifest import Manifest, Stored, Unreadable, check_files
+from sharding.checkpoint.saved import Saved
 from sharding.errors import UserError
 
 State = TypeVar("State")
@@ -37,7 +37,7 @@ PARTIAL, DELETING, DAMAGED = ".partial", ".deleting", ".damaged"
 GIVE_UP_TURNS = 100
 
 
-class Checkpoints:
+class Checkpoints(Saved):
     """The checkpoints in one folder, by step.
 
     Args:
@@ -53,13 +53,13 @@ class Checkpoints:
         *,
         read_only: bool = False,
     ) -> None:
-        self.folder, self.config = folder.absolute(), config
+        super().__init__(folder)
+        self.config = config
         self._writer: Writer | None = None
         self._thread: threading.Thread | None = None
         self._failures: dict[int, CannotSave] = {}
         self._newest = -1
         self._checked: set[int] = set()
-        self._losses: dict[int, float | None] = {}
         self._cleans = not read_only and processes.is_first()
         try:
             if self._cleans:
@@ -151,42 +151,6 @@ class Checkpoints:
             self._writer = None
         self._clean()
 
-    # Choosing.
-
-    def steps(self) -> list[int]:
-        """The steps that are saved, ascending; damaged ones too."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
-
-    def latest(self) -> int | None:
-        """The newest step, None if there is none."""
-        return max(self.steps(), default=None)
-
-    def choose(self, which: str) -> int:
-        """The step that "latest", "best" (least loss) or a number names.
-
-        Raises:
-          UserError: there is no such checkpoint.
-        """
-        steps = self.steps()
-        if not steps:
-            raise UserError(f"no checkpoint in {self.folder}: the run has not saved one yet")
-        if which == "latest":
-            return steps[-1]
-        if which == "best":
-            losses = self._known_losses()
-            return min(losses, key=lambda step: (losses[step], step), default=steps[-1])
-        if not which.isdecimal() or int(which) not in steps:
-            raise UserError(
-                f"no checkpoint '{which}' in {self.folder}: say latest, best, or one of {steps}"
-            )
-        return int(which)
-
-    def best_loss(self) -> float:
-        """The least validation loss among the checkpoints; infinite if none has one."""
-        return min(self._known_losses().values(), default=math.inf)
-
     def latest_good(self) -> tuple[int | None, list[Damaged]]:
         """The newest step whose every byte is as it was written, and what is wrong with newer ones.
 
@@ -215,31 +179,6 @@ class Checkpoints:
         processes.barrier("checkpoints set aside")
 
     # Reading.
-
-    def manifest(self, step: int) -> Manifest:
-        """What a checkpoint holds.
-
-        Raises:
-          UserError: no such checkpoint.
-          Damaged: its manifest cannot be read.
-        """
-        if step not in self.steps():
-            raise UserError(f"no checkpoint of step {step} in {self.folder}; have {self.steps()}")
-        try:
-            found = read(self.folder / str(step))
-        except Unreadable as error:
-            raise self._damaged(step, str(error)) from error
-        if found.step != step:
-            raise self._damaged(step, f"it was saved as step {found.step}")
-        return found
-
-    def extra(self, step: int) -> Mapping[str, Any]:
-        """The JSON values of a step; raises as `manifest`."""
-        return self.manifest(step).extra
-
-    def reader(self, step: int) -> Reader:
-        """Of the arrays of a step."""
-        return Reader(self.folder / str(step))
 
     def check(self, step: int) -> None:
         """Reads every byte of a checkpoint once, the processes a share each.
@@ -318,17 +257,6 @@ class Checkpoints:
             if found != expected:
                 raise UserError(f"{where}: '{name}' is {found}, expected {expected}")
 
-    def _known_losses(self) -> dict[int, float]:
-        """Of steps whose manifest can be read; whoever uses another one will be told."""
-        for step in self.steps():
-            if step not in self._losses:
-                try:
-                    self._losses[step] = self.manifest(step).loss
-                except UserError:
-                    continue
-        steps = self.steps()
-        return {s: loss for s, loss in self._losses.items() if loss is not None and s in steps}
-
     def _check_room(self, leaves: Mapping[str, Any]) -> None:
         needed, reason = count_bytes(leaves), ""
         try:
@@ -380,9 +308,6 @@ class Checkpoints:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-
-    def _damaged(self, step: int, reason: str) -> Damaged:
-        return Damaged(f"checkpoint {step} in {self.folder}", reason)
 
     def _cannot_save(self, error: Exception) -> CannotSave:
         full = "No space left" in str(error)

@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -16,15 +17,18 @@ from experiments import cli
 
 WORDS = {
     "launch": {"takes_command": True},
-    "parscale.__main__": {"choices": ("law", "stages", "cost")},
+    "parscale": {"choices": ("law", "stages", "cost")},
     "report.__main__": {"takes": "run folders"},
+    "study.__main__": {"choices": ("list", "run", "claims"), "files": {"run": 1}},
     "benchmark.__main__": {
         "choices": ("step", "scan", "all", "compare", "page"),
         "files": {"all": 1, "compare": 2, "page": 2},
     },
-    "papers.gam.__main__": {"choices": ("table1", "table2", "table3", "perplexity")},
+    "papers.gam.__main__": {"choices": ("table1", "table2", "table3", "perplexity", "stories")},
 }
 """How commands that take words are run."""
+LATE = ("grain", "array_record.python.array_record_data_source")
+"""They define flags of their own when they are first imported; those stay."""
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -37,14 +41,27 @@ class Result:
     err: str
 
 
-def start(cache: pathlib.Path, name: str, *args: str) -> subprocess.Popen[str]:
-    """Starts `python -m experiments.<name>`; what it compiles is kept in `cache` for the next."""
+def tool(name: str) -> str:
+    """The path of a console tool: beside this interpreter, else where the shell finds it.
+
+    Raises:
+      FileNotFoundError: neither has it.
+    """
+    beside = str(pathlib.Path(sys.executable).parent)
+    found = shutil.which(name, path=beside) or shutil.which(name)
+    if found is None:
+        raise FileNotFoundError(
+            f"{name} is neither in {beside} nor on PATH: pip install -e '.[test]'"
+        )
+    return found
+
+
+def start(name: str, *args: str) -> subprocess.Popen[str]:
+    """Starts `python -m experiments.<name>`, which finds what the tests have compiled."""
     cheap = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in flag]
     environment = {
         **os.environ,
         "XLA_FLAGS": " ".join(cheap),  # the devices of a person's machine, not those of the tests
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     return subprocess.Popen(
         [sys.executable, "-m", f"experiments.{name}", *args],
@@ -67,6 +84,8 @@ def in_process(
 ) -> Result:
     """The same command inside this process, with flags of its own: quick where it fails early."""
     module = importlib.import_module(f"experiments.{name}")
+    for late in LATE:
+        importlib.import_module(late)
     patch.setattr(sys, "argv", [name, *args])  # ml_collections looks for its overrides there
     before = set(flags.FLAGS)
     capture.readouterr()

@@ -34,7 +34,8 @@ def place(workshop, tmp_path, monkeypatch):
     (tmp_path / "words").mkdir()
     (tmp_path / "words" / "a.txt").write_text("a few words")
     experiment = Experiment(MODEL, Text(name="text:good.txt", dir="data", window=32))
-    RunFolder(tmp_path / "untrained").start(experiment, ByteTokenizer())
+    files = {"tokenizer.json": ByteTokenizer().to_text()}
+    RunFolder(tmp_path / "untrained").start(experiment, files)
     for name, content in (("no_tokenizer", "{}"), ("garbled", "{")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(content)
@@ -118,7 +119,7 @@ BAD = {
     ),
     "resume without a tokenizer": (
         ("train", "--run=no_tokenizer", "--resume"),
-        ["no_tokenizer has no tokenizer.json"],
+        ["no_tokenizer has no readable tokenizer.json"],
     ),
     "resume of a garbled config": (
         ("train", "--run=garbled", "--resume"),

@@ -57,7 +57,7 @@ class Maker:
             experiment = dataclasses.replace(experiment, **{part: whole})
         folder, data = RunFolder(self.path / name), self.data()
         if not folder.config.exists():
-            folder.start(experiment, data.tokenizer)
+            folder.start(experiment, data.files)
         train(experiment, data, folder, layout_of(*where), Progress(1), beginning=beginning)
         return folder
 

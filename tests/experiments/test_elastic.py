@@ -75,14 +75,18 @@ def job(workshop, tmp_path, monkeypatch):
         (signal.SIGSTOP, r"has given no sign of life for 6 s"),
     ],
 )
+@pytest.mark.parametrize(
+    ("step", "stop"), [(12, 20), pytest.param(30, STEPS, marks=pytest.mark.slow)]
+)
 def test_a_lost_process_is_named_and_the_run_goes_on_without_it(
-    job, workshop, trained, tmp_path, number, what
+    job, workshop, trained, tmp_path, number, what, step, stop
 ):
     launched = job(
         *("--processes=2", "--devices-per-process=2", "--elastic", "--hang=6"),
         *("--mesh=data=2,tensor=2", "--config.checkpoint.every=10"),
+        f"--config.train.stop_at={stop}",
     )
-    strike(launched, tmp_path / "temporary", tmp_path / "run", 1, number, step=30)
+    strike(launched, tmp_path / "temporary", tmp_path / "run", 1, number, step=step)
     result = commands.finish(launched)
     assert result.code == 0, result.err
     said = [line for line in result.err.splitlines() if line.startswith("launch: ")]
@@ -94,19 +98,22 @@ def test_a_lost_process_is_named_and_the_run_goes_on_without_it(
         "launch: restart 1 of 3: 1 process of 2 devices, mesh data=1,seq=1,tensor=2, from the "
         "newest checkpoint"
     )
-    assert json.loads(result.out.splitlines()[-1].removeprefix("[0] "))["step"] == STEPS
-    assert_same_run(metrics_of(tmp_path / "run"), trained)
+    assert json.loads(result.out.splitlines()[-1].removeprefix("[0] "))["step"] == stop
+    assert_same_run(metrics_of(tmp_path / "run"), trained, last=stop)
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("killed", "stop"), [(12, 20), pytest.param(62, 80, marks=pytest.mark.slow)]
+)
 def test_a_run_of_two_times_four_devices_is_killed_and_goes_on_on_eight_and_on_two(
-    job, workshop, trained, tmp_path
+    job, workshop, trained, tmp_path, killed, stop
 ):
     launched = job(
-        *("--processes=2", "--devices-per-process=4", "--config.checkpoint.every=20"),
+        *("--processes=2", "--devices-per-process=4", f"--config.checkpoint.every={stop // 4}"),
         *("--mesh=data=4,tensor=2", "--config.parallel.preset=fully_sharded+tensor"),
     )
-    strike(launched, tmp_path / "temporary", tmp_path / "run", 0, signal.SIGKILL, step=62)
+    strike(launched, tmp_path / "temporary", tmp_path / "run", 0, signal.SIGKILL, step=killed)
     result = commands.finish(launched)
     assert result.code == 128 + signal.SIGKILL
     for mesh in ("data=2,seq=2,tensor=2", "seq=2"):
@@ -114,13 +121,13 @@ def test_a_run_of_two_times_four_devices_is_killed_and_goes_on_on_eight_and_on_t
         shutil.copytree(tmp_path / "run", run)
         devices = "--emulate=8" if "tensor" in mesh else "--emulate=2"
         preset = "--config.parallel.preset=zero1+sequence+tensor"
-        stop = "--config.train.stop_at=80"
+        end = f"--config.train.stop_at={stop}"
         resumed = workshop.run(
-            "train", f"--run={run}", "--resume", devices, f"--mesh={mesh}", preset, stop
+            "train", f"--run={run}", "--resume", devices, f"--mesh={mesh}", preset, end
         )
         assert resumed.code == 0, resumed.err
         assert f"taking over {run} from process " in resumed.err
-        assert_same_run(metrics_of(run), trained, last=80)
+        assert_same_run(metrics_of(run), trained, last=stop)
 
 
 SLOW = """
@@ -193,7 +200,7 @@ FAIL = "import os, signal, sys\n"
 def test_it_gives_up_with_one_line_and_the_code_of_what_died(tmp_path, args, script, code, words):
     """The command here is a few lines of Python: they fail at once, or print a plan."""
     script += "\n# experiments.train"
-    job = commands.start(tmp_path, "launch", "--elastic", *args, "--", sys.executable, "-c", script)
+    job = commands.start("launch", "--elastic", *args, "--", sys.executable, "-c", script)
     result = commands.finish(job)
     assert result.code == code
     said = [line for line in result.err.splitlines() if line.startswith("launch: ")]
@@ -215,7 +222,7 @@ def test_restarts_are_counted_and_keep_the_places_of_those_that_are_left(tmp_pat
     )
     flags = ("--processes=4", "--devices-per-process=1", "--elastic", "--max-restarts=2")
     command = (sys.executable, "-c", script, "experiments.train")
-    result = commands.finish(commands.start(tmp_path, "launch", *flags, "--", *command))
+    result = commands.finish(commands.start("launch", *flags, "--", *command))
     assert result.code == 128 + signal.SIGKILL
     told = result.out.splitlines()
     resumed = "--resume --mesh=data={} --across="
@@ -235,7 +242,7 @@ def test_restarts_are_counted_and_keep_the_places_of_those_that_are_left(tmp_pat
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (("--elastic", "--", "true"), "give it python -m experiments.train"),
+        (("--elastic", "--", "true"), "give it gam train"),
         (("--min-devices=0", "--", "true"), "min_devices"),
         (("--hang=-1", "--", "true"), "hang"),
     ],

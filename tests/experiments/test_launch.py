@@ -34,7 +34,7 @@ def launch(tmp_path, monkeypatch):
 
     def start(script: str, *flags: str):
         command = (sys.executable, "-c", script)
-        return commands.start(tmp_path, "launch", *flags, "--", *command)
+        return commands.start("launch", *flags, "--", *command)
 
     return start
 

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 import yaml
 
-from tests.experiments.commands import ROOT
+from tests.experiments.commands import ROOT, tool
 
 PODS = ROOT / "experiments" / "pods"
 TRAIN = ("python", "-m", "experiments.train", "--run=/shared/a run", "--mesh=data=-1", "--resume")
@@ -38,7 +38,7 @@ def dry_run(name):
 def test_shellcheck_finds_nothing():
     assert {path.name for path in PODS.glob("*.sh")} == set(ARGUMENTS)
     scripts = sorted(map(str, PODS.glob("*.sh")))
-    found = subprocess.run(["shellcheck", *scripts], capture_output=True, text=True)
+    found = subprocess.run([tool("shellcheck"), *scripts], capture_output=True, text=True)
     assert found.returncode == 0, found.stdout
 
 

@@ -1,128 +1,81 @@
-"""Recall: what its sequences are, and that the command tells who remembers."""
+"""Recall: what is alike for all mixers, when training ends, and what the command tells."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 
-import jax
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from experiments.contenders import CONTENDERS
-from experiments.recall.task import Recall, draw, mixed
-from experiments.recall.trial import SCALES, Trial
+from experiments.contenders import CONTENDERS, EVERY
+from experiments.papers.recall import ADAMW, SCALES, STUDY, experiment
+from experiments.study import Setting
+from gam_jax.config import flatten, to_dict
+from gam_jax.training import fit
 from gam_jax.training.progress import Progress
-from sharding.errors import UserError
-
-TASKS = [Recall(16, 4, 16), Recall(32, 3, 64), Recall(64, 16, 64, power=1.0)]
-tasks = st.sampled_from(TASKS)
-seeds = st.integers(0, 2**31 - 1)
 
 
-def rows_of(task, seed, rows=4):
-    """A batch as NumPy arrays."""
-    return jax.tree.map(np.asarray, draw(task, jax.random.key(seed), rows))
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_mixer_reads_the_same_sequences_and_trains_alike(scale):
+    runs = [STUDY.arms[name].experiment(Setting(scale)) for name in EVERY]
+    assert len({(run.data, run.train, run.optimizer) for run in runs}) == 1
+    assert len({(run.model.width, run.model.depth) for run in runs}) == 1
 
 
-@given(tasks, seeds)
-def test_every_question_was_written_before_and_its_value_is_the_answer(task, seed):
-    batch = rows_of(task, seed)
-    for inputs, targets, weights in zip(*batch.values(), strict=True):
-        written = dict(inputs[: 2 * task.pairs].reshape(-1, 2).tolist())
-        asked = np.flatnonzero(weights)
-        assert asked.min() >= 2 * task.pairs
-        assert {int(inputs[t]): int(targets[t]) for t in asked} == written
+@pytest.mark.parametrize("name", ADAMW)
+def test_an_arm_by_adamw_differs_in_the_optimizer_alone(name):
+    runs = [STUDY.arms[arm].experiment(Setting()) for arm in (name, f"{name}_adamw")]
+    one, other = (flatten(to_dict(run)) for run in runs)
+    differ = {field for field in one | other if one.get(field) != other.get(field)}
+    assert differ == {"optimizer.kind"}
 
 
-@given(tasks, seeds)
-def test_each_key_is_written_once_and_asked_once(task, seed):
-    batch = rows_of(task, seed)
-    assert (batch["weights"].sum(axis=1) == task.pairs).all()
-    for inputs, weights in zip(batch["inputs"], batch["weights"], strict=True):
-        keys, values = inputs[: 2 * task.pairs].reshape(-1, 2).T
-        assert len(set(keys)) == len(set(values)) == task.pairs
-        assert (keys >= 1).all()
-        assert (keys < task.vocab // 2).all()
-        assert (values >= task.vocab // 2).all()
-        assert (values < task.vocab).all()
-        assert sorted(inputs[weights > 0]) == sorted(keys)
+@pytest.mark.parametrize("scale", SCALES)
+def test_training_ends_once_the_hardest_number_of_pairs_is_answered(scale):
+    train = STUDY.arms["gam"].experiment(Setting(scale)).train
+    scores = {f"accuracy_{n}": 0.9995 for n in SCALES[scale].data.pairs}
+    hardest = f"accuracy_{max(SCALES[scale].data.pairs)}"
+    assert train.reached(scores)
+    assert not train.reached({**scores, hardest: 0.998})
+    assert train.steps % train.validate_every == 0
 
 
-@given(tasks, seeds)
-def test_what_does_not_ask_is_blank(task, seed):
-    batch = rows_of(task, seed)
-    blank = batch["weights"] == 0
-    blank[:, : 2 * task.pairs] = False
-    assert not batch["inputs"][blank].any()
-    assert not batch["targets"][batch["weights"] == 0].any()
+def test_a_batch_has_as_many_sequences_of_each_number_of_pairs():
+    assert all(scale.rows % len(scale.data.pairs) == 0 for scale in SCALES.values())
 
 
-@given(tasks, seeds)
-def test_a_batch_is_a_function_of_its_key(task, seed):
-    batch, again, other = (rows_of(task, number) for number in (seed, seed, seed + 1))
-    assert all((batch[name] == again[name]).all() for name in batch)
-    assert (batch["inputs"] != other["inputs"]).any()
-
-
-def test_a_guess_among_the_values_written_is_right_by_chance():
-    task = TASKS[0]
-    batch, random = rows_of(task, 0, rows=4096), np.random.default_rng(0)
-    values = batch["inputs"][:, 1 : 2 * task.pairs : 2]
-    guesses = random.permuted(values, axis=1)[:, 0]
-    asked = batch["weights"] > 0
-    hits = (batch["targets"] == guesses[:, None])[asked]
-    assert abs(hits.mean() - task.chance) < 0.01
-
-
-def test_the_power_law_asks_early_and_power_one_asks_evenly():
-    for power, low, high in ((0.01, 0.0, 0.3), (1.0, 0.45, 0.55)):
-        task = Recall(128, 4, 64, power)
-        asked = np.nonzero(rows_of(task, 0, rows=512)["weights"])[1]
-        place = (asked - 2 * task.pairs) / (task.tokens - 2 * task.pairs)
-        assert low <= place.mean() <= high
-
-
-def test_a_mixed_batch_holds_equally_many_rows_of_each_task():
-    parts = Recall(16, 2, 16), Recall(16, 4, 16)
-    batch = mixed(parts, jax.random.key(0), 8)
-    assert np.asarray(batch["weights"]).sum(axis=1).tolist() == [2] * 4 + [4] * 4
-
-
-@pytest.mark.parametrize(
-    ("numbers", "words"),
-    [
-        ((16, 5, 16), ["5 pairs", "16 tokens", "1 to 4"]),
-        ((64, 16, 32), ["16 pairs", "vocabulary of 32", "15"]),
-        ((15, 2, 16), ["even"]),
-    ],
-)
-def test_a_task_without_room_is_refused(numbers, words):
-    with pytest.raises(UserError) as refused:
-        Recall(*numbers)
-    assert all(word in str(refused.value) for word in words)
-
-
-def test_the_command_prints_shares_and_draws_them(workshop, tmp_path):
-    args = ("--scale=short", "--mixers=gam", "--steps=20", f"--out={tmp_path}", "--json")
+def test_the_command_prints_shares_draws_them_and_goes_on(workshop, tmp_path, command):
+    args = ("--scale=short", "--mixers=gam", "--steps=4", f"--out={tmp_path}", "--json")
     result = workshop.run("recall", *args)
     assert result.code == 0, result.err
-    (row,) = json.loads(result.out)["rows"]
-    assert row["steps"] == 20
-    assert set(row["accuracy"]) == {"2", "4"}
-    assert all(0 <= share <= 1 for share in row["accuracy"].values())
+    found = json.loads(result.out)
+    figures = found["arms"]["gam"]["figures"]
+    assert figures["steps"] == [4]
+    assert all(0 <= share <= 1 for n in (2, 4) for share in figures[f"accuracy_{n}"])
+    assert found["baselines"]["chance"]["accuracy_4"] == 0.25
     assert (tmp_path / "recall.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads((tmp_path / "recall.json").read_text())["rows"][0] == row
+    told = command("recall", *args[:-1], "--seed=0")  # nothing is left to train
+    assert told.code == 0, told.err
+    shares = (f"{figures[f'accuracy_{n}'][0]:.1%}" for n in (2, 4))
+    assert all(word in told.out for word in ("GAM", "4 pairs", "(chance)", "25.0%", *shares))
+    report = command("report.__main__", str(tmp_path / "short"), "--markdown", "--out=-")
+    assert report.code == 0, report.err
+    assert "| chance |" in report.out
+
+
+def test_the_scale_of_a_laptop_has_another_name(command, tmp_path):
+    result = command("recall", "--scale=default", "--mixers=gam", "--steps=1", f"--out={tmp_path}")
+    assert result.code == 0, result.err
+    assert (tmp_path / "cpu" / "gam-0" / "config.json").exists()
 
 
 @pytest.mark.slow
-def test_a_written_memory_recalls_where_a_bank_of_weights_cannot():
+def test_a_written_memory_recalls_where_a_bank_of_weights_cannot(tmp_path):
     scale = dataclasses.replace(SCALES["short"], steps=250)
-    shares = {
-        name: Trial(CONTENDERS[name], scale, seed=0).run(Progress(0, visible=False)).accuracy[4]
-        for name in ("written_gam", "gam")
-    }
-    assert shares["written_gam"] > 0.95
-    assert shares["gam"] < 0.7
+    shares = {}
+    for name in ("written_gam", "gam"):
+        run = experiment(CONTENDERS[name], scale)
+        fitted = fit(run, run=tmp_path / name, progress=Progress(visible=False))
+        shares[name] = fitted.outcome.last.values["accuracy_4"]
+    assert shares["written_gam"] > 0.8
+    assert shares["gam"] < 0.6

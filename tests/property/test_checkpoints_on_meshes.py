@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import pathlib
 import tempfile
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.training.step import TrainState, abstract_state, state_shardings
 from sharding.checkpoint import Checkpoints, names
 from sharding.checkpoint.manifest import files_of
-from tests.meshes import EXPERT_SHAPES, SHAPES, layout_of
+from tests.meshes import AXES, EXPERT_SHAPES, SHAPES, WORDS, layout_of, pairs
 
 EXPERTS = MoE(ffn=MLP(expansion=1), router=Router(bias_step=0.1))
 MODEL = LanguageModel(
@@ -113,9 +114,35 @@ def said_of_one_device() -> Any:
         return checkpoints.manifest(1).arrays
 
 
-@settings(max_examples=8)
+FROM_AND_TO = (
+    (((2, 2, 2), PRESETS[2]), ((8, 1, 1), PRESETS[1])),
+    (((1, 2, 2, 1, 2), PRESETS[3]), ((2, 1, 2, 2), PRESETS[0])),
+    (((2, 1, 1, 1, 4), PRESETS[1]), ((1, 2, 1, 2, 2), PRESETS[2])),
+    (((1, 2, 2, 2), PRESETS[1]), ((4, 2, 1), PRESETS[3])),
+    (((2, 1, 2, 2), PRESETS[3]), ((1, 1, 1), PRESETS[0])),
+    (((2, 2, 2), PRESETS[0]), ((2, 1, 2, 1, 2), PRESETS[0])),
+)
+"""Layouts that are always tested: each axis is split under each word of a preset."""
+
+
+def test_each_axis_is_split_under_each_word_of_a_preset():
+    layouts = itertools.chain.from_iterable(FROM_AND_TO)
+    assert pairs(layouts) == set(itertools.product(AXES, WORDS))
+
+
+@pytest.mark.parametrize(("source", "target"), FROM_AND_TO, ids=str)
+def test_a_layout_restores_what_another_saved(source, target):
+    assert_restores(source, target)
+
+
+@pytest.mark.slow
+@settings(max_examples=12)
 @given(source=LAYOUTS, target=LAYOUTS)
 def test_any_layout_restores_what_any_other_saved(source, target):
+    assert_restores(source, target)
+
+
+def assert_restores(source, target):
     """And names, shapes, dtypes and digests on disk do not depend on who stored them."""
     layout = layout_of(*target)
     with folder() as path, saved(path, layout_of(*source)) as checkpoints:

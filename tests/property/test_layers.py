@@ -1,11 +1,13 @@
 """Laws that every layer obeys."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gam_jax.config import from_dict, to_dict
@@ -14,9 +16,7 @@ from gam_jax.models.language import LanguageModel
 from gam_jax.params import abstract_params, count_params, decay_mask, init_params, param_specs
 from sharding.layout import Layout
 from sharding.mesh import make_mesh
-from tests.examples import EXAMPLES, apply, inputs, params_of
-
-TOKENS = 8
+from tests.examples import EXAMPLES, LENGTHS, TOKENS, apply, inputs, params_of
 
 
 def layers(wanted):
@@ -26,14 +26,18 @@ def layers(wanted):
 
 every_layer = layers(lambda layer: True)
 streaming_layer = layers(lambda layer: layer.causal)
+with_lengths = pytest.mark.parametrize(
+    ("layer", "lengths"), [(EXAMPLES[name], LENGTHS[name]) for name in LENGTHS], ids=LENGTHS
+)
 whole_layer = layers(lambda layer: not layer.causal)
 
 
 def assert_equal_but_for_rounding(actual, wanted):
     """Sums in another order differ by some units in the last place of an array's largest value."""
     chex.assert_trees_all_equal_shapes_and_dtypes(actual, wanted)
-    for found, want in zip(jax.tree.leaves(actual), jax.tree.leaves(wanted), strict=True):
-        scale = max(1.0, float(jnp.abs(want).max(initial=0)))
+    actual, wanted = (map(np.asarray, jax.tree.leaves(tree)) for tree in (actual, wanted))
+    for found, want in zip(actual, wanted, strict=True):
+        scale = max(1.0, float(np.abs(want).max(initial=0)))
         atol = 8 * float(jnp.finfo(jnp.float32).eps) * scale
         np.testing.assert_allclose(found, want, rtol=0, atol=atol)
 
@@ -66,47 +70,95 @@ def test_values_shapes_specs_and_masks_have_the_table_s_structure(layer):
     assert count_params(table) == sum(leaf.size for leaf in jax.tree.leaves(values))
 
 
-@every_layer
-def test_output_and_carry_keep_shape_and_dtype(layer):
-    params, x = params_of(layer), inputs(2, TOKENS)
+def in_dtype(layer, dtype):
+    """The layer's parameters, and inputs, in a dtype."""
+    params = jax.tree.map(lambda p: np.asarray(p).astype(dtype), params_of(layer))
+    return params, np.asarray(inputs(2, TOKENS)).astype(dtype)
+
+
+def assert_keeps_shape_and_dtype(layer, run):
     for dtype in (jnp.float32, jnp.bfloat16):
-        cast = jax.tree.map(lambda p, dtype=dtype: p.astype(dtype), params)
-        y, carry = apply(layer, cast, x.astype(dtype))
+        params, x = in_dtype(layer, dtype)
+        y, carry = run(layer, params, x)
         assert (y.shape, y.dtype) == (x.shape, dtype)
         chex.assert_trees_all_equal_shapes_and_dtypes(carry, layer.carry(2))
 
 
+@every_layer
+def test_output_and_carry_keep_shape_and_dtype(layer):
+    """Both are known without compiling anything."""
+    assert_keeps_shape_and_dtype(layer, lambda layer, *args: jax.eval_shape(layer, *args))
+
+
+@pytest.mark.slow
+@every_layer
+def test_what_is_computed_keeps_shape_and_dtype(layer):
+    assert_keeps_shape_and_dtype(layer, apply)
+
+
+def assert_split_equals_the_whole(layer, lengths):
+    """Chunks of these lengths, one after another."""
+    params, x = params_of(layer), np.asarray(inputs(2, TOKENS))
+    whole, last = apply(layer, params, x)
+    carry, parts = layer.carry(2), []
+    for part in np.split(x, np.cumsum(lengths)[:-1], axis=1):
+        y, carry = apply(layer, params, part, carry)
+        parts.append(np.asarray(y))
+    assert_equal_but_for_rounding(np.concatenate(parts, axis=1), np.asarray(whole))
+    assert_equal_but_for_rounding(carry, last)
+
+
+@with_lengths
+@given(choices=st.lists(st.integers(0, 2), max_size=TOKENS))
+@example([2, 1])
+@example([1, 2])
+def test_a_split_into_chunks_equals_the_whole(layer, lengths, choices):
+    """Each layer has chunks of three lengths: each length is a program to compile."""
+    chosen = [lengths[choice] for choice in choices]
+    while sum(chosen) > TOKENS:
+        chosen.pop()
+    assert_split_equals_the_whole(layer, chosen + [1] * (TOKENS - sum(chosen)))
+
+
+@pytest.mark.slow
 @streaming_layer
 @given(cuts=st.lists(st.integers(1, TOKENS - 1), unique=True, max_size=TOKENS - 1))
 def test_any_split_into_chunks_equals_the_whole(layer, cuts):
-    params, x = params_of(layer), inputs(2, TOKENS)
-    whole, last = apply(layer, params, x)
-    carry, parts = layer.carry(2), []
-    for part in jnp.split(x, sorted(cuts), axis=1):
-        y, carry = apply(layer, params, part, carry)
-        parts.append(y)
-    assert_equal_but_for_rounding(jnp.concatenate(parts, axis=1), whole)
-    assert_equal_but_for_rounding(carry, last)
+    assert_split_equals_the_whole(layer, np.diff([0, *sorted(cuts), TOKENS]))
+
+
+def test_chunks_are_of_every_length_and_each_layer_has_short_and_long_ones():
+    streaming = {name for name, layer in EXAMPLES.items() if layer.causal}
+    assert LENGTHS.keys() == streaming
+    assert {length for lengths in LENGTHS.values() for length in lengths} == set(range(1, TOKENS))
+    for one, short, long in LENGTHS.values():
+        assert one == 1 < short < TOKENS / 2 <= long
 
 
 @streaming_layer
 def test_token_by_token_equals_the_whole(layer):
-    params, x = params_of(layer), inputs(2, TOKENS)
-    whole, _ = apply(layer, params, x)
-    carry = layer.carry(2)
-    for t in range(TOKENS):
-        y, carry = apply(layer, params, x[:, t : t + 1], carry)
-        assert_equal_but_for_rounding(y, whole[:, t : t + 1])
+    assert_split_equals_the_whole(layer, [1] * TOKENS)
+
+
+@functools.partial(jax.jit, static_argnames="layer")
+def output_and_gradient(layer, params, x, t):
+    """y, and the gradient by x of the sum of y at token t: one program for two laws."""
+
+    def at(x):
+        y, _ = layer(params, x)
+        return y[0, t].sum(), y
+
+    gradient, y = jax.grad(at, has_aux=True)(x)
+    return y, gradient
 
 
 @streaming_layer
 def test_it_is_causal_by_its_gradient(layer):
-    params, x = params_of(layer), inputs(1, TOKENS)
-    pull = jax.jit(jax.grad(lambda x, t: layer(params, x)[0][0, t].sum()))
+    params, x = params_of(layer), np.asarray(inputs(1, TOKENS))
     for t in (0, TOKENS // 2):
-        gradient = pull(x, t)
-        assert not jnp.any(gradient[:, t + 1 :])
-        assert jnp.any(gradient[:, t])
+        gradient = np.asarray(output_and_gradient(layer, params, x, t)[1])
+        assert not np.any(gradient[:, t + 1 :])
+        assert np.any(gradient[:, t])
 
 
 @whole_layer
@@ -126,6 +178,6 @@ def test_a_layer_that_does_not_stream_sees_what_is_to_come_and_hands_nothing_on(
 
 @every_layer
 def test_sequences_of_a_batch_do_not_meet(layer):
-    params, x = params_of(layer), inputs(3, TOKENS)
-    alone = jnp.concatenate([apply(layer, params, row[None])[0] for row in x])
-    chex.assert_trees_all_close(apply(layer, params, x)[0], alone, atol=1e-6)
+    params, x = params_of(layer), np.asarray(inputs(2, TOKENS))
+    alone = [np.asarray(output_and_gradient(layer, params, row[None], 0)[0]) for row in x]
+    chex.assert_trees_all_close(apply(layer, params, x)[0], np.concatenate(alone), atol=1e-6)

@@ -1,18 +1,30 @@
 """A layer gives on any mesh what it gives alone: outputs, carry and gradients."""
 
+import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
+from gam_jax.layers import LAYERS, Layer
 from gam_jax.params import carry_specs, rule_specs
 from tests.examples import EXAMPLES, inputs, params_of
-from tests.meshes import EXPERT_SHAPES, ONE, SHAPES, assert_leaves_close, layout_of
+from tests.meshes import (
+    AXES,
+    EXPERT_SHAPES,
+    ONE,
+    SHAPES,
+    TENSORS,
+    assert_leaves_close,
+    layout_of,
+    pairs,
+)
 
 
 @functools.cache
@@ -38,30 +50,62 @@ def layer_run(name, shape, preset):
     return jax.tree.map(np.asarray, (outputs, gradients))
 
 
-@settings(max_examples=6)
-@given(
-    name=st.sampled_from(list(EXAMPLES)),
-    shape=st.sampled_from(SHAPES + EXPERT_SHAPES),
-    preset=st.sampled_from(["data+sequence+tensor", "data+sequence+tensor_tokens"]),
+WHOLE, IN_TOKENS = "data+sequence+tensor", "data+sequence+tensor_tokens"
+CHOSEN = (
+    ("GAM kernel 5", (1, 8, 1), WHOLE),
+    ("MoE", (1, 1, 2, 1, 4), IN_TOKENS),
+    ("MoE of all kinds", (1, 2, 2, 1, 2), WHOLE),
+    ("MoE of all kinds", (2, 2, 1, 1, 2), WHOLE),
+    ("MoE chosen by experts", (1, 2, 1, 1, 4), WHOLE),
+    ("Stack", (2, 2, 2), IN_TOKENS),
+    ("ParScale of attention", (2, 2, 1, 2), WHOLE),
+    ("ParScale of a stack", (1, 2, 2, 2), IN_TOKENS),
+    ("FalconH1", (1, 2, 4), IN_TOKENS),
+    ("Residual", (1, 4, 2), WHOLE),
+    ("Series", (2, 2, 2), WHOLE),
+    ("ProductMemory", (2, 1, 4), IN_TOKENS),
+    ("MHS", (4, 1, 2), WHOLE),
+    ("Elman", (1, 2, 4), WHOLE),
+    ("LSTM", (1, 4, 2), IN_TOKENS),
+    ("Bidirectional", (2, 4, 1), IN_TOKENS),
+    ("TCNCA", (1, 4, 2), WHOLE),
+    ("LatentAttention", (2, 2, 2), IN_TOKENS),
+    ("MoFME", (1, 2, 2, 1, 2), WHOLE),
+    ("FusedDelta", (1, 4, 2), IN_TOKENS),
+    ("MinimalRNN lstm", (2, 2, 2), WHOLE),
+    ("SoftMixture", (1, 2, 4), IN_TOKENS),
+    ("Shallow", (1, 8, 1), WHOLE),
+    ("Chunked", (2, 1, 4), WHOLE),
 )
-@example("GAM kernel 5", (1, 8, 1), "data+sequence+tensor")
-@example("MoE", (1, 1, 2, 1, 4), "data+sequence+tensor_tokens")
-@example("MoE of all kinds", (1, 2, 2, 1, 2), "data+sequence+tensor")
-@example("MoE of all kinds", (2, 2, 1, 1, 2), "data+sequence+tensor")
-@example("MoE chosen by experts", (1, 2, 1, 1, 4), "data+sequence+tensor")
-@example("Stack", (2, 2, 2), "data+sequence+tensor_tokens")
-def test_a_layer_gives_on_any_mesh_what_it_gives_alone(name, shape, preset):
+"""Layers, meshes and presets that are always run: each kind of layer, itself or in another."""
+
+SPLITS = ("data", "sequence", *TENSORS)
+"""The words of presets that split what a layer computes; others split the training state."""
+
+
+def kinds(layer):
+    """Names of the layer's class and of those of the layers in it."""
+    fields = (getattr(layer, field.name) for field in dataclasses.fields(layer))
+    parts = itertools.chain.from_iterable(f if isinstance(f, tuple) else (f,) for f in fields)
+    inner = (kinds(part) for part in parts if isinstance(part, Layer))
+    return {type(layer).__name__}.union(*inner)
+
+
+def test_each_kind_of_layer_is_chosen_and_each_axis_is_split_under_each_word():
+    assert set().union(*(kinds(EXAMPLES[name]) for name, _, _ in CHOSEN)) == set(LAYERS)
+    assert pairs(case[1:] for case in CHOSEN) == set(itertools.product(AXES, SPLITS))
+
+
+@pytest.mark.parametrize(("name", "shape", "preset"), CHOSEN, ids=str)
+def test_a_layer_gives_on_a_mesh_what_it_gives_alone(name, shape, preset):
     assert_same(name, shape, preset)
 
 
-@pytest.mark.parametrize(
-    ("name", "shape", "preset"),
-    [
-        ("ParScale of attention", (2, 2, 1, 2), "data+sequence+tensor"),
-        ("ParScale of a stack", (1, 2, 2, 2), "data+sequence+tensor_tokens"),
-    ],
-)
-def test_streams_give_on_an_axis_of_their_own_what_they_give_alone(name, shape, preset):
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXAMPLES)
+@settings(max_examples=2)
+@given(shape=st.sampled_from(SHAPES + EXPERT_SHAPES), preset=st.sampled_from([WHOLE, IN_TOKENS]))
+def test_every_layer_gives_on_any_mesh_what_it_gives_alone(name, shape, preset):
     assert_same(name, shape, preset)
 
 

@@ -1,6 +1,7 @@
 """The same text is written on every mesh."""
 
 import functools
+import itertools
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ from gam_jax.layers import GAM, Attention, Block, MoE
 from gam_jax.models.language import LanguageModel
 from gam_jax.ops.routing import Capacity, Router
 from tests.examples import random_like
-from tests.meshes import layout_of
+from tests.meshes import layout_of, slow_unless_chosen
 
 STREAMING = LanguageModel(Block(GAM(slots=16)), width=16, depth=2, vocab=32)
 CACHING = LanguageModel(Block(Attention(heads=2, context=600)), width=16, depth=2, vocab=32)
@@ -38,8 +39,14 @@ def sampled(shape, rows, model=STREAMING, tokens=2 * decode.PREFILL_CHUNK + 5):
     return np.concatenate(list(pieces), axis=1)
 
 
-@pytest.mark.parametrize("rows", [1, 4])
-@pytest.mark.parametrize("shape", [(2, 2, 2), (4, 1, 2), (1, 8, 1), (1, 1, 8)], ids=str)
+SHAPES = ((2, 2, 2), (4, 1, 2), (1, 8, 1), (1, 1, 8))
+CHOSEN = (((2, 2, 2), 4), ((4, 1, 2), 1), ((1, 8, 1), 4), ((1, 1, 8), 1))
+"""Each mesh, with rows that are split over devices or are not."""
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows"), slow_unless_chosen(itertools.product(SHAPES, (1, 4)), CHOSEN)
+)
 def test_the_same_text_is_written_on_every_mesh(shape, rows):
     np.testing.assert_array_equal(sampled(shape, rows), sampled((1, 1, 1), rows))
 

@@ -1,4 +1,4 @@
-"""Every model and every change of the protocol that is trained: one line each."""
+"""Every model and every change of the protocol: one line each."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from experiments.papers.gam.scale import Scale
+from experiments.papers.gam.protocol import Scale
 from gam_jax.layers import Attention, Block, Layer, Mamba, Residual
 from gam_jax.training.experiment import Experiment
 
@@ -14,24 +14,12 @@ Change = Callable[[Experiment, Scale], Experiment]
 """The protocol and its scale -> the experiment."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Arm:
-    """A change of the published protocol.
-
-    Attributes:
-      title: as tables show it.
-      change: makes the experiment.
-    """
-
-    title: str
-    change: Change
-
-
 def _block(block: Callable[[Scale], Layer]) -> Change:
     """Another block in the same model."""
 
     def change(one: Experiment, scale: Scale) -> Experiment:
-        return dataclasses.replace(one, model=dataclasses.replace(one.model, block=block(scale)))
+        model: Any = one.model
+        return dataclasses.replace(one, model=dataclasses.replace(model, block=block(scale)))
 
     return change
 
@@ -64,10 +52,10 @@ def _variant(name: str) -> Change:
     """An ablation of GAM's mixer."""
 
     def change(one: Experiment, scale: Scale) -> Experiment:
-        block: Any = one.model.block
-        mixer = dataclasses.replace(block.mixer, variant=name)
-        block = dataclasses.replace(block, mixer=mixer)
-        return dataclasses.replace(one, model=dataclasses.replace(one.model, block=block))
+        model: Any = one.model
+        mixer = dataclasses.replace(model.block.mixer, variant=name)
+        block = dataclasses.replace(model.block, mixer=mixer)
+        return dataclasses.replace(one, model=dataclasses.replace(model, block=block))
 
     return change
 
@@ -78,7 +66,8 @@ def _quarter_batch(one: Experiment, scale: Scale) -> Experiment:
 
 
 def _no_dropout(one: Experiment, scale: Scale) -> Experiment:
-    model = dataclasses.replace(one.model, block=scale.block, dropout=0.0)
+    model: Any = one.model
+    model = dataclasses.replace(model, block=scale.block, dropout=0.0)
     return dataclasses.replace(one, model=model)
 
 
@@ -103,47 +92,28 @@ DECAY = _with(optimizer={"decay_all": False})
 RECIPE = _together(SOUND, RATE, _quarter_batch, DECAY)
 TRANSFORMER = _block(transformer)
 
-ARMS = {
-    "gam": Arm("GAM", _as_published),
-    "transformer": Arm("Transformer", TRANSFORMER),
-    "mamba": Arm("Mamba, no residual, no norm (the paper's)", _block(lambda s: Mamba(expansion=3))),
-    "mamba_block": Arm(
-        "Mamba, residual and norm (ours)", _block(lambda s: Residual(Mamba(expansion=3)))
+CHANGES: dict[str, tuple[str, Change]] = {
+    "gam": ("GAM", _as_published),
+    "transformer": ("Transformer", TRANSFORMER),
+    "mamba": ("Mamba, no residual, no norm (the paper's)", _block(lambda s: Mamba(expansion=3))),
+    "mamba_block": (
+        "Mamba, residual and norm (ours)",
+        _block(lambda s: Residual(Mamba(expansion=3))),
     ),
-    "sum": Arm("sum of both, no gates", _variant("sum")),
-    "global": Arm("global (bank) alone, no gates", _variant("global")),
-    "local": Arm("local (convolution) alone, no gates", _variant("local")),
-    "positions": Arm("positions of std 0.02, not 1", SOUND),
-    "rate": Arm("learning rate 3e-3, not 3e-4", RATE),
-    "batch": Arm("a quarter of the batch: four times the steps", _quarter_batch),
-    "decay": Arm("no decay of biases and norms", DECAY),
-    "dropout": Arm("no dropout", _no_dropout),
-    "transformer_positions": Arm(
-        "Transformer, positions of std 0.02", _together(TRANSFORMER, SOUND)
+    "sum": ("sum of both, no gates", _variant("sum")),
+    "global": ("global (bank) alone, no gates", _variant("global")),
+    "local": ("local (convolution) alone, no gates", _variant("local")),
+    "positions": ("positions of std 0.02, not 1", SOUND),
+    "rate": ("learning rate 3e-3, not 3e-4", RATE),
+    "batch": ("a quarter of the batch: four times the steps", _quarter_batch),
+    "decay": ("no decay of biases and norms", DECAY),
+    "dropout": ("no dropout", _no_dropout),
+    "transformer_positions": ("Transformer, positions of std 0.02", _together(TRANSFORMER, SOUND)),
+    "recipe": ("recipe: positions, rate, batch and decay together", RECIPE),
+    "recipe_old_positions": (
+        "recipe, but positions of std 1",
+        _together(RECIPE, _with(model={"init": "published"})),
     ),
-    "recipe": Arm("recipe: positions, rate, batch and decay together", RECIPE),
-    "recipe_old_positions": Arm(
-        "recipe, but positions of std 1", _together(RECIPE, _with(model={"init": "published"}))
-    ),
-    "transformer_recipe": Arm("Transformer, the same recipe", _together(TRANSFORMER, RECIPE)),
+    "transformer_recipe": ("Transformer, the same recipe", _together(TRANSFORMER, RECIPE)),
 }
-"""By the name that --arms takes."""
-
-TABLES = {
-    "table1": ("gam", "transformer", "mamba"),
-    "table3": ("gam", "global", "sum", "local"),
-    "perplexity": (
-        "gam",
-        "positions",
-        "rate",
-        "batch",
-        "decay",
-        "dropout",
-        "recipe",
-        "recipe_old_positions",
-        "transformer",
-        "transformer_positions",
-        "transformer_recipe",
-    ),
-}
-"""What each command trains if --arms names nothing, in the order of its table."""
+"""Arm -> its title, and what makes its experiment of the published one."""

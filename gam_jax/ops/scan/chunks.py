@@ -24,7 +24,11 @@ AT_ONCE = 16
 def run(
     inputs: Inputs, state: Float[Array, "P R K N"], rule: str, chunk: int
 ) -> tuple[Float[Array, "P R T N"], Float[Array, "P R K N"]]:
-    """A scan over stretches of a few chunks; their insides are recomputed in the backward pass."""
+    """Runs the memory scan chunk by chunk, several chunks in one turn of a loop.
+
+    For the backward pass the inputs and one state a turn are stored; all else is computed again.
+    See `memory_scan` for the arguments, in the layout of `Inputs`.
+    """
     rows, heads, tokens, _ = inputs.v.shape
     size = 1 << (min(chunk, tokens) - 1).bit_length()
     count = -(-tokens // size)

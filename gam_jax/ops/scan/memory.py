@@ -47,7 +47,8 @@ def memory_scan(
     alone, but works on T K N numbers (T K (K + N) for the delta rule).
 
     Args:
-      q, k: queries and keys of G groups, each shared by H / G heads in a row.
+      q: queries of G groups, each shared by H / G heads in a row.
+      k: keys, in the same groups.
       v: values.
       log_decay: logarithm of the decay of a head, or of each of its key channels; at most 0,
         -inf for a decay of 0; None for no decay. Below -87 counts as a decay of 0.

@@ -1,4 +1,4 @@
-"""The GAM paper's tables: sizes as published, one change at a time, verdicts, the commands."""
+"""The GAM paper's tables: sizes as published, one change at a time, claims, the commands."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.benchmark.timing import Quantity
-from experiments.papers.gam import published, table2, tables
-from experiments.papers.gam.arms import ARMS, TABLES
-from experiments.papers.gam.relations import HOLDS, ONE_SEED, REVERSED, UNCLEAR, faster, lower_loss
-from experiments.papers.gam.scale import SCALES
-from experiments.papers.gam.trials import Found, Trials
+from experiments.papers.gam import published
+from experiments.papers.gam.blocks import ScoresAtOnce, blocks
+from experiments.papers.gam.protocol import EPOCHS, SCALES
+from experiments.papers.gam.study import LENGTHS, STUDY, study_of
+from experiments.study import Setting
+from experiments.study.claim import HOLDS, UNCLEAR, Summary, Values
+from experiments.study.found import ArmFound, Found
+from experiments.study.run import experiment_of
+from experiments.study.sheets import sheet
 from gam_jax.config import flatten, to_dict
 from gam_jax.params import count_params, init_params
 from tests.oracle import softmax
 
-PAPER = SCALES["paper"]
 COUNTS = {
     "gam": 22_599_680,
     "transformer": 24_166_400,
@@ -31,9 +33,9 @@ COUNTS = {
 }
 
 
-def experiment(name, scale=PAPER):
+def experiment(name, scale="paper"):
     """The experiment of an arm."""
-    return ARMS[name].change(scale.protocol("wikitext2"), scale)
+    return experiment_of(STUDY.arms[name], Setting(scale))
 
 
 def parameters(name):
@@ -50,6 +52,14 @@ def test_the_recipe_has_the_size_of_the_published_model():
     assert parameters("recipe") == parameters("gam")
 
 
+@pytest.mark.parametrize("name", published.MILLIONS)
+def test_claims_of_sizes_hold(name):
+    arm = f"size_{name}"
+    found = STUDY.arms[arm].numbers(Setting("short"), 0)
+    (claim,) = (claim for claim in STUDY.claims if claim.arms == (arm,))
+    assert claim.judge({arm: Values((found["parameters"],), "exact")}).word == HOLDS
+
+
 @pytest.mark.parametrize(
     ("name", "changed"),
     [
@@ -59,6 +69,7 @@ def test_the_recipe_has_the_size_of_the_published_model():
         ("decay", {"optimizer.decay_all"}),
         ("dropout", {"model.dropout"}),
         ("recipe_old_positions", {"optimizer.learning_rate", "optimizer.decay_all", "train.batch"}),
+        ("gam_stories", {"data.name", "data.train_rows", "data.validation_rows"}),
     ],
 )
 def test_an_arm_changes_what_it_says_and_nothing_else(name, changed):
@@ -66,8 +77,9 @@ def test_an_arm_changes_what_it_says_and_nothing_else(name, changed):
     assert {field for field in before | after if before.get(field) != after.get(field)} == changed
 
 
-def test_the_small_size_differs_from_the_published_in_sizes_alone():
-    small, large = (flatten(to_dict(experiment("gam", scale))) for scale in SCALES.values())
+@pytest.mark.parametrize("scale", ["short", "cpu"])
+def test_the_small_sizes_differ_from_the_published_in_sizes_and_text_alone(scale):
+    small, large = (flatten(to_dict(experiment("gam", size))) for size in (scale, "paper"))
     differ = {name for name in small | large if small.get(name) != large.get(name)}
     assert differ == {
         "model.width",
@@ -75,6 +87,7 @@ def test_the_small_size_differs_from_the_published_in_sizes_alone():
         "model.unroll",
         "model.context",
         "model.block.mixer.slots",
+        "data.name",
         "data.tokenizer",
         "data.window",
         "data.stride",
@@ -84,42 +97,14 @@ def test_the_small_size_differs_from_the_published_in_sizes_alone():
     }
 
 
-def found(*losses):
-    """Trials of these losses."""
-    return Found(losses, parameters=1, steps=10, epoch_steps=2)
-
-
-@pytest.mark.parametrize(
-    ("better", "worse", "verdict"),
-    [
-        ((2.0, 2.01, 1.99), (3.0, 3.01, 2.99), HOLDS),
-        ((3.0, 3.01, 2.99), (2.0, 2.01, 1.99), REVERSED),
-        ((2.0, 2.4, 1.6), (2.1, 2.5, 1.7), UNCLEAR),
-        ((2.0,), (3.0,), ONE_SEED),
-    ],
-)
-def test_a_relation_holds_beyond_the_noise_or_is_not_claimed(better, worse, verdict):
-    assert lower_loss("", found(*better), found(*worse)).verdict == verdict
-
-
 def test_the_papers_own_two_runs_do_not_tell_its_first_ablation_from_noise():
-    full = found(np.log(published.ABLATION_PERPLEXITY["gam"]), published.LOSS["WikiText-2"]["gam"])
-    alone = found(np.log(published.ABLATION_PERPLEXITY["global"]))
-    assert full.spread > alone.loss - full.losses[0]
-
-
-def test_faster_is_said_where_quartiles_do_not_meet():
-    quick, slow, wide = (
-        Quantity(median, low, high, "s")
-        for median, low, high in ((1.0, 0.9, 1.1), (2.0, 1.8, 2.2), (1.5, 1.0, 2.0))
-    )
-    assert faster("", quick, slow).verdict == HOLDS
-    assert faster("", slow, quick).verdict == REVERSED
-    assert faster("", quick, wide).verdict == UNCLEAR
+    full = np.log(published.ABLATION_PERPLEXITY["gam"]), published.LOSS["gam"]
+    alone = np.log(published.ABLATION_PERPLEXITY["global"])
+    assert np.std(full, ddof=1) > alone - full[0]
 
 
 def test_scores_at_once_are_attention_by_its_formula():
-    layer = table2.ScoresAtOnce(width=8, heads=2)
+    layer = ScoresAtOnce(width=8, heads=2)
     params = init_params(layer.table(), jax.random.key(0))
     x = np.asarray(jax.random.normal(jax.random.key(1), (2, 5, 8)), np.float64)
     p = {name: np.asarray(value, np.float64) for name, value in params.items()}
@@ -133,58 +118,54 @@ def test_scores_at_once_are_attention_by_its_formula():
 
 
 def test_the_transformers_block_has_as_many_parameters_either_way():
-    counts = [count_params(block.table()) for block in table2.blocks(PAPER).values()]
-    assert counts[1] == counts[2]
+    found = blocks(SCALES["paper"])
+    at_once, in_blocks = (count_params(found[name].table()) for name in ("at_once", "in_blocks"))
+    assert at_once == in_blocks
 
 
-def test_table2_prints_what_grows_how(tmp_path, command):
-    args = ("table2", "--lengths=16,32", "--repeats=1", f"--out={tmp_path}")
+def test_a_block_of_any_length_can_be_asked_for():
+    asked = study_of((300,))
+    assert asked.groups["table2"] == ("gam-300", "at_once-300", "in_blocks-300")
+    assert {f"gam-{tokens}" for tokens in LENGTHS} < asked.arms.keys()  # claims are about these
+
+
+def test_a_table_has_the_papers_figures_beside_ours_and_verdicts_below():
+    losses = {"gam": Summary(6.1317, 2, 0.0040), "transformer": Summary(6.1697, 2, 0.0085)}
+    arms = {name: ArmFound({}, summaries={"loss": one}) for name, one in losses.items()}
+    arms["global"] = ArmFound({}, summaries={"loss": Summary(6.1319, 2, 0.0358)})
+    page = sheet(STUDY, Found("cpu", arms)).markdown()
+    assert "6.1317 ± 0.0040 | 6.7828" in page
+    assert f"GAM has a lower loss than the Transformer: {HOLDS}" in page
+    assert f"GAM is better than global (bank) alone, no gates: {UNCLEAR}" in page
+    assert "of 22.6 M parameters on WikiText-2" in page
+
+
+def test_table2_tells_time_and_memory_of_each_length(tmp_path, command):
+    args = ("table2", "--scale=short", "--lengths=16,24", "--repeats=1", f"--out={tmp_path}")
     assert command("papers.gam.__main__", *args).code == 0
-    table = (tmp_path / "cpu" / "table2.md").read_text()
-    assert "GAM is faster than the Transformer" in table
-    assert "| 32 |" in table
-    rows = json.loads((tmp_path / "cpu" / "table2.json").read_text())["rows"]
-    assert all(one["seconds"]["median"] > 0 for row in rows for one in row["blocks"].values())
+    assert "GAM, 24 tokens" in (tmp_path / "table2.md").read_text()
+    arms = json.loads((tmp_path / "table2.json").read_text())["arms"]
+    assert len(arms) == 6
+    assert all(arm["figures"]["block"][0] > 0 for arm in arms.values())
+    for name in ("gam", "at_once", "in_blocks"):
+        short, long = (arms[f"{name}-{tokens}"]["figures"]["bytes"][0] for tokens in (16, 24))
+        assert short < long
 
 
-@pytest.fixture
-def smallest(monkeypatch):
-    """The cpu scale, cut to seconds."""
-    cut = {"width": 8, "slots": 8, "depth": 1, "heads": 1, "window": 16, "vocab": 60, "epochs": 2}
-    small = dataclasses.replace(SCALES["cpu"], **cut, tokens=1024, validation_tokens=256)
-    monkeypatch.setitem(SCALES, "cpu", small)
-
-
-def test_the_tables_share_trials_and_go_on(smallest, workshop, tmp_path, command):
-    text = (f"--data=text:{workshop.path / 'corpus.txt'}", f"--data_dir={workshop.path / 'data'}")
-    args = (*text, f"--out={tmp_path}", "--arms=gam", "--json")
+def test_the_tables_share_trials_of_whole_epochs_and_go_on(workshop, tmp_path, command):
+    name = f"text:{workshop.path / 'corpus.txt'}"
+    args = (f"--data={name}", f"--data_dir={workshop.path / 'data'}", f"--out={tmp_path}")
+    args += ("--scale=short", "--arms=gam", "--json")
     first = command("papers.gam.__main__", "table1", "--repeats=1", *args)
     assert first.code == 0, first.err
-    (trials,) = json.loads(first.out)["trials"]
-    arm = trials["arms"]["gam"]
-    assert arm["steps"] == 2 * arm["epoch_steps"] == 16
-    assert arm["step_seconds"]["median"] > 0
+    arm = json.loads(first.out)["arms"]["gam"]["figures"]
+    windows = (SCALES["short"].tokens + 1 - 17) // 17 + 1
+    assert arm["steps"] == [EPOCHS * -(-windows // 8)]
+    assert arm["over_unigram"][0] < arm["over_bigram"][0]
+    assert arm["epoch_seconds"][0] > 0
     assert [path.parent.name for path in tmp_path.rglob("found.json")] == ["gam-0"]
     again = command("papers.gam.__main__", "perplexity", *args)
-    (shared,) = json.loads(again.out)["trials"]
-    assert shared["arms"]["gam"]["losses"] == arm["losses"]
-
-
-def test_a_table_has_the_papers_figures_beside_ours():
-    lines = {name: {"loss": loss} for name, loss in (("unigram", 6.0), ("bigram", 5.0))}
-    arms = {"gam": found(5.5, 5.6), "transformer": found(6.1, 6.2)}
-    page = tables.table1(Trials("text:notes.txt", lines, arms)).markdown()
-    assert "882.54" in page
-    assert "GAM has a lower loss than the Transformer: holds" in page
-    assert "within 0.1 nats of counting tokens (unigram): Transformer" in page
-    assert "of 22.6 M parameters on WikiText-2" in page
-    stories = tables.table1(Trials("tinystories", lines, arms)).markdown()
-    assert "601.4" in stories
-    assert "of 22.6 M parameters on TinyStories" in stories
-
-
-def test_every_table_names_arms_that_there_are():
-    assert {name for names in TABLES.values() for name in names} <= ARMS.keys()
+    assert json.loads(again.out)["arms"]["gam"]["figures"] == arm
 
 
 @pytest.mark.parametrize(
@@ -202,4 +183,3 @@ def test_bad_input_is_one_line_and_code_2(args, words, command, tmp_path, monkey
     result = command("papers.gam.__main__", *args)
     assert result.code == 2
     assert all(word in result.err for word in words), result.err
-    assert not list(tmp_path.iterdir())

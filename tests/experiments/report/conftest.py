@@ -51,7 +51,8 @@ class Runs:
         folder = RunFolder(self.path / name)
         config = Text(window=32, **data)
         train, optimizer = TrainConfig(steps, batch=8), OptimizerConfig(warmup=10)
-        folder.start(Experiment(model, config, train, optimizer), ByteTokenizer())
+        files = {"tokenizer.json": ByteTokenizer().to_text()}
+        folder.start(Experiment(model, config, train, optimizer), files)
         lines: list[dict[str, Any]] = []
         for step in range(10, done + 1, 10):
             above = math.exp(-step / 20)

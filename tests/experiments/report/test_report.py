@@ -58,7 +58,7 @@ def test_the_figures_are_those_of_the_run(runs):
     runs.add("one", loss=1.5, speed=500.0)
     (run,) = read(runs)
     assert run.final("loss") == pytest.approx(1.5)
-    assert (run.steps, run.tokens, run.speed) == (100, 25_600, 500.0)
+    assert (run.steps, run.units, run.speed) == (100, 25_600, 500.0)
     assert run.seconds == pytest.approx(25_600 / 500)  # the lap without a speed counts as others
     assert run.seconds_at(50) == pytest.approx(12_800 / 500)
     assert run.experiment is not None

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from gam_jax.data import Text, load
-from gam_jax.data.pipeline import train_batches, validation_batches
 from gam_jax.data.tokenizer import ByteTokenizer, HFTokenizer
+from gam_jax.data.windows import train_batches, validation_batches
 from sharding.errors import UserError
 
 

@@ -128,13 +128,13 @@ def test_the_separator_of_another_tokenizer_is_its_end_token(end):
 
 
 def test_a_bpe_is_trained_once_and_again_for_other_settings(corpus, text_config, monkeypatch):
-    first = cached_bpe(corpus, text_config, 290)
+    first = cached_bpe([corpus], text_config, 290)
     with monkeypatch.context() as patch:
         patch.setattr("gam_jax.data.bpe.train_bpe", None)
-        assert cached_bpe(corpus, text_config, 290).fingerprint == first.fingerprint
+        assert cached_bpe([corpus], text_config, 290).fingerprint == first.fingerprint
     before = set((corpus.folder / "gam_jax" / "bpe").glob("*.json"))
     everything = Text(name=text_config.name, dir=text_config.dir, bpe_splits="all")
-    assert cached_bpe(corpus, everything, 290).vocab == 290
+    assert cached_bpe([corpus], everything, 290).vocab == 290
     assert len(set((corpus.folder / "gam_jax" / "bpe").glob("*.json")) - before) == 1
 
 

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gam_jax.data.pipeline import (
+from gam_jax.data.text import Text
+from gam_jax.data.windows import (
     ScoredWindows,
     Windows,
     train_batches,
     validation_batches,
     windows,
 )
-from gam_jax.data.text import Text
 from sharding.errors import UserError
 
 # A token's value is its place, so that a batch tells which tokens it holds.

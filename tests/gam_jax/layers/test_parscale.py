@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.parscale import published
+from experiments.papers.parscale import published
 from gam_jax.layers import GAM, MLP, Attention, Block, LinearMemory, ParScale, RMSNorm, WrittenGAM
 from gam_jax.models.language import LanguageModel
 from gam_jax.params import abstract_params, count_params, init_params

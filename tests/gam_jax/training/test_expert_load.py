@@ -1,4 +1,4 @@
-"""What routers did is in a run's metrics and its picture; balance is read from there."""
+"""What routers did is in a run's metrics and its picture."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from experiments.balance import ROUTERS, summary, violations, with_router
-from experiments.configs import moe_small
 from experiments.contenders import FURTHER
 from experiments.load_figure import draw_load
 from gam_jax.params import count_params
@@ -29,7 +27,6 @@ def test_a_line_holds_the_loads_of_every_block_and_the_scalars_their_means():
     assert line["load"] == MEASURES["ffn/routed/load"].tolist()
     assert line["max_violation"] == [0.5, 2.0]
     assert routing_scalars(MEASURES) == {
-        "penalty": 0.5,
         "max_violation": 1.25,
         "dropped": 0.125,
         "router_entropy": 0.75,
@@ -45,16 +42,6 @@ def rows(load, steps=20):
     return [line | {"load": load if line["step"] > 18 else even} for line in lines]
 
 
-def test_max_violation_is_of_the_last_tenth_of_the_steps():
-    found = violations(rows([[0.5, 0.25, 0.25], [0.4, 0.3, 0.3]]))
-    assert found["of_batches"] == pytest.approx((0.5 + 0.2) / 2)
-    assert found["together"] == pytest.approx((0.5 + 0.2) / 2)
-    assert found["worst_block"] == pytest.approx(0.5)
-    assert found["least_load"] == pytest.approx(0.75)
-    trials = [{"balance": name, "seed": s, "loss": s, **found} for name in ROUTERS for s in (0, 1)]
-    assert [row["loss"] for row in summary(trials)] == [0.5] * len(ROUTERS)
-
-
 def test_the_picture_has_the_colours_of_the_loads(tmp_path):
     assert not draw_load([{"step": 1, "split": "train"}], tmp_path / "none.png")
     assert draw_load(rows([[0.9, 0.05, 0.05], [0.1, 0.8, 0.1]]), tmp_path / "load.png")
@@ -62,19 +49,6 @@ def test_the_picture_has_the_colours_of_the_loads(tmp_path):
     red, blue = pixels[..., 0] > pixels[..., 2] + 0.2, pixels[..., 2] > pixels[..., 0] + 0.2
     assert red.sum() > 500
     assert blue.sum() > 500
-
-
-def test_ways_of_balancing_differ_in_the_router_alone():
-    base = moe_small.experiment()
-    runs = [with_router(base, router, seed=1) for router in ROUTERS.values()]
-    assert len({with_router(run, ROUTERS["none"], seed=0) for run in runs}) == 1
-    assert [run.model.block.ffn.router for run in runs] == list(ROUTERS.values())
-
-
-def test_no_seeds_are_refused(command):
-    result = command("balance", "--seeds=")
-    assert result.code == 2
-    assert "--seeds=: give whole numbers" in result.err
 
 
 @pytest.mark.parametrize("name", [name for name, one in FURTHER.items() if one.experts])

@@ -1,1 +1,0 @@
-"""Trained dense models made into one mixture of experts, and trained on."""

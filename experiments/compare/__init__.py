@@ -1,1 +1,0 @@
-"""Architectures side by side: equal parameters, equal tokens, the same training."""

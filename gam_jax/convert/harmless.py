@@ -1,0 +1,140 @@
+"""Fields of config.json and arrays that change nothing of what a model computes here, as data.
+
+What is on no list and is not read is refused: it may change the function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_NOTE = "says who wrote the folder, and how"
+_RESULT = "says what the program of transformers hands back beside logits"
+_START = "says how weights are drawn before training"
+_TRAINING = "belongs to training alone"
+_TEXT = "says which token ids mean what, or how text is written"
+_SPEED = "chooses among programs that give the same numbers"
+_LABELS = "belongs to classifiers"
+_ELSEWHERE = "is read by other models, and by none of this class"
+_CODE = "names the code of the class for older versions of transformers, which is the same model"
+_LOSS = "belongs to the balance loss of the training"
+
+EVERYWHERE: Mapping[str, str] = {
+    "transformers_version": _NOTE,
+    "_name_or_path": _NOTE,
+    "_commit_hash": _NOTE,
+    "transformers.js_config": _NOTE,
+    "unsloth_fixed": _NOTE,
+    "unsloth_version": _NOTE,
+    "is_llama_config": _NOTE,
+    "_attn_implementation_autoset": _SPEED,
+    "_attn_implementation": _SPEED,
+    "attn_implementation": _SPEED,
+    "dtype": "says how arrays are stored, which the files say of each",
+    "torch_dtype": "says how arrays are stored, which the files say of each",
+    "use_cache": _SPEED,
+    "pretraining_tp": _SPEED,
+    "output_attentions": _RESULT,
+    "output_hidden_states": _RESULT,
+    "output_router_logits": _RESULT,
+    "return_dict": _RESULT,
+    "use_return_dict": _RESULT,
+    "initializer_range": _START,
+    "attention_dropout": _TRAINING,
+    "hidden_dropout": _TRAINING,
+    "resid_pdrop": _TRAINING,
+    "embd_pdrop": _TRAINING,
+    "gradient_checkpointing": _TRAINING,
+    "bos_token_id": _TEXT,
+    "eos_token_id": _TEXT,
+    "pad_token_id": _TEXT,
+    "sep_token_id": _TEXT,
+    "decoder_start_token_id": _TEXT,
+    "tokenizer_class": _TEXT,
+    "prefix": _TEXT,
+    "task_specific_params": _TEXT,
+    "do_sample": _TEXT,
+    "max_length": _TEXT,
+    "min_length": _TEXT,
+    "temperature": _TEXT,
+    "top_k": _TEXT,
+    "top_p": _TEXT,
+    "repetition_penalty": _TEXT,
+    "id2label": _LABELS,
+    "label2id": _LABELS,
+    "problem_type": _LABELS,
+    "finetuning_task": _LABELS,
+}
+"""Field -> why it changes nothing, in each class."""
+
+NEUTRAL: Mapping[str, Any] = {
+    "partial_rotary_factor": 1.0,
+    "is_decoder": False,
+    "is_encoder_decoder": False,
+    "add_cross_attention": False,
+    "tie_encoder_decoder": False,
+    "chunk_size_feed_forward": 0,
+    "torchscript": False,
+    "use_bfloat16": False,
+    "use_mrope": False,
+    "rope_interleaved": False,
+    "pruned_heads": {},
+}
+"""Field -> the one value that changes nothing, in each class."""
+
+_SCAN = {
+    "rescale_prenorm_residual": _START,
+    "time_step_floor": _START,
+    "time_step_max": _START,
+    "time_step_min": _START,
+    "residual_in_fp32": "says in which precision sums are kept: float32 here",
+    "chunk_size": _SPEED,
+    "fused_add_norm": _SPEED,
+    "pad_vocab_size_multiple": "is how vocab_size was rounded up, and is in it",
+}
+_WINDOW = {
+    "sliding_window": "is used with use_sliding_window alone, which is refused",
+    "max_window_layers": "is used with use_sliding_window alone, which is refused",
+}
+
+OF: Mapping[str, Mapping[str, str]] = {
+    "Qwen2ForCausalLM": _WINDOW,
+    "Qwen2ParScaleForCausalLM": {**_WINDOW, "auto_map": _CODE},
+    "MambaForCausalLM": {
+        **_SCAN,
+        "time_step_init_scheme": _START,
+        "time_step_scale": _START,
+        "use_associative_scan": _SPEED,
+        "use_mambapy": _SPEED,
+    },
+    "Mamba2ForCausalLM": {
+        **_SCAN,
+        "time_step_rank": _ELSEWHERE,
+        "norm_before_gate": "is read by no code of transformers, which norms after the gate",
+    },
+    "FalconH1ForCausalLM": {
+        **_SCAN,
+        "mamba_chunk_size": _SPEED,
+        "num_logits_to_keep": _RESULT,
+        "mlp_expansion_factor": "is used without intermediate_size alone, which is needed here",
+    },
+    "MixtralForCausalLM": {"moe_intermediate_size": _ELSEWHERE},
+    "Qwen3MoeForCausalLM": {
+        **_WINDOW,
+        "intermediate_size": "is that of dense blocks, of which there are none",
+    },
+    "DeepseekV3ForCausalLM": {
+        "auto_map": _CODE,
+        "ep_size": _SPEED,
+        "aux_loss_alpha": _LOSS,
+        "seq_aux": _LOSS,
+    },
+}
+"""Class -> what changes nothing in it alone, and why."""
+
+ARRAYS: Mapping[str, str] = {
+    r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq": (
+        "wavelengths of rotary positions, which follow from config.json"
+    ),
+}
+"""Pattern of a whole name -> why that array need not be read."""

@@ -1,0 +1,132 @@
+"""What a model is: that which a run trains."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from gam_jax import params as tables
+from gam_jax.data.base import Dataset
+from gam_jax.layers.base import WHOLE, statistics
+from gam_jax.params import Params, Table
+from sharding import collectives
+from sharding.axes import Axes
+from sharding.errors import UserError
+from sharding.layout import Layout
+
+BATCH, TOKEN = "batch", "token"
+"""Logical axes of a batch's arrays: rows, and tokens of a sequence."""
+
+Batch = Mapping[str, Any]
+"""Arrays by name; inside a program, this device's part of each."""
+
+Measures = dict[str, tuple[Any, Any]]
+"""Name -> (sum, count): what is told of a batch is sum / count, over all devices and parts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A frozen dataclass of configuration, one level above a layer; its parameters live elsewhere.
+
+    A model declares its parameters in `table()` and the arrays of a batch in `batch_axes()`, and
+    says what training lowers in `objective`. Mesh, checkpoints, resume, metrics and reports then
+    work for it as for any other. `register` (gam_jax.registry) lets configurations name it.
+    """
+
+    def table(self) -> Table:
+        """The parameters, see `gam_jax.params`."""
+        raise NotImplementedError
+
+    def batch_axes(self) -> dict[str, tuple[str | None, ...]]:
+        """For each array of a batch, its logical axes: "batch" for rows, "token", or None."""
+        raise NotImplementedError
+
+    def objective(
+        self, params: Params, batch: Batch, axes: Axes = WHOLE, *, key: Array | None = None
+    ) -> tuple[Float[Array, ""], Float[Array, ""] | float, Measures]:
+        """What training lowers: total / count of the whole batch, plus the penalty.
+
+        Args:
+          params: whole arrays, but for parameters whose first axis is `layer`: those may be in
+            shards, which `Stack` gathers block by block.
+          batch: this device's part of each array.
+          axes: mesh axes, inside `jax.shard_map`.
+          key: for dropout; None when not training.
+
+        Returns:
+          total: the sum over rows or tokens of weight times loss. Of this device's part, or of
+            all devices: what differs between devices of the batch is summed afterwards.
+          penalty: what layers add, such as a router's balance; already over all devices.
+          measures: what is worth knowing besides the loss, each as a sum and its count.
+        """
+        raise NotImplementedError
+
+    def count(self, batch: Batch, axes: Axes = WHOLE) -> Float[Array, ""]:
+        """The sum of the weights of all devices, known from the batch alone."""
+        weights = batch["weights"]
+        spread = axes.batch if TOKEN in self.batch_axes()["weights"] else axes.rows
+        return collectives.psum(jnp.sum(weights.astype(jnp.float32)), spread)
+
+    def scored(self, params: Params, batch: Batch, axes: Axes = WHOLE) -> Measures:
+        """What a validation sums: "loss" and the objective's other measures."""
+        total, _, measures = self.objective(params, batch, axes)
+        return {"loss": (total, self.count(batch, axes)), **measures}
+
+    def fitted(self, data: Dataset) -> Model:
+        """The model with the sizes that the data decides, such as a vocabulary.
+
+        Raises:
+          UserError: the data does not suit the model.
+        """
+        return self
+
+    def check_mesh(self, layout: Layout) -> None:
+        """Refuses a mesh on which some axis would have no work.
+
+        Raises:
+          UserError: devices along `stream`, or along `seq` where no array of a batch has tokens.
+        """
+        sizes = layout.mesh.shape
+        name = type(self).__name__
+        if sizes.get("stream", 1) > 1:
+            raise UserError(
+                f"mesh axis stream={sizes['stream']}: {name} has no parallel streams, make it 1"
+            )
+        has_tokens = any(TOKEN in axes for axes in self.batch_axes().values())
+        if sizes.get("seq", 1) > 1 and not has_tokens:
+            raise UserError(
+                f"mesh axis seq={sizes['seq']}: no array of {name}'s batches has an axis 'token', "
+                f"make it 1"
+            )
+
+    def init_params(self, key: Array) -> Params:
+        """Initial parameters, float32."""
+        return tables.init_params(self.table(), key)
+
+    def carry_bytes(self, batch: int) -> int | None:
+        """Bytes of the recurrent state or KV cache of so many rows; None for no sequence model."""
+        return None
+
+
+def reported(carry: Any, axes: Axes) -> tuple[Float[Array, ""] | float, Measures]:
+    """The penalties that layers add, and what they tell, as `Model.objective` gives them.
+
+    Args:
+      carry: of the layers, in which each finds its `layers.base.Statistics`.
+      axes: mesh axes.
+
+    Returns:
+      Their sum, 0.0 where no layer counts anything; and each measure by the path of its layer
+      and its own name, as "ffn/routed/load".
+    """
+    penalty: Array | float = 0.0
+    measures: Measures = {}
+    for path, found in statistics(carry).items():
+        own, told = found.report(axes)
+        penalty = penalty + own
+        measures |= {f"{path}/{name}": (x, jnp.ones(())) for name, x in told.items()}
+    return penalty, measures

@@ -1,0 +1,152 @@
+"""A whole training run in one call: what the command `train`, studies and notebooks do."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+from gam_jax.data.base import Dataset
+from gam_jax.params import count_params
+from gam_jax.training.checks import check_arrays, check_batch, check_fits
+from gam_jax.training.experiment import Experiment
+from gam_jax.training.folder import RunFolder, write_atomically
+from gam_jax.training.heartbeat import Heartbeat
+from gam_jax.training.lock import run_lock
+from gam_jax.training.loop import Beginning, Outcome, train
+from gam_jax.training.progress import Progress
+from gam_jax.training.warm_start import plan
+from sharding import processes
+from sharding.layout import Layout
+from sharding.mesh import make_mesh
+
+Baselines = dict[str, dict[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """What a call of `fit` leaves.
+
+    Attributes:
+      folder: the run.
+      experiment: with the model fitted to the data.
+      outcome: how it ended.
+      baselines: what the model had to beat, by name; empty if nothing is known.
+    """
+
+    folder: RunFolder
+    experiment: Experiment
+    outcome: Outcome
+    baselines: Baselines
+
+
+def fit(
+    experiment: Experiment,
+    data: Dataset | None = None,
+    *,
+    run: str | os.PathLike[str],
+    layout: Layout | None = None,
+    resume: bool = False,
+    beginning: Beginning | None = None,
+    progress: Progress | None = None,
+    heartbeat: Heartbeat | None = None,
+) -> Fitted:
+    """Trains a model on data in a run folder, from its start or from where it stopped.
+
+    data = arrays({"x": x, "y": y}, {"x": x_test, "y": y_test})
+    fit(Experiment(MyModel(), data.config), data, run="runs/mine")
+
+    Args:
+      experiment: model, data, optimizer and so on.
+      data: opened already, as what `arrays` gives; None opens what the experiment names.
+      run: the folder.
+      layout: the mesh; one device if None.
+      resume: goes on with the run that the folder holds; a new one where it holds none.
+      beginning: what a new run takes from another, and which checkpoint an old one goes on from.
+      progress: what a person sees; None says it on standard error.
+      heartbeat: for a launcher that watches.
+
+    Raises:
+      UserError: anything that a person can mend: data, mesh, folder, or a loss that is no number.
+    """
+    if data is not None:
+        experiment = dataclasses.replace(experiment, data=data.config)
+    layout = Layout(make_mesh(), experiment.parallel) if layout is None else layout
+    progress = Progress(processes.is_first()) if progress is None else progress
+    beginning = Beginning() if beginning is None else beginning
+    folder = RunFolder(pathlib.Path(run))
+    saved = folder.saved_config() if resume else None
+    if saved is None:
+        folder.check_new()
+    check_batch(experiment, layout)
+    with run_lock(folder.path, progress.say):
+        if data is None:
+            progress.say(f"reading {experiment.data.name}")
+        experiment, data = opened(experiment, data, folder, resumed=saved is not None)
+        _check(experiment, data, layout)
+        if beginning.source is not None:
+            plan(beginning.source, experiment.model.table())
+        if saved is not None:
+            folder.check_same(experiment)
+        elif processes.is_first():
+            folder.start(experiment, data.files)
+        processes.barrier("run folder")
+        baselines = data.baselines()
+        if processes.is_first() and baselines:
+            write_atomically(folder.baselines, json.dumps(baselines, indent=2) + "\n")
+        progress.say(_described(experiment, data, folder, layout))
+        outcome = train(experiment, data, folder, layout, progress, heartbeat, beginning)
+    return Fitted(folder, experiment, outcome, baselines)
+
+
+def opened(
+    experiment: Experiment, data: Dataset | None, folder: RunFolder, resumed: bool
+) -> tuple[Experiment, Dataset]:
+    """The experiment with its model fitted to the data, and the data as long as it asks for.
+
+    Args:
+      experiment: what is run.
+      data: opened already, or None.
+      folder: of the run.
+      resumed: whether the folder keeps files of the data.
+
+    Raises:
+      UserError: data that cannot be opened, or do not suit the model.
+    """
+    if data is None:
+        data = experiment.data.open(folder.kept(experiment.data) if resumed else None)
+    data = data.first(experiment.train.tokens, experiment.train.validation_tokens)
+    model = experiment.model.fitted(data)
+    return dataclasses.replace(experiment, model=model, data=data.config), data
+
+
+def _check(experiment: Experiment, data: Dataset, layout: Layout) -> None:
+    settings = experiment.train
+    rows = settings.batch // settings.accumulate
+    check_arrays(experiment.model, data.batch(rows), data.config.name)
+    check_fits(experiment, layout, data.batch(layout.row_parts))
+
+
+def _described(experiment: Experiment, data: Dataset, folder: RunFolder, layout: Layout) -> str:
+    count = count_params(experiment.model.table())
+    mesh = f"{layout.shown} ({experiment.parallel.preset}), " if layout.mesh.size > 1 else ""
+    return (
+        f"{mesh}{count:,} parameters, {data.described()}, {experiment.train.last_step:,} steps; "
+        f"run folder {folder.path}"
+    )
+
+
+def summary(fitted: Fitted) -> dict[str, Any]:
+    """What a finished run says as JSON."""
+    outcome = fitted.outcome
+    found: dict[str, Any] = {
+        "run": str(fitted.folder.path),
+        "step": outcome.step,
+        "interrupted": outcome.interrupted,
+        "validation": None if outcome.last is None else outcome.last.to_json(),
+        "baselines": fitted.baselines,
+    }
+    unit = "units" if outcome.last is None else outcome.last.unit
+    return {**found, f"{unit}_per_second": round(outcome.per_second, 1)}
