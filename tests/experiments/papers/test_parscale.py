@@ -143,6 +143,8 @@ def test_runs_are_kept(runs, command):
     one, two = (found[name]["figures"] for name in ("w16-p1", "w16-p2"))
     assert one["counted"] < two["counted"]
     assert one["steps"] == two["steps"] == [4]
+    assert two["gain"] == pytest.approx([one["loss"][0] - two["loss"][0]])
+    assert "gain" not in one
     assert (out / "law.png").stat().st_size > 10_000
     again = command("parscale", "law", *args, "--streams=1,2", "--json")
     assert json.loads(again.out)["arms"]["w16-p2"]["figures"] == two
@@ -155,7 +157,9 @@ def test_a_second_stage_begins_where_the_first_has_ended(runs, command):
     arms = json.loads(result.out)["arms"]
     assert list(arms) == ["w16-p1", "w16-frozen-p2"]
     assert arms["w16-p1"]["figures"] == found["w16-p1"]["figures"]
-    assert arms["w16-frozen-p2"]["figures"]["steps"] == [2]
+    own, backbone = arms["w16-frozen-p2"]["figures"], arms["w16-p1"]["figures"]
+    assert own["steps"] == [2]
+    assert own["gain"] == pytest.approx([backbone["loss"][0] - own["loss"][0]])
     taken = json.loads((out / "cpu" / "w16-frozen-p2-0" / "init.json").read_text())
     assert taken["missing"]
     assert all(name.split("/")[0] in ("starts", "aggregator") for name in taken["missing"])
