@@ -9,6 +9,8 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from gam_jax.training.metrics import points
+
 BASELINE_COLOURS = {"unigram": "#999999", "bigram": "#666666", "gzip": "#c28f2c", "xz": "#8a6d1d"}
 
 
@@ -25,8 +27,7 @@ def draw_curves(
     figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    train = [(row["step"], row["loss"]) for row in rows if row["split"] == "train"]
-    held_out = [(row["step"], row["loss"]) for row in rows if row["split"] == "validation"]
+    train, held_out = points(rows, "train"), points(rows, "validation")
     if train:
         axes.plot(*zip(*train, strict=True), color="#9ecae1", linewidth=1, label="train")
     if held_out:

@@ -53,9 +53,9 @@ from experiments.benchmark.page import page
 from experiments.benchmark.timing import Rows
 from experiments.devices import define_device_flags, layout_from_flags
 from gam_jax.config import unknown
-from gam_jax.training.folder import write_atomically
 from sharding import processes
 from sharding.errors import UserError
+from sharding.whole_file import write_atomically
 
 ON_MESH: dict[str, Callable[..., Rows]] = {
     "step": step.run,

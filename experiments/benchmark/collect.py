@@ -17,8 +17,8 @@ import jax
 
 from experiments.benchmark.timing import Quantity, Rows
 from experiments.command import as_process
-from gam_jax.training.folder import write_atomically
 from sharding.errors import UserError
+from sharding.whole_file import write_atomically
 
 
 def machine() -> dict[str, Any]:

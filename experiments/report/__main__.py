@@ -22,8 +22,8 @@ from experiments.config_flags import define_classes_flag, register_classes
 from experiments.report.markdown import markdown
 from experiments.report.page import page
 from experiments.report.runs import read_runs
-from gam_jax.training.folder import write_atomically
 from sharding.errors import UserError
+from sharding.whole_file import write_atomically
 
 
 def define_flags() -> None:

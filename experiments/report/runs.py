@@ -15,7 +15,7 @@ from gam_jax.config import flatten, from_dict
 from gam_jax.params import count_params
 from gam_jax.training.experiment import Experiment
 from gam_jax.training.folder import RunFolder
-from gam_jax.training.metrics import read_metrics
+from gam_jax.training.metrics import points, read_log
 from sharding.errors import UserError
 
 Points = list[tuple[float, float]]
@@ -37,6 +37,7 @@ class Run:
       baselines: name -> loss, perplexity, bits_per_byte; empty if none were saved.
       experiment: the configuration as dataclasses; None where this version cannot read it.
       unread: why not.
+      bad_lines: what is wrong with its metrics.jsonl; empty if nothing is.
     """
 
     name: str
@@ -45,11 +46,11 @@ class Run:
     baselines: dict[str, dict[str, float]]
     experiment: Experiment | None
     unread: str = ""
+    bad_lines: str = ""
 
     def points(self, split: str, value: str = "loss") -> Points:
         """(step, value) of the lines that have a finite one."""
-        found = [(row["step"], row.get(value)) for row in self._lines(split)]
-        return [(step, v) for step, v in found if v is not None and math.isfinite(v)]
+        return [(step, v) for step, v in points(self.rows, split, value)]
 
     def final(self, value: str) -> float | None:
         """The value of the last validation."""
@@ -179,6 +180,8 @@ def cautions(runs: Sequence[Run]) -> list[str]:
         asked, points = run.asked_steps, run.points("validation")
         if run.unread:
             notes.append(f"{run.name}: parameters and carry are unknown ({run.unread}).")
+        if run.bad_lines:
+            notes.append(f"{run.name}: {run.bad_lines}.")
         if asked and run.steps < asked:
             notes.append(f"{run.name} stands at step {run.steps:,} of {asked:,}.")
         if not points:
@@ -213,15 +216,13 @@ def _names(paths: Sequence[pathlib.Path]) -> list[str]:
 
 
 def _read(name: str, folder: RunFolder) -> Run:
-    saved = folder.saved_config()
-    if not isinstance(saved, dict):
-        raise UserError(f"{folder.config} is not a configuration: restore or remove it")
+    saved = folder.saved_config() or {}
     try:
         experiment, unread = from_dict(Experiment, saved), ""
     except UserError as error:
         experiment, unread = None, str(error)
-    rows = [row for row in read_metrics(folder.metrics) if isinstance(row.get("step"), int)]
-    return Run(name, flatten(saved), rows, _baselines(folder), experiment, unread)
+    log = read_log(folder.metrics)
+    return Run(name, flatten(saved), log.rows, _baselines(folder), experiment, unread, log.told())
 
 
 def _baselines(folder: RunFolder) -> dict[str, dict[str, float]]:

@@ -21,8 +21,8 @@ from experiments.study.command import define_study_flags, run_command
 from experiments.study.found import read
 from experiments.study.sheets import page
 from gam_jax.config import unknown
-from gam_jax.training.folder import write_atomically
 from sharding.errors import UserError
+from sharding.whole_file import write_atomically
 
 PAGE = pathlib.Path("docs/claims.md")
 COMMANDS = ("list", "run", "claims")

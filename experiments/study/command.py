@@ -17,10 +17,10 @@ from experiments.study.figure import draw
 from experiments.study.found import Found, merge
 from experiments.study.run import Request, chosen_arms, run_study
 from experiments.study.sheets import sheet, write_markdown
-from gam_jax.training.folder import write_atomically
 from gam_jax.training.progress import Progress
 from sharding import processes
 from sharding.errors import UserError
+from sharding.whole_file import write_atomically
 
 
 def define_study_flags(

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.study.claim import Summary, Values
-from gam_jax.training.folder import write_atomically
 from sharding.errors import UserError
+from sharding.whole_file import write_atomically
 
 FOLDER = pathlib.Path(__file__).parents[1] / "papers" / "found"
 LIBRARIES = ("jax", "jaxlib", "numpy", "optax")

@@ -17,7 +17,7 @@ from gam_jax.params import Params, count_params
 from gam_jax.training.checks import check_batch
 from gam_jax.training.experiment import Experiment
 from gam_jax.training.fit import fit
-from gam_jax.training.folder import RunFolder, load_params, write_atomically
+from gam_jax.training.folder import RunFolder, load_params
 from gam_jax.training.loop import Beginning
 from gam_jax.training.metrics import read_metrics
 from gam_jax.training.progress import Progress
@@ -25,6 +25,7 @@ from gam_jax.training.step import abstract_state, make_train_step
 from gam_jax.training.warm_start import Source
 from sharding.errors import UserError
 from sharding.layout import Layout
+from sharding.whole_file import write_atomically
 
 FOUND = "found.json"
 """In a run folder: what a finished trial found."""

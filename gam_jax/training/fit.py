@@ -12,7 +12,7 @@ from gam_jax.data.base import Dataset
 from gam_jax.params import count_params
 from gam_jax.training.checks import check_arrays, check_batch, check_fits
 from gam_jax.training.experiment import Experiment
-from gam_jax.training.folder import RunFolder, write_atomically
+from gam_jax.training.folder import RunFolder
 from gam_jax.training.heartbeat import Heartbeat
 from gam_jax.training.lock import run_lock
 from gam_jax.training.loop import Beginning, Outcome, train
@@ -21,6 +21,7 @@ from gam_jax.training.warm_start import plan
 from sharding import processes
 from sharding.layout import Layout
 from sharding.mesh import make_mesh
+from sharding.whole_file import write_atomically
 
 Baselines = dict[str, dict[str, float]]
 

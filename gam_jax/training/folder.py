@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +20,9 @@ from gam_jax.training.experiment import Experiment, changed_fields
 from gam_jax.training.step import TrainState, abstract_state, state_shardings
 from sharding.checkpoint import Checkpoints, names
 from sharding.errors import UserError
+from sharding.json_file import read_json
 from sharding.layout import Layout
+from sharding.whole_file import write_atomically
 
 LIBRARIES = ("jax", "jaxlib", "numpy", "optax", "orbax-checkpoint", "tensorstore")
 """Those whose versions a checkpoint records."""
@@ -72,14 +73,11 @@ class RunFolder:
         """The run's configuration as it was written; None if the folder holds no run.
 
         Raises:
-          UserError: the file cannot be read as JSON.
+          UserError: the file cannot be read as a JSON object.
         """
         if not self.config.is_file():
             return None
-        try:
-            return json.loads(self.config.read_text())
-        except json.JSONDecodeError as error:
-            raise UserError(f"{self.config} is not JSON ({error}): restore or remove it") from error
+        return read_json(self.config)
 
     def start(self, experiment: Experiment, files: Mapping[str, str]) -> None:
         """Writes the configuration into a new folder, and what its data keeps there.
@@ -243,10 +241,3 @@ def load_params(
         step = checkpoints.choose(which)
         wanted = {"params": abstract_on_mesh(experiment, layout).params}
         return step, checkpoints.restore(step, wanted, partial=True)["params"]
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Replaces a file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)

@@ -108,7 +108,7 @@ def train(
         else:
             state, position = _restore(step, experiment, layout, checkpoints, data)
         first = processes.is_first()
-        with MetricsWriter(folder.metrics, from_step=int(state.step), writes=first) as metrics:
+        with MetricsWriter(folder.metrics, int(state.step), first, progress.say) as metrics:
             run = _Run(experiment, data, layout, checkpoints, metrics, progress, heartbeat)
             run.reached = _was_reached(experiment, folder, int(state.step))
             if step is None and (beginning.source or beginning.params):

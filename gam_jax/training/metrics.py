@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import pathlib
 import resource
 import sys
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO
 
 import jax
 from tensorboardX import SummaryWriter
 
-from gam_jax.training.folder import write_atomically
+from sharding.json_file import BadJson, parse_json
+from sharding.whole_file import check_place, replacing
 
 MEMORY = {"device_peak_bytes": "device memory", "process_peak_bytes": "process memory"}
 """Metric -> what it is the peak of."""
+LINE_BYTES = 1 << 20
+"""A longer line is no row."""
+MAX_STEP = 1 << 53
+"""The largest step that is told exactly as a float."""
 
 
 def peak_memory() -> dict[str, int]:
@@ -27,17 +35,79 @@ def peak_memory() -> dict[str, int]:
     return found
 
 
-def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line that was cut short is left out."""
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """What a metrics.jsonl holds.
+
+    Attributes:
+      rows: its rows in order, each with a whole number "step" and a text "split".
+      bad: number of a line that is no row, from 1, and what is wrong with it. A last line that
+        was cut short is not among them: that is how a run looks that was killed.
+    """
+
+    rows: list[dict[str, Any]]
+    bad: list[tuple[int, str]]
+
+    def told(self) -> str:
+        """One line on the bad lines; empty if there are none."""
+        if not self.bad:
+            return ""
+        count, (line, reason) = len(self.bad), self.bad[0]
+        lines = "1 line is no row" if count == 1 else f"{count} lines are no rows"
+        return f"metrics.jsonl: {lines} and left out, the first is line {line}, which {reason}"
+
+
+def read_log(path: pathlib.Path) -> Log:
+    """The rows and the bad lines of a metrics.jsonl; none of either where there is no file."""
     if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+        return Log([], [])
+    rows, bad = [], []
+    with path.open("rb") as file:
+        for number, line in enumerate(_lines(file), 1):
+            try:
+                rows.append(_row(line))
+            except BadJson as error:
+                if line.endswith(b"\n"):
+                    bad.append((number, error.reason))
+    return Log(rows, bad)
+
+
+def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl, see `read_log`."""
+    return read_log(path).rows
+
+
+def points(
+    rows: Sequence[Mapping[str, Any]], split: str, value: str = "loss"
+) -> list[tuple[int, float]]:
+    """(step, value) of the rows of a split that have a finite one."""
+    found = [row for row in rows if row["split"] == split and _is_finite(row.get(value))]
+    return [(row["step"], float(row[value])) for row in found]
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value) if isinstance(value, float) else abs(value) <= MAX_STEP
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines, as \\n alone parts them: JSON may hold other signs that Python takes for ends."""
+    while line := file.readline(LINE_BYTES + 1):
+        while not line.endswith(b"\n") and (more := file.readline(LINE_BYTES)):
+            line = line[: LINE_BYTES + 1] + more[-1:]  # too long for a row: its end is enough
+        yield line
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    # Scores that are not finite are written as Python writes them, and read so.
+    row = parse_json(line, "line", max_bytes=LINE_BYTES, finite=False)
+    step, split = row.get("step"), row.get("split")
+    if type(step) is not int or not 0 <= step <= MAX_STEP:
+        raise BadJson("line", 'has no whole number "step"')
+    if not isinstance(split, str):
+        raise BadJson("line", 'has no text "split"')
+    return row
 
 
 class MetricsWriter:
@@ -45,16 +115,29 @@ class MetricsWriter:
 
     Args:
       path: metrics.jsonl; TensorBoard files go to `tensorboard/` beside it.
-      from_step: lines of later steps are cut off, since the run goes on from here.
+      from_step: lines of later steps are cut off, since the run goes on from here. Lines that
+        are no rows stay, but for a last one that was cut short.
       writes: False writes nothing, as for all processes of a job but the first.
+      say: is told of lines that are no rows.
+
+    Raises:
+      UserError: `path` is there and is no plain file.
     """
 
-    def __init__(self, path: pathlib.Path, from_step: int = 0, writes: bool = True) -> None:
+    def __init__(
+        self,
+        path: pathlib.Path,
+        from_step: int = 0,
+        writes: bool = True,
+        say: Callable[[str], object] | None = None,
+    ) -> None:
         self._writes = writes
         if not writes:
             return
-        kept = [row for row in read_metrics(path) if row["step"] <= from_step]
-        write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
+        check_place(path)
+        if say is not None and (told := read_log(path).told()):
+            say(told)
+        _cut(path, from_step)
         self._file = path.open("a")
         self._board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=from_step + 1)
 
@@ -78,3 +161,19 @@ class MetricsWriter:
         for name, value in values.items():
             if isinstance(value, int | float):
                 self._board.add_scalar(f"{split}/{name}", value, step)
+
+
+def _cut(path: pathlib.Path, step: int) -> None:
+    """Takes away the rows of later steps, and a last line that was cut short; makes the file."""
+    with replacing(path) as kept:
+        if not path.exists():
+            return
+        with path.open("rb") as file:
+            while line := file.readline():
+                whole = line.endswith(b"\n")
+                try:
+                    stays = _row(line)["step"] <= step
+                except BadJson:
+                    stays = whole
+                if stays:
+                    kept.write(line if whole else line + b"\n")

@@ -13,10 +13,11 @@ import jax
 import numpy as np
 
 from gam_jax.params import Param, Params, Table
-from gam_jax.training.folder import RunFolder, write_atomically
+from gam_jax.training.folder import RunFolder
 from sharding.checkpoint import Checkpoints, names
 from sharding.checkpoint.digest import digest, shown
 from sharding.errors import UserError
+from sharding.whole_file import write_atomically
 
 _PARAMS = "params/"
 VOCAB = "vocab"

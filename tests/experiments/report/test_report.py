@@ -115,6 +115,15 @@ def test_runs_on_other_texts_or_tokens_are_not_compared_without_a_word(runs):
     assert "validation, bits per byte" in page(found, "")
 
 
+def test_a_bad_line_in_the_metrics_is_told_and_costs_no_other_row(runs):
+    run = runs.add("a")
+    lines = run.metrics.read_bytes().splitlines()
+    run.metrics.write_bytes(b"\n".join([lines[0], b"", b"[]", *lines[1:], b""]))
+    (found,) = read(runs)
+    assert len(found.rows) == len(lines)
+    assert any("a: metrics.jsonl: 2 lines are no rows" in note for note in cautions([found]))
+
+
 def test_what_is_half_written_is_shown_as_far_as_it_is(runs):
     whole, cut, empty = (runs.add(name) for name in ("whole", "cut", "empty"))
     cut.metrics.write_text(cut.metrics.read_text()[:-40])
@@ -233,7 +242,7 @@ def test_the_command_writes_the_page_and_takes_folders_of_runs(runs, command, tm
         (["notes"], ["notes is no run folder", "no config.json"]),
         (["a", "notes"], ["notes is no run folder"]),
         (["garbled"], ["config.json is not JSON"]),
-        (["list"], ["config.json is not a configuration"]),
+        (["list"], ["config.json holds a list, not an object"]),
         (["a", "--out=nowhere/report.html"], ["cannot write nowhere/report.html", "--out"]),
     ],
 )

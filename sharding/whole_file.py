@@ -1,0 +1,64 @@
+"""Writing files whole or not at all, and only where a file may be."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import stat
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from sharding.errors import UserError
+
+
+def check_place(path: pathlib.Path, what: str = "") -> None:
+    """Refuses to write over what is no plain file: a device, a pipe, a socket, a folder.
+
+    A link is judged by what it leads to.
+
+    Args:
+      path: that is to be written.
+      what: the flag that names it, for the message, such as "--out".
+
+    Raises:
+      UserError: it is there and is no plain file.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return  # a new name; or one that cannot be written, which the writing will tell
+    if not stat.S_ISREG(mode):
+        shown = f"{what}={path}" if what else str(path)
+        raise UserError(f"{shown} is {_kind(mode)}, not a file: name another")
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_ISDIR: "a folder",
+        stat.S_ISFIFO: "a pipe",
+        stat.S_ISSOCK: "a socket",
+    }
+    return next((word for test, word in kinds.items() if test(mode)), "a device")
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
+    """A file to write into, which takes the place of `path` if the block succeeds.
+
+    Raises:
+      UserError: `path`, or the name that the new file has meanwhile, is there and no plain file.
+      OSError: it cannot be written.
+    """
+    partial = path.with_name(path.name + ".partial")
+    check_place(path)
+    check_place(partial)
+    with partial.open("wb") as file:
+        yield file
+    os.replace(partial, path)
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """Replaces a file whole or not at all, as UTF-8; see `replacing`."""
+    with replacing(path) as file:
+        file.write(text.encode())
