@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
@@ -15,6 +16,8 @@ from sharding.errors import UserError
 
 BAD_INPUT = 2
 HELP = ("help", "h", "helpshort", "?")
+MAX_SEED = 2**32 - 1
+"""The largest seed, see `sharding.bounds.Seed`."""
 
 
 def run(
@@ -85,7 +88,7 @@ def _name(word: str) -> str:
 
 def seeds_of(given: Sequence[str]) -> list[int]:
     """The numbers of --seeds, each once; a UserError where they are none."""
-    bad = [seed for seed in given if not seed.isdecimal()]
+    bad = [seed for seed in given if not (seed.isdecimal() and int(seed[:12]) <= MAX_SEED)]
     if bad or not given:
         but = f", not '{bad[0]}'" if bad else ""
         shown = ",".join(given)
@@ -104,6 +107,7 @@ def _parse(
 ) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
+        _check_finite()
         if "config" in flags.FLAGS:
             file: Any = flags.FLAGS["config"].value
             if not isinstance(file, str):
@@ -120,6 +124,15 @@ def _parse(
     if not choices and not takes and len(rest) > 1:
         fail(f"unexpected argument '{rest[1]}'; see --help")
     return rest
+
+
+def _check_finite() -> None:
+    """Flags have bounds of their own, but NaN is inside all of them, and infinity inside some."""
+    for name in flags.FLAGS:
+        value = flags.FLAGS[name].value
+        for number in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UserError(f"--{name}={number}: give a finite number")
 
 
 def _guarded(main: Callable[[], None]) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 from absl import flags
 
 from experiments import cli
+from experiments.cli import MAX_SEED
 from experiments.config_flags import define_classes_flag, register_classes
 from experiments.devices import define_device_flags, layout_from_flags
 from experiments.streams import language_model, of_streams, params_of_streams
@@ -39,7 +40,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("tokens", 200, "How many tokens to write.", 1)
     flags.DEFINE_float("temperature", 0.8, "0 takes the likeliest token each time.", 0)
     flags.DEFINE_float("top_p", 0.95, "Draw from the likeliest tokens of this probability.", 0, 1)
-    flags.DEFINE_integer("seed", 0, "Random seed.")
+    flags.DEFINE_integer("seed", 0, "Random seed.", 0, MAX_SEED)
     flags.DEFINE_string("checkpoint", "latest", "latest, best (validation loss), or a step.")
     flags.DEFINE_integer("streams", 0, "Of parallel streams, the first ones alone; 0 for all.", 0)
     flags.DEFINE_bool("json", False, "Print one JSON object at the end instead of streaming.")

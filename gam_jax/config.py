@@ -9,6 +9,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
+from sharding.bounds import check_bounds
 from sharding.errors import UserError
 
 T = TypeVar("T")
@@ -120,8 +121,10 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config") ->
             raise UserError(f"{where}.{name}: {unknown(name, fields, 'field')}")
         kwargs[name] = _field(hints[name], value, f"{where}.{name}")
     try:
-        return cls(**kwargs)
-    except (TypeError, ValueError) as error:
+        made = cls(**kwargs)
+        check_bounds(made)  # of a class with a `__post_init__` of its own that forgets it
+        return made
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"{where}: {error}") from error
 
 
@@ -152,8 +155,9 @@ def _field(hint: Any, value: Any, where: str) -> Any:
     if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
         inner, _ = typing.get_args(hint)
         return tuple(_field(inner, each, f"{where}[{i}]") for i, each in enumerate(value))
-    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if float in allowed and type(value) is int:
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    allowed = typing.get_args(hint) if union else (hint,)
+    if float in allowed and type(value) is int and abs(value) < 2**1000:  # others do not fit
         return float(value)
     if type(value) in allowed or (value is None and types.NoneType in allowed):
         return value

@@ -19,6 +19,7 @@ from gam_jax.models.language import LanguageModel, ModelCarry
 from gam_jax.params import Params, carry_specs, rule_specs
 from sharding import collectives
 from sharding.axes import Axes
+from sharding.bounds import Count, NotNegative, Share, check_number
 from sharding.layout import Layout
 from sharding.mesh import make_mesh
 
@@ -221,11 +222,19 @@ def generate(
     is cut into chunks, nor on the mesh.
 
     Raises:
-      ValueError: prompt and tokens together exceed the model's `limit`.
+      ValueError: prompt and tokens together exceed the model's `limit`; a number of tokens, a
+        temperature or a share that makes no sense.
     """
+    _check_settings(tokens, temperature, top_p)
     model.check_length(prompt.shape[1] + tokens)
     logits, carry = prefill(model, params, prompt, layout=layout)
-    yield from write(model, params, logits, carry, tokens, key, temperature, top_p, layout)
+    return write(model, params, logits, carry, tokens, key, temperature, top_p, layout)
+
+
+def _check_settings(tokens: int, temperature: float, top_p: float) -> None:
+    check_number("tokens", tokens, Count)
+    check_number("temperature", temperature, NotNegative)
+    check_number("top_p", top_p, Share)
 
 
 def write(
@@ -240,8 +249,22 @@ def write(
     layout: Layout | None = None,
 ) -> Iterator[Int[np.ndarray, "B N"]]:
     """As `generate`, from what `prefill` returned."""
+    _check_settings(tokens, temperature, top_p)
+    return _pieces(model, params, logits, carry, tokens, key, (temperature, top_p), layout)
+
+
+def _pieces(
+    model: LanguageModel,
+    params: Params,
+    logits: Array,
+    carry: ModelCarry,
+    tokens: int,
+    key: Array,
+    drawn: tuple[float, float],
+    layout: Layout | None,
+) -> Iterator[np.ndarray]:
     decoder = Decoder(model, (layout or Layout(make_mesh())).whole)
-    settings = jnp.float32(temperature), jnp.float32(top_p)
+    settings = jnp.float32(drawn[0]), jnp.float32(drawn[1])
     carry = _to_write(model, carry)
     for start in range(0, tokens, WRITE_CHUNK):
         count = min(WRITE_CHUNK, tokens - start)

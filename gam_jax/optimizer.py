@@ -24,6 +24,7 @@ from gam_jax.params import (
     trained_mask,
     without_signs,
 )
+from sharding.bounds import Count, NotNegative, Positive, Rate, Share, check_bounds
 from sharding.errors import UserError
 
 KINDS = ("adamw", "muon")
@@ -50,22 +51,23 @@ class OptimizerConfig:
         as they are, bit for bit, and take no memory here. Empty for all.
     """
 
-    learning_rate: float = 3e-3
-    warmup: int = 100
+    learning_rate: NotNegative = 3e-3
+    warmup: Count = 100
     schedule: str = "cosine"
-    final: float = 0.1
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1
+    final: Share = 0.1
+    beta1: Rate = 0.9
+    beta2: Rate = 0.95
+    eps: Positive = 1e-8
+    weight_decay: NotNegative = 0.1
     decay_all: bool = False
-    clip: float = 1.0
+    clip: NotNegative = 1.0
     kind: str = "adamw"
-    momentum: float = 0.95
-    matrix_rate: float = 3.0
+    momentum: Rate = 0.95
+    matrix_rate: NotNegative = 3.0
     only: str = ""
 
     def __post_init__(self) -> None:
+        check_bounds(self, "optimizer")
         for name, valid in (("kind", KINDS), ("schedule", SCHEDULES)):
             if getattr(self, name) not in valid:
                 raise UserError(f"optimizer.{name}: {unknown(getattr(self, name), valid, name)}")

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from sharding.bounds import check_bounds
 from sharding.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -33,6 +34,9 @@ class Data:
 
     FILES: ClassVar[tuple[str, ...]] = ()
     """Files that a run folder keeps of it, see `Dataset.files`."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self, "data")
 
     def open(self, files: Mapping[str, str] | None = None) -> Dataset:
         """Reads what there is to read.

@@ -10,6 +10,7 @@ import numpy as np
 
 from gam_jax.data.arrays import ArraysDataset, digest_of_arrays, with_weights
 from gam_jax.data.base import Data
+from sharding.bounds import Seed, Size, check_bounds
 from sharding.errors import UserError
 
 SIDE, CLASSES = 8, 10
@@ -31,15 +32,13 @@ class Digits(Data):
     NAMES: ClassVar[tuple[str, ...]] = ("digits",)
 
     name: str = "digits"
-    held_out: int = 360
-    split_seed: int = 0
+    held_out: Size = 360
+    split_seed: Seed = 0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.held_out <= 1700 or self.split_seed < 0:
-            raise UserError(
-                f"data.held_out={self.held_out}, data.split_seed={self.split_seed}: give 1 to "
-                f"1700 images, and a seed of 0 or more"
-            )
+        check_bounds(self, "data")
+        if self.held_out > 1700:
+            raise UserError(f"data.held_out={self.held_out}: give 1 to 1700 images")
 
     def open(self, files: Mapping[str, str] | None = None) -> ArraysDataset:
         """Shuffles and splits; the baseline is logistic regression on the pixels.

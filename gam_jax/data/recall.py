@@ -15,6 +15,7 @@ import numpy as np
 from gam_jax.data.arrays import ArraysDataset
 from gam_jax.data.base import Data, Sums
 from gam_jax.data.storage import digest_of
+from sharding.bounds import Share, Size, check_bounds
 from sharding.errors import UserError
 
 TO_SCORE = (1 << 32) - 1
@@ -46,13 +47,14 @@ class Recall(Data):
     NAMES: ClassVar[tuple[str, ...]] = ("recall",)
 
     name: str = "recall"
-    window: int = 128
+    window: Size = 128
     pairs: tuple[int, ...] = (4, 8, 16)
-    vocab: int = 128
-    power: float = 0.01
-    scored: int = 510
+    vocab: Size = 128
+    power: Share = 0.01
+    scored: Size = 510
 
     def __post_init__(self) -> None:
+        check_bounds(self, "data")
         if self.window % 2 or self.vocab % 2 or not 0 < self.power <= 1 or self.scored < 1:
             raise UserError(
                 f"recall: {self.window} tokens of {self.vocab}, power {self.power}, {self.scored} "

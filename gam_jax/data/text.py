@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gam_jax.data.base import Data
+from sharding.bounds import check_bounds
 from sharding.errors import UserError
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class Text(Data):
     validation_rows: int = 0
 
     def __post_init__(self) -> None:
+        check_bounds(self, "data")
         _one_of("bpe_splits", self.bpe_splits, ("train", "all"))
         _one_of("bpe_pre_tokenizer", self.bpe_pre_tokenizer, ("byte_level", "whitespace"))
         _one_of("decode_errors", self.decode_errors, ("strict", "replace"))

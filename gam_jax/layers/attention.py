@@ -21,6 +21,7 @@ from gam_jax.ops.rotary import rotary
 from gam_jax.params import Param, Params, Table, fan_in, ones, zeros
 from sharding import collectives, residual
 from sharding.axes import Axes
+from sharding.bounds import Count, NotNegative, Rate, Size, check_bounds
 
 QK_NORM_EPS = 1e-6
 
@@ -60,24 +61,25 @@ class Attention(Layer):
       dropout: rate on the output in training.
     """
 
-    width: int | None = None
-    heads: int = 4
-    kv_heads: int = 0
-    head_size: int = 0
-    rotary: float = 10_000.0
-    context: int = 2048
-    window: int = 0
-    soft_cap: float = 0.0
+    width: Size | None = None
+    heads: Size = 4
+    kv_heads: Count = 0
+    head_size: Count = 0
+    rotary: NotNegative = 10_000.0
+    context: Size = 2048
+    window: Count = 0
+    soft_cap: NotNegative = 0.0
     sinks: bool = False
     bias: bool = False
     out_bias: bool = False
     qk_norm: bool = False
-    scale: float = 0.0
-    prefix: int = 0
-    dropout: float | None = None
+    scale: NotNegative = 0.0
+    prefix: Count = 0
+    dropout: Rate | None = None
 
     def __post_init__(self) -> None:
-        if self.heads < 1 or self.heads % self.groups:
+        check_bounds(self)
+        if self.heads % self.groups:
             raise ValueError(
                 f"Attention.heads={self.heads} is not a multiple of kv_heads={self.kv_heads}"
             )
@@ -88,10 +90,6 @@ class Attention(Layer):
             )
         if self.rotary and (self.head_size or self.width) and self.size % 2:
             raise ValueError(f"Attention: rotary positions need an even head, not {self.size}")
-        if self.context < 1 or min(self.window, self.prefix) < 0:
-            raise ValueError(
-                "Attention.context must be at least 1, and window and prefix 0 or more"
-            )
 
     @property
     def groups(self) -> int:

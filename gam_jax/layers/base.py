@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from gam_jax.params import Params, Table, path_name, zero_shards
 from sharding.axes import Axes
+from sharding.bounds import check_bounds
 
 Carry = Any
 """A layer's recurrent state or KV cache: a tree of arrays that it hands to the next token, the
@@ -53,6 +54,9 @@ class Layer:
     and the last carry of the sequence taken at once. The law of the mesh: so has one whose rows,
     tokens and channels are split over devices.
     """
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
     @property
     def causal(self) -> bool:

@@ -12,6 +12,7 @@ from gam_jax.ops.linear import linear
 from gam_jax.params import Param, Params, Table, fan_in
 from sharding import exchange, residual
 from sharding.axes import Axes
+from sharding.bounds import Rate, Size, check_bounds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +29,11 @@ class Bidirectional(Layer):
     """
 
     inner: Layer
-    width: int | None = None
-    dropout: float | None = None
+    width: Size | None = None
+    dropout: Rate | None = None
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         inner = inherit(self.inner, width=self.width, dropout=self.dropout)
         object.__setattr__(self, "inner", inner)
 

@@ -17,6 +17,7 @@ from gam_jax.layers.norm import LayerNorm
 from gam_jax.params import Params, Table, stack
 from sharding import zero
 from sharding.axes import Axes
+from sharding.bounds import Rate, Size, check_bounds
 
 FORMS = ("sequential", "parallel")
 NORMS = ("pre", "post", "sandwich")
@@ -40,12 +41,13 @@ class Block(Layer):
     mixer: Layer
     ffn: Layer = MLP()
     norm: Layer = LayerNorm()
-    width: int | None = None
-    dropout: float | None = None
+    width: Size | None = None
+    dropout: Rate | None = None
     form: str = "sequential"
     norms: str = "pre"
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         for name, valid in (("form", FORMS), ("norms", NORMS)):
             if getattr(self, name) not in valid:
                 raise ValueError(
@@ -120,10 +122,11 @@ class Residual(Layer):
 
     inner: Layer
     norm: Layer = LayerNorm()
-    width: int | None = None
-    dropout: float | None = None
+    width: Size | None = None
+    dropout: Rate | None = None
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         for name in ("inner", "norm"):
             layer = inherit(getattr(self, name), width=self.width, dropout=self.dropout)
             object.__setattr__(self, name, layer)
@@ -176,9 +179,9 @@ class Stack(Layer):
     """
 
     block: Layer
-    depth: int
+    depth: Size
     remat: bool = False
-    unroll: int = 1
+    unroll: Size = 1
 
     @property
     def of_stacks(self) -> bool:
@@ -231,10 +234,11 @@ class Series(Layer):
 
     first: Layer
     then: Layer
-    width: int | None = None
-    dropout: float | None = None
+    width: Size | None = None
+    dropout: Rate | None = None
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         for name in ("first", "then"):
             layer = inherit(getattr(self, name), width=self.width, dropout=self.dropout)
             object.__setattr__(self, name, layer)

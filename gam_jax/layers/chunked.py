@@ -14,6 +14,7 @@ from gam_jax.layers.base import WHOLE, Carry, Layer, inherit
 from gam_jax.params import Params, Table
 from sharding import collectives
 from sharding.axes import Axes
+from sharding.bounds import Rate, Size, check_bounds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +32,12 @@ class Chunked(Layer):
     """
 
     inner: Layer
-    size: int = 4096
-    width: int | None = None
-    dropout: float | None = None
+    size: Size = 4096
+    width: Size | None = None
+    dropout: Rate | None = None
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError("Chunked.size must be at least 1")
+        check_bounds(self)
         if not self.inner.causal:
             raise ValueError("Chunked.inner must be causal: it hands a carry from chunk to chunk")
         inner = inherit(self.inner, width=self.width, dropout=self.dropout)

@@ -13,6 +13,7 @@ from gam_jax.layers.base import WHOLE, Carry, Layer, inherit
 from gam_jax.layers.mamba2 import Mamba2
 from gam_jax.params import Params, Table
 from sharding.axes import Axes
+from sharding.bounds import Rate, Size, check_bounds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,13 +38,14 @@ class FalconH1(Layer):
 
     attention: Layer = Attention(rotary=1e11)
     ssm: Layer = Mamba2(norm="none")
-    width: int | None = None
-    dropout: float | None = None
+    width: Size | None = None
+    dropout: Rate | None = None
     attention_in: float = 1.0
     attention_out: float = 1.0
     ssm_out: float = 1.0
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         for name in ("attention", "ssm"):
             inner = inherit(getattr(self, name), width=self.width, dropout=self.dropout)
             object.__setattr__(self, name, inner)

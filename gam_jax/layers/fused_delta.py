@@ -18,6 +18,7 @@ from gam_jax.ops.scan import memory_scan
 from gam_jax.params import Initializer, Param, Params, Table, fan_in, ones, zeros
 from sharding import collectives, residual
 from sharding.axes import Axes
+from sharding.bounds import Count, Size, check_bounds
 
 PATHS = 4
 """Short convolution, long convolution, memory, value."""
@@ -69,18 +70,17 @@ class FusedDelta(Layer):
       chunk: of the scan.
     """
 
-    width: int | None = None
-    heads: int = 4
-    key_width: int = 0
-    value_width: int = 0
-    kernel: int = 4
-    short: int = 3
-    long: int = 63
-    chunk: int = 64
+    width: Size | None = None
+    heads: Size = 4
+    key_width: Count = 0
+    value_width: Count = 0
+    kernel: Size = 4
+    short: Size = 3
+    long: Size = 63
+    chunk: Size = 64
 
     def __post_init__(self) -> None:
-        if min(self.heads, self.kernel, self.short, self.long) < 1:
-            raise ValueError("FusedDelta.heads, kernel, short and long must be at least 1")
+        check_bounds(self)
         if self.width is not None and not (self.keys and self.values):
             raise ValueError(f"FusedDelta.heads={self.heads} are too many for {self.width}")
 

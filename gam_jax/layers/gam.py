@@ -18,6 +18,7 @@ from gam_jax.ops.sparse_memory import sparse_read
 from gam_jax.params import Param, Params, Table, fan_in, normal, uniform, zeros
 from sharding import collectives, residual
 from sharding.axes import Axes
+from sharding.bounds import Count, Size, check_bounds
 
 VARIANTS = ("full", "sum", "global", "local")
 
@@ -44,20 +45,19 @@ class GAM(Layer):
         "global" (read alone), "local" (conv alone).
     """
 
-    width: int | None = None
-    slots: int = 512
-    kernel: int = 3
-    dilation: int = 1
-    top: int = 0
+    width: Size | None = None
+    slots: Size = 512
+    kernel: Size = 3
+    dilation: Size = 1
+    top: Count = 0
     variant: str = "full"
     offset: bool = False
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         if self.variant not in VARIANTS:
             raise ValueError(f"GAM.variant '{self.variant}' is not one of {', '.join(VARIANTS)}")
-        if min(self.kernel, self.dilation, self.slots) < 1:
-            raise ValueError("GAM.kernel, GAM.dilation and GAM.slots must be at least 1")
-        if not 0 <= self.top <= self.slots:
+        if self.top > self.slots:
             raise ValueError(f"GAM.top {self.top} is not from 0 (all) to GAM.slots = {self.slots}")
 
     @property

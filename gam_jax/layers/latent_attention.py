@@ -19,6 +19,7 @@ from gam_jax.ops.rotary import Yarn, rotary
 from gam_jax.params import Param, Params, Table, fan_in, ones, zeros
 from sharding import collectives, residual
 from sharding.axes import Axes
+from sharding.bounds import Count, NotNegative, Positive, Rate, Size, check_bounds
 
 NORM_EPS = 1e-6
 
@@ -49,24 +50,23 @@ class LatentAttention(Layer):
       dropout: rate on the output in training.
     """
 
-    width: int | None = None
-    heads: int = 4
-    latent: int = 64
-    query_latent: int = 0
-    head_size: int = 32
-    rotary_size: int = 16
-    value_size: int = 0
-    rotary: float = 10_000.0
+    width: Size | None = None
+    heads: Size = 4
+    latent: Size = 64
+    query_latent: Count = 0
+    head_size: Size = 32
+    rotary_size: Size = 16
+    value_size: Count = 0
+    rotary: Positive = 10_000.0
     yarn: Yarn = Yarn()
-    context: int = 2048
-    scale: float = 0.0
-    dropout: float | None = None
+    context: Size = 2048
+    scale: NotNegative = 0.0
+    dropout: Rate | None = None
 
     def __post_init__(self) -> None:
-        if self.rotary_size < 2 or self.rotary_size % 2:
+        check_bounds(self)
+        if self.rotary_size % 2:
             raise ValueError(f"LatentAttention.rotary_size={self.rotary_size} is not 2 or 4 or ...")
-        if self.context < 1:
-            raise ValueError("LatentAttention.context must be at least 1")
 
     @property
     def limit(self) -> int:

@@ -19,6 +19,7 @@ from gam_jax.ops.scan import memory_scan
 from gam_jax.params import Param, Params, Table, fan_in, ones, zeros
 from sharding import collectives, residual
 from sharding.axes import Axes
+from sharding.bounds import Count, Size, check_bounds
 
 RANK = 16
 """Of GLA's map from a token to its decays."""
@@ -111,19 +112,20 @@ class LinearMemory(Layer):
       method: of the scan.
     """
 
-    width: int | None = None
-    heads: int = 4
+    width: Size | None = None
+    heads: Size = 4
     variant: str = "gated_deltanet"
-    key_width: int = 0
-    value_width: int = 0
-    kernel: int = 0
+    key_width: Count = 0
+    value_width: Count = 0
+    kernel: Count = 0
     feature: str = ""
     gated: bool | None = None
     negative: bool = False
-    chunk: int = 64
+    chunk: Size = 64
     method: str = "chunked"
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         if self.variant not in RECIPES:
             raise ValueError(
                 f"LinearMemory.variant '{self.variant}' is not one of {', '.join(RECIPES)}"
@@ -132,8 +134,6 @@ class LinearMemory(Layer):
             raise ValueError(
                 f"LinearMemory.feature '{self.feature}' is not one of {', '.join(FEATURES)}"
             )
-        if self.heads < 1 or min(self.key_width, self.value_width, self.kernel) < 0:
-            raise ValueError("LinearMemory.heads must be at least 1, and no width negative")
         if self.width is not None and not (self.keys and self.values):
             raise ValueError(f"LinearMemory.heads={self.heads} are too many for {self.width}")
         if self.recipe.turned and self.width is not None and self.keys % 2:

@@ -17,6 +17,7 @@ from gam_jax.ops.selective_scan import selective_scan
 from gam_jax.params import Initializer, Param, Params, Table, fan_in, ones, uniform, zeros
 from sharding import collectives, residual
 from sharding.axes import Axes
+from sharding.bounds import Count, Size, check_bounds
 
 
 def log_step_sizes(low: float = 1e-3, high: float = 0.1, floor: float = 1e-4) -> Initializer:
@@ -54,16 +55,14 @@ class Mamba(Layer):
       rank: R, of the map from a token to its step sizes; 0 for D / 16, rounded up.
     """
 
-    width: int | None = None
-    expansion: int = 2
-    state: int = 16
-    kernel: int = 4
-    rank: int = 0
+    width: Size | None = None
+    expansion: Size = 2
+    state: Size = 16
+    kernel: Size = 4
+    rank: Count = 0
 
     def __post_init__(self) -> None:
-        for name in ("expansion", "state", "kernel"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Mamba.{name} must be at least 1")
+        check_bounds(self)
 
     @property
     def inner(self) -> int:

@@ -19,6 +19,7 @@ from gam_jax.ops.scan import memory_scan
 from gam_jax.params import Param, Params, Table, fan_in, ones, zeros
 from sharding import collectives, residual
 from sharding.axes import Axes
+from sharding.bounds import Count, NotNegative, Size, check_bounds
 
 NORMS = ("gate_first", "norm_first", "none")
 
@@ -43,6 +44,9 @@ class Scales:
     b: float = 1.0
     c: float = 1.0
     dt: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,25 +75,23 @@ class Mamba2(Layer):
       chunk: tokens in a chunk of the scan.
     """
 
-    width: int | None = None
-    inner: int = 0
-    head: int = 64
-    state: int = 128
-    groups: int = 1
-    kernel: int = 4
+    width: Size | None = None
+    inner: Count = 0
+    head: Size = 64
+    state: Size = 128
+    groups: Size = 1
+    kernel: Size = 4
     norm: str = "gate_first"
-    eps: float = 1e-5
-    dt_min: float = 0.0
-    dt_max: float = 0.0
+    eps: NotNegative = 1e-5
+    dt_min: NotNegative = 0.0
+    dt_max: NotNegative = 0.0
     scales: Scales = Scales()
-    chunk: int = 64
+    chunk: Size = 64
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         if self.norm not in NORMS:
             raise ValueError(f"Mamba2.norm '{self.norm}' is not one of {', '.join(NORMS)}")
-        for name in ("head", "state", "groups", "kernel"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Mamba2.{name} must be at least 1")
         if self.inner or self.width:
             _ = self.heads
 

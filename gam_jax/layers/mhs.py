@@ -20,6 +20,7 @@ from gam_jax.ops.selective_scan import selective_scan
 from gam_jax.params import Param, Params, Table, fan_in, ones, zeros
 from sharding import collectives, residual
 from sharding.axes import Axes
+from sharding.bounds import Count, Size, check_bounds
 
 ROUTES = 4
 TAPS = 9
@@ -47,21 +48,20 @@ class MHS(Layer):
       threshold: t of the gate.
     """
 
-    width: int | None = None
-    rows: int = 8
+    width: Size | None = None
+    rows: Size = 8
     patterns: str = "CXSZ"
-    head: int = 0
-    state: int = 16
+    head: Count = 0
+    state: Size = 16
     threshold: float = 0.0
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         wrong = set(self.patterns) - set(PATTERNS)
         if wrong or not self.patterns:
             raise ValueError(
                 f"MHS.patterns '{self.patterns}': give letters of {', '.join(PATTERNS)}"
             )
-        if self.rows < 1 or self.state < 1 or self.head < 0:
-            raise ValueError("MHS.rows and state must be at least 1, head at least 0")
         if self.width is not None and not self.head and self.width % len(self.patterns):
             raise ValueError(
                 f"MHS.width {self.width} is not divisible by {len(self.patterns)} heads: set head"

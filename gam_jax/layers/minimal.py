@@ -14,6 +14,7 @@ from gam_jax.ops.scan import diagonal_scan
 from gam_jax.params import Param, Params, Table, fan_in, zeros
 from sharding import residual
 from sharding.axes import Axes
+from sharding.bounds import Size, check_bounds
 
 GATES = {"gru": 1, "lstm": 2}
 
@@ -35,16 +36,15 @@ class MinimalRNN(Layer):
       method: of the scan, see `gam_jax.ops.scan.diagonal_scan`.
     """
 
-    width: int | None = None
-    expansion: int = 1
+    width: Size | None = None
+    expansion: Size = 1
     variant: str = "gru"
     method: str = "chunked"
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         if self.variant not in GATES:
             raise ValueError(f"MinimalRNN.variant '{self.variant}' is not one of gru, lstm")
-        if self.expansion < 1:
-            raise ValueError("MinimalRNN.expansion must be at least 1")
 
     @property
     def inner(self) -> int:

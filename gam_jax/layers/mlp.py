@@ -15,6 +15,7 @@ from gam_jax.ops.linear import linear, linear_transposed
 from gam_jax.params import Param, Params, Table, fan_in
 from sharding import residual
 from sharding.axes import Axes
+from sharding.bounds import Count, Rate, Size, check_bounds
 
 GATED = {"swiglu": "silu", "geglu": "gelu"}
 """Gated activations, and what each lays on its gate (Shazeer 2020, arXiv 2002.05202)."""
@@ -44,16 +45,17 @@ class MLP(Layer):
       out_scale: constant on the result, before its bias.
     """
 
-    width: int | None = None
-    expansion: int = 4
-    dropout: float | None = None
+    width: Size | None = None
+    expansion: Size = 4
+    dropout: Rate | None = None
     activation: str = "gelu"
-    hidden: int = 0
+    hidden: Count = 0
     bias: bool = True
     gate_scale: float = 1.0
     out_scale: float = 1.0
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         if self.activation not in {**PLAIN, **GATED}:
             valid = ", ".join({**PLAIN, **GATED})
             raise ValueError(f"MLP.activation '{self.activation}' is not one of {valid}")

@@ -18,6 +18,7 @@ from gam_jax.ops.dropout import draw, dropout
 from gam_jax.params import Param, Params, Table, normal, stack, zeros
 from sharding import collectives, residual
 from sharding.axes import Axes
+from sharding.bounds import Count, Rate, Size, check_bounds
 
 
 class Routed(Statistics, flax.struct.PyTreeNode):
@@ -107,19 +108,20 @@ class MoE(Layer):
       method: of the grouped products, see `gam_jax.ops.grouped.make_groups`.
     """
 
-    experts: int = 8
-    chosen: int = 2
+    experts: Size = 8
+    chosen: Size = 2
     ffn: MLP = MLP(activation="swiglu", bias=False)
-    shared: int = 0
+    shared: Count = 0
     router: routing.Router = routing.Router()
     capacity: routing.Capacity = routing.Capacity()
-    width: int | None = None
-    dropout: float | None = None
+    width: Size | None = None
+    dropout: Rate | None = None
     strategy: str = "auto"
     method: str = "auto"
 
     def __post_init__(self) -> None:
-        if not 1 <= self.chosen <= self.experts:
+        check_bounds(self)
+        if self.chosen > self.experts:
             raise ValueError(f"MoE.chosen={self.chosen} is not from 1 to experts={self.experts}")
         if self.experts % self.router.groups:
             raise ValueError(
@@ -135,8 +137,6 @@ class MoE(Layer):
         if self.strategy not in dispatch.STRATEGIES:
             valid = ", ".join(dispatch.STRATEGIES)
             raise ValueError(f"MoE.strategy '{self.strategy}' is not one of {valid}")
-        if self.shared < 0:
-            raise ValueError("MoE.shared must not be negative")
         if self._by_expert and (self.capacity.factor or self.router.bias_step):
             raise ValueError(
                 "MoE.router.by='expert' is in balance and drops none by design: leave out "

@@ -18,6 +18,7 @@ from gam_jax.ops.linear import linear
 from gam_jax.ops.modulation import modulate
 from gam_jax.params import Param, Params, Table, fan_in, ones, zeros
 from sharding.axes import Axes
+from sharding.bounds import Count, Rate, Size, check_bounds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,20 +49,19 @@ class MoFME(Layer):
       method: of the grouped products, see `gam_jax.ops.grouped.make_groups`.
     """
 
-    width: int | None = None
-    experts: int = 8
-    chosen: int = 2
+    width: Size | None = None
+    experts: Size = 8
+    chosen: Size = 2
     adaptor: MLP = MLP(bias=False)
-    samples: int = 5
-    doubt: float = 0.1
-    dropout: float | None = None
+    samples: Count = 5
+    doubt: Rate = 0.1
+    dropout: Rate | None = None
     method: str = "auto"
 
     def __post_init__(self) -> None:
-        if not 1 <= self.chosen <= self.experts:
+        check_bounds(self)
+        if self.chosen > self.experts:
             raise ValueError(f"MoFME.chosen={self.chosen} is not from 1 to experts={self.experts}")
-        if self.samples < 0 or not 0 <= self.doubt < 1:
-            raise ValueError("MoFME.samples must not be negative, and doubt from 0 to below 1")
         inner = inherit(self.adaptor, width=self.width, dropout=self.dropout)
         object.__setattr__(self, "adaptor", inner)
 

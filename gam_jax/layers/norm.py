@@ -10,6 +10,7 @@ from gam_jax.layers.base import WHOLE, Layer, known
 from gam_jax.ops.norm import layer_norm, rms_norm
 from gam_jax.params import Param, Params, Table, ones, zeros
 from sharding.axes import Axes
+from sharding.bounds import NotNegative, Size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +22,8 @@ class LayerNorm(Layer):
       eps: added to the variance, so that nothing is divided by 0.
     """
 
-    width: int | None = None
-    eps: float = 1e-5
+    width: Size | None = None
+    eps: NotNegative = 1e-5
 
     def table(self) -> Table:
         """scale [D] and bias [D]."""
@@ -54,8 +55,8 @@ class RMSNorm(Layer):
       eps: added to the mean square, so that nothing is divided by 0.
     """
 
-    width: int | None = None
-    eps: float = 1e-5
+    width: Size | None = None
+    eps: NotNegative = 1e-5
 
     def table(self) -> Table:
         """scale [D]."""

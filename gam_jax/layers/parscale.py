@@ -14,6 +14,7 @@ from gam_jax.ops.linear import linear
 from gam_jax.params import Param, Params, Table, fan_in, normal, path_name, zeros
 from sharding import collectives, zero
 from sharding.axes import Axes
+from sharding.bounds import Count, Rate, Share, Size, check_bounds
 
 LayerType = TypeVar("LayerType")
 
@@ -47,17 +48,14 @@ class ParScale(Layer):
     """
 
     inner: Layer
-    streams: int = 2
-    prefix: int = 48
-    smoothing: float = 0.1
-    width: int | None = None
-    dropout: float | None = None
+    streams: Size = 2
+    prefix: Count = 48
+    smoothing: Share = 0.1
+    width: Size | None = None
+    dropout: Rate | None = None
 
     def __post_init__(self) -> None:
-        if self.streams < 1 or self.prefix < 0 or not 0 <= self.smoothing <= 1:
-            raise ValueError(
-                "ParScale.streams must be at least 1, prefix 0 or more, smoothing from 0 to 1"
-            )
+        check_bounds(self)
         if not self.inner.causal:
             raise ValueError("ParScale.inner must be causal: streams differ in how they begin")
         inner = inherit(self.inner, width=self.width, dropout=self.dropout)

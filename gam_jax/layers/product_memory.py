@@ -13,6 +13,7 @@ from gam_jax.ops.sparse_memory import product_read
 from gam_jax.params import Param, Params, Table, fan_in, normal, zeros
 from sharding import residual
 from sharding.axes import Axes
+from sharding.bounds import Size, check_bounds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,16 +33,17 @@ class ProductMemory(Layer):
       top: slots that a head reads.
     """
 
-    width: int | None = None
-    side: int = 256
-    keys: int = 64
-    heads: int = 4
-    top: int = 32
+    width: Size | None = None
+    side: Size = 256
+    keys: Size = 64
+    heads: Size = 4
+    top: Size = 32
 
     def __post_init__(self) -> None:
-        if min(self.side, self.keys, self.heads) < 1 or not 1 <= self.top <= self.side**2:
+        check_bounds(self)
+        if self.top > self.side**2:
             raise ValueError(
-                "ProductMemory.side, keys and heads must be at least 1, top from 1 to side^2"
+                f"ProductMemory.top={self.top} is not from 1 to the slots, side^2 = {self.side**2}"
             )
 
     def table(self) -> Table:

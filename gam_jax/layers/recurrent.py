@@ -17,6 +17,7 @@ from gam_jax.ops.recurrence import Product, elman_step, gru_step, lstm_step, rec
 from gam_jax.params import Param, Params, Table, fan_in, zeros
 from sharding import collectives, residual
 from sharding.axes import Axes
+from sharding.bounds import Size
 
 
 def orthogonal_gates(key: Array, shape: tuple[int, ...]) -> Array:
@@ -42,14 +43,10 @@ class Recurrent(Layer):
       unroll: steps in one turn of the loop.
     """
 
-    width: int | None = None
-    unroll: int = 1
+    width: Size | None = None
+    unroll: Size = 1
 
     gates: ClassVar[int]
-
-    def __post_init__(self) -> None:
-        if self.unroll < 1:
-            raise ValueError(f"{type(self).__name__}.unroll must be at least 1")
 
     def table(self) -> Table:
         """w_in [D, G, D], w_state [D, G, D], bias [G, D]."""

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from gam_jax.layers.base import WHOLE, Carry, Layer, inherit
 from gam_jax.params import Params, Table, stack
 from sharding.axes import Axes
+from sharding.bounds import Rate, Size, check_bounds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +29,12 @@ class Shallow(Layer):
     """
 
     block: Layer
-    depth: int
-    width: int | None = None
-    dropout: float | None = None
+    depth: Size
+    width: Size | None = None
+    dropout: Rate | None = None
 
     def __post_init__(self) -> None:
-        if self.depth < 1:
-            raise ValueError("Shallow.depth must be at least 1")
+        check_bounds(self)
         block = inherit(self.block, width=self.width, dropout=self.dropout)
         object.__setattr__(self, "block", block)
 

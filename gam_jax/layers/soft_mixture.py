@@ -15,6 +15,7 @@ from gam_jax.layers.base import WHOLE, Carry, Layer, inherit, known
 from gam_jax.layers.latent_attention import LatentAttention
 from gam_jax.params import Param, Params, Table, normal, stack
 from sharding.axes import Axes
+from sharding.bounds import Rate, Size, check_bounds
 
 KEYS: dict[type, tuple[str, ...]] = {
     Attention: ("key", "value"),
@@ -40,14 +41,13 @@ class SoftMixture(Layer):
     """
 
     inner: Layer
-    experts: int = 4
+    experts: Size = 4
     shared_keys: bool = False
-    width: int | None = None
-    dropout: float | None = None
+    width: Size | None = None
+    dropout: Rate | None = None
 
     def __post_init__(self) -> None:
-        if self.experts < 1:
-            raise ValueError("SoftMixture.experts must be at least 1")
+        check_bounds(self)
         if self.shared_keys and type(self.inner) not in KEYS:
             raise ValueError(
                 f"SoftMixture.shared_keys: a {type(self.inner).__name__} has no keys and values "

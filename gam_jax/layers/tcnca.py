@@ -18,6 +18,7 @@ from gam_jax.ops.linear import linear
 from gam_jax.params import Param, Params, Table, fan_in, normal, ones, zeros
 from sharding import collectives, residual
 from sharding.axes import Axes
+from sharding.bounds import Rate, Size, check_bounds
 
 VARIANTS = ("full", "simple")
 STD = 0.02
@@ -41,15 +42,14 @@ class TCN(Layer):
       convs: convolutions in a level, one after another, before its residual connection.
     """
 
-    width: int | None = None
-    kernel: int = 4
-    levels: int = 4
-    factor: int = 4
-    convs: int = 1
+    width: Size | None = None
+    kernel: Size = 4
+    levels: Size = 4
+    factor: Size = 4
+    convs: Size = 1
 
     def __post_init__(self) -> None:
-        if min(self.kernel, self.levels, self.factor, self.convs) < 1:
-            raise ValueError("TCN.kernel, levels, factor and convs must be at least 1")
+        check_bounds(self)
 
     @property
     def span(self) -> int:
@@ -139,19 +139,18 @@ class TCNCA(Layer):
       dropout: rate on the result in training.
     """
 
-    width: int | None = None
+    width: Size | None = None
     tcn: TCN = TCN()
-    chunk: int = 128
-    keys: int = 64
-    expansion: int = 2
+    chunk: Size = 128
+    keys: Size = 64
+    expansion: Size = 2
     variant: str = "full"
-    dropout: float | None = None
+    dropout: Rate | None = None
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         if self.variant not in VARIANTS:
             raise ValueError(f"TCNCA.variant '{self.variant}' is not one of {', '.join(VARIANTS)}")
-        if min(self.chunk, self.keys, self.expansion) < 1:
-            raise ValueError("TCNCA.chunk, keys and expansion must be at least 1")
         object.__setattr__(self, "tcn", dataclasses.replace(self.tcn, width=self.width))
 
     def table(self) -> Table:

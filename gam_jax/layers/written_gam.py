@@ -17,6 +17,7 @@ from gam_jax.ops.memory import memory_read
 from gam_jax.params import Param, Params, Table, fan_in, uniform, zeros
 from sharding import collectives, residual
 from sharding.axes import Axes
+from sharding.bounds import Count, Rate, Size, check_bounds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,14 +36,13 @@ class WrittenGAM(Layer):
     """
 
     memory: Layer
-    width: int | None = None
-    slots: int = 0
-    kernel: int = 8
-    dropout: float | None = None
+    width: Size | None = None
+    slots: Count = 0
+    kernel: Size = 8
+    dropout: Rate | None = None
 
     def __post_init__(self) -> None:
-        if self.kernel < 1 or self.slots < 0:
-            raise ValueError("WrittenGAM.kernel must be at least 1, and slots at least 0")
+        check_bounds(self)
         memory = inherit(self.memory, width=self.width, dropout=self.dropout)
         object.__setattr__(self, "memory", memory)
 

@@ -15,6 +15,7 @@ from gam_jax.layers.base import WHOLE, statistics
 from gam_jax.params import Params, Table
 from sharding import collectives
 from sharding.axes import Axes
+from sharding.bounds import check_bounds
 from sharding.errors import UserError
 from sharding.layout import Layout
 
@@ -36,6 +37,9 @@ class Model:
     says what training lowers in `objective`. Mesh, checkpoints, resume, metrics and reports then
     work for it as for any other. `register` (gam_jax.registry) lets configurations name it.
     """
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
     def table(self) -> Table:
         """The parameters, see `gam_jax.params`."""

@@ -18,6 +18,7 @@ from gam_jax.ops.linear import linear
 from gam_jax.params import Param, Params, Table, fan_in, normal, zeros
 from sharding import collectives
 from sharding.axes import Axes
+from sharding.bounds import Size, check_bounds
 from sharding.errors import UserError
 from sharding.layout import Layout
 
@@ -39,13 +40,14 @@ class ImageClassifier(Model):
     """
 
     block: Layer
-    width: int
-    depth: int
-    side: int | None = None
-    classes: int | None = None
-    patch: int = 1
+    width: Size
+    depth: Size
+    side: Size | None = None
+    classes: Size | None = None
+    patch: Size = 1
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         if self.side is not None and self.side % self.patch:
             raise ValueError(
                 f"ImageClassifier.patch {self.patch} does not divide its side of {self.side}"

@@ -25,6 +25,7 @@ from gam_jax.ops.vocabulary import embed, token_hits, token_losses
 from gam_jax.params import Param, Params, Table
 from sharding import collectives, residual
 from sharding.axes import Axes
+from sharding.bounds import Count, Rate, Share, Size, check_bounds
 from sharding.errors import UserError
 from sharding.layout import Layout
 
@@ -102,24 +103,25 @@ class LanguageModel(Model):
     """
 
     block: Layer
-    width: int
-    depth: int
-    vocab: int | None = None
-    context: int = 0
-    dropout: float = 0.0
+    width: Size
+    depth: Size
+    vocab: Size | None = None
+    context: Count = 0
+    dropout: Rate = 0.0
     init: str = "sound"
     dtype: str = "float32"
     remat: bool = False
-    unroll: int = 1
+    unroll: Size = 1
     norm: Layer = LayerNorm()
     tied: bool = True
     embedding_scale: float = 1.0
     logit_scale: float = 1.0
-    streams: int = 1
-    prefix: int = 48
-    smoothing: float = 0.1
+    streams: Size = 1
+    prefix: Count = 48
+    smoothing: Share = 0.1
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         if self.init not in INITS:
             raise ValueError(f"LanguageModel.init '{self.init}' is not one of {', '.join(INITS)}")
         if not self.block.causal:

@@ -8,6 +8,8 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from sharding.bounds import Positive, Size, check_bounds
+
 
 @dataclasses.dataclass(frozen=True)
 class Yarn:
@@ -24,10 +26,13 @@ class Yarn:
       fast, slow: turns.
     """
 
-    factor: float = 1.0
-    original: int = 4096
-    fast: float = 32.0
-    slow: float = 1.0
+    factor: Positive = 1.0
+    original: Size = 4096
+    fast: Positive = 32.0
+    slow: Positive = 1.0
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
 
 def rotary(

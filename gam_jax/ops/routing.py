@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from sharding import collectives
+from sharding.bounds import Count, NotNegative, Positive, Rate, Size, check_bounds
 
 SCORES = ("softmax", "sigmoid")
 CHOOSERS = ("token", "expert")
@@ -53,24 +54,25 @@ class Router:
 
     score: str = "softmax"
     renormalise: bool = True
-    scale: float = 1.0
-    groups: int = 1
-    chosen_groups: int = 0
+    scale: Positive = 1.0
+    groups: Size = 1
+    chosen_groups: Count = 0
     by: str = "token"
     bias: bool = False
-    jitter: float = 0.0
-    balance: float = 0.01
+    jitter: Rate = 0.0
+    balance: NotNegative = 0.01
     balance_over: str = "batch"
-    z: float = 0.001
-    bias_step: float = 0.0
+    z: NotNegative = 0.001
+    bias_step: NotNegative = 0.0
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         for name, valid in (("score", SCORES), ("by", CHOOSERS), ("balance_over", OVER)):
             if getattr(self, name) not in valid:
                 raise ValueError(
                     f"Router.{name} '{getattr(self, name)}' is not one of {', '.join(valid)}"
                 )
-        if self.groups < 1 or not 0 <= self.chosen_groups <= self.groups:
+        if self.chosen_groups > self.groups:
             raise ValueError("Router.chosen_groups must be from 0 (all) to groups, at least 1")
 
 
@@ -168,15 +170,14 @@ class Capacity:
         ST-MoE), which is not causal.
     """
 
-    factor: float = 0.0
-    tokens: int = 256
+    factor: NotNegative = 0.0
+    tokens: Count = 256
     first: str = "tokens"
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         if self.first not in ("tokens", "choices"):
             raise ValueError(f"Capacity.first '{self.first}' is neither tokens nor choices")
-        if self.factor < 0 or self.tokens < 0:
-            raise ValueError("Capacity.factor and tokens must not be negative")
 
     def room(self, chosen: int, experts: int, tokens: int = 0) -> int:
         """How many tokens of a span an expert takes.

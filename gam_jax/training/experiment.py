@@ -12,6 +12,7 @@ from gam_jax.data.base import Data
 from gam_jax.data.text import Text
 from gam_jax.models.base import Model
 from gam_jax.optimizer import OptimizerConfig, learning_rate_schedule
+from sharding.bounds import Count, NotNegative, Seed, Size, check_bounds
 from sharding.checkpoint import CheckpointConfig
 from sharding.errors import UserError
 from sharding.layout import Parallel
@@ -37,25 +38,20 @@ class TrainConfig:
       straggler: report a process whose step time is that many times the median; 0 for none.
     """
 
-    steps: int = 1000
-    batch: int = 16
-    accumulate: int = 1
-    seed: int = 0
-    log_every: int = 10
-    validate_every: int = 200
-    tokens: int = 0
-    validation_tokens: int = 0
-    stop_at: int = 0
+    steps: Size = 1000
+    batch: Size = 16
+    accumulate: Size = 1
+    seed: Seed = 0
+    log_every: Size = 10
+    validate_every: Size = 200
+    tokens: Count = 0
+    validation_tokens: Count = 0
+    stop_at: Count = 0
     goal: str = ""
-    straggler: float = 2.0
+    straggler: NotNegative = 2.0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulate", "log_every", "validate_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"train.{name}={getattr(self, name)}: give at least 1")
-        for name in ("tokens", "validation_tokens", "stop_at"):
-            if getattr(self, name) < 0:
-                raise UserError(f"train.{name}={getattr(self, name)}: give 0 or more")
+        check_bounds(self, "train")
         if self.goal:
             _ = self.reached({})
         if self.straggler and self.straggler <= 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 
-from sharding.errors import UserError
+from sharding.bounds import Count, Size, check_bounds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,15 +19,13 @@ class CheckpointConfig:
       keep_every: those of every so many steps are kept for good; 0 for none.
     """
 
-    every: int = 200
-    keep: int = 2
-    keep_best: int = 1
-    keep_every: int = 0
+    every: Size = 200
+    keep: Size = 2
+    keep_best: Count = 1
+    keep_every: Count = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("every", 1), ("keep", 1), ("keep_best", 0), ("keep_every", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"checkpoint.{name}={getattr(self, name)}: give at least {least}")
+        check_bounds(self, "checkpoint")
 
     def kept(self, steps: Iterable[int], losses: Mapping[int, float]) -> set[int]:
         """The steps to keep.

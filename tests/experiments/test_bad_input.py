@@ -189,6 +189,39 @@ BAD = {
         train("--mesh=tensor=8", "--config.data.tokenizer=bpe:300"),
         ["embedding", "'vocab' = ", "tensor=8"],
     ),
+    "rate below 0": (
+        train("--config.optimizer.learning_rate=-1.0"),
+        ["optimizer.learning_rate=-1.0", "must not be negative"],
+    ),
+    "rate that is no number": (
+        train("--config.optimizer.learning_rate=nan"),
+        ["optimizer.learning_rate=nan", "finite"],
+    ),
+    "warm-up below 0": (train("--config.optimizer.warmup=-1"), ["optimizer.warmup=-1"]),
+    "decay below 0": (train("--config.optimizer.weight_decay=-0.1"), ["weight_decay=-0.1"]),
+    "average that forgets nothing": (
+        train("--config.optimizer.beta2=1.0"),
+        ["optimizer.beta2=1.0", "from 0 to below 1"],
+    ),
+    "no block in a turn": (train("--config.model.unroll=0"), ["unroll=0", "at least 1"]),
+    "dropout of all": (train("--config.model.dropout=1.0"), ["dropout=1.0", "below 1"]),
+    "seed below 0": (train("--config.train.seed=-1"), ["train.seed=-1", "not be negative"]),
+    "sample of a temperature that is no number": (
+        ("sample", "--run=untrained", "--temperature=nan"),
+        ["--temperature=nan", "finite"],
+    ),
+    "sample of an infinite temperature": (
+        ("sample", "--run=untrained", "--temperature=inf"),
+        ["--temperature=inf", "finite"],
+    ),
+    "sample of a share that is no number": (
+        ("sample", "--run=untrained", "--top_p=nan"),
+        ["--top_p=nan", "finite"],
+    ),
+    "sample of a seed that is too large": (
+        ("sample", "--run=untrained", "--seed=4294967296"),
+        ["seed", "4294967296"],
+    ),
     "sample of a negative temperature": (
         ("sample", "--run=untrained", "--temperature=-1"),
         ["temperature", "-1"],
