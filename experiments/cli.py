@@ -1,4 +1,7 @@
-"""How every command starts and fails: one clear line and exit code 2 for bad input."""
+"""How every command starts and fails: one clear line and exit code 2 for bad input.
+
+A fault of the program itself is one line too, with code 70, and a file with the trace.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from absl import app, flags, logging
 from experiments.usage import usage
 from sharding import processes
 from sharding.errors import UserError
+from sharding.fault import tell_fault
 
 BAD_INPUT = 2
 HELP = ("help", "h", "helpshort", "?")
@@ -150,7 +154,7 @@ def _guarded(main: Callable[[], None]) -> None:
         sys.stderr.close()  # the reader of our output has left
     except Exception as error:
         if (line := processes.lost_another(error)) is None:
-            raise
+            sys.exit(tell_fault(error))
         print(f"error: {line}", file=sys.stderr, flush=True)
         sys.exit(1)
 

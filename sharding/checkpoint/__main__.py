@@ -23,9 +23,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as TextTable
 
+from sharding.bounds import NotNegative, check_number
 from sharding.errors import UserError
+from sharding.fault import tell_fault
 
-DIFFERENT, BAD_INPUT = 1, 2
+DIFFERENT, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,6 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has left
+        return 0
+    except Exception as error:
+        return tell_fault(error)
 
 
 def _inspect(args: argparse.Namespace) -> int:
@@ -59,6 +69,7 @@ def _inspect(args: argparse.Namespace) -> int:
 def _diff(args: argparse.Namespace) -> int:
     from sharding.checkpoint.diff import diff
 
+    check_number("--rtol", args.rtol, NotNegative)
     found = diff(args.a, args.b, args.rtol, args.only)
     if args.json:
         print(json.dumps(found))
