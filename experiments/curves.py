@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from gam_jax.training.metrics import points
+from sharding.whole_file import check_place
 
 BASELINE_COLOURS = {"unigram": "#999999", "bigram": "#666666", "gzip": "#c28f2c", "xz": "#8a6d1d"}
 
@@ -41,4 +42,5 @@ def draw_curves(
     axes.set_ylabel("loss, nats per token")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
+    check_place(path)
     figure.savefig(path)

@@ -33,6 +33,25 @@ def check_place(path: pathlib.Path, what: str = "") -> None:
         raise UserError(f"{shown} is {_kind(mode)}, not a file: name another")
 
 
+def write_named(path: pathlib.Path, text: str, what: str = "") -> None:
+    """Writes a file that a person has named, whole or not at all.
+
+    Args:
+      path: the file.
+      text: what it shall hold.
+      what: the flag that names it, for the message.
+
+    Raises:
+      UserError: it is there and is no plain file, or it cannot be written.
+    """
+    check_place(path, what)
+    try:
+        write_atomically(path, text)
+    except OSError as error:
+        mend = f"name another with {what}" if what else "name another"
+        raise UserError(f"cannot write {path} ({error.strerror}): {mend}") from error
+
+
 def _kind(mode: int) -> str:
     kinds = {
         stat.S_ISDIR: "a folder",
@@ -53,9 +72,12 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
     partial = path.with_name(path.name + ".partial")
     check_place(path)
     check_place(partial)
-    with partial.open("wb") as file:
-        yield file
-    os.replace(partial, path)
+    try:
+        with partial.open("wb") as file:
+            yield file
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:

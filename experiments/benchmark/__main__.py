@@ -55,7 +55,7 @@ from experiments.devices import define_device_flags, layout_from_flags
 from gam_jax.config import unknown
 from sharding import processes
 from sharding.errors import UserError
-from sharding.whole_file import write_atomically
+from sharding.whole_file import check_place, write_named
 
 ON_MESH: dict[str, Callable[..., Rows]] = {
     "step": step.run,
@@ -103,7 +103,8 @@ def main(which: str, *files: str) -> None:
         print_changes(changes)
         sys.exit(1 if changes.worse else 0)
     if which == "page":
-        write_atomically(paths[1], page(read(paths[0]), BENCHMARKS))
+        check_place(paths[1])
+        write_named(paths[1], page(read(paths[0]), BENCHMARKS))
         print(f"written to {paths[1]}")
     elif which == "all":
         _all(paths[0])
@@ -128,6 +129,7 @@ def _all(path: pathlib.Path) -> None:
             raise UserError(f"--only: {unknown(name, BENCHMARKS, 'benchmark')}")
     if not path.parent.is_dir():
         raise UserError(f"{path}: there is no folder {path.parent}; make it, or name another file")
+    check_place(path)
     wanted = [name for name in BENCHMARKS if not args.only or name in args.only]
     options = [f"--repeats={args.repeats}", *(["--short"] if args.short else [])]
     failed = collect(wanted, options, path, args.resume)

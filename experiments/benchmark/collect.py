@@ -18,7 +18,7 @@ import jax
 from experiments.benchmark.timing import Quantity, Rows
 from experiments.command import as_process
 from sharding.errors import UserError
-from sharding.whole_file import write_atomically
+from sharding.whole_file import write_named
 
 
 def machine() -> dict[str, Any]:
@@ -95,7 +95,7 @@ def collect(
             continue
         found["benchmarks"][name] = json.loads(done.stdout)["rows"]
         found["load_after"] = round(os.getloadavg()[0], 2)
-        write_atomically(path, json.dumps(found, indent=1) + "\n")
+        write_named(path, json.dumps(found, indent=1) + "\n")
     return failed
 
 

@@ -22,8 +22,7 @@ from experiments.config_flags import define_classes_flag, register_classes
 from experiments.report.markdown import markdown
 from experiments.report.page import page
 from experiments.report.runs import read_runs
-from sharding.errors import UserError
-from sharding.whole_file import write_atomically
+from sharding.whole_file import check_place, write_named
 
 
 def define_flags() -> None:
@@ -39,19 +38,16 @@ def main(*folders: str) -> None:
     """Reads the runs, then writes the report."""
     args = flags.FLAGS
     register_classes()
+    out = pathlib.Path(args.out or ("report.md" if args.markdown else "report.html"))
+    if args.out != "-":
+        check_place(out, "--out")
     runs = read_runs(folders)
     command = shlex.join(["gam", "report", *folders])
     text = markdown(runs, f"{command} --markdown") if args.markdown else page(runs, command)
     if args.out == "-":
         sys.stdout.write(text)
         return
-    out = pathlib.Path(args.out or ("report.md" if args.markdown else "report.html"))
-    try:
-        write_atomically(out, text)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {out} ({error.strerror}): name another with --out"
-        ) from error
+    write_named(out, text, "--out")
     print(f"{len(runs)} run{'s' if len(runs) > 1 else ''} in {out} ({out.stat().st_size:,} bytes)")
 
 

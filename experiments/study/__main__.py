@@ -22,7 +22,7 @@ from experiments.study.found import read
 from experiments.study.sheets import page
 from gam_jax.config import unknown
 from sharding.errors import UserError
-from sharding.whole_file import write_atomically
+from sharding.whole_file import check_place, write_named
 
 PAGE = pathlib.Path("docs/claims.md")
 COMMANDS = ("list", "run", "claims")
@@ -47,7 +47,9 @@ def main(which: str, name: str = "") -> None:
         path = pathlib.Path(flags.FLAGS.page)
         if not path.parent.is_dir():
             raise UserError(f"--page={path}: there is no folder {path.parent}")
-        write_atomically(path, page(STUDIES, {name: read(name) for name in STUDIES}))
+        check_place(path, "--page")
+        found = {name: read(name) for name in STUDIES}
+        write_named(path, page(STUDIES, found), "--page")
         print(f"claims of {len(STUDIES)} studies in {path}")
     elif name not in STUDIES:
         raise UserError(f"study run: {unknown(name, STUDIES, 'study')}")

@@ -20,7 +20,7 @@ from experiments.study.sheets import sheet, write_markdown
 from gam_jax.training.progress import Progress
 from sharding import processes
 from sharding.errors import UserError
-from sharding.whole_file import write_atomically
+from sharding.whole_file import check_place, write_named
 
 
 def define_study_flags(
@@ -86,11 +86,13 @@ def run_command(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out={out}: cannot make the folder: {error}") from error
+    name = group or study.name
+    for ending in ("json", "md", "png"):
+        check_place(out / f"{name}.{ending}")
     found = run_study(study, request, layout, Progress(processes.is_first()))
     if not processes.is_first():
         return found
-    name = group or study.name
-    write_atomically(out / f"{name}.json", json.dumps(found.to_json(), indent=2) + "\n")
+    write_named(out / f"{name}.json", json.dumps(found.to_json(), indent=2) + "\n")
     write_markdown(study, found, out / f"{name}.md")
     draw(study, found, out / f"{name}.png")
     if args.keep and scale != SHORT:

@@ -10,10 +10,12 @@ from matplotlib.figure import Figure
 from experiments.study.declare import Study
 from experiments.study.found import Found
 from experiments.study.sheets import heading
+from sharding.whole_file import check_place
 
 
 def draw(study: Study, found: Found, path: pathlib.Path) -> None:
     """Writes a PNG: by the study's own hand, or a point for each value and a line at the mean."""
+    check_place(path)
     if study.figure is not None:
         study.figure(study, found, path)
         return

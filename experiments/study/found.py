@@ -12,7 +12,7 @@ from typing import Any
 
 from experiments.study.claim import Summary, Values
 from sharding.errors import UserError
-from sharding.whole_file import write_atomically
+from sharding.whole_file import write_named
 
 FOLDER = pathlib.Path(__file__).parents[1] / "papers" / "found"
 LIBRARIES = ("jax", "jaxlib", "numpy", "optax")
@@ -129,9 +129,9 @@ def merge(study: str, found: Found, folder: pathlib.Path = FOLDER) -> pathlib.Pa
     path = path_of(study, folder)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(values, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error}") from error
+    write_named(path, json.dumps(values, indent=1) + "\n")
     return path
 
 

@@ -11,6 +11,7 @@ from experiments.study.claim import Values, Verdict
 from experiments.study.declare import Measure, Study
 from experiments.study.found import ArmFound, Found
 from experiments.study.sheet import Sheet
+from sharding.whole_file import write_named
 
 
 def sheet(study: Study, found: Found) -> Sheet:
@@ -165,4 +166,4 @@ def page(studies: Mapping[str, Study], found: Mapping[str, Mapping[str, Found]])
 
 def write_markdown(study: Study, found: Found, path: pathlib.Path) -> None:
     """The study's table as a page."""
-    path.write_text(sheet(study, found).markdown())
+    write_named(path, sheet(study, found).markdown())

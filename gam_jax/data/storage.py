@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sharding.errors import UserError
+from sharding.whole_file import check_place
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
@@ -41,8 +42,9 @@ def written_whole(path: Path) -> Iterator[Path]:
     """Gives a temporary path; renames it to `path` if the block succeeds, else removes it.
 
     Raises:
-      UserError: the disk is full, or the folder cannot be written.
+      UserError: the disk is full, the folder cannot be written, or `path` is no plain file.
     """
+    check_place(path)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.incomplete")
     with plain_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,6 +59,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 def locked(folder: Path, what: object) -> Iterator[None]:
     """Holds a lock in the data folder: processes that want the same thing built build it once."""
     lock = folder / "gam_jax" / "locks" / digest_of(str(what))
+    check_place(lock)
     with plain_errors(lock):
         lock.parent.mkdir(parents=True, exist_ok=True)
         handle = lock.open("w")

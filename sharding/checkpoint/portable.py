@@ -24,6 +24,7 @@ from sharding.checkpoint.manifest import Manifest, Stored
 from sharding.checkpoint.names import nested
 from sharding.checkpoint.store import Checkpoints
 from sharding.errors import UserError
+from sharding.whole_file import check_place, write_named
 
 PARAMS = "params/"
 DTYPES = ("F32", "F16", "BF16", "I32", "I16", "I8", "U32", "U16", "U8", "BOOL")
@@ -71,6 +72,7 @@ def export(text: str, to: pathlib.Path) -> dict[str, Any]:
     """
     checkpoints, which = open_run(text)
     step = checkpoints.choose(which)
+    check_place(to, "--to")
     if to.exists():
         raise UserError(f"{to} exists: name another file with --to")
     checkpoints.check(step)
@@ -131,7 +133,7 @@ def load(path: pathlib.Path, run: pathlib.Path) -> dict[str, Any]:
     written = []
     for name, content in notes.files.items():
         if not (run / name).exists():
-            (run / name).write_text(content, encoding="utf-8")
+            write_named(run / name, content)
             written.append(name)
     return {"run": str(run), "step": notes.step, "arrays": len(arrays), "files": written}
 
