@@ -154,7 +154,10 @@ def test_it_has_the_published_number_of_parameters(width, streams):
     [
         (lambda: ParScale(Block(MLP(), width=8), 2), "nothing to begin with"),
         (lambda: ParScale(Block(GAM(slots=4), width=8), 0), "streams must be at least 1"),
-        (lambda: ParScale(GAM(slots=4, width=8), 2, smoothing=1.5), "smoothing must be from 0 to 1"),
+        (
+            lambda: ParScale(GAM(slots=4, width=8), 2, smoothing=1.5),
+            "smoothing must be from 0 to 1",
+        ),
     ],
 )
 def test_what_cannot_be_scaled_is_refused(make, message):
