@@ -50,8 +50,8 @@ class Fields(Mapping[str, Any]):
     def size(self, name: str, default: Any = _NEEDED, least: int = 1) -> Any:
         """A whole number from `least` to `MOST`."""
         value = self._given(name, default)
-        if value is default:
-            return default
+        if self.get(name) is None:
+            return value
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST:
             raise self.refused(name, f"is no whole number from {least} to {MOST}")
         return value
@@ -66,8 +66,8 @@ class Fields(Mapping[str, Any]):
     ) -> Any:
         """A finite number of at least `least` and more than `above`, as a float."""
         value = self._given(name, default)
-        if value is default:
-            return default
+        if self.get(name) is None:
+            return value
         if not is_number(value) or value < least or value <= above:
             limits = f" above {above:g}" if above > -math.inf else ""
             limits += f" of at least {least:g}" if least > -LARGEST else ""

@@ -325,6 +325,7 @@ def test_neutral_values_and_nulls_change_nothing(name):
         ("hf_falcon_h1", {"mlp_multipliers": [1.0]}, "mlp_multipliers=[1.0]"),
         ("hf_deepseek_v3", {"scoring_func": "softmax"}, "scoring_func='softmax'"),
         ("hf_deepseek_v3", {"num_key_value_heads": 2}, "num_key_value_heads=2"),
+        ("hf_deepseek_v3_plain", {"q_lora_rank": 0}, "q_lora_rank=0"),
         ("hf_parscale", {"parscale_n": 1}, "aggregate_layer"),
         ("hf_parscale", {"parscale_attn_smooth": 7}, "smoothing"),
     ],
