@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import math
 import pathlib
-from typing import Any
+import typing
+from typing import Any, TypeVar
 
 from sharding.errors import UserError
+
+T = TypeVar("T")
 
 MAX_BYTES = 256 << 20
 """A larger file is refused unread: none that this project writes comes near."""
@@ -61,6 +64,25 @@ def read_json(
     return parse_json(content, path, kind, mend, max_bytes, finite)
 
 
+def read_record(path: pathlib.Path, cls: type[T], max_bytes: int = 1 << 16) -> T:
+    """A dataclass of texts and numbers that was written as an object of its fields.
+
+    Raises:
+      BadJson: as `read_json`; or other fields, or values of other types.
+      FileNotFoundError: there is nothing of that name.
+    """
+    values = read_json(path, max_bytes=max_bytes)
+    hints = typing.get_type_hints(cls)
+    for name, value in values.items():
+        wanted = (int, float) if hints.get(name) is float else (hints.get(name),)
+        if type(value) not in wanted:
+            raise BadJson(path, f"has a field {name[:60]!r} that is no {cls.__name__}'s")
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise BadJson(path, f"lacks fields of a {cls.__name__}") from error
+
+
 def parse_json(
     content: bytes | str,
     where: object,
@@ -99,13 +121,15 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _check(found: Any, finite: bool) -> None:
     """Walks level by level, so that nothing is too deep for the walk itself."""
     level = [found]
-    for _ in range(MAX_DEPTH + 1):
+    for depth in range(MAX_DEPTH + 1):
         inside: list[Any] = []
         for value in level:
             if isinstance(value, float) and finite and not math.isfinite(value):
                 raise ValueError(f"{value} is no number of JSON")
             if isinstance(value, str):
                 value.encode()  # half a surrogate pair could never be printed or written
+            elif isinstance(value, dict | list) and depth == MAX_DEPTH:
+                raise RecursionError
             elif isinstance(value, dict):
                 inside += value.keys()
                 inside += value.values()
@@ -114,7 +138,6 @@ def _check(found: Any, finite: bool) -> None:
         if not inside:
             return
         level = inside
-    raise RecursionError
 
 
 def _plain(error: Exception) -> str:

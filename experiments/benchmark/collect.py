@@ -18,6 +18,7 @@ import jax
 from experiments.benchmark.timing import Quantity, Rows
 from experiments.command import as_process
 from sharding.errors import UserError
+from sharding.json_file import read_json
 from sharding.whole_file import write_named
 
 
@@ -135,7 +136,7 @@ def read(path: pathlib.Path) -> Measured:
       UserError: no such file, or another kind of file.
     """
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path, finite=False)
         benchmarks = {
             name: {
                 row: {column: Quantity(**figure) for column, figure in figures.items()}

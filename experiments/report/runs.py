@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import os
 import pathlib
@@ -14,7 +13,7 @@ from typing import Any
 from gam_jax.config import flatten, from_dict
 from gam_jax.params import count_params
 from gam_jax.training.experiment import Experiment
-from gam_jax.training.folder import RunFolder
+from gam_jax.training.folder import RunFolder, read_baselines
 from gam_jax.training.metrics import points, read_log
 from sharding.errors import UserError
 
@@ -227,6 +226,6 @@ def _read(name: str, folder: RunFolder) -> Run:
 
 def _baselines(folder: RunFolder) -> dict[str, dict[str, float]]:
     try:
-        return json.loads(folder.baselines.read_text())
-    except (OSError, json.JSONDecodeError):
-        return {}  # of a run that was begun by an older version, or is being begun
+        return read_baselines(folder)
+    except UserError:
+        return {}  # of a run that is being begun

@@ -12,6 +12,7 @@ from typing import Any
 
 from experiments.study.claim import Summary, Values
 from sharding.errors import UserError
+from sharding.json_file import BadJson, read_json
 from sharding.whole_file import write_named
 
 FOLDER = pathlib.Path(__file__).parents[1] / "papers" / "found"
@@ -98,8 +99,12 @@ def read(study: str, folder: pathlib.Path = FOLDER) -> dict[str, Found]:
     if not path.is_file():
         return {}
     try:
-        saved = json.loads(path.read_text())
+        saved = read_json(path, finite=False)
         return {scale: from_json({**found, "scale": scale}) for scale, found in saved.items()}
+    except BadJson as error:
+        raise UserError(
+            f"{path} is no file of figures (it {error.reason}): restore or remove it"
+        ) from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is no file of figures ({error}): restore or remove it") from error
 

@@ -24,6 +24,7 @@ from gam_jax.training.progress import Progress
 from gam_jax.training.step import abstract_state, make_train_step
 from gam_jax.training.warm_start import Source
 from sharding.errors import UserError
+from sharding.json_file import read_json
 from sharding.layout import Layout
 from sharding.whole_file import write_atomically
 
@@ -79,7 +80,7 @@ def run_trial(
     if (folder / FOUND).exists():
         cut = data.first(experiment.train.tokens, experiment.train.validation_tokens)
         run.check_same(dataclasses.replace(experiment, model=experiment.model.fitted(cut)))
-        return json.loads((folder / FOUND).read_text())
+        return read_json(folder / FOUND, finite=False)
     check_batch(experiment, layout)
     beginning = Beginning() if arm.begins is None else _beginning(arm.begins, sources, layout)
     progress.say(f"{folder.name}:")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast, overload
 from gam_jax.data.storage import cache_path, data_dir, digest_of, written_whole
 from gam_jax.data.text import Text
 from sharding.errors import UserError
+from sharding.json_file import read_json
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -134,7 +135,7 @@ class Corpus:
         if not path.exists():
             with written_whole(path) as temporary:
                 temporary.write_text(str(self.documents(split).text_bytes))
-        return int(path.read_text())
+        return read_json(path, int)
 
 
 def open_corpus(config: Text) -> Corpus:

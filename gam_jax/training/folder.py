@@ -157,6 +157,25 @@ class RunFolder:
         return found
 
 
+def read_baselines(folder: RunFolder) -> dict[str, dict[str, float]]:
+    """What the model of a run had to beat: name -> scores; empty where nothing was saved.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    if not folder.baselines.exists():
+        return {}
+    found = read_json(folder.baselines, finite=False)
+    for name, scores in found.items():
+        if not isinstance(scores, dict) or not all(
+            type(s) in (int, float) for s in scores.values()
+        ):
+            raise UserError(
+                f"{folder.baselines}: {name[:60]!r} has no scores: restore or remove it"
+            )
+    return found
+
+
 def abstract_on_mesh(experiment: Experiment, layout: Layout) -> TrainState:
     """Shapes, dtypes and shardings of a run's state: what a checkpoint is restored to."""
     model = experiment.model

@@ -17,6 +17,7 @@ import socket
 import threading
 
 from sharding import processes
+from sharding.json_file import read_record
 
 FOLDER = "GAM_JAX_HEARTBEATS"
 """Where to write; nobody listens if it is not set."""
@@ -116,6 +117,6 @@ def read_beats(folder: pathlib.Path) -> dict[int, Beat]:
     beats = {}
     for path in folder.glob("*.json"):
         with contextlib.suppress(OSError, ValueError, TypeError):
-            beat = Beat(**json.loads(path.read_text()))
+            beat = read_record(path, Beat)
             beats[beat.rank] = beat
     return beats

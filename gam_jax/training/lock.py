@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator
 
 from sharding import processes
 from sharding.errors import UserError
+from sharding.json_file import read_record
 
 TOUCH_SECONDS = 5.0
 SILENT_SECONDS = 120.0
@@ -214,7 +215,7 @@ def _alone(folder: pathlib.Path) -> Iterator[None]:
 def _read(path: pathlib.Path) -> Owner | None:
     """Who a lock names; None if nobody, as while it is being written."""
     try:
-        return Owner(**json.loads(path.read_text()))
+        return read_record(path, Owner)
     except (OSError, ValueError, TypeError):
         return None
 

@@ -13,6 +13,7 @@ from sharding import processes
 from sharding.checkpoint.arrays import FOLDER, own_files
 from sharding.checkpoint.digest import add, shown
 from sharding.checkpoint.manifest import File, Manifest, files_of, hash_file, write
+from sharding.json_file import read_json
 
 WAIT_SECONDS = 600
 """How long the first process waits for what the others have written."""
@@ -68,7 +69,7 @@ def _others(partial: pathlib.Path) -> list[tuple[dict[str, int], dict[str, File]
             if time.monotonic() > deadline:
                 raise OSError(f"process {rank} has not told what it wrote")
             time.sleep(0.01)
-        values = json.loads(path.read_text())
+        values = read_json(path)
         path.unlink()
         found.append((values["digests"], {n: File(*f) for n, f in values["files"].items()}))
     return found

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sharding.checkpoint.names import Fact
+from sharding.json_file import read_json
 
 FILE = "manifest.json"
 FORMAT = 1
@@ -86,14 +87,14 @@ def read(folder: pathlib.Path) -> Manifest:
       Unreadable: it is missing, is not as it was written, or of a format of the future.
     """
     try:
+        values = read_json(folder / FILE, finite=False)["manifest"]
         text = (folder / FILE).read_text()
-        values = json.loads(text)["manifest"]
         version = values["format"]
         if version == FORMAT and _text(values) == text:
             return _from_json(values)
     except FileNotFoundError as error:
         raise Unreadable(f"{FILE} is missing") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Unreadable(f"{FILE} cannot be read: {type(error).__name__}") from error
     if version != FORMAT:
         raise Unreadable(f"{FILE} is of format {version}, this program reads {FORMAT}")

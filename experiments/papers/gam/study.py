@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,7 +20,7 @@ from experiments.study.declare import Numbers
 from gam_jax.optimizer import make_optimizer
 from gam_jax.params import count_params
 from gam_jax.training import Experiment
-from gam_jax.training.folder import RunFolder
+from gam_jax.training.folder import RunFolder, read_baselines
 from gam_jax.training.metrics import read_metrics
 from gam_jax.training.step import init_state, make_train_step
 from sharding.layout import Layout
@@ -61,7 +60,7 @@ def told(run: RunFolder, one: Experiment) -> Numbers:
     rows = read_metrics(run.metrics)
     loss = [row for row in rows if row["split"] == "validation"][-1]["loss"]
     speeds = [s for row in rows if (s := row.get("tokens_per_second"))]
-    known = json.loads(run.baselines.read_text())
+    known = read_baselines(run)
     found = {f"over_{name}": loss - known[name]["loss"] for name in ("unigram", "bigram")}
     if speeds:
         tokens = one.train.validate_every * one.train.batch * text.window

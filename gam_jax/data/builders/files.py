@@ -100,6 +100,8 @@ def _json_text(line: str, path: Path, number: int, errors: str) -> str:
         text = json.loads(line)["text"]
         # Lone surrogates are valid JSON and no text: UTF-8 cannot hold them.
         text.encode("utf-8", errors)
+    except RecursionError as error:
+        raise UserError(f"{path}, line {number}: nested too deeply to be a text") from error
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path}, line {number}: not JSON ({error.msg}); write one JSON object per line"
@@ -114,6 +116,8 @@ def _json_text(line: str, path: Path, number: int, errors: str) -> str:
             f'{path}, line {number}: no field "text" that holds a string; '
             'write lines such as {"text": "..."}'
         ) from error
+    except ValueError as error:  # a number of too many digits
+        raise UserError(f"{path}, line {number}: not JSON ({error})") from error
     return text.encode("utf-8", errors).decode("utf-8")
 
 
