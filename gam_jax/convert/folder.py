@@ -6,7 +6,6 @@ an array is read, and what nobody has read at the end is an error.
 
 from __future__ import annotations
 
-import collections
 import functools
 import json
 import re
@@ -19,6 +18,7 @@ import numpy as np
 from gam_jax.convert.fields import Fields, shown
 from gam_jax.convert.harmless import ARRAYS
 from sharding.errors import UserError
+from sharding.json_file import read_json
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -330,29 +330,9 @@ def _file(folder: Path, name: str) -> Path:
 
 
 def _json(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON object."""
+    """A JSON object; Mamba-2's config.json has an infinity."""
     path = _file(folder, name)
     try:
-        if path.stat().st_size > JSON_BYTES:
-            raise UserError(f"{path} has more than {JSON_BYTES:,} bytes: is it {name}?")
-        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_each_once)
-    except UserError:
-        raise
-    except OSError as error:
+        return read_json(path, mend="download it again", max_bytes=JSON_BYTES, finite=False)
+    except FileNotFoundError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except RecursionError as error:
-        raise UserError(f"{path} is nested too deep to be read: is it {name}?") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({_line(error)}): download it again") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is no JSON object: is it {name}?")
-    return values
-
-
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        counts = collections.Counter(name for name, _ in pairs)
-        twice = counts.most_common(1)[0][0]
-        raise ValueError(f"it has {twice!a} twice in one object")
-    return values

@@ -58,7 +58,7 @@ class Maker:
         folder, data = RunFolder(self.path / name), self.data()
         if not folder.config.exists():
             folder.start(experiment, data.files)
-        train(experiment, data, folder, layout_of(*where), Progress(1), beginning=beginning)
+        train(experiment, data, folder, layout_of(*where), Progress(), beginning=beginning)
         return folder
 
 
@@ -274,12 +274,13 @@ def test_a_vocabulary_is_cut_or_filled_up_on_request(maker, whole, size, where):
     experiment = dataclasses.replace(maker.experiment, model=model)
     folder = RunFolder(maker.path / f"{size} {where[0]}")
     layout = layout_of(*where)
-    say = Progress(1, visible=False)
-    fresh = loop._new(experiment, layout, folder, None, say).params
+    say = Progress(visible=False)
+    fresh = loop._new(experiment, layout, folder, Beginning(), say).params
     folder.path.mkdir()
     with pytest.raises(UserError, match="nothing to take"):
         plan(Source(whole, include=("emb*",)), model.table())
-    found = loop._new(experiment, layout, folder, Source(whole, resize=True), say).params
+    beginning = Beginning(source=Source(whole, resize=True))
+    found = loop._new(experiment, layout, folder, beginning, say).params
     assert json.loads(folder.init.read_text())["resized"] == ["embedding"]
     old, new = np.asarray(params(whole)[1]["embedding"]), np.asarray(found["embedding"])
     common = min(size, 256)
