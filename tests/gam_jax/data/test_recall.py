@@ -161,7 +161,7 @@ def test_a_configuration_names_it():
         ({"pairs": ()}, ["different numbers"]),
         ({"pairs": (4, 4)}, ["different numbers"]),
         ({"power": 0.0}, ["power"]),
-        ({"scored": 0}, ["at least one"]),
+        ({"scored": 0}, ["scored must be at least 1"]),
     ],
 )
 def test_a_task_without_room_is_refused(fields, words):
