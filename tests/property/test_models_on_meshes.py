@@ -77,7 +77,7 @@ def test_measures_gradients_and_scores_equal_those_of_one_device(name, shape, pr
     measures, gradients, evaluation = found(name, (1, 1, 1), "data")
     other_measures, other_gradients, other_evaluation = found(name, shape, preset)
     assert_leaves_close(other_measures, measures)
-    # Of MHS a batch in two parts on one device differs by 8e-5 already: its decays are exponentials.
+    # Of MHS a batch in two parts on one device differs by 8e-5 already, by its exponentials.
     assert_leaves_close(other_gradients, gradients, 5e-4 if name == "whole image" else 3e-5)
     assert_leaves_close(other_evaluation, evaluation)
 
