@@ -42,8 +42,13 @@ def token_hits(
 ) -> Float[Array, N]:
     """1 where the target is the likeliest token, else 0; of equally likely ones the first.
 
+    Not differentiated.
+
     Args:
-      hidden, embedding, targets, axis: as of `token_losses`. Not differentiated.
+      hidden: the last layer's outputs.
+      embedding: this device's rows of the head.
+      targets: global token ids.
+      axis: mesh axis that splits the vocabulary.
     """
     rows = embedding.shape[0]
     logits = jnp.dot(hidden, embedding.T, preferred_element_type=jnp.float32)
