@@ -176,7 +176,8 @@ def arrays(
       shuffle: whether arrays are visited in a random order.
 
     Raises:
-      UserError: a function without a name, no rows, or arrays of unlike lengths.
+      UserError: a function without a name, no rows, arrays of unlike lengths, weights below 0 or
+        that are no numbers, or training rows of other arrays than validation rows.
     """
     if not name and not (isinstance(train, Mapping) and isinstance(validation, Mapping)):
         raise UserError("arrays(...) of a function needs name=, which stands for what it makes")
@@ -186,6 +187,8 @@ def arrays(
     for which, part in (("train", own), ("validation", held)):
         if isinstance(part, Mapping):
             _check(which, part)
+    first = {k: x[0] for k, x in own.items()} if isinstance(own, Mapping) else own(0, 0)
+    _check_alike(with_weights(first, one=True), {k: x[0] for k, x in held.items()})
     digests = {
         which: digest_of_arrays(part) if isinstance(part, Mapping) else f"function {name}"
         for which, part in (("train rows", own), ("validation rows", held))
@@ -228,3 +231,19 @@ def _check(which: str, part: Mapping[str, np.ndarray]) -> None:
         raise UserError(f"arrays(...): {which} has arrays of unlike lengths: {lengths}")
     if not any(lengths.values()):
         raise UserError(f"arrays(...): {which} has no rows: give arrays [N, ...] with N above 0")
+    weights = part[WEIGHTS]
+    if not np.all(np.isfinite(weights)) or np.any(weights < 0):
+        raise UserError(f"arrays(...): {which} has weights below 0 or that are no finite numbers")
+
+
+def _check_alike(own: Mapping[str, np.ndarray], held: Mapping[str, np.ndarray]) -> None:
+    """Refuses rows of one stream that a program of the other could not read."""
+    kinds = [
+        {name: f"{x.dtype} {list(x.shape)}" for name, x in sorted(part.items())}
+        for part in (own, held)
+    ]
+    if kinds[0] != kinds[1]:
+        raise UserError(
+            f"arrays(...): a training row holds {kinds[0]}, a validation row {kinds[1]}: give both "
+            f"the same names, types and shapes"
+        )

@@ -79,7 +79,7 @@ def test_weights_that_are_given_stay():
 
 def test_other_values_names_or_types_are_another_fingerprint():
     def fingerprints(own, **options):
-        return arrays(own, {"x": X}, **options).fingerprints["train rows"]
+        return arrays(own, own, **options).fingerprints["train rows"]
 
     changed = X.copy()
     changed[3, 1] += 1
@@ -102,6 +102,10 @@ def test_other_values_names_or_types_are_another_fingerprint():
         ({"x": X, "y": X[:4]}, {"x": X}, "train has arrays of unlike lengths"),
         ({"x": X}, {"x": X[:0]}, "validation has no rows"),
         ({}, {"x": X}, "train has no rows"),
+        ({"x": X}, {"z": X}, "give both the same names"),
+        ({"x": X}, {"x": X.astype(np.float64)}, "float32 .3.*float64 .3"),
+        ({"x": X, "weights": np.full(10, -1.0)}, {"x": X}, "weights below 0"),
+        ({"x": X, "weights": np.full(10, np.nan)}, {"x": X}, "no finite numbers"),
     ],
 )
 def test_what_makes_no_sense_is_refused(own, held, words):
