@@ -14,6 +14,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from gam_jax.layers.base import known_most
 from gam_jax.layers.block import Apart
 from gam_jax.models.language import LanguageModel, ModelCarry
 from gam_jax.params import Params, carry_specs, rule_specs
@@ -24,13 +25,21 @@ from sharding.layout import Layout
 from sharding.mesh import make_mesh
 
 PREFILL_CHUNK = 256
+READ_CHUNKS = (PREFILL_CHUNK, 16, 1)
+"""Tokens of a prompt that are read at once: each number is a program to compile."""
 WRITE_CHUNK = 8
+"""Tokens that are written by one call of the one program; what is too many is cut off."""
+
+
+def row_keys(key: Array, rows: int) -> Array:
+    """A key for each row: `key` if it is that already, [B], else one by the row's number."""
+    return key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
 
 
 def choose(
-    logits: Float[Array, "B V"], key: Array, temperature: float | Array, top_p: float | Array
+    logits: Float[Array, "B V"], keys: Array, temperature: float | Array, top_p: float | Array
 ) -> Int[Array, B]:
-    """Draws a token from softmax(logits / temperature), cut to its nucleus.
+    """Draws a token from softmax(logits / temperature), cut to its nucleus, by a key for each row.
 
     The nucleus is the smallest set of likeliest tokens whose probability reaches `top_p`
     (Holtzman et al. 2020, arXiv 1904.09751); the likeliest is always in it. Temperature 0 takes
@@ -42,7 +51,7 @@ def choose(
     before = jnp.cumsum(probabilities, axis=-1) - probabilities
     inside = (before < top_p).at[:, 0].set(True)
     least = jnp.min(jnp.where(inside, ordered, jnp.inf), axis=-1, keepdims=True)
-    drawn = jax.random.categorical(key, jnp.where(scaled >= least, scaled, -jnp.inf), axis=-1)
+    drawn = jax.vmap(jax.random.categorical)(keys, jnp.where(scaled >= least, scaled, -jnp.inf))
     return jnp.where(temperature == 0, jnp.argmax(logits, axis=-1), drawn).astype(jnp.int32)
 
 
@@ -134,38 +143,40 @@ def _to_write(model: LanguageModel, carry: ModelCarry) -> ModelCarry:
     return jax.tree.map(jnp.copy, carry)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 6), donate_argnums=3)
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
 def _write(
     decoder: Decoder,
     params: Params,
     logits: Array,
     carry: ModelCarry,
-    key: Array,
+    keys: Array,
     settings: tuple[Array, Array],
-    count: int,
 ) -> tuple[Array, Array, ModelCarry]:
     def write(
         params: Params,
         carry: ModelCarry,
         logits: Array,
-        key: Array,
+        keys: Array,
         settings: tuple[Array, Array],
         axes: Axes,
     ) -> Any:
-        def step(state: Any, _: None) -> tuple[Any, Array]:
+        places = collectives.all_gather(carry.position, axes.rows, dim=0)
+
+        def step(state: Any, i: Array) -> tuple[Any, Array]:
             logits, carry = state
-            token = choose(logits, jax.random.fold_in(key, carry.position), *settings)
+            drawn_by = jax.vmap(jax.random.fold_in)(keys, places + i)
+            token = choose(logits, drawn_by, *settings)
             own = collectives.own_shard(token[:, None], axes.rows, dim=0)
             return decoder.next_logits(params, own, carry, axes), token
 
-        (logits, carry), tokens = lax.scan(step, (logits, carry), None, length=count)
+        (logits, carry), tokens = lax.scan(step, (logits, carry), jnp.arange(WRITE_CHUNK))
         return carry, (tokens.T, logits)
 
     axes = decoder.axes(logits.shape[0], 1)
     program = decoder.on_mesh(
         write, decoder.writing_specs(logits.shape[0], axes), axes, PartitionSpec()
     )
-    carry, (tokens, logits) = program(params, carry, logits, key, settings)
+    carry, (tokens, logits) = program(params, carry, logits, keys, settings)
     return tokens, logits, carry
 
 
@@ -176,7 +187,7 @@ def prefill(
     carry: ModelCarry | None = None,
     layout: Layout | None = None,
 ) -> tuple[Float[Array, "B V"], ModelCarry]:
-    """Reads a prompt of any length in chunks of a fixed size, so that few programs are compiled.
+    """Reads a prompt of any length in chunks of few sizes, so that few programs are compiled.
 
     Args:
       model: the model.
@@ -195,12 +206,11 @@ def prefill(
         raise ValueError("a prompt needs at least one token")
     decoder = Decoder(model, (layout or Layout(make_mesh())).whole)
     after = model.carry(tokens.shape[0]) if carry is None else carry
-    model.check_length(int(after.position) + tokens.shape[1])
+    model.check_length(known_most(after.position) + tokens.shape[1])
     logits, start = jnp.zeros(()), 0
     while start < tokens.shape[1]:
         left = tokens.shape[1] - start
-        part = min(PREFILL_CHUNK, 1 << (left.bit_length() - 1))
-        size = decoder.chunk if left >= decoder.chunk else part
+        size = next(size for size in (decoder.chunk, *READ_CHUNKS) if size <= left)
         logits, after = _read(decoder, params, jnp.asarray(tokens[:, start : start + size]), after)
         start += size
     return logits, after
@@ -218,8 +228,18 @@ def generate(
 ) -> Iterator[Int[np.ndarray, "B N"]]:
     """Continues the prompt by `tokens` tokens, given out a few at a time.
 
-    The token at position i is drawn with fold_in(key, i), so the text does not depend on how it
-    is cut into chunks, nor on the mesh.
+    A row's token at position i is drawn with fold_in(its key, i), so the text does not depend on
+    how it is cut into chunks, nor on the mesh, nor, given a key for each row, on the other rows.
+
+    Args:
+      model: the model.
+      params: its parameters, on the layout's mesh.
+      prompt: what is continued.
+      tokens: how many to write.
+      key: one for all, from which each row's is made by its number, or one for each row, [B].
+      temperature: 0 takes the likeliest token.
+      top_p: the share of probability that is drawn from, see `choose`.
+      layout: the mesh; None for one device.
 
     Raises:
       ValueError: prompt and tokens together exceed the model's `limit`; a number of tokens, a
@@ -265,11 +285,10 @@ def _pieces(
 ) -> Iterator[np.ndarray]:
     decoder = Decoder(model, (layout or Layout(make_mesh())).whole)
     settings = jnp.float32(drawn[0]), jnp.float32(drawn[1])
-    carry = _to_write(model, carry)
+    carry, keys = _to_write(model, carry), row_keys(key, logits.shape[0])
     for start in range(0, tokens, WRITE_CHUNK):
-        count = min(WRITE_CHUNK, tokens - start)
-        new, logits, carry = _write(decoder, params, logits, carry, key, settings, count)
-        yield np.asarray(new)
+        new, logits, carry = _write(decoder, params, logits, carry, keys, settings)
+        yield np.asarray(new)[:, : tokens - start]
 
 
 def carry_bytes(carry: ModelCarry) -> int:

@@ -23,6 +23,7 @@ DEFAULT_RULES: Rules = MappingProxyType(
         "stream": "stream",
         "embed": None,
         "position": None,
+        "token": None,
         "layer": None,
     }
 )

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax.core
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, Int
 
-from gam_jax.layers.base import WHOLE, Layer, known
-from gam_jax.ops.attention import BLOCK, Rule, attend, with_shared, with_sinks
+from gam_jax.layers.base import WHOLE, Layer, known, known_most, row_counter
+from gam_jax.ops.attention import BLOCK, Rule, attend, attend_cache, with_shared, with_sinks
+from gam_jax.ops.cache import write_rows
 from gam_jax.ops.dropout import dropout
 from gam_jax.ops.fused_attention import attention
 from gam_jax.ops.linear import linear
@@ -28,7 +27,7 @@ QK_NORM_EPS = 1e-6
 PREFIX = ("prefix_key", "prefix_value")
 
 Shared = tuple[Array, Array]
-"""Keys and values that every query sees."""
+"""Keys and values [B, G, m, K] that every query sees."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,15 +139,17 @@ class Attention(Layer):
         return table
 
     def carry_table(self, batch: int) -> Any:
-        """key and value [B, S, G, K], keys as they are scored, and the position, int32.
+        """key and value [B, G, S, K], keys as they are scored, and each row's position [B].
 
         With a prefix, prefix_key and prefix_value [B, m, G, K].
         """
-        axes = ("batch", None, "heads", None)
-        cache = Param((batch, self.cached, self.groups, self.size), axes, zeros, cache=True)
-        table = {"key": cache, "value": cache, "position": Param((), (), zeros, dtype="int32")}
+        tokens = None if self.window else "token"
+        shape, axes = (batch, self.groups, self.cached, self.size), ("batch", "heads", tokens, None)
+        cache = Param(shape, axes, zeros, cache=True)
+        table = {"key": cache, "value": cache, "position": row_counter(batch)}
         if self.prefix:
-            prefix = Param((batch, self.prefix, self.groups, self.size), axes, zeros)
+            shape = (batch, self.prefix, self.groups, self.size)
+            prefix = Param(shape, ("batch", None, "heads", None), zeros)
             table |= dict.fromkeys(PREFIX, prefix)
         return table
 
@@ -170,16 +171,16 @@ class Attention(Layer):
         x = residual.enter(x, axes, "heads")
         batch, tokens = x.shape[:2]
         total = tokens * collectives.axis_size(axes.seq)
-        position = jnp.zeros((), jnp.int32) if carry is None else carry["position"]
+        position = jnp.zeros(batch, jnp.int32) if carry is None else carry["position"]
         check_fits(position, total, self.limit, "Attention")
-        places = position + collectives.axis_index(axes.seq) * tokens + jnp.arange(tokens)
+        first = 0 if carry is None else position[:, None]
+        places = first + collectives.axis_index(axes.seq) * tokens + jnp.arange(tokens)
         q, k, v = self._heads(params, x.reshape(-1, x.shape[-1]), (batch, tokens), places)
         sinks, prefix = params.get("sinks"), self._prefix(carry, batch, axes)
-        shared = (prefix[PREFIX[0]], prefix[PREFIX[1]]) if prefix else None
+        shared = self._shared(prefix)
         if carry is None or carry["key"] is None:
             mixed = self._from_start(q, k, v, axes.seq, sinks, shared)
-            cache = self._gathered(k, axes.seq), self._gathered(v, axes.seq)
-            cache = tuple(self._kept(x) for x in cache)
+            cache = tuple(self._kept(self._whole(x, axes.seq)) for x in (k, v))
         else:
             mixed, cache = self._continued(q, k, v, carry, axes.seq, sinks, shared)
         after = {"key": cache[0], "value": cache[1], "position": position + total, **prefix}
@@ -192,7 +193,7 @@ class Attention(Layer):
         return dropout(y, self.dropout or 0.0, key, axes), after
 
     def _heads(
-        self, params: Params, flat: Array, shape: tuple[int, int], places: Int[Array, T]
+        self, params: Params, flat: Array, shape: tuple[int, int], places: Int[Array, "... T"]
     ) -> tuple[Array, Array, Array]:
         """Queries [B, T, H, K], keys and values [B, T, G, K], turned by their places."""
         found = []
@@ -211,6 +212,13 @@ class Attention(Layer):
             return {}
         carry = self.carry(batch, axes) if carry is None else carry
         return {name: carry[name] for name in PREFIX}
+
+    def _shared(self, prefix: dict[str, Array]) -> Shared | None:
+        """The prefix with heads first; None where there is none."""
+        if not prefix:
+            return None
+        key, value = (jnp.swapaxes(prefix[name], 1, 2) for name in PREFIX)
+        return key, value
 
     def _from_start(
         self,
@@ -245,32 +253,30 @@ class Attention(Layer):
         """What follows on a cache, and the cache after; every device sees all of the chunk."""
         position = carry["position"]
         own = collectives.axis_index(seq) * q.shape[1]
-        new = self._gathered(k, seq), self._gathered(v, seq)
+        new = self._whole(k, seq), self._whole(v, seq)
         pairs = [(carry[name], x) for name, x in zip(("key", "value"), new, strict=True)]
         if self.window:
-            keys, values = (jnp.concatenate([c.astype(x.dtype), x], axis=1) for c, x in pairs)
+            keys, values = (jnp.concatenate([c.astype(x.dtype), x], axis=2) for c, x in pairs)
             first = jnp.maximum(0, self.cached - position)
-            found = attend(self.rule, q, keys, values, self.cached + own, first)
+            found = attend_cache(self.rule, q, keys, values, self.cached + own, first)
             mixed = self._finished(found, q, sinks, shared)
             return mixed, (self._kept(keys), self._kept(values))
-        keys, values = (
-            lax.dynamic_update_slice_in_dim(c, x.astype(c.dtype), position, axis=1)
-            for c, x in pairs
-        )
+        keys, values = (write_rows(c, x, position, axis=2) for c, x in pairs)
         read = keys.astype(q.dtype), values.astype(q.dtype)
-        mixed = self._finished(attend(self.rule, q, *read, position + own), q, sinks, shared)
-        fits = position + new[0].shape[1] <= self.context
-        return jnp.where(fits, mixed, jnp.nan), (keys, values)
+        mixed = self._finished(attend_cache(self.rule, q, *read, position + own), q, sinks, shared)
+        fits = position + new[0].shape[2] <= self.context
+        return jnp.where(fits[:, None, None, None], mixed, jnp.nan), (keys, values)
 
-    def _gathered(self, x: Array, seq: str | None) -> Array:
-        return collectives.all_gather(x, seq, dim=1)
+    def _whole(self, x: Array, seq: str | None) -> Array:
+        """Keys or values of all tokens, heads first, as a cache keeps them."""
+        return jnp.swapaxes(collectives.all_gather(x, seq, dim=1), 1, 2)
 
     def _kept(self, x: Array) -> Array:
         """The cache after the keys or values x: filled up, at the end without a window."""
-        missing = max(0, self.cached - x.shape[1])
+        missing = max(0, self.cached - x.shape[2])
         widths = (missing, 0) if self.window else (0, missing)
-        x = jnp.pad(x, ((0, 0), widths, (0, 0), (0, 0)))
-        return x[:, x.shape[1] - self.cached :].astype(jnp.float32)
+        x = jnp.pad(x, ((0, 0), (0, 0), widths, (0, 0)))
+        return x[:, :, x.shape[2] - self.cached :].astype(jnp.float32)
 
     def _finished(
         self, found: tuple[Array, Array], q: Array, sinks: Array | None, shared: Shared | None
@@ -280,8 +286,8 @@ class Attention(Layer):
 
 
 def check_fits(position: Array, total: int, limit: int, layer: str) -> None:
-    """Raises a ValueError if `total` tokens after a known position exceed a cache of `limit`."""
-    start = 0 if isinstance(position, jax.core.Tracer) else int(position)
+    """Raises a ValueError if `total` tokens after known positions exceed a cache of `limit`."""
+    start = known_most(position)
     if limit and start + total > limit:
         raise ValueError(
             f"{start + total} tokens do not fit a cache of {limit}: give fewer, or set "

@@ -6,9 +6,11 @@ import dataclasses
 from typing import Any, TypeVar
 
 import jax
-from jaxtyping import Array, Float
+import jax.core
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
-from gam_jax.params import Params, Table, path_name, zero_shards
+from gam_jax.params import Param, Params, Table, path_name, zero_shards, zeros
 from sharding.axes import Axes
 from sharding.bounds import check_bounds
 
@@ -18,6 +20,11 @@ next chunk of the sequence or the next device; () if it needs nothing of earlier
 
 WHOLE = Axes()
 """No mesh: every array is whole."""
+
+
+def row_counter(batch: int) -> Param:
+    """A number for each row of a carry, int32 [B]: how many tokens it has seen."""
+    return Param((batch,), ("batch",), zeros, dtype="int32")
 
 
 class Statistics:
@@ -51,8 +58,9 @@ class Layer:
     A layer declares its parameters in `table()`, its recurrent state or KV cache in
     `carry_table(batch)`, and is a pure function of (params, x, carry). The law of the carry: a
     sequence that is cut into chunks, each given the carry after the one before, has the outputs
-    and the last carry of the sequence taken at once. The law of the mesh: so has one whose rows,
-    tokens and channels are split over devices.
+    and the last carry of the sequence taken at once. The law of rows: rows with different pasts,
+    side by side in one batch, have what each has alone. The law of the mesh: so has a sequence
+    whose rows, tokens and channels are split over devices.
     """
 
     def __post_init__(self) -> None:
@@ -77,7 +85,9 @@ class Layer:
     def carry_table(self, batch: int) -> Any:
         """The carry as a table of `Param`: shapes before any split, and logical axes.
 
-        () where nothing is carried. `batch` is the number of rows.
+        () where nothing is carried. `batch` is the number of rows. Every array has the axis
+        `batch`: a row of a carry is one sequence's own, whatever the other rows have seen. An
+        array with a place for each token of the sequence names that axis `token`.
         """
         return ()
 
@@ -131,6 +141,11 @@ class Layer:
           key: for dropout; None for none.
         """
         raise NotImplementedError
+
+
+def known_most(counts: Int[Array, B]) -> int:
+    """The largest count of a row; 0 where it is traced, and so not known yet."""
+    return 0 if isinstance(counts, jax.core.Tracer) else int(jnp.max(counts))
 
 
 LayerType = TypeVar("LayerType")

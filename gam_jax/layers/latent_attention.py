@@ -6,12 +6,12 @@ import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, Int
 
 from gam_jax.layers.attention import check_fits
-from gam_jax.layers.base import WHOLE, Layer, known
-from gam_jax.ops.attention import Rule, attend
+from gam_jax.layers.base import WHOLE, Layer, known, row_counter
+from gam_jax.ops.attention import Rule, attend, attend_cache
+from gam_jax.ops.cache import write_rows
 from gam_jax.ops.dropout import dropout
 from gam_jax.ops.linear import linear
 from gam_jax.ops.norm import rms_norm
@@ -105,14 +105,14 @@ class LatentAttention(Layer):
         return table
 
     def carry_table(self, batch: int) -> Any:
-        """latent [B, S, R], shared_key [B, S, P], turned, and the position, int32."""
+        """latent [B, S, R], shared_key [B, S, P], turned, and each row's position [B]."""
         sizes = {"latent": self.latent, "shared_key": self.rotary_size}
-        axes = ("batch", None, None)
+        axes = ("batch", "token", None)
         table = {
             name: Param((batch, self.context, size), axes, zeros, cache=True)
             for name, size in sizes.items()
         }
-        return table | {"position": Param((), (), zeros, dtype="int32")}
+        return table | {"position": row_counter(batch)}
 
     def __call__(
         self,
@@ -129,20 +129,19 @@ class LatentAttention(Layer):
           ValueError: more tokens than the context (where the position is traced and not known
             when this is compiled, the outputs of such a chunk are NaN instead).
         """
-        position = jnp.zeros((), jnp.int32) if carry is None else carry["position"]
+        batch = x.shape[0]
+        position = jnp.zeros(batch, jnp.int32) if carry is None else carry["position"]
         starts = carry is None or carry["latent"] is None
-        first = residual.first_token(x.shape[1], axes)
-        places = position + first + jnp.arange(x.shape[1])
+        before = 0 if carry is None else position[:, None]
+        places = before + residual.first_token(x.shape[1], axes) + jnp.arange(x.shape[1])
         new = self._compressed(params, x, places, axes)
         tokens = new["latent"].shape[1]
         check_fits(position, tokens, self.limit, "LatentAttention")
-        q = self._queries(params, x, position, axes)
+        q = self._queries(params, x, before, axes)
         cache = {name: self._kept(array) for name, array in new.items()}
         if carry is not None and not starts:
             cache = {
-                name: lax.dynamic_update_slice_in_dim(
-                    carry[name], array.astype(carry[name].dtype), position, axis=1
-                )
+                name: write_rows(carry[name], array, position, axis=1)
                 for name, array in new.items()
             }
         # Heads and tokens of a device use what all hold alike: the gradient is summed here, once.
@@ -156,7 +155,8 @@ class LatentAttention(Layer):
             mixed = self._expanded(params, q, used, own)
         else:
             mixed = self._absorbed(params, q, used, position + own)
-            mixed = jnp.where(position + tokens <= self.context, mixed, jnp.nan)
+            fits = position + tokens <= self.context
+            mixed = jnp.where(fits[:, None, None, None], mixed, jnp.nan)
         out = params["out"]
         flat = mixed.reshape(-1, out.shape[0] * out.shape[1])
         partial = linear(flat, out.reshape(-1, out.shape[-1])).reshape(*q.shape[:2], -1)
@@ -164,7 +164,7 @@ class LatentAttention(Layer):
         return dropout(y, self.dropout or 0.0, key, axes), {**cache, "position": position + tokens}
 
     def _compressed(
-        self, params: Params, x: Array, places: Int[Array, T], axes: Axes
+        self, params: Params, x: Array, places: Int[Array, "... T"], axes: Axes
     ) -> dict[str, Array]:
         """latent [B, S, R] and turned shared_key [B, S, P] of all tokens, alike on all devices."""
         flat = x.reshape(-1, x.shape[-1])
@@ -177,7 +177,7 @@ class LatentAttention(Layer):
         return found
 
     def _queries(
-        self, params: Params, x: Array, position: Array, axes: Axes
+        self, params: Params, x: Array, before: Array | int, axes: Axes
     ) -> Float[Array, "B T H N+P"]:
         """This device's heads' queries, their last P channels turned."""
         if self.query_latent:
@@ -187,7 +187,7 @@ class LatentAttention(Layer):
         weight = params["query"]
         q = linear(x.reshape(-1, x.shape[-1]), weight.reshape(weight.shape[0], -1))
         q = q.reshape(*x.shape[:2], -1, weight.shape[-1])
-        places = position + collectives.axis_index(axes.seq) * x.shape[1] + jnp.arange(x.shape[1])
+        places = before + collectives.axis_index(axes.seq) * x.shape[1] + jnp.arange(x.shape[1])
         plain, turned = jnp.split(q, [self.head_size], axis=-1)
         turned = rotary(turned, places, self.rotary, self.yarn)
         return jnp.concatenate([plain, turned], axis=-1)
@@ -215,8 +215,8 @@ class LatentAttention(Layer):
         plain, turned = jnp.split(q, [self.head_size], axis=-1)
         lifted = jnp.einsum("bthn,rhn->bthr", plain, params["key"])
         q = jnp.concatenate([lifted, turned], axis=-1)
-        keys = jnp.concatenate([used["latent"], used["shared_key"]], axis=-1)[:, :, None]
-        mixed, _ = attend(self.rule, q, keys, used["latent"][:, :, None], offset)
+        keys = jnp.concatenate([used["latent"], used["shared_key"]], axis=-1)[:, None]
+        mixed, _ = attend_cache(self.rule, q, keys, used["latent"][:, None], offset)
         return jnp.einsum("bthr,rhv->bthv", mixed.astype(q.dtype), params["value"])
 
     def _kept(self, x: Array) -> Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gam_jax.layers.base import WHOLE, Carry, Layer, known
+from gam_jax.layers.base import WHOLE, Carry, Layer, known, row_counter
 from gam_jax.layers.mamba import log_step_sizes
 from gam_jax.ops.conv import causal_conv
 from gam_jax.ops.linear import linear, linear_transposed
@@ -203,7 +203,7 @@ class LinearMemory(Layer):
             shape = (batch, recipe.kernel - 1, self.heads, 2 * self.keys + self.values)
             table["conv"] = Param(shape, ("batch", None, "heads", None), zeros)
         if recipe.turned:
-            table["position"] = Param((), (), zeros, dtype="int32")
+            table["position"] = row_counter(batch)
         return table
 
     def __call__(
@@ -219,7 +219,8 @@ class LinearMemory(Layer):
         before: Carry = self.carry(x.shape[0], axes) if carry is None else carry
         x = residual.enter(x, axes, "heads")
         flat = x.reshape(-1, x.shape[-1])
-        q, k, v, after = self._written(params, x, flat, before, axes)
+        places = 0 if carry is None or not self.recipe.turned else before["position"][:, None]
+        q, k, v, after = self._written(params, x, flat, before, places, axes)
         beta, log_decay = None, self._log_decay(params, flat, axes)
         if self.recipe.beta:
             beta = jax.nn.sigmoid(linear(flat, params["w_beta"]).astype(jnp.float32))
@@ -249,7 +250,13 @@ class LinearMemory(Layer):
         return residual.leave_sum(partial, axes.of("heads"), axes), after
 
     def _written(
-        self, params: Params, x: Array, flat: Array, carry: Carry, axes: Axes
+        self,
+        params: Params,
+        x: Array,
+        flat: Array,
+        carry: Carry,
+        places: Array | int,
+        axes: Axes,
     ) -> tuple[Array, Array, Array, dict[str, Array]]:
         """Queries and keys [B, T, H, K], values [B, T, H, N (+ 1)], and carries but the state."""
         recipe, w_qkv = self.recipe, params["w_qkv"]
@@ -266,10 +273,10 @@ class LinearMemory(Layer):
         q, k, v = jnp.split(mixed, (self.keys, 2 * self.keys), axis=3)
         q, k = (FEATURES[recipe.feature](part) for part in (q, k))
         if recipe.turned:
-            tokens, position = x.shape[1], carry["position"]
-            first = position + collectives.axis_index(axes.seq) * tokens
-            q, k = (rotary(part, first + jnp.arange(tokens), THETA) for part in (q, k))
-            after["position"] = position + tokens * collectives.axis_size(axes.seq)
+            tokens = x.shape[1]
+            places = places + collectives.axis_index(axes.seq) * tokens + jnp.arange(tokens)
+            q, k = (rotary(part, places, THETA) for part in (q, k))
+            after["position"] = carry["position"] + tokens * collectives.axis_size(axes.seq)
         if self.averages:
             v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=3)
         return q * self.keys**-0.5, k, v, after

@@ -9,7 +9,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gam_jax.layers.base import WHOLE, Carry, Layer, Statistics, inherit, known
+from gam_jax.layers.base import (
+    WHOLE,
+    Carry,
+    Layer,
+    Statistics,
+    inherit,
+    known,
+    row_counter,
+)
 from gam_jax.ops.linear import linear
 from gam_jax.params import Param, Params, Table, fan_in, normal, path_name, zeros
 from sharding import collectives, zero
@@ -104,7 +112,7 @@ class ParScale(Layer):
         return {**table, "starts": starts, "aggregator": aggregator}
 
     def carry_table(self, batch: int) -> Any:
-        """The inner layer's, rows [P, B]; and the tokens seen, int32: none of them, a start."""
+        """The inner layer's, rows [P, B]; and the tokens that each row has seen, 0 at its start."""
         inner = self.varied.carry_table(batch)
         if self.streams == 1:
             return inner
@@ -117,8 +125,7 @@ class ParScale(Layer):
             axes = (*param.axes[:at], "stream", *param.axes[at:])
             return dataclasses.replace(param, shape=shape, axes=axes)
 
-        seen = Param((), (), zeros, dtype="int32")
-        return {"seen": seen, "streams": _map(rows, inner)}
+        return {"seen": row_counter(batch), "streams": _map(rows, inner)}
 
     def __call__(
         self,
@@ -146,10 +153,10 @@ class ParScale(Layer):
         y = self._mixed(params["aggregator"], hidden.reshape(own, -1, hidden.shape[-1]), axis)
         for name in axes.tokens:
             tokens *= collectives.axis_size(name)
-        seen = tokens + (0 if carry is None else carry["seen"])
+        seen = tokens + (jnp.zeros(batch, jnp.int32) if carry is None else carry["seen"])
         table = self.varied.carry_table(batch)
         streams = _map(lambda param, leaf: _split(param, leaf, own), table, after)
-        return y.reshape(x.shape), {"seen": jnp.asarray(seen, jnp.int32), "streams": streams}
+        return y.reshape(x.shape), {"seen": seen, "streams": streams}
 
     def sequences(self, carry: Carry) -> Carry:
         """The carry of the inner layer: streams are rows, as it sees them."""
@@ -202,12 +209,15 @@ class ParScale(Layer):
             return begin
         left = self.sequences(carry)
 
-        def chosen(path: Any, x: Array, begin: Any) -> Array:
+        begun = jnp.tile(carry["seen"] > 0, axes.streams)
+
+        def chosen(path: Any, param: Param, x: Array, begin: Any) -> Array:
             if _name(path) not in starts:
                 return x
-            return jnp.where(carry["seen"] > 0, x, begin)
+            behind = x.ndim - 1 - param.axes.index("batch")
+            return jnp.where(begun.reshape(-1, *(1,) * behind), x, begin)
 
-        return jax.tree_util.tree_map_with_path(chosen, left, begin)
+        return jax.tree_util.tree_map_with_path(chosen, table, left, begin, is_leaf=_is_param)
 
     def _mixed(
         self, params: Params, hidden: Float[Array, "p N D"], axis: str | None

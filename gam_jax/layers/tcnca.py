@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from gam_jax.layers.base import WHOLE, Carry, Layer, known
+from gam_jax.layers.base import WHOLE, Carry, Layer, known, row_counter
 from gam_jax.ops.chunk_attention import chunk_attention
 from gam_jax.ops.conv import causal_conv, reach
 from gam_jax.ops.dropout import dropout
@@ -183,7 +183,7 @@ class TCNCA(Layer):
         keys = Param(shape, ("batch", None, None), zeros, cache=True)
         shape = batch, self.chunk, hidden
         values = Param(shape, ("batch", None, "channel"), zeros, cache=True)
-        seen = (keys, values, Param((), (), zeros, dtype="int32"))
+        seen = (keys, values, row_counter(batch))
         return {"tcn": self.tcn.carry_table(batch), "seen": seen}
 
     def __call__(

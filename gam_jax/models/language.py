@@ -8,14 +8,13 @@ from typing import Any
 
 import flax.struct
 import jax
-import jax.core
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from gam_jax import params as tables
 from gam_jax.data.base import Dataset
-from gam_jax.layers.base import WHOLE, Carry, Layer, inherit, known
+from gam_jax.layers.base import WHOLE, Carry, Layer, inherit, known, known_most
 from gam_jax.layers.block import Stack
 from gam_jax.layers.norm import LayerNorm
 from gam_jax.layers.parscale import ParScale
@@ -37,11 +36,11 @@ class ModelCarry:
     """What the model hands to the next chunk.
 
     Attributes:
-      position: int32 scalar, how many tokens came before.
+      position: int32 [B], how many tokens came before in each row.
       layers: the stack's carry, each leaf [L, B, ...]; that of `ParScale` where there are streams.
     """
 
-    position: Int[Array, ""]
+    position: Int[Array, B]
     layers: Carry
 
 
@@ -207,7 +206,7 @@ class LanguageModel(Model):
 
     def carry(self, batch: int, axes: Axes = WHOLE) -> ModelCarry:
         """The start of a sequence."""
-        return ModelCarry(jnp.zeros((), jnp.int32), self.trunk.carry(batch, axes))
+        return ModelCarry(jnp.zeros(batch, jnp.int32), self.trunk.carry(batch, axes))
 
     def carry_bytes(self, batch: int) -> int:
         """Bytes that it keeps of so many sequences between two chunks."""
@@ -223,7 +222,7 @@ class LanguageModel(Model):
           rows: the mesh axes that split the rows, the outer one first.
         """
         specs = tables.carry_specs(self.trunk.carry_table(batch), layout, rows)
-        return ModelCarry(PartitionSpec(), specs)  # type: ignore[arg-type]
+        return ModelCarry(PartitionSpec(rows or None), specs)  # type: ignore[arg-type]
 
     def __call__(
         self,
@@ -357,16 +356,17 @@ class LanguageModel(Model):
 
         With `axes.residual`, of this device's tokens of the residual stream.
         """
-        carry = ModelCarry(jnp.zeros((), jnp.int32), None) if carry is None else carry
+        before = 0 if carry is None else carry.position[:, None]
+        if carry is None:
+            carry = ModelCarry(jnp.zeros(tokens.shape[0], jnp.int32), None)
         position, length = carry.position, tokens.shape[1] * collectives.axis_size(axes.seq)
         embedding_key, blocks_key = (None, None) if key is None else jax.random.split(key)
 
         x = embed(tokens, params["embedding"], axes)
         x = x if self.embedding_scale == 1 else self.embedding_scale * x
-        start = 0 if isinstance(position, jax.core.Tracer) else int(position)
-        self.check_length(start + length)
+        self.check_length(known_most(position) + length)
         if self.context:
-            places = position + residual.first_token(x.shape[1], axes) + jnp.arange(x.shape[1])
+            places = before + residual.first_token(x.shape[1], axes) + jnp.arange(x.shape[1])
             x = x + jnp.take(params["positions"], places, axis=0, mode="fill", fill_value=jnp.nan)
         x = dropout(x, self.dropout, embedding_key, axes).astype(self.dtype)
         x, layers = self.trunk(params, x, carry.layers, axes, key=blocks_key)

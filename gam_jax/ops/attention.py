@@ -58,22 +58,39 @@ def attend(
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"]]:
     """softmax(scores) v over the keys that a query sees.
 
+    As `attend_cache`, of keys and values that have tokens before heads.
+    """
+    return attend_cache(rule, q, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), offset, first)
+
+
+def attend_cache(
+    rule: Rule,
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B G S K"],
+    v: Float[Array, "B G S V"],
+    offset: Array | int = 0,
+    first: Array | int = 0,
+) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"]]:
+    """softmax(scores) v over the keys that a query sees, read as a cache keeps them.
+
     Query head h reads key head h // (H / G) (grouped queries, arXiv 2305.13245).
 
     Args:
       rule: see `Rule`.
       q: queries.
-      k: keys, S of them, in G groups of heads.
+      k: keys, S of them, in G groups of heads; heads before tokens, so that a block of one head's
+        keys lies in one piece.
       v: values.
-      offset: place of the first query, the first key standing at 0. It may be traced.
-      first: keys before this one are not there.
+      offset: place of the first query, the first key standing at 0: of all rows, or of each row,
+        [B]. It may be traced.
+      first: keys before this one are not there; of all rows or of each, likewise.
 
     Returns:
       The mixture and the logarithm of the sum of exp(scores), both float32. A query that sees no
       key has the mixture 0 and the logarithm EMPTY. Blocks that no query sees are not computed.
     """
     batch, tokens, heads, size = q.shape
-    groups = k.shape[2]
+    groups = k.shape[1]
     grouped = q.reshape(batch, tokens, groups, heads // groups, size).transpose(0, 2, 3, 1, 4)
     ends = (jnp.asarray(x, jnp.int32) for x in (offset, first))
     pair: tuple[Array, Array] = _attend(rule, *collectives.vary_alike(grouped, k, v, *ends))
@@ -95,12 +112,12 @@ def with_shared(
     found: tuple[Array, Array],
     rule: Rule,
     q: Float[Array, "B T H K"],
-    keys: Float[Array, "B S G K"],
-    values: Float[Array, "B S G V"],
+    keys: Float[Array, "B G S K"],
+    values: Float[Array, "B G S V"],
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"]]:
     """What `attend` found, with keys and values that every query sees, wherever it stands."""
     plain = dataclasses.replace(rule, causal=False, window=0)
-    return merge(found, attend(plain, q, keys.astype(q.dtype), values.astype(q.dtype)))
+    return merge(found, attend_cache(plain, q, keys.astype(q.dtype), values.astype(q.dtype)))
 
 
 def with_sinks(
@@ -143,18 +160,23 @@ class Tiles:
         return -(-self.keys // self.columns)
 
     def seen(self, i: Any, offset: Any, first: Any) -> tuple[Any, Any]:
-        """The blocks of keys lo <= j < hi that some query of block i may see."""
+        """The blocks of keys lo <= j < hi that some query of block i, in any row, may see."""
         begin = offset + i * self.rows
         lo, hi = first, self.keys
         if self.rule.window:
             lo = jnp.maximum(lo, begin - self.rule.window + 1)
         if self.rule.causal:
             hi = jnp.minimum(hi, offset + jnp.minimum((i + 1) * self.rows, self.tokens))
+        lo, hi = jnp.min(lo), jnp.max(hi)
         lo = jnp.clip(lo // self.columns, 0, self.column_blocks)
         return lo, jnp.clip(-(-hi // self.columns), lo, self.column_blocks)
 
     def visible(self, i: Any, j: Any, offset: Any, first: Any) -> Array:
-        """Which queries of block i see which keys of block j: bool [rows, columns]."""
+        """Which queries of block i see which keys of block j: bool [rows, columns].
+
+        [B, 1, 1, rows, columns] where rows differ in `offset` or `first`.
+        """
+        offset, first = (_of_rows(x) for x in (offset, first))
         place = offset + i * self.rows + jnp.arange(self.rows)[:, None]
         begin = j * self.columns
         key = jnp.minimum(begin, self.keys - self.columns) + jnp.arange(self.columns)[None]
@@ -205,13 +227,17 @@ class Tiles:
         return body(0, state) if self.column_blocks == 1 else lax.fori_loop(*ends, body, state)
 
     def column(self, x: Array, j: Any) -> Array:
-        """Block j of [B, S, G, ...] as [B, G, columns, ...].
+        """Block j of [B, G, S, ...] as [B, G, columns, ...].
 
         Where the last block is not full, it begins sooner, so that nothing is filled up: a cache is
         read where it lies. `visible` hides what belongs to the block before.
         """
-        block = lax.dynamic_slice_in_dim(x, j * self.columns, self.columns, axis=1)
-        return jnp.swapaxes(block, 1, 2)
+        return lax.dynamic_slice_in_dim(x, j * self.columns, self.columns, axis=2)
+
+
+def _of_rows(x: Array) -> Array:
+    """A number for all rows as it is, or one for each row, [B], beside scores."""
+    return x if jnp.ndim(x) == 0 else x[:, None, None, None, None]
 
 
 def _rows_by_columns(q: Array, k: Array) -> Array:
@@ -229,10 +255,10 @@ def _weights_by_columns(p: Array, v: Array) -> Array:
 
 
 def _weights_by_rows(p: Array, q: Array) -> Array:
-    """[B, G, R, rows, columns] by [B, G, R, rows, K], summed over rows: [B, columns, G, K]."""
+    """[B, G, R, rows, columns] by [B, G, R, rows, K], summed over rows: [B, G, columns, K]."""
     p, q = (x.reshape(*x.shape[:2], -1, x.shape[-1]) for x in (p, q))
     p = p.astype(q.dtype)
-    return jnp.einsum("bgqs,bgqk->bsgk", p, q, preferred_element_type=jnp.float32)
+    return jnp.einsum("bgqs,bgqk->bgsk", p, q, preferred_element_type=jnp.float32)
 
 
 def _full(shape: tuple[int, ...], value: float, like: Array) -> Array:
@@ -251,8 +277,8 @@ def _attend(
 def forward(
     rule: Rule, q: Array, k: Array, v: Array, offset: Array, first: Array
 ) -> tuple[Float[Array, "B G R T V"], Float[Array, "B G R T"]]:
-    """`attend` of [B, G, R, T, K], [B, S, G, K] and [B, S, G, V], without a derivative."""
-    tiles = Tiles(rule, q.shape[3], k.shape[1])
+    """`attend_cache` of [B, G, R, T, K], [B, G, S, K] and [B, G, S, V], without a derivative."""
+    tiles = Tiles(rule, q.shape[3], k.shape[2])
 
     def row(state: None, i: Any, q: Array) -> tuple[None, tuple[Array, Array]]:
         def column(j: Any, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -293,12 +319,12 @@ def backward(
       shift: sum(d_out * out) over channels, less the gradient of `lse`.
     """
     q, k, v, offset, first = inputs
-    tiles = Tiles(rule, q.shape[3], k.shape[1])
+    tiles = Tiles(rule, q.shape[3], k.shape[2])
 
     def add(total: Array, part: Array, j: Any) -> Array:
         start = j * tiles.columns
-        part += lax.dynamic_slice_in_dim(total, start, tiles.columns, axis=1)
-        return lax.dynamic_update_slice_in_dim(total, part, start, axis=1)
+        part += lax.dynamic_slice_in_dim(total, start, tiles.columns, axis=2)
+        return lax.dynamic_update_slice_in_dim(total, part, start, axis=2)
 
     def row(state: tuple[Array, Array], i: Any, *blocks: Array) -> tuple[Any, Array]:
         q, lse, d_out, shift = blocks

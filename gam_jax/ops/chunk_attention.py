@@ -14,7 +14,7 @@ def chunk_attention(
     k: Float[Array, "B T Z"],
     v: Float[Array, "B T H"],
     bias: Float[Array, C],
-    before: tuple[Float[Array, "B C Z"], Float[Array, "B C H"], Int[Array, ""]] | None = None,
+    before: tuple[Float[Array, "B C Z"], Float[Array, "B C H"], Int[Array, B]] | None = None,
     axis: str | None = None,
 ) -> tuple[Float[Array, "B T H"], tuple[Array, Array, Array]]:
     """o_t = sum_s softmax_s(q_t k_s / sqrt(Z) + bias[t - s]) v_s over s <= t in the chunk of t.
@@ -28,18 +28,18 @@ def chunk_attention(
       k: their keys.
       v: their values.
       bias: by distance; its length is the size of a chunk.
-      before: the last C keys and values, and how many tokens came before, modulo C; None at the
-        start of a sequence. Then chunks that end with a shard need no communication.
+      before: the last C keys and values, and how many tokens came before in each row, modulo C;
+        None at the start of a sequence. Then chunks that end with a shard need no communication.
       axis: mesh axis that splits the tokens.
 
     Returns:
       o in the dtype of v, and what comes before the next token, keys and values in float32.
     """
-    size, tokens = bias.shape[0], q.shape[1]
+    size, rows, tokens = bias.shape[0], *q.shape[:2]
     shards, own = collectives.axis_size(axis), collectives.axis_index(axis)
     aligned = before is None and (shards == 1 or tokens % size == 0)
     if before is None:
-        empty_k, empty_v = (jnp.zeros((x.shape[0], size, x.shape[2]), jnp.float32) for x in (k, v))
+        empty_k, empty_v = (jnp.zeros((rows, size, x.shape[2]), jnp.float32) for x in (k, v))
         before = (empty_k, empty_v, jnp.zeros((), jnp.int32))
     keys, values, place = before
     first = (place + own * tokens) % size
@@ -53,7 +53,8 @@ def chunk_attention(
     # Of keys before a block none is seen, or as many as a chunk has.
     seen = (k, v, bias, first, 0) if aligned else (keys, values, bias, first, size)
     o = _blocks(q, *seen)
-    return o, (last_k, last_v, (place + shards * tokens) % size)
+    after = jnp.broadcast_to((place + shards * tokens) % size, rows)
+    return o, (last_k, last_v, after)
 
 
 def _blocks(
@@ -79,7 +80,8 @@ def _blocks(
     keys, values = windows(keys), windows(values)
     place, key = jnp.arange(count * block).reshape(count, block), jnp.arange(past + block)
     distance = past + jnp.arange(block)[:, None] - key
-    seen = (distance >= 0) & (distance <= ((first + place) % size)[..., None])
+    reach = (jnp.reshape(first, (-1, 1, 1)) + place) % size  # [B or 1, n, block]
+    seen = (distance >= 0) & (distance <= reach[..., None])
     scores = jnp.einsum("bnqz,bnkz->bnqk", q, keys, preferred_element_type=jnp.float32)
     scores = scores + bias.astype(jnp.float32)[jnp.clip(distance, 0, size - 1)]
     weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1).astype(values.dtype)

@@ -40,7 +40,7 @@ def ring_attention(
     v: Float[Array, "B T G K"],
     axis: str,
     sinks: Float[Array, H] | None = None,
-    shared: tuple[Float[Array, "B S G K"], Float[Array, "B S G K"]] | None = None,
+    shared: tuple[Float[Array, "B G S K"], Float[Array, "B G S K"]] | None = None,
 ) -> Float[Array, "B T H K"]:
     """Causal attention over every key of the sequence, of this device's queries.
 
@@ -68,6 +68,7 @@ def ring_attention(
     both = zigzag.to_zigzag(jnp.concatenate([q, k, v], axis=2), axis, dim=1)
     queries, k, v = jnp.split(both, [heads, heads + groups], axis=2)
     q = queries.reshape(batch, tokens, groups, heads // groups, size).transpose(0, 2, 3, 1, 4)
+    k, v = (jnp.swapaxes(x, 1, 2) for x in (k, v))
     pair: tuple[Array, Array] = _ring(rule, axis, *collectives.vary_alike(q, k, v))
     out, lse = pair
     out = out.transpose(0, 3, 1, 2, 4).reshape(batch, tokens, heads, size)
@@ -106,16 +107,16 @@ def window_attention(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _ring(rule: Rule, axis: str, q: Array, k: Array, v: Array) -> tuple[Array, Array]:
-    """Grouped queries [B, G, R, T, K], keys and values [B, T, G, K], in zigzag order."""
+    """Grouped queries [B, G, R, T, K], keys and values [B, G, T, K], in zigzag order."""
     early, late = _halves(q, 3)
     full, half = dataclasses.replace(rule, causal=False), early.shape[3]
     own = lax.axis_index(axis)
     zero = jnp.zeros((), jnp.int32)
-    first = forward(rule, early, _halves(k, 1)[0], _halves(v, 1)[0], zero, zero)
+    first = forward(rule, early, _halves(k, 2)[0], _halves(v, 2)[0], zero, zero)
     none = jnp.zeros_like(first[0]), jnp.full_like(first[1], EMPTY)
 
     def step(state: Halves, block: tuple[Array, Array], source: Array | int) -> Halves:
-        (k1, k2), (v1, v2) = (_halves(x, 1) for x in block)
+        (k1, k2), (v1, v2) = (_halves(x, 2) for x in block)
         before, offset = source < own, jnp.where(source == own, 0, half)
         # The late half sees the early one of every shard. Then either the early half sees that
         # of a shard before it, or the late half sees the late one of its own or a later shard.
@@ -151,12 +152,12 @@ def _ring_backward(rule: Rule, axis: str, saved: Any, gradients: tuple[Array, Ar
         ends = jnp.asarray(offset, jnp.int32), jnp.zeros((), jnp.int32)
         return backward(rule, (q, k, v, *ends), *rest)
 
-    d_q1, d_k1, d_v1 = pull(rule, early, _halves(k, 1)[0], _halves(v, 1)[0], 0)
+    d_q1, d_k1, d_v1 = pull(rule, early, _halves(k, 2)[0], _halves(v, 2)[0], 0)
     state = d_q1, jnp.zeros_like(d_q1)
     found = (d_k1, d_v1), (jnp.zeros_like(d_k1), jnp.zeros_like(d_v1))
 
     def step(state: Halves, block: Any, found: Halves, source: Array | int) -> Any:
-        (k1, k2), (v1, v2) = (_halves(x, 1) for x in block)
+        (k1, k2), (v1, v2) = (_halves(x, 2) for x in block)
         before, offset = source < own, jnp.where(source == own, 0, half)
         d_late, *d_first = pull(full, late, k1, v1, 0)
         rows = [jnp.where(before, x, y) for x, y in zip(early, late, strict=True)]
@@ -176,7 +177,7 @@ def _ring_backward(rule: Rule, axis: str, saved: Any, gradients: tuple[Array, Ar
         return state, (tuple(p[0] for p in pairs), tuple(p[1] for p in pairs))
 
     d_q, (one, other) = ring_home(step, state, (k, v), found, axis)
-    d_kv = (_joined(pair, 1) for pair in zip(one, other, strict=True))
+    d_kv = (_joined(pair, 2) for pair in zip(one, other, strict=True))
     return tuple(
         d.astype(x.dtype) for d, x in zip((_joined(d_q, 3), *d_kv), (q, k, v), strict=True)
     )

@@ -36,7 +36,7 @@ class Yarn:
 
 
 def rotary(
-    x: Float[Array, "B T H K"], places: Int[Array, T], theta: float, yarn: Yarn = Yarn()
+    x: Float[Array, "B T H K"], places: Int[Array, "... T"], theta: float, yarn: Yarn = Yarn()
 ) -> Float[Array, "B T H K"]:
     """Turns channel pairs (i, i + K/2) of each head by the angle place * theta^(-2i/K).
 
@@ -46,7 +46,7 @@ def rotary(
 
     Args:
       x: queries or keys; K is even.
-      places: of each token in the whole sequence.
+      places: of each token in the whole sequence, [T], or [B, T] where rows stand at unlike places.
       theta: base of the wavelengths, usually 10,000 or more.
       yarn: stretches them.
 
@@ -56,7 +56,7 @@ def rotary(
     half = x.shape[-1] // 2
     speeds = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     speeds = speeds if yarn.factor == 1 else speeds * _stretched(yarn, half, theta)
-    angles = places.astype(jnp.float32)[:, None, None] * speeds  # [T, 1, K/2]
+    angles = places.astype(jnp.float32)[..., None, None] * speeds  # [(B,) T, 1, K/2]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = [first * cos - second * sin, second * cos + first * sin]

@@ -10,7 +10,7 @@ import pytest
 
 from gam_jax import decode
 from gam_jax.layers import GAM, Attention, Block
-from gam_jax.models.language import LanguageModel
+from gam_jax.models.language import LanguageModel, ModelCarry
 from sharding.layout import Layout
 from sharding.mesh import make_mesh
 from tests.examples import random_like
@@ -49,12 +49,33 @@ def test_the_same_key_gives_the_same_text_however_long_it_is_asked_for():
     np.testing.assert_array_equal(write(21)[:, :10], write(10))
 
 
+@pytest.mark.parametrize("model", [MODEL, ATTENTION], ids=["GAM", "attention"])
+def test_a_row_with_its_own_key_writes_what_it_writes_alone(model):
+    """Prompts of unlike lengths, read apart and written side by side."""
+    params, keys = random_like(model.table()), jax.random.split(jax.random.key(3), 2)
+    alone, begun = [], []
+    for row, length in enumerate((5, 2)):
+        logits, carry = decode.prefill(model, params, PROMPT[row : row + 1, :length])
+        pieces = decode.write(model, params, logits, carry, 8, keys[row : row + 1])
+        alone.append(np.concatenate(list(pieces), axis=1))
+        begun.append((logits, carry))
+    logits = jnp.concatenate([logits for logits, _ in begun])
+    # Arrays of the layers are [L, B, ...]; the position is [B].
+    layers = jax.tree.map(
+        lambda *arrays: jnp.concatenate(arrays, axis=1), *(carry.layers for _, carry in begun)
+    )
+    position = jnp.concatenate([carry.position for _, carry in begun])
+    together = ModelCarry(position, layers)
+    pieces = decode.write(model, params, logits, together, 8, keys)
+    np.testing.assert_array_equal(np.concatenate(list(pieces), axis=1), np.concatenate(alone))
+
+
 def test_nucleus_draws_only_from_the_likeliest_tokens():
     logits = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
     many = jnp.broadcast_to(logits, (500, 4))
+    keys = decode.row_keys(jax.random.key(0), 500)
     draws = {
-        p: set(np.asarray(decode.choose(many, jax.random.key(0), 1.0, p)).tolist())
-        for p in (0.4, 0.7, 0.9, 1.0)
+        p: set(np.asarray(decode.choose(many, keys, 1.0, p)).tolist()) for p in (0.4, 0.7, 0.9, 1.0)
     }
     assert draws == {0.4: {0}, 0.7: {0, 1}, 0.9: {0, 1, 2}, 1.0: {0, 1, 2, 3}}
 
@@ -62,14 +83,15 @@ def test_nucleus_draws_only_from_the_likeliest_tokens():
 def test_draws_follow_the_softmax():
     logits = jnp.log(jnp.array([0.6, 0.3, 0.1]))
     many = jnp.broadcast_to(logits, (20_000, 3))
-    drawn = decode.choose(many, jax.random.key(0), 1.0, 1.0)
+    keys = decode.row_keys(jax.random.key(0), 20_000)
+    drawn = decode.choose(many, keys, 1.0, 1.0)
     np.testing.assert_allclose(np.bincount(drawn) / 20_000, [0.6, 0.3, 0.1], atol=0.02)
 
 
 def test_the_carry_has_one_size_for_ever():
     _, short = decode.prefill(MODEL, PARAMS, PROMPT)
     _, long = decode.prefill(MODEL, PARAMS, np.tile(PROMPT, (1, 50)))
-    assert decode.carry_bytes(short) == decode.carry_bytes(long) == 4 + 2 * 2 * 2 * 16 * 4
+    assert decode.carry_bytes(short) == decode.carry_bytes(long) == 2 * 4 + 2 * 2 * 2 * 16 * 4
 
 
 def test_writing_leaves_the_carry_that_it_was_given():
@@ -96,7 +118,8 @@ def test_a_cache_is_written_to_where_it_lies():
             decode._to_write(model, model.carry(2)),
         )
         settings = jnp.float32(1), jnp.float32(1)
-        lowered = decode._write.lower(decoder, *state, jax.random.key(0), settings, 3)
+        keys = decode.row_keys(jax.random.key(0), 2)
+        lowered = decode._write.lower(decoder, *state, keys, settings)
         return decode.carry_bytes(model.carry(2)), lowered.compile().memory_analysis()
 
     (small, of_small), (large, of_large) = memory(1024), memory(8192)

@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from gam_jax.config import from_dict, to_dict
 from gam_jax.layers import LAYERS, MLP, Block, Chunked, Layer, Stack
 from gam_jax.models.language import LanguageModel
-from gam_jax.params import abstract_params, count_params, decay_mask, init_params, param_specs
+from gam_jax.params import (
+    Param,
+    abstract_params,
+    count_params,
+    decay_mask,
+    init_params,
+    param_specs,
+)
 from sharding.layout import Layout
 from sharding.mesh import make_mesh
 from tests.examples import EXAMPLES, LENGTHS, TOKENS, apply, inputs, params_of
@@ -120,6 +127,67 @@ def test_a_split_into_chunks_equals_the_whole(layer, lengths, choices):
     assert_split_equals_the_whole(layer, chosen + [1] * (TOKENS - sum(chosen)))
 
 
+def by_rows(layer, function, *carries):
+    """`function(*arrays, axis of the rows)` for each array of the carries."""
+    return jax.tree.map(
+        lambda param, *arrays: function(*map(np.asarray, arrays), param.axes.index("batch")),
+        layer.carry_table(1),
+        *carries,
+        is_leaf=is_param,
+    )
+
+
+def rows_of(layer, carries, rows):
+    """The carry whose row i is row `rows[i]` of `carries[i]`."""
+
+    def one(*args):
+        *arrays, axis = args
+        parts = [np.take(x, [row], axis) for x, row in zip(arrays, rows, strict=True)]
+        return np.concatenate(parts, axis)
+
+    return by_rows(layer, one, *carries)
+
+
+def is_param(leaf):
+    return isinstance(leaf, Param)
+
+
+@streaming_layer
+def test_every_array_of_a_carry_has_rows(layer):
+    table = jax.tree.leaves(layer.carry_table(2), is_leaf=is_param)
+    assert all(param.axes.count("batch") == 1 for param in table)
+
+
+@with_lengths
+def test_rows_with_different_pasts_give_what_each_gives_alone(layer, lengths):
+    """Rows meet in one batch, each in the other's place; then one waits while the other goes on.
+
+    All chunks have lengths that the law of chunks compiles.
+    """
+    one, short, _ = lengths
+    params, x = params_of(layer), np.asarray(inputs(2, TOKENS))
+
+    def after(carry, past, tokens):
+        return apply(layer, params, x[:, past : past + tokens], carry)
+
+    carries = {0: layer.carry(2)}
+    carries[short] = after(carries[0], 0, short)[1]
+    carries[short + 1] = after(carries[short], short, one)[1]
+    for early, late in ((0, short), (short, short + 1)):
+        together = rows_of(layer, [carries[late], carries[early]], (1, 0))
+        for tokens in (one, short):
+            parts = np.stack([x[1, late : late + tokens], x[0, early : early + tokens]])
+            y, carry = apply(layer, params, parts, together)
+            alone = [after(carries[past], past, tokens) for past in (late, early)]
+            want = np.stack([np.asarray(alone[0][0])[1], np.asarray(alone[1][0])[0]])
+            assert_equal_but_for_rounding(np.asarray(y), want)
+            both = rows_of(layer, [alone[0][1], alone[1][1]], (1, 0))
+            assert_equal_but_for_rounding(carry, both)
+            waiting = rows_of(layer, [together, carry], (0, 1))
+            again = np.asarray(apply(layer, params, parts, waiting)[0])
+            assert_equal_but_for_rounding(again[0], want[0])
+
+
 @pytest.mark.slow
 @streaming_layer
 @given(cuts=st.lists(st.integers(1, TOKENS - 1), unique=True, max_size=TOKENS - 1))
@@ -153,6 +221,21 @@ def output_and_gradient(layer, params, x, t):
 
 
 @streaming_layer
+def test_no_token_has_to_do_with_later_ones(layer):
+    params, x = params_of(layer), np.asarray(inputs(2, TOKENS))
+    y = np.asarray(apply(layer, params, x)[0])
+    for t in (0, TOKENS // 2):
+        other = x.copy()
+        other[:, t + 1 :] = inputs(2, TOKENS, seed=t + 1)[:, t + 1 :]
+        found = np.asarray(apply(layer, params, other)[0])
+        assert_equal_but_for_rounding(found[:, : t + 1], y[:, : t + 1])
+        other[:, t] += 1
+        found = np.asarray(apply(layer, params, other)[0])
+        assert np.any(found[:, t] != y[:, t])
+
+
+@pytest.mark.slow
+@streaming_layer
 def test_it_is_causal_by_its_gradient(layer):
     params, x = params_of(layer), np.asarray(inputs(1, TOKENS))
     for t in (0, TOKENS // 2):
@@ -176,6 +259,18 @@ def test_a_layer_that_does_not_stream_sees_what_is_to_come_and_hands_nothing_on(
         Chunked(layer)
 
 
+@every_layer
+def test_a_row_has_nothing_to_do_with_the_other(layer):
+    params, x = params_of(layer), np.asarray(inputs(2, TOKENS))
+    y, carry = apply(layer, params, x)
+    swapped, other_carry = apply(layer, params, x[::-1])
+    assert_equal_but_for_rounding(np.asarray(swapped)[::-1], np.asarray(y))
+    assert_equal_but_for_rounding(rows_of(layer, [other_carry] * 2, (1, 0)), carry)
+    other = np.stack([x[0], np.asarray(inputs(1, TOKENS, seed=1))[0]])
+    assert_equal_but_for_rounding(np.asarray(apply(layer, params, other)[0])[0], np.asarray(y)[0])
+
+
+@pytest.mark.slow
 @every_layer
 def test_sequences_of_a_batch_do_not_meet(layer):
     params, x = params_of(layer), np.asarray(inputs(2, TOKENS))

@@ -41,7 +41,7 @@ def test_a_model_says_before_it_writes_that_its_cache_is_too_small():
 
 def test_a_window_keeps_one_token_less_than_it_sees():
     layer = Attention(width=8, heads=4, kv_heads=2, window=5)
-    assert layer.carry_table(3)["key"].shape == (3, 4, 2, 2)
+    assert layer.carry_table(3)["key"].shape == (3, 2, 4, 2)
 
 
 def test_training_holds_no_cache():

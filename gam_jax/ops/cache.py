@@ -1,0 +1,24 @@
+"""Writing into a cache whose rows stand at unlike places."""
+
+from __future__ import annotations
+
+import jax
+from jax import lax
+from jaxtyping import Array, Int
+
+
+def write_rows(cache: Array, new: Array, places: Int[Array, B], axis: int) -> Array:
+    """The cache with `new` in each row from that row's own place on.
+
+    Args:
+      cache: [B, ...], with tokens along `axis`.
+      new: [B, ...], fewer tokens along `axis`; taken to the dtype of the cache.
+      places: of the first new token in each row. What would reach beyond the end is moved to end
+        there, as in `lax.dynamic_update_slice`.
+      axis: that of tokens, counted with the rows.
+    """
+
+    def one(row: Array, part: Array, place: Array) -> Array:
+        return lax.dynamic_update_slice_in_dim(row, part, place, axis=axis - 1)
+
+    return jax.vmap(one)(cache, new.astype(cache.dtype), places)
