@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +20,7 @@ from gam_jax.training.step import (
 )
 from sharding.layout import Layout, Parallel, bytes_held
 from sharding.mesh import make_mesh
-from sharding.messages import inner_jaxprs
+from sharding.products import product_flops
 
 DEVICES = 8
 MODEL = LanguageModel(Block(GAM(slots=128, kernel=8)), width=128, depth=4, vocab=256, unroll=4)
@@ -60,7 +59,7 @@ def run(repeats: int, short: bool = False) -> Rows:
         layout = Layout(make_mesh(*shape), Parallel(preset))
         name = f"{'x'.join(map(str, shape))} {preset}"
         calls[name], traced, _ = _step(MODEL, layout, BATCH, TOKENS)
-        products = _product_flops(traced.jaxpr.jaxpr) / 1e9
+        products = product_flops(traced.jaxpr.jaxpr).total() / 1e9
         rows[name] = {
             "products a device": Quantity.exactly(products, "GFLOP"),
             "state a device": Quantity.exactly(_state_bytes(MODEL, layout), "B"),
@@ -122,17 +121,3 @@ def _step(
         return metrics
 
     return call, traced, compiled
-
-
-def _product_flops(jaxpr: Any) -> int:
-    """Operations in the matrix products of a device's program, loops multiplied out."""
-    total = 0
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "dot_general":
-            (contracted, _), _ = eqn.params["dimension_numbers"]
-            left = eqn.invars[0].aval.shape
-            summed = math.prod(left[dim] for dim in contracted)
-            total += 2 * summed * math.prod(eqn.outvars[0].aval.shape)
-        turns = eqn.params["length"] if eqn.primitive.name == "scan" else 1
-        total += turns * sum(map(_product_flops, inner_jaxprs(eqn)))
-    return total

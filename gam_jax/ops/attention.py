@@ -17,7 +17,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from sharding import collectives
+from sharding import collectives, products
 
 BLOCK = 512
 """Tokens in a block of queries, and of keys."""
@@ -159,6 +159,17 @@ class Tiles:
         """Blocks of keys."""
         return -(-self.keys // self.columns)
 
+    @property
+    def counted(self) -> int:
+        """Blocks of keys for a block of queries, as `product_flops` counts: masked pairs too.
+
+        With a window that is what queries see that begin with a block of keys, as in training.
+        """
+        if not (self.rule.window and self.rule.causal):
+            return self.column_blocks
+        before = -(-(self.rule.window - 1) // self.columns)
+        return min(self.column_blocks, before + -(-self.rows // self.columns))
+
     def seen(self, i: Any, offset: Any, first: Any) -> tuple[Any, Any]:
         """The blocks of keys lo <= j < hi that some query of block i, in any row, may see."""
         begin = offset + i * self.rows
@@ -224,7 +235,10 @@ class Tiles:
 
     def each_column(self, ends: tuple[Any, Any], body: Callable[..., Any], state: Any) -> Any:
         """Runs `state = body(j, state)` for the blocks j of keys with ends[0] <= j < ends[1]."""
-        return body(0, state) if self.column_blocks == 1 else lax.fori_loop(*ends, body, state)
+        if self.column_blocks == 1:
+            return body(0, state)
+        with products.turns(self.counted):
+            return lax.fori_loop(*ends, body, state)
 
     def column(self, x: Array, j: Any) -> Array:
         """Block j of [B, G, S, ...] as [B, G, columns, ...].
@@ -332,7 +346,8 @@ def backward(
         def column(j: Any, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             d_q, d_k, d_v = state
             key, value = tiles.column(k, j), tiles.column(v, j)
-            scores, slope = tiles.scores(q, key, tiles.visible(i, j, offset, first))
+            with products.recomputed():
+                scores, slope = tiles.scores(q, key, tiles.visible(i, j, offset, first))
             weights = jnp.exp(scores - lse[..., None])
             d_weights = _rows_by_columns(d_out.astype(value.dtype), value)
             d_raw = weights * (d_weights - shift[..., None]) * slope

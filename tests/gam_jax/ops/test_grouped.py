@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 
 import chex
 import jax
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jax.interpreters import partial_eval
 
 from gam_jax.ops.grouped import (
     collect,
@@ -22,7 +20,7 @@ from gam_jax.ops.grouped import (
     ranks,
     spread,
 )
-from sharding.messages import inner_jaxprs
+from sharding.products import product_flops
 
 METHODS = {"ragged": {"method": "ragged"}, "blocks": {"method": "blocks", "block": 4}}
 TOKENS, CHOSEN, GROUPS, WIDTH, HIDDEN = 12, 2, 5, 6, 7
@@ -89,30 +87,6 @@ def test_gradients_are_those_of_the_loop(options):
     chex.assert_trees_all_close(found, want, atol=1e-5, rtol=1e-5)
 
 
-def product_flops(function, *args):
-    """Multiplications and additions of the products that `function` makes when it runs once.
-
-    Counted in its jaxpr, since a compiler's analysis counts one turn of a loop.
-    """
-    closed = jax.make_jaxpr(function)(*args)
-    jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
-
-    def walk(jaxpr):
-        total = 0
-        for eqn in jaxpr.eqns:
-            if eqn.primitive.name == "dot_general":
-                (contracted, _), _ = eqn.params["dimension_numbers"]
-                inner = math.prod(eqn.invars[0].aval.shape[dim] for dim in contracted)
-                total += 2 * inner * math.prod(eqn.outvars[0].aval.shape)
-                continue
-            parts = [walk(part) for part in inner_jaxprs(eqn)]
-            some = max(parts, default=0) if eqn.primitive.name == "cond" else sum(parts)
-            total += some * (eqn.params["length"] if eqn.primitive.name == "scan" else 1)
-        return total
-
-    return walk(jaxpr)
-
-
 def test_blocks_cost_what_their_rows_cost_and_ragged_products_on_cpu_as_many_times_as_groups():
     """Forward and backward: six products of choices x width x hidden."""
     sizes = {"tokens": 512, "chosen": 2, "groups": 8, "width": 16, "hidden": 32}
@@ -126,7 +100,8 @@ def test_blocks_cost_what_their_rows_cost_and_ragged_products_on_cpu_as_many_tim
         return jax.grad(loss, argnums=(0, 1, 2))
 
     true = 6 * 2 * owner.size * 16 * 32
-    assert true <= product_flops(step("blocks"), *args) < 1.5 * true
+    blocks = jax.make_jaxpr(step("blocks"))(*args).jaxpr
+    assert true <= product_flops(blocks).total() < 1.5 * true
     compiled = jax.jit(step("ragged")).lower(*args).compile()
     assert compiled.cost_analysis()["flops"] > 7 * true
 
