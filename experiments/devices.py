@@ -1,10 +1,12 @@
-"""The flags that say which devices a command runs on."""
+"""The flags that say which devices a command runs on, and the line that tells them."""
 
 from __future__ import annotations
 
+import sys
+
 from absl import flags
 
-from sharding import processes
+from sharding import machine, processes
 from sharding.layout import Layout, Parallel
 from sharding.mesh import mesh_from_text
 
@@ -43,3 +45,14 @@ def layout_from_flags(parallel: Parallel = Parallel(), *, one_device: bool = Fal
     processes.join()
     text = args.mesh or ("data=1" if one_device else "")
     return Layout(mesh_from_text(text, args.across), parallel)
+
+
+def say_where(used: int | None = None) -> None:
+    """Says on standard error, once a job, where the command runs and what it leaves unused.
+
+    Args:
+      used: devices that it takes; all if None.
+    """
+    if processes.is_first():
+        for line in machine.told_of(used):
+            print(line, file=sys.stderr, flush=True)

@@ -18,7 +18,7 @@ from absl import flags
 
 from experiments import cli
 from experiments.config_flags import define_classes_flag, register_classes
-from experiments.devices import define_device_flags, layout_from_flags
+from experiments.devices import define_device_flags, layout_from_flags, say_where
 from experiments.streams import of_streams, params_of_streams
 from gam_jax.config import from_dict, to_dict
 from gam_jax.data import Data, Dataset, Text
@@ -72,6 +72,7 @@ def main() -> None:
     data = _cut(config.open(kept), args.split, args.tokens)
     shown = dataclasses.replace(shown, data=config)
     check_fits(shown, layout, data.batch(layout.row_parts))
+    say_where(layout.mesh.size)
     eval_step = make_eval_step(shown.model, layout)
     found = score(eval_step, params, data, shown.model, experiment.train.batch, layout)
     if not processes.is_first():

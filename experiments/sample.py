@@ -22,7 +22,7 @@ from absl import flags
 from experiments import cli
 from experiments.cli import MAX_SEED
 from experiments.config_flags import define_classes_flag, register_classes
-from experiments.devices import define_device_flags, layout_from_flags
+from experiments.devices import define_device_flags, layout_from_flags, say_where
 from experiments.streams import language_model, of_streams, params_of_streams
 from gam_jax import decode
 from gam_jax.data.text import TOKENIZER
@@ -68,6 +68,7 @@ def main() -> None:
     model = language_model(of_streams(experiment, args.streams))
     model.check_mesh(layout)
     step, params = params_of_streams(folder, experiment, layout, args.checkpoint, args.streams)
+    say_where(layout.mesh.size)
 
     pieces = decode.generate(
         model,

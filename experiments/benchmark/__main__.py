@@ -51,7 +51,7 @@ from experiments.benchmark.against import compare, print_changes
 from experiments.benchmark.collect import collect, machine, read, written
 from experiments.benchmark.page import page
 from experiments.benchmark.timing import Rows
-from experiments.devices import define_device_flags, layout_from_flags
+from experiments.devices import define_device_flags, layout_from_flags, say_where
 from gam_jax.config import unknown
 from sharding import processes
 from sharding.errors import UserError
@@ -145,10 +145,13 @@ def _run(which: str) -> Rows:
         raise UserError(f"benchmark {which} chooses its own devices: leave --mesh, --emulate out")
     if which in OVER_MESHES:
         processes.emulate(mesh.DEVICES)
+        say_where()
         return OVER_MESHES[which](args.repeats, args.short)
     if which in ON_ONE:
+        say_where(1)
         return ON_ONE[which](args.repeats, args.short)
     layout = layout_from_flags(one_device=True)
+    say_where(layout.mesh.size)
     if which == "step":
         return step.run(args.repeats, args.against, layout)
     lengths = _lengths(args.lengths) or (SHORT_LENGTHS if args.short else ())

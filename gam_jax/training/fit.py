@@ -18,7 +18,7 @@ from gam_jax.training.lock import run_lock
 from gam_jax.training.loop import Beginning, Outcome, train
 from gam_jax.training.progress import Progress
 from gam_jax.training.warm_start import plan
-from sharding import processes
+from sharding import machine, processes
 from sharding.layout import Layout
 from sharding.mesh import make_mesh
 from sharding.whole_file import write_atomically
@@ -83,6 +83,8 @@ def fit(
         folder.check_new()
     check_batch(experiment, layout)
     with run_lock(folder.path, progress.say):
+        for line in machine.told_of(layout.mesh.size):
+            progress.say(line)
         if data is None:
             progress.say(f"reading {experiment.data.name}")
         experiment, data = opened(experiment, data, folder, resumed=saved is not None)

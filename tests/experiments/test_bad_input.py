@@ -233,7 +233,7 @@ def assert_one_line(result, *words):
     """Code 2, nothing on stdout, and one line on stderr with all the words."""
     assert result.code == 2
     assert result.out == ""
-    progress = ("reading ", "32,064 parameters", "mesh data=")
+    progress = ("on ", "reading ", "32,064 parameters", "mesh data=")
     lines = [line for line in result.err.splitlines() if not line.startswith(progress)]
     assert len(lines) == 1, result.err
     assert lines[0].startswith("error: ")
