@@ -8,6 +8,7 @@ The default needs no download: a small GAM reads the source code of Python's sta
   gam train --run=runs/books --resume
   gam train --run=runs/new --init=runs/books@best --init-exclude='final_norm/*'
   gam train --emulate=8 --mesh=data=2,seq=2,tensor=2
+  gam train --run=runs/traced --profile=10:3
 
 Every field of the config file can be set with --config.a.b=value. A run is a folder:
 config.json, tokenizer.json, metrics.jsonl, checkpoints/, tensorboard/, curves.png. Ctrl-C and
@@ -40,6 +41,7 @@ from gam_jax.training.folder import RunFolder
 from gam_jax.training.heartbeat import Heartbeat
 from gam_jax.training.loop import Beginning
 from gam_jax.training.metrics import read_metrics
+from gam_jax.training.profile import Span
 from gam_jax.training.progress import shown_score
 from gam_jax.training.warm_start import Source
 from sharding import processes
@@ -85,6 +87,11 @@ def define_flags() -> None:
         "Train nothing: print, as JSON, the mesh to go on with where that many processes x "
         "devices of each are left, as 2x4. --mesh is what was wanted.",
     )
+    flags.DEFINE_string(
+        "profile",
+        "",
+        "STEP:COUNT: trace so many steps from that one on, into profile/ of the run folder.",
+    )
     define_device_flags()
 
 
@@ -117,6 +124,7 @@ def main() -> None:
     if saved is None:
         folder.check_new()
     experiment = experiment_from_flags(saved)
+    profile = Span.parse(flags.FLAGS.profile) if flags.FLAGS.profile else None
     beginning = _beginning(folder)
     if flags.FLAGS.plan:
         print(json.dumps(dataclasses.asdict(_plan(experiment, folder, saved))))
@@ -131,6 +139,7 @@ def main() -> None:
             resume=saved is not None,
             beginning=beginning,
             heartbeat=heartbeat,
+            profile=profile,
         )
     if not processes.is_first():
         return

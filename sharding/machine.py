@@ -103,8 +103,8 @@ def told_of(used: int | None = None) -> list[str]:
     Args:
       used: devices that the mesh takes; all if None.
     """
-    platform = jax.devices()[0].platform
-    return [where(used=used), *unused(accelerators(), platform, getattr(jax.config, "jax_platforms", None))]
+    platform, told = jax.devices()[0].platform, getattr(jax.config, "jax_platforms", None)
+    return [where(used=used), *unused(accelerators(), platform, told)]
 
 
 def cores() -> int:

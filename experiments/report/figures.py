@@ -59,6 +59,8 @@ count = functools.partial(scaled, base=1000, units=("", "k", "M", "G", "T"))
 """12.3 k"""
 size = functools.partial(scaled, base=1024, units=("B", "KiB", "MiB", "GiB", "TiB"))
 """12.1 KiB"""
+flops = functools.partial(scaled, base=1000, units=[f"{p}FLOP/s" for p in ("", *"kMGTPE")])
+"""12.3 TFLOP/s"""
 
 
 def duration(seconds: float) -> str:
@@ -88,13 +90,27 @@ def memory_columns(runs: Sequence[Run]) -> list[Column]:
     ]
 
 
+def time_columns(runs: Sequence[Run]) -> list[Column]:
+    """Where the time goes and how much of the devices is used, as far as any run recorded it."""
+
+    percent = "{:.1%}".format
+    found = [
+        Column("step time", lambda run: run.median("step_seconds"), duration, "less"),
+        Column("model FLOP/s", lambda run: run.median("model_flops_per_second"), flops),
+        Column("MFU", lambda run: run.median("mfu"), percent, "more"),
+        Column("waiting for data", lambda run: run.share("data_wait_seconds"), percent, "less"),
+        Column("in saves", lambda run: run.share("save_seconds"), percent, "less"),
+    ]
+    return [column for column in found if any(column.value(run) is not None for run in runs)]
+
+
 def columns(runs: Sequence[Run]) -> list[Column]:
     """All columns of the table of results."""
     memory, unit = memory_columns(runs), common_unit(runs)
     carry = [CARRY] if any(CARRY.value(run) is not None for run in runs) else []
     seen = Column(unit, lambda run: run.units, whole)
     middle = [speed_column(runs), PARAMETERS, *carry, TIME]
-    return [*score_columns(runs), *middle, *memory, STEPS, seen]
+    return [*score_columns(runs), *middle, *time_columns(runs), *memory, STEPS, seen]
 
 
 def common_unit(runs: Sequence[Run]) -> str:

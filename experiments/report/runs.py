@@ -7,6 +7,7 @@ import functools
 import math
 import os
 import pathlib
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -129,6 +130,18 @@ class Run:
     def peak_bytes(self, kind: str) -> float | None:
         """The largest logged value of one of `metrics.MEMORY`."""
         return max((v for _, v in self.points("train", kind)), default=None)
+
+    def median(self, value: str) -> float | None:
+        """The median of what its lines of training tell, such as `mfu`."""
+        found = [v for _, v in self.points("train", value)]
+        return statistics.median(found) if found else None
+
+    def share(self, value: str) -> float | None:
+        """The share of the logged steps' time that seconds of this name are."""
+        part, whole = (dict(self.points("train", name)) for name in (value, "step_seconds"))
+        both = part.keys() & whole.keys()
+        total = sum(whole[step] for step in both)
+        return sum(part[step] for step in both) / total if total > 0 else None
 
     def _lines(self, split: str) -> list[dict[str, Any]]:
         return [row for row in self.rows if row.get("split") == split]

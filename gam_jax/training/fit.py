@@ -16,6 +16,7 @@ from gam_jax.training.folder import RunFolder
 from gam_jax.training.heartbeat import Heartbeat
 from gam_jax.training.lock import run_lock
 from gam_jax.training.loop import Beginning, Outcome, train
+from gam_jax.training.profile import Span
 from gam_jax.training.progress import Progress
 from gam_jax.training.warm_start import plan
 from sharding import machine, processes
@@ -53,6 +54,7 @@ def fit(
     beginning: Beginning | None = None,
     progress: Progress | None = None,
     heartbeat: Heartbeat | None = None,
+    profile: Span | None = None,
 ) -> Fitted:
     """Trains a model on data in a run folder, from its start or from where it stopped.
 
@@ -68,6 +70,7 @@ def fit(
       beginning: what a new run takes from another, and which checkpoint an old one goes on from.
       progress: what a person sees; None says it on standard error.
       heartbeat: for a launcher that watches.
+      profile: steps to trace into the folder's `profile/`.
 
     Raises:
       UserError: anything that a person can mend: data, mesh, folder, or a loss that is no number.
@@ -82,6 +85,8 @@ def fit(
     if saved is None:
         folder.check_new()
     check_batch(experiment, layout)
+    if profile is not None:
+        profile.check(0, experiment.train.last_step)
     with run_lock(folder.path, progress.say):
         for line in machine.told_of(layout.mesh.size):
             progress.say(line)
@@ -100,7 +105,7 @@ def fit(
         if processes.is_first() and baselines:
             write_atomically(folder.baselines, json.dumps(baselines, indent=2) + "\n")
         progress.say(_described(experiment, data, folder, layout))
-        outcome = train(experiment, data, folder, layout, progress, heartbeat, beginning)
+        outcome = train(experiment, data, folder, layout, progress, heartbeat, beginning, profile)
     return Fitted(folder, experiment, outcome, baselines)
 
 

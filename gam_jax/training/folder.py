@@ -69,6 +69,11 @@ class RunFolder:
         """The picture of what experts had to do, where there are any."""
         return self.path / "load.png"
 
+    @property
+    def profile(self) -> pathlib.Path:
+        """Traces of steps, where any were asked for."""
+        return self.path / "profile"
+
     def saved_config(self) -> dict[str, Any] | None:
         """The run's configuration as it was written; None if the folder holds no run.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +25,7 @@ from gam_jax.training.folder import (
 )
 from gam_jax.training.heartbeat import TRAINING, Heartbeat
 from gam_jax.training.metrics import MetricsWriter, peak_memory, read_metrics
+from gam_jax.training.profile import Span, Tracer
 from gam_jax.training.progress import Progress
 from gam_jax.training.scoring import Score, score
 from gam_jax.training.step import (
@@ -37,6 +37,7 @@ from gam_jax.training.step import (
 )
 from gam_jax.training.stop_request import StopRequest
 from gam_jax.training.stragglers import Pace, Straggler, Stragglers
+from gam_jax.training.timing import Clock, Work, work_of
 from gam_jax.training.warm_start import Source, warm_start
 from sharding import processes
 from sharding.checkpoint import CannotSave, Checkpoints
@@ -89,12 +90,14 @@ def train(
     progress: Progress,
     heartbeat: Heartbeat | None = None,
     beginning: Beginning = Beginning(),
+    profile: Span | None = None,
 ) -> Outcome:
     """Trains from the newest checkpoint in the folder, or from the start, to the last step.
 
     Args:
       heartbeat: tells a launcher how far this is; None where nobody watches.
       beginning: which checkpoint to go on from, or what a new run takes from another.
+      profile: steps to trace.
 
     Raises:
       UserError: a loss that is not a number (the last good checkpoint stays), a checkpoint that
@@ -103,13 +106,16 @@ def train(
     heartbeat = Heartbeat(None) if heartbeat is None else heartbeat
     with Checkpoints(folder.checkpoints, experiment.checkpoint) as checkpoints:
         step = _choose(checkpoints, beginning.which, progress)
+        if profile is not None:
+            profile.check(step or 0, experiment.train.last_step)
+        tracer = Tracer(profile, folder.profile, progress.say)
         if step is None:
             state, position = _new(experiment, layout, folder, beginning, progress), 0
         else:
             state, position = _restore(step, experiment, layout, checkpoints, data)
         first = processes.is_first()
         with MetricsWriter(folder.metrics, int(state.step), first, progress.say) as metrics:
-            run = _Run(experiment, data, layout, checkpoints, metrics, progress, heartbeat)
+            run = _Run(experiment, data, layout, checkpoints, metrics, progress, heartbeat, tracer)
             run.reached = _was_reached(experiment, folder, int(state.step))
             if step is None and (beginning.source or beginning.params):
                 run.save(0, state, 0)  # what was taken is a part of this run from here on
@@ -191,8 +197,10 @@ class _Run:
         metrics: MetricsWriter,
         progress: Progress,
         heartbeat: Heartbeat,
+        tracer: Tracer,
     ) -> None:
         self.heartbeat, self.pace = heartbeat, Pace()
+        self.tracer, self.clock, self.work = tracer, Clock(0), Work()
         self.stragglers = Stragglers(experiment.train.straggler)
         self.experiment, self.data, self.layout = experiment, data, layout
         self.checkpoints, self.metrics, self.progress = checkpoints, metrics, progress
@@ -222,25 +230,34 @@ class _Run:
         )
         units = settings.batch * self.data.units_per_row
         progress = self.progress.training(step, settings.last_step, units, self.data.unit)
-        with batches, StopRequest() as stop, progress:
-            self.clock = _Clock(step)
+        with batches, StopRequest() as stop, progress, self.tracer:
+            self.clock = Clock(step)
             first = step
             while self._goes_on(step, stop.asked):
                 # The first steps compile.
                 self.heartbeat.beat(step, TRAINING if step > first + 1 else "starting")
+                if self.tracer.begins(step + 1):
+                    self._untimed(step, self.tracer.start, step + 1, state)
                 self.pace.own()
-                batch = next(batches)
+                with self.clock.waiting_for_data():
+                    batch = next(batches)
+                if step == first:
+                    self.work = work_of(self.train_step, self.layout, state, batch)
                 self.pace.wait()
-                state, values = self.train_step(state, batch)
+                with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
+                    state, values = self.train_step(state, batch)
                 step += 1
                 self._report()  # the loss of the step before, while the device works at this one
                 self.pace.pause()
                 self.pending = step, values
+                if self.tracer.ends(step):
+                    self._untimed(step, self.tracer.stop, step, state)
                 improved = step % settings.validate_every == 0 and self._validate(step, state)
                 due = improved or step % self.experiment.checkpoint.every == 0
                 if due and not self._ends(step):  # the last is saved below, validated
                     self.save(step, state, batches.position)
             self._report()
+            self.tracer.stop(step, state)
             if self._ends(step) and (self.last is None or self.last[0] != step):
                 self._validate(step, state)
             self.save(step, state, batches.position, last=True)
@@ -248,6 +265,12 @@ class _Run:
         speed = sorted(self.speeds)[len(self.speeds) // 2] if self.speeds else 0.0
         last = self.last and self.last[1]
         return Outcome(step, last, not self._ends(step), speed, self.reached)
+
+    def _untimed(self, step: int, call: Callable[..., object], *args: Any) -> None:
+        """Calls in no step's time."""
+        self._report()
+        call(*args)
+        self.clock.pause(step)
 
     def _ends(self, step: int) -> bool:
         """Whether the run is at its end: its last step, or its goal."""
@@ -300,16 +323,19 @@ class _Run:
         self.progress.step(step, loss)
         if step % settings.log_every and step != settings.last_step:
             return
-        steps, seconds = self.clock.lap(step)
-        speed = steps * settings.batch * self.data.units_per_row / seconds
-        if steps:
+        lap = self.clock.lap(step)
+        speed = lap.steps * settings.batch * self.data.units_per_row / lap.seconds
+        if lap.steps:
             self.speeds.append(speed)
+        timed = lap.scalars() | self.work.scalars(lap)
+        self.progress.used(timed.get("mfu"))
         scalars = {name: float(x) for name, x in values.items() if not np.ndim(x)}
         self.metrics.write(
             step,
             "train",
             learning_rate=float(np.asarray(self.rate(step - 1))),
             **{f"{self.data.unit}_per_second": round(speed, 1)},
+            **timed,
             **scalars,
             **routing_scalars(values),
             **peak_memory(),
@@ -349,7 +375,8 @@ class _Run:
         extra = describe(self.experiment, self.data, position)
         loss = self.last[1].loss if self.last is not None and self.last[0] == step else None
         try:
-            self.checkpoints.save(step, state, extra, loss, self.axes)
+            with self.clock.saving():
+                self.checkpoints.save(step, state, extra, loss, self.axes)
             if last:
                 self.checkpoints.wait()
         except CannotSave as error:
@@ -368,22 +395,3 @@ class _Run:
         kept = self.checkpoints.latest()
         where = "there is no checkpoint yet" if kept is None else f"checkpoint {kept} is kept"
         self.progress.say(f"{error}; {where}, training goes on")
-
-
-class _Clock:
-    """Seconds per step, without the first step (it compiles) and without validation."""
-
-    def __init__(self, step: int) -> None:
-        self._first, self._step, self._time = step + 1, step, time.perf_counter()
-
-    def lap(self, step: int) -> tuple[int, float]:
-        """Steps and seconds since the last lap; no steps if the first was among them."""
-        now = time.perf_counter()
-        steps = step - self._step if self._step >= self._first else 0
-        seconds = now - self._time
-        self._step, self._time = step, now
-        return steps, seconds
-
-    def pause(self, step: int) -> None:
-        """Starts the next lap here."""
-        self._step, self._time = step, time.perf_counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -51,13 +52,15 @@ class Progress:
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]}"),
             TextColumn(f"{{task.fields[speed]}} {unit}/s"),
+            TextColumn("{task.fields[used]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
         )
         visible = self.console.is_terminal
         with RichProgress(*columns, console=self.console, disable=not visible) as bar:
-            self._task = bar.add_task("", total=last, completed=step, loss="-", speed="-")
+            fields: dict[str, Any] = {"loss": "-", "speed": "-", "used": ""}
+            self._task = bar.add_task("", total=last, completed=step, **fields)
             self._bar, self._per_step = bar, per_step
             yield
             self._bar = None
@@ -69,6 +72,11 @@ class Progress:
         rate = self._bar.tasks[self._task].speed
         speed = "-" if rate is None else f"{rate * self._per_step:,.0f}"
         self._bar.update(self._task, completed=step, loss=f"{loss:.3f}", speed=speed)
+
+    def used(self, mfu: float | None) -> None:
+        """After each line of metrics: the share of the devices' peak, where it is known."""
+        if self._bar is not None and mfu is not None:
+            self._bar.update(self._task, used=f"MFU {mfu:.0%}")
 
     def validation(self, step: int, score: Score) -> None:
         """After each validation."""

@@ -31,6 +31,8 @@ from sharding.layout import Layout
 
 Specs = dict[str, PartitionSpec]
 """Of each array of a batch."""
+OPTIMIZER = "optimizer"
+"""The scope of what is computed after the gradients, in traces and in counts of products."""
 
 
 def batch_specs(model: Model, layout: Layout, accumulate: int = 1) -> Specs:
@@ -247,8 +249,9 @@ def make_train_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         measures, grads = gradients(state.params, batch, jax.random.fold_in(state.key, state.step))
         params = lax.with_sharding_constraint(state.params, stored)
-        updates, opt_state = optimizer.update(grads, state.opt_state, params)
-        params = _spread(optax.apply_updates(params, updates), table, layout)
+        with jax.named_scope(OPTIMIZER):
+            updates, opt_state = optimizer.update(grads, state.opt_state, params)
+            params = _spread(optax.apply_updates(params, updates), table, layout)
         after = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
         norm = optax.tree.norm(trained(optimizer, without_signs(table, grads)))
         return after, {**measures, "grad_norm": norm}

@@ -68,6 +68,11 @@ BAD = {
         ["block.mixer.width", "expected int", "'wide'"],
     ),
     "ill-typed choice": (train("--config.model.init=loud"), ["model", "init", "loud", "sound"]),
+    "a trace of no steps": (train("--profile=3"), ["--profile=3", "STEP:COUNT"]),
+    "a trace beyond the end": (
+        train("--profile=5:9", "--config.train.steps=10", "--config.optimizer.warmup=2"),
+        ["--profile=5:9", "ends at step 10"],
+    ),
     "no steps": (train("--config.train.steps=0"), ["train.steps=0", "at least 1"]),
     "unequal parts": (
         train("--config.train.batch=6", "--config.train.accumulate=4"),

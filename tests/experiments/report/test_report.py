@@ -10,7 +10,7 @@ import pytest
 
 from experiments.report import figures
 from experiments.report.chart import front
-from experiments.report.markdown import escaped
+from experiments.report.markdown import escaped, markdown
 from experiments.report.page import page
 from experiments.report.runs import cautions, differences, read_runs
 from gam_jax.params import count_params
@@ -78,6 +78,23 @@ def test_a_run_of_the_training_command_is_read(trained, command):
     assert cells["process memory"] != figures.UNKNOWN
     for name, values in trained.summary["baselines"].items():
         assert f"| {name} | {values['loss']:.4f} | {values['bits_per_byte']:.4f} |" in result.out
+
+
+def test_where_the_time_went_is_told_where_any_run_recorded_it(runs):
+    runs.add("old")
+    runs.add("new")
+    path = runs.path / "new" / "metrics.jsonl"
+    with path.open("a") as log:
+        for step, seconds in ((110, 0.5), (120, 0.4), (130, 0.1), (140, "soon")):
+            told = {"step_seconds": seconds, "data_wait_seconds": 0.1, "save_seconds": 0.05}
+            told |= {"model_flops_per_second": 2e13, "mfu": 0.25} if step > 110 else {}
+            log.write(json.dumps({"step": step, "split": "train", "loss": 1.0, **told}) + "\n")
+    text = markdown(read(runs), "")
+    new, old = row(text, "new"), row(text, "old")
+    names = ("step time", "model FLOP/s", "MFU", "waiting for data", "in saves")
+    assert [new[name] for name in names] == ["0.4 s", "20 TFLOP/s", "25.0%", "30.0%", "15.0%"]
+    assert {old[name] for name in names} == {figures.UNKNOWN}
+    assert "MFU" not in row(markdown(read(runs, "old"), ""), "old")
 
 
 def test_the_best_comes_first_and_is_named(runs):
