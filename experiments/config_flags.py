@@ -23,7 +23,8 @@ DEFAULT_CONFIG = CONFIGS / "gam_small.py"
 
 def config(experiment: Experiment) -> config_dict.ConfigDict:
     """What a config file's `get_config()` returns: the experiment, open to overrides."""
-    values = to_dict(experiment)
+    # Numbers as their fields have them: ml_collections overrides an int with whole numbers alone.
+    values = to_dict(from_dict(Experiment, to_dict(experiment)))
     model = values["model"]  # ml_collections cannot override a None
     values["model"] = {name: value for name, value in model.items() if value is not None}
     return config_dict.ConfigDict(values)

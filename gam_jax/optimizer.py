@@ -24,11 +24,10 @@ from gam_jax.params import (
     trained_mask,
     without_signs,
 )
-from sharding.bounds import Count, NotNegative, Positive, Rate, Share, check_bounds
+from sharding.bounds import NotNegative, Positive, Rate, Share, Span, check_bounds
 from sharding.errors import UserError
 
 KINDS = ("adamw", "muon")
-SCHEDULES = ("cosine", "linear")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +36,12 @@ class OptimizerConfig:
 
     Attributes:
       learning_rate: the highest rate.
-      warmup: steps of linear warm-up from 0.
-      schedule: from the highest rate to the last: "cosine", half of one, or "linear".
+      warmup: linear warm-up from 0: below 1 a share of the steps, from 1 on so many steps.
+      schedule: from the highest rate to the last: "cosine", half of one; "linear"; "constant",
+        which stays at the highest; "wsd", which stays there until the cooldown begins.
       final: the rate at the last step, as a fraction of the highest.
+      cooldown: of "wsd" (warmup-stable-decay, arXiv 2404.06395), the linear way down at the end:
+        below 1 a share of the steps, from 1 on so many steps.
       beta1, beta2, eps: Adam's.
       weight_decay: decoupled, on the parameters that the tables mark.
       decay_all: on every parameter, norms and biases too, as the GAM paper's code does.
@@ -52,9 +54,10 @@ class OptimizerConfig:
     """
 
     learning_rate: NotNegative = 3e-3
-    warmup: Count = 100
+    warmup: Span = 0.1
     schedule: str = "cosine"
     final: Share = 0.1
+    cooldown: Span = 0.1
     beta1: Rate = 0.9
     beta2: Rate = 0.95
     eps: Positive = 1e-8
@@ -68,29 +71,78 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self, "optimizer")
+        for name in ("warmup", "cooldown"):
+            value = getattr(self, name)
+            if value >= 1 and value != int(value):
+                raise UserError(
+                    f"optimizer.{name}={value}: give a share of the steps below 1, or whole steps"
+                )
         for name, valid in (("kind", KINDS), ("schedule", SCHEDULES)):
             if getattr(self, name) not in valid:
                 raise UserError(f"optimizer.{name}: {unknown(getattr(self, name), valid, name)}")
 
+    def warmup_steps(self, steps: int) -> int:
+        """Steps of the warm-up in a run of `steps` steps."""
+        return _steps_of(self.warmup, steps)
+
+    def cooldown_steps(self, steps: int) -> int:
+        """Steps of the cooldown in a run of `steps` steps, where the schedule has one."""
+        return _steps_of(self.cooldown, steps) if self.schedule == "wsd" else 0
+
+
+def _steps_of(span: float, steps: int) -> int:
+    """A share never takes all the steps."""
+    return min(round(span * steps), steps - 1) if span < 1 else int(span)
+
+
+def _cosine(config: OptimizerConfig, left: int, _: int) -> optax.Schedule:
+    return optax.cosine_decay_schedule(config.learning_rate, left, config.final)
+
+
+def _linear(config: OptimizerConfig, left: int, _: int) -> optax.Schedule:
+    peak = config.learning_rate
+    return optax.linear_schedule(peak, peak * config.final, left)
+
+
+def _constant(config: OptimizerConfig, *_: int) -> optax.Schedule:
+    return optax.constant_schedule(config.learning_rate)
+
+
+def _wsd(config: OptimizerConfig, left: int, cooldown: int) -> optax.Schedule:
+    return optax.join_schedules(
+        [_constant(config), _linear(config, cooldown, 0)], [left - cooldown]
+    )
+
+
+SCHEDULES: Mapping[str, Callable[[OptimizerConfig, int, int], optax.Schedule]] = {
+    "cosine": _cosine,
+    "linear": _linear,
+    "constant": _constant,
+    "wsd": _wsd,
+}
+"""What follows the warm-up, by name: (config, steps after the warm-up, steps of the cooldown)."""
+
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Rate of step i (from 0): linear warm-up from 0, then by the schedule down to `final`.
+    """Rate of step i (from 0): linear warm-up from 0, then by the schedule.
 
     Raises:
-      UserError: warm-up as long as the run or longer.
+      UserError: warm-up as long as the run or longer, or no room for the cooldown after it.
     """
-    if config.warmup >= steps:
+    warmup, cooldown = config.warmup_steps(steps), config.cooldown_steps(steps)
+    if warmup >= steps:
         raise UserError(
-            f"optimizer.warmup={config.warmup} does not end before train.steps={steps}: "
-            f"lower the one or raise the other"
+            f"optimizer.warmup={warmup} does not end before train.steps={steps}: "
+            f"lower the one or raise the other, or give a share of the steps, below 1"
         )
-    peak, left = config.learning_rate, steps - config.warmup
-    if config.schedule == "linear":
-        decay = optax.linear_schedule(peak, peak * config.final, left)
-    else:
-        decay = optax.cosine_decay_schedule(peak, left, config.final)
-    warmup = optax.linear_schedule(0.0, peak, config.warmup)
-    return optax.join_schedules([warmup, decay], [config.warmup])
+    if warmup + cooldown > steps:
+        raise UserError(
+            f"optimizer.warmup={config.warmup:g} and optimizer.cooldown={config.cooldown:g} are "
+            f"{warmup + cooldown} steps, more than train.steps={steps}: lower one of them"
+        )
+    rise = optax.linear_schedule(0.0, config.learning_rate, warmup)
+    after = SCHEDULES[config.schedule](config, steps - warmup, cooldown)
+    return optax.join_schedules([rise, after], [warmup])
 
 
 def make_optimizer(

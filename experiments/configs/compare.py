@@ -29,7 +29,7 @@ OPTIMIZER = OptimizerConfig(
     learning_rate=3e-3,
     matrix_rate=1.3,
     weight_decay=0.2,
-    warmup=20,
+    warmup=0.01,
     schedule="linear",
     final=0.0,
 )

@@ -143,7 +143,8 @@ def shortened(experiment: Experiment, steps: int) -> Experiment:
         log_every=min(settings.log_every, max(1, steps // 4)),
         validate_every=min(settings.validate_every, steps),
     )
-    optimizer = dataclasses.replace(optimizer, warmup=min(optimizer.warmup, steps // 10))
+    warmup = min(optimizer.warmup_steps(settings.steps), steps // 10)
+    optimizer = dataclasses.replace(optimizer, warmup=warmup)
     return dataclasses.replace(experiment, train=train, optimizer=optimizer)
 
 

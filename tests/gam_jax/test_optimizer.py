@@ -21,10 +21,16 @@ TABLE = {"w": Param((3, 2), (None, None), ones), "b": Param((2,), (None,), zeros
 
 
 def rate_formula(config, step, steps):
-    if step < config.warmup:
-        return config.learning_rate * step / config.warmup
-    done = (step - config.warmup) / (steps - config.warmup)
-    left = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    warmup, cooldown = (s * steps if s < 1 else s for s in (config.warmup, config.cooldown))
+    if step < warmup:
+        return config.learning_rate * step / warmup
+    done = (step - warmup) / (steps - warmup)
+    left = {
+        "linear": 1 - done,
+        "cosine": 0.5 * (1 + math.cos(math.pi * done)),
+        "constant": 1,
+        "wsd": min(1, (steps - step) / cooldown),
+    }[config.schedule]
     share = config.final + (1 - config.final) * left
     return config.learning_rate * share
 
@@ -37,15 +43,51 @@ def rate_formula(config, step, steps):
         OptimizerConfig(learning_rate=0.5, warmup=99, final=1.0),
         OptimizerConfig(learning_rate=2.0, warmup=20, final=0.2, schedule="linear"),
         OptimizerConfig(learning_rate=2.0, warmup=0, final=0.0, schedule="linear"),
+        OptimizerConfig(learning_rate=2.0, schedule="constant"),
+        OptimizerConfig(learning_rate=2.0, schedule="wsd"),
+        OptimizerConfig(learning_rate=2.0, warmup=0.25, schedule="wsd", cooldown=30, final=0.0),
+        OptimizerConfig(learning_rate=2.0, warmup=70, schedule="wsd", cooldown=0.3),
     ],
 )
 def test_the_rate_warms_up_and_decays_by_its_schedule(config):
     schedule = learning_rate_schedule(config, 100)
-    found = [float(schedule(step)) for step in range(101)]
+    found = np.asarray(jax.vmap(schedule)(jnp.arange(101)))
     want = [rate_formula(config, step, 100) for step in range(101)]
     np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-6 * config.learning_rate)
     assert max(found) == pytest.approx(config.learning_rate)
-    assert found[-1] == pytest.approx(config.learning_rate * config.final)
+    last = 1 if config.schedule == "constant" else config.final
+    assert found[-1] == pytest.approx(config.learning_rate * last)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 60, 1000])
+def test_a_warm_up_that_is_a_share_ends_before_the_steps_do_however_few(steps):
+    for share in (0, 0.1, 0.5, 0.999):
+        config = OptimizerConfig(warmup=share)
+        assert config.warmup_steps(steps) == min(round(share * steps), steps - 1)
+        _ = learning_rate_schedule(config, steps)
+    assert OptimizerConfig().warmup_steps(1000) == 100
+    assert OptimizerConfig(warmup=1).warmup_steps(1000) == 1
+
+
+def test_more_steps_make_the_stable_phase_longer_and_change_nothing_before_its_end():
+    config = OptimizerConfig(warmup=10, schedule="wsd", cooldown=20)
+    short, long = (learning_rate_schedule(config, steps) for steps in (100, 300))
+    assert [float(short(i)) for i in range(81)] == [float(long(i)) for i in range(81)]
+    assert {float(long(i)) for i in range(80, 281, 20)} == {float(short(50))}
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"warmup": 10.5}, "optimizer.warmup=10.5: .* whole steps"),
+        ({"cooldown": 1.5}, "optimizer.cooldown=1.5: .* whole steps"),
+        ({"warmup": 60, "cooldown": 50}, "are 110 steps, more than train.steps=100"),
+        ({"warmup": 0.6, "cooldown": 0.5}, "are 110 steps, more than train.steps=100"),
+    ],
+)
+def test_spans_that_do_not_fit_are_refused(fields, words):
+    with pytest.raises(UserError, match=words):
+        learning_rate_schedule(OptimizerConfig(schedule="wsd", **fields), 100)
 
 
 @pytest.mark.parametrize("warmup", [10, 11])

@@ -96,7 +96,7 @@ def fitted(one: Experiment, data: Dataset) -> Experiment:
     train = dataclasses.replace(
         one.train, steps=steps, validate_every=epoch, log_every=max(1, min(20, steps // 4))
     )
-    warmup = min(one.optimizer.warmup, steps // 5)
+    warmup = min(one.optimizer.warmup_steps(one.train.steps), steps // 5)
     return dataclasses.replace(
         one,
         train=train,
