@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
@@ -16,7 +17,7 @@ from absl import app, flags, logging
 from experiments.usage import usage
 from sharding import processes
 from sharding.errors import UserError
-from sharding.fault import tell_fault
+from sharding.fault import full_disk, tell_fault
 
 BAD_INPUT = 2
 HELP = ("help", "h", "helpshort", "?")
@@ -145,6 +146,7 @@ def _guarded(main: Callable[[], None]) -> None:
         logging.set_verbosity(logging.FATAL)
     try:
         main()
+        _flush()
     except UserError as error:
         fail(_one_line(error))
     except KeyboardInterrupt:
@@ -153,10 +155,22 @@ def _guarded(main: Callable[[], None]) -> None:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has left
     except Exception as error:
+        if line := full_disk(error):
+            fail(line)
         if (line := processes.lost_another(error)) is None:
             sys.exit(tell_fault(error))
         print(f"error: {line}", file=sys.stderr, flush=True)
         sys.exit(1)
+
+
+def _flush() -> None:
+    """Writes what was printed, here where a failure can still be told."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # it is tried again at exit
+        error.filename = "standard output"
+        raise
 
 
 def _one_line(error: BaseException) -> str:

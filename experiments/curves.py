@@ -9,8 +9,8 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from experiments.pictures import save
 from gam_jax.training.metrics import points
-from sharding.whole_file import check_place
 
 BASELINE_COLOURS = {"unigram": "#999999", "bigram": "#666666", "gzip": "#c28f2c", "xz": "#8a6d1d"}
 
@@ -18,7 +18,7 @@ BASELINE_COLOURS = {"unigram": "#999999", "bigram": "#666666", "gzip": "#c28f2c"
 def draw_curves(
     rows: Sequence[Mapping[str, Any]], baselines: Mapping[str, float], path: pathlib.Path
 ) -> None:
-    """Writes a PNG.
+    """Writes a PNG; an OSError names it.
 
     Args:
       rows: the lines of metrics.jsonl.
@@ -42,5 +42,4 @@ def draw_curves(
     axes.set_ylabel("loss, nats per token")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
-    check_place(path)
-    figure.savefig(path)
+    save(figure, path)

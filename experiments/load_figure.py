@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from experiments.pictures import save
 from gam_jax.training.expert_load import SPLIT
-from sharding.whole_file import check_place
 
 
 def draw_load(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> bool:
@@ -56,6 +56,5 @@ def draw_load(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> bool:
     if image is not None:
         bar = figure.colorbar(image, ax=grid.ravel().tolist(), extend="max", shrink=0.8)
         bar.set_label("load, in even shares", fontsize=8)
-    check_place(path)
-    figure.savefig(path)
+    save(figure, path)
     return True

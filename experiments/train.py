@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import sys
 from typing import Any
 
 import jax
@@ -46,6 +47,7 @@ from gam_jax.training.progress import shown_score
 from gam_jax.training.warm_start import Source
 from sharding import processes
 from sharding.errors import UserError
+from sharding.fault import reason
 from sharding.replan import Plan, replan
 
 LATEST_GOOD = "latest-good"
@@ -145,8 +147,11 @@ def main() -> None:
         return
     losses = {name: values["loss"] for name, values in fitted.baselines.items()}
     rows = read_metrics(folder.metrics)
-    draw_curves(rows, losses, folder.curves)
-    draw_load(rows, folder.load)
+    try:
+        draw_curves(rows, losses, folder.curves)
+        draw_load(rows, folder.load)
+    except OSError as error:  # the run is done and saved all the same
+        print(f"no picture of the run: {error.filename}, {reason(error)}", file=sys.stderr)
     if flags.FLAGS.json:
         print(json.dumps(summary(fitted)))
     else:
@@ -209,7 +214,8 @@ def _print_summary(fitted: Fitted) -> None:
         print(f"stopped at step {outcome.step} and saved; continue with --resume")
     else:
         print(f"step {outcome.step}, {outcome.per_second:,.0f} {unit}/s")
-    print(f"curves in {folder.curves}")
+    if folder.curves.exists():
+        print(f"curves in {folder.curves}")
     if folder.load.exists():
         print(f"load of experts in {folder.load}")
     if isinstance(fitted.experiment.model, LanguageModel):

@@ -1,7 +1,9 @@
-"""What is told where the program itself is at fault."""
+"""What is told of an error that nobody expected: a full disk, or the program's own fault."""
 
 from __future__ import annotations
 
+import errno
+import os
 import shlex
 import sys
 import tempfile
@@ -9,6 +11,32 @@ import traceback
 
 FAULT = 70
 """The exit code of a fault of the program itself, as sysexits.h has it."""
+
+
+FULL = {
+    errno.ENOSPC: "no space is left",
+    errno.EDQUOT: "the quota is used up",
+    errno.EFBIG: "the file would be larger than is allowed",
+    errno.EROFS: "the disk can only be read",
+}
+"""Why nothing can be written, by number: nobody's fault in here."""
+
+
+def reason(error: Exception) -> str:
+    """Why something could not be written or read, in a few words."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return FULL.get(error.errno, os.strerror(error.errno))
+    return " ".join(str(error).split())[:160]
+
+
+def full_disk(error: BaseException | None) -> str | None:
+    """One line if an error comes from a disk that takes no more; else None."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL:
+            where = error.filename or "what was to be written"
+            return f"cannot write {where}: {reason(error)}; make room there or name another place"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def tell_fault(error: BaseException) -> int:

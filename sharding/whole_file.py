@@ -67,7 +67,7 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
 
     Raises:
       UserError: `path`, or the name that the new file has meanwhile, is there and no plain file.
-      OSError: it cannot be written.
+      OSError: it cannot be written; the error names it.
     """
     partial = path.with_name(path.name + ".partial")
     check_place(path)
@@ -76,8 +76,50 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
         with partial.open("wb") as file:
             yield file
         os.replace(partial, path)
+    except OSError as error:
+        _name(error, path)
+        raise
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def append(path: pathlib.Path, data: bytes) -> None:
+    """Adds to the end of a file, all of it or nothing; makes the file.
+
+    Raises:
+      UserError: `path` is there and is no plain file.
+      OSError: it cannot be written; the error names it.
+    """
+    check_place(path)
+    try:
+        with path.open("ab", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            try:
+                left = memoryview(data)
+                while left:
+                    left = left[file.write(left) :]
+            except OSError:
+                file.truncate(end)
+                raise
+    except OSError as error:
+        _name(error, path)
+        raise
+
+
+def free_name(path: pathlib.Path) -> pathlib.Path:
+    """The path itself, or with -2, -3, ... behind it: the first of them that is not there."""
+    found, count = path, 1
+    while os.path.lexists(found):
+        count += 1
+        found = path.with_name(f"{path.name}-{count}")
+    return found
+
+
+def _name(error: OSError, path: pathlib.Path) -> None:
+    """Puts the name of the file into an error: a failed write does not tell it."""
+    if error.filename is None:
+        error.filename = str(path)
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from experiments.configs import compare
 from experiments.contenders import CONTENDERS, EVERY, Contender
+from experiments.pictures import save
 from experiments.study import Arm, Claim, Measure, Setting, Study
 from experiments.study.declare import CPU, SHORT
 from experiments.study.found import Found
@@ -77,7 +78,7 @@ def draw(study: Study, found: Found, path: pathlib.Path) -> None:
         _panel(axes, study, found, measure, sign)
     panels[0].set_ylabel(heading(study.measures["loss"]))
     figure.suptitle("Dotted: the Pareto front; *: no other is both better and faster")
-    figure.savefig(path)
+    save(figure, path)
 
 
 def _panel(axes: Axes, study: Study, found: Found, measure: str, sign: int) -> None:

@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from experiments.contenders import CONTENDERS, EVERY, Contender
+from experiments.pictures import save
 from experiments.study import Arm, Claim, Measure, Setting, Study
 from experiments.study.declare import CPU, SHORT
 from experiments.study.found import Found
@@ -107,7 +108,7 @@ def draw(study: Study, found: Found, path: pathlib.Path) -> None:
     axes.set_ylabel("questions answered rightly, %")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path)
+    save(figure, path)
 
 
 def _arm(name: str, optimizer: str = "muon") -> Arm:

@@ -7,6 +7,7 @@ import pathlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from experiments.pictures import save
 from experiments.study.declare import Study
 from experiments.study.found import Found
 from experiments.study.sheets import heading
@@ -43,4 +44,4 @@ def draw(study: Study, found: Found, path: pathlib.Path) -> None:
     axes.set_xlabel(heading(study.measures[measure]))
     axes.grid(alpha=0.25)
     axes.set_title(study.title, fontsize=9, loc="left")
-    figure.savefig(path)
+    save(figure, path)

@@ -6,7 +6,9 @@ Whoever finds it decides, without comparing any clocks:
 - the owner is of this host (and of this boot and container) and lives: refused;
 - it is of this host and is gone: taken over;
 - it is of another host: the file is watched. Once it is touched: refused. If it stays untouched
-  for `SILENT_SECONDS`, its owner is gone (a host that died): taken over.
+  for `SILENT_SECONDS`, its owner is gone (a host that died): taken over;
+- it is empty: a lock appears with its content, so its owner died where it had to be written in
+  place, or its machine lost power. If it stays so for `EMPTY_SECONDS`: taken over.
 
 An owner whose lock was taken over all the same, as one that was frozen for minutes and woke up,
 ends at once: two runs never write into one folder for longer than `TOUCH_SECONDS`.
@@ -33,6 +35,8 @@ from sharding.json_file import read_record
 TOUCH_SECONDS = 5.0
 SILENT_SECONDS = 120.0
 """Longer than file systems of several hosts take to show each other a changed time."""
+EMPTY_SECONDS = 2.0
+"""Longer than it takes to write one line."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,9 +108,10 @@ def run_lock(
 
 @dataclasses.dataclass(frozen=True)
 class _Seen:
-    """A lock as it was found: when it was touched, and who it names."""
+    """A lock as it was found: when it was touched, its bytes, and who it names."""
 
     touched: int
+    size: int
     owner: Owner | None
 
 
@@ -146,9 +151,29 @@ class _Lock:
         self._made = missing
 
     def _create(self) -> bool:
+        """Makes the lock with its content at once; False if there is one."""
+        own = self._path.with_name(f"{self._path.name}.{os.getpid()}.{threading.get_ident()}")
+        try:
+            own.write_text(json.dumps(dataclasses.asdict(self._owner)) + "\n")
+            try:
+                os.link(own, self._path)
+            except FileExistsError:
+                return False
+            except OSError:  # a file system without links
+                return self._create_in_place()
+            return True
+        finally:
+            own.unlink(missing_ok=True)
+
+    def _create_in_place(self) -> bool:
         try:
             with self._path.open("x") as file:
-                file.write(json.dumps(dataclasses.asdict(self._owner)) + "\n")
+                try:
+                    file.write(json.dumps(dataclasses.asdict(self._owner)) + "\n")
+                    file.flush()
+                except OSError:
+                    self._path.unlink()
+                    raise
         except FileExistsError:
             return False
         return True
@@ -163,20 +188,22 @@ class _Lock:
             say(f"taking over {self._folder} from {owner}, which is gone")
             return seen
         shown = str(owner) if owner else "a process that did not say who it is"
+        silent = self._silent if seen.size else min(self._silent, EMPTY_SECONDS)
         say(
             f"{self._folder} is held by {shown}; taking it over if there is no sign of "
-            f"life for {self._silent:.0f} s"
+            f"life for {silent:.0f} s"
         )
-        deadline = time.monotonic() + self._silent
+        deadline = time.monotonic() + silent
         while time.monotonic() < deadline:
-            time.sleep(min(0.5, self._silent / 4))
+            time.sleep(min(0.5, silent / 4))
             if (now := self._look()) != seen:
                 raise self._refused(now.owner or owner)
         say(f"taking over {self._folder} from {shown}: no sign of life")
         return seen
 
     def _look(self) -> _Seen:
-        return _Seen(self._path.stat().st_mtime_ns, _read(self._path))
+        found = self._path.stat()
+        return _Seen(found.st_mtime_ns, found.st_size, _read(self._path))
 
     def _remove(self, seen: _Seen) -> None:
         """Takes the judged lock away, and not one that another has made in its place by now."""

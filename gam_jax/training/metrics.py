@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import jax
-from tensorboardX import SummaryWriter
 
+from gam_jax.training.tensorboard import Board
+from sharding.errors import UserError
+from sharding.fault import reason
 from sharding.json_file import BadJson, parse_json
-from sharding.whole_file import check_place, replacing
+from sharding.whole_file import append, check_place, replacing
 
 MEMORY = {"device_peak_bytes": "device memory", "process_peak_bytes": "process memory"}
 """Metric -> what it is the peak of."""
@@ -113,15 +115,21 @@ def _row(line: bytes) -> dict[str, Any]:
 class MetricsWriter:
     """Appends metrics as lines of JSON (step, split, loss, ...) and as TensorBoard scalars.
 
+    What cannot be written later on ends nothing: it is told once. Lines wait until they can be
+    written; TensorBoard gets no more.
+
     Args:
       path: metrics.jsonl; TensorBoard files go to `tensorboard/` beside it.
       from_step: lines of later steps are cut off, since the run goes on from here. Lines that
         are no rows stay, but for a last one that was cut short.
       writes: False writes nothing, as for all processes of a job but the first.
-      say: is told of lines that are no rows.
+      say: is told, in a line, of lines that are no rows and of what cannot be written.
+      aside: where to move lines that are cut off; None drops them, since the same steps will
+        write them again.
 
     Raises:
       UserError: `path` is there and is no plain file.
+      OSError: lines cannot be cut off.
     """
 
     def __init__(
@@ -129,25 +137,29 @@ class MetricsWriter:
         path: pathlib.Path,
         from_step: int = 0,
         writes: bool = True,
-        say: Callable[[str], object] | None = None,
+        say: Callable[[str], object] = lambda _: None,
+        aside: pathlib.Path | None = None,
     ) -> None:
-        self._writes = writes
+        self._writes, self._path, self._say = writes, path, say
+        self._waiting: list[bytes] = []
+        self._board: Board | None = None
         if not writes:
             return
         check_place(path)
-        if say is not None and (told := read_log(path).told()):
+        if told := read_log(path).told():
             say(told)
-        _cut(path, from_step)
-        self._file = path.open("a")
-        self._board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=from_step + 1)
+        _cut(path, from_step, aside)
+        try:
+            self._board = Board(path.parent / "tensorboard", from_step + 1)
+        except (OSError, UserError) as error:
+            self._without_board(error)
 
     def __enter__(self) -> MetricsWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._writes:
-            self._file.close()
-            self._board.close()
+        if self._waiting and not self._append():
+            self._say(f"{len(self._waiting)} lines of {self._path} are lost")
 
     def write(self, step: int, split: str, **values: Any) -> None:
         """One line: the state after `step` updates, on "train" or "validation".
@@ -156,18 +168,43 @@ class MetricsWriter:
         """
         if not self._writes:
             return
-        self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                self._board.add_scalar(f"{split}/{name}", value, step)
-
-
-def _cut(path: pathlib.Path, step: int) -> None:
-    """Takes away the rows of later steps, and a last line that was cut short; makes the file."""
-    with replacing(path) as kept:
-        if not path.exists():
+        line = json.dumps({"step": step, "split": split, **values}) + "\n"
+        self._waiting.append(line.encode())
+        self._append()
+        if self._board is None:
             return
+        numbers = {f"{split}/{n}": x for n, x in values.items() if isinstance(x, int | float)}
+        try:
+            self._board.write(step, numbers)
+        except (OSError, UserError) as error:
+            self._without_board(error)
+
+    def _append(self) -> bool:
+        """Writes the lines that wait; whether it could."""
+        late = len(self._waiting) > 1
+        try:
+            append(self._path, b"".join(self._waiting))
+        except (OSError, UserError) as error:
+            if not late:
+                self._say(
+                    f"{self._path} cannot be written ({reason(error)}): lines wait until there "
+                    f"is room, training goes on"
+                )
+            return False
+        if late:
+            self._say(f"{self._path} is written again, {len(self._waiting)} lines late")
+        self._waiting.clear()
+        return True
+
+    def _without_board(self, error: Exception) -> None:
+        self._board = None
+        self._say(f"TensorBoard gets no more of this run ({reason(error)}), training goes on")
+
+
+def _cut(path: pathlib.Path, step: int, aside: pathlib.Path | None) -> None:
+    """Takes away the rows of later steps, and a last line that was cut short; makes the file."""
+    kept, gone, whole = [], [], True
+    if path.exists():
         with path.open("rb") as file:
             while line := file.readline():
                 whole = line.endswith(b"\n")
@@ -175,5 +212,10 @@ def _cut(path: pathlib.Path, step: int) -> None:
                     stays = _row(line)["step"] <= step
                 except BadJson:
                     stays = whole
-                if stays:
-                    kept.write(line if whole else line + b"\n")
+                (kept if stays else gone).append(line if whole else line + b"\n")
+        if not gone and whole:
+            return
+    if gone and aside is not None:
+        append(aside, b"".join(gone))
+    with replacing(path) as file:
+        file.writelines(kept)

@@ -25,7 +25,7 @@ from rich.table import Table as TextTable
 
 from sharding.bounds import NotNegative, check_number
 from sharding.errors import UserError
-from sharding.fault import tell_fault
+from sharding.fault import full_disk, tell_fault
 
 DIFFERENT, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -46,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()  # the reader of our output has left
         return 0
     except Exception as error:
+        if line := full_disk(error):
+            print(f"error: {line}", file=sys.stderr)
+            return BAD_INPUT
         return tell_fault(error)
 
 

@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from experiments.papers.parscale.law import enough, runs_of
+from experiments.pictures import save
 from experiments.study import Study
 from experiments.study.figure import draw as draw_points
 from experiments.study.found import Found
@@ -42,4 +43,4 @@ def draw(study: Study, found: Found, path: pathlib.Path) -> None:
     axes.legend()
     if law is not None:
         axes.set_title(law.law.formula, fontsize=9)
-    figure.savefig(path)
+    save(figure, path)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -13,6 +15,7 @@ import time
 
 import pytest
 
+from gam_jax.training import lock
 from gam_jax.training.lock import Owner, run_lock
 from sharding.errors import UserError
 from tests.experiments import commands
@@ -85,7 +88,7 @@ def test_a_dead_owner_on_this_host_gives_way_at_once_and_a_line_says_so(
 
 
 def test_an_owner_on_another_host_gives_way_only_if_it_shows_no_sign_of_life(tmp_path, hold, said):
-    lock = write_lock(tmp_path, place="elsewhere", host="node7")
+    found = write_lock(tmp_path, place="elsewhere", host="node7")
     start = time.monotonic()
     with hold():
         assert time.monotonic() - start >= QUICK["silent_seconds"]
@@ -98,7 +101,7 @@ def test_an_owner_on_another_host_gives_way_only_if_it_shows_no_sign_of_life(tmp
 
     def live():
         while not ended.wait(0.05):
-            os.utime(lock)
+            os.utime(found)
 
     thread = threading.Thread(target=live)
     thread.start()
@@ -116,6 +119,41 @@ def test_a_lock_that_names_nobody_gives_way_in_the_same_way(tmp_path, hold, said
     with hold():
         pass
     assert "a process that did not say who it is: no sign of life" in said[-1]
+
+
+def test_an_empty_lock_costs_seconds_and_one_that_is_filled_meanwhile_is_respected(
+    tmp_path, hold, said, monkeypatch
+):
+    monkeypatch.setattr(lock, "EMPTY_SECONDS", 0.2)
+    write_lock(tmp_path).write_text("")
+    start = time.monotonic()
+    with hold(silent_seconds=60):
+        assert time.monotonic() - start < 5
+    assert "no sign of life" in said[-1]
+    write_lock(tmp_path).write_text("")
+    monkeypatch.setattr(time, "sleep", lambda _: write_lock(tmp_path, place="far", host="node7"))
+    with pytest.raises(UserError, match="on node7"), hold(silent_seconds=60):
+        pass
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+def test_a_disk_without_room_leaves_no_lock(tmp_path, hold, monkeypatch, links):
+    if not links:
+
+        def link(*_):
+            raise OSError(errno.EPERM, "no links here")
+
+        monkeypatch.setattr(os, "link", link)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(UserError, match="cannot write the run folder"), hold():
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not any(tmp_path.rglob("run.lock*"))
+    with hold():
+        assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.lock"]
 
 
 def test_of_many_that_find_a_dead_owner_at_once_one_gets_the_lock(tmp_path, hold):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
+import resource
+import struct
 import tempfile
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import masked_crc32c
 
 from gam_jax.training.metrics import LINE_BYTES, MetricsWriter, points, read_log, read_metrics
 from sharding.errors import UserError
@@ -120,3 +125,76 @@ def test_a_log_that_is_no_file_is_not_replaced(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(UserError, match="is a folder, not a file"):
         MetricsWriter(tmp_path / "metrics.jsonl")
+
+
+@contextlib.contextmanager
+def no_room():
+    """While open, the system lets no file grow."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_without_room_ends_nothing_is_told_once_and_costs_no_row(tmp_path):
+    path, said = tmp_path / "metrics.jsonl", []
+    with MetricsWriter(path, say=said.append) as metrics:
+        metrics.write(1, "train", loss=1.0)
+        with no_room():
+            for step in range(2, 30):
+                metrics.write(step, "train", loss=1.0)
+        assert len(said) == 2  # the lines, and TensorBoard
+        assert "cannot be written (the file would be larger than is allowed)" in said[0]
+        assert "TensorBoard gets no more" in said[1]
+        assert [row["step"] for row in read_metrics(path)] == [1]
+        metrics.write(30, "train", loss=1.0)
+    assert said[2:] == [f"{path} is written again, 29 lines late"]
+    log = read_log(path)
+    assert ([row["step"] for row in log.rows], log.bad) == (list(range(1, 31)), [])
+
+
+def test_lines_that_never_found_room_are_counted(tmp_path):
+    path, said = tmp_path / "metrics.jsonl", []
+    with MetricsWriter(path, say=said.append) as metrics, no_room():
+        metrics.write(1, "train", loss=1.0)
+        metrics.write(2, "train", loss=1.0)
+        metrics.__exit__()
+    assert f"2 lines of {path} are lost" in said
+
+
+@pytest.mark.parametrize("place", ["metrics.jsonl", "tensorboard"])
+def test_a_place_that_has_become_another_thing_ends_nothing(tmp_path, place):
+    said = []
+    with MetricsWriter(tmp_path / "metrics.jsonl", say=said.append) as metrics:
+        (path := tmp_path / place).rename(tmp_path / "gone")
+        path.mkdir() if path.suffix else path.touch()
+        metrics.write(1, "train", loss=1.0)
+        metrics.write(2, "train", loss=1.0)
+    assert len(said) <= 2
+
+
+def test_rows_of_later_steps_are_moved_where_they_are_asked_for(tmp_path):
+    path, aside = tmp_path / "metrics.jsonl", tmp_path / "aside"
+    rows = [{"step": step, "split": "train"} for step in range(1, 7)]
+    path.write_bytes(written(rows))
+    MetricsWriter(path, 4, aside=aside)
+    assert (path.read_bytes(), aside.read_bytes()) == (written(rows[:4]), written(rows[4:]))
+
+
+def test_tensorboard_reads_what_is_written(tmp_path):
+    with MetricsWriter(tmp_path / "metrics.jsonl", 6) as metrics:
+        metrics.write(7, "train", loss=0.5, note="words", count=3)
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    data, found = file.read_bytes(), []
+    while data:
+        (size,) = struct.unpack("<Q", data[:8])
+        assert struct.unpack("<I", data[8:12]) == (masked_crc32c(data[:8]),)
+        event, data = data[12 : 12 + size], data[12 + size :]
+        assert struct.unpack("<I", data[:4]) == (masked_crc32c(event),)
+        data = data[4:]
+        found.append(Event.FromString(event))
+    assert [(event.step, event.session_log.status) for event in found[:2]] == [(7, 0), (7, 1)]
+    values = {v.tag: (event.step, v.simple_value) for event in found for v in event.summary.value}
+    assert values == {"train/loss": (7, 0.5), "train/count": (7, 3.0)}
