@@ -30,7 +30,7 @@ from gam_jax.training.folder import RunFolder
 from gam_jax.training.scoring import score
 from gam_jax.training.step import make_eval_step
 from sharding import processes
-from sharding.errors import UserError
+from sharding.errors import UserError, at
 
 SPLITS = ("train", "validation", "test")
 
@@ -74,7 +74,8 @@ def main() -> None:
     check_fits(shown, layout, data.batch(layout.row_parts))
     say_where(layout.mesh.size)
     eval_step = make_eval_step(shown.model, layout)
-    found = score(eval_step, params, data, shown.model, experiment.train.batch, layout)
+    with at(f"{folder.path} at checkpoint {step}"):
+        found = score(eval_step, params, data, shown.model, experiment.train.batch, layout)
     if not processes.is_first():
         return
     if args.json:

@@ -29,7 +29,7 @@ from gam_jax.data.text import TOKENIZER
 from gam_jax.data.tokenizer import Stream, tokenizer_from_text
 from gam_jax.training.folder import RunFolder
 from sharding import processes
-from sharding.errors import UserError
+from sharding.errors import UserError, at
 
 
 def define_flags() -> None:
@@ -81,7 +81,8 @@ def main() -> None:
         layout=layout,
     )
     shown = processes.is_first() and not args.json
-    text, speed = _write(pieces, args.prompt, tokenizer.stream(), shown)
+    with at(f"{folder.path} at checkpoint {step}"):
+        text, speed = _write(pieces, args.prompt, tokenizer.stream(), shown)
     carry = decode.carry_bytes(model.carry(1))
     if args.json and processes.is_first():
         facts = {"tokens_per_second": round(speed, 1), "carry_bytes": carry, "step": step}
@@ -103,17 +104,19 @@ def _write(
 
     put(prompt)
     start, first, counted, tokens = time.perf_counter(), 0.0, 0, 0
-    for piece in pieces:
-        if first:
-            counted += piece.shape[1]
-        else:
-            first = time.perf_counter()
-        tokens += piece.shape[1]
-        put("".join(stream.push(int(token)) for token in piece[0]))
-    end = time.perf_counter()
-    put(stream.flush())
-    if shown:
-        print()
+    try:
+        for piece in pieces:
+            if first:
+                counted += piece.shape[1]
+            else:
+                first = time.perf_counter()
+            tokens += piece.shape[1]
+            put("".join(stream.push(int(token)) for token in piece[0]))
+        end = time.perf_counter()
+        put(stream.flush())
+    finally:
+        if shown:
+            print()
     return "".join(text), counted / (end - first) if counted else tokens / (end - start)
 
 

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from gam_jax.ids import check_ids
 from gam_jax.layers.base import known_most
 from gam_jax.layers.block import Apart
 from gam_jax.models.language import LanguageModel, ModelCarry
@@ -21,6 +22,7 @@ from gam_jax.params import Params, carry_specs, rule_specs
 from sharding import collectives
 from sharding.axes import Axes
 from sharding.bounds import Count, NotNegative, Share, check_number
+from sharding.errors import UserError
 from sharding.layout import Layout
 from sharding.mesh import make_mesh
 
@@ -53,6 +55,14 @@ def choose(
     least = jnp.min(jnp.where(inside, ordered, jnp.inf), axis=-1, keepdims=True)
     drawn = jax.vmap(jax.random.categorical)(keys, jnp.where(scaled >= least, scaled, -jnp.inf))
     return jnp.where(temperature == 0, jnp.argmax(logits, axis=-1), drawn).astype(jnp.int32)
+
+
+def drawable(logits: Float[Array, "B V"]) -> Bool[Array, B]:
+    """Whether logits say a distribution: no NaN, no +inf, and not all of them -inf.
+
+    Single logits of -inf are tokens of probability 0.
+    """
+    return jnp.isfinite(jnp.max(logits, axis=-1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +161,9 @@ def _write(
     carry: ModelCarry,
     keys: Array,
     settings: tuple[Array, Array],
-) -> tuple[Array, Array, ModelCarry]:
+) -> tuple[Array, Array, Array, ModelCarry]:
+    """New tokens [B, N], whether each was drawn from numbers, the last logits, the carry."""
+
     def write(
         params: Params,
         carry: ModelCarry,
@@ -162,22 +174,22 @@ def _write(
     ) -> Any:
         places = collectives.all_gather(carry.position, axes.rows, dim=0)
 
-        def step(state: Any, i: Array) -> tuple[Any, Array]:
+        def step(state: Any, i: Array) -> tuple[Any, tuple[Array, Array]]:
             logits, carry = state
             drawn_by = jax.vmap(jax.random.fold_in)(keys, places + i)
             token = choose(logits, drawn_by, *settings)
             own = collectives.own_shard(token[:, None], axes.rows, dim=0)
-            return decoder.next_logits(params, own, carry, axes), token
+            return decoder.next_logits(params, own, carry, axes), (token, drawable(logits))
 
-        (logits, carry), tokens = lax.scan(step, (logits, carry), jnp.arange(WRITE_CHUNK))
-        return carry, (tokens.T, logits)
+        (logits, carry), (tokens, sound) = lax.scan(step, (logits, carry), jnp.arange(WRITE_CHUNK))
+        return carry, (tokens.T, sound.T, logits)
 
     axes = decoder.axes(logits.shape[0], 1)
     program = decoder.on_mesh(
         write, decoder.writing_specs(logits.shape[0], axes), axes, PartitionSpec()
     )
-    carry, (tokens, logits) = program(params, carry, logits, keys, settings)
-    return tokens, logits, carry
+    carry, (tokens, sound, logits) = program(params, carry, logits, keys, settings)
+    return tokens, sound, logits, carry
 
 
 def prefill(
@@ -192,7 +204,7 @@ def prefill(
     Args:
       model: the model.
       params: its parameters, on the layout's mesh.
-      tokens: the prompt.
+      tokens: the prompt, ids of the vocabulary.
       carry: from what was read before; None starts a sequence.
       layout: the mesh; None for one device.
 
@@ -200,10 +212,9 @@ def prefill(
       The logits after the last token and the carry.
 
     Raises:
-      ValueError: no token, or more than the model's `limit`.
+      ValueError: no token, an id outside the vocabulary, or more than the model's `limit`.
     """
-    if tokens.shape[1] == 0:
-        raise ValueError("a prompt needs at least one token")
+    tokens = _checked(model, tokens)
     decoder = Decoder(model, (layout or Layout(make_mesh())).whole)
     after = model.carry(tokens.shape[0]) if carry is None else carry
     model.check_length(known_most(after.position) + tokens.shape[1])
@@ -242,13 +253,25 @@ def generate(
       layout: the mesh; None for one device.
 
     Raises:
-      ValueError: prompt and tokens together exceed the model's `limit`; a number of tokens, a
-        temperature or a share that makes no sense.
+      ValueError: prompt and tokens together exceed the model's `limit`; a prompt without tokens
+        or with an id outside the vocabulary; a number of tokens, a temperature or a share that
+        makes no sense. While it is read: logits that are no numbers, by position and row; what
+        was drawn before them is given out.
     """
     _check_settings(tokens, temperature, top_p)
+    prompt = _checked(model, prompt)
     model.check_length(prompt.shape[1] + tokens)
     logits, carry = prefill(model, params, prompt, layout=layout)
     return write(model, params, logits, carry, tokens, key, temperature, top_p, layout)
+
+
+def _checked(model: LanguageModel, prompt: Array | np.ndarray) -> np.ndarray:
+    """A prompt on the host, looked at before anything is computed."""
+    ids = np.asarray(prompt)
+    if ids.ndim != 2 or not ids.size:
+        raise UserError(f"a prompt needs at least one row of one token [B, T], not {ids.shape}")
+    check_ids("prompt", ids, model.ids()["inputs"], ("row", "position"))
+    return ids.astype(np.int32, copy=False)
 
 
 def _check_settings(tokens: int, temperature: float, top_p: float) -> None:
@@ -285,10 +308,21 @@ def _pieces(
 ) -> Iterator[np.ndarray]:
     decoder = Decoder(model, (layout or Layout(make_mesh())).whole)
     settings = jnp.float32(drawn[0]), jnp.float32(drawn[1])
-    carry, keys = _to_write(model, carry), row_keys(key, logits.shape[0])
+    begun, keys = carry, row_keys(key, logits.shape[0])
+    carry = _to_write(model, carry)
     for start in range(0, tokens, WRITE_CHUNK):
-        new, logits, carry = _write(decoder, params, logits, carry, keys, settings)
-        yield np.asarray(new)[:, : tokens - start]
+        new, sound, logits, carry = _write(decoder, params, logits, carry, keys, settings)
+        new, good = (np.asarray(x)[:, : tokens - start] for x in (new, sound))
+        if good.all():
+            yield new
+            continue
+        place, row = np.argwhere(~good.T)[0]
+        if place:
+            yield new[:, :place]
+        raise UserError(
+            f"the logits for position {int(begun.position[row]) + start + place} of row {row} are "
+            f"no numbers, so no token can be drawn: the parameters are not sound"
+        )
 
 
 def carry_bytes(carry: ModelCarry) -> int:

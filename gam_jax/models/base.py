@@ -80,6 +80,20 @@ class Model:
         total, _, measures = self.objective(params, batch, axes)
         return {"loss": (total, self.count(batch, axes)), **measures}
 
+    def ids(self) -> dict[str, int]:
+        """The arrays of a batch that hold ids, and how many ids there are, from 0.
+
+        Batches are checked for others before they go to the device. By default there are none.
+        """
+        return {}
+
+    def losses(self, params: Params, batch: Batch, axes: Axes = WHOLE) -> Float[Array, ...] | None:
+        """The loss of each row or token without its weight, in the shape of "weights".
+
+        It tells where a loss that is not a number comes from; None, the default, tells nothing.
+        """
+        return None
+
     def fitted(self, data: Dataset) -> Model:
         """The model with the sizes that the data decides, such as a vocabulary.
 

@@ -81,6 +81,10 @@ class ImageClassifier(Model):
         """images [rows, side, side], labels and weights [rows]."""
         return {"images": (BATCH, None, None), "labels": (BATCH,), "weights": (BATCH,)}
 
+    def ids(self) -> dict[str, int]:
+        """labels, of the classes."""
+        return {"labels": known(self.classes, "classes", self)}
+
     def fitted(self, data: Dataset) -> ImageClassifier:
         """The model with the side and the classes of the data.
 
@@ -130,14 +134,23 @@ class ImageClassifier(Model):
         """
         logits, carry = self._run(params, batch["images"], axes, key)
         labels, weights = batch["labels"], batch["weights"]
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        right = jnp.argmax(logits, axis=-1) == labels
+        losses = self._losses(logits, labels)
+        right = jnp.where(jnp.isnan(losses), jnp.nan, jnp.argmax(logits, axis=-1) == labels)
         total, hits, count = jax.tree.map(
             lambda x: collectives.psum(jnp.sum(x), axes.rows),
             (losses * weights, right * weights, weights),
         )
         penalty, told = reported(carry, axes)
         return total, penalty, {"accuracy": (hits, count), **told}
+
+    def losses(self, params: Params, batch: Batch, axes: Axes = WHOLE) -> Float[Array, B]:
+        """The cross-entropy of each image in nats; NaN where there is no such class."""
+        return self._losses(self._run(params, batch["images"], axes, None)[0], batch["labels"])
+
+    def _losses(self, logits: Array, labels: Array) -> Array:
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        there = (labels >= 0) & (labels < logits.shape[-1])
+        return jnp.where(there, losses, jnp.nan)
 
     def __call__(
         self,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import flax.struct
 import jax
@@ -19,6 +18,7 @@ from gam_jax.layers.block import Stack
 from gam_jax.layers.norm import LayerNorm
 from gam_jax.layers.parscale import ParScale
 from gam_jax.models.base import BATCH, TOKEN, Batch, Measures, Model, reported
+from gam_jax.models.trunk import Trunk
 from gam_jax.ops.dropout import dropout
 from gam_jax.ops.vocabulary import embed, token_hits, token_losses
 from gam_jax.params import Param, Params, Table
@@ -29,6 +29,9 @@ from sharding.errors import UserError
 from sharding.layout import Layout
 
 INITS = ("sound", "published")
+
+TokenMeasure = Callable[[Array, Array, Array, str | None], Array]
+"""(hidden [N, D], head, targets [N], axis of the vocabulary) -> [N]."""
 
 
 @flax.struct.dataclass
@@ -42,37 +45,6 @@ class ModelCarry:
 
     position: Int[Array, B]
     layers: Carry
-
-
-@dataclasses.dataclass(frozen=True)
-class Trunk(Layer):
-    """What lies between embedding and head: blocks, which compute in the dtype of x, and a norm."""
-
-    stack: Stack
-    norm: Layer
-
-    def table(self) -> Table:
-        """blocks, final_norm."""
-        return {"blocks": self.stack.table(), "final_norm": self.norm.table()}
-
-    def carry_table(self, batch: int) -> Any:
-        """That of the blocks."""
-        return self.stack.carry_table(batch)
-
-    def __call__(
-        self,
-        params: Params,
-        x: Float[Array, "B T D"],
-        carry: Carry | None = None,
-        axes: Axes = WHOLE,
-        *,
-        key: Array | None = None,
-    ) -> tuple[Float[Array, "B T D"], Carry]:
-        """One after the other."""
-        blocks = tables.cast(self.stack.table(), params["blocks"], x.dtype)
-        x, after = self.stack(blocks, x, carry, axes, key=key)
-        x, _ = self.norm(params["final_norm"], x, None, axes)
-        return x, after
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +139,10 @@ class LanguageModel(Model):
         """inputs, targets and weights, each [rows, tokens]."""
         return dict.fromkeys(("inputs", "targets", "weights"), (BATCH, TOKEN))
 
+    def ids(self) -> dict[str, int]:
+        """inputs and targets, of the vocabulary."""
+        return dict.fromkeys(("inputs", "targets"), known(self.vocab, "vocab", self))
+
     def fitted(self, data: Dataset) -> LanguageModel:
         """The model with the vocabulary of the data.
 
@@ -237,7 +213,7 @@ class LanguageModel(Model):
 
         Args:
           params: see `init_params`.
-          tokens: ids, this device's part.
+          tokens: ids, this device's part. One outside the vocabulary makes logits NaN.
           carry: from the call before; None starts a sequence.
           axes: mesh axes, inside `jax.shard_map`.
           key: for dropout; None when not training.
@@ -299,7 +275,8 @@ class LanguageModel(Model):
 
         Args:
           params: see `init_params`.
-          batch: inputs and targets, int32 [B, T]; weights, float32 [B, T].
+          batch: inputs and targets, int32 [B, T]; weights, float32 [B, T]. An id outside the
+            vocabulary makes the loss NaN, whatever its weight.
           axes: mesh axes, inside `jax.shard_map`.
           key: for dropout; None when not training.
 
@@ -321,27 +298,39 @@ class LanguageModel(Model):
         hits = self._summed(params, hidden, batch, axes, token_hits)
         return {"loss": (loss, count), "accuracy": (hits, count)}
 
+    def losses(self, params: Params, batch: Batch, axes: Axes = WHOLE) -> Float[Array, "B T"]:
+        """The cross-entropy of each token in nats."""
+        hidden, _ = self.hidden(params, batch["inputs"], None, axes)
+        found, _, split = self._each(params, hidden, batch, axes, token_losses)
+        return collectives.all_gather(found, split, dim=1)
+
     def _summed(
         self,
         params: Params,
         hidden: Array,
         batch: Batch,
         axes: Axes,
-        each: Callable[[Array, Array, Array, str | None], Array],
+        each: TokenMeasure,
     ) -> Array:
         """The weighted sum over all devices of what `each` finds for a token."""
+        found, weights, split = self._each(params, hidden, batch, axes, each)
+        spread = axes.batch if split is None else (*axes.batch, split)
+        return collectives.psum(jnp.sum(found * weights), spread)
+
+    def _each(
+        self, params: Params, hidden: Array, batch: Batch, axes: Axes, each: TokenMeasure
+    ) -> tuple[Array, Array, str | None]:
+        """What `each` finds for a token [B, t], its weight, and what splits T into t, if any."""
         targets, weights = batch["targets"], batch["weights"]
-        vocab, spread = axes.of("vocab"), axes.batch
+        vocab = axes.of("vocab")
+        split = axes.residual if vocab is None else None
         if vocab is not None:
             hidden = residual.enter(hidden, axes, "vocab")
-        elif axes.residual is not None:  # each device scores its own tokens of the stream
-            spread = (*spread, axes.residual)
-            targets = collectives.own_shard(targets, axes.residual, dim=1)
-            weights = collectives.own_shard(weights, axes.residual, dim=1)
-        flat = hidden.reshape(-1, self.width)
+        elif split is not None:  # each device scores its own tokens of the stream
+            targets, weights = (collectives.own_shard(x, split, dim=1) for x in (targets, weights))
         head = self._head(params).astype(hidden.dtype)
-        found = each(flat, head, targets.reshape(-1), vocab)
-        return collectives.psum(jnp.sum(found * weights.reshape(-1)), spread)
+        found = each(hidden.reshape(-1, self.width), head, targets.reshape(-1), vocab)
+        return found.reshape(targets.shape), weights, split
 
     def hidden(
         self,

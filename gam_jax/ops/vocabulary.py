@@ -1,4 +1,8 @@
-"""Cross-entropy of a tied head, with the vocabulary split or whole."""
+"""Cross-entropy of a tied head, and rows of the embedding, with the vocabulary split or whole.
+
+An id outside the vocabulary of V tokens, below 0 or from V on, gives NaN, split or not: a value
+that nobody takes for a good one. Ids are refused by name on the host, see `gam_jax.ids`.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +27,33 @@ def token_losses(
     Args:
       hidden: the last layer's outputs.
       embedding: this device's rows of the tied embedding.
-      targets: global token ids.
+      targets: global token ids. One outside the vocabulary has a loss and a gradient of NaN.
       axis: mesh axis that splits the vocabulary. Its parts meet in a maximum and two sums; no
         device ever holds whole logits (Megatron-LM, arXiv 2104.04473).
     """
-    rows = embedding.shape[0]
-    local = targets - collectives.axis_index(axis) * rows
-    here = (local >= 0) & (local < rows)
+    targets = _signed(targets)
+    local, here = _own_rows(targets, embedding, axis)
+    known = _known(targets, embedding, axis)
     hidden, embedding = collectives.vary_alike(hidden, embedding)
-    return _losses(hidden, embedding, jnp.clip(local, 0, rows - 1), here, axis)
+    return _losses(hidden, embedding, local, here, known, axis)
+
+
+def _signed(ids: Array) -> Array:
+    """Ids as int32, in which a number of rows and negative numbers have room."""
+    return ids if ids.dtype.itemsize > 4 else ids.astype(jnp.int32)
+
+
+def _own_rows(ids: Array, embedding: Array, axis: str | None) -> tuple[Array, Array]:
+    """The rows of the ids among this device's, and whether they are among them."""
+    rows = embedding.shape[0]
+    local = ids - collectives.axis_index(axis) * rows
+    here = (local >= 0) & (local < rows)
+    return jnp.clip(local, 0, rows - 1), here
+
+
+def _known(ids: Array, embedding: Array, axis: str | None) -> Array:
+    """Whether ids are of the whole vocabulary."""
+    return (ids >= 0) & (ids < embedding.shape[0] * collectives.axis_size(axis))
 
 
 def token_hits(
@@ -42,7 +64,7 @@ def token_hits(
 ) -> Float[Array, N]:
     """1 where the target is the likeliest token, else 0; of equally likely ones the first.
 
-    Not differentiated.
+    Not differentiated. NaN for a target outside the vocabulary.
 
     Args:
       hidden: the last layer's outputs.
@@ -50,7 +72,7 @@ def token_hits(
       targets: global token ids.
       axis: mesh axis that splits the vocabulary.
     """
-    rows = embedding.shape[0]
+    rows, targets = embedding.shape[0], _signed(targets)
     logits = jnp.dot(hidden, embedding.T, preferred_element_type=jnp.float32)
     own = jnp.max(logits, axis=-1)
     first = jnp.argmax(logits, axis=-1) + collectives.axis_index(axis) * rows
@@ -58,22 +80,26 @@ def token_hits(
     reaches = own >= collectives.pmax(own, axis)
     beyond = rows * collectives.axis_size(axis)
     likeliest = -collectives.pmax(-jnp.where(reaches, first, beyond), axis)
-    return (likeliest == targets).astype(jnp.float32)
+    hits = (likeliest == targets).astype(jnp.float32)
+    return jnp.where(_known(targets, embedding, axis), hits, jnp.nan)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _losses(hidden: Array, embedding: Array, local: Array, here: Array, axis: str | None) -> Array:
-    return _losses_forward(hidden, embedding, local, here, axis)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _losses(
+    hidden: Array, embedding: Array, local: Array, here: Array, known: Array, axis: str | None
+) -> Array:
+    return _losses_forward(hidden, embedding, local, here, known, axis)[0]
 
 
 def _losses_forward(
-    hidden: Array, embedding: Array, local: Array, here: Array, axis: str | None
+    hidden: Array, embedding: Array, local: Array, here: Array, known: Array, axis: str | None
 ) -> tuple[Array, tuple[Array, ...]]:
     logits = jnp.dot(hidden, embedding.T, preferred_element_type=jnp.float32)
     top = collectives.pmax(jnp.max(logits, axis=-1), axis)
     picked = jnp.take_along_axis(logits, local[:, None], axis=1)[:, 0]
     exps = jnp.exp(logits - top[:, None])
     total = collectives.psum(jnp.sum(exps, axis=-1), axis)
+    total = jnp.where(known, total, jnp.nan)
     target_logit = collectives.psum(jnp.where(here, picked, 0), axis)
     losses = jnp.log(total) + top - target_logit
     return losses, (hidden, embedding, local, here, exps, total)
@@ -81,7 +107,7 @@ def _losses_forward(
 
 def _losses_backward(
     axis: str | None, saved: tuple[Array, ...], g: Array
-) -> tuple[Array, Array, None, None]:
+) -> tuple[Array, Array, None, None, None]:
     """The gradient of the logits is (exps - total * onehot) * g / total.
 
     The row factor g / total goes to the small operands, so that the large array is passed over
@@ -95,7 +121,7 @@ def _losses_backward(
     factor = (g / total)[:, None]
     to_hidden = jnp.dot(exps, embedding) * factor
     to_embedding = jnp.dot(exps.T, hidden * factor)
-    return to_hidden.astype(hidden.dtype), to_embedding.astype(embedding.dtype), None, None
+    return to_hidden.astype(hidden.dtype), to_embedding.astype(embedding.dtype), None, None, None
 
 
 _losses.defvjp(_losses_forward, _losses_backward)
@@ -106,14 +132,15 @@ def embed(
 ) -> Float[Array, "B t D"]:
     """Rows of the embedding, in the layout of the residual stream.
 
-    With the vocabulary split, each device gives the rows that it has and they add up.
+    With the vocabulary split, each device gives the rows that it has and they add up. A token
+    outside the vocabulary has a row of NaN.
     """
-    axis = axes.of("vocab")
+    axis, tokens = axes.of("vocab"), _signed(tokens)
     if axis is None:
         own = collectives.own_shard(tokens, axes.residual, dim=1)
-        return jnp.take(embedding, own, axis=0)
-    rows = embedding.shape[0]
-    local = tokens - collectives.axis_index(axis) * rows
-    here = (local >= 0) & (local < rows)
-    found = jnp.take(embedding, jnp.clip(local, 0, rows - 1), axis=0)
-    return residual.leave_sum(jnp.where(here[..., None], found, 0), axis, axes)
+        beyond = jnp.where(own < 0, embedding.shape[0], own)  # else -1 would be the last row
+        return jnp.take(embedding, beyond, axis=0, mode="fill", fill_value=jnp.nan)
+    local, here = _own_rows(tokens, embedding, axis)
+    found = jnp.take(embedding, local, axis=0)
+    elsewhere = jnp.where(_known(tokens, embedding, axis), 0, jnp.nan).astype(found.dtype)
+    return residual.leave_sum(jnp.where(here[..., None], found, elsewhere[..., None]), axis, axes)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 
 import jax
 import numpy as np
 
 from gam_jax.data.base import Dataset
+from gam_jax.ids import check_ids
 from gam_jax.models.base import Model
 from gam_jax.params import shardings
 from gam_jax.training.step import batch_specs
@@ -51,7 +52,7 @@ class TrainFeed:
         position: int,
     ) -> None:
         self.position = position
-        self._accumulate = shape.accumulate
+        self._accumulate, self._model = shape.accumulate, model
         self._shardings = shardings(batch_specs(model, layout, shape.accumulate), layout)
         rows = shape.rows // shape.accumulate
         parts = (shape.accumulate,) if shape.accumulate > 1 else ()
@@ -81,7 +82,14 @@ class TrainFeed:
         return self
 
     def __next__(self) -> Batch:
+        """The next global batch.
+
+        Raises:
+          UserError: an id that the model does not have, see `Model.ids`.
+        """
         parts = [next(self._parts) for _ in range(self._accumulate)]
+        for part in parts:
+            _check(f"training batch {self.position}", part, self._model)
         batch = parts[0]
         if self._accumulate > 1:
             batch = {name: np.stack([part[name] for part in parts]) for name in batch}
@@ -100,10 +108,21 @@ def validation_feed(
       model: what it is read for.
       rows: of a batch, at least: as many more as the mesh divides.
       layout: the mesh.
+
+    Raises:
+      UserError: an id that the model does not have, see `Model.ids`; when its batch is asked for.
     """
     split = layout.row_parts
     rows = -(-rows // split) * split
     placed = shardings(batch_specs(model, layout), layout)
     share = row_share(placed, {name: x.shape for name, x in data.batch(rows).items()}, 0)
     batches = data.validation_stream(part, rows, process=share.part, processes=share.parts)
-    return (place(batch, placed, share, 0) for batch in batches)
+    for number, batch in enumerate(batches):
+        _check(f"validation batch {number}{f' of {part}' if part else ''}", batch, model)
+        yield place(batch, placed, share, 0)
+
+
+def _check(name: str, batch: Mapping[str, np.ndarray], model: Model) -> None:
+    """Refuses ids that the model does not have, before they are on the device."""
+    for array, count in model.ids().items():
+        check_ids(f"{name}, {array}", batch[array], count, ("row", "position"))

@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
+
+import numpy as np
 
 from gam_jax.data.base import Dataset
-from gam_jax.models.base import Model
+from gam_jax.models.base import Measures, Model
 from gam_jax.params import Params
-from gam_jax.training.batches import validation_feed
+from gam_jax.training.batches import Batch, validation_feed
+from gam_jax.training.step import make_nan_finder
 from sharding.errors import UserError
 from sharding.layout import Layout
 
@@ -59,7 +63,8 @@ def score(
       layout: the mesh.
 
     Raises:
-      UserError: nothing in the validation data has a weight.
+      UserError: nothing in the validation data has a weight; the first loss that is not a number,
+        by its batch, row and position.
     """
     one = functools.partial(_summed, eval_step, params, data, model, rows, layout)
     sums = {part: one(part) for part in data.parts}
@@ -82,12 +87,25 @@ def _summed(
     sums: dict[str, list[float]] = {"loss": [0.0, 0.0]}
     batches = validation_feed(data, part, model, rows, layout)
     # One batch ahead, so that the device never waits for the sums.
-    pending: list[Any] = []
-    for found in itertools.chain((eval_step(params, b) for b in batches), [None]):
-        if pending:
-            for name, pair in pending.pop().items():
-                held = sums.setdefault(name, [0.0, 0.0])
-                held[:] = (a + float(b) for a, b in zip(held, pair, strict=True))
-        if found is not None:
-            pending.append(found)
+    found = ((batch, eval_step(params, batch)) for batch in batches)
+    ahead = itertools.chain(found, [None])
+    for number, (one, _) in enumerate(itertools.pairwise(ahead)):
+        batch, pairs = cast(tuple[Batch, Measures], one)
+        if math.isnan(float(pairs["loss"][0])):
+            where = f"validation batch {number}{f' of {part}' if part else ''}"
+            where += _place(params, batch, model, layout)
+            raise UserError(f"the loss of {where} is not a number: the parameters are not sound")
+        for name, pair in pairs.items():
+            held = sums.setdefault(name, [0.0, 0.0])
+            held[:] = (a + float(b) for a, b in zip(held, pair, strict=True))
     return {name: (total, count) for name, (total, count) in sums.items()}
+
+
+def _place(params: Params, batch: Batch, model: Model, layout: Layout) -> str:
+    """Where the first loss that is not a number stands in a batch, as far as its model tells."""
+    bad = make_nan_finder(model, layout)(params, batch)
+    if bad is None or not np.any(bad):
+        return ""
+    place = np.argwhere(bad)[0]
+    names = ("row", "position")
+    return "".join(f", {name} {at}" for name, at in zip(names, place, strict=False))

@@ -284,15 +284,45 @@ def make_eval_step(model: Model, layout: Layout) -> Callable[[Params, Batch], Me
 
     "loss" is the first of the names; the others are the scalar measures of `Model.scored`.
     """
-    table, axes = model.table(), layout.axes
 
     def evaluate(params: Params, batch: Batch) -> Measures:
+        found = model.scored(params, batch, layout.axes)
+        scalars = {name: pair for name, pair in found.items() if not jnp.ndim(pair[0])}
+        return _over_devices(scalars, layout.axes.batch)
+
+    return _compiled(evaluate, model, layout, PartitionSpec())
+
+
+def make_nan_finder(model: Model, layout: Layout) -> Callable[[Params, Batch], Array | None]:
+    """A compiled (params, batch) -> which losses of rows or tokens are NaN, whole on every device.
+
+    None of a model that does not tell its `losses`.
+    """
+
+    def find(params: Params, batch: Batch) -> Array | None:
+        losses = model.losses(params, batch, layout.axes)
+        return None if losses is None else jnp.isnan(losses)
+
+    return _compiled(find, model, layout, batch_specs(model, layout)["weights"], whole=True)
+
+
+def _compiled(
+    own: Callable[[Params, Batch], Any],
+    model: Model,
+    layout: Layout,
+    result: PartitionSpec,
+    whole: bool = False,
+) -> Callable[[Params, Batch], Any]:
+    """A program of one device, over whole parameters and its part of a batch, for the mesh."""
+    table = model.table()
+
+    def program(params: Params, batch: Batch) -> Any:
         if layout.shards_params:
             params = zero.shards(params, shard_dims(table, layout), layout.shard_axis)
-        found = model.scored(gathered(table, params), batch, axes)
-        scalars = {name: pair for name, pair in found.items() if not jnp.ndim(pair[0])}
-        return _over_devices(scalars, axes.batch)
+        return own(gathered(table, params), batch)
 
     specs = param_specs(table, layout), batch_specs(model, layout)
-    sharded = jax.shard_map(evaluate, mesh=layout.mesh, in_specs=specs, out_specs=PartitionSpec())
-    return jax.jit(sharded, in_shardings=tuple(shardings(spec, layout) for spec in specs))
+    sharded = jax.shard_map(program, mesh=layout.mesh, in_specs=specs, out_specs=result)
+    placed = tuple(shardings(spec, layout) for spec in specs)
+    out = NamedSharding(layout.mesh, PartitionSpec()) if whole else None
+    return jax.jit(sharded, in_shardings=placed, out_shardings=out)

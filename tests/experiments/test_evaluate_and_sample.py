@@ -5,7 +5,13 @@ from __future__ import annotations
 import json
 import re
 
+import jax
 import pytest
+
+from gam_jax.training.folder import RunFolder, load_params
+from sharding.checkpoint import Checkpoints
+from sharding.layout import Layout
+from sharding.mesh import make_mesh
 
 
 def printed(result):
@@ -79,3 +85,36 @@ def test_greedy_text_is_made_of_the_words_of_the_corpus(write, workshop):
     words = set(re.findall(r"\w+", (workshop.path / "corpus.txt").read_text()))
     assert set(re.findall(r"\w+", facts["text"])[:-1]) <= words
     assert facts["carry_bytes"] == 4 + 2 * 7 * 32 * 4  # position; layers, inputs, width, float32
+
+
+@pytest.fixture(scope="module")
+def unsound(trained, tmp_path_factory):
+    """The run with a checkpoint whose weights are finite, and its logits are not."""
+    own, folder = (RunFolder(path) for path in (trained.path, tmp_path_factory.mktemp("unsound")))
+    experiment, layout = own.experiment(), Layout(make_mesh())
+    folder.start(experiment, own.kept(experiment.data))
+    step, params = load_params(own, experiment, layout)
+    with Checkpoints(own.checkpoints, read_only=True) as checkpoints:
+        extra = checkpoints.extra(step)
+    with Checkpoints(folder.checkpoints) as checkpoints:
+        checkpoints.save(7, {"params": jax.tree.map(lambda x: 1e25 * x, params)}, extra)
+    return folder.path
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "words"),
+    [
+        ("evaluate", (), "the loss of validation batch 0, row 0, position 0 is not a number"),
+        ("sample", ("--prompt=the c",), "the logits for position 5 of row 0 are no numbers"),
+        ("sample", ("--json", "--temperature=0"), "of row 0 are no numbers"),
+    ],
+)
+def test_numbers_that_are_none_end_in_one_line_with_place_and_checkpoint(
+    name, args, words, unsound, command
+):
+    result = command(name, f"--run={unsound}", *args)
+    assert result.code == 2
+    assert result.err.count("\n") == 1
+    assert f"{unsound} at checkpoint 7: " in result.err
+    assert words in result.err
+    assert result.out == ("the c\n" if "--prompt=the c" in args else "")

@@ -132,3 +132,64 @@ def test_more_than_the_learned_positions_is_refused_before_anything_is_written()
     params = random_like(model.table())
     with pytest.raises(ValueError, match="11 tokens do not fit the model's 10"):
         next(decode.generate(model, params, PROMPT, 6, jax.random.key(0)))
+
+
+@pytest.mark.parametrize("bad", [-1, 32, 2**31, 2**32 + 3])
+def test_ids_outside_the_vocabulary_are_refused_by_name(bad):
+    prompt = np.zeros((2, 5), np.int64)
+    prompt[1, 3] = bad
+    for refused in (
+        lambda: decode.prefill(MODEL, PARAMS, prompt),
+        lambda: decode.generate(MODEL, PARAMS, prompt, 6, jax.random.key(0)),
+    ):
+        with pytest.raises(ValueError, match=f"prompt: id {bad} at row 1, position 3 is outside"):
+            refused()
+
+
+@pytest.mark.parametrize("prompt", [PROMPT[:, :0], PROMPT[:0], PROMPT[0], PROMPT * 1.0], ids=str)
+def test_what_is_no_prompt_is_refused(prompt):
+    for refused in (
+        lambda: decode.prefill(MODEL, PARAMS, prompt),
+        lambda: decode.generate(MODEL, PARAMS, prompt, 6, jax.random.key(0)),
+    ):
+        with pytest.raises(ValueError, match="prompt"):
+            refused()
+
+
+BEFORE = np.zeros((2, 32), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("row", "drawn"),
+    [
+        ([np.nan] + 31 * [0], False),
+        (31 * [0] + [np.nan], False),
+        ([np.inf] + 31 * [0], False),
+        (32 * [-np.inf], False),
+        (31 * [-np.inf] + [np.nan], False),
+        (31 * [-np.inf] + [5], True),
+        (31 * [-np.inf] + [-1e38], True),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_token_is_drawn_from_a_distribution_or_none_is(row, drawn, temperature):
+    """Of several rows one is enough to stop; a lone -inf is a token that is never drawn."""
+    _, carry = decode.prefill(MODEL, PARAMS, PROMPT)
+    logits = jnp.asarray(BEFORE).at[1].set(jnp.asarray(row))
+    pieces = decode.write(MODEL, PARAMS, logits, carry, 10, jax.random.key(0), temperature)
+    if drawn:
+        assert next(pieces)[1, 0] == 31
+        return
+    with pytest.raises(ValueError, match="the logits for position 5 of row 1 are no numbers"):
+        next(pieces)
+
+
+def test_what_was_drawn_before_the_first_logit_that_is_no_number_is_given_out():
+    model = dataclasses.replace(MODEL, context=64)
+    params = random_like(model.table())
+    params["positions"] = params["positions"].at[14].set(jnp.nan)
+    pieces = decode.generate(model, params, PROMPT, 20, jax.random.key(0))
+    assert [next(pieces).shape for _ in range(2)] == [(2, 8), (2, 2)]
+    with pytest.raises(ValueError, match="the logits for position 15 of row 0 are no numbers"):
+        next(pieces)

@@ -21,7 +21,7 @@ from gam_jax.ops.dropout import dropout
 from gam_jax.ops.linear import linear, linear_transposed
 from gam_jax.ops.memory import memory_read
 from gam_jax.ops.norm import layer_norm, rms_norm
-from gam_jax.ops.vocabulary import embed, token_losses
+from gam_jax.ops.vocabulary import embed, token_hits, token_losses
 from sharding.axes import Axes
 from sharding.mesh import make_mesh
 
@@ -332,3 +332,43 @@ def test_split_over_four_devices_it_equals_the_whole_with_its_gradients(op, arra
         strict=True,
     ):
         np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-6)
+
+
+BAD = (-1, 8, -9, 300, 2**31 - 1)
+"""Outside a vocabulary of 8."""
+
+
+@pytest.mark.parametrize("split", [False, True], ids=["whole", "split"])
+def test_ids_outside_the_vocabulary_give_nan_where_they_stand_and_nowhere_else(split):
+    """Rows of the embedding, losses with their gradients, and hits."""
+    ids = jnp.asarray([3, *BAD, 7, 0])
+    bad = np.isin(np.asarray(ids), BAD)
+    hidden, table = single([normal(len(ids), 4), normal(8, 4)])
+
+    def program(hidden, table, axis=None):
+        axes = Axes(splits=(("vocab", axis),) if axis else ())
+        hits = token_hits(hidden, table, ids, axis)
+        return embed(ids[None], table, axes)[0], token_losses(hidden, table, ids, axis), hits
+
+    def loss(hidden, table):
+        rows, losses, hits = run(hidden, table)
+        return jnp.sum(losses), (rows, losses, hits)
+
+    split_program = jax.shard_map(
+        functools.partial(program, axis=AXIS),
+        mesh=make_mesh(tensor=4),
+        in_specs=(P(), P(AXIS)),
+        out_specs=P(),
+    )
+    run = split_program if split else program
+    gradient, (rows, losses, hits) = jax.jit(jax.grad(loss, has_aux=True))(hidden, table)
+    for found in (rows, losses[:, None], hits[:, None], gradient):
+        np.testing.assert_array_equal(np.isnan(found).all(axis=-1), bad)
+        np.testing.assert_array_equal(np.isnan(found).any(axis=-1), bad)
+
+
+def test_small_unsigned_ids_are_ids():
+    ids = jnp.asarray([0, 5, 255], jnp.uint8)
+    table = jnp.asarray(normal(300, 4), jnp.float32)
+    np.testing.assert_array_equal(embed(ids[None], table)[0], table[ids.astype(jnp.int32)])
+    assert jnp.all(jnp.isfinite(token_losses(table[:3], table, ids)))

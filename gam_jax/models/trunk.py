@@ -1,0 +1,45 @@
+"""Blocks and the last norm, as one layer."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from jaxtyping import Array, Float
+
+from gam_jax import params as tables
+from gam_jax.layers.base import WHOLE, Carry, Layer
+from gam_jax.layers.block import Stack
+from gam_jax.params import Params, Table
+from sharding.axes import Axes
+
+
+@dataclasses.dataclass(frozen=True)
+class Trunk(Layer):
+    """What lies between embedding and head: blocks, which compute in the dtype of x, and a norm."""
+
+    stack: Stack
+    norm: Layer
+
+    def table(self) -> Table:
+        """blocks, final_norm."""
+        return {"blocks": self.stack.table(), "final_norm": self.norm.table()}
+
+    def carry_table(self, batch: int) -> Any:
+        """That of the blocks."""
+        return self.stack.carry_table(batch)
+
+    def __call__(
+        self,
+        params: Params,
+        x: Float[Array, "B T D"],
+        carry: Carry | None = None,
+        axes: Axes = WHOLE,
+        *,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], Carry]:
+        """One after the other."""
+        blocks = tables.cast(self.stack.table(), params["blocks"], x.dtype)
+        x, after = self.stack(blocks, x, carry, axes, key=key)
+        x, _ = self.norm(params["final_norm"], x, None, axes)
+        return x, after
