@@ -3,7 +3,7 @@
 Inside a chunk, what every token owes to the tokens before it is a product of masked [C, C]
 matrices; from chunk to chunk only the state is handed on. Sources: Mamba-2's state-space duality
 (arXiv 2405.21060, section 6), GLA (2312.06635, section 4), DeltaNet (2406.06484, section 3) and
-Gated DeltaNet (2412.06464, section 3.3) for the delta rule as (I + L)^-1.
+Gated DeltaNet (2412.06464, section 3.3) for the delta rule as a system of I + L.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from gam_jax.ops.scan.decays import Decays, running
 from gam_jax.ops.scan.layout import Inputs
-from gam_jax.ops.scan.triangle import BASE, grow, unit_lower_inverse
+from gam_jax.ops.scan.triangle import BASE, grow, unit_lower_solve
 
 AT_ONCE = 16
 """Rows x heads x chunks that are worked on at once: enough for batched products, and in cache."""
@@ -56,10 +56,7 @@ def _chunks(part: Inputs, state: Array, rule: str) -> tuple[Array, Array]:
     scores = inside.products(q)
     decayed = None
     if rule == "delta":
-        overlap = jnp.tril(inside.products(k), -1)
-        inverse = unit_lower_inverse(overlap if beta is None else beta * overlap)
-        write = inverse @ write
-        decayed = inverse @ inside.since_start(k if beta is None else beta * k)
+        write, decayed = _overwritten(inside, write, beta)
 
     def hand_on(state: Array, chunk: tuple[Array, ...]) -> tuple[Array, tuple[Array, Array]]:
         k, to_end, whole, write, *decayed = chunk
@@ -73,6 +70,24 @@ def _chunks(part: Inputs, state: Array, rule: str) -> tuple[Array, Array]:
     last, (states, writes) = lax.scan(hand_on, state, chunks)
     states, writes = jnp.moveaxis(states, 0, 2), jnp.moveaxis(writes, 0, 2)
     return last, scores @ writes + inside.read(q, states)
+
+
+def _overwritten(inside: _Chunk, write: Array, beta: Array | None) -> tuple[Array, Array]:
+    """W and U of the delta rule: where S enters the chunk, its tokens write W - U S.
+
+    (I + L) [W, U] = [write, beta k decayed since the start], L being beta k_i . k_j below the
+    diagonal. The two are solved for together.
+    """
+    k = inside.k if beta is None else beta * inside.k
+    overlap = jnp.tril(inside.products(inside.k), -1)
+    lower = overlap if beta is None else beta * overlap
+    lead = write.shape[:-2]
+    lower, start = (
+        jnp.broadcast_to(x, (*lead, *x.shape[-2:])) for x in (lower, inside.since_start(k))
+    )
+    found = unit_lower_solve(lower, jnp.concatenate([write, start], axis=-1))
+    width = write.shape[-1]
+    return found[..., :width], found[..., width:]
 
 
 def _stored(k: Array, to_end: Array | None, write: Array) -> Array:

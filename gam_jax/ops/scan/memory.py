@@ -40,7 +40,8 @@ def memory_scan(
     The transition is diag(decay_t) for the rule "hebb" (linear attention, RetNet, GLA, Mamba-2)
     and (I - beta_t k_t k_t^T) diag(decay_t) for "delta" (DeltaNet; with a decay a head Gated
     DeltaNet, with one a key channel Kimi delta attention). The delta rule wants keys of norm 1
-    (or beta |k|^2 below 2); nothing is normalised or scaled here.
+    (or beta |k|^2 below 2); nothing is normalised or scaled here. Near 2, where keys repeat,
+    rounding adds up: docs/scan.md has the bounds that the chunked method is held to.
 
     States and arithmetic are float32. What is stored for the backward pass is linear in T for
     every method: K N numbers a chunk for "chunked" and "recurrent"; "associative" stores inputs

@@ -122,6 +122,32 @@ def test_the_delta_rule_is_stable_where_all_keys_are_alike():
     assert_close(run(args, rule="delta", chunk=64), wanted)
 
 
+BOUNDS = {1.0: 4e-6, 1.5: 8e-6, 1.9: 2e-5, 1.95: 4e-5, 2.0: 5e-4}
+"""Of the error after 1,024 tokens, relative to the largest value, by the strength of writes."""
+
+
+def test_near_a_strength_of_two_the_delta_rule_stays_within_documented_bounds():
+    """Where keys repeat, exactly, nearly or in turns, what was written is turned over again and
+    again: the worst that there is. Each strength with each order of keys is a row."""
+    kinds, tokens, keys = 3, 1024, 8
+    q, k, v, *_, state = draw(kinds * len(BOUNDS), tokens, 1, 1, keys, keys, "none")
+    near, places = k[:, :1] + 0.05 * k, np.arange(tokens)[:, None, None]
+    turns = np.where(places % 2, k[:, :1], k[:, 1:2])
+    rows = np.arange(len(k))[:, None, None, None] % kinds
+    k = np.select([rows == 0, rows == 1], [np.broadcast_to(k[:, :1], k.shape), turns], near)
+    k /= np.linalg.norm(k, axis=-1, keepdims=True)
+    strengths = np.repeat(np.float32(list(BOUNDS)), kinds)
+    beta = np.broadcast_to(strengths[:, None, None], v.shape[:3])
+    args = (q, k, v, None, beta, state)
+    cotangents = (v[::-1], state)
+    outputs, gradients = run_and_pull(args, cotangents, rule="delta", chunk=64)
+    *wanted, pull = scan_oracle.memory(*args, "delta")
+    for found, want in zip((*outputs, *gradients), (*wanted, *pull(*cotangents)), strict=True):
+        for row, strength in enumerate(strengths):
+            bound = BOUNDS[round(float(strength), 2)]
+            assert_close([found[row]], [want[row]], bound)
+
+
 def test_the_delta_rule_recalls_as_many_values_as_keys_and_overwrites():
     keys = np.eye(8, dtype=np.float32)[None, :, None]
     old, new = np.random.default_rng(0).normal(size=(2, 1, 8, 1, 4)).astype(np.float32)
