@@ -7,10 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from experiments.pictures import save
+from experiments.pictures import drawn
 from gam_jax.training.expert_load import SPLIT
 
 
@@ -35,26 +33,24 @@ def draw_load(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> bool:
             panels[f"{layer} of block {block}"] = [row["step"] for row in own], loads[:, block]
     columns = min(len(panels), 2 if len(panels) < 5 else 3)
     lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(0.8 + 3.2 * columns, 2.4 * lines), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(lines, columns, squeeze=False)
-    for axes in grid.flat[len(panels) :]:
-        axes.set_axis_off()
-    image = None
-    for axes, (title, (steps, load)) in zip(grid.flat, panels.items(), strict=False):
-        experts = load.shape[1]
-        shown = (load * experts).T
-        extent = (steps[0], max(steps[-1], steps[0] + 1), experts - 0.5, -0.5)
-        style = {"cmap": "RdBu_r", "vmin": 0, "vmax": 2, "interpolation": "nearest"}
-        image = axes.imshow(shown, aspect="auto", extent=extent, **style)
-        axes.set_title(title, fontsize=9)
-        axes.tick_params(labelsize=8)
-    for axes in grid[-1]:
-        axes.set_xlabel("step", fontsize=8)
-    for axes in grid[:, 0]:
-        axes.set_ylabel("expert", fontsize=8)
-    if image is not None:
-        bar = figure.colorbar(image, ax=grid.ravel().tolist(), extend="max", shrink=0.8)
-        bar.set_label("load, in even shares", fontsize=8)
-    save(figure, path)
+    with drawn(path, 0.8 + 3.2 * columns, 2.4 * lines) as figure:
+        grid = figure.subplots(lines, columns, squeeze=False)
+        for axes in grid.flat[len(panels) :]:
+            axes.set_axis_off()
+        image = None
+        for axes, (title, (steps, load)) in zip(grid.flat, panels.items(), strict=False):
+            experts = load.shape[1]
+            shown = (load * experts).T
+            extent = (steps[0], max(steps[-1], steps[0] + 1), experts - 0.5, -0.5)
+            style = {"cmap": "RdBu_r", "vmin": 0, "vmax": 2, "interpolation": "nearest"}
+            image = axes.imshow(shown, aspect="auto", extent=extent, **style)
+            axes.set_title(title, fontsize=9)
+            axes.tick_params(labelsize=8)
+        for axes in grid[-1]:
+            axes.set_xlabel("step", fontsize=8)
+        for axes in grid[:, 0]:
+            axes.set_ylabel("expert", fontsize=8)
+        if image is not None:
+            bar = figure.colorbar(image, ax=grid.ravel().tolist(), extend="max", shrink=0.8)
+            bar.set_label("load, in even shares", fontsize=8)
     return True

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLOURS = (
     "#a9c8ea",
@@ -45,6 +46,8 @@ def draw_shards(axes: Axes, array: jax.Array, title: str, names: tuple[str, ...]
       title: above the picture.
       names: of the array's dimensions.
     """
+    from matplotlib.patches import Rectangle  # late: it takes half a second
+
     *_, height, width = (1, *array.shape)
     devices = array.sharding.num_devices
     axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])

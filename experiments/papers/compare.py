@@ -9,20 +9,19 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Sequence
-
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from experiments.configs import compare
 from experiments.contenders import CONTENDERS, EVERY, Contender
-from experiments.pictures import save
+from experiments.pictures import drawn, shade
 from experiments.study import Arm, Claim, Measure, Setting, Study
 from experiments.study.declare import CPU, SHORT
 from experiments.study.found import Found
 from experiments.study.sheets import heading
 from gam_jax.training import Experiment
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 DATA = {SHORT: "python_stdlib", CPU: "tfds:tiny_shakespeare"}
 OWN_RATE = "lstm_own_rate"
@@ -71,14 +70,12 @@ def draw(study: Study, found: Found, path: pathlib.Path) -> None:
       found: what was found.
       path: of the PNG.
     """
-    figure = Figure(figsize=(10, 4.4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(PANELS), sharey=True)
-    for axes, (measure, sign) in zip(panels, PANELS, strict=True):
-        _panel(axes, study, found, measure, sign)
-    panels[0].set_ylabel(heading(study.measures["loss"]))
-    figure.suptitle("Dotted: the Pareto front; *: no other is both better and faster")
-    save(figure, path)
+    with drawn(path, 10, 4.4) as figure:
+        panels = figure.subplots(1, len(PANELS), sharey=True)
+        for axes, (measure, sign) in zip(panels, PANELS, strict=True):
+            _panel(axes, study, found, measure, sign)
+        panels[0].set_ylabel(heading(study.measures["loss"]))
+        figure.suptitle("Dotted: the Pareto front; *: no other is both better and faster")
 
 
 def _panel(axes: Axes, study: Study, found: Found, measure: str, sign: int) -> None:
@@ -92,7 +89,7 @@ def _panel(axes: Axes, study: Study, found: Found, measure: str, sign: int) -> N
     axes.plot(*zip(*line, strict=True), ":", color="#888888", zorder=0)
     middle = math.sqrt(min(x for x, _ in points) * max(x for x, _ in points))
     for i, (name, (x, y), on) in enumerate(zip(names, points, front, strict=True)):
-        axes.scatter(x, y, color=colormaps["tab10"](i % 10), s=36)
+        axes.scatter(x, y, color=shade("tab10", i % 10), s=36)
         side, away = ("right", -5) if x > middle else ("left", 5)
         place = {"xytext": (away, 4), "textcoords": "offset points", "ha": side, "fontsize": 8}
         star = " *" if on and measure == "speed" else ""

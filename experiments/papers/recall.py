@@ -8,12 +8,8 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 
-from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from experiments.contenders import CONTENDERS, EVERY, Contender
-from experiments.pictures import save
+from experiments.pictures import drawn, shade
 from experiments.study import Arm, Claim, Measure, Setting, Study
 from experiments.study.declare import CPU, SHORT
 from experiments.study.found import Found
@@ -91,24 +87,24 @@ def draw(study: Study, found: Found, path: pathlib.Path) -> None:
       path: of the PNG.
     """
     data = SCALES[found.scale].data
-    figure = Figure(figsize=(7.5, 4.2), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for i, name in enumerate(name for name in study.arms if name in found.arms):
-        values = [found.arms[name].values(part_name(n)) for n in data.pairs]
-        points = [(n, 100 * v.mean) for n, v in zip(data.pairs, values, strict=True) if v]
-        style = {"marker": MARKERS[i % len(MARKERS)], "linewidth": 1.6}
-        colour = colormaps["tab10"](i % 10)
-        axes.plot(*zip(*points, strict=True), label=study.arms[name].title, color=colour, **style)
-    axes.plot(data.pairs, [100 / n for n in data.pairs], ":", color="#999999", label="chance")
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(data.pairs, [str(n) for n in data.pairs])
-    axes.set_ylim(0, 103)
-    axes.set_xlabel(f"pairs in {data.window} tokens")
-    axes.set_ylabel("questions answered rightly, %")
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    save(figure, path)
+    with drawn(path, 7.5, 4.2) as figure:
+        axes = figure.add_subplot()
+        for i, name in enumerate(name for name in study.arms if name in found.arms):
+            values = [found.arms[name].values(part_name(n)) for n in data.pairs]
+            points = [(n, 100 * v.mean) for n, v in zip(data.pairs, values, strict=True) if v]
+            style = {"marker": MARKERS[i % len(MARKERS)], "linewidth": 1.6}
+            colour = shade("tab10", i % 10)
+            axes.plot(
+                *zip(*points, strict=True), label=study.arms[name].title, color=colour, **style
+            )
+        axes.plot(data.pairs, [100 / n for n in data.pairs], ":", color="#999999", label="chance")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(data.pairs, [str(n) for n in data.pairs])
+        axes.set_ylim(0, 103)
+        axes.set_xlabel(f"pairs in {data.window} tokens")
+        axes.set_ylabel("questions answered rightly, %")
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _arm(name: str, optimizer: str = "muon") -> Arm:

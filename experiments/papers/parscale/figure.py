@@ -6,12 +6,9 @@ import dataclasses
 import pathlib
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from experiments.papers.parscale.law import enough, runs_of
-from experiments.pictures import save
+from experiments.pictures import drawn, shade
 from experiments.study import Study
 from experiments.study.figure import draw as draw_points
 from experiments.study.found import Found
@@ -25,22 +22,21 @@ def draw(study: Study, found: Found, path: pathlib.Path) -> None:
         draw_points(dataclasses.replace(study, figure=None), found, path)
         return
     law = fit_law(runs, PARALLEL) if enough(runs, found) else None
-    figure = Figure(figsize=(6.4, 4.4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes, colours = figure.subplots(), colormaps["viridis"]
-    streams = sorted({run.streams for run in runs})
-    for i, count in enumerate(streams):
-        own = sorted((run.params, run.loss) for run in runs if run.streams == count)
-        colour, (sizes, losses) = colours(i / max(1, len(streams))), zip(*own, strict=True)
-        axes.plot(sizes, losses, "o", color=colour, label=f"P = {count:g}")
+    with drawn(path, 6.4, 4.4) as figure:
+        axes = figure.subplots()
+        streams = sorted({run.streams for run in runs})
+        for i, count in enumerate(streams):
+            own = sorted((run.params, run.loss) for run in runs if run.streams == count)
+            colour = shade("viridis", i / max(1, len(streams)))
+            sizes, losses = zip(*own, strict=True)
+            axes.plot(sizes, losses, "o", color=colour, label=f"P = {count:g}")
+            if law is not None:
+                line = np.geomspace(min(sizes), max(sizes), 50)
+                axes.plot(line, [law.predict(n, count) for n in line], color=colour, alpha=0.6)
+        axes.set_xscale("log")
+        axes.set_xlabel("parameters without embeddings")
+        axes.set_ylabel("validation loss, nats per token")
+        axes.grid(alpha=0.25, which="both")
+        axes.legend()
         if law is not None:
-            line = np.geomspace(min(sizes), max(sizes), 50)
-            axes.plot(line, [law.predict(n, count) for n in line], color=colour, alpha=0.6)
-    axes.set_xscale("log")
-    axes.set_xlabel("parameters without embeddings")
-    axes.set_ylabel("validation loss, nats per token")
-    axes.grid(alpha=0.25, which="both")
-    axes.legend()
-    if law is not None:
-        axes.set_title(law.law.formula, fontsize=9)
-    save(figure, path)
+            axes.set_title(law.law.formula, fontsize=9)
