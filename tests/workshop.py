@@ -55,6 +55,7 @@ class Workshop:
             "data.window": 32,
             "model.width": 32,
             "model.depth": 2,
+            "model.unroll": 1,
             "model.dropout": 0.1,
             "model.block.mixer.slots": 32,
             "train.batch": 8,

@@ -35,12 +35,13 @@ LAST = 0.9
 
 
 def experiment(router: Router, setting: Setting) -> Experiment:
-    """The small mixture of experts with another router."""
+    """The small mixture of experts with another router; smaller still at the short scale."""
     base, steps = moe_small.experiment(), setting.steps or STEPS[setting.scale]
     block: Any = base.model.block  # type: ignore[attr-defined]
     block = dataclasses.replace(block, ffn=dataclasses.replace(block.ffn, router=router))
+    size = {"width": 32, "depth": 2, "unroll": 1} if setting.scale == SHORT else {}
     parts = {
-        "model": dataclasses.replace(base.model, block=block),  # type: ignore[call-arg]
+        "model": dataclasses.replace(base.model, block=block, **size),  # type: ignore[call-arg]
         "train": dataclasses.replace(
             base.train, steps=steps, validate_every=steps, log_every=max(1, steps // 100)
         ),

@@ -49,6 +49,10 @@ def strike(job, temporary: pathlib.Path, run: pathlib.Path, rank: int, number: i
     os.kill(read_beats(folder)[rank].pid, number)
 
 
+KILLED, FROZEN = "was ended by SIGKILL", "has given no sign of life for 6 s"
+"""That a frozen process is told from the others is always tested in test_launch.py."""
+
+
 @pytest.fixture
 def job(workshop, tmp_path, monkeypatch):
     """Launches a training job whose launcher keeps its temporary files in `tmp_path`."""
@@ -69,14 +73,13 @@ def job(workshop, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("number", "what"),
+    ("number", "what", "step", "stop"),
     [
-        (signal.SIGKILL, r"was ended by SIGKILL"),
-        (signal.SIGSTOP, r"has given no sign of life for 6 s"),
+        (signal.SIGKILL, KILLED, 12, 20),
+        pytest.param(signal.SIGSTOP, FROZEN, 12, 20, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, KILLED, 30, STEPS, marks=pytest.mark.slow),
+        pytest.param(signal.SIGSTOP, FROZEN, 30, STEPS, marks=pytest.mark.slow),
     ],
-)
-@pytest.mark.parametrize(
-    ("step", "stop"), [(12, 20), pytest.param(30, STEPS, marks=pytest.mark.slow)]
 )
 def test_a_lost_process_is_named_and_the_run_goes_on_without_it(
     job, workshop, trained, tmp_path, number, what, step, stop
@@ -103,11 +106,15 @@ def test_a_lost_process_is_named_and_the_run_goes_on_without_it(
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
+EIGHT, TWO = "data=2,seq=2,tensor=2", "seq=2"
+
+
 @pytest.mark.parametrize(
-    ("killed", "stop"), [(12, 20), pytest.param(62, 80, marks=pytest.mark.slow)]
+    ("meshes", "killed", "stop"),
+    [((EIGHT,), 12, 20), pytest.param((EIGHT, TWO), 62, 80, marks=pytest.mark.slow)],
 )
 def test_a_run_of_two_times_four_devices_is_killed_and_goes_on_on_eight_and_on_two(
-    job, workshop, trained, tmp_path, killed, stop
+    job, workshop, trained, tmp_path, meshes, killed, stop
 ):
     launched = job(
         *("--processes=2", "--devices-per-process=4", f"--config.checkpoint.every={stop // 4}"),
@@ -116,10 +123,10 @@ def test_a_run_of_two_times_four_devices_is_killed_and_goes_on_on_eight_and_on_t
     strike(launched, tmp_path / "temporary", tmp_path / "run", 0, signal.SIGKILL, step=killed)
     result = commands.finish(launched)
     assert result.code == 128 + signal.SIGKILL
-    for mesh in ("data=2,seq=2,tensor=2", "seq=2"):
+    for mesh in meshes:
         run = tmp_path / mesh
         shutil.copytree(tmp_path / "run", run)
-        devices = "--emulate=8" if "tensor" in mesh else "--emulate=2"
+        devices = "--emulate=8" if mesh == EIGHT else "--emulate=2"
         preset = "--config.parallel.preset=zero1+sequence+tensor"
         end = f"--config.train.stop_at={stop}"
         resumed = workshop.run(
@@ -145,7 +152,7 @@ cli.run(train.main, train.define_flags)
 def test_a_slow_process_is_reported_in_the_log_and_in_metrics(job, trained, tmp_path):
     """Its data come late; all steps take equally long, so only its own work tells."""
     launched = job(
-        *("--devices-per-process=1", "--config.train.stop_at=50", "--config.train.straggler=1.5"),
+        *("--devices-per-process=1", "--config.train.stop_at=20", "--config.train.straggler=1.5"),
         train=(sys.executable, "-c", SLOW),
     )
     result = commands.finish(launched)
@@ -159,8 +166,8 @@ def test_a_slow_process_is_reported_in_the_log_and_in_metrics(job, trained, tmp_
         assert row["ratio"] >= 1.5
     line = f"process 1 ({os.uname().nodename}) is slow: "
     assert line in result.err
-    assert json.loads(result.out.splitlines()[-1].removeprefix("[0] "))["step"] == 50
-    assert_same_run(metrics_of(tmp_path / "run"), trained, last=50)
+    assert json.loads(result.out.splitlines()[-1].removeprefix("[0] "))["step"] == 20
+    assert_same_run(metrics_of(tmp_path / "run"), trained, last=20)
 
 
 FAIL = "import os, signal, sys\n"

@@ -85,7 +85,6 @@ SAME_RUN_AS = {"remat": "gam", "unrolled": "gam"}
 
 CHOSEN = (
     ("gam", (8, 1, 1), "zero1+sequence+tensor"),
-    ("gam", (2, 2, 2), "fully_sharded+sequence+tensor_tokens"),
     ("remat", (4, 1, 2), "fully_sharded+sequence+tensor"),
     ("unrolled", (2, 2, 2), "data+sequence+tensor_tokens"),
     ("untied, gated, RMS norms", (1, 8, 1), "zero1+sequence+tensor"),
