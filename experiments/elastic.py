@@ -85,9 +85,23 @@ def run(
             f"restart {attempt} of {flags.FLAGS.max_restarts}: {what}, mesh {plan.mesh}, from the "
             f"newest checkpoint"
         )
-        resumed = (*command, "--resume", f"--mesh={plan.mesh}", "--across=")
+        resumed = (*once(command), "--resume", f"--mesh={plan.mesh}", "--across=")
         ending = start(resumed, slots, plan.devices if devices else 0)
     return ending.code
+
+
+def once(command: Sequence[str]) -> list[str]:
+    """A command without --skip, which is for its first start: the run remembers it.
+
+    A --resume=STEP needs no such care, since the last --resume holds.
+    """
+    left, value = [], False
+    for word in command:
+        named = word.startswith("-") and word.lstrip("-").partition("=")[0] == "skip"
+        if not value and not named:
+            left.append(word)
+        value = not value and word in ("--skip", "-skip")
+    return left
 
 
 def _plan(command: Sequence[str], count: int, devices: int) -> Plan | None:

@@ -6,13 +6,14 @@ The default needs no download: a small GAM reads the source code of Python's sta
   gam train --config=gam_paper --run=runs/paper
   gam train --run=runs/books --config.data.name=text:books/
   gam train --run=runs/books --resume
+  gam train --run=runs/books --resume=200 --change=train.steps --config.train.steps=2000
   gam train --run=runs/new --init=runs/books@best --init-exclude='final_norm/*'
   gam train --emulate=8 --mesh=data=2,seq=2,tensor=2
   gam train --run=runs/traced --profile=10:3
 
 Every field of the config file can be set with --config.a.b=value. A run is a folder:
-config.json, tokenizer.json, metrics.jsonl, checkpoints/, tensorboard/, curves.png. Ctrl-C and
-SIGTERM save and leave; --resume continues the very same run. See docs/checkpoints.md.
+config.json, history.jsonl, tokenizer.json, metrics.jsonl, checkpoints/, tensorboard/, curves.png.
+Ctrl-C and SIGTERM save and leave; --resume continues the very same run. See docs/checkpoints.md.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import re
 import sys
 from typing import Any
 
@@ -35,12 +37,12 @@ from experiments.load_figure import draw_load
 from experiments.show_config import shown
 from experiments.tables import print_table
 from gam_jax.models import LanguageModel
+from gam_jax.training.beginning import BEST, LATEST, LATEST_GOOD, Beginning
 from gam_jax.training.checks import refusal
 from gam_jax.training.experiment import Experiment
-from gam_jax.training.fit import Fitted, fit, opened, summary
+from gam_jax.training.fit import Fitted, check_beginning, fit, opened, summary
 from gam_jax.training.folder import RunFolder
 from gam_jax.training.heartbeat import Heartbeat
-from gam_jax.training.loop import Beginning
 from gam_jax.training.metrics import read_metrics
 from gam_jax.training.profile import Span
 from gam_jax.training.progress import shown_score
@@ -50,7 +52,6 @@ from sharding.errors import UserError
 from sharding.fault import reason
 from sharding.replan import Plan, replan
 
-LATEST_GOOD = "latest-good"
 HIDDEN = {"text_bytes"}
 """What baselines tell besides scores."""
 
@@ -65,10 +66,26 @@ def define_flags() -> None:
             flags.ArgumentSerializer(),
             "resume",
             None,
-            "Continue the run, or start it where there is none yet; --resume=latest-good goes on "
-            "from the newest checkpoint that is whole.",
+            "Continue the run, or start it where there is none yet. --resume=latest-good goes on "
+            "from the newest checkpoint that is whole and not suspect, --resume=best from the one "
+            "of least validation loss, --resume=STEP from that one, 0 being the start; what came "
+            "after it is put aside.",
             boolean=True,
         )
+    )
+    flags.DEFINE_list(
+        "change",
+        [],
+        "With --resume: fields that may differ from the run's own, as "
+        "train.steps,optimizer.learning_rate; --config.train.steps=N gives the value.",
+    )
+    flags.DEFINE_integer(
+        "skip",
+        None,
+        "With --resume: pass over that many batches. Where it is not given, those that the last "
+        "start from that checkpoint passed over are passed over again.",
+        0,
+        2**31 - 1,
     )
     flags.DEFINE_string("init", None, "Start from parameters of another run: RUN, or RUN@STEP.")
     flags.DEFINE_string("init_include", "", "Only parameters of these names, as 'blocks/*,emb*'.")
@@ -100,16 +117,17 @@ def define_flags() -> None:
 class _Resume(flags.ArgumentParser):
     """None, or the checkpoint to go on from. --resume alone says the latest."""
 
-    syntactic_help = "latest or latest-good"
+    syntactic_help = "latest, latest-good, best or a step"
 
     def parse(self, argument: Any) -> str | None:
         """The choice that a word stands for."""
-        words = {"true": "latest", "false": None, "latest": "latest", LATEST_GOOD: LATEST_GOOD}
-        if argument in (True, False):
-            argument = str(argument).lower()
-        if argument not in words:
-            raise ValueError(f"say latest or {LATEST_GOOD}")
-        return words[argument]
+        words = {"true": LATEST, "false": None}
+        word = str(argument).lower() if isinstance(argument, bool) else str(argument)
+        if word in (LATEST, LATEST_GOOD, BEST) or re.fullmatch(r"[0-9]{1,18}", word):
+            return word if word in (LATEST, LATEST_GOOD, BEST) else str(int(word))
+        if word not in words:
+            raise ValueError(f"say {self.syntactic_help}")
+        return words[word]
 
     def flag_type(self) -> str:
         """Its name in --help."""
@@ -119,15 +137,17 @@ class _Resume(flags.ArgumentParser):
 def main() -> None:
     """Checks everything that can be checked, then trains."""
     folder = _run_folder()
-    saved = folder.saved_config() if flags.FLAGS.resume else None
+    resume = flags.FLAGS.resume is not None
+    saved = folder.saved_config() if resume else None
     if flags.FLAGS.show_config:
         print(shown(experiment_from_flags(saved)))
         return
-    if saved is None:
+    if not resume:
         folder.check_new()
     experiment = experiment_from_flags(saved)
     profile = Span.parse(flags.FLAGS.profile) if flags.FLAGS.profile else None
-    beginning = _beginning(folder)
+    beginning = _beginning(folder, resume)
+    check_beginning(experiment, folder, beginning, resume, resume and folder.ran())
     if flags.FLAGS.plan:
         print(json.dumps(dataclasses.asdict(_plan(experiment, folder, saved))))
         return
@@ -138,7 +158,7 @@ def main() -> None:
             experiment,
             run=folder.path,
             layout=layout,
-            resume=saved is not None,
+            resume=resume,
             beginning=beginning,
             heartbeat=heartbeat,
             profile=profile,
@@ -150,8 +170,8 @@ def main() -> None:
     try:
         draw_curves(rows, losses, folder.curves)
         draw_load(rows, folder.load)
-    except OSError as error:  # the run is done and saved all the same
-        print(f"no picture of the run: {error.filename}, {reason(error)}", file=sys.stderr)
+    except (OSError, UserError) as error:  # the run is done and saved all the same
+        print(f"no picture of the run in {folder.path}: {reason(error)}", file=sys.stderr)
     if flags.FLAGS.json:
         print(json.dumps(summary(fitted)))
     else:
@@ -179,7 +199,7 @@ def _run_folder() -> RunFolder:
     return RunFolder(pathlib.Path(name))
 
 
-def _beginning(folder: RunFolder) -> Beginning:
+def _beginning(folder: RunFolder, resume: bool) -> Beginning:
     """What --resume and --init ask for; a UserError where they do not go together."""
     args = flags.FLAGS
     source = None
@@ -187,14 +207,14 @@ def _beginning(folder: RunFolder) -> Beginning:
         source = Source.parse(
             args.init, args.init_include, args.init_exclude, args.init_vocab == "resize"
         )
-        if folder.config.exists():
+        if folder.ran() and not resume:
             raise UserError(
                 f"--init starts a new run, and {folder.path} holds one: name another with --run"
             )
         source.open()
     elif args.init_include or args.init_exclude or args.init_vocab != "same":
         raise UserError("--init_include, --init_exclude, --init_vocab need --init=RUN")
-    return Beginning(args.resume or "latest", source)
+    return Beginning(args.resume or LATEST, source, change=tuple(args.change), skip=args.skip)
 
 
 def _print_summary(fitted: Fitted) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from experiments.report import figures
 from experiments.report.page import shown_value
-from experiments.report.runs import Run, cautions, differences, measure, shared_baselines
+from experiments.report.runs import Run, cautions, differences, measure, shared_baselines, turns
 
 
 def markdown(runs: Sequence[Run], command: str) -> str:
@@ -33,6 +33,12 @@ def markdown(runs: Sequence[Run], command: str) -> str:
         fields = [[name, *map(shown_value, values)] for name, values in found.items()]
         parts.append("## What differs between the runs")
         parts.append(table(["field", *(run.name for run in runs)], fields))
+    if found := turns(runs):
+        lines = [
+            [runs[place].name, f"{began.step:,}", began.time, "; ".join(began.told())]
+            for place, began in found
+        ]
+        parts += ["## What changed on the way", table(["run", "from step", "at", "what"], lines)]
     parts.append(f"Made by `{command}`")
     return "\n\n".join(filter(None, parts)) + "\n"
 

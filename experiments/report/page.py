@@ -10,7 +10,7 @@ from typing import Any
 from experiments.report import chart, figures
 from experiments.report.figures import Column
 from experiments.report.markup import Markup, joined, tag
-from experiments.report.runs import Run, cautions, differences, measure, shared_baselines
+from experiments.report.runs import Run, cautions, differences, measure, shared_baselines, turns
 
 STYLE = pathlib.Path(__file__).with_name("style.css")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -37,6 +37,7 @@ def page(runs: Sequence[Run], command: str) -> str:
         _pareto_section(runs, score),
         _section("Baselines", *_baselines(runs)) if any(run.baselines for run in runs) else "",
         _section("What differs between the runs", _differences(runs)) if len(runs) > 1 else "",
+        _history_section(runs),
         _section("Configurations", *(_configuration(n, run) for n, run in _numbered(runs))),
     ]
     head = [
@@ -169,7 +170,7 @@ def _curves(runs: Sequence[Run], score: str) -> Markup:
         f"By {figures.common_unit(runs)} seen",
         figures.common_unit(runs),
         chart.COUNTS,
-        lambda run, step: step * run.units_per_step if run.units_per_step else None,
+        Run.units_at,
     )
     by_time = draw("By time", "training time", chart.DURATIONS, Run.seconds_at)
     note = tag("p", "Thick: validation. Thin: training. Dotted: baselines.", class_="small")
@@ -243,6 +244,19 @@ def _differences(runs: Sequence[Run]) -> Markup:
         for field, values in found.items()
     ]
     return _table(head, rows, "cards")
+
+
+def _history_section(runs: Sequence[Run]) -> Markup:
+    """Where runs changed on their way; nothing if none did."""
+    rows = [
+        [_named(place + 1, runs[place]), f"{began.step:,}", began.time, "; ".join(began.told())]
+        for place, began in turns(runs)
+    ]
+    if not rows:
+        return Markup()
+    return _section(
+        "What changed on the way", _table(["run", "from step", "at", ""], rows, "cards")
+    )
 
 
 def shown_value(value: Any) -> str:

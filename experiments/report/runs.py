@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import os
 import pathlib
@@ -15,6 +16,7 @@ from gam_jax.config import flatten, from_dict
 from gam_jax.params import count_params
 from gam_jax.training.experiment import Experiment
 from gam_jax.training.folder import RunFolder, read_baselines
+from gam_jax.training.history import Began, batches, read_history
 from gam_jax.training.metrics import points, read_log
 from sharding.errors import UserError
 
@@ -38,6 +40,7 @@ class Run:
       experiment: the configuration as dataclasses; None where this version cannot read it.
       unread: why not.
       bad_lines: what is wrong with its metrics.jsonl; empty if nothing is.
+      history: its starts, see `gam_jax.training.history`.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Run:
     experiment: Experiment | None
     unread: str = ""
     bad_lines: str = ""
+    history: Sequence[Began] = ()
 
     def points(self, split: str, value: str = "loss") -> Points:
         """(step, value) of the lines that have a finite one."""
@@ -74,18 +78,24 @@ class Run:
         found = (name.removesuffix(PER_SECOND) for name in names if name.endswith(PER_SECOND))
         return next(found, "tokens" if "data.window" in self.config else "rows")
 
-    @property
-    def units_per_step(self) -> int | None:
-        """Units that an update learns from."""
+    def units_at(self, step: float) -> float | None:
+        """Units trained on up to a step, whatever sizes the batch has had on the way."""
         batch, window = self.config.get("train.batch"), self.config.get("data.window")
-        if self.unit != "tokens":
-            return batch
-        return batch * window if batch and window else None
+        if not batch or (self.unit == "tokens" and not window):
+            return None
+        sizes = [*batches(self.history, batch), (math.inf, 0)]
+        rows = sum(
+            (min(step, end) - begin) * size
+            for (begin, size), (end, _) in itertools.pairwise(sizes)
+            if begin < step
+        )
+        return rows * window if self.unit == "tokens" and window else rows
 
     @property
     def units(self) -> int | None:
         """Units trained on."""
-        return self.steps * self.units_per_step if self.units_per_step else None
+        units = self.units_at(self.steps)
+        return None if units is None else int(units)
 
     @property
     def scores(self) -> list[str]:
@@ -101,16 +111,16 @@ class Run:
 
     def seconds_at(self, step: float) -> float | None:
         """Training time up to a step, from the logged speeds: no compiling, no validation."""
-        if self.speed is None or self.units_per_step is None:
+        if self.speed is None or self.units_at(0) is None:
             return None
-        seconds, before = 0.0, 0
+        seconds, before = 0.0, 0.0
         for at, speed in self.points("train", self.unit + PER_SECOND):
-            reached = min(at, step)
-            seconds += (reached - before) * self.units_per_step / (speed or self.speed)
+            reached = self.units_at(min(at, step)) or 0.0
+            seconds += (reached - before) / (speed or self.speed)
             before = reached
             if at >= step:
                 return seconds
-        return seconds + (step - before) * self.units_per_step / self.speed
+        return seconds + ((self.units_at(step) or 0.0) - before) / self.speed
 
     @property
     def seconds(self) -> float | None:
@@ -178,6 +188,11 @@ def shared_baselines(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
     return found[0] if found and all(other == found[0] for other in found) else {}
 
 
+def turns(runs: Sequence[Run]) -> list[tuple[int, Began]]:
+    """The starts at which a run changed, left out or went back: (place of the run, start)."""
+    return [(i, began) for i, run in enumerate(runs) for began in run.history if began.told()]
+
+
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """Field -> its value in each run, for the fields that are not the same in all; None: unset."""
     fields = sorted({field for run in runs for field in run.config})
@@ -233,8 +248,9 @@ def _read(name: str, folder: RunFolder) -> Run:
         experiment, unread = from_dict(Experiment, saved), ""
     except UserError as error:
         experiment, unread = None, str(error)
-    log = read_log(folder.metrics)
-    return Run(name, flatten(saved), log.rows, _baselines(folder), experiment, unread, log.told())
+    log, history = read_log(folder.metrics), read_history(folder.history)
+    config, baselines = flatten(saved), _baselines(folder)
+    return Run(name, config, log.rows, baselines, experiment, unread, log.told(), history)
 
 
 def _baselines(folder: RunFolder) -> dict[str, dict[str, float]]:

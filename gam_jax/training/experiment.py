@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from gam_jax.config import flatten, unknown
+from gam_jax.config import flatten, to_dict, unknown
 from gam_jax.data.base import Data
 from gam_jax.data.text import Text
 from gam_jax.models.base import Model
@@ -124,11 +124,58 @@ FREE_TO_CHANGE = {
 """Fields that do not change what a run computes, so they may differ when it is resumed."""
 
 
-def changed_fields(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Fields, dotted, whose values differ and that decide what a run computes."""
-    before, after = flatten(old), flatten(new)
-    return sorted(
-        name
-        for name in before.keys() | after.keys()
-        if before.get(name) != after.get(name) and name not in FREE_TO_CHANGE
-    )
+Changes = dict[str, tuple[Any, Any]]
+"""Fields by dotted name: (before, now)."""
+
+CHANGEABLE = {
+    "train.steps",
+    "train.batch",
+    "train.accumulate",
+    "optimizer.learning_rate",
+    "optimizer.warmup",
+    "optimizer.schedule",
+    "optimizer.final",
+    "optimizer.cooldown",
+    "optimizer.clip",
+}
+"""Fields that may be changed when a run is resumed, if they are named; and every `dropout`."""
+
+
+def may_change(name: str) -> bool:
+    """Whether a field, dotted, may be changed by naming it when a run is resumed."""
+    return name in CHANGEABLE | FREE_TO_CHANGE or name.split(".")[-1] == "dropout"
+
+
+def check_change(named: Iterable[str], experiment: Experiment) -> None:
+    """Refuses names of fields that may not be changed when a run is resumed.
+
+    Raises:
+      UserError: such a name, or one of no field.
+    """
+    fields = flatten(to_dict(experiment))
+    for name in named:
+        if name not in fields and not may_change(name):
+            near = unknown(name, [field for field in fields if may_change(field)], "field")
+            raise UserError(f"--change={name}: {near}")
+        if not may_change(name):
+            raise UserError(
+                f"--change={name}: it decides what the run is, and stays; what may change is "
+                f"{', '.join(sorted(CHANGEABLE))} and dropout"
+            )
+
+
+def changed_fields(old: Experiment, new: Experiment, named: Collection[str] = ()) -> Changes:
+    """Fields whose values differ: name, dotted, -> (before, now); None where it is not set.
+
+    Those that do not change what a run computes are left out, unless they are named.
+    """
+    before, after = flatten(to_dict(old)), flatten(to_dict(new))
+    pairs = {name: (before.get(name), after.get(name)) for name in before.keys() | after.keys()}
+    spans = [one.optimizer.warmup_steps(one.train.steps) for one in (old, new)]
+    if spans[0] == spans[1] and "optimizer.warmup" not in named:
+        del pairs["optimizer.warmup"]  # the same steps, said in another way
+    return {
+        name: pairs[name]
+        for name in sorted(pairs)
+        if pairs[name][0] != pairs[name][1] and (name not in FREE_TO_CHANGE or name in named)
+    }

@@ -10,8 +10,9 @@ from typing import Any
 
 from gam_jax.data.base import Dataset
 from gam_jax.params import count_params
+from gam_jax.training.beginning import LATEST, LATEST_GOOD, check_which
 from gam_jax.training.checks import check_arrays, check_batch, check_fits
-from gam_jax.training.experiment import Experiment
+from gam_jax.training.experiment import Experiment, check_change
 from gam_jax.training.folder import RunFolder
 from gam_jax.training.heartbeat import Heartbeat
 from gam_jax.training.lock import run_lock
@@ -20,6 +21,7 @@ from gam_jax.training.profile import Span
 from gam_jax.training.progress import Progress
 from gam_jax.training.warm_start import plan
 from sharding import machine, processes
+from sharding.errors import UserError
 from sharding.layout import Layout
 from sharding.mesh import make_mesh
 from sharding.whole_file import write_atomically
@@ -66,8 +68,10 @@ def fit(
       data: opened already, as what `arrays` gives; None opens what the experiment names.
       run: the folder.
       layout: the mesh; one device if None.
-      resume: goes on with the run that the folder holds; a new one where it holds none.
-      beginning: what a new run takes from another, and which checkpoint an old one goes on from.
+      resume: goes on with the run that the folder holds; a new one where it holds none, or a
+        configuration that never ran.
+      beginning: what a new run takes from another; which checkpoint an old one goes on from, and
+        what may change in it.
       progress: what a person sees; None says it on standard error.
       heartbeat: for a launcher that watches.
       profile: steps to trace into the folder's `profile/`.
@@ -81,32 +85,74 @@ def fit(
     progress = Progress(processes.is_first()) if progress is None else progress
     beginning = Beginning() if beginning is None else beginning
     folder = RunFolder(pathlib.Path(run))
-    saved = folder.saved_config() if resume else None
-    if saved is None:
-        folder.check_new()
+    resumed = resume and folder.ran()
+    check_beginning(experiment, folder, beginning, resume, resumed)
     check_batch(experiment, layout)
     if profile is not None:
         profile.check(0, experiment.train.last_step)
     with run_lock(folder.path, progress.say):
         for line in machine.told_of(layout.mesh.size):
             progress.say(line)
+        if not resumed:
+            _begins_anew(folder, progress)
         if data is None:
             progress.say(f"reading {experiment.data.name}")
-        experiment, data = opened(experiment, data, folder, resumed=saved is not None)
+        experiment, data = opened(experiment, data, folder, resumed)
         _check(experiment, data, layout)
         if beginning.source is not None:
             plan(beginning.source, experiment.model.table())
-        if saved is not None:
-            folder.check_same(experiment)
+        if resumed:
+            folder.check_same(experiment, beginning.change)
         elif processes.is_first():
             folder.start(experiment, data.files)
         processes.barrier("run folder")
         baselines = data.baselines()
-        if processes.is_first() and baselines:
+        if processes.is_first() and baselines and not (resumed and folder.baselines.exists()):
             write_atomically(folder.baselines, json.dumps(baselines, indent=2) + "\n")
         progress.say(_described(experiment, data, folder, layout))
         outcome = train(experiment, data, folder, layout, progress, heartbeat, beginning, profile)
     return Fitted(folder, experiment, outcome, baselines)
+
+
+def check_beginning(
+    experiment: Experiment, folder: RunFolder, beginning: Beginning, resume: bool, resumed: bool
+) -> None:
+    """Refuses what cannot be begun so, before anything is read or written.
+
+    Args:
+      experiment: of the run, its model not yet fitted to the data.
+      folder: of the run.
+      beginning: what is asked for.
+      resume: whether the run may go on.
+      resumed: whether there is one that does.
+
+    Raises:
+      UserError: a folder that is taken, a checkpoint that is not there, a field that may not
+        change, or a change of a run that does not go on.
+    """
+    if not resumed:
+        folder.check_new()
+    if not resume and (beginning.change or beginning.skip):
+        raise UserError("--change and --skip are for a run that goes on: add --resume")
+    check_change(beginning.change, experiment)
+    if resumed:
+        check_which(folder, beginning.which)
+    elif beginning.which not in (LATEST, LATEST_GOOD, "0"):
+        raise UserError(f"--resume={beginning.which}: {folder.path} has no run to go back in")
+
+
+def _begins_anew(folder: RunFolder, progress: Progress) -> None:
+    """Looks again, now that nobody else can begin a run there."""
+    problem = ""
+    if processes.is_first():
+        try:
+            folder.check_new()
+        except UserError as error:
+            problem = str(error)
+    if problem := processes.first_said(problem):
+        raise UserError(problem)
+    if folder.config.exists():
+        progress.say(f"{folder.path} holds a configuration that never ran: begun anew")
 
 
 def opened(

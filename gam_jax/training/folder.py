@@ -6,7 +6,7 @@ import dataclasses
 import importlib.metadata
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from gam_jax.config import from_dict, to_dict
 from gam_jax.data import DATA, Data, Dataset
 from gam_jax.optimizer import make_optimizer, trained
 from gam_jax.params import Param, Params
-from gam_jax.training.experiment import Experiment, changed_fields
+from gam_jax.training.experiment import Changes, Experiment, changed_fields, may_change
 from gam_jax.training.step import TrainState, abstract_state, state_shardings
 from sharding.checkpoint import Checkpoints, names
 from sharding.errors import UserError
@@ -60,6 +60,11 @@ class RunFolder:
         return self.path / "init.json"
 
     @property
+    def history(self) -> pathlib.Path:
+        """A line for each start, see `gam_jax.training.history`."""
+        return self.path / "history.jsonl"
+
+    @property
     def curves(self) -> pathlib.Path:
         """The picture of the losses."""
         return self.path / "curves.png"
@@ -84,8 +89,17 @@ class RunFolder:
             return None
         return read_json(self.config)
 
+    def ran(self) -> bool:
+        """Whether a run of this configuration has done anything that is told of, or saved."""
+        folder = self.checkpoints
+        saved = folder.is_dir() and any(path.suffix != ".partial" for path in folder.iterdir())
+        logged = self.metrics.is_file() and self.metrics.stat().st_size > 0
+        return self.config.exists() and (saved or logged)
+
     def start(self, experiment: Experiment, files: Mapping[str, str]) -> None:
         """Writes the configuration into a new folder, and what its data keeps there.
+
+        What a run that never took a step has left of its own is removed.
 
         Args:
           experiment: of the run.
@@ -93,6 +107,8 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            for path in (self.init, self.baselines, self.history):
+                path.unlink(missing_ok=True)
             for name, text in files.items():
                 for cut_short in self.path.glob(f"{name}.*"):
                     cut_short.unlink(missing_ok=True)
@@ -104,8 +120,27 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"cannot write the run folder {self.path}: {error}") from error
 
+    def change(self, changes: Changes) -> None:
+        """Writes the configuration anew, with some fields changed."""
+        values = to_dict(self.experiment())
+        for name, (_, now) in changes.items():
+            *path, last = name.split(".")
+            branch = values
+            for part in path:
+                branch = branch[part]
+            if now is None:
+                branch.pop(last, None)
+            else:
+                branch[last] = now
+        write_atomically(self.config, json.dumps(values, indent=2) + "\n")
+
     def check_new(self) -> None:
-        """Raises a UserError if there is a run, or anything else, in the folder."""
+        """Raises a UserError if there is a run, or anything else, in the folder.
+
+        A configuration that never ran is no run: it is begun anew.
+        """
+        if self.config.exists() and not self.ran():
+            return
         if self.config.exists():
             raise UserError(
                 f"{self.path} already holds a run: add --resume to continue it, or name another "
@@ -120,19 +155,25 @@ class RunFolder:
         own = ("run.lock*", *kept, f"{self.config.name}.partial")
         return [p for p in self.path.iterdir() if not any(p.match(pattern) for pattern in own)]
 
-    def check_same(self, experiment: Experiment) -> None:
-        """Raises a UserError that names the fields in which a resumed run would differ."""
-        saved = to_dict(self.experiment())  # with the defaults of fields that it was before
-        new = to_dict(experiment)
-        if names := changed_fields(saved, new):
-            from gam_jax.config import flatten
+    def check_same(self, experiment: Experiment, named: Sequence[str] = ()) -> Changes:
+        """The fields in which a resumed run differs: none but those that are named.
 
-            old, now = flatten(saved), flatten(new)
-            shown = ", ".join(f"{n}: {old.get(n)!r} -> {now.get(n)!r}" for n in names[:6])
+        Args:
+          experiment: to go on with.
+          named: fields that may differ, see `experiment.may_change`.
+
+        Raises:
+          UserError: another field differs.
+        """
+        found = changed_fields(self.experiment(), experiment, named)
+        if others := [name for name in found if name not in named]:
+            shown = ", ".join(f"{n}: {found[n][0]!r} -> {found[n][1]!r}" for n in others[:6])
+            allow = f", allow it by --change={','.join(found)}"
             raise UserError(
-                f"{self.path} holds a different run ({shown}): resume with its own settings, or "
-                f"name another folder with --run"
+                f"{self.path} holds a different run ({shown}): resume with its own settings"
+                f"{allow if all(map(may_change, found)) else ''}, or name another folder with --run"
             )
+        return found
 
     def experiment(self) -> Experiment:
         """The configuration of a run that must be there.
@@ -204,13 +245,21 @@ def logical_axes(experiment: Experiment) -> dict[str, tuple[str | None, ...]]:
     return {name: leaf.axes for name, leaf in found.items() if isinstance(leaf, Param)}
 
 
-def describe(experiment: Experiment, data: Dataset, position: int) -> dict[str, Any]:
+def versions() -> dict[str, str]:
+    """Of the libraries that decide what a run computes."""
+    return {name: importlib.metadata.version(name) for name in LIBRARIES}
+
+
+def describe(
+    experiment: Experiment, data: Dataset, position: int, norms: Sequence[float] = ()
+) -> dict[str, Any]:
     """What a checkpoint says beside its arrays: enough to know what it is without the run.
 
     Args:
       experiment: the whole configuration is recorded.
       data: its fingerprints are recorded.
       position: global batches delivered, the same for any number of processes.
+      norms: of the gradients of the last steps.
 
     Raises:
       UserError: a fingerprint of the data has the name of something else that is recorded.
@@ -218,7 +267,8 @@ def describe(experiment: Experiment, data: Dataset, position: int) -> dict[str, 
     own = {
         "position": position,
         "config": to_dict(experiment),
-        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "versions": versions(),
+        "gradient_norms": list(norms),
     }
     if taken := own.keys() & data.fingerprints.keys():
         raise UserError(f"data.name={data.config.name}: a fingerprint cannot be called {taken}")
@@ -254,7 +304,7 @@ def load_params(
       folder: the run.
       experiment: of the run.
       layout: where to put them.
-      which: "latest", "best" (least validation loss) or a step.
+      which: see `Checkpoints.choose`.
 
     Raises:
       UserError: no such checkpoint, or a damaged one.

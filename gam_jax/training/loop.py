@@ -12,35 +12,23 @@ import numpy as np
 
 from gam_jax.data.base import Dataset
 from gam_jax.optimizer import learning_rate_schedule, make_optimizer
-from gam_jax.params import Params
 from gam_jax.training.batches import BatchShape, TrainFeed
+from gam_jax.training.beginning import Beginning, begin
+from gam_jax.training.divergence import GradientNorms, diverged
 from gam_jax.training.experiment import Experiment
 from gam_jax.training.expert_load import SPLIT, routing_lines, routing_scalars
-from gam_jax.training.folder import (
-    RunFolder,
-    abstract_on_mesh,
-    check_data,
-    describe,
-    logical_axes,
-)
+from gam_jax.training.folder import RunFolder, describe, logical_axes
 from gam_jax.training.heartbeat import TRAINING, Heartbeat
 from gam_jax.training.metrics import MetricsWriter, peak_memory, read_metrics
 from gam_jax.training.profile import Span, Tracer
 from gam_jax.training.progress import Progress
 from gam_jax.training.scoring import Score, score
-from gam_jax.training.step import (
-    TrainState,
-    init_state,
-    make_eval_step,
-    make_train_step,
-    state_shardings,
-)
+from gam_jax.training.step import TrainState, make_eval_step, make_train_step
 from gam_jax.training.stop_request import StopRequest
 from gam_jax.training.stragglers import Pace, Straggler, Stragglers
 from gam_jax.training.timing import Clock, Work, work_of
-from gam_jax.training.warm_start import Source, warm_start
 from sharding import processes
-from sharding.checkpoint import CannotSave, Checkpoints
+from sharding.checkpoint import CannotSave, Checkpoints, NotFinite
 from sharding.errors import UserError
 from sharding.layout import Layout
 
@@ -67,21 +55,6 @@ class Outcome:
     reached: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class Beginning:
-    """Where a run begins.
-
-    Attributes:
-      which: "latest" checkpoint of the folder, or "latest-good": the newest that is whole.
-      source: whose parameters to start from where the folder has no checkpoint.
-      params: makes the parameters to start from, whole arrays; None for new ones, or `source`'s.
-    """
-
-    which: str = "latest"
-    source: Source | None = None
-    params: Callable[[], Params] | None = None
-
-
 def train(
     experiment: Experiment,
     data: Dataset,
@@ -92,7 +65,7 @@ def train(
     beginning: Beginning = Beginning(),
     profile: Span | None = None,
 ) -> Outcome:
-    """Trains from the newest checkpoint in the folder, or from the start, to the last step.
+    """Trains from a checkpoint in the folder, or from the start, to the last step.
 
     Args:
       heartbeat: tells a launcher how far this is; None where nobody watches.
@@ -100,26 +73,26 @@ def train(
       profile: steps to trace.
 
     Raises:
-      UserError: a loss that is not a number (the last good checkpoint stays), a checkpoint that
-        is damaged or does not fit, a disk that is full at the end.
+      UserError: a loss or a state that is not finite (earlier checkpoints stay), a checkpoint
+        that is not there, is damaged or does not fit, a disk that is full at the end.
     """
     heartbeat = Heartbeat(None) if heartbeat is None else heartbeat
     with Checkpoints(folder.checkpoints, experiment.checkpoint) as checkpoints:
-        step = _choose(checkpoints, beginning.which, progress)
+        start = begin(experiment, data, folder, layout, checkpoints, beginning, progress)
+        step, first = int(start.state.step), processes.is_first()
         if profile is not None:
-            profile.check(step or 0, experiment.train.last_step)
+            profile.check(step, experiment.train.last_step)
         tracer = Tracer(profile, folder.profile, progress.say)
-        if step is None:
-            state, position = _new(experiment, layout, folder, beginning, progress), 0
-        else:
-            state, position = _restore(step, experiment, layout, checkpoints, data)
-        first = processes.is_first()
-        with MetricsWriter(folder.metrics, int(state.step), first, progress.say) as metrics:
-            run = _Run(experiment, data, layout, checkpoints, metrics, progress, heartbeat, tracer)
-            run.reached = _was_reached(experiment, folder, int(state.step))
-            if step is None and (beginning.source or beginning.params):
-                run.save(0, state, 0)  # what was taken is a part of this run from here on
-            return run.go(state, position)
+        with MetricsWriter(folder.metrics, step, first, progress.say, start.aside) as metrics:
+            run = _Run(
+                *(experiment, data, folder, layout),
+                *(checkpoints, metrics, progress, heartbeat, tracer),
+            )
+            run.norms = GradientNorms(start.norms)
+            run.reached = _was_reached(experiment, folder, step)
+            if start.step is None and (beginning.source or beginning.params):
+                run.save(0, start.state, 0)  # what was taken is a part of this run from here on
+            return run.go(start.state, start.position)
 
 
 def _was_reached(experiment: Experiment, folder: RunFolder, step: int) -> bool:
@@ -129,62 +102,6 @@ def _was_reached(experiment: Experiment, folder: RunFolder, step: int) -> bool:
     return bool(found) and experiment.train.reached(found[-1])
 
 
-def _choose(checkpoints: Checkpoints, which: str, progress: Progress) -> int | None:
-    """The step to go on from; None if there is no checkpoint yet."""
-    if which == "latest":
-        return checkpoints.latest()
-    step, damaged = checkpoints.latest_good()
-    if damaged and step is None:
-        raise UserError(
-            f"no checkpoint in {checkpoints.folder} is whole; the oldest: {damaged[-1]}"
-        )
-    for error in damaged:
-        progress.say(f"{error.where} is damaged ({error.reason}) and set aside")
-    if damaged:
-        checkpoints.set_aside(step)
-        progress.say(f"going on from checkpoint {step}")
-    return step
-
-
-def _new(
-    experiment: Experiment,
-    layout: Layout,
-    folder: RunFolder,
-    beginning: Beginning,
-    progress: Progress,
-) -> TrainState:
-    """The state before the first step."""
-    model = experiment.model
-    optimizer = make_optimizer(experiment.optimizer, experiment.train.steps, model.table())
-    state = init_state(model, optimizer, layout, experiment.train.seed)
-    if beginning.params is not None:
-        placed = state_shardings(model, optimizer, layout).params
-        return state.replace(params=jax.device_put(beginning.params(), placed, may_alias=False))
-    if beginning.source is None:
-        return state
-    params, report = warm_start(beginning.source, model.table(), state.params)
-    for line in report.lines():
-        progress.say(line)
-    if processes.is_first():
-        report.write(folder.init)
-    return state.replace(params=params)
-
-
-def _restore(
-    step: int,
-    experiment: Experiment,
-    layout: Layout,
-    checkpoints: Checkpoints,
-    data: Dataset,
-) -> tuple[TrainState, int]:
-    """The state to go on from and the data position."""
-    checkpoints.check(step)
-    extra = checkpoints.extra(step)
-    check_data(extra, data, f"checkpoint {step}")
-    state = checkpoints.restore(step, abstract_on_mesh(experiment, layout))
-    return state, extra["position"]
-
-
 class _Run:
     """One process's way through the steps."""
 
@@ -192,6 +109,7 @@ class _Run:
         self,
         experiment: Experiment,
         data: Dataset,
+        folder: RunFolder,
         layout: Layout,
         checkpoints: Checkpoints,
         metrics: MetricsWriter,
@@ -202,7 +120,7 @@ class _Run:
         self.heartbeat, self.pace = heartbeat, Pace()
         self.tracer, self.clock, self.work = tracer, Clock(0), Work()
         self.stragglers = Stragglers(experiment.train.straggler)
-        self.experiment, self.data, self.layout = experiment, data, layout
+        self.experiment, self.data, self.folder, self.layout = experiment, data, folder, layout
         self.checkpoints, self.metrics, self.progress = checkpoints, metrics, progress
         model, settings = experiment.model, experiment.train
         optimizer = make_optimizer(experiment.optimizer, settings.steps, model.table())
@@ -211,7 +129,7 @@ class _Run:
         self.rate = learning_rate_schedule(experiment.optimizer, settings.steps)
         self.best = checkpoints.best_loss()
         self.axes = logical_axes(experiment)
-        self.reached = False
+        self.norms, self.reached = GradientNorms(), False
         self.pending: tuple[int, dict[str, Any]] | None = None
         self.last: tuple[int, Score] | None = None
         self.speeds: list[float] = []
@@ -250,6 +168,7 @@ class _Run:
                 self._report()  # the loss of the step before, while the device works at this one
                 self.pace.pause()
                 self.pending = step, values
+                self.norms.add(values["grad_norm"])  # read at the next save
                 if self.tracer.ends(step):
                     self._untimed(step, self.tracer.stop, step, state)
                 improved = step % settings.validate_every == 0 and self._validate(step, state)
@@ -307,19 +226,14 @@ class _Run:
     def _report(self) -> None:
         """Reads and writes the metrics of the step that is pending, if any."""
         if failure := self.checkpoints.failure():
+            self.norms.lost()
             self._tell(failure)
         if self.pending is None:
             return
         (step, values), self.pending = self.pending, None
         loss, settings = float(values["loss"]), self.experiment.train
         if not math.isfinite(loss):
-            self._settle()
-            kept = self.checkpoints.latest()
-            where = "no checkpoint was saved yet" if kept is None else f"checkpoint {kept} is kept"
-            raise UserError(
-                f"the loss of step {step} is {loss} ({where}): lower optimizer.learning_rate, or "
-                f"check the data"
-            )
+            raise self._diverged(f"the loss of step {step} is {loss}", step)
         self.progress.step(step, loss)
         if step % settings.log_every and step != settings.last_step:
             return
@@ -359,30 +273,51 @@ class _Run:
         self.metrics.write(step, "validation", **found.values)
         self.progress.validation(step, found)
         self.clock.pause(step)
-        improved = found.loss < self.best
         self.reached = settings.reached(found.values)
-        self.last, self.best = (step, found), min(self.best, found.loss)
-        return improved
+        self.last = step, found
+        return found.loss < self.best
 
     def save(self, step: int, state: TrainState, position: int, last: bool = False) -> None:
         """Saves in the background; a disk that is full is told, and training goes on.
 
         Raises:
+          UserError: the state is not finite.
           CannotSave: at the last step, for which this waits.
         """
         self.heartbeat.beat(step, "saving")
         self._report()  # a step whose loss is not a number is never saved
-        extra = describe(self.experiment, self.data, position)
+        norms = self.norms.last()
+        if norms and not math.isfinite(norms[-1]):
+            what = f"step {step} is not saved: its gradient norm is {norms[-1]}"
+            if last:
+                raise self._diverged(what, step)
+            self.progress.say(f"{what}; training goes on")
+            return
+        extra = describe(self.experiment, self.data, position, norms)
         loss = self.last[1].loss if self.last is not None and self.last[0] == step else None
+        spike = self.norms.spike(step)
         try:
             with self.clock.saving():
-                self.checkpoints.save(step, state, extra, loss, self.axes)
+                self.checkpoints.save(step, state, extra, loss, self.axes, spike)
             if last:
                 self.checkpoints.wait()
+        except NotFinite as error:
+            raise self._diverged(str(error), step) from error
         except CannotSave as error:
             if last:
                 raise
             self._tell(error)
+            return
+        if spike:
+            self.progress.say(f"checkpoint {step} is suspect: {spike}")
+        elif loss is not None:
+            self.best = min(self.best, loss)
+        self.norms.saved()
+
+    def _diverged(self, what: str, step: int) -> UserError:
+        """The error of a run that has gone wrong at a step."""
+        self._settle()
+        return diverged(what, step, self.experiment, self.folder, self.checkpoints)
 
     def _settle(self) -> None:
         """Waits for a save that is under way."""

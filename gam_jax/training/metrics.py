@@ -148,7 +148,9 @@ class MetricsWriter:
         check_place(path)
         if told := read_log(path).told():
             say(told)
-        _cut(path, from_step, aside)
+        moved = _cut(path, from_step, aside)
+        if moved and aside is not None:
+            say(f"{moved} lines of metrics of steps after {from_step} are in {aside} now")
         try:
             self._board = Board(path.parent / "tensorboard", from_step + 1)
         except (OSError, UserError) as error:
@@ -201,8 +203,12 @@ class MetricsWriter:
         self._say(f"TensorBoard gets no more of this run ({reason(error)}), training goes on")
 
 
-def _cut(path: pathlib.Path, step: int, aside: pathlib.Path | None) -> None:
-    """Takes away the rows of later steps, and a last line that was cut short; makes the file."""
+def _cut(path: pathlib.Path, step: int, aside: pathlib.Path | None) -> int:
+    """Takes away the rows of later steps, and a last line that was cut short; makes the file.
+
+    Returns:
+      How many lines it has taken away.
+    """
     kept, gone, whole = [], [], True
     if path.exists():
         with path.open("rb") as file:
@@ -214,8 +220,9 @@ def _cut(path: pathlib.Path, step: int, aside: pathlib.Path | None) -> None:
                     stays = whole
                 (kept if stays else gone).append(line if whole else line + b"\n")
         if not gone and whole:
-            return
+            return 0
     if gone and aside is not None:
         append(aside, b"".join(gone))
     with replacing(path) as file:
         file.writelines(kept)
+    return len(gone)

@@ -5,7 +5,7 @@
   gam checkpoint export RUN[@STEP] --to weights.safetensors
   gam checkpoint import weights.safetensors --run RUN
 
-STEP is a number, latest (if not given) or best. Exit codes: 0; 1 where diff
+STEP is a number, latest (if not given), latest-good or best. Exit codes: 0; 1 where diff
 finds a difference or inspect --verify finds damage; 2 for bad input.
 """
 
@@ -103,8 +103,14 @@ def _print_steps(found: dict[str, Any]) -> None:
     for row in found["steps"]:
         loss = row.get("loss")
         numbers = [f"{row[name]:,}" if name in row else "" for name in ("step", "bytes", "arrays")]
-        table.add_row(*numbers, "" if loss is None else f"{loss:.4f}", row.get("damaged", ""))
+        table.add_row(*numbers, "" if loss is None else f"{loss:.4f}", escape(_note(row)))
     _console().print(found["folder"], table)
+
+
+def _note(row: dict[str, Any]) -> str:
+    """What is wrong with a checkpoint."""
+    suspect = f"suspect: {row['suspect']}" if "suspect" in row else ""
+    return row.get("damaged", suspect)
 
 
 def _print_arrays(found: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
@@ -64,17 +65,25 @@ def own_files(files: list[pathlib.Path], rank: int) -> list[pathlib.Path]:
     return [path for path in files if owner(path) == rank]
 
 
-def own_digests(leaves: Mapping[str, jax.Array]) -> dict[str, int]:
-    """This process's part of the digest of each array; the parts of all add up to the whole."""
+def own_digests(leaves: Mapping[str, jax.Array]) -> tuple[dict[str, int], str]:
+    """This process's part of the digest of each array; the parts of all add up to the whole.
 
-    def one(leaf: jax.Array) -> int:
-        return sum(
-            digest(np.asarray(shard.data), _starts(shard.index))
-            for shard in leaf.addressable_shards
-            if shard.replica_id == 0
-        )
+    Returns:
+      The parts, and the name of the first array whose part here is not finite, empty if all are.
+    """
+    digests, strange = {}, ""
+    for name, leaf in leaves.items():
+        digests[name] = 0
+        for shard in leaf.addressable_shards:
+            if shard.replica_id == 0:
+                values = np.asarray(shard.data)
+                digests[name] += digest(values, _starts(shard.index))
+                strange = strange or ("" if _is_finite(values) else name)
+    return digests, strange
 
-    return {name: one(leaf) for name, leaf in leaves.items()}
+
+def _is_finite(values: np.ndarray) -> bool:
+    return not jnp.issubdtype(values.dtype, jnp.inexact) or bool(np.isfinite(values).all())
 
 
 class Reader:

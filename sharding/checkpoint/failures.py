@@ -21,6 +21,18 @@ class Damaged(UserError):
         self.where, self.reason = where, reason
 
 
+class NotFinite(UserError):
+    """A state that is not saved, since it holds numbers that are not finite.
+
+    Attributes:
+      name: of the first array that does.
+    """
+
+    def __init__(self, step: int, name: str) -> None:
+        super().__init__(f"step {step} is not saved: '{name}' is not finite")
+        self.name = name
+
+
 class CannotSave(UserError):
     """A save that failed; earlier checkpoints are as they were."""
 

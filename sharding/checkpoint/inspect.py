@@ -100,6 +100,8 @@ def _summary(checkpoints: Checkpoints, step: int, damaged: dict[str, list[str]])
     try:
         found = checkpoints.manifest(step)
         row.update(bytes=found.bytes, arrays=len(found.arrays), loss=found.loss)
+        if found.suspect:
+            row.update(suspect=found.suspect)
     except Damaged as error:
         row.update(damaged=error.reason)
     if str(step) in damaged:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from sharding.bounds import Count, Size, check_bounds
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """When a run is saved, and which checkpoints are kept. The newest is never removed.
+    """When a run is saved, and which checkpoints are kept.
+
+    The newest is never removed, nor the newest that is not suspect.
 
     Attributes:
       every: steps between saves; one is always saved at the end.
@@ -27,16 +29,23 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         check_bounds(self, "checkpoint")
 
-    def kept(self, steps: Iterable[int], losses: Mapping[int, float]) -> set[int]:
+    def kept(
+        self,
+        steps: Iterable[int],
+        losses: Mapping[int, float],
+        suspect: Collection[int] = frozenset(),
+    ) -> set[int]:
         """The steps to keep.
 
         Args:
           steps: all that are saved.
           losses: those of them that have a validation loss. Of equal ones the earlier is best.
+          suspect: those that are suspect, see `Manifest`; none of them is in `losses`.
         """
         steps = sorted(steps)
         best = sorted((loss, step) for step, loss in losses.items() if step in steps)
         kept = set(steps[-self.keep :]) | {step for _, step in best[: self.keep_best]}
+        kept |= set([step for step in steps if step not in suspect][-1:])
         if self.keep_every:
             kept |= {step for step in steps if step % self.keep_every == 0}
         return kept

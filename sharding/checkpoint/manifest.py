@@ -58,6 +58,7 @@ class Manifest:
       arrays: by name. Nothing here depends on mesh, processes or who stores what.
       extra: JSON values that the run put beside the arrays.
       files: every other file by its path in the checkpoint.
+      suspect: why the run may have gone wrong before this step; empty if nothing says so.
     """
 
     step: int
@@ -65,6 +66,7 @@ class Manifest:
     arrays: Mapping[str, Stored]
     extra: Mapping[str, Any]
     files: Mapping[str, File]
+    suspect: str = ""
 
     @property
     def bytes(self) -> int:
@@ -173,6 +175,8 @@ def _to_json(manifest: Manifest) -> dict[str, Any]:
     }
     files = {name: dataclasses.asdict(file) for name, file in manifest.files.items()}
     values = {"format": FORMAT, **dataclasses.asdict(manifest), "arrays": arrays, "files": files}
+    if not manifest.suspect:
+        del values["suspect"]
     return json.loads(json.dumps(values))  # tuples are lists from here on
 
 
@@ -183,4 +187,5 @@ def _from_json(values: dict[str, Any]) -> Manifest:
         axes = None if found["axes"] is None else tuple(found["axes"])
         arrays[name] = Stored(fact, axes, found["digest"])
     files = {name: File(**found) for name, found in values["files"].items()}
-    return Manifest(values["step"], values["loss"], arrays, values["extra"], files)
+    suspect = str(values.get("suspect", ""))
+    return Manifest(values["step"], values["loss"], arrays, values["extra"], files, suspect)

@@ -22,7 +22,7 @@ class Saved:
 
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder = folder.absolute()
-        self._losses: dict[int, float | None] = {}
+        self._judged: dict[int, tuple[float | None, str]] = {}
 
     def steps(self) -> list[int]:
         """The steps that are saved, ascending; damaged ones too."""
@@ -35,7 +35,11 @@ class Saved:
         return max(self.steps(), default=None)
 
     def choose(self, which: str) -> int:
-        """The step that "latest", "best" (least loss) or a number names.
+        """The step that a word or a number names.
+
+        Args:
+          which: "latest"; "latest-good", the newest that is not suspect; "best", of those the one
+            of least loss, or the newest where none has any; or a step.
 
         Raises:
           UserError: there is no such checkpoint.
@@ -45,18 +49,24 @@ class Saved:
             raise UserError(f"no checkpoint in {self.folder}: the run has not saved one yet")
         if which == "latest":
             return steps[-1]
-        if which == "best":
-            losses = self._known_losses()
-            return min(losses, key=lambda step: (losses[step], step), default=steps[-1])
-        if not which.isdecimal() or int(which) not in steps:
+        if which in ("best", "latest-good"):
+            good = [step for step in steps if not self.suspect(step)]
+            if not good:
+                raise UserError(
+                    f"every checkpoint in {self.folder} is suspect: name one of {steps} if you "
+                    f"want it all the same"
+                )
+            losses = self.losses() if which == "best" else {}
+            return min(losses, key=lambda step: (losses[step], step), default=good[-1])
+        if not (which.isdecimal() and which.isascii() and int(which[:20]) in steps):
             raise UserError(
                 f"no checkpoint '{which}' in {self.folder}: say latest, best, or one of {steps}"
             )
         return int(which)
 
     def best_loss(self) -> float:
-        """The least validation loss among the checkpoints; infinite if none has one."""
-        return min(self._known_losses().values(), default=math.inf)
+        """The least validation loss among those not suspect; infinite if none has one."""
+        return min(self.losses().values(), default=math.inf)
 
     def manifest(self, step: int) -> Manifest:
         """What a checkpoint holds.
@@ -83,16 +93,25 @@ class Saved:
         """Of the arrays of a step."""
         return Reader(self.folder / str(step))
 
-    def _known_losses(self) -> dict[int, float]:
-        """Of steps whose manifest can be read; whoever uses another one will be told."""
-        for step in self.steps():
-            if step not in self._losses:
-                try:
-                    self._losses[step] = self.manifest(step).loss
-                except UserError:
-                    continue
-        steps = self.steps()
-        return {s: loss for s, loss in self._losses.items() if loss is not None and s in steps}
+    def suspect(self, step: int) -> str:
+        """Why a checkpoint is suspect; empty if it is not, or if its manifest cannot be read."""
+        return self._judge(step)[1]
+
+    def losses(self) -> dict[int, float]:
+        """The validation losses of the steps that have any and are not suspect."""
+        found = {step: self._judge(step) for step in self.steps()}
+        return {s: loss for s, (loss, suspect) in found.items() if loss is not None and not suspect}
+
+    def _judge(self, step: int) -> tuple[float | None, str]:
+        """Loss and suspicion of a step; nothing where its manifest cannot be read: whoever uses
+        that checkpoint will be told."""
+        if step not in self._judged:
+            try:
+                found = self.manifest(step)
+            except UserError:
+                return None, ""
+            self._judged[step] = found.loss, found.suspect
+        return self._judged[step]
 
     def _damaged(self, step: int, reason: str) -> Damaged:
         return Damaged(f"checkpoint {step} in {self.folder}", reason)

@@ -12,7 +12,7 @@ import pathlib
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -23,17 +23,18 @@ from sharding.checkpoint import names
 from sharding.checkpoint.arrays import Writer, count_bytes, own_digests
 from sharding.checkpoint.commit import complete
 from sharding.checkpoint.digest import add, shown
-from sharding.checkpoint.failures import CannotSave, Damaged, first_line
+from sharding.checkpoint.failures import CannotSave, Damaged, NotFinite, first_line
 from sharding.checkpoint.keep import CheckpointConfig
 from sharding.checkpoint.manifest import Manifest, Stored, Unreadable, check_files
 from sharding.checkpoint.saved import Saved
 from sharding.errors import UserError
+from sharding.whole_file import free_name
 
 State = TypeVar("State")
 Axes = Mapping[str, tuple[str | None, ...]]
 """Logical axes by the name of an array."""
 
-PARTIAL, DELETING, DAMAGED = ".partial", ".deleting", ".damaged"
+PARTIAL, DELETING, DAMAGED, ASIDE = ".partial", ".deleting", ".damaged", ".aside"
 GIVE_UP_TURNS = 100
 
 
@@ -83,6 +84,7 @@ class Checkpoints(Saved):
         extra: Mapping[str, Any],
         loss: float | None = None,
         axes: Axes | None = None,
+        suspect: str = "",
     ) -> None:
         """Saves in the background; nothing if that step is saved already. All processes call it.
 
@@ -93,8 +95,10 @@ class Checkpoints(Saved):
           extra: JSON values, such as the data position and the configuration.
           loss: validation loss, by which the best is chosen.
           axes: logical axes of arrays, by name.
+          suspect: why the state may be bad, see `Manifest`.
 
         Raises:
+          NotFinite: the state holds numbers that are not finite; nothing is written.
           CannotSave: the disk is full or cannot be written. What fails later, in the background,
             `failure` and `wait` tell.
         """
@@ -108,7 +112,9 @@ class Checkpoints(Saved):
             name: Stored(names.fact(leaf), axes.get(name), "") for name, leaf in leaves.items()
         }
         leaves = {name: names.stored(leaf) for name, leaf in leaves.items()}
-        digests = own_digests(leaves)
+        digests, strange = own_digests(leaves)
+        if strange := processes.first_said(strange):
+            raise NotFinite(step, strange)
         self._writer = self._writer or Writer()
         partial = self.folder / f"{step}{PARTIAL}"
         try:
@@ -119,7 +125,7 @@ class Checkpoints(Saved):
 
         def finish() -> None:
             try:
-                self._commit(partial, digests, Manifest(step, loss, arrays, extra, {}))
+                self._commit(partial, digests, Manifest(step, loss, arrays, extra, {}, suspect))
                 self._prune(step)
             except Exception as error:  # Orbax and TensorStore raise many kinds
                 self._give_up(partial)
@@ -152,12 +158,17 @@ class Checkpoints(Saved):
         self._clean()
 
     def latest_good(self) -> tuple[int | None, list[Damaged]]:
-        """The newest step whose every byte is as it was written, and what is wrong with newer ones.
+        """The newest step that is not suspect and whose every byte is as it was written.
 
         All processes call it and get the same answer.
+
+        Returns:
+          The step, None if there is none; and what is wrong with newer ones that are damaged.
         """
         damaged: list[Damaged] = []
         for step in reversed(self.steps()):
+            if self.suspect(step):
+                continue
             try:
                 self.check(step)
                 return step, damaged
@@ -165,18 +176,38 @@ class Checkpoints(Saved):
                 damaged.append(error)
         return None, damaged
 
-    def set_aside(self, after: int | None) -> None:
-        """Renames checkpoints newer than a step to `<step>.damaged`: a run goes on before them.
+    def set_aside(self, after: int | None, damaged: Collection[int] = ()) -> list[str]:
+        """Renames checkpoints newer than a step: a run goes on before them.
 
-        Saving such a step anew removes what was set aside.
+        All processes call it.
+
+        Args:
+          after: the step; None sets all aside.
+          damaged: those of them that are. They become `<step>.damaged`, and saving that step anew
+            removes them. The others become `<step>.aside`, or `<step>.aside-2` and so on, which
+            nothing removes.
+
+        Returns:
+          The new names of those that are not damaged.
         """
-        if processes.is_first():
-            for step in self.steps():
-                if after is None or step > after:
-                    aside = self.folder / f"{step}{DAMAGED}"
-                    shutil.rmtree(aside, ignore_errors=True)
-                    os.replace(self.folder / str(step), aside)
-        processes.barrier("checkpoints set aside")
+        processes.barrier("checkpoints are chosen")
+        later = [step for step in self.steps() if after is None or step > after]
+        processes.barrier("checkpoints are set aside")
+        names = []
+        for step in reversed(later):
+            self._judged.pop(step, None)
+            self._checked.discard(step)
+            if not processes.is_first():
+                continue
+            aside = self.folder / f"{step}{DAMAGED}"
+            if step in damaged:
+                shutil.rmtree(aside, ignore_errors=True)
+            else:
+                aside = free_name(self.folder / f"{step}{ASIDE}")
+                names.append(aside.name)
+            os.replace(self.folder / str(step), aside)
+        processes.barrier("checkpoints were set aside")
+        return names
 
     # Reading.
 
@@ -275,14 +306,16 @@ class Checkpoints(Saved):
         complete(partial, self.folder / str(manifest.step), digests, manifest)
         if processes.is_first():
             shutil.rmtree(self.folder / f"{manifest.step}{DAMAGED}", ignore_errors=True)
-            self._losses[manifest.step] = manifest.loss
+            self._judged[manifest.step] = manifest.loss, manifest.suspect
 
     def _prune(self, saved: int) -> None:
         """Removes what need not be kept."""
         if not processes.is_first():
             return
         steps = self.steps()
-        for step in sorted(set(steps) - self.config.kept(steps, self._known_losses()) - {saved}):
+        suspect = {step for step in steps if self.suspect(step)}
+        kept = self.config.kept(steps, self.losses(), suspect)
+        for step in sorted(set(steps) - kept - {saved}):
             going = self.folder / f"{step}{DELETING}"
             os.replace(self.folder / str(step), going)
             self._checked.discard(step)

@@ -22,7 +22,7 @@ MODEL = LanguageModel(Block(GAM(slots=8)), width=16, depth=1, vocab=256, context
 
 @pytest.fixture
 def place(workshop, tmp_path, monkeypatch):
-    """A folder with good and bad files and an untrained run, as the folder where we are."""
+    """A folder with good and bad files and a run of one step, as the folder where we are."""
     (tmp_path / "good.txt").write_text((workshop.path / "corpus.txt").read_text())
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "short.txt").write_text("two lines\nno more\n")
@@ -41,6 +41,8 @@ def place(workshop, tmp_path, monkeypatch):
         (tmp_path / name / "config.json").write_text(content)
     saved = (tmp_path / "untrained" / "config.json").read_text()
     (tmp_path / "no_tokenizer" / "config.json").write_text(saved)
+    for name in ("untrained", "no_tokenizer"):
+        (tmp_path / name / "metrics.jsonl").write_text('{"step": 1, "split": "train"}\n')
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -16,7 +16,7 @@ from gam_jax.data import Text, load
 from gam_jax.layers import GAM, Block
 from gam_jax.models.language import LanguageModel
 from gam_jax.optimizer import OptimizerConfig
-from gam_jax.training import loop
+from gam_jax.training import beginning, loop
 from gam_jax.training.experiment import Experiment, TrainConfig
 from gam_jax.training.folder import RunFolder, load_params
 from gam_jax.training.loop import Beginning, train
@@ -275,12 +275,12 @@ def test_a_vocabulary_is_cut_or_filled_up_on_request(maker, whole, size, where):
     folder = RunFolder(maker.path / f"{size} {where[0]}")
     layout = layout_of(*where)
     say = Progress(visible=False)
-    fresh = loop._new(experiment, layout, folder, Beginning(), say).params
+    fresh = beginning._new(experiment, layout, folder, Beginning(), say).params
     folder.path.mkdir()
     with pytest.raises(UserError, match="nothing to take"):
         plan(Source(whole, include=("emb*",)), model.table())
-    beginning = Beginning(source=Source(whole, resize=True))
-    found = loop._new(experiment, layout, folder, beginning, say).params
+    warm = Beginning(source=Source(whole, resize=True))
+    found = beginning._new(experiment, layout, folder, warm, say).params
     assert json.loads(folder.init.read_text())["resized"] == ["embedding"]
     old, new = np.asarray(params(whole)[1]["embedding"]), np.asarray(found["embedding"])
     common = min(size, 256)
@@ -308,7 +308,7 @@ def test_parameters_alone_serve_and_start_runs_but_do_not_resume(maker, whole):
         (("--init=none",), "no checkpoint in"),
         (("--init_include=blocks/*",), "need --init=RUN"),
         (("--init_vocab=resize",), "need --init=RUN"),
-        (("--resume=newest",), "say latest or latest-good"),
+        (("--resume=newest",), "say latest, latest-good, best or a step"),
     ],
 )
 def test_bad_input_is_one_line(command, maker, args, words):

@@ -50,6 +50,7 @@ def test_the_folder_holds_the_whole_run(trained):
         "checkpoints",
         "config.json",
         "curves.png",
+        "history.jsonl",
         "metrics.jsonl",
         "tensorboard",
         "tokenizer.json",

@@ -283,7 +283,7 @@ def test_a_run_goes_on_before_what_is_damaged_and_saves_it_anew(whole, tmp_path)
     (tmp_path / "c" / "2" / "manifest.json").write_text("{}")
     with Checkpoints(tmp_path / "c") as checkpoints:
         good, _ = checkpoints.latest_good()
-        checkpoints.set_aside(good)
+        checkpoints.set_aside(good, {2})
         assert (checkpoints.steps(), checkpoints.latest()) == ([1], 1)
         assert (tmp_path / "c" / "2.damaged").is_dir()
         checkpoints.save(2, state(2), EXTRA)
