@@ -10,52 +10,74 @@ import time
 from collections.abc import Mapping
 
 import nbformat
+from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 
 FOLDER = pathlib.Path(__file__).parent
 KEPT = ("colab", "kernelspec")
 """Of a notebook's metadata; the rest tells of the machine that it ran on."""
+BEGIN = """
+import gc, os
+gc.set_threshold(50_000, 20, 20)  # tracing makes many objects: at 700 it takes a quarter longer
+os.chdir({folder!r})
+get_ipython().reset()
+"""
+"""What a kernel runs before a notebook: no names of another, and the place for its files."""
 
 
-def execute(
-    path: pathlib.Path, folder: pathlib.Path, environment: Mapping[str, str]
-) -> nbformat.NotebookNode:
-    """The notebook as it is after a run from top to bottom, in a kernel of its own.
+class Kernel:
+    """A kernel of this interpreter, in which notebooks run one after another.
 
     Args:
-      path: of the notebook; its file stays as it is.
-      folder: where it runs, and leaves its files.
       environment: of the kernel.
-
-    Raises:
-      nbclient.exceptions.CellExecutionError: a cell failed.
     """
-    notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(
-        notebook,
-        timeout=600,
-        kernel_name="python3",
-        resources={"metadata": {"path": str(folder)}},
-        record_timing=False,
-        coalesce_streams=True,
-    )
-    client.execute(env=dict(environment))
-    notebook.metadata = {
-        **{key: value for key, value in notebook.metadata.items() if key in KEPT},
-        "language_info": {"name": "python"},
-    }
-    return notebook
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._manager = KernelManager()
+        # The kernel named python3 may be another interpreter's; its PATH need not have this one.
+        self._manager.kernel_spec.argv[0] = sys.executable
+        self._environment = dict(environment)
+
+    def __enter__(self) -> Kernel:
+        self._manager.start_kernel(env=self._environment)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.shutdown_kernel(now=True)
+
+    def execute(self, path: pathlib.Path, folder: pathlib.Path) -> nbformat.NotebookNode:
+        """The notebook as it is after a run from top to bottom.
+
+        Args:
+          path: of the notebook; its file stays as it is.
+          folder: where it runs, and leaves its files.
+
+        Raises:
+          nbclient.exceptions.CellExecutionError: a cell failed.
+        """
+        notebook = nbformat.read(path, as_version=4)
+        notebook.cells.insert(0, nbformat.v4.new_code_cell(BEGIN.format(folder=str(folder))))
+        client = NotebookClient(
+            notebook, km=self._manager, timeout=600, record_timing=False, coalesce_streams=True
+        )
+        client.execute()
+        del notebook.cells[0]
+        notebook.metadata = {
+            **{key: value for key, value in notebook.metadata.items() if key in KEPT},
+            "language_info": {"name": "python"},
+        }
+        return notebook
 
 
 def main(*names: str) -> None:
-    """Runs each notebook in an empty folder and writes it back."""
+    """Runs each notebook in an empty folder and a kernel of its own, and writes it back."""
     paths = [FOLDER / f"{name}.ipynb" for name in names] or sorted(FOLDER.glob("*.ipynb"))
     places = filter(None, (str(FOLDER.parent), os.environ.get("PYTHONPATH")))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
     for path in paths:
         begun = time.perf_counter()
-        with tempfile.TemporaryDirectory() as folder:
-            notebook = execute(path, pathlib.Path(folder), environment)
+        with tempfile.TemporaryDirectory() as folder, Kernel(environment) as kernel:
+            notebook = kernel.execute(path, pathlib.Path(folder))
         nbformat.write(notebook, path)
         print(f"{path.name}: {time.perf_counter() - begun:.0f} s", flush=True)
 

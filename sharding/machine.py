@@ -91,7 +91,7 @@ def unused(found: Sequence[Accelerator], platform: str, told: str | None = None)
       told: what JAX was told to use, as `jax_platforms`; None or empty for nothing.
     """
     return [
-        f"there is a {one.name} here ({one.sign}) that is not used: {_reason(one, told)}"
+        f"{one.name} ({one.sign}) is here and not used: {_reason(one, told)}"
         for one in found
         if platform not in one.platforms
     ]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
 import os
 import pathlib
+import re
 import sys
 
 import nbformat
 import pytest
 
-from colabs.execute import execute
+from colabs.execute import Kernel
 
 ROOT = pathlib.Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "colabs").glob("*.ipynb"))
@@ -31,31 +34,43 @@ def pictures(notebook):
     return [found for out in outputs if (found := out.get("data", {}).get("image/png"))]
 
 
+def devices(path):
+    """How many a notebook emulates; 0 where it takes what there is."""
+    found = re.search(r"processes\.emulate\((\d+)\)", path.read_text())
+    return int(found[1]) if found else 0
+
+
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """Of a kernel that sees this checkout, no network, and an empty home."""
+def kernel(tmp_path_factory):
+    """kernel(devices): one that sees this checkout, no network, an empty home, and no PATH of ours.
+
+    Notebooks that have equal devices share one, since starting it takes longer than most cells.
+    """
     home = tmp_path_factory.mktemp("home")
     cheap = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in flag]
-    paths = [str(pathlib.Path(sys.executable).parent), os.environ["PATH"]]
     proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), NOWHERE)
-    return {
+    environment = {
         **{name: value for name, value in os.environ.items() if name != "MPLBACKEND"},
         **proxies,
         "GAM_JAX_SHORT": "1",
         "XLA_FLAGS": " ".join(cheap),  # each notebook emulates the devices that it wants
         "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
-        "PATH": os.pathsep.join(paths),
+        "PATH": os.defpath,  # as in a kernel whose environment is not activated
         "TFDS_DATA_DIR": str(home / "data"),
         "IPYTHONDIR": str(home / "ipython"),
         "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
     }
+    with contextlib.ExitStack() as stack:
+        started = functools.cache(lambda _: stack.enter_context(Kernel(environment)))
+        yield started
 
 
 @each_notebook
-def test_it_runs_from_top_to_bottom_offline(path, environment, tmp_path):
+def test_it_runs_from_top_to_bottom_offline(path, kernel, tmp_path):
     kept = nbformat.read(path, as_version=4)
     # The short form draws all that is drawn.
-    assert len(pictures(execute(path, tmp_path, environment))) == len(pictures(kept))
+    found = kernel(devices(path)).execute(path, tmp_path)
+    assert len(pictures(found)) == len(pictures(kept))
 
 
 @each_notebook
@@ -80,7 +95,46 @@ def test_it_is_written_to_be_read(path):
     assert max(len(cell.source.splitlines()) for cell in code(notebook)) <= 25
 
 
-def test_all_begin_with_the_same_cell_that_works_on_colab_and_here():
-    firsts = {code(nbformat.read(path, as_version=4))[0].source for path in NOTEBOOKS}
-    assert len(firsts) == 1
-    assert "pip" in firsts.pop()
+@each_notebook
+def test_it_calls_the_interpreter_of_its_kernel(path):
+    """A `python` or `gam` of the PATH may be another environment's, or none."""
+    bare = re.compile(r"^\s*(!|%sx\s|%system\s)?\s*(python3?|gam|pip3?)\b", re.MULTILINE)
+    called = re.compile(r"""(run|Popen|check_\w+|system)\(\s*\[?\s*["'](python3?|gam|pip3?)\b""")
+    for cell in code(nbformat.read(path, as_version=4)):
+        assert not bare.search(cell.source)
+        assert not called.search(cell.source)
+
+
+def first_cell():
+    (found,) = {code(nbformat.read(path, as_version=4))[0].source for path in NOTEBOOKS}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("plugin", "smi", "source"),
+    [
+        (False, False, ".."),
+        (False, True, "..[cuda12]"),
+        (True, True, "..[cuda13]"),
+    ],
+)
+def test_all_begin_with_the_same_cell_that_installs_for_what_is_there(
+    plugin, smi, source, tmp_path, monkeypatch
+):
+    """It runs here as on a machine without the package, with a pip that writes what it is asked."""
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "colabs").mkdir()
+    monkeypatch.chdir(tmp_path / "colabs")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    asked = []
+    monkeypatch.setattr("subprocess.run", lambda words, check: asked.append(words))
+    if smi:
+        (tmp_path / "nvidia-smi").touch(mode=0o755)
+    if plugin:
+        (tmp_path / "jax_cuda13_plugin-0.10.2.dist-info").mkdir()
+        words = "Metadata-Version: 2.1\nName: jax-cuda13-plugin\nVersion: 0.10.2\n"
+        (tmp_path / "jax_cuda13_plugin-0.10.2.dist-info" / "METADATA").write_text(words)
+        monkeypatch.syspath_prepend(str(tmp_path))
+    exec(first_cell(), {})
+    assert asked == [[sys.executable, "-m", "pip", "install", "--quiet", source]]
