@@ -8,7 +8,8 @@
 Each line that a process prints is shown with its rank before it. When one ends badly, or hangs,
 the others are ended too, and its exit code is returned; with --elastic the run is started again
 on the devices that are left (see `experiments.elastic`). Ctrl-C and SIGTERM are passed on to all:
-the training command saves and leaves.
+the training command saves and leaves. If the launcher itself is killed, they are asked to end, and
+killed after ten seconds.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from absl import flags
 
 from experiments import cli, elastic
 from experiments.command import as_process
+from experiments.guard import Guard
 from experiments.hangs import Hang, Limits, Watch, named, where
 from gam_jax.training import heartbeat
 from sharding import processes
@@ -41,6 +43,8 @@ POLL_SECONDS = 0.05
 LOOK_SECONDS = 0.25
 SETTLE_SECONDS = 0.2
 """After a death, before it is asked who else has died: several may be killed at once."""
+GUARD = 10
+"""Seconds that processes have to end when their launcher is gone."""
 HUNG = 124
 """Exit code of a job that hangs; that of `timeout`."""
 
@@ -156,9 +160,9 @@ class Job:
 
     def run(self) -> Ending:
         """Starts all and waits until all have ended well, or one has not."""
-        with tempfile.TemporaryDirectory(prefix="gam_jax_launch_") as folder:
+        with tempfile.TemporaryDirectory(prefix="gam_jax_launch_") as folder, Guard(GUARD) as guard:
             try:
-                self._start(folder)
+                self._start(folder, guard)
                 ending = self._wait(pathlib.Path(folder))
                 if ending.why:
                     others = "" if ending.asked or len(self._slots) == 1 else "; ending the others"
@@ -167,7 +171,7 @@ class Job:
             finally:
                 self._stop()
 
-    def _start(self, folder: str) -> None:
+    def _start(self, folder: str, guard: Guard) -> None:
         address = f"localhost:{free_port()}"
         for rank in range(len(self._slots)):
             self._children.append(
@@ -181,6 +185,7 @@ class Job:
                     start_new_session=True,  # so that all that a process started ends with it
                 )
             )
+            guard.watch(self._children[-1].pid)
             self._signals.children = self._children
         for rank, child in enumerate(self._children):
             for pipe, out in ((child.stdout, sys.stdout), (child.stderr, sys.stderr)):

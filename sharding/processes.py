@@ -8,6 +8,7 @@ wherever JAX looks when GAM_JAX_JOIN=1 tells it to.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
 
@@ -15,6 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from sharding import meeting
 from sharding.errors import UserError
 
 ADDRESS = "JAX_COORDINATOR_ADDRESS"
@@ -25,7 +27,11 @@ JOIN = "GAM_JAX_JOIN"
 EMULATE = "GAM_JAX_EMULATE"
 """Emulated CPU devices of this process, for `experiments.launch --devices-per-process`."""
 
+SECONDS = "GAM_JAX_JOIN_SECONDS"
+"""How long processes wait for each other at the start; START_SECONDS if it is not set."""
+
 START_SECONDS = 120
+MOST_PROCESSES = 999_999_999
 HEARTBEAT_SECONDS = 20
 """A process that has died is missed after that long even where nobody watches it."""
 
@@ -60,8 +66,8 @@ def join() -> None:
     """Joins the other processes of this job, if the environment names any; asks no network else.
 
     Raises:
-      UserError: variables that are missing or make no sense, or a first process that does not
-        answer.
+      UserError: variables that are missing or make no sense, a port that is taken, processes
+        that do not come, see `sharding.meeting`.
     """
     if jax.distributed.is_initialized():
         return
@@ -72,6 +78,7 @@ def join() -> None:
             raise UserError(f"{COUNT} is set but {ADDRESS} is not: give host:port of process 0")
         if rank >= count:
             raise UserError(f"{RANK}={rank} of {COUNT}={count}: processes are numbered from 0")
+        address = meeting.address_of(os.environ[ADDRESS], ADDRESS)
         if count == 1:
             return
         arguments = {
@@ -79,8 +86,9 @@ def join() -> None:
             "num_processes": count,
             "process_id": rank,
         }
-        if rank > 0:
-            _await(os.environ[ADDRESS])
+        meeting.meet(address, rank, count, _number(SECONDS, 1, START_SECONDS))
+        if rank:
+            _await(address)
     elif not (os.environ.get(JOIN) == "1" or _several_slurm_tasks()):
         return  # alone; else jax asks the cluster
     try:
@@ -98,33 +106,32 @@ def join() -> None:
         ) from error
 
 
-def _await(address: str) -> None:
-    """Until process 0 listens; jax itself would end the process without a word of why."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
-        raise UserError(f"{ADDRESS}={address}: write it as host:port of process 0")
+def _await(address: meeting.Address) -> None:
+    """Until JAX's own service listens where process 0 waited; without it JAX ends the process."""
     deadline = time.monotonic() + START_SECONDS
     while True:
         try:
-            socket.create_connection((host, int(port)), timeout=5).close()
+            socket.create_connection(address, timeout=5).close()
             return
-        except (OSError, OverflowError) as error:
+        except OSError as error:
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"process 0 does not answer at {ADDRESS}={address} ({error}): check that it "
-                    f"runs and that this host reaches it"
+                    f"process 0 has ended as the job began (nobody answers at {address.host}:"
+                    f"{address.port}): see what it says"
                 ) from error
-            time.sleep(0.2)
+            time.sleep(0.1)
 
 
 def _several_slurm_tasks() -> bool:
     return "SLURM_STEP_NODELIST" in os.environ and _number("SLURM_NTASKS", 1) > 1
 
 
-def _number(name: str, least: int) -> int:
-    text = os.environ.get(name, "")
-    if not text.isdecimal() or int(text) < least:
-        raise UserError(f"{name}='{text}': set it to a whole number of at least {least}")
+def _number(name: str, least: int, default: int | None = None) -> int:
+    text = os.environ.get(name, "" if default is None else str(default))
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < least:
+        raise UserError(
+            f"{name}='{text}': set it to a whole number from {least} to {MOST_PROCESSES:,}"
+        )
     return int(text)
 
 

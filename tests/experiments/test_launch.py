@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import pathlib
 import signal
+import subprocess
 import sys
 import time
 
 import pytest
 
+from experiments.guard import Guard
 from tests.experiments import commands
 
 JOIN = """
@@ -55,6 +57,14 @@ def alive(pid: int) -> bool:
         return pathlib.Path(f"/proc/{pid}/stat").read_text().split(")")[-1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def wait_until_gone(*pids: int, seconds: float = 20) -> None:
+    """Until none of the processes runs."""
+    deadline = time.monotonic() + seconds
+    while any(alive(pid) for pid in pids):
+        assert time.monotonic() < deadline, "a process is left"
+        time.sleep(0.05)
 
 
 def test_processes_see_each_other_and_each_line_says_whose_it_is(launch):
@@ -132,6 +142,44 @@ def test_a_signal_is_passed_on_and_the_processes_may_end_well(launch, tmp_path):
     result = commands.finish(job)
     assert result.code == 0
     assert sorted(result.out.splitlines()) == ["[0] saved", "[1] saved"]
+
+
+def test_processes_do_not_outlive_a_launcher_that_is_killed(launch, tmp_path):
+    """Nor does what they have started."""
+    script = (
+        "import os, pathlib, subprocess, time\n"
+        "child = subprocess.Popen(['sleep', '60'])\n"
+        f"path = pathlib.Path({str(tmp_path)!r}) / os.environ['JAX_PROCESS_ID']\n"
+        "path.write_text(f'{os.getpid()} {child.pid}\\n')\n"
+        "time.sleep(60)\n"
+    )
+    job = launch(script)
+    pids = [int(pid) for rank in range(2) for pid in wait_for(tmp_path / str(rank)).split()]
+    os.kill(job.pid, signal.SIGKILL)
+    job.communicate()
+    wait_until_gone(*pids)
+
+
+def test_who_does_not_want_to_end_is_killed_where_the_launcher_is_gone(tmp_path):
+    ready = tmp_path / "ready"
+    stubborn = f"trap '' TERM; echo > {ready}; while :; do sleep 0.1; done"
+    child = subprocess.Popen(["/bin/sh", "-c", stubborn], start_new_session=True)
+    guard = Guard(grace=1).__enter__()
+    guard.watch(child.pid)
+    wait_for(ready)
+    guard._shell.stdin.close()  # as the system does for a process that is killed
+    assert child.wait(timeout=20) == -signal.SIGKILL
+    guard._shell.wait(timeout=20)
+
+
+def test_a_launcher_that_ends_well_leaves_its_processes_to_themselves():
+    child = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    with Guard(grace=0) as guard:
+        guard.watch(child.pid)
+    assert guard._shell.returncode == 0
+    assert child.poll() is None
+    child.kill()
+    child.wait()
 
 
 @pytest.mark.parametrize(

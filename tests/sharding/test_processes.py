@@ -13,7 +13,13 @@ from sharding.errors import UserError
 
 @pytest.fixture(autouse=True)
 def no_variables(monkeypatch):
-    names = (processes.ADDRESS, processes.COUNT, processes.RANK, processes.EMULATE)
+    names = (
+        processes.ADDRESS,
+        processes.COUNT,
+        processes.SECONDS,
+        processes.RANK,
+        processes.EMULATE,
+    )
     for name in (*names, "SLURM_NTASKS", "SLURM_STEP_NODELIST", processes.JOIN):
         monkeypatch.delenv(name, raising=False)
 
@@ -34,7 +40,12 @@ def test_alone_nobody_is_joined():
         ({"ADDRESS": "localhost:1", "COUNT": "two", "RANK": "0"}, "JAX_NUM_PROCESSES='two'"),
         ({"ADDRESS": "localhost:1", "COUNT": "2"}, "JAX_PROCESS_ID=''"),
         ({"ADDRESS": "localhost:1", "COUNT": "2", "RANK": "2"}, "numbered from 0"),
+        ({"ADDRESS": "localhost:1", "COUNT": "2", "RANK": "-1"}, "JAX_PROCESS_ID='-1'"),
+        ({"ADDRESS": "localhost:1", "COUNT": "2", "RANK": "²"}, "JAX_PROCESS_ID='²'"),
+        ({"ADDRESS": "localhost:1", "COUNT": 30 * "9", "RANK": "0"}, "JAX_NUM_PROCESSES='99"),
+        ({"ADDRESS": "localhost", "COUNT": "2", "RANK": "0"}, "write it as host:port"),
         ({"ADDRESS": "localhost", "COUNT": "2", "RANK": "1"}, "write it as host:port"),
+        ({"ADDRESS": "localhost:1", "COUNT": "2", "RANK": "0", "SECONDS": "soon"}, "JOIN_SECONDS"),
     ],
 )
 def test_variables_that_make_no_sense_are_named(monkeypatch, variables, words):
@@ -44,15 +55,17 @@ def test_variables_that_make_no_sense_are_named(monkeypatch, variables, words):
         processes.join()
 
 
-def test_a_first_process_that_does_not_answer_is_named(monkeypatch):
+@pytest.mark.parametrize(
+    ("rank", "words"), [("0", "process 1 has not come"), ("1", "process 0 does not answer at ")]
+)
+def test_a_process_that_does_not_come_is_named(rank, words, monkeypatch):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
-    monkeypatch.setattr(processes, "START_SECONDS", 0)
-    values = {processes.ADDRESS: address, processes.COUNT: "2", processes.RANK: "1"}
+    values = {"ADDRESS": address, "COUNT": "2", "RANK": rank, "SECONDS": "1"}
     for name, value in values.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=f"process 0 does not answer at .*{address}"):
+        monkeypatch.setenv(getattr(processes, name), value)
+    with pytest.raises(UserError, match=words):
         processes.join()
 
 
