@@ -18,6 +18,7 @@ from experiments.usage import usage
 from sharding import processes
 from sharding.errors import UserError
 from sharding.fault import full_disk, tell_fault
+from sharding.paths import check_local, local_path
 
 BAD_INPUT = 2
 HELP = ("help", "h", "helpshort", "?")
@@ -48,7 +49,9 @@ def run(
     new = set(flags.FLAGS) - before
     own = [flags.FLAGS[name] for name in new if "." not in name]  # overrides are of --config
     description = sys.modules[main.__module__].__doc__ or ""
-    parse = functools.partial(_parse, choices=choices, takes=takes, files=files)
+    parse = functools.partial(
+        _parse, choices=choices, takes=takes, files=files, paths=not takes_command
+    )
 
     def parser(argv: list[str]) -> list[str]:
         argv = normalised(argv)
@@ -58,6 +61,26 @@ def run(
         return parse(argv)
 
     app.run(lambda rest: _guarded(lambda: main(*rest[1:])), flags_parser=parser)
+
+
+def define_path(name: str, default: str | None, help_text: str) -> None:
+    """A flag that names a local file or folder; ~ is read as the person's folder.
+
+    An address such as gs://bucket is refused when the command line is read.
+    """
+    flags.DEFINE(_Path(), name, default, help_text)
+
+
+class _Path(flags.ArgumentParser):
+    syntactic_help = "a local path"
+
+    def parse(self, argument: Any) -> str:
+        """The path as text."""
+        return argument and str(local_path(argument))
+
+    def flag_type(self) -> str:
+        """Its name in --help."""
+        return "path"
 
 
 def normalised(argv: Sequence[str]) -> list[str]:
@@ -108,7 +131,11 @@ def fail(message: str) -> NoReturn:
 
 
 def _parse(
-    argv: list[str], choices: Sequence[str], takes: str, files: Mapping[str, int] | None
+    argv: list[str],
+    choices: Sequence[str],
+    takes: str,
+    files: Mapping[str, int] | None,
+    paths: bool,
 ) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
@@ -128,7 +155,17 @@ def _parse(
         fail(f"give {takes}; see --help")
     if not choices and not takes and len(rest) > 1:
         fail(f"unexpected argument '{rest[1]}'; see --help")
+    if wanted or paths:
+        _check_paths(rest[1:])
     return rest
+
+
+def _check_paths(words: Sequence[str]) -> None:
+    try:
+        for word in words:
+            check_local(word)
+    except UserError as error:
+        fail(str(error))
 
 
 def _check_finite() -> None:

@@ -17,7 +17,7 @@ from absl import flags
 
 from experiments import cli
 from experiments.config_flags import define_classes_flag, register_classes
-from experiments.streams import language_model
+from experiments.streams import check_tokenizer, language_model
 from gam_jax.convert import from_hf, to_hf
 from gam_jax.data.text import TOKENIZER, Text
 from gam_jax.data.tokenizer import FILE_NAME, HFTokenizer, load_tokenizer, tokenizer_from_text
@@ -36,9 +36,9 @@ WINDOW = 1024
 def define_flags() -> None:
     """The command line."""
     define_classes_flag()
-    flags.DEFINE_string("from_hf", None, "Model folder to make a run of.")
-    flags.DEFINE_string("to_hf", None, "Model folder to write a run to.")
-    flags.DEFINE_string("run", None, "Run folder.")
+    cli.define_path("from_hf", None, "Model folder to make a run of.")
+    cli.define_path("to_hf", None, "Model folder to write a run to.")
+    cli.define_path("run", None, "Run folder.")
     flags.DEFINE_string("checkpoint", "latest", "With --to-hf: latest, best, or a step.")
 
 
@@ -50,9 +50,9 @@ def main() -> None:
         raise UserError("give --run, and either --from-hf=FOLDER or --to-hf=FOLDER")
     folder = RunFolder(pathlib.Path(args.run))
     if args.from_hf is not None:
-        make_run(pathlib.Path(args.from_hf).expanduser(), folder)
+        make_run(pathlib.Path(args.from_hf), folder)
     else:
-        export_run(folder, pathlib.Path(args.to_hf).expanduser(), args.checkpoint)
+        export_run(folder, pathlib.Path(args.to_hf), args.checkpoint)
 
 
 def make_run(source: pathlib.Path, folder: RunFolder) -> None:
@@ -80,7 +80,8 @@ def make_run(source: pathlib.Path, folder: RunFolder) -> None:
     folder.start(experiment, {TOKENIZER: tokenizer.to_text()})
     with Checkpoints(folder.checkpoints) as checkpoints:
         axes = logical_axes(experiment)
-        checkpoints.save(0, {"params": params}, {"position": 0}, axes=axes)
+        extra = {"position": 0, "tokenizer": tokenizer.fingerprint}
+        checkpoints.save(0, {"params": params}, extra, axes=axes)
         checkpoints.wait()
     print(f"{count_params(model.table()):,} parameters of {source} in {folder.path}")
     print(f"next: gam sample --run={folder.path}")
@@ -93,6 +94,8 @@ def export_run(folder: RunFolder, target: pathlib.Path, which: str) -> None:
     tokenizer = tokenizer_from_text(kept[TOKENIZER]) if TOKENIZER in kept else None
     layout = Layout(make_mesh(devices=jax.devices()[:1]))
     step, params = load_params(folder, experiment, layout, which)
+    if tokenizer is not None:
+        check_tokenizer(folder, step, tokenizer)
     to_hf(model, params, target)
     print(f"{folder.path} at step {step} in {target}")
     if isinstance(tokenizer, HFTokenizer):

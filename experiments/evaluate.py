@@ -26,10 +26,11 @@ from gam_jax.data.text_dataset import TextDataset
 from gam_jax.models import LanguageModel
 from gam_jax.training.checks import check_fits
 from gam_jax.training.experiment import Experiment
-from gam_jax.training.folder import RunFolder
+from gam_jax.training.folder import RunFolder, check_data
 from gam_jax.training.scoring import score
 from gam_jax.training.step import make_eval_step
 from sharding import processes
+from sharding.checkpoint import Checkpoints
 from sharding.errors import UserError, at
 
 SPLITS = ("train", "validation", "test")
@@ -38,7 +39,7 @@ SPLITS = ("train", "validation", "test")
 def define_flags() -> None:
     """The command line."""
     define_classes_flag()
-    flags.DEFINE_string("run", "runs/gam_small", "Run folder.")
+    cli.define_path("run", "runs/gam_small", "Run folder.")
     flags.DEFINE_string(
         "data", None, "Data set by name (text:PATH, ...); the run's own if not given."
     )
@@ -69,7 +70,12 @@ def main() -> None:
     shown = of_streams(experiment, args.streams)
     kept = folder.kept(config)
     step, params = params_of_streams(folder, experiment, layout, args.checkpoint, args.streams)
-    data = _cut(config.open(kept), args.split, args.tokens)
+    data = config.open(kept)
+    with Checkpoints(folder.checkpoints, read_only=True) as checkpoints:
+        extra = checkpoints.extra(step)
+    names = {"tokenizer"} if args.data else None  # other data may differ, but not their tokens
+    check_data(extra, data, f"checkpoint {step} in {folder.path}", names)
+    data = _cut(data, args.split, args.tokens)
     shown = dataclasses.replace(shown, data=config)
     check_fits(shown, layout, data.batch(layout.row_parts))
     say_where(layout.mesh.size)

@@ -23,7 +23,7 @@ from experiments import cli
 from experiments.cli import MAX_SEED
 from experiments.config_flags import define_classes_flag, register_classes
 from experiments.devices import define_device_flags, layout_from_flags, say_where
-from experiments.streams import language_model, of_streams, params_of_streams
+from experiments.streams import check_tokenizer, language_model, of_streams, params_of_streams
 from gam_jax import decode
 from gam_jax.data.text import TOKENIZER
 from gam_jax.data.tokenizer import Stream, tokenizer_from_text
@@ -35,7 +35,7 @@ from sharding.errors import UserError, at
 def define_flags() -> None:
     """The command line."""
     define_classes_flag()
-    flags.DEFINE_string("run", "runs/gam_small", "Run folder.")
+    cli.define_path("run", "runs/gam_small", "Run folder.")
     flags.DEFINE_string("prompt", "def ", "What the text starts with.")
     flags.DEFINE_integer("tokens", 200, "How many tokens to write.", 1)
     flags.DEFINE_float("temperature", 0.8, "0 takes the likeliest token each time.", 0)
@@ -68,6 +68,7 @@ def main() -> None:
     model = language_model(of_streams(experiment, args.streams))
     model.check_mesh(layout)
     step, params = params_of_streams(folder, experiment, layout, args.checkpoint, args.streams)
+    check_tokenizer(folder, step, tokenizer)
     say_where(layout.mesh.size)
 
     pieces = decode.generate(

@@ -8,10 +8,13 @@ from typing import cast
 
 import jax
 
+from gam_jax.data.text import TOKENIZER
+from gam_jax.data.tokenizer import Tokenizer
 from gam_jax.models import LanguageModel
 from gam_jax.params import Params, param_specs, shardings
 from gam_jax.training.experiment import Experiment
 from gam_jax.training.folder import RunFolder, load_params
+from sharding.checkpoint import Checkpoints
 from sharding.errors import UserError
 from sharding.layout import Layout
 
@@ -28,6 +31,21 @@ def language_model(experiment: Experiment) -> LanguageModel:
             f"{type(experiment.model).__name__}"
         )
     return experiment.model
+
+
+def check_tokenizer(folder: RunFolder, step: int, tokenizer: Tokenizer) -> None:
+    """Refuses a tokenizer of a run that is not the one its checkpoint was trained with.
+
+    Raises:
+      UserError: its fingerprint is not the one that the checkpoint recorded.
+    """
+    with Checkpoints(folder.checkpoints, read_only=True) as checkpoints:
+        saved = checkpoints.extra(step).get("tokenizer")
+    if saved not in (None, tokenizer.fingerprint):
+        raise UserError(
+            f"{folder.path / TOKENIZER} has changed since checkpoint {step} was saved, so its ids "
+            f"mean other text: bring the old one back"
+        )
 
 
 def of_streams(experiment: Experiment, streams: int) -> Experiment:

@@ -59,7 +59,7 @@ HIDDEN = {"text_bytes"}
 def define_flags() -> None:
     """The command line."""
     define_config_flag()
-    flags.DEFINE_string("run", None, "Run folder; runs/<name of the config> if not given.")
+    cli.define_path("run", None, "Run folder; runs/<name of the config> if not given.")
     flags.DEFINE_flag(
         flags.Flag(
             _Resume(),
@@ -87,7 +87,7 @@ def define_flags() -> None:
         0,
         2**31 - 1,
     )
-    flags.DEFINE_string("init", None, "Start from parameters of another run: RUN, or RUN@STEP.")
+    cli.define_path("init", None, "Start from parameters of another run: RUN, or RUN@STEP.")
     flags.DEFINE_string("init_include", "", "Only parameters of these names, as 'blocks/*,emb*'.")
     flags.DEFINE_string("init_exclude", "", "But not those of these names.")
     flags.DEFINE_enum(

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from sharding.errors import UserError
+from sharding.paths import check_local
 
 
 def check_place(path: pathlib.Path, what: str = "") -> None:
@@ -22,8 +23,9 @@ def check_place(path: pathlib.Path, what: str = "") -> None:
       what: the flag that names it, for the message, such as "--out".
 
     Raises:
-      UserError: it is there and is no plain file.
+      UserError: it is there and is no plain file, or it is an address and no path.
     """
+    check_local(path, what)
     try:
         mode = path.stat().st_mode
     except OSError:

@@ -84,7 +84,7 @@ FILES = {"all": 1, "compare": 2, "page": 2}
 def define_flags() -> None:
     """The command line."""
     flags.DEFINE_integer("repeats", 7, "Timed runs of each.", 1)
-    flags.DEFINE_string("against", None, "step: path of the official gam_model.py (needs torch).")
+    cli.define_path("against", None, "step: path of the official gam_model.py (needs torch).")
     flags.DEFINE_list("mixers", ["GAM"], "length, decode: layers, as GAM or LinearMemory.gla.")
     flags.DEFINE_list("lengths", [], "length, decode: tokens; their own if not given.")
     flags.DEFINE_bool("json", False, "Print one JSON object.")

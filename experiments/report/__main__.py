@@ -28,9 +28,7 @@ from sharding.whole_file import check_place, write_named
 def define_flags() -> None:
     """The command line."""
     define_classes_flag()
-    flags.DEFINE_string(
-        "out", None, "File to write; report.html or report.md if not given, - prints."
-    )
+    cli.define_path("out", None, "File to write; report.html or report.md if not given, - prints.")
     flags.DEFINE_bool("markdown", False, "Write Markdown, not HTML.")
 
 

@@ -32,7 +32,7 @@ def define_flags() -> None:
     """The command line."""
     define_study_flags()
     flags.DEFINE_string("group", "", "run: a named subset of the arms, such as table1.")
-    flags.DEFINE_string("page", str(PAGE), "claims: the file that is written.")
+    cli.define_path("page", str(PAGE), "claims: the file that is written.")
 
 
 def main(which: str, name: str = "") -> None:

@@ -41,11 +41,11 @@ def define_study_flags(
     flags.DEFINE_string(
         "data", data, "python_stdlib, text:PATH, ...; the study's own if not given."
     )
-    flags.DEFINE_string("data_dir", "", "Where data sets are kept; as data.dir of a config.")
+    cli.define_path("data_dir", "", "Where data sets are kept; as data.dir of a config.")
     flags.DEFINE_integer("steps", 0, "Updates of each run; the study's own if 0.", 0)
     flags.DEFINE_float("learning_rate", 0.0, "The highest rate; the study's own if 0.", 0.0)
     flags.DEFINE_integer("repeats", 5, "Turns of what is timed; 0: not timed.", 0)
-    flags.DEFINE_string("out", out, "Folder of runs, table and picture.")
+    cli.define_path("out", out, "Folder of runs, table and picture.")
     flags.DEFINE_bool(
         "keep", keeps, "Write what is found into experiments/papers/found too, for docs/claims.md."
     )

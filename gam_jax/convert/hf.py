@@ -20,6 +20,7 @@ from gam_jax.convert.harmless import EVERYWHERE, NEUTRAL, OF
 from gam_jax.models.language import LanguageModel
 from gam_jax.params import Params, abstract_params, path_name
 from sharding.errors import UserError
+from sharding.paths import local_path
 
 HEAD = "lm_head.weight"
 
@@ -41,7 +42,7 @@ def from_hf(folder: str | Path) -> tuple[LanguageModel, Params]:
       UserError: a folder that cannot be read, an architecture or a field of it that is not known
         here, an array that is missing, of another shape or dtype, or that the model does not read.
     """
-    path = Path(folder).expanduser()
+    path = local_path(folder)
     return _read(files.read_config(path), files.open_arrays(path))
 
 
@@ -59,7 +60,7 @@ def to_hf(
       UserError: a model that no architecture known here expresses; a folder that cannot be
         written.
     """
-    files.write_folder(Path(folder).expanduser(), *write(model, params), shard_bytes)
+    files.write_folder(local_path(folder), *write(model, params), shard_bytes)
 
 
 def read(config: Config, tensors: Mapping[str, np.ndarray]) -> tuple[LanguageModel, Params]:

@@ -167,6 +167,15 @@ class Dataset:
         """How much there is, in words."""
         return self.config.name
 
+    def changed(self, name: str, saved: Mapping[str, Any]) -> str:
+        """What is told where a fingerprint is not the one that a checkpoint recorded.
+
+        Args:
+          name: of the fingerprint.
+          saved: the configuration of the data that the checkpoint recorded, as JSON values.
+        """
+        return f"the {name} of '{self.config.name}' has changed"
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Unread(Dataset):

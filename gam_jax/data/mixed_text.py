@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from gam_jax.data.base import Batch, Dataset, Sums
 from gam_jax.data.corpus import open_corpus
 from gam_jax.data.mixture import TextMixture
 from gam_jax.data.stream import TrainBatches, mixed, train_stream
 from gam_jax.data.text import TOKENIZER, Text
-from gam_jax.data.text_dataset import TextDataset, make_tokenizer, open_text, text_scores
+from gam_jax.data.text_dataset import (
+    TextDataset,
+    make_tokenizer,
+    open_text,
+    text_changed,
+    text_scores,
+)
 from gam_jax.data.tokenizer import Tokenizer, tokenizer_from_text
 from gam_jax.data.windows import windows
 
@@ -115,6 +122,10 @@ class MixedTextDataset(Dataset):
         """That many first tokens of each text's splits; 0 for all."""
         cut = {name: text.first(train, validation) for name, text in self.texts.items()}
         return dataclasses.replace(self, texts=cut)
+
+    def changed(self, name: str, saved: Mapping[str, Any]) -> str:
+        """That of one text, of its split or of the tokenizer."""
+        return text_changed(name, name.removeprefix("corpus "), saved)
 
     def described(self) -> str:
         """Tokens of each text."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -133,8 +134,31 @@ class TextDataset(Dataset):
         return data
 
     def described(self) -> str:
-        """Tokens of each split."""
-        return f"{len(self.train):,} training and {len(self.validation):,} validation tokens"
+        """Tokens of each split, and the share of the text's bytes that validation has."""
+        held, train = (self.corpus.bytes(split) for split in ("validation", "train"))
+        return (
+            f"{len(self.train):,} training and {len(self.validation):,} validation tokens "
+            f"({held / (train + held):.1%} of the bytes held out)"
+        )
+
+    def changed(self, name: str, saved: Mapping[str, Any]) -> str:
+        """That of the text, of its split or of the tokenizer."""
+        return text_changed(name, self.config.name, saved)
+
+
+def text_changed(name: str, of: str, saved: Mapping[str, Any]) -> str:
+    """What is told of a fingerprint of text that has changed, see `Dataset.changed`.
+
+    Args:
+      name: of the fingerprint.
+      of: the data's name.
+      saved: the configuration that was recorded.
+    """
+    if name == "tokenizer":
+        return f"the tokenizer of '{of}' ({TOKENIZER}) has changed"
+    if of.startswith("text:") and saved and "field" not in saved:  # of a version before that field
+        return f"the split of '{of}' has changed (by bytes, no longer by files), or its text has,"
+    return f"the text of '{of}' has changed"
 
 
 def text_scores(loss: float, bytes_per_token: float) -> dict[str, float]:

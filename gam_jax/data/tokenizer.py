@@ -13,6 +13,7 @@ import numpy as np
 
 from gam_jax.data.storage import written_whole
 from sharding.errors import UserError
+from sharding.paths import local_path
 
 if TYPE_CHECKING:
     import tokenizers
@@ -206,7 +207,7 @@ def load_tokenizer(path: str | Path) -> ByteTokenizer | HFTokenizer:
     Raises:
       UserError: the file is missing, cannot be read, or is no tokenizer.
     """
-    path = Path(path).expanduser()
+    path = local_path(path)
     path = path / FILE_NAME if path.is_dir() else path
     try:
         content = path.read_text(encoding="utf-8")

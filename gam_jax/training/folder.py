@@ -6,7 +6,7 @@ import dataclasses
 import importlib.metadata
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from sharding.checkpoint import Checkpoints, names
 from sharding.errors import UserError
 from sharding.json_file import read_json
 from sharding.layout import Layout
+from sharding.paths import check_local
 from sharding.whole_file import write_atomically
 
 LIBRARIES = ("jax", "jaxlib", "numpy", "optax", "orbax-checkpoint", "tensorstore")
@@ -33,6 +34,9 @@ class RunFolder:
     """Paths of a run, and what they hold."""
 
     path: pathlib.Path
+
+    def __post_init__(self) -> None:
+        check_local(self.path)
 
     @property
     def config(self) -> pathlib.Path:
@@ -275,23 +279,28 @@ def describe(
     return {**own, **data.fingerprints}
 
 
-def check_data(extra: Mapping[str, Any], data: Dataset, where: str) -> None:
+def check_data(
+    extra: Mapping[str, Any], data: Dataset, where: str, names: Collection[str] | None = None
+) -> None:
     """Refuses data that are not those that a checkpoint was trained on.
 
     Args:
       extra: what the checkpoint says of itself, see `describe`.
       data: to go on with.
       where: the checkpoint, for the message.
+      names: of the fingerprints that are compared; None for all.
 
     Raises:
       UserError: a fingerprint differs.
     """
+    config = extra.get("config")
+    saved = config.get("data") if isinstance(config, dict) else None
     for name, fingerprint in data.fingerprints.items():
-        if extra.get(name) not in (None, fingerprint):
-            what = {"corpus": "text"}.get(name, name)
+        if (names is None or name in names) and extra.get(name) not in (None, fingerprint):
             raise UserError(
-                f"the {what} of '{data.config.name}' has changed since {where} was saved: bring "
-                f"the old one back, or start another run with --run"
+                f"{data.changed(name, saved if isinstance(saved, dict) else {})} since {where} "
+                f"was saved: bring the old one back, or start another run with --run, from its "
+                f"parameters with --init"
             )
 
 

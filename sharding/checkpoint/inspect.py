@@ -14,6 +14,7 @@ from sharding.checkpoint.manifest import Stored, Unreadable, check_files
 from sharding.checkpoint.names import Fact
 from sharding.checkpoint.store import Checkpoints
 from sharding.errors import UserError
+from sharding.paths import check_local
 
 FOLDER = "checkpoints"
 
@@ -26,6 +27,7 @@ def open_run(text: str) -> tuple[Checkpoints, str]:
     Raises:
       UserError: there is no such folder.
     """
+    check_local(text)
     path, _, which = text.partition("@")
     folder = pathlib.Path(path)
     inner = folder / FOLDER

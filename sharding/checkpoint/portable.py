@@ -24,6 +24,7 @@ from sharding.checkpoint.manifest import Manifest, Stored
 from sharding.checkpoint.names import nested
 from sharding.checkpoint.store import Checkpoints
 from sharding.errors import UserError
+from sharding.paths import check_local
 from sharding.whole_file import check_place, write_named
 
 PARAMS = "params/"
@@ -110,6 +111,7 @@ def load(path: pathlib.Path, run: pathlib.Path) -> dict[str, Any]:
       UserError: not a safetensors file, arrays or notes that no checkpoint could have, or a run
         that has checkpoints. Nothing has been written then.
     """
+    check_local(path)
     if Checkpoints(run / FOLDER, read_only=True).steps():
         raise UserError(f"{run} has checkpoints: name another folder with --run")
     try:

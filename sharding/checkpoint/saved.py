@@ -11,6 +11,7 @@ from sharding.checkpoint.arrays import Reader
 from sharding.checkpoint.failures import Damaged
 from sharding.checkpoint.manifest import Manifest, Unreadable, read
 from sharding.errors import UserError
+from sharding.paths import check_local
 
 
 class Saved:
@@ -21,6 +22,7 @@ class Saved:
     """
 
     def __init__(self, folder: pathlib.Path) -> None:
+        check_local(folder)
         self.folder = folder.absolute()
         self._judged: dict[int, tuple[float | None, str]] = {}
 
