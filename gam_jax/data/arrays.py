@@ -96,7 +96,9 @@ class ArraysDataset(Dataset):
 
         given = isinstance(self.source, Mapping)
         source = _Held(self.source) if isinstance(self.source, Mapping) else None
-        ordered = endless(source or _Made(self.source, seed), seed, self.shuffle and given)  # type: ignore[arg-type]
+        held = next(iter(self.held_out.values()))
+        made = None if given else _Made(self.source, seed, {k: x[0] for k, x in held.items()})  # type: ignore[arg-type]
+        ordered = endless(source or made, seed, self.shuffle and given)  # type: ignore[arg-type]
         shares = {"process": process, "processes": processes, "position": position}
         return train_stream(ordered, batch=rows, **shares)
 
@@ -140,14 +142,19 @@ class _Held:
 class _Made:
     """Rows that a function makes as a source for Grain."""
 
-    def __init__(self, make: Callable[[int, int], Mapping[str, Any]], seed: int) -> None:
-        self._make, self._seed = make, seed
+    def __init__(
+        self, make: Callable[[int, int], Mapping[str, Any]], seed: int, like: Mapping[str, Any]
+    ) -> None:
+        self._make, self._seed, self._like = make, seed, like
 
     def __len__(self) -> int:
         return ENDLESS
 
     def __getitem__(self, index: SupportsIndex) -> Batch:
-        return with_weights(self._make(self._seed, index.__index__()), one=True)
+        number = index.__index__()
+        row = with_weights(self._make(self._seed, number), one=True)
+        _check_row(row, self._like, f"training row {number}")
+        return row
 
 
 def arrays(
@@ -188,7 +195,7 @@ def arrays(
         if isinstance(part, Mapping):
             _check(which, part)
     first = {k: x[0] for k, x in own.items()} if isinstance(own, Mapping) else own(0, 0)
-    _check_alike(with_weights(first, one=True), {k: x[0] for k, x in held.items()})
+    _check_row(with_weights(first, one=True), {k: x[0] for k, x in held.items()}, "a training row")
     digests = {
         which: digest_of_arrays(part) if isinstance(part, Mapping) else f"function {name}"
         for which, part in (("train rows", own), ("validation rows", held))
@@ -222,6 +229,8 @@ def digest_of_arrays(given: Mapping[str, np.ndarray]) -> str:
 
 def _made(make: Callable[[int, int], Mapping[str, Any]], rows: int) -> dict[str, np.ndarray]:
     found = [with_weights(make((1 << 32) - 1, i), one=True) for i in range(rows)]
+    for number, row in enumerate(found):
+        _check_row(row, found[0], f"validation row {number}")
     return {name: np.stack([row[name] for row in found]) for name in found[0]} if found else {}
 
 
@@ -236,14 +245,20 @@ def _check(which: str, part: Mapping[str, np.ndarray]) -> None:
         raise UserError(f"arrays(...): {which} has weights below 0 or that are no finite numbers")
 
 
-def _check_alike(own: Mapping[str, np.ndarray], held: Mapping[str, np.ndarray]) -> None:
-    """Refuses rows of one stream that a program of the other could not read."""
-    kinds = [
-        {name: f"{x.dtype} {list(x.shape)}" for name, x in sorted(part.items())}
-        for part in (own, held)
-    ]
-    if kinds[0] != kinds[1]:
+def _check_row(row: Mapping[str, np.ndarray], like: Mapping[str, np.ndarray], which: str) -> None:
+    """Refuses a row that a program for another could not read, or that has no weight."""
+    if row.keys() != like.keys() or any(
+        x.dtype != like[name].dtype or x.shape != like[name].shape for name, x in row.items()
+    ):
         raise UserError(
-            f"arrays(...): a training row holds {kinds[0]}, a validation row {kinds[1]}: give both "
-            f"the same names, types and shapes"
+            f"arrays(...): {which} holds {_kinds(row)}, the first validation row "
+            f"{_kinds(like)}: give both the same names, types and shapes"
         )
+    if not np.all((row[WEIGHTS] >= 0) & np.isfinite(row[WEIGHTS])):
+        raise UserError(
+            f"arrays(...): {which} has weight {row[WEIGHTS]}: give finite weights, none below 0"
+        )
+
+
+def _kinds(row: Mapping[str, np.ndarray]) -> dict[str, str]:
+    return {name: f"{x.dtype} {list(x.shape)}" for name, x in sorted(row.items())}

@@ -14,6 +14,8 @@ from sharding.errors import UserError
 if TYPE_CHECKING:
     from gam_jax.data.mixed_text import MixedTextDataset
 
+LEAST = 1e-9
+"""Of the rows, for a text: a run reads fewer than 10^9."""
 _BETWEEN = re.compile(r",(?=[\d.eE+-]+\*)")
 """A comma before a weight; others belong to the name before them."""
 
@@ -56,7 +58,13 @@ class TextMixture(Text):
                 raise UserError(f"data.name={self.name}: a mixture holds texts, not mixtures")
             found[name] = value
         total = sum(found.values())
-        return {name: value / total for name, value in found.items()}
+        shares = {name: value / total for name, value in found.items()}
+        if total == math.inf or min(shares.values()) < LEAST:
+            raise UserError(
+                f"data.name={self.name}: a text gets less than {LEAST:g} of the rows, which is "
+                f"none: give weights that are nearer to each other"
+            )
+        return shares
 
     def open(self, files: Mapping[str, str] | None = None) -> MixedTextDataset:
         """Opens each text with the tokenizer of all."""

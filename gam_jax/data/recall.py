@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -60,6 +61,8 @@ class Recall(Data):
                 f"recall: {self.window} tokens of {self.vocab}, power {self.power}, {self.scored} "
                 f"scored: give even numbers, a power in (0, 1] and at least one sequence"
             )
+        if not isinstance(self.pairs, tuple | list) or not all(map(_is_whole, self.pairs)):
+            raise UserError(f"data.pairs={self.pairs!r}: give whole numbers in a tuple, as (4, 8)")
         if not self.pairs or len(set(self.pairs)) < len(self.pairs):
             raise UserError(f"recall: pairs={self.pairs}: give different numbers, as (4, 8)")
         for pairs in self.pairs:
@@ -155,6 +158,10 @@ class RecallDataset(ArraysDataset):
             if "accuracy" in part
         }
         return {**super().scores(sums), **each}
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def part_name(pairs: int) -> str:

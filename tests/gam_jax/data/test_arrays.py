@@ -49,6 +49,30 @@ def test_processes_share_the_rows_of_one_and_any_position_goes_on_exactly(
                 np.testing.assert_array_equal(array, part)
 
 
+def at_row(number, row):
+    """A function whose row of that number is another, and whose others are as `made` makes them."""
+    return lambda seed, index: row if index == number else made(seed, index)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"x": np.zeros(3, np.float32)},
+        {"x": np.zeros(2, np.int32)},
+        {"y": np.zeros(2, np.float32)},
+        {"x": np.zeros(2, np.float32), "y": np.zeros(2, np.float32)},
+        {"x": np.zeros(2, np.float32), "weights": np.float32(-1)},
+        {"x": np.zeros(2, np.float32), "weights": np.float32("nan")},
+    ],
+)
+def test_every_row_that_a_function_makes_is_held_against_the_first(row):
+    data = arrays(at_row(5, row), made, name="made")
+    with pytest.raises(UserError, match="training row 5"):
+        taken(data, 3, rows=4, seed=0)
+    with pytest.raises(UserError, match="validation row 5"):
+        arrays(made, at_row(5, row), name="made", rows=8)
+
+
 def test_an_epoch_of_arrays_has_each_row_once():
     (batch,) = taken(arrays({"x": X}, {"x": X}), 1, rows=10, seed=0)
     np.testing.assert_array_equal(np.sort(batch["x"][:, 0]), X[:, 0])

@@ -168,6 +168,8 @@ def test_the_configuration_comes_back_as_a_mixture(config):
         ("mix:-1*text:a", "'-1*text:a' is no weight above 0"),
         ("mix:0.5*", "'0.5*' is no weight above 0"),
         ("mix:inf*text:a", "'inf*text:a' is no weight above 0"),
+        ("mix:1e308*text:a,1e308*text:b", "a text gets less than 1e-09 of the rows"),
+        ("mix:1e-300*text:a,1*text:b", "a text gets less than 1e-09 of the rows"),
         ("mix:0.5*text:a,0.5*text:a", "'text:a' stands there twice: keep one"),
         ("mix:0.5*mix:1*text:a", "a mixture holds texts, not mixtures"),
         ("mix:1*domain:pyton", "did you mean 'domain:python'"),
