@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from gam_jax.data.corpus import Corpus
-from gam_jax.data.storage import cache_path, locked
+from gam_jax.data.storage import cache_path, cached
 from gam_jax.data.text import Text
 from gam_jax.data.tokenizer import SPECIAL_TOKENS, HFTokenizer, load_tokenizer
 from sharding.errors import UserError
@@ -68,12 +69,13 @@ def cached_bpe(corpora: Sequence[Corpus], config: Text, vocab: int) -> HFTokeniz
         settings["corpora"] = [[corpus.fingerprint, list(own)] for corpus, own in pairs]
     folder = corpora[0].folder
     path = cache_path(folder, "bpe", settings, ".json")
-    if not path.exists():
-        with locked(folder, path):
-            if not path.exists():
-                text = itertools.chain.from_iterable(map(_text, corpora, splits))
-                train_bpe(text, vocab, config.bpe_pre_tokenizer).save(path)
-    tokenizer = load_tokenizer(path)
+
+    def write(target: Path) -> None:
+        text = itertools.chain.from_iterable(map(_text, corpora, splits))
+        made = train_bpe(text, vocab, config.bpe_pre_tokenizer)
+        target.write_text(made.to_text(), encoding="utf-8")
+
+    tokenizer = load_tokenizer(cached(folder, path, write))
     assert isinstance(tokenizer, HFTokenizer)
     return tokenizer
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, overload
 
-from gam_jax.data.storage import cache_path, data_dir, digest_of, written_whole
+from gam_jax.data.storage import cache_path, cached, data_dir, digest_of
 from gam_jax.data.text import Text
 from sharding.errors import UserError
 from sharding.json_file import read_json
@@ -132,10 +132,11 @@ class Corpus:
         """UTF-8 bytes of the text of a split, without separators: counted once and kept."""
         settings: dict[str, object] = {"corpus": self.fingerprint, "split": split}
         path = cache_path(self.folder, "sizes", settings, ".json")
-        if not path.exists():
-            with written_whole(path) as temporary:
-                temporary.write_text(str(self.documents(split).text_bytes))
-        return read_json(path, int)
+
+        def write(target: Path) -> None:
+            target.write_text(str(self.documents(split).text_bytes))
+
+        return read_json(cached(self.folder, path, write), int)
 
 
 def open_corpus(config: Text) -> Corpus:
@@ -160,12 +161,13 @@ def open_corpus(config: Text) -> Corpus:
 
 
 def _open(config: Text, name: str, folder: Path) -> Corpus:
+    from gam_jax.data.builders.built import own_builder
+
     if name.startswith("text:"):
         from gam_jax.data.builders.text_files import text_files_builder
 
-        builder, size = text_files_builder(
-            name.removeprefix("text:"), folder, config.validation_fraction, config.decode_errors
-        )
+        path, share = name.removeprefix("text:"), config.validation_fraction
+        builder, size = text_files_builder(path, folder, share, config.decode_errors, config.field)
         return _built(builder, name, folder, size, in_parts=True)
     if name == "python_stdlib":
         from gam_jax.data.builders.python_stdlib import python_stdlib_builder
@@ -181,11 +183,11 @@ def _open(config: Text, name: str, folder: Path) -> Corpus:
     if name in ("wikitext2", "wikitext103"):
         from gam_jax.data.builders.wikitext import Wikitext
 
-        return _built(Wikitext(data_dir=folder, config=name), name, folder)
+        return _built(own_builder(Wikitext, folder, name, renew=False), name, folder)
     if name == "tinystories":
         from gam_jax.data.builders.tinystories import TinyStories
 
-        return _built(TinyStories(data_dir=folder), name, folder)
+        return _built(own_builder(TinyStories, folder, renew=False), name, folder)
     return _from_tfds(name, folder, config.validation_fraction)
 
 
@@ -221,16 +223,22 @@ def _from_tfds(name: str, folder: Path, validation_fraction: float) -> Corpus:
     tfds_name, _, feature = name.removeprefix("tfds:").partition("#")
     builder = _tfds_builder(tfds, tfds_name, folder)
     feature = _text_feature(tfds, builder, name, feature)
-    builder = prepare(builder, name)
+    builder = prepare(builder, name, renew=False)
     expressions = _tfds_splits(builder, name, validation_fraction)
     return _corpus(builder, name, folder, expressions, feature, in_parts=False)
 
 
 def _tfds_builder(tfds: Any, tfds_name: str, folder: Path) -> tfds.core.DatasetBuilder:
+    from gam_jax.data.builders.built import check_whole
+
     for module in OLDER_TFDS:
         importlib.import_module(f"tensorflow_datasets.{module}")
     try:
-        return tfds.builder(tfds_name, data_dir=folder)
+        builder = tfds.builder(tfds_name, data_dir=folder)
+        check_whole(folder, Path(builder.data_dir), renew=False)
+        return builder
+    except UserError:
+        raise
     except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
         known = tfds.list_builders(with_community_datasets=False)
         base = re.split("[/:]", tfds_name)[0]
@@ -242,6 +250,11 @@ def _tfds_builder(tfds: Any, tfds_name: str, folder: Path) -> tfds.core.DatasetB
         guess = f": did you mean 'tfds:{near[0]}'?" if near else ":"
         raise UserError(
             f"TensorFlow Datasets has no set {base!r}{guess} See tensorflow.org/datasets/catalog"
+        ) from error
+    except Exception as error:  # of what is built already, which it reads
+        raise UserError(
+            f"tfds:{tfds_name} cannot be opened ({' '.join(str(error).split())[:160]}): remove "
+            f"what is there of it in {folder}, or point data.dir at another folder"
         ) from error
 
 

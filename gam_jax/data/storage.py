@@ -8,11 +8,13 @@ import fcntl
 import hashlib
 import json
 import shutil
+import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sharding.errors import UserError
+from sharding.paths import local_path
 from sharding.whole_file import check_place
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
@@ -25,10 +27,10 @@ def data_dir(configured: str) -> Path:
       configured: `Text.dir`; '' is the default of TensorFlow Datasets.
     """
     if configured:
-        return Path(configured).expanduser()
+        return local_path(configured, "data.dir")
     from tensorflow_datasets.core import constants
 
-    return Path(constants.DATA_DIR).expanduser()
+    return local_path(constants.DATA_DIR, "TFDS_DATA_DIR")
 
 
 def cache_path(folder: Path, kind: str, settings: dict[str, object], suffix: str) -> Path:
@@ -53,6 +55,64 @@ def written_whole(path: Path) -> Iterator[Path]:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def say(line: str) -> None:
+    """A line on standard error, from the first process of a job alone."""
+    import jax
+
+    if not jax.distributed.is_initialized() or jax.process_index() == 0:
+        print(line, file=sys.stderr, flush=True)
+
+
+def cached(folder: Path, path: Path, write: Callable[[Path], None]) -> Path:
+    """A cached file, made if it is not there, and made anew if it is not as it was written.
+
+    Its SHA-256 stands beside it, in `path`.sha256.
+
+    Args:
+      folder: of the data, whose lock is held while it is made.
+      path: the file.
+      write: writes it to the path that it is given.
+
+    Raises:
+      UserError: the disk is full, or the folder cannot be written.
+    """
+    if _unfit(path):
+        with locked(folder, path):
+            if why := _unfit(path):
+                if path.exists():
+                    say(f"{path} {why}: it is made anew")
+                with written_whole(path) as temporary:
+                    write(temporary)
+                    digest = _sha256(temporary)
+                with written_whole(_beside(path)) as temporary:
+                    temporary.write_text(digest)
+    return path
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _unfit(path: Path) -> str:
+    """Why a cached file cannot be used; empty if it can."""
+    check_place(path)
+    check_place(_beside(path))
+    try:
+        if not path.exists():
+            return "is not there"
+        if not _beside(path).exists():
+            return "has no checksum"
+        wanted = _beside(path).read_bytes()
+        return "" if _sha256(path).encode() == wanted else "has other bytes than were written"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
 
 
 @contextlib.contextmanager

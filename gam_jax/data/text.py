@@ -5,17 +5,25 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from gam_jax.data.base import Data
-from sharding.bounds import check_bounds
+from sharding.bounds import Bound, Count, Share, Size, check_bounds
 from sharding.errors import UserError
+from sharding.paths import check_local
 
 if TYPE_CHECKING:
     from gam_jax.data.text_dataset import TextDataset
 
 TOKENIZER = "tokenizer.json"
 """The file of a run folder that holds the tokenizer of its tokens."""
+MAX_VOCAB = 1 << 24
+"""Ids of a tokenizer that is trained here; published ones have about 2^18."""
+MAX_FIELD = 200
+"""Characters of a field's name."""
+Length = Annotated[int, Bound(0, 2**31 - 1)]
+Workers = Annotated[int, Bound(0, 1024)]
+"""Processes that read; a machine has a few hundred cores."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +34,8 @@ class Text(Data):
       name: `python_stdlib`, `text:PATH`, `wikitext2`, `wikitext103`, `tinystories`,
         `domain:python`, `domain:english`, `domain:c` or `tfds:NAME` (see
         `gam_jax.data.corpus.open_corpus`).
+      field: of `text:PATH`, the field of the text in lines of JSON, Parquet and Arrow; `meta.text`
+        for one inside another. Empty to read JSON as it stands.
       tokenizer: `bytes`, `bpe:VOCAB` or the path of a `tokenizer.json`.
       bpe_splits: the splits a BPE is trained on, `train` or `all`. The GAM paper trains its
         BPE on every split, validation and test included.
@@ -39,7 +49,8 @@ class Text(Data):
       workers: Grain worker processes; 0 reads ahead in a thread of this process.
       dir: where data sets and caches are kept; '' is the default of TensorFlow Datasets
         (`TFDS_DATA_DIR`, else ~/tensorflow_datasets).
-      validation_fraction: the share held out of corpora that have no validation split.
+      validation_fraction: the share held out of corpora that have no validation split, above 0
+        and below 1; of `text:PATH`, a share of the bytes.
       train_rows, validation_rows: only that many first records of a split; 0 for all. A record
         is a document, or a part of a long text file.
 
@@ -62,35 +73,38 @@ class Text(Data):
     tokenizer: str = "bytes"
     bpe_splits: str = "train"
     bpe_pre_tokenizer: str = "byte_level"
-    window: int = 256
-    stride: int = 0
+    window: Size = 256
+    stride: Length = 0
     separators: bool = True
     decode_errors: str = "strict"
     shuffle: bool = True
-    workers: int = 0
+    workers: Workers = 0
     dir: str = ""
-    validation_fraction: float = 0.1
-    train_rows: int = 0
-    validation_rows: int = 0
+    validation_fraction: Share = 0.1
+    train_rows: Count = 0
+    validation_rows: Count = 0
+    field: str = "text"
 
     def __post_init__(self) -> None:
         check_bounds(self, "data")
         _one_of("bpe_splits", self.bpe_splits, ("train", "all"))
         _one_of("bpe_pre_tokenizer", self.bpe_pre_tokenizer, ("byte_level", "whitespace"))
         _one_of("decode_errors", self.decode_errors, ("strict", "replace"))
-        _at_least("window", self.window, 1)
-        _at_least("stride", self.stride, 0)
-        for name in ("workers", "train_rows", "validation_rows"):
-            _at_least(name, getattr(self, name), 0)
         if not 0 < self.validation_fraction < 1:
             raise UserError(
                 f"data.validation_fraction is {self.validation_fraction}: "
                 "give a share between 0 and 1, such as 0.1"
             )
-        if self.tokenizer.startswith("bpe:") and not re.fullmatch(r"bpe:\d+", self.tokenizer):
+        if self.tokenizer.startswith("bpe:") and not _is_size(self.tokenizer[4:]):
             raise UserError(
-                f"data.tokenizer is {self.tokenizer!r}: give the vocabulary size after 'bpe:', "
-                "such as bpe:10000"
+                f"data.tokenizer is {self.tokenizer[:60]!r}: give the vocabulary size after "
+                f"'bpe:', at most {MAX_VOCAB:,}, such as bpe:10000"
+            )
+        check_local(self.tokenizer, "data.tokenizer")
+        check_local(self.dir, "data.dir")
+        if len(self.field) > MAX_FIELD or not self.field.isprintable():
+            raise UserError(
+                f"data.field={self.field[:60]!r}: give a name of at most {MAX_FIELD} characters"
             )
 
     @property
@@ -134,6 +148,6 @@ def _one_of(field: str, value: str, choices: tuple[str, ...]) -> None:
         raise UserError(f"data.{field} is {value!r}: choose {' or '.join(map(repr, choices))}")
 
 
-def _at_least(field: str, value: int, least: int) -> None:
-    if value < least:
-        raise UserError(f"data.{field} is {value}: give {least} or more")
+def _is_size(text: str) -> bool:
+    """Whether a text is a vocabulary's size that a tokenizer can be trained to."""
+    return re.fullmatch(r"[0-9]{1,9}", text) is not None and int(text) <= MAX_VOCAB

@@ -9,7 +9,7 @@ from typing import BinaryIO
 import numpy as np
 
 from gam_jax.data.corpus import Corpus
-from gam_jax.data.storage import cache_path, locked, written_whole
+from gam_jax.data.storage import cache_path, cached
 from gam_jax.data.tokenizer import Tokenizer
 from sharding.errors import UserError
 
@@ -22,7 +22,8 @@ def tokenize_split(
 ) -> np.ndarray:
     """The tokens of a split, in order, with a separator between documents.
 
-    Tokenized once, and kept in the data folder under the fingerprints of corpus and tokenizer.
+    Tokenized once, and kept in the data folder under the fingerprints of corpus and tokenizer, with
+    a checksum that is compared each time.
 
     Args:
       corpus: where the text comes from.
@@ -48,16 +49,16 @@ def tokenize_split(
         "separators": separators,
     }
     path = cache_path(corpus.folder, "tokens", settings, ".npy")
-    if not path.exists():
-        with locked(corpus.folder, path):
-            if not path.exists():
-                _write(path, corpus, split, tokenizer, separators)
-    return np.load(path, mmap_mode="r")
+
+    def write(target: Path) -> None:
+        _write(target, corpus, split, tokenizer, separators)
+
+    return np.load(cached(corpus.folder, path, write), mmap_mode="r")
 
 
 def _write(path: Path, corpus: Corpus, split: str, tokenizer: Tokenizer, separators: bool) -> None:
     dtype = np.dtype(np.uint16 if tokenizer.vocab <= 1 << 16 else np.uint32)
-    with written_whole(path) as temporary, temporary.open("wb") as file:
+    with path.open("wb") as file:
         count = 0
         _write_header(file, dtype, count)
         for ids in _token_runs(corpus, split, tokenizer, separators):

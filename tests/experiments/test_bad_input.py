@@ -5,17 +5,20 @@ Nothing is left behind: a run that did not start has no folder.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
 import pytest
 
+from gam_jax.data.bpe import train_bpe
 from gam_jax.data.text import Text
 from gam_jax.data.tokenizer import ByteTokenizer
 from gam_jax.layers import GAM, Block
 from gam_jax.models.language import LanguageModel
 from gam_jax.training.experiment import Experiment
 from gam_jax.training.folder import RunFolder
+from sharding.checkpoint import manifest
 
 MODEL = LanguageModel(Block(GAM(slots=8)), width=16, depth=1, vocab=256, context=32)
 
@@ -276,6 +279,52 @@ def test_a_text_that_has_changed_is_not_trained_on_further(trained, place, comma
         file.write("one more line\n")
     words = ["the text of 'text:good.txt' has changed since checkpoint 120"]
     assert_one_line(command("train", "--run=copy", "--resume"), *words)
+
+
+@pytest.fixture
+def swapped(trained, place):
+    """The trained run with a tokenizer of another's ids."""
+    shutil.copytree(trained.path, place / "swapped")
+    other = train_bpe(["another text"], 270, "byte_level")
+    (place / "swapped" / "tokenizer.json").write_text(other.to_text())
+    return place / "swapped"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("train", "--run=swapped", "--resume"),
+        ("evaluate", "--run=swapped"),
+        ("evaluate", "--run=swapped", "--data=text:good.txt"),
+        ("sample", "--run=swapped", "--prompt=the"),
+        ("convert", "--run=swapped", "--to-hf=out"),
+    ],
+    ids=" ".join,
+)
+def test_a_tokenizer_that_was_swapped_is_refused(line, swapped, place, command):
+    if "--resume" in line:
+        words = ["the tokenizer has 270", "use the tokenizer that the model was made for"]
+    else:
+        words = ["tokenizer.json", "has changed", "bring the old one back"]
+    assert_one_line(command(*line), *words)
+    assert not (place / "out").exists()
+
+
+@pytest.mark.parametrize("line", [("train", "--resume"), ("evaluate",)], ids=" ".join)
+def test_a_run_of_a_text_that_is_split_otherwise_now_says_so(line, trained, place, command):
+    """A run of several files, by a version that knew no `data.field`."""
+    shutil.copytree(trained.path, place / "old")
+    for path in (place / "old" / "checkpoints").iterdir():
+        saved = manifest.read(path)
+        config = {**saved.extra["config"], "data": dict(saved.extra["config"]["data"])}
+        del config["data"]["field"]
+        extra = {**saved.extra, "config": config, "corpus": "0" * 16}
+        manifest.write(path, dataclasses.replace(saved, extra=extra))
+    name, *more = line
+    result = command(name, "--run=old", *more)
+    assert_one_line(result, "the split of 'text:", "has changed", "--init")
+    assert command("sample", "--run=old", "--prompt=the", "--tokens=1").code == 0
+    assert command("evaluate", "--run=old", "--data=text:good.txt", "--tokens=32").code == 0
 
 
 def test_a_command_in_a_process_of_its_own_fails_alike(place, workshop):

@@ -15,7 +15,7 @@ from experiments.benchmark.collect import read as read_benchmark
 from experiments.report.runs import _baselines
 from experiments.study.found import read as read_found
 from gam_jax.convert.folder import read_config, read_tensors
-from gam_jax.data.builders.files import _json_text
+from gam_jax.data.builders.texts import Reading, line_text
 from gam_jax.data.tokenizer import load_tokenizer
 from gam_jax.training.folder import RunFolder, read_baselines
 from gam_jax.training.heartbeat import Beat, read_beats
@@ -131,7 +131,8 @@ def test_any_bytes_are_an_object_or_one_line(content):
 
 
 def _of_text(path):
-    return _json_text(path.read_bytes().decode(errors="replace"), path, 1, "strict")
+    line = path.read_bytes().decode(errors="replace")
+    return line_text(line, Reading("text", "strict"), str(path))
 
 
 READERS = {

@@ -17,6 +17,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from gam_jax.data.builders.built import own_builder
 from gam_jax.data.builders.files import decode, held_out, read_bytes
 from sharding.errors import UserError
 
@@ -26,10 +27,11 @@ LIMIT = 600_000
 
 @dataclasses.dataclass
 class DomainConfig(tfds.core.BuilderConfig):
-    """Which domain, and the share of its documents that is held out."""
+    """Which domain, the share of its documents that is held out, and the documents."""
 
     domain: str = "python"
     validation_fraction: float = 0.1
+    texts: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
 
 
 class Domain(tfds.core.GeneratorBasedBuilder):
@@ -49,7 +51,7 @@ class Domain(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         config: Any = self.builder_config or DomainConfig(name="default")
-        texts = documents(config.domain)
+        texts = config.texts or documents(config.domain)
         held = held_out(list(texts), config.validation_fraction)
         return {
             "train": self._generate_examples({n: t for n, t in texts.items() if n not in held}),
@@ -80,9 +82,12 @@ def domain_builder(domain: str, data_dir: Path, validation_fraction: float) -> t
         )
     digest = hashlib.sha256(json.dumps([validation_fraction, texts]).encode()).hexdigest()[:16]
     config = DomainConfig(
-        name=f"{domain}-{digest}", domain=domain, validation_fraction=validation_fraction
+        name=f"{domain}-{digest}",
+        domain=domain,
+        validation_fraction=validation_fraction,
+        texts=texts,
     )
-    return Domain(data_dir=data_dir, config=config), sum(len(t.encode()) for t in texts.values())
+    return own_builder(Domain, data_dir, config), sum(len(t.encode()) for t in texts.values())
 
 
 def documents(domain: str) -> dict[str, str]:

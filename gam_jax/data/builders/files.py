@@ -1,14 +1,13 @@
-"""Reading text files: bytes, text, pieces of bounded size, and which part is held out."""
+"""Text files: bytes, text, pieces of bounded size, digests, and which part is held out."""
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from gam_jax.data.builders.sources import cannot_read, changed
 from sharding.errors import UserError
 
 PIECE = 1 << 20
@@ -16,26 +15,26 @@ PIECE = 1 << 20
 writing, reading nor tokenizing it needs memory in proportion to its length."""
 
 
-def read_bytes(path: Path) -> bytes:
-    """The content of a file, unpacked if its name ends in .gz.
+def read_bytes(path: Path, sha256: str = "") -> bytes:
+    """The content of a file.
+
+    Args:
+      path: the file.
+      sha256: what it must have; not asked if empty.
 
     Raises:
-      UserError: the file cannot be read or unpacked.
+      UserError: the file cannot be read, or has other bytes.
     """
     try:
-        if path.suffix == ".gz":
-            with gzip.open(path) as file:
-                return file.read()
-        return path.read_bytes()
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{path} is not a whole gzip file ({error}): pack it again") from error
+        data = path.read_bytes()
     except OSError as error:
-        raise UserError(
-            f"cannot read {path}: {error.strerror or error}; mend its permissions or leave it out"
-        ) from error
+        raise cannot_read(str(path), error) from error
+    if sha256 and hashlib.sha256(data).hexdigest() != sha256:
+        raise changed(str(path))
+    return data
 
 
-def decode(data: bytes, path: Path, offset: int, errors: str) -> str:
+def decode(data: bytes, path: object, offset: int, errors: str) -> str:
     """UTF-8 text of a part of a file.
 
     Args:
@@ -81,46 +80,6 @@ def _cut_before(data: bytes, start: int, end: int) -> int:
     return boundary if boundary > start else end
 
 
-def json_lines(data: bytes, path: Path, errors: str) -> list[str]:
-    """The field "text" of every line of a .jsonl file.
-
-    Raises:
-      UserError: a line is not an object with a string "text".
-    """
-    texts, offset = [], 0
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        if line.strip():
-            texts.append(_json_text(decode(line, path, offset, errors), path, number, errors))
-        offset += len(line) + 1
-    return texts
-
-
-def _json_text(line: str, path: Path, number: int, errors: str) -> str:
-    try:
-        text = json.loads(line)["text"]
-        # Lone surrogates are valid JSON and no text: UTF-8 cannot hold them.
-        text.encode("utf-8", errors)
-    except RecursionError as error:
-        raise UserError(f"{path}, line {number}: nested too deeply to be a text") from error
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}, line {number}: not JSON ({error.msg}); write one JSON object per line"
-        ) from error
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{path}, line {number}: a lone surrogate in the text; mend the line or set "
-            "data.decode_errors='replace'"
-        ) from error
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(
-            f'{path}, line {number}: no field "text" that holds a string; '
-            'write lines such as {"text": "..."}'
-        ) from error
-    except ValueError as error:  # a number of too many digits
-        raise UserError(f"{path}, line {number}: not JSON ({error})") from error
-    return text.encode("utf-8", errors).decode("utf-8")
-
-
 def held_out(names: Sequence[str], fraction: float) -> frozenset[str]:
     """The share of the names that validation gets: those whose SHA-256 is smallest.
 
@@ -131,21 +90,9 @@ def held_out(names: Sequence[str], fraction: float) -> frozenset[str]:
     return frozenset(ranked[:count])
 
 
-def content_digest(files: Sequence[tuple[str, Path]], *settings: object) -> tuple[str, int]:
-    """A digest of relative names, contents and settings; and the total size in bytes.
-
-    Raises:
-      UserError: a file cannot be read.
-    """
-    total, digest = 0, hashlib.sha256(json.dumps(settings).encode())
-    for name, path in files:
-        try:
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256")
-                total += file.tell()
-        except OSError as error:
-            raise UserError(
-                f"cannot read {path}: {error.strerror}; mend its permissions or leave it out"
-            ) from error
-        digest.update(json.dumps([name, content.hexdigest()]).encode())
-    return digest.hexdigest()[:16], total
+def content_digest(hashes: Sequence[tuple[str, str]], *settings: object) -> str:
+    """A digest of settings, and of the name and SHA-256 of each file."""
+    digest = hashlib.sha256(json.dumps(settings).encode())
+    for name, sha256 in hashes:
+        digest.update(json.dumps([name, sha256]).encode())
+    return digest.hexdigest()[:16]

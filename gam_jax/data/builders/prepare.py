@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import io
 import logging
 import shutil
@@ -18,6 +19,7 @@ from tensorflow_datasets.core.download.download_manager import NonMatchingChecks
 from tensorflow_datasets.core.download.util import DownloadError
 from tensorflow_datasets.core.utils import tqdm_utils
 
+from gam_jax.data.builders.built import keep_record, once_whole
 from gam_jax.data.builders.local_gfile import local_gfile
 from gam_jax.data.storage import check_room, is_full_disk, locked, no_room
 from sharding.errors import UserError
@@ -27,7 +29,7 @@ RETRIES = 3
 
 
 def prepare(
-    builder: tfds.core.DatasetBuilder, name: str, room: int = 0
+    builder: tfds.core.DatasetBuilder, name: str, room: int = 0, renew: bool = True
 ) -> tfds.core.DatasetBuilder:
     """Builds the data set as array_record files, unless it is built already.
 
@@ -38,6 +40,7 @@ def prepare(
       builder: the builder, at its final data directory.
       name: the name the user gave, for messages.
       room: bytes that will be written, if known.
+      renew: whether what is there and cannot be read is removed; else it is an error.
 
     Returns:
       The builder to read with: the one given, or one like it that knows what was built.
@@ -46,16 +49,19 @@ def prepare(
       UserError: no room on disk, offline, a set that must be downloaded by hand, or one whose
         builder needs TensorFlow or another package.
     """
+    target, folder = Path(builder.data_dir), Path(builder.data_dir_root)
     if _is_built(builder):
+        keep_record(folder, target)
         return builder
-    target = Path(builder.data_dir)
-    with locked(Path(builder.data_dir_root), target):
+    with locked(folder, target):
         # A copy is made anew with the same arguments, so it sees what another process has built
         # since this builder was made.
         builder = copy.copy(builder)
+        once_whole(folder, target, renew, functools.partial(_is_built, builder))
         if not _is_built(builder):
             check_room(target, room)
             _build(builder, name, target)
+    keep_record(folder, target)
     return builder
 
 

@@ -11,13 +11,16 @@ import io
 import platform
 import sysconfig
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
 
+from gam_jax.data.builders.built import own_builder
 from gam_jax.data.builders.files import content_digest, decode, held_out, read_bytes
+from gam_jax.data.builders.sources import digest_and_size
+from gam_jax.data.builders.walk import source_of
 
 LEFT_OUT = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages"})
 """Folders that are not the library: its tests, and what the user installed."""
@@ -25,10 +28,11 @@ LEFT_OUT = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packa
 
 @dataclasses.dataclass
 class PythonStdlibConfig(tfds.core.BuilderConfig):
-    """Which library ('' is the running interpreter's) and the share of files held out."""
+    """Which library ('' is the running interpreter's), the share of files held out, digests."""
 
     root: str = ""
     validation_fraction: float = 0.1
+    sha256: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
 
 
 class PythonStdlib(tfds.core.GeneratorBasedBuilder):
@@ -49,19 +53,19 @@ class PythonStdlib(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         config: Any = self.builder_config or PythonStdlibConfig(name="default")
-        root = library_folder(config.root)
-        names = source_files(root)
+        names = list(config.sha256) or source_files(library_folder(config.root))
         validation = held_out(names, config.validation_fraction)
         return {
-            "train": self._generate_examples(root, [n for n in names if n not in validation]),
-            "validation": self._generate_examples(root, sorted(validation)),
+            "train": self._generate_examples(config, [n for n in names if n not in validation]),
+            "validation": self._generate_examples(config, sorted(validation)),
         }
 
     def _generate_examples(
-        self, root: Path, names: list[str]
+        self, config: PythonStdlibConfig, names: list[str]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
+        root = library_folder(config.root)
         for name in names:
-            if text := read_source(root / name):
+            if text := read_source(root / name, config.sha256.get(name, "")):
                 yield name, {"text": text, "path": name}
 
 
@@ -79,14 +83,17 @@ def python_stdlib_builder(
       root: the folder of the library; '' is the running interpreter's.
     """
     folder = library_folder(root)
-    files = [(name, folder / name) for name in source_files(folder)]
-    digest, size = content_digest(files, validation_fraction)
+    files = [source_of(name, folder / name) for name in source_files(folder)]
+    found = {file.name: digest_and_size(file) for file in files}
+    digests = {name: sha256 for name, (sha256, _) in found.items()}
+    digest = content_digest(list(digests.items()), validation_fraction)
     config = PythonStdlibConfig(
         name=f"{platform.python_version()}-{digest}",
         root=root,
         validation_fraction=validation_fraction,
+        sha256=digests,
     )
-    return PythonStdlib(data_dir=data_dir, config=config), size
+    return own_builder(PythonStdlib, data_dir, config), sum(size for _, size in found.values())
 
 
 def library_folder(root: str) -> Path:
@@ -100,8 +107,16 @@ def source_files(root: Path) -> list[str]:
     return sorted(path.as_posix() for path in found if LEFT_OUT.isdisjoint(path.parts))
 
 
-def read_source(path: Path) -> str:
-    """A Python file's text, in the encoding that it declares."""
-    data = read_bytes(path)
+def read_source(path: Path, sha256: str = "") -> str:
+    """A Python file's text, in the encoding that it declares.
+
+    Args:
+      path: the file.
+      sha256: of the bytes that it must have; not asked if empty.
+
+    Raises:
+      UserError: it cannot be read, or has other bytes.
+    """
+    data = read_bytes(path, sha256)
     encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
     return decode(data, path, 0, "strict") if encoding == "utf-8" else data.decode(encoding)

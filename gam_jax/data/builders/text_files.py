@@ -1,34 +1,53 @@
-"""`text:PATH`: a file, a folder or a glob of the user's own text.
+"""`text:PATH`: a file, a folder, a glob or an address of the user's own text.
 
-A document is a file, or a line of a .jsonl file (its field "text"). Records keep the order of the
-sorted file names, and a document longer than a MiB is several records in a row (`part` 0, 1, ...).
+A document is a file of prose; or the text of a line of JSON, of an item of a JSON list, or of a
+row of a Parquet or Arrow table. What a file holds is looked up in it (`formats`). Records keep the
+order of the sorted file names, and a document longer than a MiB is several records in a row (`part`
+0, 1, ...).
 
-What is held out for validation: of ten files or more, a share of the files, chosen by a hash of
-their names; of fewer, the tail of each file: its last documents, or for plain text its last
-characters, cut at a line end.
+What is held out for validation is a share of the bytes (`shares`): the tail of every document that
+is larger than that share, and whole documents, by a hash of their content, of all others.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import glob
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from gam_jax.data.builders import files
+from gam_jax.data.builders import files, shares
+from gam_jax.data.builders.built import own_builder
+from gam_jax.data.builders.formats import EMPTY, JSON, NO_TEXTS, TEXT, Look, look, suffix
+from gam_jax.data.builders.sources import Found, Source, digest_and_size, printable
+from gam_jax.data.builders.texts import Reading, documents
+from gam_jax.data.builders.walk import find_local
+from gam_jax.data.storage import check_room, say
 from sharding.errors import UserError
+from sharding.paths import scheme
 
-SUFFIXES = (".txt", ".md", ".py", ".jsonl")
-BY_FILE = 10
-"""From this many files on, whole files are held out."""
+READING = 2
+"""Raised whenever the same files would give other documents, or other sides."""
 
-Files = tuple[tuple[str, Path], ...]
-"""(relative name, path), sorted by name."""
+
+class TextFile(NamedTuple):
+    """A file that is read.
+
+    Attributes:
+      source: where it is.
+      look: what it holds.
+      sha256: of its bytes.
+      size: of its bytes.
+    """
+
+    source: Source
+    look: Look
+    sha256: str
+    size: int
 
 
 @dataclasses.dataclass
@@ -36,9 +55,9 @@ class TextFilesConfig(tfds.core.BuilderConfig):
     """Which files, and how they are read and split. Its name holds a digest of all that."""
 
     path: str = ""
-    files: Files = ()
+    files: tuple[TextFile, ...] = dataclasses.field(default=(), repr=False)
     validation_fraction: float = 0.1
-    decode_errors: str = "strict"
+    reading: Reading = Reading("text", "strict")
 
 
 class TextFiles(tfds.core.GeneratorBasedBuilder):
@@ -61,120 +80,138 @@ class TextFiles(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        return {split: self._generate_examples(split) for split in ("train", "validation")}
+        config: TextFilesConfig = self.builder_config  # pyright: ignore[reportAssignmentType]
+        found = _shares(config)
+        check_room(Path(self.data_dir), found.bytes)
+        return {s: self._generate_examples(found, s) for s in ("train", "validation")}
 
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _generate_examples(
+        self, found: shares.Shares, split: str
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
         config: TextFilesConfig = self.builder_config  # pyright: ignore[reportAssignmentType]
         key = 0
-        for name, documents in split_documents(config, split):
-            for document in documents:
-                for part, text in enumerate(document):
-                    yield key, {"text": text, "path": name, "part": part}
-                    key += 1
+        for number, (file, document) in enumerate(_documents(config)):
+            data, start = found.part(number, document, split), found.start(number, split)
+            for part, (offset, piece) in enumerate(files.pieces(data)):
+                where, errors = file.source.where, config.reading.errors
+                text = files.decode(piece, where, start + offset, errors)
+                yield key, {"text": text, "path": file.source.name, "part": part}
+                key += 1
         if not key:
-            raise UserError(f"text:{config.path} has too little text for a {split} split: add more")
+            raise too_little(config.path, split)
+
+
+def too_little(path: str, split: str) -> UserError:
+    """The error for text without anything on one side."""
+    return UserError(f"text:{printable(path)} has too little text for a {split} split: add more")
+
+
+def _documents(config: TextFilesConfig) -> Iterator[tuple[TextFile, bytes]]:
+    for file in config.files:
+        for document in documents(file.source, file.look, config.reading, file.sha256):
+            yield file, document
+
+
+def _shares(config: TextFilesConfig) -> shares.Shares:
+    measured, ends = shares.Measured(), []
+    for file in config.files:
+        for document in documents(file.source, file.look, config.reading, file.sha256):
+            measured.add(document)
+        ends.append(len(measured))
+    if not len(measured):
+        raise UserError(f"text:{printable(config.path)} holds no text: add some text")
+    fraction = config.validation_fraction
+    found = shares.shares(measured, fraction, lambda: (d for _, d in _documents(config)))
+    if len(measured) == 1 and not 0 < found.held < found.bytes:
+        raise too_little(config.path, "train" if found.held else "validation")
+
+    def name(number: int) -> str:
+        return config.files[int(np.searchsorted(ends, number, side="right"))].source.where
+
+    shares.check_share(found, measured, fraction, name, f"text:{printable(config.path)}")
+    return found
 
 
 def text_files_builder(
-    path: str, data_dir: Path, validation_fraction: float, decode_errors: str
+    path: str, data_dir: Path, validation_fraction: float, decode_errors: str, field: str = "text"
 ) -> tuple[TextFiles, int]:
-    """The builder for the files at a path as they are now, and the bytes it will write.
+    """The builder for the files at a path as they are now, and the bytes that they have.
 
     Raises:
-      UserError: nothing is there, or no file with a known suffix, or only empty ones.
+      UserError: nothing is there that holds text, or a file is not what its name says.
     """
+    if not path:
+        raise UserError("text: names no path: give one, such as text:notes.txt")
     found = find_files(path)
-    digest, size = files.content_digest(found, validation_fraction, decode_errors)
-    if not size:
-        raise UserError(f"text:{path} holds no text ({len(found)} empty files): add some text")
+    given = _read(found, path, field)
     stem = re.sub(r"[^A-Za-z0-9_]+", "_", Path(path).name).strip("_")[:40] or "files"
+    hashes = [(file.source.name, file.sha256) for file in given]
+    settings: tuple[object, ...] = (validation_fraction, decode_errors)
+    if not _as_ever(given):
+        structured = any(file.look.kind != TEXT for file in given)
+        settings += (READING, field if structured or not field else "")
     config = TextFilesConfig(
-        name=f"{stem}-{digest}",
+        name=f"{stem}-{files.content_digest(hashes, *settings)}",
         path=path,
-        files=found,
+        files=given,
         validation_fraction=validation_fraction,
-        decode_errors=decode_errors,
+        reading=Reading(field, decode_errors),
     )
-    return TextFiles(data_dir=data_dir, config=config), size
+    return own_builder(TextFiles, data_dir, config), sum(file.size for file in given)
 
 
-def find_files(path: str) -> Files:
-    """The files that a path means, as sorted (relative name, path).
+def _as_ever(given: tuple[TextFile, ...]) -> bool:
+    """Whether every version of this package reads and splits these files alike: one of prose."""
+    if len(given) != 1:
+        return False
+    name, (kind, packed, mark, _) = given[0].source.name, given[0].look
+    return kind == TEXT and not mark and packed == name.endswith(".gz") and suffix(name) != ".jsonl"
 
-    A single file may have any name. Folders are searched below for .txt, .md, .py and .jsonl files
-    and the same with .gz, leaving out what starts with a dot; globs likewise (`**` too).
+
+def find_files(path: str) -> Found:
+    """The files that a path means, without what is hidden, in the order of their names.
 
     Raises:
       UserError: nothing is there.
     """
-    given = Path(path).expanduser()
-    if not path:
-        raise UserError("text: names no path: give one, such as text:notes.txt")
-    if given.is_file():
-        return ((given.name, given),)
-    if given.is_dir():
-        root, found = given, list(given.rglob("*"))
-    elif glob.has_magic(path):
-        root = Path(*_plain_parts(given))
-        found = [Path(match) for match in glob.glob(str(given), recursive=True)]
-    else:
-        raise UserError(f"text:{path} does not exist: check the path (from {Path.cwd()})")
-    names = {file.relative_to(root).as_posix(): file for file in found if _is_text(file, root)}
-    if not names:
-        raise UserError(f"text:{path} holds no {', '.join(SUFFIXES)} file (or .gz of one): add one")
-    return tuple(sorted(names.items()))
+    if scheme(path) == "file":
+        path = "/" + path.partition(":")[2].lstrip("/")
+    if scheme(path):
+        from gam_jax.data.builders.remote import find_remote
+
+        return find_remote(path)
+    return find_local(path)
 
 
-def _plain_parts(path: Path) -> list[str]:
-    """The parts of a glob before the first one with a wildcard."""
-    parts: list[str] = []
-    for part in path.parts:
-        if glob.has_magic(part):
-            break
-        parts.append(part)
-    return parts
+def _read(found: Found, path: str, field: str) -> tuple[TextFile, ...]:
+    """Those of the files that hold text; says which do not."""
+    shown, alone = f"text:{printable(path)}", len(found.sources) == 1 and not found.left_out
+    given: list[TextFile] = []
+    seen = Look()
+    for source in found.sources:
+        seen = look(source, field)
+        if seen.kind:
+            given.append(TextFile(source, seen, *digest_and_size(source)))
+        else:
+            found.leave_out(source.name, seen.why)
+    left_out = found.told()
+    if not given and alone:
+        _refuse(found.sources[0], seen, field)
+    if not found.sources and not left_out:
+        raise UserError(f"{shown} names no file: check it")
+    if not given:
+        what = f": left out {left_out}" if left_out else ""
+        raise UserError(f"{shown} holds no text{what}; add some text")
+    if left_out:
+        say(f"{shown}: {len(given)} file{'s' * (len(given) > 1)} read; left out: {left_out}")
+    return tuple(given)
 
 
-def _is_text(path: Path, root: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-    return not hidden and _suffix(path) in SUFFIXES and path.is_file()
-
-
-def _suffix(path: Path) -> str:
-    return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-
-
-def split_documents(
-    config: TextFilesConfig, split: str
-) -> Iterator[tuple[str, Iterator[Iterator[str]]]]:
-    """(relative name, its documents in that split), each document as an iterator of pieces."""
-    whole_files = len(config.files) >= BY_FILE
-    validation = files.held_out([n for n, _ in config.files], config.validation_fraction)
-    for name, path in config.files:
-        if whole_files and (name in validation) != (split == "validation"):
-            continue
-        fraction = 0.0 if whole_files else config.validation_fraction
-        yield name, _documents(path, split, fraction, config.decode_errors)
-
-
-def _documents(path: Path, split: str, fraction: float, errors: str) -> Iterator[Iterator[str]]:
-    """The documents of a file; with a fraction, those of its head (train) or tail."""
-    data = files.read_bytes(path)
-    if _suffix(path) == ".jsonl":
-        texts = files.json_lines(data, path, errors)
-        tail = max(1, round(len(texts) * fraction)) if fraction and len(texts) > 1 else 0
-        cut = len(texts) - tail
-        chosen = texts if not fraction else texts[:cut] if split == "train" else texts[cut:]
-        for text in chosen:
-            if text:
-                yield _decoded(text.encode(), path, 0, "strict")
-        return
-    cut = files.tail_start(data, fraction) if fraction else 0
-    start, end = (0, len(data)) if not fraction else (0, cut) if split == "train" else (cut, None)
-    if part := data[start:end]:
-        yield _decoded(part, path, start, errors)
-
-
-def _decoded(data: bytes, path: Path, offset: int, errors: str) -> Iterator[str]:
-    for start, piece in files.pieces(data):
-        yield files.decode(piece, path, offset + start, errors)
+def _refuse(source: Source, seen: Look, field: str) -> None:
+    """Says of the only file why it is not read; nothing of an empty one."""
+    if seen.why == NO_TEXTS:
+        for _ in documents(source, seen._replace(kind=JSON), Reading(field, "strict"), ""):
+            pass
+    elif seen.why != EMPTY:
+        mend = "unpack it" if seen.why.startswith("packed") else "convert it to text"
+        raise UserError(f"{source.where} is {seen.why}: {mend}")

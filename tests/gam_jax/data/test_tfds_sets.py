@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tarfile
 from typing import ClassVar
@@ -106,6 +107,7 @@ def test_a_set_prepared_in_a_format_of_tensorflow_is_refused(tmp_path):
     opened("gam_jax_dummy/train", tmp_path)
     info = tmp_path / "gam_jax_dummy" / "train" / "1.0.0" / "dataset_info.json"
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    shutil.rmtree(tmp_path / "gam_jax" / "built")  # as if another program had prepared it
     with pytest.raises(UserError, match=r"needs TensorFlow: point data.dir at another folder"):
         opened("gam_jax_dummy/train", tmp_path)
 
