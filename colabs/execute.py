@@ -18,11 +18,15 @@ KEPT = ("colab", "kernelspec")
 """Of a notebook's metadata; the rest tells of the machine that it ran on."""
 BEGIN = """
 import gc, os
+import jax, jax.extend
 gc.set_threshold(50_000, 20, 20)  # tracing makes many objects: at 700 it takes a quarter longer
+jax.extend.backend.clear_backends()  # so that this notebook may choose its devices
+jax.config.update("jax_num_cpu_devices", -1)
 os.chdir({folder!r})
 get_ipython().reset()
 """
-"""What a kernel runs before a notebook: no names of another, and the place for its files."""
+"""What a kernel runs before a notebook: no names and no devices of another, and a place for files.
+"""
 
 
 class Kernel:
@@ -62,11 +66,22 @@ class Kernel:
         )
         client.execute()
         del notebook.cells[0]
+        _number(notebook)
         notebook.metadata = {
             **{key: value for key, value in notebook.metadata.items() if key in KEPT},
             "language_info": {"name": "python"},
         }
         return notebook
+
+
+def _number(notebook: nbformat.NotebookNode) -> None:
+    """Counts the cells of code from 1, without the one that came before."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for number, cell in enumerate(cells, start=1):
+        cell.execution_count = number
+        for output in cell.outputs:
+            if "execution_count" in output:
+                output.execution_count = number
 
 
 def main(*names: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import itertools
 import os
 import pathlib
@@ -34,17 +32,11 @@ def pictures(notebook):
     return [found for out in outputs if (found := out.get("data", {}).get("image/png"))]
 
 
-def devices(path):
-    """How many a notebook emulates; 0 where it takes what there is."""
-    found = re.search(r"processes\.emulate\((\d+)\)", path.read_text())
-    return int(found[1]) if found else 0
-
-
 @pytest.fixture(scope="module")
 def kernel(tmp_path_factory):
-    """kernel(devices): one that sees this checkout, no network, an empty home, and no PATH of ours.
+    """It sees this checkout, no network, an empty home, and no PATH of ours.
 
-    Notebooks that have equal devices share one, since starting it takes longer than most cells.
+    All notebooks run in it, since to start one takes longer than most cells.
     """
     home = tmp_path_factory.mktemp("home")
     cheap = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in flag]
@@ -60,8 +52,7 @@ def kernel(tmp_path_factory):
         "IPYTHONDIR": str(home / "ipython"),
         "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
     }
-    with contextlib.ExitStack() as stack:
-        started = functools.cache(lambda _: stack.enter_context(Kernel(environment)))
+    with Kernel(environment) as started:
         yield started
 
 
@@ -69,7 +60,7 @@ def kernel(tmp_path_factory):
 def test_it_runs_from_top_to_bottom_offline(path, kernel, tmp_path):
     kept = nbformat.read(path, as_version=4)
     # The short form draws all that is drawn.
-    found = kernel(devices(path)).execute(path, tmp_path)
+    found = kernel.execute(path, tmp_path)
     assert len(pictures(found)) == len(pictures(kept))
 
 
