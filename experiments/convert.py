@@ -39,7 +39,9 @@ def define_flags() -> None:
     cli.define_path("from_hf", None, "Model folder to make a run of.")
     cli.define_path("to_hf", None, "Model folder to write a run to.")
     cli.define_path("run", None, "Run folder.")
-    flags.DEFINE_string("checkpoint", "latest", "With --to-hf: latest, best, or a step.")
+    flags.DEFINE_string(
+        "checkpoint", "latest", "With --to-hf: latest, latest-good, best, or a step."
+    )
 
 
 def main() -> None:

@@ -44,7 +44,9 @@ def define_flags() -> None:
         "data", None, "Data set by name (text:PATH, ...); the run's own if not given."
     )
     flags.DEFINE_enum("split", "validation", SPLITS, "Which split of it.")
-    flags.DEFINE_string("checkpoint", "latest", "latest, best (validation loss), or a step.")
+    flags.DEFINE_string(
+        "checkpoint", "latest", "latest, latest-good, best (validation loss), or a step."
+    )
     flags.DEFINE_integer("streams", 0, "Of parallel streams, the first ones alone; 0 for all.", 0)
     flags.DEFINE_integer("window", 0, "Tokens of a window, each begun anew; 0: the run's own.", 0)
     flags.DEFINE_integer(

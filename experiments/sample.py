@@ -41,7 +41,9 @@ def define_flags() -> None:
     flags.DEFINE_float("temperature", 0.8, "0 takes the likeliest token each time.", 0)
     flags.DEFINE_float("top_p", 0.95, "Draw from the likeliest tokens of this probability.", 0, 1)
     flags.DEFINE_integer("seed", 0, "Random seed.", 0, MAX_SEED)
-    flags.DEFINE_string("checkpoint", "latest", "latest, best (validation loss), or a step.")
+    flags.DEFINE_string(
+        "checkpoint", "latest", "latest, latest-good, best (validation loss), or a step."
+    )
     flags.DEFINE_integer("streams", 0, "Of parallel streams, the first ones alone; 0 for all.", 0)
     flags.DEFINE_bool("json", False, "Print one JSON object at the end instead of streaming.")
     define_device_flags()

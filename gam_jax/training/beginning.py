@@ -115,8 +115,14 @@ def begin(
         extra = checkpoints.extra(step)
         check_data(extra, data, f"checkpoint {step}")
         state = checkpoints.restore(step, abstract_on_mesh(experiment, layout))
-        position, rows = _position(extra, experiment.train.batch)
-        norms = extra.get("gradient_norms", ())
+        try:
+            position, rows = _position(extra, experiment.train.batch)
+            norms = [float(norm) for norm in extra.get("gradient_norms", ())]
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise UserError(
+                f"checkpoint {step} in {checkpoints.folder} does not say where its data stood: go "
+                f"back with --resume=STEP"
+            ) from error
     skip = beginning.skip
     if skip is None:
         skip = skipped_from(read_history(folder.history), step or 0)
@@ -197,7 +203,11 @@ def _latest_good(checkpoints: Checkpoints, progress: Progress) -> tuple[int | No
     steps = checkpoints.steps()
     step, damaged = checkpoints.latest_good()
     if step is None and steps:
-        what = f"the oldest: {damaged[-1]}" if damaged else f"--resume=STEP takes one of {steps}"
+        what = (
+            f"the oldest: {damaged[-1]}"
+            if damaged
+            else f"--resume=STEP takes one of {steps}, --resume=0 begins again"
+        )
         none = "whole" if damaged else "free of suspicion"
         raise UserError(f"no checkpoint in {checkpoints.folder} is {none}; {what}")
     for error in damaged:
@@ -238,6 +248,9 @@ def _new(
 def _position(extra: Mapping[str, Any], batch: int) -> tuple[int, int]:
     """Where the data stood, in batches of this size, and rows left out to begin at a whole one."""
     was = extra.get("config", {}).get("train", {}).get("batch", batch)
+    for number, least in ((extra["position"], 0), (was, 1)):
+        if type(number) is not int or number < least:
+            raise ValueError(f"{number} is no count")
     rows = extra["position"] * was
     position = -(-rows // batch)
     return position, position * batch - rows

@@ -9,10 +9,10 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gam_jax.training.metrics import LINE_BYTES, lines_of
 from sharding.json_file import BadJson, parse_json
 from sharding.whole_file import append
 
-LINE_BYTES = 1 << 16
 BATCH = "train.batch"
 
 
@@ -74,16 +74,15 @@ def note(path: pathlib.Path, began: Began) -> None:
 
 def read_history(path: pathlib.Path) -> list[Began]:
     """The starts that a file tells of; lines that cannot be read are left out."""
-    found = []
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError:
+    if not path.is_file():
         return []
-    for line in filter(None, lines):
-        try:
-            found.append(_began(parse_json(line, "line", max_bytes=LINE_BYTES, finite=False)))
-        except BadJson:
-            continue
+    found = []
+    with path.open("rb") as file:
+        for line in lines_of(file):
+            try:
+                found.append(_began(parse_json(line, "line", max_bytes=LINE_BYTES, finite=False)))
+            except BadJson:
+                continue
     return found
 
 

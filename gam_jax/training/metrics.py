@@ -65,7 +65,7 @@ def read_log(path: pathlib.Path) -> Log:
         return Log([], [])
     rows, bad = [], []
     with path.open("rb") as file:
-        for number, line in enumerate(_lines(file), 1):
+        for number, line in enumerate(lines_of(file), 1):
             try:
                 rows.append(_row(line))
             except BadJson as error:
@@ -93,7 +93,7 @@ def _is_finite(value: Any) -> bool:
     return math.isfinite(value) if isinstance(value, float) else abs(value) <= MAX_STEP
 
 
-def _lines(file: BinaryIO) -> Iterator[bytes]:
+def lines_of(file: BinaryIO) -> Iterator[bytes]:
     """The lines, as \\n alone parts them: JSON may hold other signs that Python takes for ends."""
     while line := file.readline(LINE_BYTES + 1):
         while not line.endswith(b"\n") and (more := file.readline(LINE_BYTES)):

@@ -10,12 +10,22 @@ import shutil
 import pytest
 
 from experiments.elastic import once
+from experiments.report.markdown import markdown
+from experiments.report.page import page
+from experiments.report.runs import read_runs
 from gam_jax.training.folder import RunFolder
 from gam_jax.training.history import read_history
 from sharding.checkpoint import Checkpoints
 from sharding.checkpoint.__main__ import main as tool
 from tests.workshop import metrics_of
 
+CONFIG = """
+from gam_jax.registry import register
+from tests.experiments.own_model import QuarterClassifier, Quarters, get_config
+
+register(Quarters)  # again, since a command may have run their file meanwhile
+register(QuarterClassifier)
+"""
 SETTINGS = {
     "train.steps": 40,
     "optimizer.schedule": "wsd",
@@ -34,7 +44,7 @@ def overrides(**fields) -> list[str]:
 def train(command, workshop):
     """Trains in a folder: train(path, "--resume", train__steps=60)."""
     config = workshop.path / "own_config.py"
-    config.write_text("from tests.experiments.own_model import get_config\n")
+    config.write_text(CONFIG)
 
     def call(path, *flags, **fields):
         run = (f"--config={config}", f"--run={path}", "--mesh=data=1", *overrides(**fields))
@@ -195,10 +205,9 @@ def test_the_place_in_the_data_is_kept_in_rows_when_the_batch_changes(train, run
 
 def tool_report(path) -> str:
     """The report of a run, as Markdown."""
-    from experiments.report.markdown import markdown
-    from experiments.report.runs import read_runs
-
-    return markdown(read_runs([str(path)]), "")
+    runs = read_runs([str(path)])
+    assert "What changed on the way" in page(runs, "")
+    return markdown(runs, "")
 
 
 def test_a_field_that_is_named_and_stays_changes_nothing(train, run):

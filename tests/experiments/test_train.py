@@ -141,7 +141,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_what_was_good(workshop)
     assert result.code == 2
     last = result.err.splitlines()[-1]
     assert last.startswith("error: the loss of step ")
-    assert "lower optimizer.learning_rate" in last
+    assert "go on at a lower rate by --resume=latest-good" in last
     assert "Traceback" not in result.err
     step, kept = params(path)
     assert f"checkpoint {step} is kept" in last

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from hypothesis import given
@@ -47,6 +48,8 @@ def test_starts_are_read_as_they_were_noted_and_bad_lines_cost_no_other(tmp_path
     assert found[1].told() == ["train.steps: 10 -> 20", "2 batches skipped", "put aside: 9.aside"]
     assert [skipped_from(found, step) for step in (0, 7, 8)] == [0, 2, 0]
     assert read_history(tmp_path / "none") == []
+    os.mkfifo(tmp_path / "pipe")
+    assert read_history(tmp_path / "pipe") == []
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.sampled_from([4, 8, 12])), max_size=6))
@@ -71,6 +74,21 @@ def test_the_position_is_kept_in_rows_and_moves_on_by_less_than_a_batch(position
     assert found * batch == position * was + left_out
     assert 0 <= left_out < batch
     assert _position({"position": position}, batch) == (position, 0)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {},
+        {"position": -1},
+        {"position": "3"},
+        {"position": 3, "config": {"train": {"batch": 0}}},
+        {"position": 3, "config": {"train": []}},
+    ],
+)
+def test_a_position_that_is_none_is_refused(extra):
+    with pytest.raises((KeyError, ValueError, AttributeError)):
+        _position(extra, 8)
 
 
 def test_every_field_that_may_change_is_one():
