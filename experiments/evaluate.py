@@ -43,6 +43,7 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "data", None, "Data set by name (text:PATH, ...); the run's own if not given."
     )
+    flags.DEFINE_string("field", None, "Field of the text of --data, where it is records.")
     flags.DEFINE_enum("split", "validation", SPLITS, "Which split of it.")
     flags.DEFINE_string(
         "checkpoint", "latest", "latest, latest-good, best (validation loss), or a step."
@@ -121,8 +122,11 @@ def _data(experiment: Experiment) -> Data:
     """
     args, config = flags.FLAGS, experiment.data
     if args.data:
-        values = {**to_dict(config), "name": args.data}
+        field = {} if args.field is None else {"field": args.field}
+        values = {**to_dict(config), "name": args.data, **field}
         config = from_dict(Data, values, "--data")
+    elif args.field is not None:
+        raise UserError(f"--field={args.field} is of --data, which is not given")
     if not (args.window or args.stride):
         return config
     if not isinstance(config, Text) or not isinstance(experiment.model, LanguageModel):

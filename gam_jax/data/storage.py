@@ -130,17 +130,17 @@ def locked(folder: Path, what: object) -> Iterator[None]:
 
 @contextlib.contextmanager
 def plain_errors(path: Path) -> Iterator[None]:
-    """Turns a full disk or a folder that cannot be written into one plain line."""
+    """Turns a full disk or a place that cannot be written into one plain line."""
     try:
         yield
     except OSError as error:
         if is_full_disk(error):
             raise no_room(path.parent) from error
-        if isinstance(error, PermissionError) or error.errno in (errno.EROFS, errno.ENOTDIR):
-            raise UserError(
-                f"cannot write {path}: {error.strerror}; point data.dir at a folder you can write"
-            ) from error
-        raise
+        if error.errno is None:  # not the system's
+            raise
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; point data.dir at a folder you can write"
+        ) from error
 
 
 def is_full_disk(error: BaseException) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import pathlib
 from typing import Any
 
 from gam_jax.data.base import Dataset
@@ -24,6 +23,7 @@ from sharding import machine, processes
 from sharding.errors import UserError
 from sharding.layout import Layout
 from sharding.mesh import make_mesh
+from sharding.paths import local_path
 from sharding.whole_file import write_atomically
 
 Baselines = dict[str, dict[str, float]]
@@ -84,7 +84,7 @@ def fit(
     layout = Layout(make_mesh(), experiment.parallel) if layout is None else layout
     progress = Progress(processes.is_first()) if progress is None else progress
     beginning = Beginning() if beginning is None else beginning
-    folder = RunFolder(pathlib.Path(run))
+    folder = RunFolder(local_path(run))
     resumed = resume and folder.ran()
     check_beginning(experiment, folder, beginning, resume, resumed)
     check_batch(experiment, layout)

@@ -6,8 +6,10 @@ opened. A set that another program built is taken as it is the first time.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -76,8 +78,14 @@ def _damaged(folder: Path, target: Path, why: str, renew: bool) -> None:
         raise UserError(f"{target} is damaged ({why}): remove it, and it is downloaded again")
     say(f"{target} is damaged ({why}): it is built again")
     with plain_errors(target):
-        shutil.rmtree(target) if target.is_dir() else target.unlink()
-    _record(folder, target).unlink(missing_ok=True)
+        real = target.is_dir() and not target.is_symlink()
+        shutil.rmtree(target) if real else target.unlink()
+    _forget(_record(folder, target))
+
+
+def _forget(record: Path) -> None:
+    with contextlib.suppress(OSError):  # what is no file there says so when it is to be written
+        record.unlink(missing_ok=True)
 
 
 def keep_record(folder: Path, target: Path) -> None:
@@ -107,7 +115,7 @@ def once_whole(folder: Path, target: Path, renew: bool, built: Callable[[], bool
     Raises:
       UserError: it is not to be removed.
     """
-    if target.exists() and not built():
+    if os.path.lexists(target) and not built():
         _damaged(folder, target, "it has no dataset_info.json that names its splits", renew)
 
 
@@ -121,7 +129,7 @@ def _within(folder: Path, target: Path) -> str:
 
 def _why(folder: Path, target: Path) -> str:
     """What is wrong with a set; empty if nothing is, or nothing is known of it."""
-    if not target.exists():
+    if not os.path.lexists(target):
         return ""
     if not target.is_dir():
         return "it is no folder"
@@ -130,7 +138,7 @@ def _why(folder: Path, target: Path) -> str:
     try:
         wanted, found = read_json(path), _digests(target)
     except (FileNotFoundError, BadJson):
-        path.unlink(missing_ok=True)
+        _forget(path)
         return ""
     except OSError as error:
         return f"cannot be read: {error.strerror}"

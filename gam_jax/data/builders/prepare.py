@@ -113,6 +113,12 @@ def _plain(error: Exception, name: str, target: Path) -> Exception:
         return UserError(f"{name} cannot be built here: {_brief(error)}; install what it names")
     if _cause(error, AssertionError):
         return UserError(f"{name} cannot be built without you: {_brief(error)}")
+    if (system := _cause(error, OSError)) and getattr(system, "errno", None) is not None:
+        where = f" ({getattr(system, 'filename', None) or target})"
+        return UserError(
+            f"{name} cannot be built: {getattr(system, 'strerror', system)}{where}; mend that, or "
+            f"point data.dir at another folder"
+        )
     return error
 
 

@@ -108,6 +108,29 @@ def test_a_folder_in_the_place_of_a_cache_is_refused_in_one_line(place):
         opened()
 
 
+@pytest.mark.parametrize("other", ["a file", "a broken link"])
+@pytest.mark.parametrize(
+    "pattern", ["gam_jax", "gam_jax/*", "text_files", "text_files/*", "text_files/*/1.0.0"]
+)
+def test_what_stands_where_a_folder_belongs_is_replaced_or_told_in_one_line(place, pattern, other):
+    folder, opened = place
+    for path in sorted(folder.glob(pattern)):
+        kept = path.rename(folder.parent / "kept")
+        if other == "a file":
+            path.write_text("x")
+        else:
+            path.symlink_to("nowhere")
+        try:
+            opened()
+        except UserError as error:
+            line = str(error)
+            assert "\n" not in line
+            path.unlink()
+            kept.rename(path)
+        else:
+            shutil.rmtree(kept)
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"a": 1}', "\0"])
 def test_a_set_whose_description_is_damaged_before_its_checksums_were_kept_is_built_again(
     place, content, capfd
@@ -167,17 +190,6 @@ def test_a_text_that_changes_while_it_is_read_poisons_no_cache(tmp_path, monkeyp
     assert not list((tmp_path / "data").rglob("*.array_record*"))
     path.write_text("one line\n" * 100)
     assert open_corpus(config).documents("train")[0].startswith("one")
-
-
-def test_python_s_library_is_held_against_its_digests_too(tmp_path):
-    from gam_jax.data.builders import python_stdlib
-
-    (tmp_path / "a.py").write_text("A = 1\n")
-    digest = python_stdlib.digest_and_size(python_stdlib.source_of("a.py", tmp_path / "a.py"))[0]
-    assert python_stdlib.read_source(tmp_path / "a.py", digest) == "A = 1\n"
-    (tmp_path / "a.py").write_text("A = 2\n")
-    with pytest.raises(UserError, match="changed while it was read"):
-        python_stdlib.read_source(tmp_path / "a.py", digest)
 
 
 def test_a_cache_that_cannot_be_written_whole_leaves_nothing(tmp_path):

@@ -10,6 +10,7 @@ from gam_jax.data.builders import python_stdlib
 from gam_jax.data.builders.prepare import prepare, quiet
 from gam_jax.data.corpus import open_corpus
 from gam_jax.data.text import Text
+from sharding.errors import UserError
 
 
 @pytest.fixture
@@ -54,6 +55,19 @@ def test_every_file_is_in_one_split_and_whole(library, tmp_path):
 
 def test_the_same_library_gives_the_same_records_in_the_same_order(library, tmp_path):
     assert built(tmp_path / "one", library)[1] == built(tmp_path / "two", library)[1]
+
+
+def test_the_same_library_has_the_digest_that_it_always_had(library, tmp_path):
+    builder, _ = built(tmp_path / "data", library)
+    assert builder.builder_config.name.endswith("-4fb1e6d6bf46b02f")
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(library, tmp_path):
+    with quiet():
+        builder, _ = python_stdlib.python_stdlib_builder(tmp_path / "data", 0.1, str(library))
+        (library / "module3.py").write_text("NAME = 'changed'\n")
+        with pytest.raises(UserError, match=r"module3.py changed while it was read"):
+            prepare(builder, "python_stdlib")
 
 
 def test_a_changed_file_makes_another_data_set(library, tmp_path):
