@@ -8,6 +8,8 @@ import re
 
 from sharding.errors import UserError
 
+MAX_NAME, MAX_PATH = 255, 4096
+"""Bytes of a name, and of a path, on every file system of Linux."""
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?=/)")
 """`gs:` before a slash: pathlib makes `gs:/bucket` of `gs://bucket`."""
 
@@ -26,13 +28,19 @@ def check_local(path: str | os.PathLike[str], what: str = "") -> None:
       what: the flag or field that named it, for the message, such as "--run".
 
     Raises:
-      UserError: it has a scheme, or holds a character that no path may hold.
+      UserError: it has a scheme, is too long, or holds a character that no path may hold.
     """
     text = os.fspath(path)
     shown = f"{what}={text}" if what else text
     if "\0" in text:
         shown = shown.replace("\0", "\\0")
         raise UserError(f"{shown} holds the character 0, which no path may hold: name another")
+    try:
+        name = max(os.fsencode(text).split(b"/"), key=len)
+    except UnicodeEncodeError as error:
+        raise UserError(f"{shown!a} holds half a character: name another") from error
+    if len(name) > MAX_NAME or len(text) > MAX_PATH:
+        raise UserError(f"{shown[:80]}... is longer than a path may be: name another")
     if found := scheme(text):
         raise UserError(
             f"{shown} is no path of a file system: {found}:// is read as text alone "

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from gam_jax.data.storage import written_whole
+from gam_jax.data.text import MAX_VOCAB
 from sharding.errors import UserError
+from sharding.json_file import MAX_BYTES
 from sharding.paths import local_path
 
 if TYPE_CHECKING:
@@ -208,8 +210,12 @@ def load_tokenizer(path: str | Path) -> ByteTokenizer | HFTokenizer:
       UserError: the file is missing, cannot be read, or is no tokenizer.
     """
     path = local_path(path)
-    path = path / FILE_NAME if path.is_dir() else path
     try:
+        path = path / FILE_NAME if path.is_dir() else path
+        if path.exists() and not path.is_file():
+            raise OSError(0, "no plain file")
+        if path.stat().st_size > MAX_BYTES:
+            raise OSError(0, f"larger than {MAX_BYTES:,} bytes")
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8"
@@ -235,7 +241,10 @@ def tokenizer_from_text(content: str, where: str = FILE_NAME) -> ByteTokenizer |
     try:
         if json.loads(content) == {"gam_jax": "bytes"}:
             return ByteTokenizer()
-        return HFTokenizer(tokenizers.Tokenizer.from_str(content))
+        found = HFTokenizer(tokenizers.Tokenizer.from_str(content))
+        if found.vocab > MAX_VOCAB:
+            raise ValueError(f"an id of {found.vocab - 1:,}, and {MAX_VOCAB:,} ids are the most")
+        return found
     except Exception as error:  # the library raises bare Exceptions
         raise UserError(
             f"{where} is not a tokenizer.json: {' '.join(str(error).split())[:160]}; "

@@ -199,6 +199,8 @@ class RunFolder:
         found = {}
         for name in data.FILES:
             try:
+                if not (self.path / name).is_file():
+                    raise OSError("no plain file")
                 found[name] = (self.path / name).read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
                 raise UserError(

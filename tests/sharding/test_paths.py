@@ -38,7 +38,11 @@ def test_a_local_path_stays_and_home_is_read(monkeypatch):
     assert local_path("a/../b") == pathlib.Path("a/../b")
 
 
-@pytest.mark.parametrize("path", ["gs://x", "a\0b", "~nobody-of-this-name/x"])
+@pytest.mark.parametrize(
+    "path",
+    ["gs://x", "a\0b", "~nobody-of-this-name/x", "a" * 256, "a/" * 3000, "a\ud800"],
+    ids=["address", "character 0", "home", "long name", "long path", "half a character"],
+)
 def test_what_is_none_is_refused_in_one_line_that_names_the_flag(path):
     with pytest.raises(UserError, match="--run=") as error:
         local_path(path, "--run")

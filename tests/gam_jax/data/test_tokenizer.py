@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -136,6 +137,18 @@ def test_a_bpe_is_trained_once_and_again_for_other_settings(corpus, text_config,
     everything = Text(name=text_config.name, dir=text_config.dir, bpe_splits="all")
     assert cached_bpe([corpus], everything, 290).vocab == 290
     assert len(set((corpus.folder / "gam_jax" / "bpe").glob("*.json")) - before) == 1
+
+
+def test_ids_that_no_model_could_have_and_what_is_no_file_are_refused(tmp_path):
+    model = {"type": "WordLevel", "vocab": {"a": 0, "b": 4 * 10**9}, "unk_token": "a"}
+    (tmp_path / "t.json").write_text(
+        json.dumps({"version": "1.0", "added_tokens": [], "model": model})
+    )
+    os.mkfifo(tmp_path / "pipe")
+    cases = {"t.json": "an id of 4,000,000,000", "pipe": "no plain file", "a" * 300: "longer than"}
+    for name, words in cases.items():
+        with pytest.raises(UserError, match=words):
+            load_tokenizer(tmp_path / name)
 
 
 @pytest.mark.parametrize(
