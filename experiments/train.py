@@ -96,6 +96,14 @@ def define_flags() -> None:
         ("same", "resize"),
         "resize: cut a vocabulary of another size, or fill it up with new rows.",
     )
+    flags.DEFINE_integer(
+        "unfinished_code",
+        0,
+        "Exit code of a run that was asked to stop before its end, and has saved. 75 tells "
+        "experiments/pods to go on with it.",
+        0,
+        255,
+    )
     flags.DEFINE_bool("json", False, "Print the summary as one JSON object on standard output.")
     flags.DEFINE_bool(
         "show_config", False, "Train nothing: print each field of the config, and what it means."
@@ -163,8 +171,15 @@ def main() -> None:
             heartbeat=heartbeat,
             profile=profile,
         )
-    if not processes.is_first():
-        return
+    if processes.is_first():
+        _tell(fitted)
+    if fitted.outcome.interrupted:
+        sys.exit(flags.FLAGS.unfinished_code)
+
+
+def _tell(fitted: Fitted) -> None:
+    """Pictures and a summary of a run, for the person who started it."""
+    folder = fitted.folder
     losses = {name: values["loss"] for name, values in fitted.baselines.items()}
     rows = read_metrics(folder.metrics)
     try:

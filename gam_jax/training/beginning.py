@@ -14,7 +14,7 @@ from gam_jax.data.base import Dataset
 from gam_jax.optimizer import learning_rate_schedule, make_optimizer
 from gam_jax.params import Params
 from gam_jax.training.experiment import Changes, Experiment
-from gam_jax.training.folder import RunFolder, abstract_on_mesh, check_data, versions
+from gam_jax.training.folder import RunFolder, abstract_on_mesh, check_data, compiler, versions
 from gam_jax.training.history import Began, note, read_history, skipped_from
 from gam_jax.training.progress import Progress
 from gam_jax.training.step import TrainState, init_state, state_shardings
@@ -139,6 +139,7 @@ def begin(
         rows=rows,
         aside=aside,
         versions=versions(),
+        compiler=compiler(),
         mesh=layout.shown.removeprefix("mesh "),
         processes=processes.count(),
     )

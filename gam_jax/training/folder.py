@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import os
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -27,6 +28,8 @@ from sharding.whole_file import write_atomically
 
 LIBRARIES = ("jax", "jaxlib", "numpy", "optax", "orbax-checkpoint", "tensorstore")
 """Those whose versions a checkpoint records."""
+COMPILER = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+"""Variables that tell XLA how to compile; checkpoints and the history of a run record them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,6 +254,11 @@ def logical_axes(experiment: Experiment) -> dict[str, tuple[str | None, ...]]:
     return {name: leaf.axes for name, leaf in found.items() if isinstance(leaf, Param)}
 
 
+def compiler() -> dict[str, str]:
+    """The variables that tell XLA how to compile, as far as they are set."""
+    return {name: os.environ[name] for name in COMPILER if name in os.environ}
+
+
 def versions() -> dict[str, str]:
     """Of the libraries that decide what a run computes."""
     return {name: importlib.metadata.version(name) for name in LIBRARIES}
@@ -274,6 +282,7 @@ def describe(
         "position": position,
         "config": to_dict(experiment),
         "versions": versions(),
+        "compiler": compiler(),
         "gradient_norms": list(norms),
     }
     if taken := own.keys() & data.fingerprints.keys():

@@ -30,6 +30,7 @@ class Began:
       rows: of the training stream that a new size of the batch left out, to begin at a whole one.
       aside: checkpoints that were put aside.
       versions: of libraries.
+      compiler: variables that tell XLA how to compile.
       mesh: sizes of its axes.
       processes: of the job.
     """
@@ -43,6 +44,7 @@ class Began:
     rows: int = 0
     aside: Sequence[str] = ()
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    compiler: Mapping[str, str] = dataclasses.field(default_factory=dict)
     mesh: str = ""
     processes: int = 1
 
@@ -88,7 +90,7 @@ def read_history(path: pathlib.Path) -> list[Began]:
 
 def _began(values: dict[str, Any]) -> Began:
     own = {field.name: field.default for field in dataclasses.fields(Began)}
-    kinds = {"changed": dict, "aside": list, "versions": dict}
+    kinds = {"changed": dict, "aside": list, "versions": dict, "compiler": dict}
     for name, default in own.items():
         kind = kinds.get(name, int if name == "step" else type(default))
         if type(values.get(name, kind())) is not kind:

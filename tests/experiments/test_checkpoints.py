@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import resource
 import shutil
 
@@ -136,6 +137,7 @@ def test_a_checkpoint_says_all_that_there_is_to_know_of_it(maker, whole):
     assert extra["corpus"] == data.corpus.fingerprint
     assert extra["config"]["model"]["width"] == 16
     assert extra["versions"]["jax"] == jax.__version__
+    assert extra["compiler"]["XLA_FLAGS"] == os.environ["XLA_FLAGS"]
     assert manifest.loss is not None
     table = names.flat(maker.experiment.model.table())
     for name, param in table.items():

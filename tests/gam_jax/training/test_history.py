@@ -32,7 +32,8 @@ EXPERIMENT = Experiment(MODEL)
 
 def test_starts_are_read_as_they_were_noted_and_bad_lines_cost_no_other(tmp_path):
     path = tmp_path / "history.jsonl"
-    first = Began(0, which="latest", mesh="data=1", versions={"jax": "0.10.2"})
+    flags = {"XLA_FLAGS": "--a=1"}
+    first = Began(0, "", "latest", mesh="data=1", versions={"jax": "0.10.2"}, compiler=flags)
     second = Began(7, position=9, changed={"train.steps": [10, 20]}, skipped=2, aside=["9.aside"])
     note(path, first)
     with path.open("a") as file:
@@ -45,6 +46,7 @@ def test_starts_are_read_as_they_were_noted_and_bad_lines_cost_no_other(tmp_path
         (7, {"train.steps": [10, 20]}, 2, ["9.aside"]),
     ]
     assert found[0].told() == []
+    assert found[0].compiler == flags
     assert found[1].told() == ["train.steps: 10 -> 20", "2 batches skipped", "put aside: 9.aside"]
     assert [skipped_from(found, step) for step in (0, 7, 8)] == [0, 2, 0]
     assert read_history(tmp_path / "none") == []
