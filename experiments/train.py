@@ -6,7 +6,7 @@ The default needs no download: a small GAM reads the source code of Python's sta
   gam train --config=gam_paper --run=runs/paper
   gam train --run=runs/books --config.data.name=text:books/
   gam train --run=runs/books --resume
-  gam train --run=runs/books --resume=200 --change=train.steps --config.train.steps=2000
+  gam train --run=runs/books --resume=200 --skip=10
   gam train --run=runs/new --init=runs/books@best --init-exclude='final_norm/*'
   gam train --emulate=8 --mesh=data=2,seq=2,tensor=2
   gam train --run=runs/traced --profile=10:3

@@ -5,8 +5,8 @@
   gam checkpoint export RUN[@STEP] --to weights.safetensors
   gam checkpoint import weights.safetensors --run RUN
 
-STEP is a number, latest (if not given), latest-good or best. Exit codes: 0; 1 where diff
-finds a difference or inspect --verify finds damage; 2 for bad input.
+STEP is a number, latest (if not given), latest-good or best. Exit codes: 0; 1
+where diff finds a difference or inspect --verify finds damage; 2 for bad input.
 """
 
 from __future__ import annotations

@@ -169,6 +169,7 @@ def test_a_run_is_named_after_its_config(run, tmp_path, monkeypatch):
     taken = tmp_path / "runs" / "compare-mamba2"
     taken.mkdir(parents=True)
     (taken / "config.json").write_text("{}")
+    (taken / "metrics.jsonl").write_text('{"step": 1, "split": "train"}\n')
     assert "runs/compare-mamba2 already holds a run" in run("train", "--config=compare:mamba2").err
 
 
