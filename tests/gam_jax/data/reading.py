@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gam_jax.data.builders.prepare import quiet
 from gam_jax.data.builders.text_files import _documents, text_files_builder
 
 
@@ -17,6 +18,7 @@ def write(folder: Path, files: dict[str, bytes]) -> None:
 
 def texts(path: object, folder: Path, errors: str = "strict", field: str = "text") -> list[str]:
     """The documents that `text:PATH` means."""
-    builder, _ = text_files_builder(str(path), folder, 0.1, errors, field)
+    with quiet():
+        builder, _ = text_files_builder(str(path), folder, 0.1, errors, field)
     config = builder.builder_config
     return [data.decode("utf-8", errors) for _, data in _documents(config)]  # type: ignore[arg-type]
