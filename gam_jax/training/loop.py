@@ -22,7 +22,7 @@ from gam_jax.training.heartbeat import TRAINING, Heartbeat
 from gam_jax.training.metrics import MetricsWriter, peak_memory, read_metrics
 from gam_jax.training.profile import Span, Tracer
 from gam_jax.training.progress import Progress
-from gam_jax.training.scoring import Score, score
+from gam_jax.training.scoring import NotANumber, Score, score
 from gam_jax.training.step import TrainState, make_eval_step, make_train_step
 from gam_jax.training.stop_request import StopRequest
 from gam_jax.training.stragglers import Pace, Straggler, Stragglers
@@ -262,14 +262,11 @@ class _Run:
         self._report()
         self.heartbeat.beat(step, "validating")
         settings = self.experiment.train
-        found = score(
-            self.eval_step,
-            state.params,
-            self.data,
-            self.experiment.model,
-            settings.batch,
-            self.layout,
-        )
+        model, rows = self.experiment.model, settings.batch
+        try:
+            found = score(self.eval_step, state.params, self.data, model, rows, self.layout)
+        except NotANumber as error:
+            raise self._diverged(f"after step {step} {error.what}", step) from error
         self.metrics.write(step, "validation", **found.values)
         self.progress.validation(step, found)
         self.clock.pause(step)

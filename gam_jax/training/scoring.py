@@ -20,6 +20,18 @@ from sharding.errors import UserError
 from sharding.layout import Layout
 
 
+class NotANumber(UserError):
+    """A loss that is not a number: the parameters are not sound.
+
+    Attributes:
+      what: where it was found.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}: the parameters are not sound")
+        self.what = what
+
+
 @dataclasses.dataclass(frozen=True)
 class Score:
     """What a validation found.
@@ -63,8 +75,8 @@ def score(
       layout: the mesh.
 
     Raises:
-      UserError: nothing in the validation data has a weight; the first loss that is not a number,
-        by its batch, row and position.
+      UserError: nothing in the validation data has a weight.
+      NotANumber: the first loss that is none, by its batch, row and position.
     """
     one = functools.partial(_summed, eval_step, params, data, model, rows, layout)
     sums = {part: one(part) for part in data.parts}
@@ -94,7 +106,7 @@ def _summed(
         if math.isnan(float(pairs["loss"][0])):
             where = f"validation batch {number}{f' of {part}' if part else ''}"
             where += _place(params, batch, model, layout)
-            raise UserError(f"the loss of {where} is not a number: the parameters are not sound")
+            raise NotANumber(f"the loss of {where} is not a number")
         for name, pair in pairs.items():
             held = sums.setdefault(name, [0.0, 0.0])
             held[:] = (a + float(b) for a, b in zip(held, pair, strict=True))

@@ -143,6 +143,16 @@ def test_a_state_that_is_not_finite_is_never_saved(train, tmp_path):
     assert result.code == 2
 
 
+def test_a_validation_that_is_no_number_is_advised_on_too(train, run):
+    """The rate of the last step before it is so high that the model overflows."""
+    wild = {"optimizer__learning_rate": 1e30, "optimizer__schedule": "constant"}
+    change = "--change=optimizer.learning_rate,optimizer.schedule,train.steps"
+    result = train(run, "--resume", change, **wild, train__steps=41)
+    assert "error: after step 41 the loss of validation batch 0" in result.err
+    assert "(checkpoint 40 is kept): go on at a lower rate by --resume=latest-good" in result.err
+    assert names(run) == {"10", "20", "30", "40"}
+
+
 @pytest.mark.parametrize("which", ["20", "best"])
 def test_going_back_loses_nothing_and_ends_the_same_bit_for_bit(train, whole, run, which):
     step = Checkpoints(run / "checkpoints", read_only=True).choose(which)
