@@ -8,11 +8,12 @@ from __future__ import annotations
 import numpy as np
 
 
-def memory(q, k, v, log_decay, beta, state, rule):
+def memory(q, k, v, log_decay, beta, state, rule, starts=None):
     """S_t = A_t + beta_t k_t w_t^T, A_t = diag(a_t) S_{t-1}, y_t = S_t^T q_t.
 
     w_t is v_t ("hebb") or v_t - A_t^T k_t ("delta"). Returns (y, last S, pull): `pull` takes the
-    gradients by y and by the last S, and gives those by each argument that is not None.
+    gradients by y and by the last S, and gives those by each argument that is not None. Where
+    `starts` [B, T] is true, A_t is 0.
     """
     q, k, v, state = (np.asarray(x, np.float64) for x in (q, k, v, state))
     rows, tokens, heads, _ = v.shape
@@ -21,6 +22,8 @@ def memory(q, k, v, log_decay, beta, state, rule):
     strength = np.ones(v.shape[:3]) if beta is None else np.asarray(beta, np.float64)
 
     def factor(b, t, h):
+        if starts is not None and starts[b, t]:
+            return 0.0
         return 1.0 if decay is None else np.reshape(decay[b, t, h], (-1, 1))
 
     y, states = np.zeros(v.shape), np.zeros((tokens + 1, *state.shape))
@@ -63,9 +66,14 @@ def memory(q, k, v, log_decay, beta, state, rule):
     return y, states[-1], pull
 
 
-def diagonal(log_decay, write, state):
-    """h_t = a_t h_{t-1} + w_t: (all h, pull), `pull` from their gradients to all arguments'."""
+def diagonal(log_decay, write, state, starts=None):
+    """h_t = a_t h_{t-1} + w_t: (all h, pull), `pull` from their gradients to all arguments'.
+
+    Where `starts` [B, T] is true, a_t is 0.
+    """
     decay, write = np.exp(np.asarray(log_decay, np.float64)), np.asarray(write, np.float64)
+    if starts is not None:
+        decay[starts] = 0.0
     states = [np.asarray(state, np.float64)]
     for t in range(write.shape[1]):
         states.append(decay[:, t] * states[-1] + write[:, t])

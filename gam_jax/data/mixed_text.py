@@ -19,7 +19,6 @@ from gam_jax.data.text_dataset import (
     text_scores,
 )
 from gam_jax.data.tokenizer import Tokenizer, tokenizer_from_text
-from gam_jax.data.windows import windows
 
 
 def open_mixture(config: TextMixture, files: Mapping[str, str]) -> MixedTextDataset:
@@ -91,7 +90,7 @@ class MixedTextDataset(Dataset):
     ) -> TrainBatches:
         """Windows of each text, as often as its weight says."""
         config = self.config
-        sources = [windows(t.train, config.window, config.step) for t in self.texts.values()]
+        sources = [text.rows("train") for text in self.texts.values()]
         weights = config.weights
         return train_stream(
             mixed(sources, [weights[name] for name in self.texts], seed, config.shuffle),

@@ -43,6 +43,9 @@ class Text(Data):
       window: tokens predicted per window, T.
       stride: tokens from one window's start to the next. 0 means `window`, so that every token is
         predicted once. The paper's blocks of 257 tokens are window=256, stride=257.
+      documents: `joined`: one stream of all documents, cut into windows; a window may hold parts of
+        several. `packed`: whole documents, as many in a row of `window` tokens as fit, none of
+        which sees another; longer ones are cut. `rows`: one document, or a piece of it, in a row.
       separators: put the tokenizer's separator between documents.
       decode_errors: what to do with files that are not UTF-8, `strict` or `replace`.
       shuffle: visit the training windows in a seeded random order, another one each epoch.
@@ -84,11 +87,18 @@ class Text(Data):
     train_rows: Count = 0
     validation_rows: Count = 0
     field: str = "text"
+    documents: str = "joined"
 
     def __post_init__(self) -> None:
         check_bounds(self, "data")
         _one_of("bpe_splits", self.bpe_splits, ("train", "all"))
         _one_of("bpe_pre_tokenizer", self.bpe_pre_tokenizer, ("byte_level", "whitespace"))
+        _one_of("documents", self.documents, ("joined", "packed", "rows"))
+        if self.stride and self.documents != "joined":
+            raise UserError(
+                f"data.stride={self.stride} is of windows over joined documents: leave it 0 with "
+                f"data.documents={self.documents}"
+            )
         _one_of("decode_errors", self.decode_errors, ("strict", "replace"))
         if not 0 < self.validation_fraction < 1:
             raise UserError(
@@ -113,10 +123,15 @@ class Text(Data):
         return self.stride or self.window
 
     def sizes(self) -> dict[str, int]:
-        """window; and vocab, where the tokenizer's name alone tells it."""
+        """window, whether rows are packed; and vocab, where the tokenizer's name tells it."""
         name, _, size = self.tokenizer.partition(":")
         known = {"bytes": 256, "bpe": int(size) if size.isdigit() else 0}.get(name)
-        return {"window": self.window, **({"vocab": known} if known else {})}
+        return {**self.row_sizes, **({"vocab": known} if known else {})}
+
+    @property
+    def row_sizes(self) -> dict[str, int]:
+        """window, and packed: 1 where rows hold documents that see nothing of each other."""
+        return {"window": self.window, "packed": int(self.documents == "packed")}
 
     def open(self, files: Mapping[str, str] | None = None) -> TextDataset:
         """Opens the corpus, makes or opens the tokenizer, and tokenizes every split.
@@ -134,13 +149,14 @@ class Text(Data):
         return open_text(self, None if kept is None else tokenizer_from_text(kept))
 
     def batch(self, rows: int) -> dict[str, Any]:
-        """inputs and targets int32 [rows, window]; weights float32 likewise."""
+        """inputs and targets int32 [rows, window]; weights float32; packed, starts bool."""
         import jax
         import jax.numpy as jnp
 
-        ids = jax.ShapeDtypeStruct((rows, self.window), jnp.int32)
-        weights = jax.ShapeDtypeStruct((rows, self.window), jnp.float32)
-        return {"inputs": ids, "targets": ids, "weights": weights}
+        dtypes = {"inputs": jnp.int32, "targets": jnp.int32, "weights": jnp.float32}
+        if self.documents == "packed":
+            dtypes["starts"] = jnp.bool_
+        return {n: jax.ShapeDtypeStruct((rows, self.window), d) for n, d in dtypes.items()}
 
 
 def _one_of(field: str, value: str, choices: tuple[str, ...]) -> None:

@@ -13,11 +13,12 @@ from gam_jax.data.base import Batch, Dataset, Sums
 from gam_jax.data.baselines import baselines
 from gam_jax.data.bpe import cached_bpe
 from gam_jax.data.corpus import Corpus, open_corpus
-from gam_jax.data.stream import TrainBatches
+from gam_jax.data.packing import DocumentRows, check_rows, first_documents
+from gam_jax.data.stream import TrainBatches, validation_stream
 from gam_jax.data.text import TOKENIZER, Text
 from gam_jax.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
-from gam_jax.data.tokens import tokenize_split
-from gam_jax.data.windows import train_batches, validation_batches, windows
+from gam_jax.data.tokens import document_lengths, tokenize_split
+from gam_jax.data.windows import Windows, train_batches, validation_batches, windows
 from sharding.errors import UserError
 
 
@@ -32,6 +33,7 @@ class TextDataset(Dataset):
       train: [N] tokens, read-only, uint16 or uint32.
       validation: likewise.
       test: likewise, None where the corpus has no test split.
+      lengths: split -> tokens of each document, where rows hold whole documents.
       bytes_per_token: UTF-8 bytes of the validation text / tokens of the validation split
         (separators count as tokens and not as bytes). Bits per byte are
         loss / ln 2 / bytes_per_token.
@@ -44,6 +46,7 @@ class TextDataset(Dataset):
     validation: np.ndarray
     test: np.ndarray | None
     bytes_per_token: float
+    lengths: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     unit = "tokens"
 
@@ -54,8 +57,8 @@ class TextDataset(Dataset):
 
     @property
     def sizes(self) -> Mapping[str, int]:  # type: ignore[override]
-        """vocab, and the window's tokens."""
-        return {"vocab": self.tokenizer.vocab, "window": self.config.window}
+        """vocab, the window's tokens, and whether rows are packed."""
+        return {"vocab": self.tokenizer.vocab, **self.config.row_sizes}
 
     @property
     def fingerprints(self) -> Mapping[str, str]:  # type: ignore[override]
@@ -80,15 +83,38 @@ class TextDataset(Dataset):
 
     def scored_on(self, split: str, tokens: int = 0) -> TextDataset:
         """The same with another split, or the first tokens of it, as its validation stream."""
-        held = self.split(split)
-        return dataclasses.replace(self, validation=held[: tokens + 1] if tokens else held)
+        held, lengths = self.split(split), dict(self.lengths)
+        if lengths:
+            lengths["validation"] = lengths[split]
+        found = dataclasses.replace(self, validation=held, lengths=lengths)
+        return found.first(0, tokens)
+
+    def rows(self, split: str, multiple: int = 1) -> Windows | DocumentRows:
+        """A split as rows to train on, or, with another multiple, as rows to score.
+
+        Args:
+          split: "train" or "validation".
+          multiple: rows of no weight follow until there are a multiple of it.
+
+        Raises:
+          UserError: there is not one whole row of training text.
+        """
+        config, tokens = self.config, self.split(split)
+        if config.documents == "joined":
+            return windows(tokens, config.window, config.step)
+        separator = self.tokenizer.separator if config.separators else None
+        packed = config.documents == "packed"
+        rows = DocumentRows(tokens, self.lengths[split], config.window, separator, packed, multiple)
+        if split == "train":
+            check_rows(rows, config.window)
+        return rows
 
     def train_stream(
         self, rows: int, seed: int, process: int = 0, processes: int = 1, position: int = 0
     ) -> TrainBatches:
-        """Windows of the training tokens, see `windows.train_batches`."""
+        """The rows of the training text in an order drawn from the seed, then in another, ..."""
         return train_batches(
-            self.train,
+            self.rows("train"),
             self.config,
             batch=rows,
             seed=seed,
@@ -100,10 +126,13 @@ class TextDataset(Dataset):
     def validation_stream(
         self, part: str, rows: int, process: int = 0, processes: int = 1
     ) -> Iterator[Batch]:
-        """Windows in which each validation token is scored once."""
-        return validation_batches(
-            self.validation, self.config, batch=rows, process=process, processes=processes
-        )
+        """Rows in which each validation token is scored once."""
+        if self.config.documents == "joined":
+            return validation_batches(
+                self.validation, self.config, batch=rows, process=process, processes=processes
+            )
+        source = self.rows("validation", rows)
+        return validation_stream(source, batch=rows, process=process, processes=processes)
 
     def scores(self, sums: Mapping[str, Sums]) -> dict[str, float]:
         """loss in nats per token, perplexity, bits per byte of the text."""
@@ -127,19 +156,34 @@ class TextDataset(Dataset):
         """That many first tokens of each split to predict; 0 for all."""
         data = self
         if validation and validation < len(data.validation) - 1:
-            data = dataclasses.replace(data, validation=data.validation[: validation + 1])
+            data = data._cut("validation", validation)
         if train and train < len(data.train) - 1:
-            data = dataclasses.replace(data, train=data.train[: train + 1])
-            windows(data.train, self.config.window, self.config.step)
+            data = data._cut("train", train)
+            data.rows("train")
         return data
+
+    def _cut(self, split: str, tokens: int) -> TextDataset:
+        lengths = dict(self.lengths)
+        if lengths:
+            lengths[split] = first_documents(lengths[split], tokens, self.config.separators)
+        changes: dict[str, Any] = {split: self.split(split)[: tokens + 1], "lengths": lengths}
+        return dataclasses.replace(self, **changes)
 
     def described(self) -> str:
         """Tokens of each split, and the share of the text's bytes that validation has."""
         held, train = (self.corpus.bytes(split) for split in ("validation", "train"))
         return (
             f"{len(self.train):,} training and {len(self.validation):,} validation tokens "
-            f"({held / (train + held):.1%} of the bytes held out)"
+            f"({held / (train + held):.1%} of the bytes held out){self._of_rows()}"
         )
+
+    def _of_rows(self) -> str:
+        """How many rows documents make, and how much of them is empty."""
+        rows = self.rows("train")
+        if not isinstance(rows, DocumentRows):
+            return ""
+        number = f"{len(self.lengths['train']):,} documents in {rows.filled:,} rows"
+        return f"; {number}, of whose places {rows.waste:.1%} are empty"
 
     def changed(self, name: str, saved: Mapping[str, Any]) -> str:
         """That of the text, of its split or of the tokenizer."""
@@ -183,10 +227,12 @@ def open_text(config: Text, tokenizer: Tokenizer | None = None) -> TextDataset:
     corpus = open_corpus(config)
     tokenizer = tokenizer or make_tokenizer(config, [corpus])
     tokens = {s: tokenize_split(corpus, s, tokenizer, config.separators) for s in corpus.splits}
-    windows(tokens["train"], config.window, config.step)
     if len(tokens["validation"]) < 2:
         raise UserError(f"the validation text of {config.name} is under two tokens: give more text")
-    return TextDataset(
+    lengths = {}
+    if config.documents != "joined":
+        lengths = {split: document_lengths(corpus, split, tokenizer) for split in corpus.splits}
+    data = TextDataset(
         config=config,
         corpus=corpus,
         tokenizer=tokenizer,
@@ -194,7 +240,10 @@ def open_text(config: Text, tokenizer: Tokenizer | None = None) -> TextDataset:
         validation=tokens["validation"],
         test=tokens.get("test"),
         bytes_per_token=corpus.bytes("validation") / len(tokens["validation"]),
+        lengths=lengths,
     )
+    data.rows("train")
+    return data
 
 
 def make_tokenizer(config: Text, corpora: Sequence[Corpus]) -> Tokenizer:

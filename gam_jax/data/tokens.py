@@ -56,6 +56,29 @@ def tokenize_split(
     return np.load(cached(corpus.folder, path, write), mmap_mode="r")
 
 
+def document_lengths(corpus: Corpus, split: str, tokenizer: Tokenizer) -> np.ndarray:
+    """Tokens of each document of a split, int64, in order; kept as the tokens are."""
+    settings: dict[str, object] = {
+        "corpus": corpus.fingerprint,
+        "split": split,
+        "tokenizer": tokenizer.fingerprint,
+    }
+    path = cache_path(corpus.folder, "lengths", settings, ".npy")
+
+    def write(target: Path) -> None:
+        lengths: list[int] = []
+        for group in _groups(corpus, split):
+            ids = tokenizer.encode_batch([text for _, text in group])
+            for (starts, _), own in zip(group, ids, strict=True):
+                if starts or not lengths:
+                    lengths.append(0)
+                lengths[-1] += len(own)
+        with target.open("wb") as file:
+            np.save(file, np.asarray(lengths, np.int64))
+
+    return np.load(cached(corpus.folder, path, write))
+
+
 def _write(path: Path, corpus: Corpus, split: str, tokenizer: Tokenizer, separators: bool) -> None:
     dtype = np.dtype(np.uint16 if tokenizer.vocab <= 1 << 16 else np.uint32)
     with path.open("wb") as file:

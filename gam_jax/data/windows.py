@@ -20,11 +20,31 @@ if TYPE_CHECKING:
     from gam_jax.data.text import Text
 
 
-class Windows:
-    """Full windows of a token array: a random access source for Grain.
+class TokenRows:
+    """A random access source for Grain that reads from an array of tokens, `_tokens`.
+
+    A memory map is reopened, not copied, in a worker process.
+    """
+
+    _tokens: np.ndarray
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        # A slice of a map forgets where in the file it starts: it is copied.
+        if isinstance(self._tokens, np.memmap) and isinstance(self._tokens.base, mmap.mmap):
+            state["_tokens"] = _MapOf(self._tokens)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        tokens = state["_tokens"]
+        self.__dict__.update(state, _tokens=tokens.open() if isinstance(tokens, _MapOf) else tokens)
+
+
+class Windows(TokenRows):
+    """Full windows of a token array.
 
     Args:
-      tokens: [N] of any integer type. A memory map is reopened, not copied, in a worker process.
+      tokens: [N] of any integer type.
       window: T.
       stride: tokens from one window's start to the next.
     """
@@ -40,17 +60,6 @@ class Windows:
         chunk = self._tokens[start : start + self._window + 1].astype(np.int32)
         weights = np.ones(self._window, np.float32)
         return {"inputs": chunk[:-1], "targets": chunk[1:], "weights": weights}
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = dict(self.__dict__)
-        # A slice of a map forgets where in the file it starts: it is copied.
-        if isinstance(self._tokens, np.memmap) and isinstance(self._tokens.base, mmap.mmap):
-            state["_tokens"] = _MapOf(self._tokens)
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        tokens = state["_tokens"]
-        self.__dict__.update(state, _tokens=tokens.open() if isinstance(tokens, _MapOf) else tokens)
 
 
 class _MapOf:
@@ -115,7 +124,7 @@ def windows(tokens: np.ndarray, window: int, stride: int) -> Windows:
 
 
 def train_batches(
-    tokens: np.ndarray,
+    source: TokenRows,
     config: Text,
     *,
     batch: int,
@@ -124,15 +133,15 @@ def train_batches(
     processes: int = 1,
     position: int = 0,
 ) -> TrainBatches:
-    """The training stream: all windows in an order drawn from the seed, then in another, ...
+    """The training stream: all rows in an order drawn from the seed, then in another, ...
 
     The rows of processes 0, 1, ... in order are the rows of the one-process batch. A batch may
-    hold the last windows of one epoch and the first of the next, so none is short.
+    hold the last rows of one epoch and the first of the next, so none is short.
 
     Args:
-      tokens: [N] training tokens.
-      config: window, stride, shuffle and workers. With workers, a script must keep what it runs
-        under `if __name__ == "__main__"`: each worker imports it again.
+      source: of rows that each are whole.
+      config: shuffle and workers. With workers, a script must keep what it runs under
+        `if __name__ == "__main__"`: each worker imports it again.
       batch: rows of the global batch, B * processes.
       seed: of the shuffle, 0 to 2**32 - 1.
       process: which process this is.
@@ -140,12 +149,11 @@ def train_batches(
       position: global batches already delivered.
 
     Returns:
-      An iterator of dicts: inputs and targets int32 [B, T], weights float32 [B, T] of ones.
+      An iterator of dicts: inputs and targets int32 [B, T], weights float32 [B, T], ...
 
     Raises:
-      UserError: the batch does not divide by the processes; no full window.
+      UserError: the batch does not divide by the processes.
     """
-    source = windows(tokens, config.window, config.step)
     return train_stream(
         endless(source, seed, config.shuffle),
         batch=batch,

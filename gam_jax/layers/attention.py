@@ -6,11 +6,12 @@ import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from gam_jax.layers.base import WHOLE, Layer, known, known_most, row_counter
 from gam_jax.ops.attention import BLOCK, Rule, attend, attend_cache, with_shared, with_sinks
-from gam_jax.ops.cache import write_rows
+from gam_jax.ops.cache import append_rows, read_rows, write_rows
+from gam_jax.ops.documents import Spans, spans_of
 from gam_jax.ops.dropout import dropout
 from gam_jax.ops.fused_attention import attention
 from gam_jax.ops.linear import linear
@@ -141,7 +142,9 @@ class Attention(Layer):
     def carry_table(self, batch: int) -> Any:
         """key and value [B, G, S, K], keys as they are scored, and each row's position [B].
 
-        With a prefix, prefix_key and prefix_value [B, m, G, K].
+        Positions are counted in the document that goes on. The cache begins with it, but for a
+        window, whose older keys the position hides. With a prefix, prefix_key and prefix_value
+        [B, m, G, K].
         """
         tokens = None if self.window else "token"
         shape, axes = (batch, self.groups, self.cached, self.size), ("batch", "heads", tokens, None)
@@ -161,29 +164,36 @@ class Attention(Layer):
         axes: Axes = WHOLE,
         *,
         key: Array | None = None,
+        starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Any]:
         """Heads are split inside, and summed on the way out.
 
         Raises:
           ValueError: more tokens than the context (where the position is traced and not known
-            when this is compiled, the outputs of such a chunk are NaN instead).
+            when this is compiled, the outputs of such a chunk are NaN instead; where documents
+            begin in it, those of tokens beyond the context of their document).
         """
         x = residual.enter(x, axes, "heads")
         batch, tokens = x.shape[:2]
         total = tokens * collectives.axis_size(axes.seq)
         position = jnp.zeros(batch, jnp.int32) if carry is None else carry["position"]
-        check_fits(position, total, self.limit, "Attention")
-        first = 0 if carry is None else position[:, None]
-        places = first + collectives.axis_index(axes.seq) * tokens + jnp.arange(tokens)
+        spans = None if starts is None else spans_of(starts, position, axes.seq)
+        check_fits(position if spans is None else jnp.zeros(()), total, self.limit, "Attention")
+        if spans is None:
+            first = 0 if carry is None else position[:, None]
+            places = first + collectives.axis_index(axes.seq) * tokens + jnp.arange(tokens)
+        else:
+            places = spans.places
         q, k, v = self._heads(params, x.reshape(-1, x.shape[-1]), (batch, tokens), places)
         sinks, prefix = params.get("sinks"), self._prefix(carry, batch, axes)
         shared = self._shared(prefix)
         if carry is None or carry["key"] is None:
-            mixed = self._from_start(q, k, v, axes.seq, sinks, shared)
-            cache = tuple(self._kept(self._whole(x, axes.seq)) for x in (k, v))
+            mixed = self._from_start(q, k, v, axes.seq, sinks, shared, spans)
+            cache = tuple(self._kept(self._whole(x, axes.seq), spans) for x in (k, v))
         else:
-            mixed, cache = self._continued(q, k, v, carry, axes.seq, sinks, shared)
-        after = {"key": cache[0], "value": cache[1], "position": position + total, **prefix}
+            mixed, cache = self._continued(q, k, v, carry, axes.seq, sinks, shared, spans)
+        after = {"key": cache[0], "value": cache[1], **prefix}
+        after["position"] = position + total if spans is None else spans.after
         out = params["out"]
         flat = mixed.reshape(batch * tokens, -1)
         partial = linear(flat, out.reshape(-1, out.shape[-1])).reshape(batch, tokens, -1)
@@ -228,16 +238,19 @@ class Attention(Layer):
         seq: str | None,
         sinks: Array | None,
         shared: Shared | None,
+        spans: Spans | None,
     ) -> Array:
         """What a sequence that begins here gives: no cache is looked into."""
+        first = None if spans is None else spans.begun
         if seq is not None and not self.window:
-            return ring_attention(self.rule, q, k, v, seq, sinks, shared)
+            return ring_attention(self.rule, q, k, v, seq, sinks, shared, first)
         if seq is None and sinks is None and shared is None:
-            return attention(self.rule, q, k, v)
+            return attention(self.rule, q, k, v, first=first)
+        first = 0 if first is None else first
         if seq is None:
-            found = attend(self.rule, q, k, v)
+            found = attend(self.rule, q, k, v, 0, first)
         else:
-            found = window_attention(self.rule, q, k, v, seq)
+            found = window_attention(self.rule, q, k, v, seq, first)
         return self._finished(found, q, sinks, shared)
 
     def _continued(
@@ -249,6 +262,7 @@ class Attention(Layer):
         seq: str | None,
         sinks: Array | None,
         shared: Shared | None,
+        spans: Spans | None,
     ) -> tuple[Array, tuple[Array, Array]]:
         """What follows on a cache, and the cache after; every device sees all of the chunk."""
         position = carry["position"]
@@ -257,22 +271,34 @@ class Attention(Layer):
         pairs = [(carry[name], x) for name, x in zip(("key", "value"), new, strict=True)]
         if self.window:
             keys, values = (jnp.concatenate([c.astype(x.dtype), x], axis=2) for c, x in pairs)
-            first = jnp.maximum(0, self.cached - position)
+            first = self.cached - position if spans is None else self.cached + spans.begun
+            first = jnp.maximum(0, first)
             found = attend_cache(self.rule, q, keys, values, self.cached + own, first)
             mixed = self._finished(found, q, sinks, shared)
             return mixed, (self._kept(keys), self._kept(values))
-        keys, values = (write_rows(c, x, position, axis=2) for c, x in pairs)
+        if spans is None:
+            first, fits = 0, (position + new[0].shape[2] <= self.context)[:, None]
+            keys, values = (write_rows(c, x, position, axis=2) for c, x in pairs)
+        else:
+            position = jnp.minimum(position, self.context)
+            first, fits = spans.begun + position[:, None], spans.places < self.context
+            keys, values = (append_rows(c, x, position, axis=2) for c, x in pairs)
         read = keys.astype(q.dtype), values.astype(q.dtype)
-        mixed = self._finished(attend_cache(self.rule, q, *read, position + own), q, sinks, shared)
-        fits = position + new[0].shape[2] <= self.context
-        return jnp.where(fits[:, None, None, None], mixed, jnp.nan), (keys, values)
+        found = attend_cache(self.rule, q, *read, position + own, first)
+        mixed = jnp.where(fits[..., None, None], self._finished(found, q, sinks, shared), jnp.nan)
+        if spans is not None:
+            last = position + spans.last
+            keys, values = (read_rows(x, last, self.context, axis=2) for x in (keys, values))
+        return mixed, (keys, values)
 
     def _whole(self, x: Array, seq: str | None) -> Array:
         """Keys or values of all tokens, heads first, as a cache keeps them."""
         return jnp.swapaxes(collectives.all_gather(x, seq, dim=1), 1, 2)
 
-    def _kept(self, x: Array) -> Array:
+    def _kept(self, x: Array, spans: Spans | None = None) -> Array:
         """The cache after the keys or values x: filled up, at the end without a window."""
+        if spans is not None and not self.window:
+            return read_rows(x, spans.last, self.context, axis=2).astype(jnp.float32)
         missing = max(0, self.cached - x.shape[2])
         widths = (missing, 0) if self.window else (0, missing)
         x = jnp.pad(x, ((0, 0), (0, 0), widths, (0, 0)))

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import jax
 import jax.core
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from gam_jax.params import Param, Params, Table, path_name, zero_shards, zeros
 from sharding.axes import Axes
@@ -78,6 +78,18 @@ class Layer:
         inner = (getattr(self, field.name) for field in dataclasses.fields(self))  # type: ignore[arg-type]
         return all(layer.causal for layer in inner if isinstance(layer, Layer))
 
+    @property
+    def documents(self) -> bool:
+        """Whether a call may be told where documents begin, by `starts`.
+
+        The law of documents: for any packing of documents into rows and any split into chunks, the
+        outputs at a document's tokens, and their gradients, are those of the document alone. By
+        default a layer obeys it if every layer that it holds does. A layer that mixes tokens and
+        cannot keep documents apart returns False, and is not given `starts`.
+        """
+        inner = (getattr(self, field.name) for field in dataclasses.fields(self))  # type: ignore[arg-type]
+        return all(layer.documents for layer in inner if isinstance(layer, Layer))
+
     def table(self) -> Table:
         """The parameters, see `gam_jax.params`."""
         raise NotImplementedError
@@ -128,6 +140,7 @@ class Layer:
         axes: Axes = WHOLE,
         *,
         key: Array | None = None,
+        starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
         """The outputs y, and the carry after the last token.
 
@@ -139,6 +152,8 @@ class Layer:
             learned (`ParScale`) is a carry that holds None for each cache.
           axes: the mesh axes that this program runs over, see `sharding.axes.Axes`.
           key: for dropout; None for none.
+          starts: true at the first token of each document, over all T tokens of this device's
+            shard of the sequence; None where all tokens belong to one. See `documents`.
         """
         raise NotImplementedError
 
@@ -149,6 +164,21 @@ def known_most(counts: Int[Array, B]) -> int:
 
 
 LayerType = TypeVar("LayerType")
+
+
+def told(starts: Bool[Array, "B T"] | None) -> dict[str, Array]:
+    """What a layer hands on to the layers inside: nothing where there are no documents."""
+    return {} if starts is None else {"starts": starts}
+
+
+def refuses_documents(layer: Layer) -> str:
+    """The name of the innermost layer whose `documents` is False; empty where none is."""
+    inner = (getattr(layer, field.name) for field in dataclasses.fields(layer))  # type: ignore[arg-type]
+    for one in inner:
+        if isinstance(one, Layer) and not one.documents:
+            return refuses_documents(one)
+    return "" if layer.documents else type(layer).__name__
+
 
 INHERITED = ("width", "dropout")
 """Fields that an inner layer takes from the layer around it where it leaves them None."""

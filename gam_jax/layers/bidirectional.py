@@ -42,6 +42,11 @@ class Bidirectional(Layer):
         """False: every output depends on later tokens too."""
         return False
 
+    @property
+    def documents(self) -> bool:
+        """False: the layer from the right would read on into the document before."""
+        return False
+
     def table(self) -> Table:
         """forward, backward, w_out [2, D, D], b_out [D]."""
         width = known(self.width, "width", self)

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from gam_jax.layers.base import WHOLE, Carry, Layer, inherit
+from gam_jax.layers.base import WHOLE, Carry, Layer, inherit, told
 from gam_jax.layers.mlp import MLP
 from gam_jax.layers.norm import LayerNorm
 from gam_jax.params import Params, Table, stack
@@ -87,6 +87,7 @@ class Block(Layer):
         axes: Axes = WHOLE,
         *,
         key: Array | None = None,
+        starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
         """One or two residual steps."""
         begin: Carry = {"mixer": None, "ffn": None} if carry is None else carry
@@ -102,7 +103,9 @@ class Block(Layer):
             changes = []
             for name in layers:
                 layer: Layer = getattr(self, name)
-                change, after[name] = layer(params[name], inside, begin[name], axes, key=own[name])
+                change, after[name] = layer(
+                    params[name], inside, begin[name], axes, key=own[name], **told(starts)
+                )
                 changes.append(change)
             change = functools.reduce(jnp.add, changes)
             x = x + (normed(f"{prefix}out_norm", change) if self.norms == "sandwich" else change)
@@ -147,10 +150,11 @@ class Residual(Layer):
         axes: Axes = WHOLE,
         *,
         key: Array | None = None,
+        starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
         """One residual step."""
         normed, _ = self.norm(params["norm"], x, None, axes)
-        change, after = self.inner(params["inner"], normed, carry, axes, key=key)
+        change, after = self.inner(params["inner"], normed, carry, axes, key=key, **told(starts))
         return x + change, after
 
 
@@ -207,12 +211,13 @@ class Stack(Layer):
         axes: Axes = WHOLE,
         *,
         key: Array | None = None,
+        starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
         """Runs the blocks in order; layer i draws its randomness from fold_in(key, i).
 
         Given a carry `apart`, it is not a scan, and the carry after is apart too.
         """
-        return _run_blocks(self, axes, params, x, carry, key)
+        return _run_blocks(self, axes, params, x, carry, key, starts)
 
     def apart(self, carry: Carry) -> Apart:
         """A carry, each block's by itself."""
@@ -259,6 +264,7 @@ class Series(Layer):
         axes: Axes = WHOLE,
         *,
         key: Array | None = None,
+        starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
         """Runs the first layer, and the second on its outputs."""
         begin: Carry = {"first": None, "then": None} if carry is None else carry
@@ -267,7 +273,7 @@ class Series(Layer):
         for name, own in zip(("first", "then"), keys, strict=True):
             layer: Layer = getattr(self, name)
             whole = _gathered(layer, params[name])
-            x, after[name] = layer(whole, x, begin[name], axes, key=own)
+            x, after[name] = layer(whole, x, begin[name], axes, key=own, **told(starts))
         return x, after
 
 
@@ -285,13 +291,19 @@ def _gathered(layer: Layer, params: Params) -> Params:
 # Compiled once for a stack, so that a call outside jax.jit does not compile its scan anew.
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _run_blocks(
-    stack: Stack, axes: Axes, params: Params, x: Array, carry: Carry | None, key: Array | None
+    stack: Stack,
+    axes: Axes,
+    params: Params,
+    x: Array,
+    carry: Carry | None,
+    key: Array | None,
+    starts: Array | None,
 ) -> tuple[Array, Carry]:
     def step(h: Array, layer: tuple[Params, Carry, Array]) -> tuple[Array, Carry]:
         block_params, block_carry, index = layer
         block_key = None if key is None else jax.random.fold_in(key, index)
         own = _gathered(stack.block, block_params)
-        return stack.block(own, h, block_carry, axes, key=block_key)
+        return stack.block(own, h, block_carry, axes, key=block_key, **told(starts))
 
     if isinstance(carry, Apart):
         after = []

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from gam_jax.layers.base import WHOLE, Carry, Layer, inherit
+from gam_jax.layers.base import WHOLE, Carry, Layer, inherit, told
 from gam_jax.params import Params, Table
 from sharding import collectives
 from sharding.axes import Axes
@@ -59,27 +59,32 @@ class Chunked(Layer):
         axes: Axes = WHOLE,
         *,
         key: Array | None = None,
+        starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
         """A scan over the whole chunks, then the rest."""
         batch, tokens, width = x.shape
         count = tokens // self.size
         if axes.tokens or count == 0:
-            return self.inner(params, x, carry, axes, key=key)
+            return self.inner(params, x, carry, axes, key=key, **told(starts))
 
-        def step(carry: Carry, chunk: tuple[Array, Array]) -> tuple[Carry, Array]:
-            part, index = chunk
+        def step(carry: Carry, chunk: tuple[Array, Array, Array | None]) -> tuple[Carry, Array]:
+            part, index, begins = chunk
             own = None if key is None else jax.random.fold_in(key, index)
-            y, carry = self.inner(params, part, carry, axes, key=own)
+            y, carry = self.inner(params, part, carry, axes, key=own, **told(begins))
             return carry, y
 
+        def cut(x: Array) -> Array:
+            parts = x[:, : count * self.size].reshape(batch, count, self.size, *x.shape[2:])
+            return jnp.moveaxis(parts, 1, 0)
+
         carry = self.begun(carry, batch, axes)
-        whole = x[:, : count * self.size].reshape(batch, count, self.size, width)
-        chunks = (jnp.moveaxis(whole, 1, 0), jnp.arange(count))
+        chunks = (cut(x), jnp.arange(count), None if starts is None else cut(starts))
         first = jax.tree.map(lambda part: part[0], chunks)
         carry = collectives.typed_as(carry, jax.eval_shape(step, carry, first)[0])
         carry, ys = lax.scan(jax.checkpoint(step, prevent_cse=False), carry, chunks)
         y = jnp.moveaxis(ys, 0, 1).reshape(batch, -1, width)
         if count * self.size == tokens:
             return y, carry
-        carry, last = step(carry, (x[:, count * self.size :], jnp.asarray(count)))
+        rest = None if starts is None else starts[:, count * self.size :]
+        carry, last = step(carry, (x[:, count * self.size :], jnp.asarray(count), rest))
         return jnp.concatenate([y, last], axis=1), carry

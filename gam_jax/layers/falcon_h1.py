@@ -6,10 +6,10 @@ import dataclasses
 from typing import Any
 
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from gam_jax.layers.attention import Attention
-from gam_jax.layers.base import WHOLE, Carry, Layer, inherit
+from gam_jax.layers.base import WHOLE, Carry, Layer, inherit, told
 from gam_jax.layers.mamba2 import Mamba2
 from gam_jax.params import Params, Table
 from sharding.axes import Axes
@@ -67,13 +67,21 @@ class FalconH1(Layer):
         axes: Axes = WHOLE,
         *,
         key: Array | None = None,
+        starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
         """The weighted sum of the two."""
         before: Carry = {"attention": None, "ssm": None} if carry is None else carry
         keys = (None, None) if key is None else jax.random.split(key)
         after: dict[str, Carry] = {}
         recalled, after["attention"] = self.attention(
-            params["attention"], self.attention_in * x, before["attention"], axes, key=keys[0]
+            params["attention"],
+            self.attention_in * x,
+            before["attention"],
+            axes,
+            key=keys[0],
+            **told(starts),
         )
-        mixed, after["ssm"] = self.ssm(params["ssm"], x, before["ssm"], axes, key=keys[1])
+        mixed, after["ssm"] = self.ssm(
+            params["ssm"], x, before["ssm"], axes, key=keys[1], **told(starts)
+        )
         return self.ssm_out * mixed + self.attention_out * recalled, after

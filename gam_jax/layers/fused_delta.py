@@ -7,11 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from gam_jax.layers.base import WHOLE, Carry, Layer, known
 from gam_jax.ops.activation import gelu
 from gam_jax.ops.conv import causal_conv
+from gam_jax.ops.documents import segments
 from gam_jax.ops.linear import linear, linear_transposed
 from gam_jax.ops.norm import rms_norm, unit_norm
 from gam_jax.ops.scan import memory_scan
@@ -140,19 +141,21 @@ class FusedDelta(Layer):
         axes: Axes = WHOLE,
         *,
         key: Array | None = None,
+        starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
         """Heads are split inside, hidden units in the gates' network; sums on the way out."""
         before: Carry = self.carry(x.shape[0], axes) if carry is None else carry
         after: dict[str, Array] = {}
         x = residual.enter(x, axes, "heads", "ffn")
         flat, w_qkv = x.reshape(-1, x.shape[-1]), params["w_qkv"]
+        own = None if starts is None else segments(starts, axes.seq)
 
         def convolved(name: str, values: Array) -> Array:  # [B, T, H, C]
             taps, tail = params[name], before[name]
             begin = tail.astype(x.dtype).reshape(*tail.shape[:2], -1)
-            rows = values.reshape(*values.shape[:2], -1)
-            bias = jnp.zeros((), x.dtype)
-            y, last = causal_conv(rows, taps.reshape(taps.shape[0], -1), bias, begin, axes.seq)
+            rows, bias = values.reshape(*values.shape[:2], -1), jnp.zeros((), x.dtype)
+            filters = taps.reshape(taps.shape[0], -1)
+            y, last = causal_conv(rows, filters, bias, begin, axes.seq, segments=own)
             after[name] = last.astype(tail.dtype).reshape(tail.shape)
             return y.reshape(values.shape)
 
@@ -173,6 +176,7 @@ class FusedDelta(Layer):
             state=before["state"],
             chunk=self.chunk,
             axis=axes.seq,
+            starts=starts,
         )
         paths = jnp.stack([convolved("short", v), convolved("long", v), read, v], axis=3)
         gates = self._gates(params, flat, paths, axes)

@@ -8,10 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from gam_jax.layers.base import WHOLE, Carry, Layer, known
 from gam_jax.ops.conv import causal_conv, reach
+from gam_jax.ops.documents import segments
 from gam_jax.ops.linear import linear
 from gam_jax.ops.memory import memory_read
 from gam_jax.ops.sparse_memory import sparse_read
@@ -108,6 +109,7 @@ class GAM(Layer):
         axes: Axes = WHOLE,
         *,
         key: Array | None = None,
+        starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
         """Channels are split between the two pathways and their fusion, slots inside the read."""
         before: Carry = self.carry(x.shape[0], axes) if carry is None else carry
@@ -119,9 +121,9 @@ class GAM(Layer):
         if self._convolves:
             own = collectives.own_shard(x, channels, dim=2)
             tail = after.astype(x.dtype)
-            local, tail = causal_conv(
-                own, params["conv"], params["conv_bias"], tail, axes.seq, self.dilation
-            )
+            conv, bias = params["conv"], params["conv_bias"]
+            own_segments = None if starts is None else segments(starts, axes.seq)
+            local, tail = causal_conv(own, conv, bias, tail, axes.seq, self.dilation, own_segments)
             after = tail.astype(after.dtype)
             pathways.append(local.reshape(flat.shape[0], -1))
         if self._reads:

@@ -6,12 +6,13 @@ import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from gam_jax.layers.attention import check_fits
 from gam_jax.layers.base import WHOLE, Layer, known, row_counter
 from gam_jax.ops.attention import Rule, attend, attend_cache
-from gam_jax.ops.cache import write_rows
+from gam_jax.ops.cache import append_rows, read_rows, write_rows
+from gam_jax.ops.documents import Spans, spans_of
 from gam_jax.ops.dropout import dropout
 from gam_jax.ops.linear import linear
 from gam_jax.ops.norm import rms_norm
@@ -105,7 +106,10 @@ class LatentAttention(Layer):
         return table
 
     def carry_table(self, batch: int) -> Any:
-        """latent [B, S, R], shared_key [B, S, P], turned, and each row's position [B]."""
+        """latent [B, S, R], shared_key [B, S, P], turned, and each row's position [B].
+
+        The cache begins, and positions count, with the document that goes on.
+        """
         sizes = {"latent": self.latent, "shared_key": self.rotary_size}
         axes = ("batch", "token", None)
         table = {
@@ -122,46 +126,76 @@ class LatentAttention(Layer):
         axes: Axes = WHOLE,
         *,
         key: Array | None = None,
+        starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Any]:
         """Heads are split inside, and summed on the way out.
 
         Raises:
           ValueError: more tokens than the context (where the position is traced and not known
-            when this is compiled, the outputs of such a chunk are NaN instead).
+            when this is compiled, the outputs of such a chunk are NaN instead; where documents
+            begin in it, those of tokens beyond the context of their document).
         """
         batch = x.shape[0]
         position = jnp.zeros(batch, jnp.int32) if carry is None else carry["position"]
-        starts = carry is None or carry["latent"] is None
-        before = 0 if carry is None else position[:, None]
-        places = before + residual.first_token(x.shape[1], axes) + jnp.arange(x.shape[1])
-        new = self._compressed(params, x, places, axes)
+        fresh = carry is None or carry["latent"] is None
+        spans = None if starts is None else spans_of(starts, position, axes.seq)
+        places = self._places(x.shape[1], 0 if carry is None else position[:, None], spans, axes)
+        new = self._compressed(params, x, places[0], axes)
         tokens = new["latent"].shape[1]
-        check_fits(position, tokens, self.limit, "LatentAttention")
-        q = self._queries(params, x, before, axes)
-        cache = {name: self._kept(array) for name, array in new.items()}
-        if carry is not None and not starts:
-            cache = {
-                name: write_rows(carry[name], array, position, axis=1)
-                for name, array in new.items()
-            }
+        check_fits(
+            position if spans is None else jnp.zeros(()), tokens, self.limit, "LatentAttention"
+        )
+        q = self._queries(params, x, places[1], axes)
+        read, cache = self._caches(None if fresh else carry, new, position, spans)
         # Heads and tokens of a device use what all hold alike: the gradient is summed here, once.
         split = sorted(name for name in (axes.of("heads"), axes.seq) if name is not None)
         used = {
             name: collectives.as_varying(array.astype(q.dtype), split)
-            for name, array in (new if starts else cache).items()
+            for name, array in read.items()
         }
         own = collectives.axis_index(axes.seq) * q.shape[1]
-        if starts:
-            mixed = self._expanded(params, q, used, own)
+        first = 0 if spans is None else spans.begun
+        if fresh:
+            mixed = self._expanded(params, q, used, own, first)
         else:
-            mixed = self._absorbed(params, q, used, position + own)
-            fits = position + tokens <= self.context
-            mixed = jnp.where(fits[:, None, None, None], mixed, jnp.nan)
+            if spans is None:
+                fits = (position + tokens <= self.context)[:, None]
+            else:
+                position = jnp.minimum(position, self.context)
+                first, fits = position[:, None] + first, spans.places < self.context
+            mixed = self._absorbed(params, q, used, position + own, first)
+            mixed = jnp.where(fits[..., None, None], mixed, jnp.nan)
         out = params["out"]
         flat = mixed.reshape(-1, out.shape[0] * out.shape[1])
         partial = linear(flat, out.reshape(-1, out.shape[-1])).reshape(*q.shape[:2], -1)
         y = residual.leave_sum(partial, axes.of("heads"), axes)
-        return dropout(y, self.dropout or 0.0, key, axes), {**cache, "position": position + tokens}
+        after = position + tokens if spans is None else spans.after
+        return dropout(y, self.dropout or 0.0, key, axes), {**cache, "position": after}
+
+    def _places(
+        self, tokens: int, before: Array | int, spans: Spans | None, axes: Axes
+    ) -> tuple[Int[Array, "... t"], Int[Array, "... T"]]:
+        """Of the `tokens` that this device holds of the stream, and of all that it works on."""
+        if spans is not None:
+            return collectives.own_shard(spans.places, axes.residual, dim=1), spans.places
+        own = before + residual.first_token(tokens, axes) + jnp.arange(tokens)
+        total = tokens * collectives.axis_size(axes.residual)
+        return own, before + collectives.axis_index(axes.seq) * total + jnp.arange(total)
+
+    def _caches(
+        self, carry: Any, new: dict[str, Array], position: Array, spans: Spans | None
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """What queries read, and the cache after; at the start of a sequence carry is None."""
+        if carry is None:
+            last = None if spans is None else spans.last
+            return new, {name: self._kept(array, last) for name, array in new.items()}
+        if spans is None:
+            cache = {n: write_rows(carry[n], array, position, axis=1) for n, array in new.items()}
+            return cache, cache
+        position = jnp.minimum(position, self.context)
+        read = {n: append_rows(carry[n], array, position, axis=1) for n, array in new.items()}
+        last = position + spans.last
+        return read, {n: self._kept(array, last) for n, array in read.items()}
 
     def _compressed(
         self, params: Params, x: Array, places: Int[Array, "... T"], axes: Axes
@@ -177,7 +211,7 @@ class LatentAttention(Layer):
         return found
 
     def _queries(
-        self, params: Params, x: Array, before: Array | int, axes: Axes
+        self, params: Params, x: Array, places: Int[Array, "... T"], axes: Axes
     ) -> Float[Array, "B T H N+P"]:
         """This device's heads' queries, their last P channels turned."""
         if self.query_latent:
@@ -187,13 +221,17 @@ class LatentAttention(Layer):
         weight = params["query"]
         q = linear(x.reshape(-1, x.shape[-1]), weight.reshape(weight.shape[0], -1))
         q = q.reshape(*x.shape[:2], -1, weight.shape[-1])
-        places = before + collectives.axis_index(axes.seq) * x.shape[1] + jnp.arange(x.shape[1])
         plain, turned = jnp.split(q, [self.head_size], axis=-1)
         turned = rotary(turned, places, self.rotary, self.yarn)
         return jnp.concatenate([plain, turned], axis=-1)
 
     def _expanded(
-        self, params: Params, q: Array, used: dict[str, Array], offset: Array | int
+        self,
+        params: Params,
+        q: Array,
+        used: dict[str, Array],
+        offset: Array | int,
+        first: Array | int,
     ) -> Float[Array, "B T H V"]:
         """Over keys and values made for each head."""
         latent, shared = used["latent"], used["shared_key"]
@@ -206,19 +244,21 @@ class LatentAttention(Layer):
         )
         shape = (*keys.shape[:3], self.rotary_size)
         keys = jnp.concatenate([keys, jnp.broadcast_to(shared[:, :, None], shape)], axis=-1)
-        return attend(self.rule, q, keys, values, offset)[0].astype(q.dtype)
+        return attend(self.rule, q, keys, values, offset, first)[0].astype(q.dtype)
 
     def _absorbed(
-        self, params: Params, q: Array, used: dict[str, Array], offset: Array
+        self, params: Params, q: Array, used: dict[str, Array], offset: Array, first: Array | int
     ) -> Float[Array, "B T H V"]:
         """Over latents: all heads of queries share one head of keys, and its values."""
         plain, turned = jnp.split(q, [self.head_size], axis=-1)
         lifted = jnp.einsum("bthn,rhn->bthr", plain, params["key"])
         q = jnp.concatenate([lifted, turned], axis=-1)
         keys = jnp.concatenate([used["latent"], used["shared_key"]], axis=-1)[:, None]
-        mixed, _ = attend_cache(self.rule, q, keys, used["latent"][:, None], offset)
+        mixed, _ = attend_cache(self.rule, q, keys, used["latent"][:, None], offset, first)
         return jnp.einsum("bthr,rhv->bthv", mixed.astype(q.dtype), params["value"])
 
-    def _kept(self, x: Array) -> Array:
-        """The cache after the start x."""
+    def _kept(self, x: Array, last: Int[Array, B] | None) -> Array:
+        """The cache after x: of all its tokens, or of those from `last` on."""
+        if last is not None:
+            return read_rows(x, last, self.context, axis=1).astype(jnp.float32)
         return jnp.pad(x, ((0, 0), (0, self.context - x.shape[1]), (0, 0))).astype(jnp.float32)

@@ -7,10 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from gam_jax.layers.base import WHOLE, Carry, Layer, known, row_counter
 from gam_jax.layers.mamba import log_step_sizes
+from gam_jax.ops import documents
 from gam_jax.ops.conv import causal_conv
 from gam_jax.ops.linear import linear, linear_transposed
 from gam_jax.ops.norm import rms_norm, unit_norm
@@ -214,13 +215,13 @@ class LinearMemory(Layer):
         axes: Axes = WHOLE,
         *,
         key: Array | None = None,
+        starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
         """Heads are split inside, and summed on the way out."""
         before: Carry = self.carry(x.shape[0], axes) if carry is None else carry
         x = residual.enter(x, axes, "heads")
         flat = x.reshape(-1, x.shape[-1])
-        places = 0 if carry is None or not self.recipe.turned else before["position"][:, None]
-        q, k, v, after = self._written(params, x, flat, before, places, axes)
+        q, k, v, after = self._written(params, x, flat, before, carry is None, axes, starts)
         beta, log_decay = None, self._log_decay(params, flat, axes)
         if self.recipe.beta:
             beta = jax.nn.sigmoid(linear(flat, params["w_beta"]).astype(jnp.float32))
@@ -238,6 +239,7 @@ class LinearMemory(Layer):
             method=self.method,
             chunk=self.chunk,
             axis=axes.seq,
+            starts=starts,
         )
         average = self.averages
         y = y[..., :-1] / (y[..., -1:] + SUM_EPS) if average else rms_norm(y, params["norm"])
@@ -255,28 +257,32 @@ class LinearMemory(Layer):
         x: Array,
         flat: Array,
         carry: Carry,
-        places: Array | int,
+        fresh: bool,
         axes: Axes,
+        starts: Array | None,
     ) -> tuple[Array, Array, Array, dict[str, Array]]:
-        """Queries and keys [B, T, H, K], values [B, T, H, N (+ 1)], and carries but the state."""
+        """Queries and keys [B, T, H, K], values [B, T, H, N (+ 1)], and carries but the state.
+
+        Where `fresh`, the carry is that of the start of a sequence.
+        """
         recipe, w_qkv = self.recipe, params["w_qkv"]
         after: dict[str, Array] = {}
         mixed = linear(flat, w_qkv.reshape(w_qkv.shape[0], -1)).reshape(*x.shape[:2], -1)
         if recipe.kernel > 1:
             taps, tail = params["conv"], carry["conv"]
-            bias = jnp.zeros((), x.dtype)
+            filters, bias = taps.reshape(taps.shape[0], -1), jnp.zeros((), x.dtype)
             begin = tail.astype(x.dtype).reshape(*tail.shape[:2], -1)
-            mixed, last = causal_conv(mixed, taps.reshape(taps.shape[0], -1), bias, begin, axes.seq)
+            own = None if starts is None else documents.segments(starts, axes.seq)
+            mixed, last = causal_conv(mixed, filters, bias, begin, axes.seq, segments=own)
             mixed = jax.nn.silu(mixed)
             after["conv"] = last.astype(tail.dtype).reshape(tail.shape)
         mixed = mixed.reshape(*x.shape[:2], *w_qkv.shape[1:])
         q, k, v = jnp.split(mixed, (self.keys, 2 * self.keys), axis=3)
         q, k = (FEATURES[recipe.feature](part) for part in (q, k))
         if recipe.turned:
-            tokens = x.shape[1]
-            places = places + collectives.axis_index(axes.seq) * tokens + jnp.arange(tokens)
+            begin, tokens = carry["position"], x.shape[1]
+            places, after["position"] = _places(begin, fresh, tokens, axes.seq, starts)
             q, k = (rotary(part, places, THETA) for part in (q, k))
-            after["position"] = carry["position"] + tokens * collectives.axis_size(axes.seq)
         if self.averages:
             v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=3)
         return q * self.keys**-0.5, k, v, after
@@ -297,3 +303,13 @@ class LinearMemory(Layer):
             logits = logits.reshape(-1, *out.shape[1:]) + params["decay_bias"]
             return jax.nn.log_sigmoid(logits) / SLOWNESS
         return None
+
+
+def _places(
+    before: Array, fresh: bool, tokens: int, axis: str | None, starts: Array | None
+) -> tuple[Array, Array]:
+    """The places of this device's tokens, [T] or [B, T], and how many the document has by now."""
+    if starts is not None:
+        return documents.places(starts, before, axis)
+    own = collectives.axis_index(axis) * tokens + jnp.arange(tokens)
+    return own if fresh else before[:, None] + own, before + tokens * collectives.axis_size(axis)

@@ -8,10 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from gam_jax.layers.base import WHOLE, Carry, Layer, known
 from gam_jax.ops.conv import causal_conv
+from gam_jax.ops.documents import segments
 from gam_jax.ops.linear import linear, linear_transposed
 from gam_jax.ops.selective_scan import selective_scan
 from gam_jax.params import Initializer, Param, Params, Table, fan_in, ones, uniform, zeros
@@ -103,6 +104,7 @@ class Mamba(Layer):
         axes: Axes = WHOLE,
         *,
         key: Array | None = None,
+        starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
         """Inner channels are split; what they find of steps, b and c is summed."""
         before: Carry = self.carry(x.shape[0], axes) if carry is None else carry
@@ -117,6 +119,7 @@ class Mamba(Layer):
             params["conv_bias"],
             before["conv"].astype(x.dtype),
             axes.seq,
+            segments=None if starts is None else segments(starts, axes.seq),
         )
         u = jax.nn.silu(u)
         flat = u.reshape(z.shape)
@@ -132,6 +135,7 @@ class Mamba(Layer):
             c.reshape(batch, tokens, -1),
             state=before["state"],
             axis=axes.seq,
+            starts=starts,
         )
         gated = (y.reshape(flat.shape) + params["skip"] * flat) * jax.nn.silu(z)
         partial = linear_transposed(gated, params["w_out"]).reshape(x.shape)

@@ -9,11 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from gam_jax.layers.base import WHOLE, Carry, Layer, known
 from gam_jax.layers.mamba import log_step_sizes
 from gam_jax.ops.conv import causal_conv
+from gam_jax.ops.documents import segments
 from gam_jax.ops.linear import linear, linear_transposed
 from gam_jax.ops.scan import memory_scan
 from gam_jax.params import Param, Params, Table, fan_in, ones, zeros
@@ -157,14 +158,16 @@ class Mamba2(Layer):
         axes: Axes = WHOLE,
         *,
         key: Array | None = None,
+        starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
         """Heads are split; each device finds b and c of all groups."""
         before: Carry = self.carry(x.shape[0], axes) if carry is None else carry
         x = residual.enter(x, axes, "heads")
         z, v, bc, dt = self._project(params, x)
         after: dict[str, Array] = {}
-        v, after["conv_x"] = _convolve(params, "conv_x", v, before, axes)
-        bc, tail = _convolve(params, "conv_bc", bc, before, axes)
+        own = None if starts is None else segments(starts, axes.seq)
+        v, after["conv_x"] = _convolve(params, "conv_x", v, before, axes, own)
+        bc, tail = _convolve(params, "conv_bc", bc, before, axes, own)
         after["conv_bc"] = collectives.from_last(tail, axes.of("heads"))  # the same on all
         b, c = self._own_groups(bc, axes)
         v = v.reshape(*x.shape[:2], -1, self.head)
@@ -178,6 +181,7 @@ class Mamba2(Layer):
             state=before["state"],
             chunk=self.chunk,
             axis=axes.seq,
+            starts=starts,
         )
         y = self._gate(params, y + params["skip"][:, None] * v, z.reshape(v.shape), axes)
         flat = y.astype(x.dtype).reshape(x.shape[0] * x.shape[1], -1)
@@ -231,7 +235,14 @@ class Mamba2(Layer):
         return collectives.own_shard(inverse, heads, dim=2) if split else inverse
 
 
-def _convolve(params: Params, name: str, x: Array, carry: Carry, axes: Axes) -> tuple[Array, Array]:
+def _convolve(
+    params: Params,
+    name: str,
+    x: Array,
+    carry: Carry,
+    axes: Axes,
+    own: Int[Array, "B T"] | None,
+) -> tuple[Array, Array]:
     """silu(conv(x)) and the tail in the carry's shape and dtype."""
     weight, before = params[name], carry[name]
     y, tail = causal_conv(
@@ -240,5 +251,6 @@ def _convolve(params: Params, name: str, x: Array, carry: Carry, axes: Axes) -> 
         params[f"{name}_bias"].reshape(-1),
         before.astype(x.dtype).reshape(*before.shape[:2], x.shape[2]),
         axes.seq,
+        segments=own,
     )
     return jax.nn.silu(y), tail.astype(before.dtype).reshape(before.shape)

@@ -77,6 +77,11 @@ class MHS(Layer):
         """S."""
         return self.head or known(self.width, "width", self) // len(self.patterns)
 
+    @property
+    def documents(self) -> bool:
+        """False: it reads whole rows, as one image."""
+        return False
+
     def table(self) -> Table:
         """w_in [D, 2, D], conv [9, D], w_head [D, H, S], for each head and route a scan, w_out."""
         width, heads, own = known(self.width, "width", self), len(self.patterns), self.subspace

@@ -6,7 +6,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from gam_jax.layers.base import WHOLE, Layer, known
 from gam_jax.ops.linear import linear, linear_transposed
@@ -73,6 +73,7 @@ class MinimalRNN(Layer):
         axes: Axes = WHOLE,
         *,
         key: Array | None = None,
+        starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B E"]]:
         """Channels of the state are split, and summed on the way out."""
         carry = self.carry(x.shape[0], axes) if carry is None else carry
@@ -89,6 +90,7 @@ class MinimalRNN(Layer):
             state=carry,
             method=self.method,
             axis=axes.seq,
+            starts=starts,
         )
         states = states.reshape(candidate.shape).astype(x.dtype)
         partial = linear_transposed(states, params["w_out"]).reshape(x.shape)

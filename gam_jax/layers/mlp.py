@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from gam_jax.layers.base import WHOLE, Layer, known
 from gam_jax.ops.activation import gelu
@@ -82,6 +82,7 @@ class MLP(Layer):
         axes: Axes = WHOLE,
         *,
         key: Array | None = None,
+        starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], tuple[()]]:
         """Column-parallel in, row-parallel out: hidden units are summed where they are split."""
         x = residual.enter(x, axes, "ffn")

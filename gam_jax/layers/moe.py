@@ -155,6 +155,11 @@ class MoE(Layer):
         return not self._by_expert and not (self.capacity.factor and self._by_choice)
 
     @property
+    def documents(self) -> bool:
+        """Whether no token's experts depend on other tokens: without room that all compete for."""
+        return not self._by_expert and not self.capacity.factor
+
+    @property
     def _by_expert(self) -> bool:
         return self.router.by == "expert"
 
@@ -207,6 +212,7 @@ class MoE(Layer):
         axes: Axes = WHOLE,
         *,
         key: Array | None = None,
+        starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Any]:
         """Hidden units are split over `ffn`'s axis, as in `MLP`; experts over `expert`'s."""
         keys = (None, None) if key is None else jax.random.split(key)

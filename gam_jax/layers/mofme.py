@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from gam_jax.layers.base import WHOLE, Layer, inherit, known
 from gam_jax.layers.mlp import MLP
@@ -89,6 +89,7 @@ class MoFME(Layer):
         axes: Axes = WHOLE,
         *,
         key: Array | None = None,
+        starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], tuple[()]]:
         """Each token alone; the adaptor's dropout is on the result."""
         keys = (None, None) if key is None else jax.random.split(key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from gam_jax.layers.base import WHOLE, Layer, known
 from gam_jax.ops.norm import layer_norm, rms_norm
@@ -41,6 +41,7 @@ class LayerNorm(Layer):
         axes: Axes = WHOLE,
         *,
         key: Array | None = None,
+        starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], tuple[()]]:
         """Normalised x."""
         return layer_norm(x, params["scale"], params["bias"], self.eps), ()
@@ -70,6 +71,7 @@ class RMSNorm(Layer):
         axes: Axes = WHOLE,
         *,
         key: Array | None = None,
+        starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], tuple[()]]:
         """Normalised x."""
         return rms_norm(x, params["scale"], self.eps), ()

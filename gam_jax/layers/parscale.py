@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from gam_jax.layers.base import (
     WHOLE,
@@ -17,6 +17,7 @@ from gam_jax.layers.base import (
     inherit,
     known,
     row_counter,
+    told,
 )
 from gam_jax.ops.linear import linear
 from gam_jax.params import Param, Params, Table, fan_in, normal, path_name, zeros
@@ -73,6 +74,15 @@ class ParScale(Layer):
                 "ParScale.inner has nothing to begin with that could differ between streams: "
                 "give a layer with a carry, or ParScale.prefix to attention"
             )
+
+    @property
+    def documents(self) -> bool:
+        """Whether there is one stream, of a layer that keeps documents apart.
+
+        A document of several streams would begin with what each has learned to begin with; layers
+        begin it with zeros.
+        """
+        return self.streams == 1 and self.inner.documents
 
     @property
     def varied(self) -> Layer:
@@ -135,10 +145,11 @@ class ParScale(Layer):
         axes: Axes = WHOLE,
         *,
         key: Array | None = None,
+        starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
         """All streams as rows of one batch; they meet in two sums over the axis of streams."""
         if self.streams == 1:
-            return self.inner(params, x, carry, axes, key=key)
+            return self.inner(params, x, carry, axes, key=key, **told(starts))
         axis = axes.of("stream")
         own = self.streams // collectives.axis_size(axis)
         batch, tokens = x.shape[0], x.shape[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from gam_jax.layers.base import WHOLE, Layer, known
 from gam_jax.ops.linear import linear
@@ -67,6 +67,7 @@ class ProductMemory(Layer):
         axes: Axes = WHOLE,
         *,
         key: Array | None = None,
+        starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], tuple[()]]:
         """Values are split by slot; what devices read adds up."""
         x = residual.enter(x, axes, "slot", "channel")

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from gam_jax.layers.base import WHOLE, Carry, Layer, known
 from gam_jax.ops.linear import linear
@@ -70,6 +70,7 @@ class Recurrent(Layer):
         axes: Axes = WHOLE,
         *,
         key: Array | None = None,
+        starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
         """The states h; they are float32 inside."""
         channels = axes.of("channel")
@@ -87,6 +88,7 @@ class Recurrent(Layer):
             given,
             axes.seq,
             self.unroll,
+            starts,
         )
         return residual.leave_channels(self._output(states).astype(x.dtype), channels, axes), after
 

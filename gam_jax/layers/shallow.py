@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from gam_jax.layers.base import WHOLE, Carry, Layer, inherit
+from gam_jax.layers.base import WHOLE, Carry, Layer, inherit, told
 from gam_jax.params import Params, Table, stack
 from sharding.axes import Axes
 from sharding.bounds import Rate, Size, check_bounds
@@ -54,12 +54,13 @@ class Shallow(Layer):
         axes: Axes = WHOLE,
         *,
         key: Array | None = None,
+        starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
         """All blocks at once; block i draws its randomness from fold_in(key, i)."""
 
         def change(params: Params, carry: Carry, index: Array) -> tuple[Array, Carry]:
             own = None if key is None else jax.random.fold_in(key, index)
-            y, carry = self.block(params, x, carry, axes, key=own)
+            y, carry = self.block(params, x, carry, axes, key=own, **told(starts))
             return y - x, carry
 
         changes, after = jax.vmap(change)(params, carry, jnp.arange(self.depth))

@@ -8,10 +8,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from gam_jax.layers.attention import Attention
-from gam_jax.layers.base import WHOLE, Carry, Layer, inherit, known
+from gam_jax.layers.base import WHOLE, Carry, Layer, inherit, known, told
 from gam_jax.layers.latent_attention import LatentAttention
 from gam_jax.params import Param, Params, Table, normal, stack
 from sharding.axes import Axes
@@ -85,6 +85,7 @@ class SoftMixture(Layer):
         axes: Axes = WHOLE,
         *,
         key: Array | None = None,
+        starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
         """All mixers, one after another; expert i draws its randomness from fold_in(key, i)."""
 
@@ -93,7 +94,8 @@ class SoftMixture(Layer):
             own = jax.tree.map(lambda p, i=i: p[i], params["experts"])
             begin = carry if self.shared_keys else jax.tree.map(lambda c, i=i: c[i], carry)
             random = None if key is None else jax.random.fold_in(key, i)
-            y, after = self.inner({**params["shared"], **own}, x, begin, axes, key=random)
+            both = {**params["shared"], **own}
+            y, after = self.inner(both, x, begin, axes, key=random, **told(starts))
             found.append(y)
             states.append(after)
         # Shared keys are one computation, written E times: the compiler keeps one.

@@ -8,11 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from gam_jax.layers.base import WHOLE, Carry, Layer, known, row_counter
 from gam_jax.ops.chunk_attention import chunk_attention
 from gam_jax.ops.conv import causal_conv, reach
+from gam_jax.ops.documents import segments
 from gam_jax.ops.dropout import dropout
 from gam_jax.ops.linear import linear
 from gam_jax.params import Param, Params, Table, fan_in, normal, ones, zeros
@@ -90,24 +91,31 @@ class TCN(Layer):
         axes: Axes = WHOLE,
         *,
         key: Array | None = None,
+        starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
         """Channels are split all through."""
         own = collectives.own_shard(residual.enter(x, axes, "channel"), axes.of("channel"), dim=2)
-        y, after = self.channels(params, own, carry, axes)
+        y, after = self.channels(params, own, carry, axes, starts)
         return residual.leave_channels(y, axes.of("channel"), axes), after
 
     def channels(
-        self, params: Params, x: Float[Array, "B T d"], carry: Carry | None, axes: Axes
+        self,
+        params: Params,
+        x: Float[Array, "B T d"],
+        carry: Carry | None,
+        axes: Axes,
+        starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T d"], Carry]:
         """The stack on this device's channels."""
         tails = iter(self.carry(x.shape[0], axes) if carry is None else carry)
+        own = None if starts is None else segments(starts, axes.seq)
         after = []
         for level in range(self.levels):
             y = x
             for i in range(self.convs):
                 weight, bias = params["conv"][level, i], params["conv_bias"][level, i]
                 tail, dilation = next(tails).astype(x.dtype), self.factor**level
-                y, tail = causal_conv(y, weight, bias, tail, axes.seq, dilation)
+                y, tail = causal_conv(y, weight, bias, tail, axes.seq, dilation, own)
                 y = jax.nn.silu(y)
                 after.append(tail.astype(jnp.float32))
             x = x + y
@@ -177,7 +185,7 @@ class TCNCA(Layer):
         return table
 
     def carry_table(self, batch: int) -> Any:
-        """Those of the convolutions; the last C keys and values; tokens so far modulo C."""
+        """Those of the convolutions; the last C keys and values; tokens of a document, modulo C."""
         hidden = self.expansion * known(self.width, "width", self)
         shape = batch, self.chunk, self.keys
         keys = Param(shape, ("batch", None, None), zeros, cache=True)
@@ -194,6 +202,7 @@ class TCNCA(Layer):
         axes: Axes = WHOLE,
         *,
         key: Array | None = None,
+        starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
         """Channels and values are split; queries and keys are summed, and whole on every device."""
         begin = {"tcn": None, "seen": (None,)} if carry is None else carry
@@ -201,7 +210,7 @@ class TCNCA(Layer):
         channels = axes.of("channel")
         x = residual.enter(x, axes, "channel")
         own = collectives.own_shard(x, channels, dim=2)
-        mixed, tails = self.tcn.channels(params["tcn"], own, begin["tcn"], axes)
+        mixed, tails = self.tcn.channels(params["tcn"], own, begin["tcn"], axes, starts)
         mixed = jax.nn.silu(mixed + params["omega"] * own)
         z = collectives.psum(linear(_flat(mixed), params["w_z"]), channels)
         z = jax.nn.silu(z + params["b_z"]).reshape(*x.shape[:2], -1)
@@ -213,7 +222,7 @@ class TCNCA(Layer):
         values = linear(_flat(x if full else whole), params["w_v"], params["b_v"])
         values = (jax.nn.silu(values) if full else values).reshape(*x.shape[:2], -1)
         q, k = (z * params["scale"][i] + params["shift"][i] for i in range(2))
-        o, seen = chunk_attention(q, k, values, params["distance"], seen, axes.seq)
+        o, seen = chunk_attention(q, k, values, params["distance"], seen, axes.seq, starts)
         after = {"tcn": tails, "seen": seen}
         if full:
             change = self._gated(params, own, whole, o, channels)

@@ -8,10 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from gam_jax.layers.base import WHOLE, Carry, Layer, inherit, known
+from gam_jax.layers.base import WHOLE, Carry, Layer, inherit, known, told
 from gam_jax.ops.conv import causal_conv
+from gam_jax.ops.documents import segments
 from gam_jax.ops.linear import linear
 from gam_jax.ops.memory import memory_read
 from gam_jax.params import Param, Params, Table, fan_in, uniform, zeros
@@ -77,18 +78,25 @@ class WrittenGAM(Layer):
         axes: Axes = WHOLE,
         *,
         key: Array | None = None,
+        starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
         """Channels are split between pathways and fusion; the memory is split as it is alone."""
-        memory, written = self.memory(
-            params["memory"], x, None if carry is None else carry["memory"], axes, key=key
-        )
+        begin = None if carry is None else carry["memory"]
+        memory, written = self.memory(params["memory"], x, begin, axes, key=key, **told(starts))
         tail = self.carry(x.shape[0], axes)["local"] if carry is None else carry["local"]
         channels = axes.of("channel")
         x, memory = (residual.enter(part, axes, "channel") for part in (x, memory))
         flat = x.reshape(-1, x.shape[-1])
         own, memory = (collectives.own_shard(part, channels, dim=2) for part in (x, memory))
         conv, conv_bias = params["conv"], params["conv_bias"]
-        local, after = causal_conv(own, conv, conv_bias, tail.astype(x.dtype), axes.seq)
+        local, after = causal_conv(
+            own,
+            conv,
+            conv_bias,
+            tail.astype(x.dtype),
+            axes.seq,
+            segments=None if starts is None else segments(starts, axes.seq),
+        )
         pathways = [part.reshape(flat.shape[0], -1) for part in (local, memory)]
         if self.slots:
             pathways.append(memory_read(flat, params["bank"], axes.of("slot"), channels))

@@ -9,16 +9,26 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from gam_jax import params as tables
 from gam_jax.data.base import Dataset
-from gam_jax.layers.base import WHOLE, Carry, Layer, inherit, known, known_most
+from gam_jax.layers.base import (
+    WHOLE,
+    Carry,
+    Layer,
+    inherit,
+    known,
+    known_most,
+    refuses_documents,
+    told,
+)
 from gam_jax.layers.block import Stack
 from gam_jax.layers.norm import LayerNorm
 from gam_jax.layers.parscale import ParScale
 from gam_jax.models.base import BATCH, TOKEN, Batch, Measures, Model, reported
 from gam_jax.models.trunk import Trunk
+from gam_jax.ops import documents
 from gam_jax.ops.dropout import dropout
 from gam_jax.ops.vocabulary import embed, token_hits, token_losses
 from gam_jax.params import Param, Params, Table
@@ -39,7 +49,7 @@ class ModelCarry:
     """What the model hands to the next chunk.
 
     Attributes:
-      position: int32 [B], how many tokens came before in each row.
+      position: int32 [B], how many tokens of its document came before in each row.
       layers: the stack's carry, each leaf [L, B, ...]; that of `ParScale` where there are streams.
     """
 
@@ -71,6 +81,7 @@ class LanguageModel(Model):
       streams: P, parallel streams of blocks and last norm that are mixed before the head, see
         `layers.ParScale`; 1 for none.
       prefix, smoothing: of the streams, likewise.
+      packed: whether batches say where documents begin (`starts`); the data decide it.
     """
 
     block: Layer
@@ -90,6 +101,7 @@ class LanguageModel(Model):
     streams: Size = 1
     prefix: Count = 48
     smoothing: Share = 0.1
+    packed: bool = False
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -136,8 +148,9 @@ class LanguageModel(Model):
         return table
 
     def batch_axes(self) -> dict[str, tuple[str | None, ...]]:
-        """inputs, targets and weights, each [rows, tokens]."""
-        return dict.fromkeys(("inputs", "targets", "weights"), (BATCH, TOKEN))
+        """inputs, targets and weights, each [rows, tokens]; packed, starts too."""
+        names = ("inputs", "targets", "weights", *(("starts",) if self.packed else ()))
+        return dict.fromkeys(names, (BATCH, TOKEN))
 
     def ids(self) -> dict[str, int]:
         """inputs and targets, of the vocabulary."""
@@ -165,7 +178,19 @@ class LanguageModel(Model):
                 f"data.window={window} is longer than the {self.context} learned positions of "
                 f"model.context: lower the one or raise the other"
             )
-        return dataclasses.replace(self, vocab=vocab)
+        packed = bool(data.sizes.get("packed", 0))
+        if packed and not self.trunk.documents:
+            raise UserError(
+                f"data.documents=packed: {self.cannot_pack()} cannot keep the documents of a row "
+                f"apart: use rows or joined"
+            )
+        return dataclasses.replace(self, vocab=vocab, packed=packed)
+
+    def cannot_pack(self) -> str:
+        """What of the model cannot keep the documents of a row apart; empty if all can."""
+        if self.streams > 1:
+            return f"model.streams={self.streams}"
+        return refuses_documents(self.block)
 
     def check_mesh(self, layout: Layout) -> None:
         """Refuses devices for parallel streams that the model does not have.
@@ -208,6 +233,7 @@ class LanguageModel(Model):
         axes: Axes = WHOLE,
         *,
         key: Array | None = None,
+        starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T V"], ModelCarry]:
         """Float32 logits of the next token at each place, and the carry after the last.
 
@@ -217,12 +243,13 @@ class LanguageModel(Model):
           carry: from the call before; None starts a sequence.
           axes: mesh axes, inside `jax.shard_map`.
           key: for dropout; None when not training.
+          starts: where documents begin, see `Layer.__call__`.
 
         Raises:
           ValueError: more tokens than learned positions, or than a cache holds (where the
             position is traced and not known when this is compiled, the logits beyond are NaN).
         """
-        hidden, carry = self.hidden(params, tokens, carry, axes, key=key)
+        hidden, carry = self.hidden(params, tokens, carry, axes, key=key, starts=starts)
         hidden = collectives.all_gather(hidden, axes.residual, dim=1)
         return self._logits(params, hidden, axes), carry
 
@@ -285,7 +312,8 @@ class LanguageModel(Model):
           (`layers.base.Statistics`), and each measure by the path of its layer and its own name,
           as "ffn/routed/load".
         """
-        hidden, carry = self.hidden(params, batch["inputs"], None, axes, key=key)
+        given = batch.get("starts")
+        hidden, carry = self.hidden(params, batch["inputs"], None, axes, key=key, starts=given)
         total = self._summed(params, hidden, batch, axes, token_losses)
         penalty, measures = reported(self.trunk.sequences(carry.layers), axes)
         return total, penalty, measures
@@ -293,14 +321,14 @@ class LanguageModel(Model):
     def scored(self, params: Params, batch: Batch, axes: Axes = WHOLE) -> Measures:
         """The loss, and the accuracy: how often the likeliest token is the target."""
         count = self.count(batch, axes)
-        hidden, _ = self.hidden(params, batch["inputs"], None, axes)
+        hidden, _ = self.hidden(params, batch["inputs"], None, axes, starts=batch.get("starts"))
         loss = self._summed(params, hidden, batch, axes, token_losses)
         hits = self._summed(params, hidden, batch, axes, token_hits)
         return {"loss": (loss, count), "accuracy": (hits, count)}
 
     def losses(self, params: Params, batch: Batch, axes: Axes = WHOLE) -> Float[Array, "B T"]:
         """The cross-entropy of each token in nats."""
-        hidden, _ = self.hidden(params, batch["inputs"], None, axes)
+        hidden, _ = self.hidden(params, batch["inputs"], None, axes, starts=batch.get("starts"))
         found, _, split = self._each(params, hidden, batch, axes, token_losses)
         return collectives.all_gather(found, split, dim=1)
 
@@ -340,11 +368,19 @@ class LanguageModel(Model):
         axes: Axes = WHOLE,
         *,
         key: Array | None = None,
+        starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], ModelCarry]:
         """The normalised output of the last block times `logit_scale`, in the arithmetic's dtype.
 
         With `axes.residual`, of this device's tokens of the residual stream.
+
+        Raises:
+          ValueError: `starts`, and a layer that cannot keep documents apart; too many tokens.
         """
+        if starts is not None and (layer := self.cannot_pack()):
+            raise ValueError(
+                f"{layer} cannot keep the documents of a row apart: give each a row of its own"
+            )
         before = 0 if carry is None else carry.position[:, None]
         if carry is None:
             carry = ModelCarry(jnp.zeros(tokens.shape[0], jnp.int32), None)
@@ -354,13 +390,17 @@ class LanguageModel(Model):
         x = embed(tokens, params["embedding"], axes)
         x = x if self.embedding_scale == 1 else self.embedding_scale * x
         self.check_length(known_most(position) + length)
+        after = position + length
+        places = before + residual.first_token(x.shape[1], axes) + jnp.arange(x.shape[1])
+        if starts is not None:
+            places, after = documents.places(starts, position, axes.seq)
+            places = collectives.own_shard(places, axes.residual, dim=1)
         if self.context:
-            places = before + residual.first_token(x.shape[1], axes) + jnp.arange(x.shape[1])
             x = x + jnp.take(params["positions"], places, axis=0, mode="fill", fill_value=jnp.nan)
         x = dropout(x, self.dropout, embedding_key, axes).astype(self.dtype)
-        x, layers = self.trunk(params, x, carry.layers, axes, key=blocks_key)
+        x, layers = self.trunk(params, x, carry.layers, axes, key=blocks_key, **told(starts))
         x = x if self.logit_scale == 1 else self.logit_scale * x
-        return x, ModelCarry(position + length, layers)
+        return x, ModelCarry(after, layers)
 
     @property
     def limit(self) -> int:

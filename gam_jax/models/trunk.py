@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from gam_jax import params as tables
-from gam_jax.layers.base import WHOLE, Carry, Layer
+from gam_jax.layers.base import WHOLE, Carry, Layer, told
 from gam_jax.layers.block import Stack
 from gam_jax.params import Params, Table
 from sharding.axes import Axes
@@ -37,9 +37,10 @@ class Trunk(Layer):
         axes: Axes = WHOLE,
         *,
         key: Array | None = None,
+        starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
         """One after the other."""
         blocks = tables.cast(self.stack.table(), params["blocks"], x.dtype)
-        x, after = self.stack(blocks, x, carry, axes, key=key)
+        x, after = self.stack(blocks, x, carry, axes, key=key, **told(starts))
         x, _ = self.norm(params["final_norm"], x, None, axes)
         return x, after

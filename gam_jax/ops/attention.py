@@ -83,7 +83,8 @@ def attend_cache(
       v: values.
       offset: place of the first query, the first key standing at 0: of all rows, or of each row,
         [B]. It may be traced.
-      first: keys before this one are not there; of all rows or of each, likewise.
+      first: keys before this one are not there; of all rows or of each, likewise, or of each
+        query, [B, T]: where its document begins, if rows hold several.
 
     Returns:
       The mixture and the logarithm of the sum of exp(scores), both float32. A query that sees no
@@ -170,10 +171,16 @@ class Tiles:
         before = -(-(self.rule.window - 1) // self.columns)
         return min(self.column_blocks, before + -(-self.rows // self.columns))
 
-    def seen(self, i: Any, offset: Any, first: Any) -> tuple[Any, Any]:
-        """The blocks of keys lo <= j < hi that some query of block i, in any row, may see."""
+    def seen(self, i: Any, offset: Any, first: Any) -> tuple[Any, Any] | None:
+        """The blocks of keys lo <= j < hi that some query of block i, in any row, may see.
+
+        None for the only block, unless documents could lie elsewhere: it costs less than asking.
+        """
+        if self.column_blocks == 1 and jnp.ndim(first) < 2:
+            return None
         begin = offset + i * self.rows
-        lo, hi = first, self.keys
+        lo, hi = self._firsts(i, first), self.keys
+        lo = jnp.min(lo, axis=1) if jnp.ndim(lo) == 2 else lo
         if self.rule.window:
             lo = jnp.maximum(lo, begin - self.rule.window + 1)
         if self.rule.causal:
@@ -187,7 +194,7 @@ class Tiles:
 
         [B, 1, 1, rows, columns] where rows differ in `offset` or `first`.
         """
-        offset, first = (_of_rows(x) for x in (offset, first))
+        offset, first = (_of_rows(x) for x in (offset, self._firsts(i, first)))
         place = offset + i * self.rows + jnp.arange(self.rows)[:, None]
         begin = j * self.columns
         key = jnp.minimum(begin, self.keys - self.columns) + jnp.arange(self.columns)[None]
@@ -197,6 +204,14 @@ class Tiles:
         if self.rule.window:
             see &= key > place - self.rule.window
         return see
+
+    def _firsts(self, i: Any, first: Any) -> Any:
+        """`first` of block i: [B, rows] where queries differ, else as it is."""
+        if jnp.ndim(first) < 2:
+            return first
+        missing = self.row_blocks * self.rows - self.tokens
+        first = jnp.pad(first, ((0, 0), (0, missing)), mode="edge")
+        return lax.dynamic_slice_in_dim(first, i * self.rows, self.rows, axis=1)
 
     def scores(self, q: Array, k: Array, see: Array) -> tuple[Array, Array]:
         """Float32 scores [B, G, R, rows, columns], hidden ones HIDDEN, and d score / d (q . k)."""
@@ -233,9 +248,11 @@ class Tiles:
             lambda state, xs: body(state, *xs), state, (jnp.arange(self.row_blocks), *blocks)
         )
 
-    def each_column(self, ends: tuple[Any, Any], body: Callable[..., Any], state: Any) -> Any:
-        """Runs `state = body(j, state)` for the blocks j of keys with ends[0] <= j < ends[1]."""
-        if self.column_blocks == 1:
+    def each_column(
+        self, ends: tuple[Any, Any] | None, body: Callable[..., Any], state: Any
+    ) -> Any:
+        """Runs `state = body(j, state)` for the blocks j of keys that `seen` gives."""
+        if ends is None:
             return body(0, state)
         with products.turns(self.counted):
             return lax.fori_loop(*ends, body, state)
@@ -250,7 +267,9 @@ class Tiles:
 
 
 def _of_rows(x: Array) -> Array:
-    """A number for all rows as it is, or one for each row, [B], beside scores."""
+    """A number for all rows as it is, or one for each row or query, [B(, rows)], beside scores."""
+    if jnp.ndim(x) == 2:
+        return x[:, None, None, :, None]
     return x if jnp.ndim(x) == 0 else x[:, None, None, None, None]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int
 
@@ -22,3 +23,21 @@ def write_rows(cache: Array, new: Array, places: Int[Array, B], axis: int) -> Ar
         return lax.dynamic_update_slice_in_dim(row, part, place, axis=axis - 1)
 
     return jax.vmap(one)(cache, new.astype(cache.dtype), places)
+
+
+def append_rows(cache: Array, new: Array, places: Int[Array, B], axis: int) -> Array:
+    """As `write_rows`, of a cache that is made longer first, so that `new` fits behind any row."""
+    return write_rows(_longer(cache, new.shape[axis], axis), new, places, axis)
+
+
+def read_rows(cache: Array, places: Int[Array, B], size: int, axis: int) -> Array:
+    """`size` tokens of each row from that row's own place on; zeros beyond the end."""
+
+    def one(row: Array, place: Array) -> Array:
+        return lax.dynamic_slice_in_dim(row, place, size, axis=axis - 1)
+
+    return jax.vmap(one)(_longer(cache, size, axis), places)
+
+
+def _longer(x: Array, more: int, axis: int) -> Array:
+    return jnp.pad(x, [(0, more if dim == axis else 0) for dim in range(x.ndim)])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from gam_jax.ops.documents import places
 from sharding import collectives
 
 
@@ -16,6 +17,7 @@ def chunk_attention(
     bias: Float[Array, C],
     before: tuple[Float[Array, "B C Z"], Float[Array, "B C H"], Int[Array, B]] | None = None,
     axis: str | None = None,
+    starts: Bool[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T H"], tuple[Array, Array, Array]]:
     """o_t = sum_s softmax_s(q_t k_s / sqrt(Z) + bias[t - s]) v_s over s <= t in the chunk of t.
 
@@ -31,18 +33,24 @@ def chunk_attention(
       before: the last C keys and values, and how many tokens came before in each row, modulo C;
         None at the start of a sequence. Then chunks that end with a shard need no communication.
       axis: mesh axis that splits the tokens.
+      starts: true at the first token of each document; chunks are then counted from there.
 
     Returns:
       o in the dtype of v, and what comes before the next token, keys and values in float32.
     """
     size, rows, tokens = bias.shape[0], *q.shape[:2]
     shards, own = collectives.axis_size(axis), collectives.axis_index(axis)
-    aligned = before is None and (shards == 1 or tokens % size == 0)
+    aligned = before is None and starts is None and (shards == 1 or tokens % size == 0)
     if before is None:
         empty_k, empty_v = (jnp.zeros((rows, size, x.shape[2]), jnp.float32) for x in (k, v))
         before = (empty_k, empty_v, jnp.zeros((), jnp.int32))
     keys, values, place = before
-    first = (place + own * tokens) % size
+    if starts is None:
+        after = jnp.broadcast_to((place + shards * tokens) % size, rows)
+        place = (place + own * tokens) % size
+    else:
+        place, after = places(starts, jnp.broadcast_to(place, rows), axis)
+        after = after % size
     keys, values = (
         jnp.concatenate([collectives.left_halo(x, past.astype(x.dtype), axis), x], axis=1)
         for x, past in ((k, keys), (v, values))
@@ -51,16 +59,16 @@ def chunk_attention(
         collectives.from_last(x[:, tokens:], axis).astype(jnp.float32) for x in (keys, values)
     )
     # Of keys before a block none is seen, or as many as a chunk has.
-    seen = (k, v, bias, first, 0) if aligned else (keys, values, bias, first, size)
+    seen = (k, v, bias, place, 0) if aligned else (keys, values, bias, place, size)
     o = _blocks(q, *seen)
-    after = jnp.broadcast_to((place + shards * tokens) % size, rows)
     return o, (last_k, last_v, after)
 
 
-def _blocks(
-    q: Array, keys: Array, values: Array, bias: Array, first: Array | int, past: int
-) -> Array:
-    """Blocks of at most C queries, each over its own keys and the `past` ones before them."""
+def _blocks(q: Array, keys: Array, values: Array, bias: Array, place: Array, past: int) -> Array:
+    """Blocks of at most C queries, each over its own keys and the `past` ones before them.
+
+    `place` is that of the first query, of all rows or [B], or of each query, [B, T].
+    """
     (rows, tokens, width), size = q.shape, bias.shape[0]
     block = min(size, tokens)
     count = -(-tokens // block)
@@ -78,9 +86,14 @@ def _blocks(
         return x[:, None]  # one block, shorter than a chunk
 
     keys, values = windows(keys), windows(values)
-    place, key = jnp.arange(count * block).reshape(count, block), jnp.arange(past + block)
+    if place.ndim == 2:
+        place = jnp.pad(place, pad[:2]).reshape(rows, count, block)
+    else:
+        own = jnp.arange(count * block).reshape(count, block)
+        place = jnp.reshape(place, (-1, 1, 1)) + own
+    key = jnp.arange(past + block)
     distance = past + jnp.arange(block)[:, None] - key
-    reach = (jnp.reshape(first, (-1, 1, 1)) + place) % size  # [B or 1, n, block]
+    reach = place % size  # [B or 1, n, block]
     seen = (distance >= 0) & (distance <= reach[..., None])
     scores = jnp.einsum("bnqz,bnkz->bnqk", q, keys, preferred_element_type=jnp.float32)
     scores = scores + bias.astype(jnp.float32)[jnp.clip(distance, 0, size - 1)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from gam_jax.ops.linear import linear
 from sharding import collectives
@@ -21,6 +21,7 @@ def causal_conv(
     carry: Float[Array, "B H D"],
     axis: str | None = None,
     dilation: int = 1,
+    segments: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T D"] | Float[Array, "B T F"], Float[Array, "B H D"]]:
     """y_t = bias + sum_j weight[j] x_{t-(K-1-j)*dilation}, j = 0..K-1.
 
@@ -36,17 +37,28 @@ def causal_conv(
       carry: the H inputs before x (before the first shard's, where tokens are split).
       axis: mesh axis that splits the tokens; shards may be shorter than H.
       dilation: distance between taps.
+      segments: of this device's tokens, see `gam_jax.ops.documents.segments`: a token sees inputs
+        of its own document alone, and what is carried on of an earlier one is zeros.
 
     Returns:
       y, in the dtype of x, and the carry after the last token.
     """
     taps, tokens = weight.shape[0], x.shape[1]
     padded = jnp.concatenate([collectives.left_halo(x, carry, axis), x], axis=1)
-    shifted = (padded[:, j * dilation : j * dilation + tokens] for j in range(taps))
+    parts = [slice(j * dilation, j * dilation + tokens) for j in range(taps)]
+    shifted = [padded[:, part] for part in parts]
+    after = padded[:, tokens:]
+    if segments is not None:
+        own = segments[..., None]
+        before = jnp.zeros((*carry.shape[:2], 1), own.dtype)  # the carry's document has number 0
+        every = jnp.concatenate([collectives.left_halo(own, before, axis), own], axis=1)
+        same = (every[:, part] == own for part in parts)
+        shifted = [jnp.where(see, part, 0) for see, part in zip(same, shifted, strict=True)]
+        after = jnp.where(every[:, tokens:] == own[:, -1:], after, 0)
     if weight.ndim == 2:
         y = bias + sum(w * part for w, part in zip(weight, shifted, strict=True))
     else:
         flat = (part.reshape(-1, part.shape[2]) for part in shifted)
         products = sum(linear(part, w) for w, part in zip(weight, flat, strict=True))
         y = (bias + products).reshape(*x.shape[:2], -1)
-    return y, collectives.from_last(padded[:, tokens:], axis)
+    return y, collectives.from_last(after, axis)

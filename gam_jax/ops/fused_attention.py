@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from gam_jax.ops.attention import BLOCK, Rule, attend
 
@@ -42,6 +42,7 @@ def attention(
     k: Float[Array, "B S G K"],
     v: Float[Array, "B S G K"],
     backend: str | None = None,
+    first: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "B T H K"]:
     """softmax(scores) v in the dtype of q, where query 0 stands at key 0.
 
@@ -51,7 +52,10 @@ def attention(
       k: keys.
       v: values.
       backend: where it will run; None for JAX's default when this is traced.
+      first: see `ops.attention.attend`; only blocks of ours can be told.
     """
+    if first is not None:
+        return attend(rule, q, k, v, 0, first)[0].astype(q.dtype)
     backend = backend or jax.default_backend()
     chosen = implementation(backend, rule, q.shape[1], k.shape[1], q.shape[3], q.dtype)
     if chosen == "blocks":

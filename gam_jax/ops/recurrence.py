@@ -8,7 +8,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from sharding import collectives, exchange
 
@@ -68,6 +68,7 @@ def recurrent_scan(
     given: Float[Array, "B T G U"],
     axis: str | None = None,
     unroll: int = 1,
+    starts: Bool[Array, "B T"] | None = None,
 ) -> tuple[State, State]:
     """Runs `step` token after token: the states after each, [B, T, ...], and the last.
 
@@ -78,16 +79,21 @@ def recurrent_scan(
       axis: mesh axis that splits the tokens. A shard then waits for those to its left: see
         `exchange.relay`.
       unroll: steps in one turn of the loop.
+      starts: true at the first token of each document, where the state begins with zeros.
     """
     by_time = jnp.moveaxis(given, 1, 0)
+    begins = None if starts is None else jnp.moveaxis(starts, 1, 0)
     state = collectives.typed_as(state, jax.eval_shape(step, state, by_time[0]))
 
     def run(state: State) -> tuple[State, State]:
-        def once(state: State, given: Array) -> tuple[State, State]:
+        def once(state: State, now: tuple[Array, Array | None]) -> tuple[State, State]:
+            given, begin = now
+            if begin is not None:
+                state = jax.tree.map(lambda x: jnp.where(begin[:, None], 0, x), state)
             after = step(state, given)
             return after, after
 
-        return lax.scan(once, state, by_time, unroll=unroll)
+        return lax.scan(once, state, (by_time, begins), unroll=unroll)
 
     begin = exchange.relay(lambda state: run(state)[0], state, axis)
     last, states = run(begin)

@@ -8,19 +8,20 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from sharding import collectives
 from sharding.exchange import prefix
 
 
 class Tokens(NamedTuple):
-    """What a token brings, time first: x and dt [T, B, D], b and c [T, B, N]."""
+    """What a token brings, time first: x and dt [T, B, D], b and c [T, B, N], starts [T, B]."""
 
     x: Array
     dt: Array
     b: Array
     c: Array
+    starts: Array | None = None
 
 
 def selective_scan(
@@ -34,6 +35,7 @@ def selective_scan(
     method: str = "chunked",
     chunk: int = 8,
     axis: str | None = None,
+    starts: Bool[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T D"], Float[Array, "B N D"]]:
     """h_t = exp(dt_t a) h_{t-1} + dt_t x_t b_t, read as y_t = sum_n c_t h_t, for each channel.
 
@@ -57,6 +59,8 @@ def selective_scan(
       chunk: tokens in a chunk; the program grows with it.
       axis: mesh axis that splits the tokens. Each shard sends a decay and a state. It then runs
         again from the state that it was given.
+      starts: true where documents begin: there the state is zeros before the token is written.
+        None where all tokens belong to one.
 
     Returns:
       y in the dtype of x, and the float32 state after the last token.
@@ -73,11 +77,15 @@ def selective_scan(
         state = jnp.zeros((x.shape[0], *a.shape), jnp.float32)
     state, a = state.astype(jnp.float32), a.astype(jnp.float32)
     tokens = Tokens(*(jnp.moveaxis(v, 1, 0).astype(jnp.float32) for v in (x, dt, b, c)))
+    if starts is not None:
+        tokens = tokens._replace(starts=starts.T)
     if axis is None:
         last, y = run(*_alike(state, a, tokens), chunk)
     else:
         own, _ = run(*_alike(jnp.zeros_like(state), a, tokens), chunk)
         decay = jnp.exp(jnp.sum(tokens.dt, 0)[:, None] * a)
+        if starts is not None:
+            decay = jnp.where(jnp.any(starts, axis=1)[:, None, None], 0.0, decay)
         unit = jnp.ones(state.shape, jnp.float32)
         (_, before), (_, last) = prefix((decay, own), _combine, axis, (unit, state))
         _, y = run(*_alike(before, a, tokens), chunk)
@@ -86,8 +94,8 @@ def selective_scan(
 
 def _alike(state: Array, a: Array, tokens: Tokens) -> tuple[Array, Array, Tokens]:
     """Types all arrays as varying over the same mesh axes."""
-    state, a, *rest = collectives.vary_alike(state, a, *tokens)
-    return state, a, Tokens(*rest)
+    arrays, structure = jax.tree.flatten((state, a, tokens))
+    return structure.unflatten(collectives.vary_alike(*arrays))
 
 
 def _combine(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -116,10 +124,11 @@ def _chunked(state: Array, a: Array, tokens: Tokens, chunk: int) -> tuple[Array,
     missing = -count % chunk  # steps of size 0 change nothing
 
     def chunks(x: Array) -> Array:
-        return jnp.pad(x, ((0, missing), (0, 0), (0, 0))).reshape(-1, chunk, *x.shape[1:])
+        padded = jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
+        return padded.reshape(-1, chunk, *x.shape[1:])
 
     state, y = lax.scan(
-        lambda state, part: _chunk(state, a, part), state, Tokens(*map(chunks, tokens))
+        lambda state, part: _chunk(state, a, part), state, jax.tree.map(chunks, tokens)
     )
     return state, y.reshape(-1, *y.shape[2:])[:count]
 
@@ -132,8 +141,10 @@ METHODS: dict[str, Callable[[Array, Array, Tokens, int], tuple[Array, Array]]] =
 
 
 def _decay_and_write(a: Array, tokens: Tokens) -> tuple[Array, Array]:
-    """exp(dt a) and dt x b, each [..., B, N, D]."""
+    """exp(dt a), 0 where a document begins, and dt x b, each [..., B, N, D]."""
     decay = jnp.exp(tokens.dt[..., None, :] * a)
+    if tokens.starts is not None:
+        decay = decay * ~tokens.starts[..., None, None]  # a select costs more
     return decay, (tokens.dt * tokens.x)[..., None, :] * tokens.b[..., None]
 
 

@@ -27,9 +27,16 @@ from tests.meshes import (
 )
 
 
+def from_none(layer, axes, params, x):
+    return layer(params, x, None, axes)
+
+
 @functools.cache
-def layer_run(name, shape, preset):
-    """Output, carry, and gradients by parameters and inputs of a layer on a mesh."""
+def layer_run(name, shape, preset, run=from_none):
+    """Output, carry, and gradients by parameters and inputs of a layer on a mesh.
+
+    `run` is the program of one device.
+    """
     layer, layout = EXAMPLES[name], layout_of(shape, preset)
     axes, x = layout.axes, inputs(8, 32)
     stream = P(axes.rows or None, axes.tokens or None)
@@ -37,7 +44,7 @@ def layer_run(name, shape, preset):
 
     def program(params, x, weights):
         own = jax.shard_map(
-            lambda p, x: layer(p, x, None, axes),
+            functools.partial(run, layer, axes),
             mesh=layout.mesh,
             in_specs=(rule_specs(layer.table(), layout), stream),
             out_specs=(stream, carry_specs(carry, layout, axes.rows)),
@@ -109,9 +116,9 @@ def test_every_layer_gives_on_any_mesh_what_it_gives_alone(name, shape, preset):
     assert_same(name, shape, preset)
 
 
-def assert_same(name, shape, preset):
-    outputs, gradients = layer_run(name, *ONE)
-    other_outputs, other_gradients = layer_run(name, shape, preset)
+def assert_same(name, shape, preset, run=from_none):
+    outputs, gradients = layer_run(name, *ONE, run)
+    other_outputs, other_gradients = layer_run(name, shape, preset, run)
     assert_leaves_close(other_outputs, outputs, 2e-5)
     # Streams that are nearly alike have aggregators whose gradients nearly cancel: theirs are of
     # 0.1 where others are of 20, so that rounding is a thousand times as large beside them.

@@ -61,6 +61,16 @@ def running(log_decay: Float[Array, "*L"], axis: int) -> Decays:
     return Decays(*(_running_sum(part, axis) for part in parts))
 
 
+def begun(log_decay: Float[Array, "B T *S"], starts: Bool[Array, "B T"]) -> Float[Array, "B T *S"]:
+    """Decays of zero where documents begin: there nothing of the state before is left.
+
+    As zeros are counted, tokens of two documents are kept apart by a mask, never by what is left
+    of a difference of sums; and no gradient goes to the decay that stood there.
+    """
+    there = starts.reshape(*starts.shape, *(1,) * (log_decay.ndim - 2))
+    return jnp.where(there, -jnp.inf, log_decay)
+
+
 def _running_sum(x: Array, axis: int) -> Array:
     """As a product with a triangle of ones where the axis is short: fast on CPU."""
     size = x.shape[axis]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from gam_jax.ops.scan.decays import running
+from gam_jax.ops.scan.decays import begun, running
 from sharding import collectives
 from sharding.exchange import prefix
 
@@ -21,6 +21,7 @@ def diagonal_scan(
     method: str = "chunked",
     chunk: int = 64,
     axis: str | None = None,
+    starts: Bool[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T *S"], Float[Array, B * S]]:
     """All states of h_t = exp(log_decay_t) h_{t-1} + write_t, and the last.
 
@@ -35,6 +36,8 @@ def diagonal_scan(
         chunk to chunk; "associative" is `lax.associative_scan`; "recurrent" token by token.
       chunk: tokens in a chunk.
       axis: mesh axis that splits the tokens. Each shard sends a decay and a state.
+      starts: true where documents begin: there the state is zeros before the token is written.
+        None where all tokens belong to one.
 
     Returns:
       states in the dtype of `write`, and the float32 state after the last token.
@@ -47,6 +50,8 @@ def diagonal_scan(
     dtype = write.dtype
     if state is None:
         state = jnp.zeros(write[:, 0].shape, jnp.float32)
+    if starts is not None:
+        log_decay = begun(log_decay, starts)
     before = state.astype(jnp.float32)
     decays, writes = (
         jnp.moveaxis(x, 1, 0).astype(jnp.float32) for x in collectives.vary_alike(log_decay, write)

@@ -16,7 +16,7 @@ class Inputs(NamedTuple):
     Attributes:
       q, k: [P, 1, T, K].
       v: [P, R, T, N].
-      log_decay: None, [P, R, T, 1] or [P, R, T, K].
+      log_decay: None, [P, R, T, 1] or [P, R, T, K]; R may be 1 where all heads of a group share it.
       beta: None or [P, R, T, 1].
     """
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from gam_jax.ops.scan import chunks, steps, tree
-from gam_jax.ops.scan.decays import running
+from gam_jax.ops.scan.decays import begun, running
 from gam_jax.ops.scan.layout import Inputs
 from sharding import collectives
 from sharding.exchange import prefix
@@ -34,6 +34,7 @@ def memory_scan(
     method: str = "chunked",
     chunk: int = 64,
     axis: str | None = None,
+    starts: Bool[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T H N"], Float[Array, "B H K N"]]:
     """S_t = transition_t S_{t-1} + beta_t k_t v_t^T, read as y_t = S_t^T q_t.
 
@@ -61,6 +62,8 @@ def memory_scan(
       chunk: tokens in a chunk; the chunked method rounds it up to a power of two.
       axis: mesh axis that splits the tokens. Each shard sends its state and what became of the
         state it was given: nothing, the decay (1 or K numbers a head) or a K x K matrix (delta).
+      starts: true where documents begin: there the memory is empty before the token is written.
+        None where all tokens belong to one. It makes a memory without decay one with a decay.
 
     Returns:
       y in the dtype of v, and the float32 state after the last token.
@@ -68,7 +71,7 @@ def memory_scan(
     Raises:
       ValueError: an unknown rule or method, or shapes that do not fit.
     """
-    _check(q, k, v, log_decay, beta, rule, method, chunk)
+    _check(q, k, v, log_decay, beta, starts, rule, method, chunk)
     batch, tokens, heads, width = v.shape
     groups, keys = k.shape[2:]
     if state is None:
@@ -76,6 +79,9 @@ def memory_scan(
     state = state.astype(jnp.float32).reshape(batch * groups, -1, keys, width)
     if log_decay is not None and log_decay.ndim == 3:
         log_decay = log_decay[..., None]
+    if starts is not None:
+        kept = jnp.zeros((batch, tokens, groups, 1)) if log_decay is None else log_decay
+        log_decay = begun(kept, starts)
     beta = None if beta is None else beta[..., None]
     inputs = Inputs(q, k, v, log_decay, beta).map(lambda x: _by_group(x, groups))
     if axis is None:
@@ -154,6 +160,7 @@ def _check(
     v: Array,
     log_decay: Array | None,
     beta: Array | None,
+    starts: Array | None,
     rule: str,
     method: str,
     chunk: int,
@@ -177,3 +184,5 @@ def _check(
         )
     if beta is not None and beta.shape != heads:
         raise ValueError(f"memory_scan: beta {beta.shape} is not {heads}")
+    if starts is not None and starts.shape != heads[:2]:
+        raise ValueError(f"memory_scan: starts {starts.shape} is not {heads[:2]}")

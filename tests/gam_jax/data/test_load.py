@@ -11,7 +11,7 @@ import pytest
 
 from gam_jax.data import Text, load
 from gam_jax.data.tokenizer import ByteTokenizer, HFTokenizer
-from gam_jax.data.windows import train_batches, validation_batches
+from gam_jax.data.windows import train_batches, validation_batches, windows
 from sharding.errors import UserError
 
 
@@ -37,7 +37,8 @@ def test_the_papers_protocol_is_one_configuration(text_config):
     data = load(config)
     assert isinstance(data.tokenizer, HFTokenizer)
     assert data.tokenizer.vocab <= 400
-    with train_batches(data.train, config, batch=4, seed=0) as stream:
+    rows = windows(data.train, config.window, config.step)
+    with train_batches(rows, config, batch=4, seed=0) as stream:
         assert next(stream)["inputs"].shape == (4, 16)
     scored = sum(b["weights"].sum() for b in validation_batches(data.validation, config, batch=4))
     n = len(data.validation)

@@ -14,10 +14,10 @@ from gam_jax.data.text import Text
 from gam_jax.data.windows import (
     ScoredWindows,
     Windows,
-    train_batches,
     validation_batches,
     windows,
 )
+from gam_jax.data.windows import train_batches as batches_of_rows
 from sharding.errors import UserError
 
 # A token's value is its place, so that a batch tells which tokens it holds.
@@ -30,6 +30,10 @@ def counting(length: int) -> np.ndarray:
 
 def config(window: int = 4, stride: int = 0, **settings) -> Text:
     return Text(window=window, stride=stride, **settings)
+
+
+def train_batches(tokens: np.ndarray, config: Text, **settings):
+    return batches_of_rows(windows(tokens, config.window, config.step), config, **settings)
 
 
 def take(stream, count: int) -> list[dict[str, np.ndarray]]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gam_jax import decode
-from gam_jax.layers import Attention, Block, Stack
+from gam_jax.layers import Attention, Block, LatentAttention, Stack
 from gam_jax.models.language import LanguageModel
 from gam_jax.params import rule_specs
 from sharding.errors import UserError
@@ -27,6 +27,30 @@ def test_more_tokens_than_the_context_are_an_error():
         LAYER(params, inputs(1, 2), carry)
     beyond, _ = jax.jit(LAYER)(params, inputs(1, 2), carry)
     assert jnp.all(jnp.isnan(beyond))
+
+
+LATENT = LatentAttention(width=8, heads=2, latent=4, head_size=2, rotary_size=2, context=6)
+
+
+@pytest.mark.parametrize("layer", [LAYER, LATENT], ids=["Attention", "LatentAttention"])
+def test_the_context_is_that_of_a_document_and_its_cache_begins_with_it(layer):
+    """Chunks of four tokens; the document of eight tokens is too long, and the next begins anew."""
+    run, params, x = jax.jit(layer), params_of(layer), inputs(1, 20)
+    lengths = (5, 6, 8, 1)
+    starts = np.isin(np.arange(20), np.cumsum((0, *lengths[:-1])))[None]
+    carry, parts = layer.carry(1), []
+    for t in range(0, 20, 4):
+        y, carry = run(params, x[:, t : t + 4], carry, starts=starts[:, t : t + 4])
+        parts.append(y)
+    found = np.split(np.concatenate(parts, axis=1), np.cumsum(lengths)[:-1], axis=1)
+    alone = np.split(x, np.cumsum(lengths)[:-1], axis=1)
+    for y, own in zip(found, alone, strict=True):
+        fits = layer.context
+        want, last = run(params, own[:, :fits])
+        np.testing.assert_allclose(y[:, :fits], want, atol=1e-5)
+        assert np.all(np.isnan(y[:, fits:]))
+    for array, want in zip(jax.tree.leaves(carry), jax.tree.leaves(last), strict=True):
+        np.testing.assert_allclose(array, want, atol=1e-5)
 
 
 def test_a_model_says_before_it_writes_that_its_cache_is_too_small():

@@ -1,6 +1,7 @@
 """Attention in blocks against the formula in float64, gradients included, and its balanced ring."""
 
 import collections
+import re
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from gam_jax.ops.fused_attention import attention as fused
 from gam_jax.ops.fused_attention import implementation
 from gam_jax.ops.ring_attention import ring_attention
 from gam_jax.ops.rotary import rotary
+from sharding import collectives
 from sharding.mesh import make_mesh
 
 
@@ -24,10 +26,11 @@ def normal(*shape, seed=0):
 def formula(rule, q, k, v, offset, first):
     """One query and head at a time: the mixture, and the logarithm of the sum."""
     batch, tokens, heads, _ = q.shape
+    first = np.broadcast_to(first, (batch, tokens))
     out, lse = np.zeros((*q.shape[:3], v.shape[-1])), np.full(q.shape[:3], attention.EMPTY)
     for b, t, h in np.ndindex(batch, tokens, heads):
         g, place = h // (heads // k.shape[2]), offset + t
-        begin = max(first, place - rule.window + 1) if rule.window else first
+        begin = max(first[b, t], place - rule.window + 1) if rule.window else first[b, t]
         end = min(place + 1, k.shape[1]) if rule.causal else k.shape[1]
         if begin >= end:
             continue
@@ -47,6 +50,12 @@ def single(arrays):
     return [jnp.asarray(array, jnp.float32) for array in arrays]
 
 
+def begun(tokens, *borders):
+    """For each row and token the beginning of its document, from where documents begin."""
+    rows = [np.isin(np.arange(tokens), row) * np.arange(tokens) for row in borders]
+    return np.maximum.accumulate(rows, axis=1)
+
+
 CASES = {
     "one block": (Rule(0.4), 7, 7, 0, 0),
     "blocks that do not divide": (Rule(0.4, block=4), 13, 13, 0, 0),
@@ -57,6 +66,10 @@ CASES = {
     "window after a cache": (Rule(0.4, window=6, block=4), 9, 14, 5, 2),
     "soft cap": (Rule(0.9, soft_cap=1.5, block=4), 9, 9, 0, 0),
     "no key for some": (Rule(0.4, block=4), 6, 6, 0, 3),
+    "documents": (Rule(0.4, block=4), 13, 13, 0, begun(13, (0, 5, 6), (4, 12))),
+    "documents of one block": (Rule(0.4), 7, 7, 0, begun(7, (3,), (2, 4))),
+    "documents in windows": (Rule(0.4, window=6, block=4), 13, 13, 0, begun(13, (5,), (1, 10))),
+    "documents after a cache": (Rule(0.4, block=4), 6, 16, 9, begun(16, (3,), (2, 11))[:, 9:15]),
 }
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
@@ -129,6 +142,59 @@ def test_hidden_blocks_are_not_looked_at():
     assert tuple(map(int, causal.seen(0, 9, 0))) == (0, 3)
 
 
+PACKINGS = {
+    "one document": (begun(64, *[()] * 8), 136),
+    "eight documents of an eighth": (begun(64, *[range(0, 64, 8)] * 8), 24),
+    "eight documents, other ones in each row": (
+        begun(64, *(np.random.default_rng(row).choice(64, 8, replace=False) for row in range(8))),
+        71,
+    ),
+}
+"""Eight rows of sixteen blocks, and how many blocks of products each packing needs."""
+
+
+def test_blocks_that_no_document_joins_are_not_computed(monkeypatch):
+    """Counted as they are computed, forward and backward."""
+    computed, plain = collections.Counter(), Tiles.scores
+
+    def counted(tiles, q, k, see):
+        jax.debug.callback(lambda: computed.update(["blocks"]))
+        return plain(tiles, q, k, see)
+
+    monkeypatch.setattr(Tiles, "scores", counted)
+    rule, q = Rule(1.0, block=4), jnp.ones((8, 64, 1, 2))
+    pull = jax.jit(jax.grad(lambda q, first: attend(rule, q, q, q, 0, first)[0].sum()))
+    found = {}
+    for name, (first, _) in PACKINGS.items():
+        computed.clear()
+        jax.block_until_ready(pull(q, first))
+        jax.effects_barrier()
+        found[name] = computed["blocks"] / 2
+    assert found == {name: blocks for name, (_, blocks) in PACKINGS.items()}
+
+
+@pytest.mark.parametrize("split", [False, True], ids=["one device", "ring"])
+def test_without_documents_a_program_knows_nothing_of_them(split):
+    """Numbers for each token are in the program with documents, and not in that without."""
+    rule, spec = Rule(1.0, block=4), P(None, "seq")
+    if split:
+        program = jax.shard_map(
+            lambda q, first: ring_attention(rule, q, q, q, "seq", first=first),
+            mesh=make_mesh(seq=2),
+            in_specs=(spec, spec),
+            out_specs=spec,
+        )
+    else:
+
+        def program(q, first):
+            return attend(rule, q, q, q, 0, 0 if first is None else first)
+
+    q = jax.ShapeDtypeStruct((2, 16, 2, 4), jnp.float32)
+    for first in (None, jax.ShapeDtypeStruct((2, 16), jnp.int32)):
+        text = str(jax.make_jaxpr(program)(q, first))
+        assert bool(re.search(r"i32\[2,\d", text)) == (first is not None)
+
+
 def test_memory_grows_with_the_tokens_and_not_with_their_square():
     def temporary(tokens):
         array = jax.ShapeDtypeStruct((1, tokens, 1, 8), jnp.float32)
@@ -179,9 +245,14 @@ def test_rotary_turns_pairs_so_that_products_tell_distances_alone():
     np.testing.assert_allclose(near, far, rtol=1e-5)
 
 
-@pytest.mark.parametrize("shards", [2, 8])
-def test_every_device_of_a_ring_computes_as_many_blocks(shards, monkeypatch):
-    """Counted as they are computed, forward and backward; blocks on the diagonal are halves."""
+@pytest.mark.parametrize(
+    ("shards", "documents"), [(2, False), (8, False), (2, True)], ids=["2", "8", "2 of documents"]
+)
+def test_every_device_of_a_ring_computes_as_many_blocks(shards, documents, monkeypatch):
+    """Counted as they are computed, forward and backward; blocks on the diagonal are halves.
+
+    Of two documents, each half of the sequence, only pairs of blocks of one are computed.
+    """
     computed = collections.Counter()
     plain = Tiles.scores
 
@@ -199,13 +270,20 @@ def test_every_device_of_a_ring_computes_as_many_blocks(shards, monkeypatch):
     q = jnp.asarray(normal(1, 2 * shards * half, 1, 4), jnp.float32)
     rule = Rule(1.0, block=half)
     spec = P(None, "seq")
+    first = jnp.asarray(begun(8, (4,)) if documents else [])
+
+    def own(q, k, v):
+        begins = collectives.own_shard(first, "seq", dim=1) if documents else None
+        return ring_attention(rule, q, k, v, "seq", first=begins)
+
     ring = jax.shard_map(
-        lambda q, k, v: ring_attention(rule, q, k, v, "seq"),
+        own,
         mesh=mesh,
         in_specs=(spec, spec, spec),
         out_specs=spec,
     )
     halves = 2 * (2 * shards - 1) + 2  # two whole blocks a step, and one more, halved, at first
+    halves = 4 if documents else halves  # two halved ones, and a whole one between them
     jax.block_until_ready(jax.jit(ring)(q, q, q))
     jax.effects_barrier()
     assert computed == dict.fromkeys(range(shards), 2 * halves // 2)

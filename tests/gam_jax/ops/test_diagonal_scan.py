@@ -15,25 +15,32 @@ from tests.gam_jax.ops.test_scan import EXTREME, assert_close
 
 
 @functools.partial(jax.jit, static_argnames=("method", "chunk"))
-def run_and_pull(args, cotangents, *, method, chunk):
+def run_and_pull(args, cotangents, starts=None, *, method, chunk):
     def function(log, write, state):
-        return diagonal_scan(log, write, state=state, method=method, chunk=chunk)
+        how = {"method": method, "chunk": chunk, "starts": starts}
+        return diagonal_scan(log, write, state=state, **how)
 
     outputs, pull = jax.vjp(function, *args)
     return outputs, pull(cotangents)
 
 
 @pytest.mark.parametrize("method", DIAGONAL_METHODS)
-@pytest.mark.parametrize("shape", [(37, 3), (16, 2, 3), (5, 1)], ids=str)
-def test_values_and_gradients_are_those_of_the_equation(shape, method):
+@pytest.mark.parametrize(
+    ("shape", "packed"),
+    [((37, 3), False), ((37, 3), True), ((16, 2, 3), False), ((5, 1), False)],
+    ids=str,
+)
+def test_values_and_gradients_are_those_of_the_equation(shape, packed, method):
+    """Where rows are packed with documents, each of these begins with zeros."""
     random = np.random.default_rng(0)
     with np.errstate(divide="ignore"):
         log = np.log(random.choice(EXTREME, (2, *shape)))
     arrays = (log, random.normal(size=(2, *shape)), random.normal(size=(2, *shape[1:])))
     args = tuple(x.astype(np.float32) for x in arrays)
     cotangents = tuple(random.normal(size=x.shape).astype(np.float32) for x in args[1:])
-    outputs, gradients = run_and_pull(args, cotangents, method=method, chunk=8)
-    states, pull = scan_oracle.diagonal(*args)
+    starts = random.random((2, shape[0])) < 0.3 if packed else None
+    outputs, gradients = run_and_pull(args, cotangents, starts, method=method, chunk=8)
+    states, pull = scan_oracle.diagonal(*args, starts)
     assert_close(outputs, (states, states[:, -1]))
     last = cotangents[0].astype(np.float64)
     last[:, -1] += cotangents[1]

@@ -44,7 +44,7 @@ def run(args, *, rule, method="chunked", chunk=8):
 
 
 @functools.partial(jax.jit, static_argnames=("rule", "method", "chunk"))
-def run_and_pull(args, cotangents, *, rule, method="chunked", chunk=8):
+def run_and_pull(args, cotangents, starts=None, *, rule, method="chunked", chunk=8):
     """Outputs, and gradients by every argument that is there."""
     there = [i for i, x in enumerate(args) if x is not None]
 
@@ -52,7 +52,7 @@ def run_and_pull(args, cotangents, *, rule, method="chunked", chunk=8):
         full = list(args)
         for i, x in zip(there, given, strict=True):
             full[i] = x
-        return scan(*full, rule=rule, method=method, chunk=chunk)
+        return scan(*full, starts=starts, rule=rule, method=method, chunk=chunk)
 
     outputs, pull = jax.vjp(function, *(args[i] for i in there))
     return outputs, pull(cotangents)
@@ -75,6 +75,31 @@ def test_values_and_gradients_are_those_of_the_equations(rule, decay, method):
     cotangents = tuple(x.astype(np.float32) for x in cotangents)
     outputs, gradients = run_and_pull(args, cotangents, rule=rule, method=method)
     *wanted, pull = scan_oracle.memory(*args, rule)
+    assert_close(outputs, wanted)
+    assert_close(gradients, pull(*cotangents))
+
+
+PACKED = [("chunked", rule, decay) for rule in RULES for decay in DECAYS]
+PACKED += [("associative", "hebb", "none"), ("associative", "delta", "channel")]
+PACKED += [("recurrent", "hebb", "channel"), ("recurrent", "delta", "none")]
+
+
+def packing(rows, tokens):
+    """Where documents begin: many short ones, a long one, one a token, none in the last row."""
+    starts = np.random.default_rng(2).random((rows, tokens)) < 0.3
+    starts[0, 3 : tokens // 2], starts[0, -3:], starts[-1] = False, True, False
+    return starts
+
+
+@pytest.mark.parametrize(("method", "rule", "decay"), PACKED)
+def test_documents_begin_with_an_empty_memory(method, rule, decay):
+    """The rest of the equations stays; no gradient reaches over a beginning."""
+    args, starts = draw(3, 37, 2, 4, 4, 3, decay), packing(3, 37)
+    random = np.random.default_rng(1)
+    shapes = (3, 37, 4, 3), (3, 4, 4, 3)
+    cotangents = tuple(random.normal(size=shape).astype(np.float32) for shape in shapes)
+    outputs, gradients = run_and_pull(args, cotangents, starts, rule=rule, method=method)
+    *wanted, pull = scan_oracle.memory(*args, rule, starts)
     assert_close(outputs, wanted)
     assert_close(gradients, pull(*cotangents))
 
@@ -186,6 +211,7 @@ def test_the_backward_pass_of_chunks_stores_states_a_stretch_not_a_token():
         ({"chunk": 0}, "chunk 0 is not at least 1"),
         ({"beta": np.ones((1, 4, 3))}, "beta"),
         ({"log_decay": np.ones((1, 4, 2, 3))}, "log_decay"),
+        ({"starts": np.ones((1, 3), bool)}, "starts"),
         ({"v": np.ones((1, 4, 3, 4))}, "H a multiple of G"),
     ],
 )

@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from gam_jax.ops.scan import diagonal_scan
+from sharding import collectives
 from sharding.mesh import make_mesh
 from sharding.messages import messages_of, totals
 from tests import scan_oracle
@@ -57,6 +58,36 @@ def test_values_and_gradients_are_those_of_the_whole(rule, decay, size):
     assert_close(gradients, pull(*cotangents))
 
 
+def packing():
+    """Documents begin in shards 1 and 3 of 4 (row 0), or at the first token of one (row 1)."""
+    starts = np.zeros((2, TOKENS), bool)
+    starts[0, [9, 13, 26]] = starts[1, TOKENS // 2] = True
+    return starts
+
+
+def with_starts(function, starts):
+    """`function` of this device's part of `starts`."""
+
+    def told(*args, axis):
+        return function(*args, axis=axis, starts=collectives.own_shard(starts, axis, dim=1))
+
+    return told
+
+
+@pytest.mark.parametrize(("rule", "decay"), KINDS)
+def test_a_shard_in_which_a_document_begins_hands_on_nothing_of_what_came_in(rule, decay):
+    args, starts = draw(2, TOKENS, GROUPS, HEADS, KEYS, WIDTH, decay), packing()
+    random = np.random.default_rng(1)
+    shapes = (2, TOKENS, HEADS, WIDTH), (2, HEADS, KEYS, WIDTH)
+    cotangents = tuple(random.normal(size=shape).astype(np.float32) for shape in shapes)
+    function = with_starts(functools.partial(scan, rule=rule, chunk=4), jnp.asarray(starts))
+    program = over_shards(function, args, 4)
+    outputs, gradients = jax.jit(lambda args, g: pulled(program, args, g))(args, cotangents)
+    *wanted, pull = scan_oracle.memory(*args, rule, starts)
+    assert_close(outputs, wanted)
+    assert_close(gradients, pull(*cotangents))
+
+
 @pytest.mark.parametrize(("rule", "decay"), KINDS)
 def test_what_is_sent_is_a_transition_and_a_state_whatever_the_length(rule, decay):
     def sent(tokens):
@@ -75,20 +106,23 @@ def test_what_is_sent_is_a_transition_and_a_state_whatever_the_length(rule, deca
     assert sent(64) == sent(2**15)
 
 
-@pytest.mark.parametrize("size", [2, 8])
-def test_of_the_diagonal_scan_likewise(size):
+@pytest.mark.parametrize(("size", "packed"), [(2, False), (8, False), (4, True)])
+def test_of_the_diagonal_scan_likewise(size, packed):
     random = np.random.default_rng(0)
     log = np.log(random.choice([1e-6, 0.5, 0.999], (2, TOKENS, 3))).astype(np.float32)
     log[0, 5] = -np.inf
     write, state = random.normal(size=(2, TOKENS, 3)), random.normal(size=(2, 3))
     args = (log, write.astype(np.float32), state.astype(np.float32))
 
-    def function(log, write, state, axis):
-        return diagonal_scan(log, write, state=state, chunk=4, axis=axis)
+    def function(log, write, state, **where):
+        return diagonal_scan(log, write, state=state, chunk=4, **where)
 
+    starts = packing() if packed else None
+    if packed:
+        function = with_starts(function, jnp.asarray(starts))
     cotangents = random.normal(size=write.shape).astype(np.float32), np.zeros((2, 3), np.float32)
     program = over_shards(function, args, size)
     outputs, gradients = jax.jit(lambda args, g: pulled(program, args, g))(args, cotangents)
-    states, pull = scan_oracle.diagonal(*args)
+    states, pull = scan_oracle.diagonal(*args, starts)
     assert_close(outputs, (states, states[:, -1]))
     assert_close(gradients, pull(cotangents[0]))

@@ -29,13 +29,16 @@ def problem(tokens, steps="usual", channels=3, numbers=4, batch=2):
     }
 
 
-def oracle(x, dt, a, b, c, state):
-    """The recurrence in float64, a row, a token and a channel at a time: y and the last state."""
+def oracle(x, dt, a, b, c, state, starts=None):
+    """The recurrence in float64, a row, a token and a channel at a time: y and the last state.
+
+    Where `starts` [B, T] is true, nothing is left of the state before.
+    """
     y, last = np.zeros_like(x), state.copy()
     for row in range(x.shape[0]):
         for t in range(x.shape[1]):
             for channel in range(x.shape[2]):
-                h = last[row, :, channel]
+                h = last[row, :, channel] * (starts is None or not starts[row, t])
                 step = dt[row, t, channel]
                 h = np.exp(step * a[:, channel]) * h + step * b[row, t] * x[row, t, channel]
                 last[row, :, channel] = h
@@ -43,14 +46,15 @@ def oracle(x, dt, a, b, c, state):
     return y, last
 
 
-def oracle_gradients(given, by_y, by_last):
+def oracle_gradients(given, by_y, by_last, starts=None):
     """Gradients of sum(y by_y) + sum(last by_last), from right to left in float64."""
     x, dt, a, b, c, state = (given[name] for name in NAMES)
     states = [state]
     for t in range(x.shape[1]):
         part = {**given, "state": states[-1]}
         part.update({name: given[name][:, t : t + 1] for name in ("x", "dt", "b", "c")})
-        states.append(oracle(*(part[name] for name in NAMES))[1])
+        begins = None if starts is None else starts[:, t : t + 1]
+        states.append(oracle(*(part[name] for name in NAMES), begins)[1])
     found = {name: np.zeros_like(given[name]) for name in NAMES}
     g = by_last.copy()
     for t in reversed(range(x.shape[1])):
@@ -58,6 +62,8 @@ def oracle_gradients(given, by_y, by_last):
         found["c"][:, t] = np.einsum("bd,bnd->bn", by_y[:, t], h)
         g = g + c[:, t, :, None] * by_y[:, t, None]
         decay = np.exp(step * a)
+        if starts is not None:
+            decay[starts[:, t]] = 0.0
         by_exponent = g * decay * before
         by_write = np.einsum("bnd,bn->bd", g, b[:, t])
         found["a"] += np.sum(by_exponent * step, 0)
@@ -69,10 +75,10 @@ def oracle_gradients(given, by_y, by_last):
 
 
 @functools.partial(jax.jit, static_argnames=("method", "chunk"))
-def run(given, by_y, by_last, method, chunk):
+def run(given, by_y, by_last, method, chunk, starts=None):
     def objective(given):
-        args = [given[name] for name in NAMES[:-1]]
-        y, last = selective_scan(*args, state=given["state"], method=method, chunk=chunk)
+        args, how = [given[name] for name in NAMES[:-1]], {"method": method, "chunk": chunk}
+        y, last = selective_scan(*args, state=given["state"], starts=starts, **how)
         return jnp.sum(y * by_y) + jnp.sum(last * by_last), (y, last)
 
     (_, outputs), gradients = jax.value_and_grad(objective, has_aux=True)(given)
@@ -84,17 +90,26 @@ def close(found, wanted):
     np.testing.assert_allclose(np.asarray(found), wanted, rtol=0, atol=2e-5 * scale)
 
 
+def packing(tokens):
+    """Where documents begin: many short ones, and none in the last row."""
+    starts = np.random.default_rng(2).random((2, tokens)) < 0.4
+    starts[-1] = False
+    return starts
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["one document", "packed"])
 @pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("method", METHODS)
-def test_values_and_gradients_are_those_of_the_recurrence_in_float64(method, steps):
+def test_values_and_gradients_are_those_of_the_recurrence_in_float64(method, steps, packed):
     given = problem(11, steps)  # no multiple of the chunk
     random = np.random.default_rng(1)
     by_y, by_last = random.normal(size=given["x"].shape), random.normal(size=given["state"].shape)
     narrow = jax.tree.map(jnp.float32, (given, by_y, by_last))
-    outputs, gradients = run(*narrow, method, 4)
-    for found, wanted in zip(outputs, oracle(**given), strict=True):
+    starts = packing(11) if packed else None
+    outputs, gradients = run(*narrow, method, 4, starts)
+    for found, wanted in zip(outputs, oracle(**given, starts=starts), strict=True):
         close(found, wanted)
-    for name, wanted in oracle_gradients(given, by_y, by_last).items():
+    for name, wanted in oracle_gradients(given, by_y, by_last, starts).items():
         close(gradients[name], wanted)
 
 
@@ -120,25 +135,27 @@ def test_no_state_is_a_state_of_zeros():
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("shards", [2, 8])
-def test_shards_of_a_sequence_give_values_and_gradients_of_the_whole(shards):
+@pytest.mark.parametrize(("shards", "packed"), [(2, False), (8, False), (4, True)])
+def test_shards_of_a_sequence_give_values_and_gradients_of_the_whole(shards, packed):
+    """Of the packed one documents begin in some shards; no state goes through these."""
     given = jax.tree.map(jnp.float32, problem(16))
     layout = layout_of((1, shards, 1))
     split = P(None, "seq")
+    starts = (packing(16) & (np.arange(16) // 4 % 2 == 1)) if packed else None
 
     def objective(given, axis):
-        args = [given[name] for name in NAMES[:-1]]
-        scan = functools.partial(selective_scan, chunk=4, axis=axis)
+        def scan(starts, *args):
+            *args, state = args
+            return selective_scan(*args, state=state, chunk=4, axis=axis, starts=starts)
+
         if axis is not None:
             scan = jax.shard_map(
-                lambda *args: selective_scan(*args[:-1], state=args[-1], chunk=4, axis=axis),
+                scan,
                 mesh=layout.mesh,
-                in_specs=(split, split, P(), split, split, P()),
+                in_specs=(split, split, split, P(), split, split, P()),
                 out_specs=(split, P()),
             )
-            y, last = scan(*args, given["state"])
-        else:
-            y, last = scan(*args, state=given["state"])
+        y, last = scan(starts, *(given[name] for name in NAMES))
         return jnp.sum(y * jnp.cos(y)) + jnp.sum(last**3), (y, last)
 
     both = jax.jit(jax.value_and_grad(objective, has_aux=True), static_argnums=1)
