@@ -26,6 +26,9 @@ from sharding.checkpoint.digest import digest
 FOLDER = "arrays"
 BLOCK_BYTES = 16 << 20
 """Larger shards are cut: a reader that needs a part of one reads little else."""
+SLICE_BYTES = 1 << 20
+"""Of an array that several devices hold alike, each writes a slice, if slices are that large: for
+each slice's shape a program is compiled, which takes longer than to write a small array whole."""
 _IN_FLIGHT = 8
 _INDEX_CACHE_BYTES = 64 << 20
 
@@ -37,13 +40,17 @@ class Writer:
     """Writes trees of arrays in the background, each process its own shards."""
 
     def __init__(self) -> None:
-        self._orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
+        arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICE_BYTES)
+        types = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+        self._orbax = ocp.AsyncCheckpointer(
+            ocp.PyTreeCheckpointHandler(type_handler_registry=types)
+        )
 
     def start(self, folder: pathlib.Path, leaves: Mapping[str, jax.Array]) -> None:
         """Copies the arrays; when this returns their buffers may be overwritten."""
         tree = names.nested(leaves)
         cut = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=BLOCK_BYTES), tree)
-        self._orbax.save(folder / FOLDER, args=ocp.args.StandardSave(tree, save_args=cut))
+        self._orbax.save(folder / FOLDER, args=ocp.args.PyTreeSave(tree, save_args=cut))
 
     def wait(self) -> None:
         """Until all processes have written; raises what went wrong while writing."""
