@@ -16,8 +16,8 @@ from absl import app, flags, logging
 
 from experiments.usage import usage
 from sharding import processes
-from sharding.errors import UserError
-from sharding.fault import full_disk, tell_fault
+from sharding.errors import UserError, one_line
+from sharding.fault import shortage, tell_fault
 from sharding.paths import check_local, local_path
 
 BAD_INPUT = 2
@@ -126,7 +126,7 @@ def seeds_of(given: Sequence[str]) -> list[int]:
 
 def fail(message: str) -> NoReturn:
     """Prints one line on standard error and exits with the code of bad input."""
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     sys.exit(BAD_INPUT)
 
 
@@ -192,7 +192,7 @@ def _guarded(main: Callable[[], None]) -> None:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has left
     except Exception as error:
-        if line := full_disk(error):
+        if line := shortage(error):
             fail(line)
         if (line := processes.lost_another(error)) is None:
             sys.exit(tell_fault(error))

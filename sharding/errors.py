@@ -1,14 +1,29 @@
 """The one exception for input that a person can mend."""
 
 import contextlib
+import re
 from collections.abc import Iterator
+
+BEGINNING, END = 700, 250
+"""Signs of a message that are kept where it is longer than both: what is wrong, and the mend."""
 
 
 class UserError(ValueError):
     """Bad input: the message is one line that says what is wrong, where, and how to mend it.
 
-    Commands print the message alone and exit with code 2.
+    Commands print the message alone and exit with code 2. Whatever a message quotes, it stays one
+    line that can be printed and read, see `one_line`.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+def one_line(message: str) -> str:
+    """A message without line ends or signs that a terminal would obey, cut if long."""
+    text = re.sub(r"[ \t]*[\n\r\t\v\f]\s*", " ", message.strip())
+    text = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+    return text if len(text) <= BEGINNING + END else f"{text[:BEGINNING]} ... {text[-END:]}"
 
 
 @contextlib.contextmanager

@@ -9,6 +9,8 @@ import sys
 import tempfile
 import traceback
 
+from sharding.errors import one_line
+
 FAULT = 70
 """The exit code of a fault of the program itself, as sysexits.h has it."""
 
@@ -39,6 +41,14 @@ def full_disk(error: BaseException | None) -> str | None:
     return None
 
 
+def shortage(error: BaseException) -> str | None:
+    """One line if this machine has too little disk or memory for what was asked; else None."""
+    if isinstance(error, MemoryError):
+        what = f" ({one_line(str(error))})" if str(error) else ""
+        return f"no memory is left for what was asked{what}: ask for less, or of a larger machine"
+    return full_disk(error)
+
+
 def tell_fault(error: BaseException) -> int:
     """Says in one line that the program is at fault, and where the trace is.
 
@@ -60,7 +70,7 @@ def tell_fault(error: BaseException) -> int:
     except OSError as failed:
         print(trace, file=sys.stderr)
         where = f"the trace stands above ({failed.strerror})"
-    message = " ".join(str(error).split())[:200].encode(errors="backslashreplace").decode()
+    message = one_line(str(error))[:200]
     what = f"{type(error).__name__}: {message}" if message else type(error).__name__
     print(f"error: a fault of this program, {what}; {where}", file=sys.stderr, flush=True)
     return FAULT

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import re
+from collections.abc import Iterator
 
 from sharding.errors import UserError
 
@@ -65,3 +67,27 @@ def local_path(text: str | os.PathLike[str], what: str = "") -> pathlib.Path:
         raise UserError(
             f"{what or 'path'}={text}: {str(error).rstrip('.')}: write it out"
         ) from error
+
+
+@contextlib.contextmanager
+def made_folder(folder: pathlib.Path, what: str) -> Iterator[None]:
+    """While open, a folder is there; those that were made for it and stay empty are removed.
+
+    Args:
+      folder: that is written into.
+      what: the flag or field that named it, for the message.
+
+    Raises:
+      UserError: it cannot be made.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{what}={folder}: cannot make the folder: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        for path in missing:
+            with contextlib.suppress(OSError):
+                path.rmdir()

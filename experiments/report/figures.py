@@ -148,8 +148,9 @@ def verdict(runs: Sequence[Run], score: str) -> str:
     unit = nats if score == "loss" else "bits per byte"
     head = "Lowest" if len(runs) > 1 else "Reached"
     text = f"{head}: {column.text(best)} {unit}, by {best.name}."
-    behind = [name for name, b in best.baselines.items() if b[score] > (column.value(best) or 0)]
-    ahead = [name for name in best.baselines if name not in behind]
+    levels = {name: scores[score] for name, scores in best.baselines.items() if score in scores}
+    behind = [name for name, level in levels.items() if level > (column.value(best) or 0)]
+    ahead = [name for name in levels if name not in behind]
     if behind:
         text += f" It predicts better than {_listed(behind)}"
         text += f", not than {_listed(ahead)}." if ahead else "."

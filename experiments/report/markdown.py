@@ -25,7 +25,8 @@ def markdown(runs: Sequence[Run], command: str) -> str:
     parts += ["## Results", table(["run", *(column.name for column in columns)], rows)]
     if baselines := shared_baselines(runs):
         ordered = sorted(baselines.items(), key=lambda item: -item[1]["loss"])
-        names = [name for name in ("loss", "bits_per_byte") if name in ordered[0][1]]
+        every = set.intersection(*(set(values) for _, values in ordered))
+        names = [name for name in ("loss", "bits_per_byte") if name in every]
         lines = [[k, *(f"{v[name]:.4f}" for name in names)] for k, v in ordered]
         head = ["", *(name.replace("_", " ") for name in names)]
         parts += ["## Baselines", table(head, lines)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.report import chart, figures
@@ -136,7 +136,8 @@ def _label(runs: Sequence[Run], score: str) -> str:
 
 
 def _levels(runs: Sequence[Run], score: str) -> dict[str, float]:
-    return {name: values[score] for name, values in shared_baselines(runs).items()}
+    found = shared_baselines(runs)
+    return {name: values[score] for name, values in found.items() if score in values}
 
 
 def _curves(runs: Sequence[Run], score: str) -> Markup:
@@ -213,6 +214,10 @@ def _baselines(runs: Sequence[Run]) -> list[Any]:
     columns = [c for c in figures.score_columns(runs) if c in (figures.LOSS, figures.BITS)]
     scores = {figures.LOSS: "loss", figures.BITS: "bits_per_byte"}
     head = ["", *(scores[column].replace("_", " ") for column in columns)]
+
+    def cell(column: figures.Column, values: Mapping[str, float]) -> str:
+        return column.shown(values[scores[column]]) if scores[column] in values else ""
+
     shared = shared_baselines(runs)
     groups = [("", shared, _numbered(runs))] if shared else []
     if not shared:
@@ -220,8 +225,7 @@ def _baselines(runs: Sequence[Run]) -> list[Any]:
     found = []
     for name, lines, those in groups:
         rows: list[tuple[float, list[Any]]] = [
-            (v["loss"], [k, *(column.shown(v[scores[column]]) for column in columns)])
-            for k, v in lines.items()
+            (v["loss"], [k, *(cell(column, v) for column in columns)]) for k, v in lines.items()
         ]
         for number, run in those:
             if (loss := run.final("loss")) is not None:

@@ -19,7 +19,7 @@ from experiments.study.run import Request, chosen_arms, run_study
 from experiments.study.sheets import sheet, write_markdown
 from gam_jax.training.progress import Progress
 from sharding import processes
-from sharding.errors import UserError
+from sharding.paths import made_folder
 from sharding.whole_file import check_place, write_named
 
 
@@ -82,14 +82,11 @@ def run_command(
         repeats=args.repeats,
         command=_typed(),
     )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out={out}: cannot make the folder: {error}") from error
     name = group or study.name
-    for ending in ("json", "md", "png"):
-        check_place(out / f"{name}.{ending}")
-    found = run_study(study, request, layout, Progress(processes.is_first()))
+    with made_folder(out, "--out"):
+        for ending in ("json", "md", "png"):
+            check_place(out / f"{name}.{ending}")
+        found = run_study(study, request, layout, Progress(processes.is_first()))
     if not processes.is_first():
         return found
     write_named(out / f"{name}.json", json.dumps(found.to_json(), indent=2) + "\n")

@@ -80,7 +80,7 @@ def run_trial(
     if (folder / FOUND).exists():
         cut = data.first(experiment.train.tokens, experiment.train.validation_tokens)
         run.check_same(dataclasses.replace(experiment, model=experiment.model.fitted(cut)))
-        return read_json(folder / FOUND, finite=False)
+        return _found(folder / FOUND)
     check_batch(experiment, layout)
     beginning = Beginning() if arm.begins is None else _beginning(arm.begins, sources, layout)
     progress.say(f"{folder.name}:")
@@ -109,6 +109,15 @@ def run_trial(
         **({} if arm.also is None else arm.also(run, experiment)),
     }
     write_atomically(folder / FOUND, json.dumps(found) + "\n")
+    return found
+
+
+def _found(path: pathlib.Path) -> dict[str, float]:
+    """What a finished trial has kept."""
+    found = read_json(path, finite=False)
+    for name, value in found.items():
+        if type(value) not in (int, float):
+            raise UserError(f"{path}: {name[:60]!r} is no number: restore or remove the file")
     return found
 
 

@@ -135,7 +135,9 @@ class HFTokenizer:
         tokenizer.encode_special_tokens = True
         ids = tokenizer.get_vocab(with_added_tokens=True)
         self._tokenizer = tokenizer
-        self.vocab: int = max(ids.values()) + 1
+        self.vocab: int = max(ids.values(), default=-1) + 1
+        if self.vocab > MAX_VOCAB:  # before `to_str`, which takes memory for every id in between
+            raise ValueError(f"an id of {self.vocab - 1:,}, and {MAX_VOCAB:,} ids are the most")
         self.separator: int | None = next((ids[t] for t in SEPARATORS if t in ids), None)
         # Key order in the file differs from run to run where the library hashes.
         content = json.dumps(json.loads(tokenizer.to_str()), sort_keys=True)
@@ -241,11 +243,10 @@ def tokenizer_from_text(content: str, where: str = FILE_NAME) -> ByteTokenizer |
     try:
         if json.loads(content) == {"gam_jax": "bytes"}:
             return ByteTokenizer()
-        found = HFTokenizer(tokenizers.Tokenizer.from_str(content))
-        if found.vocab > MAX_VOCAB:
-            raise ValueError(f"an id of {found.vocab - 1:,}, and {MAX_VOCAB:,} ids are the most")
-        return found
-    except Exception as error:  # the library raises bare Exceptions
+        return HFTokenizer(tokenizers.Tokenizer.from_str(content))
+    except BaseException as error:  # the library raises bare Exceptions, and its panics are none
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise UserError(
             f"{where} is not a tokenizer.json: {' '.join(str(error).split())[:160]}; "
             "save it again with the Hugging Face tokenizers library"

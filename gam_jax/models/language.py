@@ -39,6 +39,7 @@ from sharding.errors import UserError
 from sharding.layout import Layout
 
 INITS = ("sound", "published")
+DTYPES = ("float32", "bfloat16", "float16")
 
 TokenMeasure = Callable[[Array, Array, Array, str | None], Array]
 """(hidden [N, D], head, targets [N], axis of the vocabulary) -> [N]."""
@@ -71,7 +72,8 @@ class LanguageModel(Model):
       init: "sound" draws positions from N(0, 0.02^2), so that tokens are seen beside them;
         "published" from N(0, 1), as the official GAM code does (tokens are then 0.07 % of the
         variance that enters the first block).
-      dtype: of the arithmetic; parameters, norms, softmaxes and losses stay float32.
+      dtype: of the arithmetic, one of `DTYPES`; parameters, norms, softmaxes and losses stay
+        float32.
       remat: recompute blocks in the backward pass, see `Stack`.
       unroll: blocks in one turn of the scan, see `Stack`.
       norm: of the last block's output.
@@ -107,6 +109,10 @@ class LanguageModel(Model):
         check_bounds(self)
         if self.init not in INITS:
             raise ValueError(f"LanguageModel.init '{self.init}' is not one of {', '.join(INITS)}")
+        if self.dtype not in DTYPES:
+            raise ValueError(
+                f"LanguageModel.dtype '{self.dtype}' is not one of {', '.join(DTYPES)}"
+            )
         if not self.block.causal:
             raise ValueError(
                 "LanguageModel.block holds a layer that reads the whole sequence at once, so it "

@@ -70,7 +70,7 @@ def check_fits(
     layout.check_batch(layout.row_parts, _tokens(model, batch))
     try:
         jax.eval_shape(make_eval_step(model, layout), abstract_params(table), dict(batch))
-    except ValueError as error:
+    except (ValueError, ArithmeticError) as error:  # numbers too large for their type, too
         raise UserError(f"{layout.shown}: {error}") from error
 
 

@@ -222,8 +222,10 @@ def read_baselines(folder: RunFolder) -> dict[str, dict[str, float]]:
         return {}
     found = read_json(folder.baselines, finite=False)
     for name, scores in found.items():
-        if not isinstance(scores, dict) or not all(
-            type(s) in (int, float) for s in scores.values()
+        if (
+            not isinstance(scores, dict)
+            or "loss" not in scores
+            or not all(type(score) in (int, float) for score in scores.values())
         ):
             raise UserError(
                 f"{folder.baselines}: {name[:60]!r} has no scores: restore or remove it"

@@ -164,7 +164,7 @@ def warm_start(source: Source, table: Table, fresh: Params) -> tuple[Params, Rep
     taken = names.flat(checkpoints.restore(step, names.nested(wanted), partial=True))
     leaves.update({name.removeprefix(_PARAMS): x for name, x in taken.items()})
     for name in report.resized:
-        stored = checkpoints.reader(step).whole(_PARAMS + name)
+        stored = checkpoints.whole(step, _PARAMS + name)
         if shown(digest(stored)) != checkpoints.manifest(step).arrays[_PARAMS + name].digest:
             raise UserError(f"--init: '{name}' in {source.run.path} at step {step} is damaged")
         leaves[name] = _over(leaves[name], stored)

@@ -17,15 +17,15 @@ import os
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as TextTable
 
 from sharding.bounds import NotNegative, check_number
-from sharding.errors import UserError
-from sharding.fault import full_disk, tell_fault
+from sharding.errors import UserError, one_line
+from sharding.fault import shortage, tell_fault
 
 DIFFERENT, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()  # the reader of our output has left
         return 0
     except Exception as error:
-        if line := full_disk(error):
+        if line := shortage(error):
             print(f"error: {line}", file=sys.stderr)
             return BAD_INPUT
         return tell_fault(error)
@@ -151,8 +151,17 @@ def _console() -> Console:
     return Console(highlight=False, soft_wrap=True, width=wide)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells what it does not understand in one line, as all commands do."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exits with the code of bad input."""
+        print(f"error: {one_line(message)}; see {self.prog} --help", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         "gam checkpoint",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

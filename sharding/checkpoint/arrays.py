@@ -104,18 +104,28 @@ class Reader:
         self._base = f"file://{(folder / FOLDER).absolute()}/"
         self._context = ts.Context({"cache_pool": {"total_bytes_limit": _INDEX_CACHE_BYTES}})
 
-    def blocks(self, name: str) -> Iterator[tuple[Range, np.ndarray]]:
-        """Every block of an array with its place, each read once."""
-        store = self._open([name])[name]
-        whole = tuple((0, size) for size in store.shape)
-        reads = ((block, store) for block in _overlapping(store, [whole]))
-        yield from _read_ahead(reads)
+    def blocks(self, name: str, fact: names.Fact) -> Iterator[tuple[Range, np.ndarray]]:
+        """Every block of an array with its place, each read once.
 
-    def whole(self, name: str) -> np.ndarray:
-        """An array in this process's memory."""
+        Args:
+          name: of the array.
+          fact: what the manifest says that it is; compared before anything is read.
+
+        Raises:
+          ValueError: it is something else, or cannot be opened.
+        """
         store = self._open([name])[name]
-        array = np.empty(store.shape, store.dtype.numpy_dtype)
-        for block, values in self.blocks(name):
+        found = names.Fact(tuple(store.shape), str(store.dtype.numpy_dtype), fact.key)
+        if found != fact:
+            raise ValueError(f"it is {found} on disk, and {fact} in the manifest")
+        whole = tuple((0, size) for size in store.shape)
+        return _read_ahead((block, store) for block in _overlapping(store, [whole]))
+
+    def whole(self, name: str, fact: names.Fact) -> np.ndarray:
+        """An array in this process's memory; see `blocks`."""
+        blocks = self.blocks(name, fact)
+        array = np.empty(fact.shape, np.dtype(fact.dtype))
+        for block, values in blocks:
             array[_slices(block)] = values
         return array
 

@@ -42,7 +42,7 @@ def diff(one: str, two: str, rtol: float = 0.0, only: str = "*") -> dict[str, An
             row = {"difference": f"{left[name].fact} and {right[name].fact}", "within": False}
         else:
             exact = left[name].fact.key is not None
-            row = compare(first.reader(a).whole(name), second.reader(b).whole(name), rtol, exact)
+            row = compare(first.whole(a, name), second.whole(b, name), rtol, exact)
         if row:
             rows.append({"name": name, **row})
     return {

@@ -129,7 +129,7 @@ def _values(
     """Mean and standard deviation, block by block."""
     total = square = 0.0
     parts = []
-    for block, values in checkpoints.reader(step).blocks(name):
+    for block, values in checkpoints.reader(step).blocks(name, stored.fact):
         if verify:
             parts.append(digest(values, [lo for lo, _ in block]))
         numbers = values.astype(np.float64)

@@ -14,11 +14,15 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from sharding.checkpoint.names import Fact
 from sharding.json_file import read_json
 
 FILE = "manifest.json"
 FORMAT = 1
+MOST = 2**53
+"""Of steps, bytes and numbers along an axis."""
 
 
 class Unreadable(Exception):
@@ -181,11 +185,37 @@ def _to_json(manifest: Manifest) -> dict[str, Any]:
 
 
 def _from_json(values: dict[str, Any]) -> Manifest:
-    arrays = {}
-    for name, found in values["arrays"].items():
-        fact = Fact(tuple(found["shape"]), found["dtype"], found.get("key"))
-        axes = None if found["axes"] is None else tuple(found["axes"])
-        arrays[name] = Stored(fact, axes, found["digest"])
-    files = {name: File(**found) for name, found in values["files"].items()}
-    suspect = str(values.get("suspect", ""))
-    return Manifest(values["step"], values["loss"], arrays, values["extra"], files, suspect)
+    """Raises Unreadable, TypeError or KeyError where a value is not of its kind."""
+    files = {}
+    for name, found in values["files"].items():
+        files[name] = File(_count(found["bytes"]), _text_of(found["sha256"]))
+    loss, extra = values["loss"], values["extra"]
+    if not (loss is None or type(loss) in (int, float)) or type(extra) is not dict:
+        raise TypeError("no loss or extra")
+    arrays = {name: _stored(name, found) for name, found in values["arrays"].items()}
+    suspect = _text_of(values.get("suspect", ""))
+    return Manifest(_count(values["step"]), loss, arrays, extra, files, suspect)
+
+
+def _stored(name: str, found: dict[str, Any]) -> Stored:
+    try:
+        fact = Fact(tuple(map(_count, found["shape"])), _text_of(found["dtype"]), found.get("key"))
+        axes = found["axes"] and tuple(axis and _text_of(axis) for axis in found["axes"])
+        if np.dtype(fact.dtype).hasobject or len(axes or fact.shape) != len(fact.shape):
+            raise TypeError("no array")
+        _ = fact.key and _text_of(fact.key)
+        return Stored(fact, axes, _text_of(found["digest"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Unreadable(f"{FILE}: {name[:80]!r} is no array of a checkpoint") from error
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= MOST:
+        raise TypeError("no count")
+    return value
+
+
+def _text_of(value: Any) -> str:
+    if type(value) is not str:
+        raise TypeError("no text")
+    return value

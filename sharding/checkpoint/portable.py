@@ -156,11 +156,10 @@ def _verified(checkpoints: Checkpoints, manifest: Manifest, name: str) -> np.nda
 def _with_digest(
     checkpoints: Checkpoints, step: int, name: str, stored: Stored
 ) -> tuple[np.ndarray, str]:
+    blocks = checkpoints.reader(step).blocks(name, stored.fact)
     array = np.empty(stored.fact.shape, np.dtype(stored.fact.dtype))
     parts, count = [], 0
-    for place, values in checkpoints.reader(step).blocks(name):
-        if values.dtype != array.dtype or len(place) != array.ndim:
-            raise ValueError(f"it is of {values.dtype} and {len(place)} axes, not {stored.fact}")
+    for place, values in blocks:
         array[tuple(slice(lo, hi) for lo, hi in place)] = values
         parts.append(digest(values, [lo for lo, _ in place]))
         count += values.size

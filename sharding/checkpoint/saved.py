@@ -7,8 +7,10 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from sharding.checkpoint.arrays import Reader
-from sharding.checkpoint.failures import Damaged
+from sharding.checkpoint.failures import Damaged, first_line
 from sharding.checkpoint.manifest import Manifest, Unreadable, read
 from sharding.errors import UserError
 from sharding.paths import check_local
@@ -94,6 +96,18 @@ class Saved:
     def reader(self, step: int) -> Reader:
         """Of the arrays of a step."""
         return Reader(self.folder / str(step))
+
+    def whole(self, step: int, name: str) -> np.ndarray:
+        """An array of a step in this process's memory; its digest is not compared.
+
+        Raises:
+          Damaged: it is not what the manifest says, or cannot be read.
+        """
+        try:
+            return self.reader(step).whole(name, self.manifest(step).arrays[name].fact)
+        except (OSError, ValueError) as error:  # what TensorStore raises
+            where = f"'{name}' of checkpoint {step} in {self.folder}"
+            raise Damaged(where, f"it cannot be read: {first_line(error)}") from error
 
     def suspect(self, step: int) -> str:
         """Why a checkpoint is suspect; empty if it is not, or if its manifest cannot be read."""

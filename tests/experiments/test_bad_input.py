@@ -199,6 +199,14 @@ BAD = {
         train("--mesh=tensor=8", "--config.data.tokenizer=bpe:300"),
         ["embedding", "'vocab' = ", "tensor=8"],
     ),
+    "arithmetic that is none": (
+        train("--config.model.dtype=int8"),
+        ["dtype 'int8'", "float32, bfloat16, float16"],
+    ),
+    "more than its type can count": (
+        ("train", "--config=moe_small", *train("--config.model.streams=2147483647")[1:]),
+        ["out of bounds for int32"],
+    ),
     "rate below 0": (
         train("--config.optimizer.learning_rate=-1.0"),
         ["optimizer.learning_rate=-1.0", "must not be negative"],

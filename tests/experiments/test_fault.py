@@ -28,7 +28,7 @@ ENDS = {
     "lines": (ValueError("a\nb\n\nc"), FAULT, "error: a fault of this program, ValueError: a b c;"),
     "nothing said": (AssertionError(), FAULT, "error: a fault of this program, AssertionError; "),
     "too deep": (RecursionError("deep"), FAULT, "error: a fault of this program, RecursionError"),
-    "no memory": (MemoryError(), FAULT, "error: a fault of this program, MemoryError; the trace"),
+    "no memory": (MemoryError(), 2, "error: no memory is left for what was asked: ask for less"),
     "long": (ValueError("x" * 10_000), FAULT, "error: a fault of this program, ValueError: xxx"),
     "half a sign": (ValueError("\ud800"), FAULT, "error: a fault of this program, ValueError: "),
 }

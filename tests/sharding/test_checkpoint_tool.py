@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from sharding.checkpoint import Checkpoints
+from sharding.checkpoint import Checkpoints, manifest
 from sharding.checkpoint.__main__ import main
 
 LARGE = np.random.default_rng(0).normal(size=4000).astype(np.float32)
@@ -184,7 +184,7 @@ def test_what_another_program_wrote_is_read(tool, tmp_path):
     save_file(values, tmp_path / "x.safetensors")
     assert tool("import", tmp_path / "x.safetensors", "--run", tmp_path / "run")[0] == 0
     with Checkpoints(tmp_path / "run" / "checkpoints", read_only=True) as checkpoints:
-        found = checkpoints.reader(0).whole("params/layer.weight")
+        found = checkpoints.whole(0, "params/layer.weight")
     np.testing.assert_array_equal(found, values["layer.weight"])
 
 
@@ -203,3 +203,74 @@ def test_bad_input_is_one_line_and_code_two(runs, tool, tmp_path):
         code, out, err = tool(*args)
         assert (code, out, err.count("\n")) == (2, "", 1), args
         assert words in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "required: inspect|diff|export|import; see gam checkpoint --help"),
+        (("look", "run"), "invalid choice: 'look'"),
+        (("inspect",), "required: RUN[@STEP]; see gam checkpoint inspect --help"),
+        (("inspect", "run", "--verify=no"), "--verify"),
+        (("diff", "a", "b", "--rtol=much"), "--rtol: invalid float value: 'much'"),
+        (("export", "run"), "required: --to"),
+        (("inspect", "run", "more\nwords"), "unrecognized arguments: more words"),
+    ],
+    ids=" ".join,
+)
+def test_words_that_make_no_command_are_one_line(words, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("error: ")
+    assert said in err
+
+
+FORGED = {
+    "a step that is a text": {"step": "7"},
+    "a step that is a truth": {"step": True},
+    "a loss that is a list": {"loss": [1.0]},
+    "extra that is a list": {"extra": []},
+    "suspicion that is a number": {"suspect": 3},
+    "files that are a list": {"files": ["manifest.json"]},
+    "a file of negative size": {"files": {"x": {"bytes": -1, "sha256": ""}}},
+    "a file outside": {"files": {"../../config.json": {"bytes": 1, "sha256": "0" * 64}}},
+    "arrays that are a list": {"arrays": []},
+    "a shape of texts": {"arrays": {"params/b": {"shape": ["2"]}}},
+    "a negative shape": {"arrays": {"params/b": {"shape": [-2]}}},
+    "a shape of 400 GB": {"arrays": {"params/b": {"shape": [10**11]}}},
+    "no shape": {"arrays": {"params/b": {"shape": None}}},
+    "a dtype that is none": {"arrays": {"params/b": {"dtype": "float33"}}},
+    "a dtype of objects": {"arrays": {"params/b": {"dtype": "object"}}},
+    "another dtype": {"arrays": {"params/b": {"dtype": "float32"}}},
+    "a kind of keys that is a list": {"arrays": {"params/b": {"key": ["x"]}}},
+    "axes of another count": {"arrays": {"params/b": {"axes": ["embed", "embed"]}}},
+    "axes of numbers": {"arrays": {"params/b": {"axes": [1]}}},
+    "a digest that is a number": {"arrays": {"params/b": {"digest": 1}}},
+}
+
+
+@pytest.mark.parametrize("change", FORGED.values(), ids=FORGED)
+def test_a_forged_manifest_with_the_right_checksum_is_one_line(change, runs, tool, tmp_path):
+    shutil.copytree(runs / "a", tmp_path / "a")
+    place = tmp_path / "a" / "checkpoints" / "7" / manifest.FILE
+    values = json.loads(place.read_text())["manifest"]
+    for name, found in change.items():
+        if name == "arrays" and isinstance(found, dict):
+            for array, fields in found.items():
+                values["arrays"][array] |= fields
+        else:
+            values[name] = found
+    place.write_text(manifest._text(values))
+    lines = [
+        ("export", tmp_path / "a", "--to", tmp_path / "x"),
+        ("inspect", tmp_path / "a", "--verify"),
+    ]
+    for line in lines:
+        code, _, err = tool(*line)
+        assert code == (1 if "--verify" in line else 2)
+        assert err.count("\n") == 1
+        assert "is damaged" in err
+    assert not (tmp_path / "x").exists()

@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from sharding.errors import UserError
-from sharding.paths import check_local, local_path, scheme
+from sharding.paths import check_local, local_path, made_folder, scheme
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,23 @@ def test_what_is_none_is_refused_in_one_line_that_names_the_flag(path):
 def test_a_path_that_was_made_of_an_address_is_refused_too():
     with pytest.raises(UserError, match="is no path of a file system"):
         check_local(pathlib.Path("gs://bucket/x") / "metrics.jsonl")
+
+
+def test_a_folder_that_was_made_and_stays_empty_is_removed_and_no_other(tmp_path):
+    (tmp_path / "there").mkdir()
+    for wanted in ("a/b/c", "there/d", "there"):
+        with made_folder(tmp_path / wanted, "--out"):
+            assert (tmp_path / wanted).is_dir()
+        assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+    with made_folder(tmp_path / "a" / "b", "--out"):
+        (tmp_path / "a" / "b" / "file").touch()
+    assert (tmp_path / "a" / "b" / "file").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(UserError, match=r"--out=.*file/a: cannot make"),
+        made_folder(tmp_path / "file" / "a", "--out"),
+    ):
+        raise AssertionError

@@ -60,7 +60,7 @@ def with_fact(**fields):
         (lambda stored: dataclasses.replace(stored, digest="0" * 16), "other values than were"),
         (with_fact(shape=(3, 2)), "cannot be read"),
         (with_fact(shape=(2, 4)), "cannot be read"),
-        (with_fact(shape=(6,)), "cannot be read"),
+        (with_fact(shape=(6,)), "is no array of a checkpoint"),
         (with_fact(dtype="int32"), "cannot be read"),
     ],
     ids=["digest", "shape", "larger", "axes", "dtype"],
@@ -70,7 +70,8 @@ def test_what_is_not_as_it_was_saved_does_not_go_out(run, tmp_path, capsys, chan
     file = tmp_path / "w.safetensors"
     assert main(["export", str(run), "--to", str(file)]) == 2
     said = capsys.readouterr().err
-    assert "'params/w' of checkpoint 3" in said
+    assert "'params/w'" in said
+    assert "checkpoint 3" in said
     assert words in said
     assert said.count("\n") == 1
     assert not file.exists()

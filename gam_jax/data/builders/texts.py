@@ -72,16 +72,25 @@ def documents(source: Source, look: Look, how: Reading, digest: str) -> Iterator
 
 
 def _prose(source: Source, file: BinaryIO, packed: bool) -> bytes:
-    data = file.read(MAX_UNPACKED + 1) if packed else file.read()
-    if packed and len(data) > MAX_UNPACKED:
-        raise UserError(
-            f"{source.where} unpacks to more than {MAX_UNPACKED >> 30} GiB of one text: unpack it"
-        )
+    data = _unpacked(source, file) if packed else file.read()
     if (zero := data.find(b"\0")) >= 0:
         raise UserError(
             f"{source.where} is not text: byte 0x00 at offset {zero}; convert it or leave it out"
         )
     return data
+
+
+def _unpacked(source: Source, file: BinaryIO) -> bytes:
+    parts, left = [], MAX_UNPACKED
+    while part := file.read(1 << 20):
+        left -= len(part)
+        if left < 0:
+            raise UserError(
+                f"{source.where} unpacks to more than {MAX_UNPACKED >> 30} GiB of one text: "
+                f"unpack it"
+            )
+        parts.append(part)
+    return b"".join(parts)
 
 
 def _lines(source: Source, file: BinaryIO, how: Reading) -> Iterator[bytes]:

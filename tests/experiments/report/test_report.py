@@ -155,6 +155,17 @@ def test_what_is_half_written_is_shown_as_far_as_it_is(runs):
     assert "empty stands at step 0 of 100." in text
 
 
+@pytest.mark.parametrize("broken", ["bits_per_byte", "perplexity", "loss"])
+def test_baselines_that_lack_a_score_are_shown_without_it(runs, broken):
+    folder = runs.add("a")
+    found = json.loads(folder.baselines.read_text())
+    del found["bigram"][broken]
+    folder.baselines.write_text(json.dumps(found))
+    shown = read(runs)
+    for text in (page(shown, ""), markdown(shown, "")):
+        assert ("unigram" in text) == (broken != "loss")  # without which they are no baselines
+
+
 def test_a_loss_that_is_no_number_is_left_out(runs):
     folder = runs.add("a")
     with folder.metrics.open("a") as file:

@@ -97,6 +97,9 @@ def test_a_finished_run_is_only_read_and_another_seed_is_added(tmp_path):
     assert again.arms["raster"].figures["accuracy"][0] == 0.123
     assert len(again.arms["raster"].figures["accuracy"]) == 2
     assert again.arms["raster"].figures["loss"][0] == first.arms["raster"].figures["loss"][0]
+    (folder / "found.json").write_text('{"loss": ["1"]}')
+    with pytest.raises(UserError, match=r"found.json: 'loss' is no number"):
+        run(study, ["raster"], tmp_path)
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path):
@@ -127,9 +130,10 @@ def test_a_folder_of_another_run_is_refused(tmp_path):
     ],
 )
 def test_what_there_is_not_is_one_line(command, words, message, tmp_path):
-    result = command("study.__main__", *words, f"--out={tmp_path}")
+    result = command("study.__main__", *words, f"--out={tmp_path / 'out'}")
     assert (result.code, len(result.err.splitlines())) == (2, 1)
     assert message in result.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_page_of_claims_is_that_of_what_was_found(tmp_path):
