@@ -33,10 +33,15 @@ class Data:
     """What may stand before the colon."""
 
     FILES: ClassVar[tuple[str, ...]] = ()
-    """Files that a run folder keeps of it, see `Dataset.files`."""
+    """Files that a run folder may keep of it, see `Dataset.files`."""
 
     def __post_init__(self) -> None:
         check_bounds(self, "data")
+
+    @property
+    def kept_files(self) -> tuple[str, ...]:
+        """Those that a run folder keeps with this configuration."""
+        return self.FILES
 
     def open(self, files: Mapping[str, str] | None = None) -> Dataset:
         """Reads what there is to read.

@@ -66,10 +66,37 @@ def baselines(
     return result
 
 
-def _figures(loss: float, tokens_per_byte: float) -> dict[str, float]:
-    perplexity = math.exp(loss) if loss < 700 else math.inf
-    bits_per_byte = loss / math.log(2) * tokens_per_byte
-    return {"loss": loss, "perplexity": perplexity, "bits_per_byte": bits_per_byte}
+def counted_baselines(
+    train: np.ndarray,
+    validation: np.ndarray,
+    train_counts: np.ndarray,
+    validation_counts: np.ndarray,
+    vocab: int,
+) -> dict[str, dict[str, float]]:
+    """The same counts of the tokens that count, scored on those that do; no compressors.
+
+    A pair is of a token that counts and the one before it, which need not.
+
+    Args:
+      train: [N] tokens.
+      validation: [M] tokens.
+      train_counts: [N], above 0 where a token counts.
+      validation_counts: [M], likewise.
+      vocab: V.
+
+    Returns:
+      name -> loss (nats per token that counts) and perplexity.
+    """
+    scored = np.flatnonzero(validation_counts[1:]) + 1
+    losses = _count_losses(train, validation, vocab, scored, train_counts)
+    return {n: _figures(loss) for n, loss in zip(("unigram", "bigram"), losses, strict=True)}
+
+
+def _figures(loss: float, tokens_per_byte: float | None = None) -> dict[str, float]:
+    found = {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
+    if tokens_per_byte is None:
+        return found
+    return {**found, "bits_per_byte": loss / math.log(2) * tokens_per_byte}
 
 
 def _scored(length: int, window: int, stride: int) -> np.ndarray:
@@ -82,12 +109,19 @@ def _scored(length: int, window: int, stride: int) -> np.ndarray:
 
 
 def _count_losses(
-    train: np.ndarray, validation: np.ndarray, vocab: int, scored: np.ndarray
+    train: np.ndarray,
+    validation: np.ndarray,
+    vocab: int,
+    scored: np.ndarray,
+    counting: np.ndarray | None = None,
 ) -> tuple[float, float]:
     """Mean nats per scored token of the unigram and the bigram."""
-    counts = sum((np.bincount(c, minlength=vocab) for c in _chunks(train)), np.zeros(vocab, int))
+    if counting is None:
+        counting = np.broadcast_to(np.uint8(1), len(train))
+    own = zip(_chunks(train), _chunks(counting), strict=True)
+    counts = sum((np.bincount(c[k > 0], minlength=vocab) for c, k in own), np.zeros(vocab, int))
     unigram = (counts + 1) / (counts.sum() + vocab)
-    pairs, pair_counts = _count_pairs(train, vocab)
+    pairs, pair_counts = _count_pairs(train, vocab, counting)
     contexts = pairs // vocab
     followers = np.bincount(contexts, minlength=vocab)
     occurrences = np.bincount(contexts, weights=pair_counts, minlength=vocab)
@@ -112,9 +146,12 @@ def _chunks(tokens: np.ndarray, overlap: int = 0) -> Iterator[np.ndarray]:
         yield tokens[start : start + CHUNK + overlap].astype(np.int64)
 
 
-def _count_pairs(tokens: np.ndarray, vocab: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted codes a * V + b of the pairs of neighbours that occur, and how often each does."""
-    codes = (chunk[:-1] * vocab + chunk[1:] for chunk in _chunks(tokens, overlap=1))
+def _count_pairs(
+    tokens: np.ndarray, vocab: int, counting: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted codes a * V + b of the pairs of neighbours whose second counts, and their numbers."""
+    chunks = zip(_chunks(tokens, overlap=1), _chunks(counting, overlap=1), strict=True)
+    codes = ((chunk[:-1] * vocab + chunk[1:])[own[1:] > 0] for chunk, own in chunks)
     if vocab * vocab <= DENSE:
         table = np.zeros(vocab * vocab, np.int64)
         for code in codes:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from gam_jax.data.corpus import Corpus
+from gam_jax.data.counted import plain_texts
 from gam_jax.data.storage import cache_path, cached
 from gam_jax.data.text import Text
 from gam_jax.data.tokenizer import SPECIAL_TOKENS, HFTokenizer, load_tokenizer
@@ -71,7 +72,9 @@ def cached_bpe(corpora: Sequence[Corpus], config: Text, vocab: int) -> HFTokeniz
     path = cache_path(folder, "bpe", settings, ".json")
 
     def write(target: Path) -> None:
-        text = itertools.chain.from_iterable(map(_text, corpora, splits))
+        text = itertools.chain.from_iterable(
+            _text(corpus, own, config.format) for corpus, own in zip(corpora, splits, strict=True)
+        )
         made = train_bpe(text, vocab, config.bpe_pre_tokenizer)
         target.write_text(made.to_text(), encoding="utf-8")
 
@@ -80,7 +83,9 @@ def cached_bpe(corpora: Sequence[Corpus], config: Text, vocab: int) -> HFTokeniz
     return tokenizer
 
 
-def _text(corpus: Corpus, splits: Iterable[str]) -> Iterator[str]:
+def _text(corpus: Corpus, splits: Iterable[str], format: str) -> Iterator[str]:
     for split in splits:
-        for _, text in corpus.documents(split).pieces():
-            yield text
+        if format == "text":
+            yield from (text for _, text in corpus.documents(split).pieces())
+        else:
+            yield from plain_texts(corpus, split, format)

@@ -61,6 +61,11 @@ class Documents(Sequence[str]):
             starts = not self._in_parts or record["part"] == 0
             yield starts, record[self._feature].decode("utf-8")
 
+    def records(self) -> Iterator[tuple[str, str]]:
+        """(where it stands, text) of each document of `text:PATH`, in order."""
+        for index in range(len(self)):
+            yield self._source[self._starts[index]]["path"].decode(), self[index]
+
     @functools.cached_property
     def _starts(self) -> Sequence[int]:
         """The record at which each document starts, and at the end the number of records."""
@@ -167,7 +172,9 @@ def _open(config: Text, name: str, folder: Path) -> Corpus:
         from gam_jax.data.builders.text_files import text_files_builder
 
         path, share = name.removeprefix("text:"), config.validation_fraction
-        builder, size = text_files_builder(path, folder, share, config.decode_errors, config.field)
+        builder, size = text_files_builder(
+            path, folder, share, config.decode_errors, config.field, config.format
+        )
         return _built(builder, name, folder, size, in_parts=True)
     if name == "python_stdlib":
         from gam_jax.data.builders.python_stdlib import python_stdlib_builder

@@ -7,18 +7,21 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gam_jax.data.base import Batch, Dataset, Sums
+from gam_jax.data.chat_template import find_template
 from gam_jax.data.corpus import open_corpus
 from gam_jax.data.mixture import TextMixture
 from gam_jax.data.stream import TrainBatches, mixed, train_stream
-from gam_jax.data.text import TOKENIZER, Text
+from gam_jax.data.text import Text
 from gam_jax.data.text_dataset import (
     TextDataset,
+    kept_template,
+    kept_tokenizer,
     make_tokenizer,
     open_text,
     text_changed,
     text_scores,
 )
-from gam_jax.data.tokenizer import Tokenizer, tokenizer_from_text
+from gam_jax.data.tokenizer import Tokenizer
 
 
 def open_mixture(config: TextMixture, files: Mapping[str, str]) -> MixedTextDataset:
@@ -26,18 +29,20 @@ def open_mixture(config: TextMixture, files: Mapping[str, str]) -> MixedTextData
 
     Args:
       config: of the mixture.
-      files: of a run, whose tokenizer is used; none for a new run.
+      files: of a run, whose tokenizer and chat template are used; none for a new run.
 
     Raises:
       UserError: anything that a person can mend.
     """
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(Text)}
     texts = {name: Text(**{**fields, "name": name}) for name in config.weights}
-    if TOKENIZER in files:
-        tokenizer: Tokenizer = tokenizer_from_text(files[TOKENIZER])
-    else:
+    tokenizer, template = kept_tokenizer(files), kept_template(files)
+    if config.format == "chat" and template is None:
+        template = find_template(config.tokenizer, config.template)
+    if tokenizer is None:
         tokenizer = make_tokenizer(config, [open_corpus(text) for text in texts.values()])
-    return MixedTextDataset(config, {n: open_text(t, tokenizer) for n, t in texts.items()})
+    opened = {name: open_text(text, tokenizer, template) for name, text in texts.items()}
+    return MixedTextDataset(config, opened)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,14 +76,16 @@ class MixedTextDataset(Dataset):
 
     @property
     def fingerprints(self) -> Mapping[str, str]:  # type: ignore[override]
-        """Of each text, and of the tokenizer."""
+        """Of each text, of the tokenizer and, of conversations, of their template."""
         found = {f"corpus {name}": text.corpus.fingerprint for name, text in self.texts.items()}
-        return {**found, "tokenizer": self.tokenizer.fingerprint}
+        of_all = dict(next(iter(self.texts.values())).fingerprints)
+        del of_all["corpus"]
+        return {**found, **of_all}
 
     @property
     def files(self) -> Mapping[str, str]:  # type: ignore[override]
-        """The tokenizer."""
-        return {TOKENIZER: self.tokenizer.to_text()}
+        """Those of each text."""
+        return next(iter(self.texts.values())).files
 
     @property
     def parts(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -111,11 +118,11 @@ class MixedTextDataset(Dataset):
         """Of all tokens and bytes together; and the loss of each text, as loss/NAME."""
         total = sum(part["loss"][0] for part in sums.values())
         count = sum(part["loss"][1] for part in sums.values())
-        text_bytes = sum(
-            part["loss"][1] * self.texts[name].bytes_per_token for name, part in sums.items()
-        )
+        sizes = {name: self.texts[name].bytes_per_token for name in sums}
+        known = {name: size for name, size in sizes.items() if size is not None}
+        text_bytes = sum(sums[name]["loss"][1] * size for name, size in known.items())
         each = {f"loss/{name}": part["loss"][0] / part["loss"][1] for name, part in sums.items()}
-        return {**text_scores(total / count, text_bytes / count), **each}
+        return {**text_scores(total / count, text_bytes / count if known else None), **each}
 
     def first(self, train: int, validation: int) -> MixedTextDataset:
         """That many first tokens of each text's splits; 0 for all."""

@@ -3,7 +3,8 @@
 A document of tokens t_1 ... t_L is the sequence s = [separator, t_1, ..., t_L, separator] (or the
 tokens alone, where there are no separators), of which each token but the first is predicted once.
 A sequence with more than T of these is cut into pieces of T predictions, each of which begins with
-the last token of the piece before. A piece begins anew in its row, as a document does.
+the last token of the piece before. A piece begins anew in its row, as a document does. Where not
+all tokens count, a piece in which none does is left out.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ def best_fit(sizes: np.ndarray, window: int) -> np.ndarray:
 class DocumentRows(TokenRows):
     """Rows of documents: a random access source for Grain.
 
-    A row has inputs and targets, int32 [T]; weights, float32 [T], 0 where the row is empty; and,
+    A row has inputs and targets, int32 [T]; weights, float32 [T], 0 where the row is empty or a
+    target does not count; and,
     where it may hold several pieces, starts, bool [T]: where each begins, and the empty rest.
 
     Args:
@@ -83,6 +85,7 @@ class DocumentRows(TokenRows):
       separator: the token between documents; None where there is none.
       packed: whether a row holds several pieces.
       multiple: rows of no weight follow until there are a multiple of it.
+      counts: [N], 1 where a token counts; None where all do. A separator after the last does.
     """
 
     def __init__(
@@ -93,10 +96,13 @@ class DocumentRows(TokenRows):
         separator: int | None,
         packed: bool,
         multiple: int = 1,
+        counts: np.ndarray | None = None,
     ) -> None:
         self._tokens, self._window, self._packed = tokens, window, packed
-        self._separator, self._multiple = separator, multiple
+        self._separator, self._multiple, self._counts = separator, multiple, counts
         found = pieces(lengths, window, separator is not None)
+        if counts is not None:
+            found = found[_counted(found, counts) > 0]
         rows = best_fit(found[:, 1], window) if packed else np.arange(len(found))
         order = np.argsort(rows, kind="stable")
         self._pieces = found[order]
@@ -127,14 +133,21 @@ class DocumentRows(TokenRows):
         place = 0
         for begin, size in self._pieces[self._of(number)]:
             own = slice(place, place + size)
-            held = self._held(int(begin), int(size) + 1)
+            held = self._held(self._tokens, int(begin), int(size) + 1)
             row["inputs"][own], row["targets"][own] = held[:-1], held[1:]
             row["weights"][own] = 1
+            if self._counts is not None:
+                row["weights"][own] = self._held(self._counts, int(begin) + 1, int(size), 1)
             starts[place] = True
             place += size
         if place < window:
             starts[place] = True
         return row | ({"starts": starts} if self._packed else {})
+
+    def spans(self, row: int) -> list[tuple[int, int]]:
+        """Where each piece of a row begins and ends."""
+        ends = np.cumsum(self._pieces[self._of(row), 1])
+        return list(zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True)) if len(ends) else []
 
     def _of(self, row: int) -> slice:
         """The pieces of a row."""
@@ -142,19 +155,40 @@ class DocumentRows(TokenRows):
             return slice(0)
         return slice(self._ends[row - 1] if row else 0, self._ends[row])
 
-    def _held(self, begin: int, count: int) -> np.ndarray:
-        """Tokens from a place on; outside of the array stands a separator."""
-        held = np.full(count, 0 if self._separator is None else self._separator, np.int32)
-        first, last = max(begin, 0), min(begin + count, len(self._tokens))
-        held[first - begin : last - begin] = self._tokens[first:last]
+    def _held(
+        self, array: np.ndarray, begin: int, count: int, outside: int | None = None
+    ) -> np.ndarray:
+        """Values from a place on; outside of the array, that value, or the separator."""
+        held = np.full(count, (self._separator or 0) if outside is None else outside, np.int32)
+        first, last = max(begin, 0), min(begin + count, len(array))
+        held[first - begin : last - begin] = array[first:last]
         return held
 
 
-def first_documents(lengths: np.ndarray, tokens: int, separators: bool) -> np.ndarray:
-    """The lengths of the documents in the first `tokens` tokens, the last of them cut."""
+def _counted(found: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """How many predictions of each piece count."""
+    before = np.concatenate([[0], np.cumsum(counts, dtype=np.int64), [0]])
+    before[-1] = before[-2] + 1  # the separator after the last
+    begins, sizes = found[:, 0], found[:, 1]
+    return before[begins + sizes + 1] - before[begins + 1]
+
+
+def first_documents(
+    lengths: np.ndarray, tokens: int, separators: bool, whole: bool = False
+) -> np.ndarray:
+    """The lengths of the documents in the first `tokens` tokens.
+
+    Args:
+      lengths: of all.
+      tokens: so many.
+      separators: whether they stand between documents.
+      whole: the last document is left out, or the only one kept, and not cut.
+    """
     between = int(separators)
     ends = np.cumsum(lengths + between) - between
     kept = int(np.searchsorted(ends, tokens))
+    if whole:
+        return lengths[: max(1, int(np.searchsorted(ends, tokens, side="right")))]
     if kept == len(lengths):
         return lengths
     begin = int(ends[kept] - lengths[kept])
@@ -165,6 +199,6 @@ def check_rows(rows: DocumentRows, window: int) -> None:
     """Raises a UserError where no document has anything to predict."""
     if not rows.filled:
         raise UserError(
-            f"the training text has no document with a token to predict, for rows of {window}: "
-            f"give more text"
+            f"the training text has no document with a token to predict that counts, for rows of "
+            f"{window}: give more text"
         )

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 TOKENIZER = "tokenizer.json"
 """The file of a run folder that holds the tokenizer of its tokens."""
+TEMPLATE = "chat_template.json"
+"""The file of a run folder that holds the chat template of its conversations."""
 MAX_VOCAB = 1 << 24
 """Ids of a tokenizer that is trained here; published ones have about 2^18."""
 MAX_FIELD = 200
@@ -46,7 +48,14 @@ class Text(Data):
       documents: `joined`: one stream of all documents, cut into windows; a window may hold parts of
         several. `packed`: whole documents, as many in a row of `window` tokens as fit, none of
         which sees another; longer ones are cut. `rows`: one document, or a piece of it, in a row.
-      separators: put the tokenizer's separator between documents.
+      format: of `text:PATH`, what a record is. `text`: a text in the field `field`. `prompt`: a
+        `prompt` and its `completion`. `chat`: a list of `messages`, written by a chat template.
+      loss: of prompts and conversations, what counts. `completion`: completions and what the
+        assistant writes. `all`: every token. A text counts whole.
+      template: of `chat`, a file with a chat template (jinja); '' is the one that stands beside the
+        `tokenizer.json`, in `chat_template.jinja` or `tokenizer_config.json`.
+      separators: put the tokenizer's separator between documents; a conversation has what its
+        template writes, and no separators.
       decode_errors: what to do with files that are not UTF-8, `strict` or `replace`.
       shuffle: visit the training windows in a seeded random order, another one each epoch.
       workers: Grain worker processes; 0 reads ahead in a thread of this process.
@@ -70,7 +79,7 @@ class Text(Data):
         "wikitext2",
         "wikitext103",
     )
-    FILES: ClassVar[tuple[str, ...]] = (TOKENIZER,)
+    FILES: ClassVar[tuple[str, ...]] = (TOKENIZER, TEMPLATE)
 
     name: str = "python_stdlib"
     tokenizer: str = "bytes"
@@ -88,12 +97,16 @@ class Text(Data):
     validation_rows: Count = 0
     field: str = "text"
     documents: str = "joined"
+    format: str = "text"
+    loss: str = "completion"
+    template: str = ""
 
     def __post_init__(self) -> None:
         check_bounds(self, "data")
         _one_of("bpe_splits", self.bpe_splits, ("train", "all"))
         _one_of("bpe_pre_tokenizer", self.bpe_pre_tokenizer, ("byte_level", "whitespace"))
         _one_of("documents", self.documents, ("joined", "packed", "rows"))
+        self._check_format()
         if self.stride and self.documents != "joined":
             raise UserError(
                 f"data.stride={self.stride} is of windows over joined documents: leave it 0 with "
@@ -117,6 +130,43 @@ class Text(Data):
                 f"data.field={self.field[:60]!r}: give a name of at most {MAX_FIELD} characters"
             )
 
+    def _check_format(self) -> None:
+        _one_of("format", self.format, ("text", "prompt", "chat"))
+        _one_of("loss", self.loss, ("completion", "all"))
+        check_local(self.template, "data.template")
+        if self.template and self.format != "chat":
+            raise UserError(
+                f"data.template={self.template} writes conversations: set data.format=chat, or "
+                f"leave it out"
+            )
+        if self.format == "text":
+            return
+        if not self.name.startswith(("text:", "mix:")):
+            raise UserError(
+                f"data.format={self.format} reads records of text:PATH, and data.name={self.name} "
+                f"has none: set data.format=text"
+            )
+        if self.documents == "joined":
+            raise UserError(
+                f"data.format={self.format} keeps each record apart, and data.documents=joined "
+                f"joins them: set data.documents=packed (several in a row) or rows (one in a row)"
+            )
+        if self.field != "text":
+            raise UserError(
+                f"data.field={self.field} names the field of texts, and data.format={self.format} "
+                f"reads fields of its own: leave it out"
+            )
+
+    @property
+    def separated(self) -> bool:
+        """Whether the tokenizer's separator stands between documents."""
+        return self.separators and self.format != "chat"
+
+    @property
+    def kept_files(self) -> tuple[str, ...]:
+        """The tokenizer; of conversations, their template too."""
+        return self.FILES if self.format == "chat" else (TOKENIZER,)
+
     @property
     def step(self) -> int:
         """Tokens from one window's start to the next."""
@@ -137,16 +187,16 @@ class Text(Data):
         """Opens the corpus, makes or opens the tokenizer, and tokenizes every split.
 
         Args:
-          files: of a run: its tokenizer is used in place of the one that `tokenizer` names.
+          files: of a run: its tokenizer is used in place of the one that `tokenizer` names, and
+            its chat template.
 
         Raises:
           UserError: anything that a person can mend, before any training starts.
         """
-        from gam_jax.data.text_dataset import open_text
-        from gam_jax.data.tokenizer import tokenizer_from_text
+        from gam_jax.data.text_dataset import kept_template, kept_tokenizer, open_text
 
-        kept = (files or {}).get(TOKENIZER)
-        return open_text(self, None if kept is None else tokenizer_from_text(kept))
+        files = files or {}
+        return open_text(self, kept_tokenizer(files), kept_template(files))
 
     def batch(self, rows: int) -> dict[str, Any]:
         """inputs and targets int32 [rows, window]; weights float32; packed, starts bool."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -45,6 +46,7 @@ class Tokenizer(Protocol):
       vocab: number of ids.
       separator: the id put between documents; None if the tokenizer has none.
       fingerprint: equal for tokenizers that give equal ids.
+      special_tokens: names of tokens that are no text, such as `<|im_end|>`.
     """
 
     @property
@@ -53,6 +55,8 @@ class Tokenizer(Protocol):
     def separator(self) -> int | None: ...
     @property
     def fingerprint(self) -> str: ...
+    @property
+    def special_tokens(self) -> frozenset[str]: ...
 
     def encode(self, text: str) -> np.ndarray:
         """int32 ids; a special token's name in the text is text."""
@@ -62,8 +66,23 @@ class Tokenizer(Protocol):
         """int32 ids of each text."""
         ...
 
+    def encode_places(
+        self, texts: Sequence[str], special: bool
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of each text int32 ids [N], and [N, 2]: the characters that each is of, from and to.
+
+        Args:
+          texts: to encode.
+          special: whether a special token's name in a text is that token.
+        """
+        ...
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some ids."""
+        ...
+
+    def shown(self, ids: Iterable[int]) -> str:
+        """The text of some ids, with the names of special tokens."""
         ...
 
     def stream(self) -> Stream:
@@ -85,6 +104,7 @@ class ByteTokenizer:
     vocab = 256
     separator = 0
     fingerprint = "bytes"
+    special_tokens: frozenset[str] = frozenset()
 
     def encode(self, text: str) -> np.ndarray:
         """int32 ids, one a byte."""
@@ -94,9 +114,19 @@ class ByteTokenizer:
         """int32 ids of each text."""
         return [self.encode(text) for text in texts]
 
+    def encode_places(
+        self, texts: Sequence[str], special: bool
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Ids, and the character that each byte is of; there are no special tokens."""
+        return [(self.encode(text), _places_of_bytes(text)) for text in texts]
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text; bytes that are not UTF-8 become U+FFFD."""
         return bytes(int(i) for i in ids).decode("utf-8", "replace")
+
+    def shown(self, ids: Iterable[int]) -> str:
+        """The text, with the separator as an empty set."""
+        return self.decode(ids).replace("\0", "\u2205")
 
     def stream(self) -> Stream:
         """A decoder that takes one id at a time."""
@@ -109,6 +139,13 @@ class ByteTokenizer:
     def save(self, path: str | Path) -> None:
         """Writes that JSON to a file."""
         _save(self, path)
+
+
+def _places_of_bytes(text: str) -> np.ndarray:
+    code = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    sizes = 1 + (code >= 0x80).astype(int) + (code >= 0x800) + (code >= 0x10000)
+    place = np.repeat(np.arange(len(code)), sizes)
+    return np.stack([place, place + 1], axis=1)
 
 
 class _ByteStream:
@@ -142,6 +179,8 @@ class HFTokenizer:
         # Key order in the file differs from run to run where the library hashes.
         content = json.dumps(json.loads(tokenizer.to_str()), sort_keys=True)
         self.fingerprint: str = hashlib.sha256(content.encode()).hexdigest()[:16]
+        added = tokenizer.get_added_tokens_decoder().values()
+        self.special_tokens = frozenset(token.content for token in added if token.special)
 
     def encode(self, text: str) -> np.ndarray:
         """int32 ids."""
@@ -152,9 +191,33 @@ class HFTokenizer:
         encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.asarray(e.ids, np.int32) for e in encoded]
 
+    def encode_places(
+        self, texts: Sequence[str], special: bool
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Ids and places, encoded in parallel threads."""
+        reader = self._reader
+        reader.encode_special_tokens = not special
+        encoded = reader.encode_batch(list(texts), add_special_tokens=False)
+        return [
+            (np.asarray(e.ids, np.int32), np.asarray(e.offsets, np.int64).reshape(-1, 2))
+            for e in encoded
+        ]
+
+    @functools.cached_property
+    def _reader(self) -> tokenizers.Tokenizer:
+        """The same without what comes after encoding: it would take blanks out of places."""
+        import tokenizers
+
+        content = {**json.loads(self._tokenizer.to_str()), "post_processor": None}
+        return tokenizers.Tokenizer.from_str(json.dumps(content))
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text, special tokens left out."""
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def shown(self, ids: Iterable[int]) -> str:
+        """The text, with the names of special tokens."""
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
 
     def stream(self) -> Stream:
         """A decoder that takes one id at a time."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from gam_jax.data.corpus import Corpus
 from gam_jax.data.storage import cache_path, cached
 from gam_jax.data.tokenizer import Tokenizer
 from sharding.errors import UserError
+
+T = TypeVar("T")
 
 GROUP = 1 << 22
 """Characters that are tokenized at once."""
@@ -37,11 +39,8 @@ def tokenize_split(
     Raises:
       UserError: separators are wanted of a tokenizer that has none; no room on disk.
     """
-    if separators and tokenizer.separator is None:
-        raise UserError(
-            "the tokenizer has no token that ends a text (such as </s> or <|endoftext|>) to put "
-            "between documents: set data.separators=False or add one to it"
-        )
+    if separators:
+        check_separator(tokenizer)
     settings = {
         "corpus": corpus.fingerprint,
         "split": split,
@@ -54,6 +53,15 @@ def tokenize_split(
         _write(target, corpus, split, tokenizer, separators)
 
     return np.load(cached(corpus.folder, path, write), mmap_mode="r")
+
+
+def check_separator(tokenizer: Tokenizer) -> None:
+    """Raises a UserError for a tokenizer without a separator."""
+    if tokenizer.separator is None:
+        raise UserError(
+            "the tokenizer has no token that ends a text (such as </s> or <|endoftext|>) to put "
+            "between documents: set data.separators=False or add one to it"
+        )
 
 
 def document_lengths(corpus: Corpus, split: str, tokenizer: Tokenizer) -> np.ndarray:
@@ -115,13 +123,24 @@ def _token_runs(
 
 def _groups(corpus: Corpus, split: str) -> Iterator[list[tuple[bool, str]]]:
     """Pieces in groups large enough to be tokenized in parallel."""
+    return grouped(corpus.documents(split).pieces(), lambda piece: len(piece[1]), split)
+
+
+def grouped(items: Iterable[T], size: Callable[[T], int], split: str) -> Iterator[list[T]]:
+    """Items in groups of `GROUP` characters or more, with a bar of progress on terminals.
+
+    Args:
+      items: with text in each.
+      size: the characters of an item.
+      split: they are of, for the bar.
+    """
     from tqdm import tqdm
 
     group, characters = [], 0
     with tqdm(desc=f"tokenizing {split}", unit="char", unit_scale=True, disable=None) as bar:
-        for piece in corpus.documents(split).pieces():
-            group.append(piece)
-            characters += len(piece[1])
+        for item in items:
+            group.append(item)
+            characters += size(item)
             if characters >= GROUP:
                 yield group
                 bar.update(characters)

@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 
 
 class TokenRows:
-    """A random access source for Grain that reads from an array of tokens, `_tokens`.
+    """A random access source for Grain that reads from arrays, of tokens and of what counts.
 
     A memory map is reopened, not copied, in a worker process.
     """
 
-    _tokens: np.ndarray
-
     def __getstate__(self) -> dict[str, Any]:
-        state = dict(self.__dict__)
         # A slice of a map forgets where in the file it starts: it is copied.
-        if isinstance(self._tokens, np.memmap) and isinstance(self._tokens.base, mmap.mmap):
-            state["_tokens"] = _MapOf(self._tokens)
-        return state
+        return {
+            name: _MapOf(value)
+            if isinstance(value, np.memmap) and isinstance(value.base, mmap.mmap)
+            else value
+            for name, value in self.__dict__.items()
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        tokens = state["_tokens"]
-        self.__dict__.update(state, _tokens=tokens.open() if isinstance(tokens, _MapOf) else tokens)
+        for name, value in state.items():
+            self.__dict__[name] = value.open() if isinstance(value, _MapOf) else value
 
 
 class Windows(TokenRows):

@@ -200,7 +200,7 @@ class RunFolder:
           UserError: one is missing or cannot be read.
         """
         found = {}
-        for name in data.FILES:
+        for name in data.kept_files:
             try:
                 if not (self.path / name).is_file():
                     raise OSError("no plain file")

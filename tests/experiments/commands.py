@@ -18,6 +18,7 @@ from experiments import cli
 WORDS = {
     "launch": {"takes_command": True},
     "parscale": {"choices": ("law", "stages", "cost")},
+    "data": {"choices": ("show",)},
     "report.__main__": {"takes": "run folders"},
     "study.__main__": {"choices": ("list", "run", "claims"), "files": {"run": 1}},
     "benchmark.__main__": {

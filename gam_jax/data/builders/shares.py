@@ -75,18 +75,25 @@ class Shares:
         return self.cuts.get(number, 0) if split == "validation" else 0
 
 
-def sides(measured: Measured, fraction: float) -> np.ndarray:
+def sides(measured: Measured, fraction: float, whole: bool = False) -> np.ndarray:
     """The side of each document.
 
     A document of more than `fraction` of all bytes is on both sides. The others are held out in
     the order of a hash of their content until their share is reached, copies together: each one
     that brings what is held out nearer to it.
 
+    Args:
+      measured: all documents.
+      fraction: the share that is asked for.
+      whole: no document may be cut, so none is on both sides; and one at least is held out, if
+        there are several.
+
     Returns:
       uint8 [N].
     """
     sizes = measured.sizes.astype(np.float64)
-    found = np.where(sizes > fraction * sizes.sum(), BOTH, TRAIN).astype(np.uint8)
+    cut = (sizes > fraction * sizes.sum()) & (not whole)
+    found = np.where(cut, BOTH, TRAIN).astype(np.uint8)
     small = np.flatnonzero(found == TRAIN)
     hashes, group = np.unique(measured.hashes[small], return_inverse=True)
     weights = np.bincount(group, sizes[small], len(hashes))
@@ -97,19 +104,27 @@ def sides(measured: Measured, fraction: float) -> np.ndarray:
             break
         if abs(held + weight - wanted) < wanted - held:
             chosen[number], held = True, held + weight
+    if whole and len(weights) > 1 and not chosen.any():
+        chosen[np.argmin(weights)] = True
     found[small] = np.where(chosen[group], VALIDATION, TRAIN)
     return found
 
 
-def shares(measured: Measured, fraction: float, documents: Callable[[], Iterable[bytes]]) -> Shares:
+def shares(
+    measured: Measured,
+    fraction: float,
+    documents: Callable[[], Iterable[bytes]],
+    whole: bool = False,
+) -> Shares:
     """Sides, and where the documents on both are cut.
 
     Args:
       measured: all documents.
       fraction: the share that is asked for.
       documents: reads them again.
+      whole: no document may be cut.
     """
-    found = sides(measured, fraction)
+    found = sides(measured, fraction, whole)
     cuts: dict[int, int] = {}
     if np.any(found == BOTH):
         for number, document in enumerate(documents()):

@@ -23,13 +23,16 @@ import tensorflow_datasets as tfds
 from gam_jax.data.builders import files, shares
 from gam_jax.data.builders.built import own_builder
 from gam_jax.data.builders.formats import EMPTY, JSON, NO_TEXTS, TEXT, Look, look, suffix
+from gam_jax.data.builders.records import EXAMPLES, FIELDS
 from gam_jax.data.builders.sources import Found, Source, digest_and_size, printable
-from gam_jax.data.builders.texts import Reading, documents
+from gam_jax.data.builders.texts import Document, Reading, documents
 from gam_jax.data.builders.walk import find_local
 from gam_jax.data.storage import check_room, say
 from sharding.errors import UserError
 from sharding.paths import scheme
 
+PROSE = "prose"
+"""Why a file is left out where records are read."""
 READING = 2
 """Raised whenever the same files would give other documents, or other sides."""
 
@@ -90,12 +93,14 @@ class TextFiles(tfds.core.GeneratorBasedBuilder):
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         config: TextFilesConfig = self.builder_config  # pyright: ignore[reportAssignmentType]
         key = 0
-        for number, (file, document) in enumerate(_documents(config)):
+        for number, (file, (place, document)) in enumerate(_documents(config)):
             data, start = found.part(number, document, split), found.start(number, split)
+            named = config.reading.format != "text" and place
+            path = f"{file.source.name}, {place}" if named else file.source.name
             for part, (offset, piece) in enumerate(files.pieces(data)):
                 where, errors = file.source.where, config.reading.errors
                 text = files.decode(piece, where, start + offset, errors)
-                yield key, {"text": text, "path": file.source.name, "part": part}
+                yield key, {"text": text, "path": path, "part": part}
                 key += 1
         if not key:
             raise too_little(config.path, split)
@@ -106,7 +111,7 @@ def too_little(path: str, split: str) -> UserError:
     return UserError(f"text:{printable(path)} has too little text for a {split} split: add more")
 
 
-def _documents(config: TextFilesConfig) -> Iterator[tuple[TextFile, bytes]]:
+def _documents(config: TextFilesConfig) -> Iterator[tuple[TextFile, Document]]:
     for file in config.files:
         for document in documents(file.source, file.look, config.reading, file.sha256):
             yield file, document
@@ -116,12 +121,15 @@ def _shares(config: TextFilesConfig) -> shares.Shares:
     measured, ends = shares.Measured(), []
     for file in config.files:
         for document in documents(file.source, file.look, config.reading, file.sha256):
-            measured.add(document)
+            measured.add(document.data)
         ends.append(len(measured))
     if not len(measured):
         raise UserError(f"text:{printable(config.path)} holds no text: add some text")
     fraction = config.validation_fraction
-    found = shares.shares(measured, fraction, lambda: (d for _, d in _documents(config)))
+    whole = config.reading.format != "text"
+    found = shares.shares(
+        measured, fraction, lambda: (d.data for _, d in _documents(config)), whole
+    )
     if len(measured) == 1 and not 0 < found.held < found.bytes:
         raise too_little(config.path, "train" if found.held else "validation")
 
@@ -133,7 +141,12 @@ def _shares(config: TextFilesConfig) -> shares.Shares:
 
 
 def text_files_builder(
-    path: str, data_dir: Path, validation_fraction: float, decode_errors: str, field: str = "text"
+    path: str,
+    data_dir: Path,
+    validation_fraction: float,
+    decode_errors: str,
+    field: str = "text",
+    format: str = "text",
 ) -> tuple[TextFiles, int]:
     """The builder for the files at a path as they are now, and the bytes that they have.
 
@@ -143,19 +156,22 @@ def text_files_builder(
     if not path:
         raise UserError("text: names no path: give one, such as text:notes.txt")
     found = find_files(path)
-    given = _read(found, path, field)
+    how = Reading(field, decode_errors, format)
+    given = _read(found, path, how)
     stem = re.sub(r"[^A-Za-z0-9_]+", "_", Path(path).name).strip("_")[:40] or "files"
     hashes = [(file.source.name, file.sha256) for file in given]
     settings: tuple[object, ...] = (validation_fraction, decode_errors)
     if not _as_ever(given):
         structured = any(file.look.kind != TEXT for file in given)
         settings += (READING, field if structured or not field else "")
+    if format != "text":
+        settings += (format,)
     config = TextFilesConfig(
         name=f"{stem}-{files.content_digest(hashes, *settings)}",
         path=path,
         files=given,
         validation_fraction=validation_fraction,
-        reading=Reading(field, decode_errors),
+        reading=how,
     )
     return own_builder(TextFiles, data_dir, config), sum(file.size for file in given)
 
@@ -183,20 +199,22 @@ def find_files(path: str) -> Found:
     return find_local(path)
 
 
-def _read(found: Found, path: str, field: str) -> tuple[TextFile, ...]:
+def _read(found: Found, path: str, how: Reading) -> tuple[TextFile, ...]:
     """Those of the files that hold text; says which do not."""
     shown, alone = f"text:{printable(path)}", len(found.sources) == 1 and not found.left_out
     given: list[TextFile] = []
     seen = Look()
     for source in found.sources:
-        seen = look(source, field)
+        seen = look(source, FIELDS[how.format][0] if how.format in FIELDS else how.field)
+        if seen.kind == TEXT and how.format != "text":
+            seen = Look(why=PROSE)
         if seen.kind:
             given.append(TextFile(source, seen, *digest_and_size(source)))
         else:
             found.leave_out(source.name, seen.why)
     left_out = found.told()
     if not given and alone:
-        _refuse(found.sources[0], seen, field)
+        _refuse(found.sources[0], seen, how)
     if not found.sources and not left_out:
         raise UserError(f"{shown} names no file: check it")
     if not given:
@@ -207,11 +225,16 @@ def _read(found: Found, path: str, field: str) -> tuple[TextFile, ...]:
     return tuple(given)
 
 
-def _refuse(source: Source, seen: Look, field: str) -> None:
+def _refuse(source: Source, seen: Look, how: Reading) -> None:
     """Says of the only file why it is not read; nothing of an empty one."""
     if seen.why == NO_TEXTS:
-        for _ in documents(source, seen._replace(kind=JSON), Reading(field, "strict"), ""):
+        for _ in documents(source, seen._replace(kind=JSON), how, ""):
             pass
+    elif seen.why == PROSE:
+        raise UserError(
+            f"{source.where} is prose, no lines such as {EXAMPLES[how.format]}: write such, or set "
+            f"data.format=text"
+        )
     elif seen.why != EMPTY:
         mend = "unpack it" if seen.why.startswith("packed") else "convert it to text"
         raise UserError(f"{source.where} is {seen.why}: {mend}")

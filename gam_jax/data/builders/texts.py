@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
+from gam_jax.data.builders import records
 from gam_jax.data.builders.files import decode
 from gam_jax.data.builders.formats import (
     ARROW,
@@ -37,13 +38,27 @@ class Reading(NamedTuple):
     Attributes:
       field: of the text, in records; `outer.inner` for one inside another.
       errors: what is done with bytes that are no UTF-8: `strict` or `replace`.
+      format: `text`; of `prompt` and `chat` a document is a record, see `records.canonical`.
     """
 
     field: str
     errors: str
+    format: str = "text"
 
 
-def documents(source: Source, look: Look, how: Reading, digest: str) -> Iterator[bytes]:
+class Document(NamedTuple):
+    """A document of a file.
+
+    Attributes:
+      place: in the file, as `line 3`; empty for the whole of it.
+      data: its bytes.
+    """
+
+    place: str
+    data: bytes
+
+
+def documents(source: Source, look: Look, how: Reading, digest: str) -> Iterator[Document]:
     """The documents of a file that are not empty, in order, without a byte order mark.
 
     Prose is one document, and its bytes are not yet known to be UTF-8. All others are.
@@ -57,6 +72,12 @@ def documents(source: Source, look: Look, how: Reading, digest: str) -> Iterator
     Raises:
       UserError: the file cannot be read, or what it holds is not texts; names file and line.
     """
+    for document in _documents(source, look, how, digest):
+        if document.data:
+            yield document
+
+
+def _documents(source: Source, look: Look, how: Reading, digest: str) -> Iterator[Document]:
     if look.kind in TABLES:
         yield from _rows(source, look, how, digest)
         return
@@ -64,7 +85,7 @@ def documents(source: Source, look: Look, how: Reading, digest: str) -> Iterator
         if look.mark:
             file.read(len(codecs.BOM_UTF8))
         if look.kind == TEXT:
-            yield from filter(None, [_prose(source, file, packed)])
+            yield Document("", _prose(source, file, packed))
         elif look.kind == LINES:
             yield from _lines(source, file, how)
         else:
@@ -93,16 +114,17 @@ def _unpacked(source: Source, file: BinaryIO) -> bytes:
     return b"".join(parts)
 
 
-def _lines(source: Source, file: BinaryIO, how: Reading) -> Iterator[bytes]:
+def _lines(source: Source, file: BinaryIO, how: Reading) -> Iterator[Document]:
     number = offset = 0
     while line := file.readline(MAX_LINE + 1):
         number += 1
-        where = f"{source.where}, line {number}"
+        place = f"line {number}"
+        where = f"{source.where}, {place}"
         if len(line) > MAX_LINE:
             raise UserError(f"{where}: longer than {MAX_LINE >> 20} MiB: split its text")
         if line.strip():
             text = decode(line, source.where, offset, how.errors)
-            yield from filter(None, [line_text(text, how, where)])
+            yield Document(place, line_text(text, how, where))
         offset += len(line)
 
 
@@ -115,12 +137,13 @@ def line_text(line: str, how: Reading, where: str) -> bytes:
     return _text(_parse(line, where), how, where)
 
 
-def _whole(source: Source, file: BinaryIO, how: Reading) -> Iterator[bytes]:
+def _whole(source: Source, file: BinaryIO, how: Reading) -> Iterator[Document]:
     text = decode(file.read(2 * MAX_LINE), source.where, 0, how.errors)
     value = _parse(text, source.where)
     for number, record in enumerate(value if isinstance(value, list) else [value], start=1):
-        where = f"{source.where}, item {number}" if isinstance(value, list) else source.where
-        yield from filter(None, [_text(record, how, where)])
+        place = f"item {number}" if isinstance(value, list) else ""
+        where = f"{source.where}, {place}" if place else source.where
+        yield Document(place, _text(record, how, where))
 
 
 def _parse(text: str, where: str) -> Any:
@@ -147,14 +170,17 @@ def _text(record: Any, how: Reading, where: str) -> bytes:
     """The text of a record as UTF-8."""
     if not isinstance(record, dict):
         raise UserError(
-            f'{where}: {_kind(record)}, not an object; write lines such as {{"{how.field}": "..."}}'
+            f"{where}: {kind_of(record)}, not an object; write lines such as {_example(how)}"
         )
+    if how.format != "text":
+        record = cleaned(record, how.errors, where)
+        return records.canonical(record, how.format, where)
     value = field_of(record, how.field, where)
     if isinstance(value, bytes):  # of a table
         value = decode(value, where, 0, how.errors)
     if not isinstance(value, str):
         raise UserError(
-            f'{where}: no field "{how.field}" that holds a string, but {_kind(value)}; '
+            f'{where}: no field "{how.field}" that holds a string, but {kind_of(value)}; '
             f"data.field names the field of the text"
         )
     return utf8(value, how.errors, where)
@@ -196,8 +222,8 @@ def no_field(names: Any, field: str, where: str, also: str = "") -> UserError:
     found = ", ".join(f'"{str(name)[:40]}"' for name in list(names)[:6])
     if talk := TALK.intersection(names):
         return UserError(
-            f'{where}: a conversation ("{min(talk)}"), not a text: write each as one text in a '
-            f'field "{field}", or name a field that holds text by data.field'
+            f'{where}: a conversation ("{min(talk)}"), not a text: {records.mend(names)}, or name '
+            f"a field that holds text by data.field"
         )
     return UserError(
         f'{where}: no field "{field}" that holds a string (there are {found or "none"}); '
@@ -205,12 +231,31 @@ def no_field(names: Any, field: str, where: str, also: str = "") -> UserError:
     )
 
 
-def _kind(value: Any) -> str:
+def cleaned(value: Any, errors: str, where: str) -> Any:
+    """A value of JSON with all of its texts as `utf8` has them, and no fields that are null."""
+    if isinstance(value, str):
+        return utf8(value, errors, where).decode()
+    if isinstance(value, list):
+        return [cleaned(item, errors, where) for item in value]
+    if isinstance(value, dict):
+        items = ((cleaned(k, errors, where), v) for k, v in value.items() if v is not None)
+        return {name: cleaned(item, errors, where) for name, item in items}
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    raise UserError(f"{where}: {kind_of(value)} where text was expected: write JSON lines")
+
+
+def _example(how: Reading) -> str:
+    return records.EXAMPLES.get(how.format) or f'{{"{how.field}": "..."}}'
+
+
+def kind_of(value: Any) -> str:
+    """What a value of JSON is, for messages."""
     kinds = {dict: "an object", list: "a list", str: "a string", type(None): "null", bool: "a bool"}
     return kinds.get(type(value), "a number" if isinstance(value, int | float) else "other data")
 
 
-def _rows(source: Source, look: Look, how: Reading, digest: str) -> Iterator[bytes]:
+def _rows(source: Source, look: Look, how: Reading, digest: str) -> Iterator[Document]:
     """The texts of a table's column."""
     import pyarrow
 
@@ -233,45 +278,49 @@ def _rows(source: Source, look: Look, how: Reading, digest: str) -> Iterator[byt
         raise UserError(f"{source.where} is not a whole {look.kind} file: {reason}") from error
 
 
-def _column(source: Source, file: BinaryIO, look: Look, how: Reading) -> Iterator[bytes]:
+def _column(source: Source, file: BinaryIO, look: Look, how: Reading) -> Iterator[Document]:
     if look.packed:
         with reading(source) as (unpacked, _):
             file = io.BytesIO(unpacked.read(MAX_UNPACKED + 1))
         if len(file.getbuffer()) > MAX_UNPACKED:
             raise UserError(f"{source.where} unpacks to more than {MAX_UNPACKED >> 30} GiB")
     number = 0
-    for batch in _batches(file, look.kind, how.field, source.where):
+    for batch in _batches(file, look.kind, how, source.where):
         for record in batch:
             number += 1
-            yield from filter(None, [_text(record, how, f"{source.where}, row {number}")])
+            place = f"row {number}"
+            yield Document(place, _text(record, how, f"{source.where}, {place}"))
 
 
-def _batches(file: Any, kind: str, field: str, where: str) -> Iterator[list[dict[str, Any]]]:
-    """Rows of a table, with the column of the text alone."""
+def _batches(file: Any, kind: str, how: Reading, where: str) -> Iterator[list[dict[str, Any]]]:
+    """Rows of a table, with the columns that are read alone."""
     from pyarrow import ipc, parquet
 
     if kind == PARQUET:
         table: Any = parquet.ParquetFile(file)
-        column = _name(table.schema_arrow.names, field, where)
-        batches = table.iter_batches(batch_size=ROWS, columns=[column])
+        columns = _names(table.schema_arrow.names, how, where)
+        batches = table.iter_batches(batch_size=ROWS, columns=columns)
     elif kind == ARROW:
         table = ipc.open_file(file)
-        column = _name(table.schema.names, field, where)
+        columns = _names(table.schema.names, how, where)
         batches = (table.get_batch(i) for i in range(table.num_record_batches))
     else:
         table = ipc.open_stream(file)
-        column = _name(table.schema.names, field, where)
+        columns = _names(table.schema.names, how, where)
         batches = table
     for batch in batches:
         batch.validate(full=True)  # what a damaged file says of its parts is not checked before
-        values = batch.column(batch.schema.get_field_index(column))
-        for start in range(0, len(values), ROWS):
-            yield [{column: value} for value in values.slice(start, ROWS).to_pylist()]
+        read = batch.select(columns)
+        for start in range(0, len(read), ROWS):
+            yield read.slice(start, ROWS).to_pylist()
 
 
-def _name(names: list[str], field: str, where: str) -> str:
-    """The column that a field is, or is inside of."""
+def _names(names: list[str], how: Reading, where: str) -> list[str]:
+    """The columns that are read: those of a record, or the one that a field is, or is inside of."""
+    if how.format != "text":
+        return [name for name in records.FIELDS[how.format] if name in names]
+    field = how.field
     outer = field.partition(".")[0]
     if field not in names and outer not in names:
         raise no_field(names, field, where)
-    return field if field in names else outer
+    return [field if field in names else outer]

@@ -21,4 +21,4 @@ def texts(path: object, folder: Path, errors: str = "strict", field: str = "text
     with quiet():
         builder, _ = text_files_builder(str(path), folder, 0.1, errors, field)
     config = builder.builder_config
-    return [data.decode("utf-8", errors) for _, data in _documents(config)]  # type: ignore[arg-type]
+    return [document.data.decode("utf-8", errors) for _, document in _documents(config)]  # type: ignore[arg-type]

@@ -112,7 +112,7 @@ def test_bytes_need_no_training_and_a_bpe_learns_from_all_texts(config, data):
     assert isinstance(data.tokenizer, ByteTokenizer)
     learned = dataclasses.replace(config, tokenizer="bpe:300").open()
     assert isinstance(learned.tokenizer, HFTokenizer)
-    assert learned.sizes == {"vocab": 300, "window": 16}
+    assert learned.sizes == {"vocab": 300, "window": 16, "packed": 0}
     for text in learned.texts.values():
         assert text.tokenizer is learned.tokenizer
         alone = cached_bpe([text.corpus], text.config, 300)
