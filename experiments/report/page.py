@@ -216,7 +216,8 @@ def _baselines(runs: Sequence[Run]) -> list[Any]:
     head = ["", *(scores[column].replace("_", " ") for column in columns)]
 
     def cell(column: figures.Column, values: Mapping[str, float]) -> str:
-        return column.shown(values[scores[column]]) if scores[column] in values else ""
+        known = scores[column] in values
+        return column.shown(values[scores[column]]) if known else figures.UNKNOWN
 
     shared = shared_baselines(runs)
     groups = [("", shared, _numbered(runs))] if shared else []

@@ -24,7 +24,13 @@ Points = list[tuple[float, float]]
 
 PER_SECOND = "_per_second"
 """How the metric of speed ends, after its unit."""
-TEXT = ("data.name", "data.validation_fraction", "train.validation_tokens")
+TEXT = (
+    "data.name",
+    "data.validation_fraction",
+    "data.format",
+    "data.loss",
+    "train.validation_tokens",
+)
 """Fields that decide which text a run is validated on."""
 
 
@@ -178,8 +184,13 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
 
 def measure(runs: Sequence[Run]) -> str:
     """What runs are ranked by: loss, or bits per byte where their tokens are not the same."""
-    tokenizers = {(run.config.get("data.tokenizer"), run.config.get("model.vocab")) for run in runs}
-    return "loss" if len(tokenizers) <= 1 else "bits_per_byte"
+    known = any(run.final("bits_per_byte") is not None for run in runs)
+    return "bits_per_byte" if known and not _same_tokens(runs) else "loss"
+
+
+def _same_tokens(runs: Sequence[Run]) -> bool:
+    fields = ("data.tokenizer", "model.vocab")
+    return len({tuple(map(run.config.get, fields)) for run in runs}) <= 1
 
 
 def shared_baselines(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
@@ -216,10 +227,13 @@ def cautions(runs: Sequence[Run]) -> list[str]:
         elif (best := min(points, key=lambda point: point[1]))[1] < points[-1][1]:
             notes.append(f"{run.name} was at {best[1]:.4f} at step {best[0]:,}, then it rose.")
     changed = differences(runs)
-    if any(field in changed for field in TEXT):
+    told = [{value for value in changed.get(field, ()) if value is not None} for field in TEXT]
+    if any(len(values) > 1 for values in told):  # None: of a version before the field
         notes.append("The runs were not validated on the same text: their losses differ by that.")
     if measure(runs) == "bits_per_byte":
         notes.append("Their tokens are not the same either: they are ranked by bits per byte.")
+    elif not _same_tokens(runs):
+        notes.append("Their tokens are not the same, and without bits per byte losses say little.")
     return notes
 
 

@@ -132,6 +132,22 @@ def test_runs_on_other_texts_or_tokens_are_not_compared_without_a_word(runs):
     assert "validation, bits per byte" in page(found, "")
 
 
+def test_runs_without_bits_per_byte_are_ranked_by_loss_with_a_word(runs):
+    """As those on prompts and conversations are."""
+    chat = {"name": "text:b.jsonl", "format": "chat", "documents": "packed"}
+    for name, loss, tokenizer in (("a", 2.0, "one"), ("b", 1.0, "two")):
+        folder = runs.add(name, **chat, tokenizer=tokenizer)
+        row = {"step": 1, "split": "validation", "loss": loss, "perplexity": 2.0}
+        folder.metrics.write_text(json.dumps(row))
+        folder.baselines.write_text(json.dumps({"unigram": {"loss": 3.0, "perplexity": 20.0}}))
+    found = read(runs)
+    assert [run.name for run in found] == ["b", "a"]
+    assert "without bits per byte losses say little" in " ".join(cautions(found))
+    assert "validation loss, nats" in page(found, "")
+    runs.add("c", loss=1.5)  # of text, which has them
+    assert "validation, bits per byte" in page(read(runs), "")
+
+
 def test_a_bad_line_in_the_metrics_is_told_and_costs_no_other_row(runs):
     run = runs.add("a")
     lines = run.metrics.read_bytes().splitlines()
