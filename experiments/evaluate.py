@@ -5,7 +5,7 @@
   gam evaluate --run=runs/of_four_streams --streams=1
   gam evaluate --run=runs/gam_small --window=1024 --stride=512
 
-Prints loss (nats per token), perplexity, bits per byte and the number of tokens.
+Prints loss (nats per token), perplexity, of texts bits per byte, and the number of tokens.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from sharding import processes
 from sharding.checkpoint import Checkpoints
 from sharding.errors import UserError, at
 
+FORMATS = ("text", "prompt", "chat")
 SPLITS = ("train", "validation", "test")
 
 
@@ -44,6 +45,9 @@ def define_flags() -> None:
         "data", None, "Data set by name (text:PATH, ...); the run's own if not given."
     )
     flags.DEFINE_string("field", None, "Field of the text of --data, where it is records.")
+    flags.DEFINE_enum(
+        "format", None, FORMATS, "What a record of --data is; as the run has it if not given."
+    )
     flags.DEFINE_enum("split", "validation", SPLITS, "Which split of it.")
     flags.DEFINE_string(
         "checkpoint", "latest", "latest, latest-good, best (validation loss), or a step."
@@ -71,7 +75,8 @@ def main() -> None:
     config = _data(experiment)
     layout = layout_from_flags(experiment.parallel)
     shown = of_streams(experiment, args.streams)
-    kept = folder.kept(config)
+    both = isinstance(config, Text) and isinstance(experiment.data, Text)
+    kept = folder.kept(experiment.data if both else config)
     step, params = params_of_streams(folder, experiment, layout, args.checkpoint, args.streams)
     data = config.open(kept)
     with Checkpoints(folder.checkpoints, read_only=True) as checkpoints:
@@ -122,11 +127,11 @@ def _data(experiment: Experiment) -> Data:
     """
     args, config = flags.FLAGS, experiment.data
     if args.data:
-        field = {} if args.field is None else {"field": args.field}
-        values = {**to_dict(config), "name": args.data, **field}
+        values = {**to_dict(config), "name": args.data, **_of_records(config)}
         config = from_dict(Data, values, "--data")
-    elif args.field is not None:
-        raise UserError(f"--field={args.field} is of --data, which is not given")
+    elif args.field is not None or args.format is not None:
+        flag = f"--field={args.field}" if args.format is None else f"--format={args.format}"
+        raise UserError(f"{flag} is of --data, which is not given")
     if not (args.window or args.stride):
         return config
     if not isinstance(config, Text) or not isinstance(experiment.model, LanguageModel):
@@ -145,6 +150,20 @@ def _data(experiment: Experiment) -> Data:
             f"{config.window}"
         )
     return config
+
+
+def _of_records(config: Data) -> dict[str, str]:
+    """The fields of the data that --field and --format change."""
+    args = flags.FLAGS
+    found = {} if args.field is None else {"field": args.field}
+    if args.format is None:
+        return found
+    found["format"] = args.format
+    if args.format != "chat":
+        found["template"] = ""
+    if args.format != "text" and isinstance(config, Text) and config.documents == "joined":
+        found["documents"] = "rows"
+    return found
 
 
 if __name__ == "__main__":

@@ -36,6 +36,25 @@ def test_a_text_that_it_was_not_trained_on_is_scored_worse(trained, workshop, co
     assert found["loss"] > 2 * trained.summary["validation"]["loss"]
 
 
+def test_prompts_are_scored_on_their_completions(trained, workshop, command):
+    records = [{"prompt": f"{i} apples", "completion": f" and {i}"} for i in range(30)]
+    other = workshop.path / "pairs.jsonl"
+    other.write_text("".join(json.dumps(record) + "\n" for record in records))
+    data = (f"--run={trained.path}", f"--data=text:{other}")
+    found = printed(command("evaluate", *data, "--format=prompt", "--json"))
+    assert "bits_per_byte" not in found
+    held = found["tokens"] / (len(" and 11") + 1)
+    assert 2 <= held <= 4
+    for words, told in [
+        (data, "set data.format=prompt"),
+        ((*data, "--format=chat"), "has no chat template"),
+        ((*data[:1], "--format=prompt"), "--format=prompt is of --data"),
+    ]:
+        result = command("evaluate", *words)
+        assert (result.code, result.out) == (2, "")
+        assert told in result.err
+
+
 def test_longer_and_overlapping_windows_give_every_token_more_to_go_by(trained, command):
     def score(*windows):
         return printed(command("evaluate", f"--run={trained.path}", "--json", *windows))
