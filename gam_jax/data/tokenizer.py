@@ -164,6 +164,12 @@ class HFTokenizer:
 
     Nothing is added to a text, cut from it or padded, whatever its file asks for; and text that
     happens to spell a special token stays text.
+
+    Args:
+      tokenizer: of that library.
+
+    Raises:
+      ValueError: it has no ids, or more than `MAX_VOCAB`.
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:

@@ -90,13 +90,9 @@ def pieces_of(row):
 @given(messages=conversations())
 def test_the_tokens_that_count_decode_to_what_counts(tokenizer, name, messages):
     own = TEMPLATES[name]
-    messages = [
-        {**m, "content": f"a{m['content']}b"}  # no token straddles a border
-        for m in messages
-        if own.system or m["role"] != "system"
-    ]
-    if name == "zephyr" and tokenizer is BPE:
-        return  # there a line end counts, which may stand in one token with the one before
+    messages = [m for m in messages if own.system or m["role"] != "system"]
+    if tokenizer is BPE:  # so that no token straddles a border
+        messages = [{**m, "content": f"a{m['content']}b"} for m in messages]
     marked = ALL[name].marked(messages, None, "here")
     ((ids, places),) = tokenizer.encode_places([marked.text], special=True)
     counts = token_counts(places, marked)
