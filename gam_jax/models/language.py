@@ -26,6 +26,7 @@ from gam_jax.layers.base import (
 from gam_jax.layers.block import Stack
 from gam_jax.layers.norm import LayerNorm
 from gam_jax.layers.parscale import ParScale
+from gam_jax.models import suits
 from gam_jax.models.base import BATCH, TOKEN, Batch, Measures, Model, reported
 from gam_jax.models.trunk import Trunk
 from gam_jax.ops import documents
@@ -35,7 +36,6 @@ from gam_jax.params import Param, Params, Table
 from sharding import collectives, residual
 from sharding.axes import Axes
 from sharding.bounds import Count, Rate, Share, Size, check_bounds
-from sharding.errors import UserError
 from sharding.layout import Layout
 
 INITS = ("sound", "published")
@@ -163,34 +163,14 @@ class LanguageModel(Model):
         return dict.fromkeys(("inputs", "targets"), known(self.vocab, "vocab", self))
 
     def fitted(self, data: Dataset) -> LanguageModel:
-        """The model with the vocabulary of the data.
+        """The model with what the data decide: its vocabulary, and whether rows are packed.
 
         Raises:
-          UserError: the data has none, another than the model's, or longer windows than it takes.
+          UserError: the data do not suit it, see `suits.check_data`.
         """
-        vocab, window = data.sizes.get("vocab"), data.sizes.get("window", 0)
-        if vocab is None:
-            raise UserError(
-                f"data.name={data.config.name} has no vocabulary: a LanguageModel reads text or "
-                f"other sequences of ids"
-            )
-        if self.vocab not in (None, vocab):
-            raise UserError(
-                f"model.vocab={self.vocab} but the tokenizer has {vocab}: leave model.vocab out, "
-                f"or use the tokenizer that the model was made for"
-            )
-        if self.context and self.context < window:
-            raise UserError(
-                f"data.window={window} is longer than the {self.context} learned positions of "
-                f"model.context: lower the one or raise the other"
-            )
+        suits.check_data(self, data.sizes, data.config.name)
         packed = bool(data.sizes.get("packed", 0))
-        if packed and not self.trunk.documents:
-            raise UserError(
-                f"data.documents=packed: {self.cannot_pack()} cannot keep the documents of a row "
-                f"apart: use rows or joined"
-            )
-        return dataclasses.replace(self, vocab=vocab, packed=packed)
+        return dataclasses.replace(self, vocab=data.sizes["vocab"], packed=packed)
 
     def cannot_pack(self) -> str:
         """What of the model cannot keep the documents of a row apart; empty if all can."""
@@ -199,17 +179,8 @@ class LanguageModel(Model):
         return refuses_documents(self.block)
 
     def check_mesh(self, layout: Layout) -> None:
-        """Refuses devices for parallel streams that the model does not have.
-
-        Raises:
-          UserError: mesh axis `stream` does not divide the streams.
-        """
-        devices = layout.mesh.shape["stream"]
-        if self.streams == 1 < devices or self.streams % devices:
-            raise UserError(
-                f"mesh axis stream={devices} does not divide the model's streams, {self.streams}: "
-                f"change --config.model.streams, or the mesh"
-            )
+        """Refuses devices for parallel streams that there are not, see `suits.check_streams`."""
+        suits.check_streams(self.streams, layout.mesh.shape["stream"])
 
     def carry(self, batch: int, axes: Axes = WHOLE) -> ModelCarry:
         """The start of a sequence."""

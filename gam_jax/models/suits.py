@@ -1,0 +1,59 @@
+"""Whether a language model suits what it is to be trained on: checked before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from sharding.errors import UserError
+
+if TYPE_CHECKING:
+    from gam_jax.models.language import LanguageModel
+
+
+def check_data(model: LanguageModel, sizes: Mapping[str, int], name: str) -> None:
+    """Refuses data that the model cannot read.
+
+    Args:
+      model: what reads.
+      sizes: of the data, see `Dataset.sizes`.
+      name: of the data.
+
+    Raises:
+      UserError: the data have no vocabulary, another than the model's, longer windows than it
+        takes, or packed rows whose documents it cannot keep apart.
+    """
+    vocab, window = sizes.get("vocab"), sizes.get("window", 0)
+    if vocab is None:
+        raise UserError(
+            f"data.name={name} has no vocabulary: a LanguageModel reads text or other sequences "
+            f"of ids"
+        )
+    if model.vocab not in (None, vocab):
+        raise UserError(
+            f"model.vocab={model.vocab} but the tokenizer has {vocab}: leave model.vocab out, "
+            f"or use the tokenizer that the model was made for"
+        )
+    if model.context and model.context < window:
+        raise UserError(
+            f"data.window={window} is longer than the {model.context} learned positions of "
+            f"model.context: lower the one or raise the other"
+        )
+    if sizes.get("packed", 0) and (layer := model.cannot_pack()):
+        raise UserError(
+            f"data.documents=packed: {layer} cannot keep the documents of a row apart: use rows "
+            f"or joined"
+        )
+
+
+def check_streams(streams: int, devices: int) -> None:
+    """Refuses devices for parallel streams that there are not.
+
+    Raises:
+      UserError: mesh axis `stream` does not divide the streams.
+    """
+    if streams == 1 < devices or streams % devices:
+        raise UserError(
+            f"mesh axis stream={devices} does not divide the model's streams, {streams}: "
+            f"change --config.model.streams, or the mesh"
+        )
