@@ -115,7 +115,7 @@ class _Host:
                 guest, _ = self._server.accept()
                 answer = self._greet(guest)
             self._forget()
-            if not answer and len(self._guests) == self._count:
+            if not answer and self._all_are_here():
                 answer = GO
             elif not answer and time.monotonic() > self._deadline:
                 answer = self._missing()
@@ -123,6 +123,14 @@ class _Host:
         for guest in self._guests.values():
             with guest, contextlib.suppress(OSError):
                 guest.sendall(f"{answer}\n".encode())
+
+    def _all_are_here(self) -> bool:
+        """And are still there a moment later: one that ends as it comes has not come."""
+        if len(self._guests) < self._count:
+            return False
+        time.sleep(AGAIN_SECONDS)
+        self._forget()
+        return len(self._guests) == self._count
 
     def _greet(self, guest: socket.socket) -> str:
         """Notes one that came; what is wrong with it, if anything. Strangers are sent away."""

@@ -39,7 +39,7 @@ def experiment(router: Router, setting: Setting) -> Experiment:
     base, steps = moe_small.experiment(), setting.steps or STEPS[setting.scale]
     block: Any = base.model.block  # type: ignore[attr-defined]
     block = dataclasses.replace(block, ffn=dataclasses.replace(block.ffn, router=router))
-    size = {"width": 32, "depth": 2, "unroll": 1} if setting.scale == SHORT else {}
+    size = {"depth": 2, "unroll": 1} if setting.scale == SHORT else {}
     parts = {
         "model": dataclasses.replace(base.model, block=block, **size),  # type: ignore[call-arg]
         "train": dataclasses.replace(

@@ -16,6 +16,9 @@ from gam_jax.models.language import LanguageModel
 from gam_jax.params import Params
 from sharding.errors import UserError
 
+UNLIKE = "it cannot be written as that"
+"""How it ends what is said of a family that has other layers."""
+
 Config = Mapping[str, Any]
 """What a config.json holds."""
 
@@ -82,7 +85,7 @@ def one(layer: Any, cls: type[LayerType], official: str) -> LayerType:
     if not isinstance(layer, cls):
         raise UserError(
             f"{official} of transformers has a {cls.__name__} where this model has a "
-            f"{type(layer).__name__}: it cannot be written as that"
+            f"{type(layer).__name__}: {UNLIKE}"
         )
     return layer
 

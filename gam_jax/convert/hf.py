@@ -13,7 +13,7 @@ import numpy as np
 from gam_jax.config import unknown
 from gam_jax.convert import deepseek, experts, falcon_h1, llama, mamba, parscale
 from gam_jax.convert import folder as files
-from gam_jax.convert.family import Config, Family
+from gam_jax.convert.family import UNLIKE, Config, Family
 from gam_jax.convert.fields import Fields
 from gam_jax.convert.folder import Reader, Stored
 from gam_jax.convert.harmless import EVERYWHERE, NEUTRAL, OF
@@ -133,7 +133,8 @@ def write(
         except UserError as error:
             reasons.append(str(error))
     else:
-        raise UserError("; ".join(dict.fromkeys(reasons)))
+        near = [reason for reason in reasons if not reason.endswith(UNLIKE)]
+        raise UserError("; ".join(dict.fromkeys(near or reasons)))
     arrays: Any = jax.tree.map(np.asarray, params)
     tensors = {
         family.embedding: arrays["embedding"],

@@ -53,7 +53,7 @@ def test_it_learns_and_says_so_in_its_own_units(alone):
 @pytest.mark.parametrize(
     "mesh",
     [
-        ("--emulate=4", "--mesh=data=4"),
+        pytest.param(("--emulate=4", "--mesh=data=4"), marks=pytest.mark.slow),
         ("--emulate=4", "--config.parallel.preset=fully_sharded"),
     ],
     ids=["data=4", "fully_sharded"],
@@ -65,6 +65,7 @@ def test_any_mesh_gives_the_losses_of_one_device(workshop, alone, mesh):
     np.testing.assert_allclose(losses(path), losses(alone[0])[:20], rtol=1e-5)
 
 
+@pytest.mark.slow  # that processes train alike is always tested in test_elastic.py
 def test_two_processes_give_the_losses_of_one_device(workshop, alone):
     path = workshop.path / "own_two"
     result = workshop.run(

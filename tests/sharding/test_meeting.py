@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from sharding.errors import UserError
+from sharding.errors import UserError, one_line
 from sharding.meeting import Address, address_of, meet
 
 
@@ -58,7 +58,9 @@ def test_an_address_is_a_host_and_a_port(text, address):
     ],
 )
 def test_what_is_no_address_is_shown(text):
-    with pytest.raises(UserError, match=re.escape(f"WHERE='{text}': write it as host:port")):
+    with pytest.raises(
+        UserError, match=re.escape(one_line(f"WHERE='{text}': write it as host:port"))
+    ):
         address_of(text, "WHERE")
 
 
