@@ -293,6 +293,7 @@ def write(
 ) -> Iterator[Int[np.ndarray, "B N"]]:
     """As `generate`, from what `prefill` returned."""
     _check_settings(tokens, temperature, top_p)
+    model.check_length(known_most(carry.position) + tokens)
     return _pieces(model, params, logits, carry, tokens, key, (temperature, top_p), layout)
 
 

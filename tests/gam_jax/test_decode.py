@@ -132,6 +132,9 @@ def test_more_than_the_learned_positions_is_refused_before_anything_is_written()
     params = random_like(model.table())
     with pytest.raises(ValueError, match="11 tokens do not fit the model's 10"):
         next(decode.generate(model, params, PROMPT, 6, jax.random.key(0)))
+    logits, carry = decode.prefill(model, params, PROMPT)
+    with pytest.raises(ValueError, match="11 tokens do not fit the model's 10"):
+        next(decode.write(model, params, logits, carry, 6, jax.random.key(0)))
 
 
 @pytest.mark.parametrize("bad", [-1, 32, 2**31, 2**32 + 3])
