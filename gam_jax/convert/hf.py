@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +133,7 @@ def write(
         except UserError as error:
             reasons.append(str(error))
     else:
-        near = [reason for reason in reasons if not reason.endswith(UNLIKE)]
-        raise UserError("; ".join(dict.fromkeys(near or reasons)))
+        raise UserError(_told(reasons))
     arrays: Any = jax.tree.map(np.asarray, params)
     tensors = {
         family.embedding: arrays["embedding"],
@@ -148,6 +147,16 @@ def write(
     if family.apart is not None:
         tensors |= family.apart[1](model, arrays)
     return config, tensors
+
+
+def _told(reasons: Sequence[str]) -> str:
+    """Why no family expresses a model: one sentence a reason; first those that come near it."""
+    families: dict[str, list[str]] = {}
+    for reason in reasons:
+        name, _, why = reason.partition(" ")
+        families.setdefault(why, []).append(name)
+    ordered = sorted(families.items(), key=lambda found: found[0].endswith(UNLIKE))
+    return "; ".join(f"{', '.join(names)} {why}" for why, names in ordered)
 
 
 def architecture(config: Config) -> str:

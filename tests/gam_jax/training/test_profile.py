@@ -42,8 +42,8 @@ def test_the_time_of_tracing_is_in_no_step(traced):
     rows = [row for row in read_metrics(traced.folder.metrics) if row["split"] == "train"]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     for row in rows[1:]:
-        assert 0 <= row["data_wait_seconds"] <= row["step_seconds"] < 0.5
-        assert row["step_seconds"] * row["rows_per_second"] == pytest.approx(line.ROWS, rel=1e-3)
+        assert 0 <= row["data_wait_seconds"] <= row["step_seconds"] < 2
+        assert row["step_seconds"] * row["rows_per_second"] == pytest.approx(line.ROWS, rel=1e-2)
         assert row["model_flops_per_second"] * row["step_seconds"] == pytest.approx(line.FLOPS)
         assert "mfu" not in row  # of a processor nothing is known
     assert any(row["save_seconds"] > 0 for row in rows[1:])
