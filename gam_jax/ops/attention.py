@@ -288,10 +288,13 @@ def _weights_by_columns(p: Array, v: Array) -> Array:
 
 
 def _weights_by_rows(p: Array, q: Array) -> Array:
-    """[B, G, R, rows, columns] by [B, G, R, rows, K], summed over rows: [B, G, columns, K]."""
+    """[B, G, R, rows, columns] by [B, G, R, rows, K], summed over rows: [B, columns, G, K].
+
+    With tokens before heads: XLA on CPU takes two thirds of the time for it.
+    """
     p, q = (x.reshape(*x.shape[:2], -1, x.shape[-1]) for x in (p, q))
     p = p.astype(q.dtype)
-    return jnp.einsum("bgqs,bgqk->bgsk", p, q, preferred_element_type=jnp.float32)
+    return jnp.einsum("bgqs,bgqk->bsgk", p, q, preferred_element_type=jnp.float32)
 
 
 def _full(shape: tuple[int, ...], value: float, like: Array) -> Array:
@@ -356,8 +359,8 @@ def backward(
 
     def add(total: Array, part: Array, j: Any) -> Array:
         start = j * tiles.columns
-        part += lax.dynamic_slice_in_dim(total, start, tiles.columns, axis=2)
-        return lax.dynamic_update_slice_in_dim(total, part, start, axis=2)
+        part += lax.dynamic_slice_in_dim(total, start, tiles.columns, axis=1)
+        return lax.dynamic_update_slice_in_dim(total, part, start, axis=1)
 
     def row(state: tuple[Array, Array], i: Any, *blocks: Array) -> tuple[Any, Array]:
         q, lse, d_out, shift = blocks
@@ -378,8 +381,12 @@ def backward(
         d_q, d_k, d_v = tiles.each_column(ends, column, (_full(q.shape, 0, q), *state))
         return (d_k, d_v), d_q
 
-    start = _full(k.shape, 0, q), _full(v.shape, 0, q)
-    (d_k, d_v), d_q = tiles.each_row(row, start, q, lse, d_out, shift)
+    def none(x: Array) -> Array:
+        batch, groups, tokens, size = x.shape
+        return _full((batch, tokens, groups, size), 0, q)
+
+    found, d_q = tiles.each_row(row, (none(k), none(v)), q, lse, d_out, shift)
+    d_k, d_v = (jnp.swapaxes(x, 1, 2) for x in found)
     return tiles.joined(d_q), d_k, d_v
 
 
