@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import Any, TypeVar
 
 import jax
@@ -84,9 +85,11 @@ class Layer:
 
         The law of documents: for any packing of documents into rows and any split into chunks, the
         outputs at a document's tokens, and their gradients, are those of the document alone. By
-        default a layer obeys it if every layer that it holds does. A layer that mixes tokens and
-        cannot keep documents apart returns False, and is not given `starts`.
+        default a layer obeys it if its call takes `starts` and every layer that it holds obeys it.
+        A layer that mixes tokens and cannot keep documents apart returns False, and is not told.
         """
+        if "starts" not in inspect.signature(type(self).__call__).parameters:
+            return False
         inner = (getattr(self, field.name) for field in dataclasses.fields(self))  # type: ignore[arg-type]
         return all(layer.documents for layer in inner if isinstance(layer, Layer))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax.numpy as jnp
 from jax import lax
@@ -70,10 +71,12 @@ def spans_of(starts: Bool[Array, "B T"], before: Int[Array, B], axis: str | None
     return Spans(own, first + jnp.arange(tokens) - own, last, after)
 
 
-def _earlier(own: Array, axis: str | None, none: Array | int, reduce: object) -> Int[Array, B]:
+def _earlier(
+    own: Array, axis: str | None, none: Array | int, reduce: Callable[..., Array]
+) -> Int[Array, B]:
     """What `reduce` makes of the numbers of the devices before this one; `none` where none is."""
     if axis is None:
         return jnp.broadcast_to(jnp.asarray(none, jnp.int32), own.shape)
     every = collectives.all_gather(own[None], axis, dim=0)  # [devices, B]
     there = jnp.arange(every.shape[0])[:, None] < collectives.axis_index(axis)
-    return reduce(jnp.where(there, every, none), axis=0)  # type: ignore[operator]
+    return reduce(jnp.where(there, every, none), axis=0)

@@ -10,7 +10,7 @@ import pytest
 from gam_jax.data.base import Unread
 from gam_jax.data.packing import DocumentRows
 from gam_jax.data.text import Text
-from gam_jax.layers import Attention, Block, FalconH1, Mamba2
+from gam_jax.layers import Attention, Block, FalconH1, Layer, Mamba2
 from gam_jax.models import LanguageModel
 from gam_jax.training.step import make_gradients, put_batch
 from sharding.errors import UserError
@@ -70,6 +70,17 @@ def test_a_model_learns_from_its_data_whether_rows_are_packed():
     assert (packed["packed"], joined["packed"]) == (1, 0)
     assert set(PACKED.batch_axes()) - set(MODEL.batch_axes()) == {"starts"}
     assert set(Text(documents="packed").batch(2)) == set(PACKED.batch_axes())
+
+
+def test_a_layer_of_one_s_own_that_takes_no_starts_is_named():
+    @dataclasses.dataclass(frozen=True)
+    class Running(Layer):
+        width: int | None = None
+
+        def __call__(self, params, x, carry=None, axes=None, *, key=None):
+            return x, ()
+
+    assert dataclasses.replace(MODEL, block=Block(Running())).cannot_pack() == "Running"
 
 
 def test_a_layer_that_cannot_keep_documents_apart_is_named(monkeypatch):

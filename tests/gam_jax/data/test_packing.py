@@ -119,3 +119,19 @@ def test_pieces_stand_where_their_tokens_are():
 def test_what_makes_no_sense_is_refused(fields, words):
     with pytest.raises(UserError, match=words):
         Text(**fields)
+
+
+def test_the_documents_of_a_corpus_come_back_from_its_rows(tmp_path):
+    """Files of unlike lengths, by the lengths that are kept beside the tokens."""
+    (tmp_path / "texts").mkdir()
+    for i in range(12):
+        (tmp_path / "texts" / f"{i}.txt").write_text(f"{i}: " + "abcdefgh " * i)
+    name, folder = f"text:{tmp_path / 'texts'}", str(tmp_path / "data")
+    found = Text(name=name, dir=folder, window=400, documents="packed").open()
+    for split in ("train", "validation"):
+        kept = []
+        for inputs, targets in read(found.rows(split)):
+            assert inputs[0] == targets[-1] == END
+            kept.append(found.tokenizer.decode(targets[:-1]))
+        assert sorted(kept) == sorted(found.corpus.documents(split))
+        assert len(kept) > 1
