@@ -49,6 +49,8 @@ def _to_dict(config: Any, around: Mapping[str, Any]) -> dict[str, Any]:
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             result[field.name] = _to_dict(value, inherited)
+        elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
+            result[field.name] = [_to_dict(each, inherited) for each in value]
         elif field.name not in around or value != around[field.name]:
             result[field.name] = list(value) if isinstance(value, tuple) else value
     return result
@@ -111,6 +113,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config") ->
     if not isinstance(values, Mapping):
         raise UserError(f"{where}: expected fields of {cls.__name__}, got {values!r}")
     cls = _class_of(cls, values, where)
+    values = getattr(cls, "from_saved", dict)(values)  # of fields that had other names
     hints = typing.get_type_hints(cls)
     fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     kwargs = {}

@@ -16,9 +16,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gam_jax.ids import check_ids
 from gam_jax.layers.base import known_most
-from gam_jax.layers.block import Apart
 from gam_jax.models.language import LanguageModel, ModelCarry
-from gam_jax.params import Params, carry_specs, rule_specs
+from gam_jax.params import Params, rule_specs
 from sharding import collectives
 from sharding.axes import Axes
 from sharding.bounds import Count, NotNegative, Share, check_number
@@ -111,8 +110,8 @@ class Decoder:
         specs, model = self.carry_specs(batch, axes), self.model
         if model.streams > 1:
             return specs
-        block = carry_specs(model.block.carry_table(batch), self.layout, axes.rows)
-        return dataclasses.replace(specs, layers=Apart((block,) * model.depth))
+        layers = model.stack.apart(specs.layers, lambda spec, _: PartitionSpec(*spec[1:]))
+        return dataclasses.replace(specs, layers=layers)
 
     def on_mesh(self, program: Any, carry: ModelCarry, axes: Axes, tokens: PartitionSpec) -> Any:
         """`program(params, carry, tokens or logits, *rest)` -> (carry, *whole) over the mesh."""
@@ -149,7 +148,9 @@ def _read(
 def _to_write(model: LanguageModel, carry: ModelCarry) -> ModelCarry:
     """A copy to be written to in place, that of each block by itself where there is one stream."""
     if model.streams == 1:
-        carry = dataclasses.replace(carry, layers=model.stack.apart(carry.layers))
+        carry = dataclasses.replace(
+            carry, layers=model.stack.apart(carry.layers, lambda x, i: x[i])
+        )
     return jax.tree.map(jnp.copy, carry)
 
 

@@ -204,6 +204,11 @@ def cast(table: Table, params: Params, dtype: DTypeLike) -> Params:
     return _map(one, table, params)
 
 
+def in_caches(dtype: DTypeLike, table: Any, carry: Any) -> Any:
+    """A carry whose caches have that dtype; what a recurrence sums up keeps its own."""
+    return _map(lambda param, x: x.astype(dtype) if param.cache else x, table, carry)
+
+
 def count_params(table: Table, chosen: int | None = None) -> int:
     """How many numbers the table holds.
 

@@ -25,6 +25,7 @@ from gam_jax.layers import (
     Elman,
     FalconH1,
     FusedDelta,
+    InTurn,
     LatentAttention,
     Layer,
     LayerNorm,
@@ -35,6 +36,7 @@ from gam_jax.layers import (
     MoE,
     MoFME,
     ParScale,
+    Pattern,
     ProductMemory,
     Residual,
     RMSNorm,
@@ -169,6 +171,15 @@ EXAMPLES: dict[str, Layer] = {
         GAM(slots=16), norm=RMSNorm(), width=WIDTH, form="parallel", norms="sandwich"
     ),
     "Series": Series(Stack(Block(GAM(slots=16)), 2), Residual(GRU()), width=WIDTH),
+    "InTurn": InTurn((Block(GAM(slots=16)), Residual(GRU())), width=WIDTH),
+    "Pattern": Pattern(
+        (
+            Block(Attention(heads=8, head_size=2, window=5, rotary=0.0), norm=RMSNorm()),
+            Residual(LinearMemory(**HEADS)),
+        ),
+        (0, 0, 1, 0, 0, 1, 0),
+        width=WIDTH,
+    ),
     "SoftMixture": SoftMixture(GAM(slots=16), 3, width=WIDTH),
     "SoftMixture of shared keys": SoftMixture(
         Attention(heads=8, head_size=2, context=32, qk_norm=True), 3, True, width=WIDTH

@@ -34,7 +34,7 @@ from gam_jax.convert.llama import (
 )
 from gam_jax.layers import MLP, Block, LatentAttention, MoE, RMSNorm, Series, Stack
 from gam_jax.models.language import LanguageModel
-from gam_jax.ops.rotary import Yarn
+from gam_jax.ops.rotary import Positions
 from gam_jax.ops.routing import Router
 from gam_jax.params import Params
 from sharding.errors import UserError
@@ -55,7 +55,7 @@ def _model(values: Config) -> LanguageModel:
     heads = config.size("num_attention_heads")
     refuse(config, head_dim=turned, qk_head_dim=size + turned, num_key_value_heads=heads)
     _predicted(config)
-    yarn, scale = _yarn(config, size + turned)
+    positions, scale = _positions(config, size + turned)
     attention = LatentAttention(
         heads=heads,
         latent=config.size("kv_lora_rank"),
@@ -64,7 +64,7 @@ def _model(values: Config) -> LanguageModel:
         rotary_size=turned,
         value_size=config.size("v_head_dim"),
         rotary=rope_theta(config),
-        yarn=yarn,
+        positions=positions,
         context=config.size("max_position_embeddings", 4096),
         scale=scale,
     )
@@ -106,18 +106,19 @@ def _experts(config: Fields) -> MoE:
     )
 
 
-def _yarn(config: Fields, size: int) -> tuple[Yarn, float]:
+def _positions(config: Fields, size: int) -> tuple[Positions, float]:
     """How positions are stretched, and the scale of scores that goes with it; 0 for the usual."""
     given, kind = rope(config), rope_type(config)
     if kind == "default":
-        return Yarn(), 0.0
+        return Positions(), 0.0
     all_dim = given.number("mscale_all_dim", 0.0, least=0)
     if kind != "yarn" or not all_dim or given.number("mscale", 0.0) != all_dim:
         raise UserError(
             f"config.json: rope_type={kind!a} of model_type deepseek_v3 is not known here: none, "
             f"or yarn with mscale = mscale_all_dim alone"
         )
-    yarn = Yarn(
+    yarn = Positions(
+        kind="yarn",
         factor=given.number("factor", least=1),
         original=given.size("original_max_position_embeddings"),
         fast=given.number("beta_fast", 32.0, above=0),
@@ -126,7 +127,7 @@ def _yarn(config: Fields, size: int) -> tuple[Yarn, float]:
     return yarn, _sharpened(yarn, all_dim, size)
 
 
-def _sharpened(yarn: Yarn, all_dim: float, size: int) -> float:
+def _sharpened(yarn: Positions, all_dim: float, size: int) -> float:
     """1 / sqrt(size), times (0.1 all_dim ln(factor) + 1)^2 (arXiv 2309.00071, section 3.4)."""
     return (0.1 * all_dim * math.log(yarn.factor) + 1) ** 2 / math.sqrt(size)
 
@@ -219,9 +220,9 @@ def _config(model: LanguageModel) -> dict[str, Any]:
 
 def _rope(attention: LatentAttention) -> dict[str, Any]:
     """rope_theta and rope_parameters; a UserError for a scale that no mscale_all_dim gives."""
-    theta, yarn = attention.rotary, attention.yarn
+    theta, yarn = attention.rotary, attention.positions
     size = attention.head_size + attention.rotary_size
-    if yarn.factor == 1:
+    if yarn == Positions():
         if attention.scale not in (0, size**-0.5):
             raise UserError(f"{OFFICIAL} of transformers has scores of the usual scale")
         found: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}

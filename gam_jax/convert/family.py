@@ -102,52 +102,6 @@ def check_plain(model: LanguageModel, official: str, scaled: bool = False) -> No
         )
 
 
-def rotary_base(config: Fields) -> float:
-    """rope_theta, wherever this version of transformers wrote it.
-
-    Raises:
-      UserError: positions that are scaled.
-    """
-    kind = rope_type(config)
-    if kind != "default":
-        raise UserError(
-            f"config.json: rope_type={kind!a} of model_type {config.get('model_type')!a} is not "
-            f"known here: rotary positions without scaling alone"
-        )
-    return rope_theta(config)
-
-
-def rope_theta(config: Fields) -> float:
-    """The base of the wavelengths; 10,000 if config.json does not tell.
-
-    Raises:
-      UserError: it is no number above 0, or there are two.
-    """
-    inside = rope(config).number("rope_theta", None, above=0)
-    outside = config.number("rope_theta", None, above=0)
-    if inside is not None and outside is not None and inside != outside:
-        raise config.refused("rope_theta", f"is not that of its rope_parameters, {inside:g}")
-    return inside or outside or 10_000.0
-
-
-def rope_type(config: Fields) -> Any:
-    """How positions are scaled; "default" for not at all."""
-    given = rope(config)
-    new, old = given.get("rope_type"), given.get("type")
-    if new is not None and old is not None and new != old:
-        raise given.refused("rope_type", f"is not its type, {old!a}")
-    kind = old if new is None else new
-    return "default" if kind is None else kind
-
-
-def rope(config: Fields) -> Fields:
-    """What config.json says of rotary positions, wherever this version of transformers did."""
-    new, old = config.get("rope_parameters"), config.get("rope_scaling")
-    if new is not None and old is not None and new != old:
-        raise config.refused("rope_scaling", "is not the same as its rope_parameters")
-    return config.part("rope_scaling" if new is None else "rope_parameters")
-
-
 def check_full_attention(config: Fields) -> None:
     """A UserError for layers that do not see all tokens before them."""
     kinds = config.get("layer_types")

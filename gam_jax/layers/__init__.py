@@ -3,7 +3,7 @@
 from gam_jax.layers.attention import Attention
 from gam_jax.layers.base import Carry, Layer, inherit
 from gam_jax.layers.bidirectional import Bidirectional
-from gam_jax.layers.block import Block, Residual, Series, Stack
+from gam_jax.layers.block import Block, InTurn, Residual, Series, Stack
 from gam_jax.layers.chunked import Chunked
 from gam_jax.layers.falcon_h1 import FalconH1
 from gam_jax.layers.fused_delta import FusedDelta
@@ -19,6 +19,7 @@ from gam_jax.layers.moe import MoE
 from gam_jax.layers.mofme import MoFME
 from gam_jax.layers.norm import LayerNorm, RMSNorm
 from gam_jax.layers.parscale import ParScale
+from gam_jax.layers.pattern import Pattern
 from gam_jax.layers.product_memory import ProductMemory
 from gam_jax.layers.recurrent import GRU, LSTM, Elman
 from gam_jax.layers.shallow import Shallow
@@ -38,6 +39,7 @@ LAYERS: dict[str, type] = {
         FusedDelta,
         GAM,
         GRU,
+        InTurn,
         LSTM,
         LatentAttention,
         LayerNorm,
@@ -50,6 +52,7 @@ LAYERS: dict[str, type] = {
         MoE,
         ParScale,
         MoFME,
+        Pattern,
         ProductMemory,
         RMSNorm,
         Residual,
@@ -81,6 +84,7 @@ __all__ = [
     "Elman",
     "FalconH1",
     "FusedDelta",
+    "InTurn",
     "LatentAttention",
     "Layer",
     "LayerNorm",
@@ -91,6 +95,7 @@ __all__ = [
     "MoE",
     "MoFME",
     "ParScale",
+    "Pattern",
     "ProductMemory",
     "RMSNorm",
     "Residual",

@@ -17,13 +17,16 @@ from gam_jax.ops.fused_attention import attention
 from gam_jax.ops.linear import linear
 from gam_jax.ops.norm import rms_norm
 from gam_jax.ops.ring_attention import ring_attention, window_attention
-from gam_jax.ops.rotary import rotary
+from gam_jax.ops.rotary import Positions, rotary
 from gam_jax.params import Param, Params, Table, fan_in, ones, zeros
 from sharding import collectives, residual
 from sharding.axes import Axes
 from sharding.bounds import Count, NotNegative, Rate, Size, check_bounds
 
 QK_NORM_EPS = 1e-6
+
+CACHE_BLOCK = 128
+"""A cache that is made for a length has whole blocks of so many tokens."""
 
 PREFIX = ("prefix_key", "prefix_value")
 
@@ -46,6 +49,7 @@ class Attention(Layer):
       kv_heads: G, of keys and values; each serves H / G of the queries'. 0 for H.
       head_size: K, channels of a head; 0 for D / H.
       rotary: base of the rotary positions' wavelengths (see `gam_jax.ops.rotary`); 0 for none.
+      positions: how those are stretched, and which channels they turn.
       context: tokens that the cache holds, and so the most that a sequence may have. It takes no
         memory in training. A window needs no such bound.
       window: a token sees that many last tokens, itself among them; 0 for all.
@@ -66,6 +70,7 @@ class Attention(Layer):
     kv_heads: Count = 0
     head_size: Count = 0
     rotary: NotNegative = 10_000.0
+    positions: Positions = Positions()
     context: Size = 2048
     window: Count = 0
     soft_cap: NotNegative = 0.0
@@ -88,8 +93,10 @@ class Attention(Layer):
                 f"Attention.width={self.width} is not a multiple of heads={self.heads}: change "
                 f"the one or the other, or give head_size"
             )
-        if self.rotary and (self.head_size or self.width) and self.size % 2:
-            raise ValueError(f"Attention: rotary positions need an even head, not {self.size}")
+        if not self.rotary and self.positions != Positions():
+            raise ValueError("Attention.positions stretch rotary positions, and rotary=0 has none")
+        if self.rotary and (self.head_size or self.width):
+            check_positions(self.positions, self.rotary, self.size, "Attention")
 
     @property
     def groups(self) -> int:
@@ -117,6 +124,11 @@ class Attention(Layer):
     def limit(self) -> int:
         """The context, unless there is a window."""
         return 0 if self.window else self.context
+
+    def for_length(self, tokens: int) -> Attention:
+        """With a cache in whole blocks for so many tokens, at most the context."""
+        context = cache_size(tokens, self.context)
+        return dataclasses.replace(super().for_length(tokens), context=context)
 
     def table(self) -> Table:
         """query [D, H, K], key and value [D, G, K], out [H, K, D], and what the fields ask for."""
@@ -214,7 +226,9 @@ class Attention(Layer):
             y = y.reshape(*shape, -1, self.size)
             if self.qk_norm and name != "value":
                 y = rms_norm(y, params[f"{name}_norm"], QK_NORM_EPS)
-            found.append(rotary(y, places, self.rotary) if self.rotary and name != "value" else y)
+            if self.rotary and name != "value":
+                y = rotary(y, places, self.rotary, self.positions)
+            found.append(y)
         return found[0], found[1], found[2]
 
     def _prefix(self, carry: Any, batch: int, axes: Axes) -> dict[str, Array]:
@@ -275,7 +289,8 @@ class Attention(Layer):
             first = jnp.maximum(0, first)
             found = attend_cache(self.rule, q, keys, values, self.cached + own, first)
             mixed = self._finished(found, q, sinks, shared)
-            return mixed, (self._kept(keys), self._kept(values))
+            key, value = (self._kept(x).astype(carry["key"].dtype) for x in (keys, values))
+            return mixed, (key, value)
         if spans is None:
             first, fits = 0, (position + new[0].shape[2] <= self.context)[:, None]
             keys, values = (write_rows(c, x, position, axis=2) for c, x in pairs)
@@ -298,11 +313,11 @@ class Attention(Layer):
     def _kept(self, x: Array, spans: Spans | None = None) -> Array:
         """The cache after the keys or values x: filled up, at the end without a window."""
         if spans is not None and not self.window:
-            return read_rows(x, spans.last, self.context, axis=2).astype(jnp.float32)
+            return read_rows(x, spans.last, self.context, axis=2)
         missing = max(0, self.cached - x.shape[2])
         widths = (missing, 0) if self.window else (0, missing)
         x = jnp.pad(x, ((0, 0), (0, 0), widths, (0, 0)))
-        return x[:, :, x.shape[2] - self.cached :].astype(jnp.float32)
+        return x[:, :, x.shape[2] - self.cached :]
 
     def _finished(
         self, found: tuple[Array, Array], q: Array, sinks: Array | None, shared: Shared | None
@@ -319,3 +334,15 @@ def check_fits(position: Array, total: int, limit: int, layer: str) -> None:
             f"{start + total} tokens do not fit a cache of {limit}: give fewer, or set "
             f"a larger {layer}.context"
         )
+
+
+def cache_size(tokens: int, limit: int) -> int:
+    """Places of a cache for a sequence of so many tokens: whole blocks, at most the limit."""
+    return min(-(-max(tokens, 1) // CACHE_BLOCK) * CACHE_BLOCK, limit)
+
+
+def check_positions(positions: Positions, theta: float, size: int, layer: str) -> None:
+    """Raises a ValueError if a head of `size` channels cannot be turned so."""
+    if size % 2 and not positions.turned:
+        raise ValueError(f"{layer}: rotary positions need an even head, not {size}")
+    positions.speeds(theta, size)

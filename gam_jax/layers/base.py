@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.core
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from gam_jax.params import Param, Params, Table, path_name, zero_shards, zeros
+from gam_jax.params import Param, Params, Table, in_caches, path_name, zero_shards, zeros
 from sharding.axes import Axes
 from sharding.bounds import check_bounds
 
 Carry = Any
 """A layer's recurrent state or KV cache: a tree of arrays that it hands to the next token, the
 next chunk of the sequence or the next device; () if it needs nothing of earlier tokens."""
+
+LayerType = TypeVar("LayerType")
 
 WHOLE = Axes()
 """No mesh: every array is whole."""
@@ -26,6 +29,15 @@ WHOLE = Axes()
 def row_counter(batch: int) -> Param:
     """A number for each row of a carry, int32 [B]: how many tokens it has seen."""
     return Param((batch,), ("batch",), zeros, dtype="int32")
+
+
+def layers_in(layer: Layer) -> Iterator[Layer]:
+    """The layers that a layer holds in its fields."""
+    for field in dataclasses.fields(layer):  # type: ignore[arg-type]
+        value = getattr(layer, field.name)
+        for inner in value if isinstance(value, tuple) else (value,):
+            if isinstance(inner, Layer):
+                yield inner
 
 
 class Statistics:
@@ -67,6 +79,14 @@ class Layer:
     def __post_init__(self) -> None:
         check_bounds(self)
 
+    gathers: ClassVar[bool] = False
+    """Whether the layers that it holds gather their own sharded parameters."""
+
+    @property
+    def loops(self) -> bool:
+        """Whether all that it holds runs in loops, each of which gathers a block at a time."""
+        return False
+
     @property
     def causal(self) -> bool:
         """Whether the output at a token depends on this and earlier tokens alone.
@@ -76,8 +96,7 @@ class Layer:
         given whole sequences, and has no carry. A language model refuses such a layer, and tests
         hold it to no law of the carry.
         """
-        inner = (getattr(self, field.name) for field in dataclasses.fields(self))  # type: ignore[arg-type]
-        return all(layer.causal for layer in inner if isinstance(layer, Layer))
+        return all(layer.causal for layer in layers_in(self))
 
     @property
     def documents(self) -> bool:
@@ -90,8 +109,7 @@ class Layer:
         """
         if "starts" not in inspect.signature(type(self).__call__).parameters:
             return False
-        inner = (getattr(self, field.name) for field in dataclasses.fields(self))  # type: ignore[arg-type]
-        return all(layer.documents for layer in inner if isinstance(layer, Layer))
+        return all(layer.documents for layer in layers_in(self))
 
     def table(self) -> Table:
         """The parameters, see `gam_jax.params`."""
@@ -115,12 +133,13 @@ class Layer:
         """
         return zero_shards(self.carry_table(batch), axes)
 
-    def begun(self, carry: Carry | None, batch: int, axes: Axes = WHOLE) -> Carry:
-        """The carry with zeros in the place of each None.
+    def begun(self, carry: Carry | None, x: Array, axes: Axes = WHOLE) -> Carry:
+        """The carry before the inputs x, with zeros in the place of each None.
 
         At the start of a sequence a carry may be None as a whole, or hold None for each cache.
+        Caches are made in the dtype of x.
         """
-        start = self.carry(batch, axes)
+        start = in_caches(x.dtype, self.carry_table(x.shape[0]), self.carry(x.shape[0], axes))
         if carry is None:
             return start
         return jax.tree.map(lambda zero, x: zero if x is None else x, start, carry)
@@ -131,9 +150,31 @@ class Layer:
 
         By default the smallest limit among the layers inside.
         """
-        inner = (getattr(self, field.name) for field in dataclasses.fields(self))  # type: ignore[arg-type]
-        limits = (layer.limit for layer in inner if isinstance(layer, Layer))
+        limits = (layer.limit for layer in layers_in(self))
         return min((limit for limit in limits if limit), default=0)
+
+    def for_length(self: LayerType, tokens: int) -> LayerType:
+        """The layer for sequences of at most so many tokens: its caches hold no more.
+
+        Its parameters are the same. By default the layers and `Positions` inside are made so.
+        """
+
+        def fitted(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(map(fitted, value))
+            return value.for_length(tokens) if hasattr(value, "for_length") else value
+
+        fields = (field.name for field in dataclasses.fields(self))  # type: ignore[arg-type]
+        return dataclasses.replace(self, **{n: fitted(getattr(self, n)) for n in fields})  # type: ignore[type-var]
+
+    def apart(self, carry: Carry, part: Callable[[Any, int], Any]) -> Carry:
+        """A carry in which each of stacked blocks has its own, as decoding uses it.
+
+        Args:
+          carry: a carry, or what stands in its place, such as its table.
+          part: (a leaf with the axis of stacked blocks, number of a block) -> the block's own.
+        """
+        return carry
 
     def __call__(
         self,
@@ -166,9 +207,6 @@ def known_most(counts: Int[Array, B]) -> int:
     return 0 if isinstance(counts, jax.core.Tracer) else int(jnp.max(counts))
 
 
-LayerType = TypeVar("LayerType")
-
-
 def told(starts: Bool[Array, "B T"] | None) -> dict[str, Array]:
     """What a layer hands on to the layers inside: nothing where there are no documents."""
     return {} if starts is None else {"starts": starts}
@@ -176,9 +214,8 @@ def told(starts: Bool[Array, "B T"] | None) -> dict[str, Array]:
 
 def refuses_documents(layer: Layer) -> str:
     """The name of the innermost layer whose `documents` is False; empty where none is."""
-    inner = (getattr(layer, field.name) for field in dataclasses.fields(layer))  # type: ignore[arg-type]
-    for one in inner:
-        if isinstance(one, Layer) and not one.documents:
+    for one in layers_in(layer):
+        if not one.documents:
             return refuses_documents(one)
     return "" if layer.documents else type(layer).__name__
 
@@ -199,6 +236,8 @@ def inherit(layer: LayerType, **values: Any) -> LayerType:
             changes[field.name] = values[field.name]
         elif dataclasses.is_dataclass(value):
             changes[field.name] = inherit(value, **values)
+        elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
+            changes[field.name] = tuple(inherit(each, **values) for each in value)
     return dataclasses.replace(layer, **changes) if changes else layer  # type: ignore[type-var]
 
 

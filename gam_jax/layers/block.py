@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -158,6 +159,67 @@ class Residual(Layer):
         return x + change, after
 
 
+@dataclasses.dataclass(frozen=True)
+class InTurn(Layer):
+    """Layers one after another, such as the blocks of one turn of a `Pattern`.
+
+    Attributes:
+      layers: in order.
+      width, dropout: given to the layers within where they leave them None.
+    """
+
+    layers: tuple[Layer, ...]
+    width: Size | None = None
+    dropout: Rate | None = None
+    gathers = True
+
+    @property
+    def loops(self) -> bool:
+        """If all of them do."""
+        return all(layer.loops for layer in self.layers)
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        layers = (inherit(x, width=self.width, dropout=self.dropout) for x in self.layers)
+        object.__setattr__(self, "layers", tuple(layers))
+
+    @property
+    def named(self) -> dict[str, Layer]:
+        """Each layer by its number."""
+        return {str(i): layer for i, layer in enumerate(self.layers)}
+
+    def table(self) -> Table:
+        """That of each layer, by its number."""
+        return {name: layer.table() for name, layer in self.named.items()}
+
+    def carry_table(self, batch: int) -> Any:
+        """That of each layer, by its number."""
+        return {name: layer.carry_table(batch) for name, layer in self.named.items()}
+
+    def apart(self, carry: Carry, part: Callable[[Any, int], Any]) -> Carry:
+        """Of each layer."""
+        return {name: layer.apart(carry[name], part) for name, layer in self.named.items()}
+
+    def __call__(
+        self,
+        params: Params,
+        x: Float[Array, "B T D"],
+        carry: Carry | None = None,
+        axes: Axes = WHOLE,
+        *,
+        key: Array | None = None,
+        starts: Bool[Array, "B T"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], Carry]:
+        """Layer i draws its randomness from fold_in(key, i)."""
+        after: dict[str, Carry] = {}
+        for i, (name, layer) in enumerate(self.named.items()):
+            whole = _gathered(layer, params[name])
+            own = None if key is None else jax.random.fold_in(key, i)
+            begin = None if carry is None else carry[name]
+            x, after[name] = layer(whole, x, begin, axes, key=own, **told(starts))
+        return x, after
+
+
 class Apart(NamedTuple):
     """The carry of a stack with separate arrays for each block, as decoding uses it.
 
@@ -187,13 +249,12 @@ class Stack(Layer):
     remat: bool = False
     unroll: Size = 1
 
-    @property
-    def of_stacks(self) -> bool:
-        """Whether the layer that repeats is made of stacks alone.
+    gathers = True
 
-        Those gather their own sharded parameters, layer by layer, so this stack does not.
-        """
-        return _of_stacks(self.block)
+    @property
+    def loops(self) -> bool:
+        """It is one."""
+        return True
 
     def table(self) -> Table:
         """The block's table with a leading axis `layer`."""
@@ -219,9 +280,13 @@ class Stack(Layer):
         """
         return _run_blocks(self, axes, params, x, carry, key, starts)
 
-    def apart(self, carry: Carry) -> Apart:
+    def apart(self, carry: Carry, part: Callable[[Any, int], Any]) -> Apart:
         """A carry, each block's by itself."""
-        return Apart(tuple(jax.tree.map(lambda x, i=i: x[i], carry) for i in range(self.depth)))
+
+        def own(i: int) -> Carry:
+            return jax.tree.map(lambda x: part(x, i), carry)
+
+        return Apart(tuple(self.block.apart(own(i), part) for i in range(self.depth)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,6 +306,12 @@ class Series(Layer):
     then: Layer
     width: Size | None = None
     dropout: Rate | None = None
+    gathers = True
+
+    @property
+    def loops(self) -> bool:
+        """If both do."""
+        return self.first.loops and self.then.loops
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -277,15 +348,9 @@ class Series(Layer):
         return x, after
 
 
-def _of_stacks(layer: Layer) -> bool:
-    if isinstance(layer, Series):
-        return _of_stacks(layer.first) and _of_stacks(layer.then)
-    return isinstance(layer, Stack)
-
-
 def _gathered(layer: Layer, params: Params) -> Params:
-    """A layer's parameters, whole; a stack gathers its own, block by block."""
-    return params if isinstance(layer, Stack | Series) else zero.whole(params)
+    """A layer's parameters, whole, unless layers inside gather their own."""
+    return params if layer.gathers else zero.whole(params)
 
 
 # Compiled once for a stack, so that a call outside jax.jit does not compile its scan anew.
@@ -315,6 +380,6 @@ def _run_blocks(
     unroll = 1 if zero.has_shards(params) else stack.unroll
     if stack.remat:
         step = jax.checkpoint(step, prevent_cse=unroll > 1)
-    elif zero.has_shards(params) and not stack.of_stacks:
+    elif zero.has_shards(params) and not stack.block.loops:
         step = jax.checkpoint(step, prevent_cse=False, policy=zero.keeps)
     return lax.scan(step, x, (params, carry, jnp.arange(stack.depth)), unroll=unroll)

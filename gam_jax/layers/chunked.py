@@ -77,7 +77,7 @@ class Chunked(Layer):
             parts = x[:, : count * self.size].reshape(batch, count, self.size, *x.shape[2:])
             return jnp.moveaxis(parts, 1, 0)
 
-        carry = self.begun(carry, batch, axes)
+        carry = self.begun(carry, x, axes)
         chunks = (cut(x), jnp.arange(count), None if starts is None else cut(starts))
         first = jax.tree.map(lambda part: part[0], chunks)
         carry = collectives.typed_as(carry, jax.eval_shape(step, carry, first)[0])

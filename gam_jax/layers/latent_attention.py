@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from gam_jax.layers.attention import check_fits
+from gam_jax.layers.attention import cache_size, check_fits, check_positions
 from gam_jax.layers.base import WHOLE, Layer, known, row_counter
 from gam_jax.ops.attention import Rule, attend, attend_cache
 from gam_jax.ops.cache import append_rows, read_rows, write_rows
@@ -16,7 +17,7 @@ from gam_jax.ops.documents import Spans, spans_of
 from gam_jax.ops.dropout import dropout
 from gam_jax.ops.linear import linear
 from gam_jax.ops.norm import rms_norm
-from gam_jax.ops.rotary import Yarn, rotary
+from gam_jax.ops.rotary import Positions, rotary
 from gam_jax.params import Param, Params, Table, fan_in, ones, zeros
 from sharding import collectives, residual
 from sharding.axes import Axes
@@ -45,7 +46,7 @@ class LatentAttention(Layer):
       rotary_size: P, channels that are turned by position.
       value_size: V, channels of a head's values; 0 for N.
       rotary: base of the rotary positions' wavelengths.
-      yarn: stretches them.
+      positions: how those are stretched.
       context: tokens that the cache holds, and so the most that a sequence may have.
       scale: of the scores; 0 for 1 / sqrt(N + P).
       dropout: rate on the output in training.
@@ -59,7 +60,7 @@ class LatentAttention(Layer):
     rotary_size: Size = 16
     value_size: Count = 0
     rotary: Positive = 10_000.0
-    yarn: Yarn = Yarn()
+    positions: Positions = Positions()
     context: Size = 2048
     scale: NotNegative = 0.0
     dropout: Rate | None = None
@@ -68,6 +69,16 @@ class LatentAttention(Layer):
         check_bounds(self)
         if self.rotary_size % 2:
             raise ValueError(f"LatentAttention.rotary_size={self.rotary_size} is not 2 or 4 or ...")
+        check_positions(self.positions, self.rotary, self.rotary_size, "LatentAttention")
+
+    @staticmethod
+    def from_saved(values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Fields of a saved config: `yarn` was all of `positions` in gam_jax 0.1."""
+        kept = {name: value for name, value in values.items() if name != "yarn"}
+        old = values.get("yarn")
+        if isinstance(old, Mapping) and old.get("factor", 1) != 1:
+            kept["positions"] = {"kind": "yarn", **old}
+        return kept
 
     @property
     def limit(self) -> int:
@@ -78,6 +89,11 @@ class LatentAttention(Layer):
     def rule(self) -> Rule:
         """What a query makes of a key."""
         return Rule(self.scale or (self.head_size + self.rotary_size) ** -0.5)
+
+    def for_length(self, tokens: int) -> LatentAttention:
+        """With a cache in whole blocks for so many tokens, at most the context."""
+        context = cache_size(tokens, self.context)
+        return dataclasses.replace(super().for_length(tokens), context=context)
 
     def table(self) -> Table:
         """Queries; latent [D, R], its norm [R], shared_key [D, P]; key, value [R, H, ...]; out.
@@ -204,7 +220,7 @@ class LatentAttention(Layer):
         flat = x.reshape(-1, x.shape[-1])
         latent = rms_norm(linear(flat, params["latent"]), params["latent_norm"], NORM_EPS)
         shared = linear(flat, params["shared_key"]).reshape(*x.shape[:2], 1, -1)
-        shared = rotary(shared, places, self.rotary, self.yarn)[:, :, 0]
+        shared = rotary(shared, places, self.rotary, self.positions)[:, :, 0]
         found = {"latent": latent.reshape(*x.shape[:2], -1), "shared_key": shared}
         for axis in reversed(axes.tokens):
             found = {n: collectives.all_gather(y, axis, dim=1) for n, y in found.items()}
@@ -222,7 +238,7 @@ class LatentAttention(Layer):
         q = linear(x.reshape(-1, x.shape[-1]), weight.reshape(weight.shape[0], -1))
         q = q.reshape(*x.shape[:2], -1, weight.shape[-1])
         plain, turned = jnp.split(q, [self.head_size], axis=-1)
-        turned = rotary(turned, places, self.rotary, self.yarn)
+        turned = rotary(turned, places, self.rotary, self.positions)
         return jnp.concatenate([plain, turned], axis=-1)
 
     def _expanded(
@@ -260,5 +276,5 @@ class LatentAttention(Layer):
     def _kept(self, x: Array, last: Int[Array, B] | None) -> Array:
         """The cache after x: of all its tokens, or of those from `last` on."""
         if last is not None:
-            return read_rows(x, last, self.context, axis=1).astype(jnp.float32)
-        return jnp.pad(x, ((0, 0), (0, self.context - x.shape[1]), (0, 0))).astype(jnp.float32)
+            return read_rows(x, last, self.context, axis=1)
+        return jnp.pad(x, ((0, 0), (0, self.context - x.shape[1]), (0, 0)))

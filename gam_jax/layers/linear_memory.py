@@ -15,7 +15,7 @@ from gam_jax.ops import documents
 from gam_jax.ops.conv import causal_conv
 from gam_jax.ops.linear import linear, linear_transposed
 from gam_jax.ops.norm import rms_norm, unit_norm
-from gam_jax.ops.rotary import rotary
+from gam_jax.ops.rotary import Positions, rotary
 from gam_jax.ops.scan import memory_scan
 from gam_jax.params import Param, Params, Table, fan_in, ones, zeros
 from sharding import collectives, residual
@@ -108,6 +108,7 @@ class LinearMemory(Layer):
       kernel: taps of the convolution; 0 for the variant's.
       feature: one of FEATURES; "" for the variant's.
       gated: whether the output is gated; None for the variant's.
+      positions: of variants with rotary positions: how those are stretched.
       negative: double the strength of writes, so that transitions have eigenvalues down to -1.
       chunk: of the scan.
       method: of the scan.
@@ -121,6 +122,7 @@ class LinearMemory(Layer):
     kernel: Count = 0
     feature: str = ""
     gated: bool | None = None
+    positions: Positions = Positions()
     negative: bool = False
     chunk: Size = 64
     method: str = "chunked"
@@ -282,7 +284,7 @@ class LinearMemory(Layer):
         if recipe.turned:
             begin, tokens = carry["position"], x.shape[1]
             places, after["position"] = _places(begin, fresh, tokens, axes.seq, starts)
-            q, k = (rotary(part, places, THETA) for part in (q, k))
+            q, k = (rotary(part, places, THETA, self.positions) for part in (q, k))
         if self.averages:
             v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=3)
         return q * self.keys**-0.5, k, v, after

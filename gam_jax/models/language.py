@@ -26,6 +26,7 @@ from gam_jax.layers.base import (
 from gam_jax.layers.block import Stack
 from gam_jax.layers.norm import LayerNorm
 from gam_jax.layers.parscale import ParScale
+from gam_jax.layers.pattern import Pattern
 from gam_jax.models import suits
 from gam_jax.models.base import BATCH, TOKEN, Batch, Measures, Model, reported
 from gam_jax.models.trunk import Trunk
@@ -131,8 +132,11 @@ class LanguageModel(Model):
 
     @property
     def stack(self) -> Stack:
-        """The blocks as one layer."""
-        return Stack(self.block, self.depth, self.remat, self.unroll)
+        """The blocks as one layer; a `Pattern` has the loops of its own."""
+        if not isinstance(self.block, Pattern):
+            return Stack(self.block, self.depth, self.remat, self.unroll)
+        unroll, remat = max(self.unroll, self.block.unroll), self.remat or self.block.remat
+        return Stack(dataclasses.replace(self.block, unroll=unroll, remat=remat), self.depth)
 
     def table(self) -> Table:
         """embedding [V, D], positions [context, D], blocks, final norm; untied, head [V, D].
@@ -183,8 +187,20 @@ class LanguageModel(Model):
         suits.check_streams(self.streams, layout.mesh.shape["stream"])
 
     def carry(self, batch: int, axes: Axes = WHOLE) -> ModelCarry:
-        """The start of a sequence."""
-        return ModelCarry(jnp.zeros(batch, jnp.int32), self.trunk.carry(batch, axes))
+        """The start of a sequence; caches in the dtype of the arithmetic."""
+        trunk = self.trunk
+        layers = tables.in_caches(self.dtype, trunk.carry_table(batch), trunk.carry(batch, axes))
+        return ModelCarry(jnp.zeros(batch, jnp.int32), layers)
+
+    def for_length(self, tokens: int) -> LanguageModel:
+        """The model for sequences of at most so many tokens: caches that hold no more than they
+        need, in whole blocks, and positions that are stretched as such sequences ask for.
+
+        Raises:
+          ValueError: more tokens than the `limit`.
+        """
+        self.check_length(tokens)
+        return dataclasses.replace(self, block=self.block.for_length(tokens))
 
     def carry_bytes(self, batch: int) -> int:
         """Bytes that it keeps of so many sequences between two chunks."""

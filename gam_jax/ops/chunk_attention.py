@@ -36,13 +36,14 @@ def chunk_attention(
       starts: true at the first token of each document; chunks are then counted from there.
 
     Returns:
-      o in the dtype of v, and what comes before the next token, keys and values in float32.
+      o in the dtype of v, and what comes before the next token in the dtypes of `before`, or of k
+      and v.
     """
     size, rows, tokens = bias.shape[0], *q.shape[:2]
     shards, own = collectives.axis_size(axis), collectives.axis_index(axis)
     aligned = before is None and starts is None and (shards == 1 or tokens % size == 0)
     if before is None:
-        empty_k, empty_v = (jnp.zeros((rows, size, x.shape[2]), jnp.float32) for x in (k, v))
+        empty_k, empty_v = (jnp.zeros((rows, size, x.shape[2]), x.dtype) for x in (k, v))
         before = (empty_k, empty_v, jnp.zeros((), jnp.int32))
     keys, values, place = before
     if starts is None:
@@ -56,7 +57,8 @@ def chunk_attention(
         for x, past in ((k, keys), (v, values))
     )
     last_k, last_v = (
-        collectives.from_last(x[:, tokens:], axis).astype(jnp.float32) for x in (keys, values)
+        collectives.from_last(x[:, tokens:], axis).astype(past.dtype)
+        for x, past in zip((keys, values), before, strict=False)
     )
     # Of keys before a block none is seen, or as many as a chunk has.
     seen = (k, v, bias, place, 0) if aligned else (keys, values, bias, place, size)

@@ -9,7 +9,9 @@ from gam_jax.layers import (
     Block,
     Chunked,
     FalconH1,
+    InTurn,
     LayerNorm,
+    Pattern,
     Residual,
     RMSNorm,
     Series,
@@ -87,6 +89,19 @@ def _(layer: Series, sizes: Sizes) -> Iterator[Message]:
 
 
 @layer_traffic.register
+def _(layer: InTurn, sizes: Sizes) -> Iterator[Message]:
+    for i, inner in enumerate(layer.layers):
+        followed = i + 1 < len(layer.layers)
+        own = dataclasses.replace(sizes, leave_again=sizes.again) if followed else sizes
+        yield from layer_traffic(inner, own)
+
+
+@layer_traffic.register
+def _(layer: Pattern, sizes: Sizes) -> Iterator[Message]:
+    yield from layer_traffic(layer.runs, sizes)
+
+
+@layer_traffic.register
 def _(layer: Chunked, sizes: Sizes) -> Iterator[Message]:
     yield from layer_traffic(layer.inner, sizes)
 
@@ -96,7 +111,7 @@ def _(layer: Stack, sizes: Sizes) -> Iterator[Message]:
     if sizes.nested:
         raise NotImplementedError("no formula for a stack in one that gathers or runs it again")
     enter_again = layer.remat or sizes.enter_again
-    nested = layer.remat or (enter_again and not layer.of_stacks)
+    nested = layer.remat or (enter_again and not layer.block.loops)
     own = dataclasses.replace(sizes, again=layer.remat, enter_again=enter_again, nested=nested)
     for message in layer_traffic(layer.block, own):
         yield message.times(layer.depth)

@@ -13,10 +13,12 @@ from gam_jax.layers import (
     Block,
     Chunked,
     FalconH1,
+    InTurn,
     Layer,
     LayerNorm,
     MoE,
     MoFME,
+    Pattern,
     Residual,
     Series,
     Shallow,
@@ -128,6 +130,18 @@ def _(layer: Residual, sizes: Sizes, followed: bool = False) -> Iterator[str]:
 def _(layer: Series, sizes: Sizes, followed: bool = False) -> Iterator[str]:
     yield from _inside("first", layer.first, sizes, followed=True)  # but for a stack
     yield from _inside("then", layer.then, sizes, followed)
+
+
+@added_last.register
+def _(layer: InTurn, sizes: Sizes, followed: bool = False) -> Iterator[str]:
+    for name, inner in layer.named.items():
+        goes_on = followed or int(name) + 1 < len(layer.layers)  # but for a stack
+        yield from _inside(name, inner, sizes, goes_on)
+
+
+@added_last.register
+def _(layer: Pattern, sizes: Sizes, followed: bool = False) -> Iterator[str]:
+    yield from added_last(layer.runs, sizes, followed)
 
 
 @added_last.register

@@ -18,6 +18,7 @@ from gam_jax.params import (
     abstract_params,
     count_params,
     decay_mask,
+    in_caches,
     init_params,
     param_specs,
 )
@@ -88,7 +89,8 @@ def assert_keeps_shape_and_dtype(layer, run):
         params, x = in_dtype(layer, dtype)
         y, carry = run(layer, params, x)
         assert (y.shape, y.dtype) == (x.shape, dtype)
-        chex.assert_trees_all_equal_shapes_and_dtypes(carry, layer.carry(2))
+        cached = in_caches(dtype, layer.carry_table(2), layer.carry(2))
+        chex.assert_trees_all_equal_shapes_and_dtypes(carry, cached)
 
 
 @every_layer

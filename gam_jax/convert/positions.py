@@ -1,0 +1,242 @@
+"""Rotary positions of a config.json, wherever a version of transformers wrote them, and back."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from gam_jax.convert.fields import Fields
+from gam_jax.ops.rotary import Positions
+from sharding.errors import UserError
+
+ORIGINAL = "original_max_position_embeddings"
+LIMIT = "max_position_embeddings"
+PARTIAL = "partial_rotary_factor"
+
+
+class Turned(NamedTuple):
+    """What config.json says of positions.
+
+    Attributes:
+      rotary: base of the wavelengths.
+      positions: how they are stretched.
+      context: the most tokens of a sequence.
+    """
+
+    rotary: float
+    positions: Positions
+    context: int
+
+
+def read_positions(config: Fields, size: int, context: int, partial: bool = False) -> Turned:
+    """The positions of a head of `size` channels.
+
+    Args:
+      config: of the folder.
+      size: channels of a head.
+      context: tokens of a sequence where config.json does not tell.
+      partial: whether this class may turn a part of a head alone.
+
+    Raises:
+      UserError: a kind of positions that is not known here, or a field of it that makes no sense.
+    """
+    context = config.size(LIMIT, context)
+    given, kind = rope(config), rope_type(config)
+    if kind not in _KINDS:
+        raise UserError(
+            f"config.json: rope_type={kind!a} of model_type {config.get('model_type')!a} is not "
+            f"known here: {', '.join(_KINDS)} alone"
+        )
+    fields = _KINDS[kind](config, given, size, context)
+    if partial:
+        fields["turned"] = _turned(config, given, size)
+    positions = Positions(kind=kind, **fields)
+    if kind == "dynamic":  # the declared limit is that of the training
+        context = int(positions.original * positions.factor)
+    return Turned(rope_theta(config), positions, context)
+
+
+def _turned(config: Fields, given: Fields, size: int) -> int:
+    """How many channels turn; 0 for all of them."""
+    inside, outside = (one.number(PARTIAL, None, above=0) for one in (given, config))
+    if inside is not None and outside is not None and inside != outside:
+        raise config.refused(PARTIAL, f"is not that of its rope_parameters, {inside:g}")
+    share = inside or outside or 1.0
+    turned = int(size * share)
+    if share > 1 or not turned or turned % 2:
+        raise config.refused(PARTIAL, f"turns {turned} of {size} channels: they turn in pairs")
+    return 0 if turned == size else turned
+
+
+def _no_fields(config: Fields, given: Fields, size: int, context: int) -> dict[str, Any]:
+    return {}
+
+
+def _linear(config: Fields, given: Fields, size: int, context: int) -> dict[str, Any]:
+    return {"factor": given.number("factor", least=1)}
+
+
+def _dynamic(config: Fields, given: Fields, size: int, context: int) -> dict[str, Any]:
+    return {"factor": given.number("factor", least=1), "original": context}
+
+
+def _original(config: Fields, given: Fields, context: int) -> int:
+    """Tokens of the training: outside has the last word, as in transformers."""
+    return config.size(ORIGINAL, given.size(ORIGINAL, context))
+
+
+def _llama3(config: Fields, given: Fields, size: int, context: int) -> dict[str, Any]:
+    return {
+        "factor": given.number("factor", least=1),
+        "fast": given.number("high_freq_factor", above=0),
+        "slow": given.number("low_freq_factor", above=0),
+        "original": _original(config, given, context),
+    }
+
+
+def _yarn(config: Fields, given: Fields, size: int, context: int) -> dict[str, Any]:
+    original = _original(config, given, context)
+    factor = given.number("factor", context / original, least=1)
+    mscale, all_dim = (given.number(n, None, least=0) for n in ("mscale", "mscale_all_dim"))
+    scale = _sharper(factor)
+    if mscale and all_dim:
+        scale = _sharper(factor, mscale) / _sharper(factor, all_dim)
+    return {
+        "factor": factor,
+        "original": original,
+        "fast": given.number("beta_fast", 32.0, above=0),
+        "slow": given.number("beta_slow", 1.0, above=0),
+        "whole": given.flag("truncate", True),
+        "scale": given.number("attention_factor", scale, above=0),
+    }
+
+
+def _sharper(factor: float, weight: float = 1.0) -> float:
+    """What queries and keys are multiplied by (arXiv 2309.00071, section 3.4)."""
+    return 0.1 * weight * math.log(factor) + 1
+
+
+def _longrope(config: Fields, given: Fields, size: int, context: int) -> dict[str, Any]:
+    original = _original(config, given, context)
+    factor = given.number("factor", context / original, above=0)
+    scale = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    pairs = (_turned(config, given, size) or size) // 2
+    return {
+        "factor": factor,
+        "original": original,
+        "short": _divisors(given, "short_factor", pairs),
+        "long": _divisors(given, "long_factor", pairs),
+        "scale": given.number("attention_factor", scale, above=0),
+    }
+
+
+def _divisors(given: Fields, name: str, pairs: int) -> tuple[float, ...]:
+    if given.get(name) is None:
+        raise given.refused(name, "is needed for rope_type='longrope'")
+    found = given.numbers(name, pairs)
+    if min(found) <= 0:
+        raise given.refused(name, "has a divisor that is not above 0")
+    return found
+
+
+_KINDS = {
+    "default": _no_fields,
+    "linear": _linear,
+    "dynamic": _dynamic,
+    "llama3": _llama3,
+    "yarn": _yarn,
+    "longrope": _longrope,
+}
+"""rope_type -> what its fields are as `Positions`."""
+
+
+def written_positions(turned: Turned, size: int, partial: bool = False) -> dict[str, Any]:
+    """The inverse of `read_positions`: fields of config.json.
+
+    Raises:
+      UserError: positions that transformers does not express so.
+    """
+    theta, positions, context = turned
+    if positions.neighbours or (positions.turned and not partial):
+        raise UserError("turns other channels: pairs are the halves of a whole head")
+    kept = Positions(kind=positions.kind, turned=positions.turned, **_used(positions))
+    if positions.for_length(1) != kept:
+        raise UserError(f"has positions of the kind {positions.kind} with other fields")
+    found: dict[str, Any] = {"rope_type": positions.kind, "rope_theta": theta}
+    if partial:
+        found[PARTIAL] = (positions.turned or size) / size
+    names = {"factor": "factor", **_NAMES.get(positions.kind, {})}
+    values = _used(positions)
+    found |= {names[n]: _plain(values[n]) for n in values if n in names}
+    top: dict[str, Any] = {LIMIT: context}
+    if positions.kind == "dynamic":
+        top[LIMIT] = positions.original
+        if context != int(positions.original * positions.factor):
+            raise UserError("has dynamic positions with a limit of their own")
+    if positions.kind == "longrope":
+        top[ORIGINAL] = positions.original
+    return {**top, "rope_theta": theta, "rope_parameters": found}
+
+
+_STRETCHED = {"original": ORIGINAL}
+_NAMES: dict[str, dict[str, str]] = {
+    "llama3": {**_STRETCHED, "fast": "high_freq_factor", "slow": "low_freq_factor"},
+    "yarn": {
+        **_STRETCHED,
+        "fast": "beta_fast",
+        "slow": "beta_slow",
+        "whole": "truncate",
+        "scale": "attention_factor",
+    },
+    "longrope": {
+        **_STRETCHED,
+        "short": "short_factor",
+        "long": "long_factor",
+        "scale": "attention_factor",
+    },
+}
+"""rope_type -> field of `Positions` -> name in rope_parameters."""
+
+
+def _used(positions: Positions) -> dict[str, Any]:
+    """The fields that this kind reads."""
+    if positions.kind == "default":
+        return {}
+    names = ["factor", *_NAMES.get(positions.kind, {})]
+    names += ["original"] if positions.kind == "dynamic" else []
+    return {name: getattr(positions, name) for name in names}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def rope_theta(config: Fields) -> float:
+    """The base of the wavelengths; 10,000 if config.json does not tell.
+
+    Raises:
+      UserError: it is no number above 0, or there are two.
+    """
+    inside = rope(config).number("rope_theta", None, above=0)
+    outside = config.number("rope_theta", None, above=0)
+    if inside is not None and outside is not None and inside != outside:
+        raise config.refused("rope_theta", f"is not that of its rope_parameters, {inside:g}")
+    return inside or outside or 10_000.0
+
+
+def rope_type(config: Fields) -> Any:
+    """How positions are scaled; "default" for not at all."""
+    given = rope(config)
+    new, old = given.get("rope_type"), given.get("type")
+    if new is not None and old is not None and new != old:
+        raise given.refused("rope_type", f"is not its type, {old!a}")
+    kind = old if new is None else new
+    return "default" if kind is None else kind
+
+
+def rope(config: Fields) -> Fields:
+    """What config.json says of rotary positions, wherever this version of transformers did."""
+    new, old = config.get("rope_parameters"), config.get("rope_scaling")
+    if new is not None and old is not None and new != old:
+        raise config.refused("rope_scaling", "is not the same as its rope_parameters")
+    return config.part("rope_scaling" if new is None else "rope_parameters")
