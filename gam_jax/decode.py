@@ -261,7 +261,7 @@ def generate(
     """
     _check_settings(tokens, temperature, top_p)
     prompt = _checked(model, prompt)
-    model.check_length(prompt.shape[1] + tokens)
+    model = model.for_length(prompt.shape[1] + tokens)
     logits, carry = prefill(model, params, prompt, layout=layout)
     return write(model, params, logits, carry, tokens, key, temperature, top_p, layout)
 

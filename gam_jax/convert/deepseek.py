@@ -18,13 +18,10 @@ from gam_jax.convert.family import (
     check_plain,
     one,
     refuse,
-    rope,
-    rope_theta,
-    rope_type,
 )
 from gam_jax.convert.fields import Fields
 from gam_jax.convert.folder import Reader
-from gam_jax.convert.llama import (
+from gam_jax.convert.parts import (
     UNITS,
     read_norms,
     read_units,
@@ -32,6 +29,7 @@ from gam_jax.convert.llama import (
     write_norms,
     write_units,
 )
+from gam_jax.convert.positions import rope, rope_theta, rope_type
 from gam_jax.layers import MLP, Block, LatentAttention, MoE, RMSNorm, Series, Stack
 from gam_jax.models.language import LanguageModel
 from gam_jax.ops.rotary import Positions
@@ -108,7 +106,8 @@ def _experts(config: Fields) -> MoE:
 
 def _positions(config: Fields, size: int) -> tuple[Positions, float]:
     """How positions are stretched, and the scale of scores that goes with it; 0 for the usual."""
-    given, kind = rope(config), rope_type(config)
+    given = rope(config)
+    kind = rope_type(given)
     if kind == "default":
         return Positions(), 0.0
     all_dim = given.number("mscale_all_dim", 0.0, least=0)
@@ -222,7 +221,7 @@ def _rope(attention: LatentAttention) -> dict[str, Any]:
     """rope_theta and rope_parameters; a UserError for a scale that no mscale_all_dim gives."""
     theta, yarn = attention.rotary, attention.positions
     size = attention.head_size + attention.rotary_size
-    if yarn == Positions():
+    if yarn.kind == "default" or yarn.factor == 1:
         if attention.scale not in (0, size**-0.5):
             raise UserError(f"{OFFICIAL} of transformers has scores of the usual scale")
         found: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}

@@ -2,93 +2,180 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from gam_jax.convert.family import (
-    Config,
-    Family,
-    check_full_attention,
-    check_plain,
-    one,
-    refuse,
-    rotary_base,
-)
+from gam_jax.convert import patterns
+from gam_jax.convert.attentions import Attentions
+from gam_jax.convert.family import Config, Family, check_plain, one
 from gam_jax.convert.fields import Fields
 from gam_jax.convert.folder import Reader
-from gam_jax.convert.llama import (
-    head_size,
+from gam_jax.convert.parts import (
+    UNITS,
     read_attention,
     read_norms,
-    sequential,
+    read_units,
     write_attention,
     write_norms,
+    write_units,
 )
+from gam_jax.convert.same import check_same
 from gam_jax.layers import MLP, Attention, Block, MoE, RMSNorm
-from gam_jax.layers.attention import QK_NORM_EPS
 from gam_jax.models.language import LanguageModel
 from gam_jax.ops.routing import Router
 from gam_jax.params import Params
 from sharding.errors import UserError
 
-OFFICIAL = {"mixtral": "MixtralForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM"}
-
-# Where the experts are in a block, and their arrays: ours, and the name of transformers.
-PLACE = {"mixtral": "block_sparse_moe", "qwen3_moe": "mlp"}
-UNITS = {
-    "mixtral": {"gate": "w1", "in": "w3", "out": "w2"},
-    "qwen3_moe": {"gate": "gate_proj", "in": "up_proj", "out": "down_proj"},
-}
+EXPERT = {**UNITS, "out": "down_proj"}
+"""Our names of an expert's arrays, and those of most classes."""
 
 
-def _model(kind: str, values: Config) -> LanguageModel:
-    config, qwen = Fields.of(values), kind == "qwen3_moe"
-    refuse(config, hidden_act="silu", use_sliding_window=False)
-    check_full_attention(config)
-    if qwen:
-        refuse(config, decoder_sparse_step=1, rms_norm_eps=QK_NORM_EPS, mlp_only_layers=[])
-    else:
-        refuse(config, attention_bias=False)
-    width, heads = config.size("hidden_size"), config.size("num_attention_heads")
-    biased = config.flag("attention_bias", False) if qwen else False
-    attention = Attention(
-        heads=heads,
-        kv_heads=config.size("num_key_value_heads", heads),
-        head_size=head_size(config, width, heads),
-        rotary=rotary_base(config),
-        context=config.size("max_position_embeddings", 2048),
-        bias=biased,
-        out_bias=biased,
-        qk_norm=qwen,
-    )
-    ffn = MoE(
-        experts=count_experts(config, "num_local_experts", "num_experts"),
-        chosen=config.size("num_experts_per_tok", 8 if qwen else 2),
-        ffn=MLP(
-            activation="swiglu",
-            hidden=config.size("moe_intermediate_size" if qwen else "intermediate_size"),
-            bias=False,
-        ),
-        router=Router(
-            renormalise=config.flag("norm_topk_prob", False) if qwen else True,
-            jitter=config.number("router_jitter_noise", 0.0, least=0),
-            balance=config.number("router_aux_loss_coef", 0.001, least=0),
-            balance_over="layers",
-            z=0.0,
-        ),
-    )
-    norm = RMSNorm(eps=config.number("rms_norm_eps", 1e-6, least=0))
-    return LanguageModel(
-        Block(attention, ffn, norm),
-        width=width,
-        depth=config.size("num_hidden_layers"),
-        vocab=config.size("vocab_size"),
-        norm=norm,
-        tied=config.flag("tie_word_embeddings", False),
-    )
+def _hidden(config: Fields, name: str) -> MLP:
+    return MLP(activation="swiglu", hidden=config.size(name), bias=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sparse(Attentions):
+    """What tells a class of transformers with experts in its blocks from the others.
+
+    Attributes:
+      place: where the experts are in a block.
+      units: our names of an expert's arrays -> theirs.
+      eps, chosen: what is meant where config.json does not tell.
+      renormalises: whether gates of the chosen experts always sum to 1; if not, norm_topk_prob says
+        whether.
+      mixed: whether some blocks may be dense, which mlp_only_layers and decoder_sparse_step say.
+    """
+
+    place: str = "mlp"
+    units: Mapping[str, str] = dataclasses.field(default_factory=lambda: EXPERT)
+    eps: float = 1e-6
+    chosen: int = 8
+    renormalises: bool = False
+    mixed: bool = False
+
+    def read(self, values: Config) -> LanguageModel:
+        """The model of a config.json; a UserError where this project cannot express it."""
+        config = Fields.of(values)
+        config.only("hidden_act", "silu")
+        if self.biases == "never":
+            config.only("attention_bias", False)
+        width, layers = config.size("hidden_size"), config.size("num_hidden_layers")
+        norm = RMSNorm(eps=config.number("rms_norm_eps", self.eps, least=0))
+        sparse = self._experts(config)
+        blocks = []
+        attentions = self.attentions(config, width, layers, norm.eps)
+        for attention, dense in zip(attentions, self._dense(config, layers), strict=True):
+            ffn = _hidden(config, "intermediate_size") if dense else sparse
+            blocks.append(Block(attention, ffn, norm))
+        return LanguageModel(
+            **patterns.in_order(blocks),
+            width=width,
+            vocab=config.size("vocab_size"),
+            norm=norm,
+            tied=config.flag("tie_word_embeddings", False),
+        )
+
+    def _experts(self, config: Fields) -> MoE:
+        names = ("num_local_experts", "num_experts")
+        hidden = "moe_intermediate_size" if self.mixed else "intermediate_size"
+        return MoE(
+            experts=count_experts(config, *names),
+            chosen=config.size("num_experts_per_tok", self.chosen),
+            ffn=_hidden(config, hidden),
+            router=Router(
+                renormalise=self.renormalises or config.flag("norm_topk_prob", False),
+                jitter=config.number("router_jitter_noise", 0.0, least=0),
+                balance=config.number("router_aux_loss_coef", 0.001, least=0),
+                balance_over="layers",
+                z=0.0,
+            ),
+        )
+
+    def _dense(self, config: Fields, layers: int) -> list[bool]:
+        """Whether each block is dense."""
+        if not self.mixed:
+            return [False] * layers
+        only, every = config.get("mlp_only_layers"), config.size("decoder_sparse_step", 1)
+        only = [] if only is None else only
+        if not isinstance(only, list | tuple) or not all(type(i) is int for i in only):
+            raise config.refused("mlp_only_layers", "is no list of numbers of layers")
+        return [i in only or (i + 1) % every != 0 for i in range(layers)]
+
+    def write(self, model: LanguageModel) -> dict[str, Any]:
+        """The inverse of `read`; a UserError where transformers cannot express the model."""
+        check_plain(model, self.official)
+        blocks = [one(block, Block, self.official) for block in patterns.blocks_of(model)]
+        attentions = [one(block.mixer, Attention, self.official) for block in blocks]
+        dense = [i for i, block in enumerate(blocks) if isinstance(block.ffn, MLP)]
+        if len(dense) == len(blocks) or (dense and not self.mixed):
+            one(blocks[dense[0]].ffn, MoE, self.official)
+        sparse = next(block.ffn for block in blocks if not isinstance(block.ffn, MLP))
+        ffn, norm = one(sparse, MoE, self.official), one(model.norm, RMSNorm, self.official)
+        hidden = check_experts(ffn, self.official)
+        config = {
+            "architectures": [self.official],
+            "model_type": self.kind,
+            "hidden_size": model.width,
+            "num_hidden_layers": len(blocks),
+            "num_local_experts": ffn.experts,
+            "num_experts_per_tok": ffn.chosen,
+            "vocab_size": model.vocab,
+            "rms_norm_eps": norm.eps,
+            "router_aux_loss_coef": ffn.router.balance,
+            "tie_word_embeddings": model.tied,
+            "hidden_act": "silu",
+            **self.written(attentions),
+        }
+        if not self.mixed:
+            config |= {"intermediate_size": hidden, "router_jitter_noise": ffn.router.jitter}
+        else:
+            config |= {
+                "moe_intermediate_size": hidden,
+                "num_experts": ffn.experts,
+                "norm_topk_prob": ffn.router.renormalise,
+                "decoder_sparse_step": 1,
+                "mlp_only_layers": dense,
+            }
+        if dense:
+            first: Any = blocks[dense[0]].ffn
+            config["intermediate_size"] = first.hidden or first.expansion * model.width
+        check_same(self.official, self.read, model, config)
+        return config
+
+
+TABLE = (
+    Sparse(
+        "MixtralForCausalLM",
+        "mixtral",
+        context=131_072,
+        kv_heads=8,
+        theta=1e6,
+        windows="all",
+        place="block_sparse_moe",
+        units={"gate": "w1", "in": "w3", "out": "w2"},
+        eps=1e-5,
+        chosen=2,
+        renormalises=True,
+    ),
+    Sparse(
+        "Qwen3MoeForCausalLM",
+        "qwen3_moe",
+        context=32_768,
+        kv_heads=4,
+        biases="all",
+        qk_norm="head",
+        windows="all",
+        window=4096,
+        switch=True,
+        mixed=True,
+    ),
+)
+"""The classes that are read and written."""
 
 
 def count_experts(config: Fields, *names: str) -> int:
@@ -102,77 +189,6 @@ def count_experts(config: Fields, *names: str) -> int:
     if len(set(counts)) > 1:
         raise config.refused(given[1], f"is not the same as {given[0]}={counts[0]}")
     return counts[0]
-
-
-def _config(kind: str, model: LanguageModel) -> dict[str, Any]:
-    official, qwen = OFFICIAL[kind], kind == "qwen3_moe"
-    check_plain(model, official)
-    block = sequential(model.block, official)
-    attention, ffn = one(block.mixer, Attention, official), one(block.ffn, MoE, official)
-    norm = one(block.norm, RMSNorm, official)
-    known = Attention(
-        width=attention.width,
-        heads=attention.heads,
-        kv_heads=attention.kv_heads,
-        head_size=attention.head_size,
-        rotary=attention.rotary,
-        context=attention.context,
-        bias=attention.bias and qwen,
-        out_bias=attention.bias and qwen,
-        qk_norm=qwen,
-        dropout=attention.dropout,
-    )
-    if attention != known or not attention.rotary:
-        raise UserError(
-            f"{official} of transformers has plain rotary attention "
-            f"{'with' if qwen else 'without'} norms of queries and keys: this model cannot be "
-            f"written as that"
-        )
-    hidden = check_experts(ffn, official)
-    router = ffn.router
-    plain = Router(
-        renormalise=router.renormalise if qwen else True,
-        jitter=0.0 if qwen else router.jitter,
-        balance=router.balance,
-        balance_over="layers",
-        z=0.0,
-    )
-    if router != plain or ffn.shared:
-        raise UserError(
-            f"{official} of transformers has a plain softmax router with a balance loss over "
-            f"layers, and no shared expert: this model cannot be written as that"
-        )
-    config = {
-        "architectures": [official],
-        "model_type": kind,
-        "hidden_size": model.width,
-        "num_hidden_layers": model.depth,
-        "num_attention_heads": attention.heads,
-        "num_key_value_heads": attention.groups,
-        "head_dim": attention.size,
-        "num_local_experts": ffn.experts,
-        "num_experts_per_tok": ffn.chosen,
-        "vocab_size": model.vocab,
-        "max_position_embeddings": attention.context,
-        "rms_norm_eps": norm.eps,
-        "rope_theta": attention.rotary,
-        "rope_parameters": {"rope_type": "default", "rope_theta": attention.rotary},
-        "router_aux_loss_coef": router.balance,
-        "tie_word_embeddings": model.tied,
-        "hidden_act": "silu",
-        "sliding_window": None,
-    }
-    if not qwen:
-        return config | {"intermediate_size": hidden, "router_jitter_noise": router.jitter}
-    return config | {
-        "moe_intermediate_size": hidden,
-        "num_experts": ffn.experts,
-        "norm_topk_prob": router.renormalise,
-        "attention_bias": attention.bias,
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": [],
-        "use_sliding_window": False,
-    }
 
 
 def check_experts(ffn: MoE, official: str) -> int:
@@ -217,40 +233,45 @@ def write_experts(params: Params, place: str, names: Mapping[str, str]) -> dict[
     }
 
 
-def _read(kind: str, model: LanguageModel, reader: Reader) -> Params:
-    block, width = one(model.block, Block, OFFICIAL[kind]), model.width
-    attention = one(block.mixer, Attention, OFFICIAL[kind])
-    ffn, place = one(block.ffn, MoE, OFFICIAL[kind]), PLACE[kind]
-    mixture = {
-        "router": reader.take(f"{place}.gate.weight", ffn.experts, width).T,
-        "experts": read_experts(ffn, reader, place, UNITS[kind], width),
-    }
+def _read(spec: Sparse, model: LanguageModel, reader: Reader) -> Params:
+    block, width = one(patterns.blocks_of(model)[reader.index], Block, spec.official), model.width
+    attention = one(block.mixer, Attention, spec.official)
+    ffn: Any = block.ffn
+    if isinstance(ffn, MLP):
+        units: Params = read_units(reader, spec.place, width, ffn.hidden)
+    else:
+        units = {
+            "router": reader.take(f"{spec.place}.gate.weight", ffn.experts, width).T,
+            "experts": read_experts(ffn, reader, spec.place, spec.units, width),
+        }
     mixer = read_attention(attention, width, reader)
-    return {"mixer": mixer, "ffn": mixture, **read_norms(reader, width)}
+    return {"mixer": mixer, "ffn": units, **read_norms(reader, width)}
 
 
-def _write(kind: str, model: LanguageModel, params: Params) -> dict[str, np.ndarray]:
-    place, ffn = PLACE[kind], params["ffn"]
-    return {
-        **write_norms(params),
-        **write_attention(params["mixer"], model.width),
-        f"{place}.gate.weight": ffn["router"].T,
-        **write_experts(ffn["experts"], place, UNITS[kind]),
-    }
+def _write(spec: Sparse, model: LanguageModel, params: Params) -> dict[str, np.ndarray]:
+    ffn = params["ffn"]
+    tensors = {**write_norms(params), **write_attention(params["mixer"], model.width)}
+    if "router" not in ffn:
+        return tensors | write_units(ffn, spec.place)
+    tensors[f"{spec.place}.gate.weight"] = ffn["router"].T
+    return tensors | write_experts(ffn["experts"], spec.place, spec.units)
 
 
-def _family(kind: str) -> Family:
+def _family(spec: Sparse) -> Family:
     return Family(
-        functools.partial(_model, kind),
-        functools.partial(_config, kind),
+        spec.read,
+        spec.write,
         "model.embed_tokens.weight",
         "model.norm.weight",
         "model.layers.",
-        functools.partial(_read, kind),
-        functools.partial(_write, kind),
-        kind=kind,
+        functools.partial(_read, spec),
+        functools.partial(_write, spec),
+        join=patterns.join,
+        split=patterns.split,
+        layers=patterns.count,
+        kind=spec.kind,
     )
 
 
-FAMILIES = {official: _family(kind) for kind, official in OFFICIAL.items()}
+FAMILIES = {spec.official: _family(spec) for spec in TABLE}
 """Architecture of config.json -> how its folders are read and written."""

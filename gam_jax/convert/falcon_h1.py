@@ -12,12 +12,12 @@ from gam_jax.convert.family import (
     check_plain,
     one,
     refuse,
-    rotary_base,
 )
 from gam_jax.convert.fields import Fields
 from gam_jax.convert.folder import Reader
-from gam_jax.convert.llama import head_size
 from gam_jax.convert.mamba import check_one_norm, read_ssm, step_limits, write_limits, write_ssm
+from gam_jax.convert.parts import head_size
+from gam_jax.convert.positions import Turned, read_positions, written_positions
 from gam_jax.layers import MLP, Attention, Block, FalconH1, Mamba2, RMSNorm
 from gam_jax.layers.mamba2 import Scales
 from gam_jax.models.language import LanguageModel
@@ -35,12 +35,14 @@ def _model(values: Config) -> LanguageModel:
     width, heads = config.size("hidden_size"), config.size("num_attention_heads")
     size = head_size(config, width, heads)
     key = config.number("key_multiplier", 1.0)
+    turned = read_positions(config, size, 8192)
     attention = Attention(
         heads=heads,
         kv_heads=config.size("num_key_value_heads", 0),
         head_size=size,
-        rotary=rotary_base(config),
-        context=config.size("max_position_embeddings", 8192),
+        rotary=turned.rotary,
+        positions=turned.positions,
+        context=turned.context,
         scale=0.0 if key == 1 else key * size**-0.5,
     )
     mixer = FalconH1(
@@ -125,6 +127,7 @@ def _config(model: LanguageModel) -> dict[str, Any]:
         kv_heads=attention.kv_heads,
         head_size=attention.head_size,
         rotary=attention.rotary,
+        positions=attention.positions,
         context=attention.context,
         scale=attention.scale,
         dropout=attention.dropout,
@@ -137,6 +140,9 @@ def _config(model: LanguageModel) -> dict[str, Any]:
     if ssm.norm != "none" and ssm.eps != norm.eps:
         raise UserError(f"{OFFICIAL} of transformers has one epsilon for all norms")
     scales = ssm.scales
+    turned = Turned(attention.rotary, attention.positions, attention.context)
+    if attention.positions.neighbours or attention.positions.turned:
+        raise UserError(f"{OFFICIAL} of transformers turns whole heads, as halves")
     return {
         "architectures": [OFFICIAL],
         "model_type": "falcon_h1",
@@ -150,9 +156,7 @@ def _config(model: LanguageModel) -> dict[str, Any]:
         "num_attention_heads": attention.heads,
         "num_key_value_heads": attention.groups,
         "head_dim": attention.size,
-        "max_position_embeddings": attention.context,
-        "rope_theta": attention.rotary,
-        "rope_parameters": {"rope_type": "default", "rope_theta": attention.rotary},
+        **written_positions(turned, attention.size),
         "mamba_d_ssm": ssm.heads * ssm.head,
         "mamba_n_heads": ssm.heads,
         "mamba_d_head": ssm.head,

@@ -79,6 +79,7 @@ NEUTRAL: Mapping[str, Any] = {
     "use_mrope": False,
     "rope_interleaved": False,
     "pruned_heads": {},
+    "use_bidirectional_attention": False,
 }
 """Field -> the one value that changes nothing, in each class."""
 
@@ -93,12 +94,27 @@ _SCAN = {
     "pad_vocab_size_multiple": "is how vocab_size was rounded up, and is in it",
 }
 _WINDOW = {
-    "sliding_window": "is used with use_sliding_window alone, which is refused",
-    "max_window_layers": "is used with use_sliding_window alone, which is refused",
+    "max_window_layers": "says which layers have windows where layer_types does not",
+}
+_PERIOD = {
+    "sliding_window_pattern": "says which layers have windows where layer_types does not",
+    "_sliding_window_pattern": "says which layers have windows where layer_types does not",
+    "cache_implementation": _SPEED,
 }
 
 OF: Mapping[str, Mapping[str, str]] = {
     "Qwen2ForCausalLM": _WINDOW,
+    "Qwen3ForCausalLM": _WINDOW,
+    "SmolLM3ForCausalLM": {
+        **_WINDOW,
+        "no_rope_layer_interval": "says which layers turn where no_rope_layers does not",
+    },
+    "Gemma3ForCausalLM": _PERIOD,
+    "Olmo3ForCausalLM": _PERIOD,
+    "Phi3ForCausalLM": {
+        "original_max_position_embeddings": "is read with longrope alone",
+        "auto_map": _CODE,
+    },
     "Qwen2ParScaleForCausalLM": {**_WINDOW, "auto_map": _CODE},
     "MambaForCausalLM": {
         **_SCAN,
@@ -120,8 +136,8 @@ OF: Mapping[str, Mapping[str, str]] = {
     },
     "MixtralForCausalLM": {"moe_intermediate_size": _ELSEWHERE},
     "Qwen3MoeForCausalLM": {
-        **_WINDOW,
-        "intermediate_size": "is that of dense blocks, of which there are none",
+        "max_window_layers": _ELSEWHERE,
+        "intermediate_size": "is that of dense blocks, where there are none",
     },
     "DeepseekV3ForCausalLM": {
         "auto_map": _CODE,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gam_jax.config import unknown
-from gam_jax.convert import deepseek, experts, falcon_h1, llama, mamba, parscale
+from gam_jax.convert import deepseek, dense, experts, falcon_h1, mamba, parscale
 from gam_jax.convert import folder as files
 from gam_jax.convert.family import UNLIKE, Config, Family
 from gam_jax.convert.fields import Fields
@@ -25,7 +25,7 @@ from sharding.paths import local_path
 HEAD = "lm_head.weight"
 
 FAMILIES: Mapping[str, Family] = {
-    **llama.FAMILIES,
+    **dense.FAMILIES,
     **mamba.FAMILIES,
     **falcon_h1.FAMILIES,
     **parscale.FAMILIES,
@@ -51,16 +51,24 @@ def to_hf(
     params: Params,
     folder: str | Path,
     shard_bytes: int = files.SHARD_BYTES,
+    name: str | None = None,
 ) -> None:
     """Writes a folder that transformers opens with `AutoModelForCausalLM.from_pretrained`.
 
     What `from_hf` read comes out bit for bit, in float32.
 
+    Args:
+      model: what is written.
+      params: the model's parameters.
+      folder: where; it must not hold anything.
+      shard_bytes: arrays beyond that size go to several files.
+      name: an architecture; None for the first that expresses the model.
+
     Raises:
       UserError: a model that no architecture known here expresses; a folder that cannot be
         written.
     """
-    files.write_folder(local_path(folder), *write(model, params), shard_bytes)
+    files.write_folder(local_path(folder), *write(model, params, name), shard_bytes)
 
 
 def read(config: Config, tensors: Mapping[str, np.ndarray]) -> tuple[LanguageModel, Params]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gam_jax.convert import llama
+from gam_jax.convert import dense
 from gam_jax.convert.family import Config, one
 from gam_jax.convert.fields import Fields
 from gam_jax.convert.folder import Reader
@@ -21,7 +21,7 @@ from gam_jax.params import Params
 from sharding.errors import UserError
 
 OFFICIAL = "Qwen2ParScaleForCausalLM"
-QWEN2 = llama.FAMILIES["Qwen2ForCausalLM"]
+QWEN2 = dense.FAMILIES["Qwen2ForCausalLM"]
 
 PREFIX = {"mixer.prefix_key": "prefix_k", "mixer.prefix_value": "prefix_v"}
 AGGREGATE = "model.aggregate_layer."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from gam_jax.convert.fields import Fields
@@ -28,40 +29,51 @@ class Turned(NamedTuple):
     context: int
 
 
-def read_positions(config: Fields, size: int, context: int, partial: bool = False) -> Turned:
+def read_positions(
+    config: Fields,
+    size: int,
+    context: int,
+    *,
+    theta: float = 10_000.0,
+    partial: float = 0.0,
+    given: Fields | None = None,
+) -> Turned:
     """The positions of a head of `size` channels.
 
     Args:
       config: of the folder.
       size: channels of a head.
       context: tokens of a sequence where config.json does not tell.
-      partial: whether this class may turn a part of a head alone.
+      theta: base of the wavelengths, likewise.
+      partial: of classes that may turn a part of a head alone: which part, likewise.
+      given: what config.json says of these positions; None for what it says of all.
 
     Raises:
       UserError: a kind of positions that is not known here, or a field of it that makes no sense.
     """
     context = config.size(LIMIT, context)
-    given, kind = rope(config), rope_type(config)
-    if kind not in _KINDS:
+    given = rope(config) if given is None else given
+    kind = rope_type(given)
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise UserError(
             f"config.json: rope_type={kind!a} of model_type {config.get('model_type')!a} is not "
             f"known here: {', '.join(_KINDS)} alone"
         )
     fields = _KINDS[kind](config, given, size, context)
     if partial:
-        fields["turned"] = _turned(config, given, size)
+        fields["turned"] = _turned(config, given, size, partial)
     positions = Positions(kind=kind, **fields)
     if kind == "dynamic":  # the declared limit is that of the training
         context = int(positions.original * positions.factor)
-    return Turned(rope_theta(config), positions, context)
+    return Turned(_theta(config, given, theta), positions, context)
 
 
-def _turned(config: Fields, given: Fields, size: int) -> int:
+def _turned(config: Fields, given: Fields, size: int, default: float = 1.0) -> int:
     """How many channels turn; 0 for all of them."""
     inside, outside = (one.number(PARTIAL, None, above=0) for one in (given, config))
     if inside is not None and outside is not None and inside != outside:
         raise config.refused(PARTIAL, f"is not that of its rope_parameters, {inside:g}")
-    share = inside or outside or 1.0
+    share = inside or outside or default
     turned = int(size * share)
     if share > 1 or not turned or turned % 2:
         raise config.refused(PARTIAL, f"turns {turned} of {size} channels: they turn in pairs")
@@ -119,15 +131,19 @@ def _sharper(factor: float, weight: float = 1.0) -> float:
 def _longrope(config: Fields, given: Fields, size: int, context: int) -> dict[str, Any]:
     original = _original(config, given, context)
     factor = given.number("factor", context / original, above=0)
-    scale = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     pairs = (_turned(config, given, size) or size) // 2
     return {
         "factor": factor,
         "original": original,
         "short": _divisors(given, "short_factor", pairs),
         "long": _divisors(given, "long_factor", pairs),
-        "scale": given.number("attention_factor", scale, above=0),
+        "scale": given.number("attention_factor", _smoother(factor, original), above=0),
     }
+
+
+def _smoother(factor: float, original: int) -> float:
+    """What queries and keys are multiplied by (arXiv 2402.13753, section 3.3)."""
+    return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
 
 
 def _divisors(given: Fields, name: str, pairs: int) -> tuple[float, ...]:
@@ -151,82 +167,85 @@ _KINDS = {
 
 
 def written_positions(turned: Turned, size: int, partial: bool = False) -> dict[str, Any]:
-    """The inverse of `read_positions`: fields of config.json.
+    """The inverse of `read_positions`: fields of config.json, those that are not their defaults.
 
-    Raises:
-      UserError: positions that transformers does not express so.
+    What is no positions of transformers is written as what comes near it.
     """
     theta, positions, context = turned
-    if positions.neighbours or (positions.turned and not partial):
-        raise UserError("turns other channels: pairs are the halves of a whole head")
-    kept = Positions(kind=positions.kind, turned=positions.turned, **_used(positions))
-    if positions.for_length(1) != kept:
-        raise UserError(f"has positions of the kind {positions.kind} with other fields")
-    found: dict[str, Any] = {"rope_type": positions.kind, "rope_theta": theta}
+    kind = positions.kind
+    found: dict[str, Any] = {"rope_type": kind, "rope_theta": theta}
     if partial:
         found[PARTIAL] = (positions.turned or size) / size
-    names = {"factor": "factor", **_NAMES.get(positions.kind, {})}
-    values = _used(positions)
-    found |= {names[n]: _plain(values[n]) for n in values if n in names}
-    top: dict[str, Any] = {LIMIT: context}
-    if positions.kind == "dynamic":
-        top[LIMIT] = positions.original
-        if context != int(positions.original * positions.factor):
-            raise UserError("has dynamic positions with a limit of their own")
-    if positions.kind == "longrope":
+    for name, (theirs, default) in _NAMES[kind].items():
+        value = getattr(positions, name)
+        if default is None or value != default(positions, context):
+            found[theirs] = list(value) if isinstance(value, tuple) else value
+    top: dict[str, Any] = {LIMIT: positions.original if kind == "dynamic" else context}
+    if kind == "longrope":
         top[ORIGINAL] = positions.original
-    return {**top, "rope_theta": theta, "rope_parameters": found}
+    return {**top, "rope_theta": theta, "rope_parameters": found}  # of transformers 4 and 5
 
 
-_STRETCHED = {"original": ORIGINAL}
-_NAMES: dict[str, dict[str, str]] = {
-    "llama3": {**_STRETCHED, "fast": "high_freq_factor", "slow": "low_freq_factor"},
+_Default = Callable[[Positions, int], Any]
+
+
+def _always(value: Any) -> _Default:
+    return lambda positions, context: value
+
+
+def _reached(positions: Positions, context: int) -> float:
+    return context / positions.original
+
+
+_FACTOR: dict[str, tuple[str, _Default | None]] = {"factor": ("factor", None)}
+_ORIGINAL: dict[str, tuple[str, _Default | None]] = {"original": (ORIGINAL, None)}
+_NAMES: dict[str, dict[str, tuple[str, _Default | None]]] = {
+    "default": {},
+    "linear": _FACTOR,
+    "dynamic": _FACTOR,
+    "llama3": {
+        **_FACTOR,
+        **_ORIGINAL,
+        "fast": ("high_freq_factor", None),
+        "slow": ("low_freq_factor", None),
+    },
     "yarn": {
-        **_STRETCHED,
-        "fast": "beta_fast",
-        "slow": "beta_slow",
-        "whole": "truncate",
-        "scale": "attention_factor",
+        **_FACTOR,
+        **_ORIGINAL,
+        "fast": ("beta_fast", _always(32.0)),
+        "slow": ("beta_slow", _always(1.0)),
+        "whole": ("truncate", _always(True)),
+        "scale": ("attention_factor", lambda positions, context: _sharper(positions.factor)),
     },
     "longrope": {
-        **_STRETCHED,
-        "short": "short_factor",
-        "long": "long_factor",
-        "scale": "attention_factor",
+        **_ORIGINAL,
+        "factor": ("factor", _reached),
+        "short": ("short_factor", None),
+        "long": ("long_factor", None),
+        "scale": ("attention_factor", lambda p, context: _smoother(p.factor, p.original)),
     },
 }
-"""rope_type -> field of `Positions` -> name in rope_parameters."""
+"""rope_type -> field of `Positions` -> its name in rope_parameters, and its default there."""
 
 
-def _used(positions: Positions) -> dict[str, Any]:
-    """The fields that this kind reads."""
-    if positions.kind == "default":
-        return {}
-    names = ["factor", *_NAMES.get(positions.kind, {})]
-    names += ["original"] if positions.kind == "dynamic" else []
-    return {name: getattr(positions, name) for name in names}
+def _theta(config: Fields, given: Fields, default: float) -> float:
+    inside, outside = (one.number("rope_theta", None, above=0) for one in (given, config))
+    if inside is not None and outside is not None and inside != outside:
+        raise config.refused("rope_theta", f"is not that of its rope_parameters, {inside:g}")
+    return inside or outside or default
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def rope_theta(config: Fields) -> float:
-    """The base of the wavelengths; 10,000 if config.json does not tell.
+def rope_theta(config: Fields, default: float = 10_000.0) -> float:
+    """The base of the wavelengths.
 
     Raises:
       UserError: it is no number above 0, or there are two.
     """
-    inside = rope(config).number("rope_theta", None, above=0)
-    outside = config.number("rope_theta", None, above=0)
-    if inside is not None and outside is not None and inside != outside:
-        raise config.refused("rope_theta", f"is not that of its rope_parameters, {inside:g}")
-    return inside or outside or 10_000.0
+    return _theta(config, rope(config), default)
 
 
-def rope_type(config: Fields) -> Any:
-    """How positions are scaled; "default" for not at all."""
-    given = rope(config)
+def rope_type(given: Fields) -> Any:
+    """How positions are scaled, by what `rope` gives; "default" for not at all."""
     new, old = given.get("rope_type"), given.get("type")
     if new is not None and old is not None and new != old:
         raise given.refused("rope_type", f"is not its type, {old!a}")

@@ -23,7 +23,8 @@ from sharding import collectives, residual
 from sharding.axes import Axes
 from sharding.bounds import Count, NotNegative, Rate, Size, check_bounds
 
-QK_NORM_EPS = 1e-6
+NORMED = ("head", "all")
+"""What a norm of queries and keys is over."""
 
 CACHE_BLOCK = 128
 """A cache that is made for a length has whole blocks of so many tokens."""
@@ -57,7 +58,10 @@ class Attention(Layer):
       sinks: each head learns the score of one more key, of value 0.
       bias: whether queries, keys and values have one.
       out_bias: whether the output has one.
-      qk_norm: RMS norm of each head's queries and keys, before they are turned (Qwen3).
+      qk_norm: RMS norm of queries and keys, before they are turned (Qwen3).
+      qk_norm_over: "head", each head by itself; "all", all heads of a token together (OLMo 2).
+      qk_norm_eps: added to the mean square of that norm.
+      qk_norm_centred: whether its scales are 1 + the parameter, which begins as 0 (Gemma 3).
       scale: of the scores; 0 for 1 / sqrt(K).
       prefix: m, keys and values before the first that every query sees, outside any window and at
         no place of the sequence: a part of the carry that stays. They are 0 unless a start is
@@ -78,12 +82,19 @@ class Attention(Layer):
     bias: bool = False
     out_bias: bool = False
     qk_norm: bool = False
+    qk_norm_over: str = "head"
+    qk_norm_eps: NotNegative = 1e-6
+    qk_norm_centred: bool = False
     scale: NotNegative = 0.0
     prefix: Count = 0
     dropout: Rate | None = None
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        if self.qk_norm_over not in NORMED:
+            raise ValueError(
+                f"Attention.qk_norm_over '{self.qk_norm_over}' is not one of {', '.join(NORMED)}"
+            )
         if self.heads % self.groups:
             raise ValueError(
                 f"Attention.heads={self.heads} is not a multiple of kv_heads={self.kv_heads}"
@@ -141,8 +152,11 @@ class Attention(Layer):
                 bias = Param((heads, size), ("heads", None), fan_in(width), decay=False)
                 table[f"{name}_bias"] = bias
         if self.qk_norm:
-            for name in ("query_norm", "key_norm"):
-                table[name] = Param((size,), (None,), ones, decay=False)
+            start = zeros if self.qk_norm_centred else ones
+            for name in ("query", "key"):
+                own = Param((size,), (None,), start, decay=False)
+                whole = Param((counts[name], size), ("heads", None), start, decay=False)
+                table[f"{name}_norm"] = whole if self.qk_norm_over == "all" else own
         if self.sinks:
             table["sinks"] = Param((self.heads,), ("heads",), zeros, decay=False)
         inside = self.heads * size
@@ -196,7 +210,8 @@ class Attention(Layer):
             places = first + collectives.axis_index(axes.seq) * tokens + jnp.arange(tokens)
         else:
             places = spans.places
-        q, k, v = self._heads(params, x.reshape(-1, x.shape[-1]), (batch, tokens), places)
+        flat = x.reshape(-1, x.shape[-1])
+        q, k, v = self._heads(params, flat, (batch, tokens), places, axes.of("heads"))
         sinks, prefix = params.get("sinks"), self._prefix(carry, batch, axes)
         shared = self._shared(prefix)
         if carry is None or carry["key"] is None:
@@ -215,7 +230,12 @@ class Attention(Layer):
         return dropout(y, self.dropout or 0.0, key, axes), after
 
     def _heads(
-        self, params: Params, flat: Array, shape: tuple[int, int], places: Int[Array, "... T"]
+        self,
+        params: Params,
+        flat: Array,
+        shape: tuple[int, int],
+        places: Int[Array, "... T"],
+        axis: str | None,
     ) -> tuple[Array, Array, Array]:
         """Queries [B, T, H, K], keys and values [B, T, G, K], turned by their places."""
         found = []
@@ -225,11 +245,19 @@ class Attention(Layer):
             y = linear(flat, weight.reshape(weight.shape[0], -1), bias)
             y = y.reshape(*shape, -1, self.size)
             if self.qk_norm and name != "value":
-                y = rms_norm(y, params[f"{name}_norm"], QK_NORM_EPS)
+                y = self._normed(y, params[f"{name}_norm"], axis)
             if self.rotary and name != "value":
                 y = rotary(y, places, self.rotary, self.positions)
             found.append(y)
         return found[0], found[1], found[2]
+
+    def _normed(self, x: Array, scale: Array, axis: str | None) -> Array:
+        """Queries or keys; `axis` splits the heads."""
+        scale = 1 + scale if self.qk_norm_centred else scale
+        if self.qk_norm_over == "head":
+            return rms_norm(x, scale, self.qk_norm_eps)
+        flat = x.reshape(*x.shape[:2], -1)
+        return rms_norm(flat, scale.reshape(-1), self.qk_norm_eps, axis).reshape(x.shape)
 
     def _prefix(self, carry: Any, batch: int, axes: Axes) -> dict[str, Array]:
         if not self.prefix:

@@ -21,7 +21,11 @@ from sharding.axes import Axes
 from sharding.bounds import Rate, Size, check_bounds
 
 FORMS = ("sequential", "parallel")
-NORMS = ("pre", "post", "sandwich")
+NORMS = ("pre", "post", "sandwich", "out")
+
+
+NORMED_OUT = ("sandwich", "out")
+"""Where what the layers of a step give is normed before it is added."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +40,8 @@ class Block(Layer):
       form: "sequential": two steps. "parallel": one, h + mixer(norm(h)) + ffn(norm(h)), on one norm
         (GPT-J; PaLM, arXiv 2204.02311, section 2).
       norms: "pre": h + f(norm(h)). "post": norm(h + f(h)) (arXiv 1706.03762). "sandwich":
-        h + norm'(f(norm(h))) (CogView, arXiv 2105.13290; Gemma 2).
+        h + norm'(f(norm(h))) (CogView, arXiv 2105.13290; Gemma 2). "out": h + norm(f(h)) (OLMo 2,
+        arXiv 2501.00656).
     """
 
     mixer: Layer
@@ -69,10 +74,11 @@ class Block(Layer):
         """The tables of its layers and norms, in the order in which they run."""
         table: dict[str, Table] = {}
         for prefix, layers in self.steps.items():
-            table[f"{prefix}norm"] = self.norm.table()
+            if self.norms != "out":
+                table[f"{prefix}norm"] = self.norm.table()
             for name in layers:
                 table[name] = getattr(self, name).table()
-            if self.norms == "sandwich":
+            if self.norms in NORMED_OUT:
                 table[f"{prefix}out_norm"] = self.norm.table()
         return table
 
@@ -100,7 +106,7 @@ class Block(Layer):
             return self.norm(params[name], x, None, axes)[0]
 
         for prefix, layers in self.steps.items():
-            inside = x if self.norms == "post" else normed(f"{prefix}norm", x)
+            inside = x if self.norms in ("post", "out") else normed(f"{prefix}norm", x)
             changes = []
             for name in layers:
                 layer: Layer = getattr(self, name)
@@ -109,7 +115,7 @@ class Block(Layer):
                 )
                 changes.append(change)
             change = functools.reduce(jnp.add, changes)
-            x = x + (normed(f"{prefix}out_norm", change) if self.norms == "sandwich" else change)
+            x = x + (normed(f"{prefix}out_norm", change) if self.norms in NORMED_OUT else change)
             x = normed(f"{prefix}norm", x) if self.norms == "post" else x
         return x, after
 

@@ -17,7 +17,7 @@ from sharding import residual
 from sharding.axes import Axes
 from sharding.bounds import Count, Rate, Size, check_bounds
 
-GATED = {"swiglu": "silu", "geglu": "gelu"}
+GATED = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh"}
 """Gated activations, and what each lays on its gate (Shazeer 2020, arXiv 2002.05202)."""
 
 PLAIN: dict[str, Callable[[Array], Array]] = {
@@ -38,7 +38,8 @@ class MLP(Layer):
       width: D.
       expansion: hidden units for each channel; F = expansion * D.
       dropout: rate in training.
-      activation: "gelu" (exact), "gelu_tanh", "relu", "silu"; gated: "swiglu", "geglu".
+      activation: "gelu" (exact), "gelu_tanh", "relu", "silu"; gated: "swiglu", "geglu",
+        "geglu_tanh".
       hidden: F, where no whole expansion gives it; 0 for expansion * D.
       bias: whether there are biases.
       gate_scale: constant on what a gated activation is laid on.

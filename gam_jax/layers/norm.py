@@ -54,14 +54,19 @@ class RMSNorm(Layer):
     Attributes:
       width: D.
       eps: added to the mean square, so that nothing is divided by 0.
+      centred: whether scales are 1 + the parameter, which begins as 0 (Gemma).
     """
 
     width: Size | None = None
     eps: NotNegative = 1e-5
+    centred: bool = False
 
     def table(self) -> Table:
         """scale [D]."""
-        return {"scale": Param((known(self.width, "width", self),), ("embed",), ones, decay=False)}
+        shape = (known(self.width, "width", self),)
+        return {
+            "scale": Param(shape, ("embed",), zeros if self.centred else ones, decay=False),
+        }
 
     def __call__(
         self,
@@ -74,4 +79,5 @@ class RMSNorm(Layer):
         starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], tuple[()]]:
         """Normalised x."""
-        return rms_norm(x, params["scale"], self.eps), ()
+        scale = params["scale"]
+        return rms_norm(x, 1 + scale if self.centred else scale, self.eps), ()

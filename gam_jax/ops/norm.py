@@ -32,14 +32,17 @@ def layer_norm(
 
 
 def rms_norm(
-    x: Float[Array, "*B D"], scale: Float[Array, D], eps: float = 1e-5
+    x: Float[Array, "*B D"], scale: Float[Array, D], eps: float = 1e-5, axis: str | None = None
 ) -> Float[Array, "*B D"]:
     """x / sqrt(mean(x^2) + eps) * scale over the last axis, in float32.
 
     Source: Zhang and Sennrich 2019 (arXiv 1910.07467), eq. 4. Returns the dtype of x.
+
+    `axis` is a mesh axis that splits D: the mean is then that of all its devices.
     """
     wide = x.astype(jnp.float32)
     mean = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+    mean = collectives.psum(mean, axis) / collectives.axis_size(axis)
     return (wide * lax.rsqrt(mean + eps) * scale).astype(x.dtype)
 
 

@@ -26,6 +26,7 @@ from gam_jax.layers import (
     Stack,
     WrittenGAM,
 )
+from gam_jax.layers.block import NORMED_OUT
 from gam_jax.traffic.sizes import Sizes
 
 
@@ -117,7 +118,7 @@ def _(layer: Block, sizes: Sizes, followed: bool = False) -> Iterator[str]:
             inner = getattr(layer, name)
             yield from _inside(name, inner, sizes, goes_on or layer.norms != "pre")
         if layer.norms != "pre":
-            norm = f"{prefix}norm" if layer.norms == "post" else f"{prefix}out_norm"
+            norm = f"{prefix}out_norm" if layer.norms in NORMED_OUT else f"{prefix}norm"
             yield from _inside(norm, layer.norm, sizes, goes_on)
 
 

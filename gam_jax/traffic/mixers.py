@@ -92,7 +92,10 @@ def _in_chunks(layer: TCNCA, sizes: Sizes) -> Iterator[Message]:
 @layer_traffic.register
 def _(layer: Attention, sizes: Sizes) -> Iterator[Message]:
     yield from column_then_row(sizes, layer.out_bias)
-    if layer.qk_norm:  # each device norms its own heads: a part of the gradients
+    if layer.qk_norm and layer.qk_norm_over == "all":  # mean squares, and their gradients
+        squares = sizes.rows * sizes.tokens * FLOAT
+        yield sizes.over_tensor("all_reduce", squares, 2 * (sizes.runs + 1))
+    elif layer.qk_norm:  # each device norms its own heads: a part of the gradients
         yield from sums(sizes, layer.size * FLOAT, layer.size * FLOAT)
     if layer.window:  # keys and values of the window before a shard
         yield from halo(sizes, layer.window - 1, 2 * layer.groups * layer.size // sizes.tensor)

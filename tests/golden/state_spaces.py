@@ -47,6 +47,23 @@ LLAMA = {
     "max_position_embeddings": 64,
     "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
 }
+SMALL = {
+    "vocab_size": 32,
+    "hidden_size": 16,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": None,
+}
+SLIDING, FULL = "sliding_attention", "full_attention"
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
 EXPERTS = {
     "vocab_size": 48,
     "hidden_size": 16,
@@ -76,6 +93,102 @@ DEEPSEEK = {
 CONFIGS = {
     "hf_llama": ("Llama", {**LLAMA, "head_dim": 8}),
     "hf_qwen2": ("Qwen2", {**LLAMA, "tie_word_embeddings": True}),
+    "hf_llama3": (
+        "Llama",
+        {
+            **SMALL,
+            "attention_bias": True,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 100.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 16,
+            },
+        },
+    ),
+    "hf_mistral": ("Mistral", {**SMALL, "head_dim": 6, "sliding_window": 7}),
+    "hf_qwen2_sliding": (
+        "Qwen2",
+        {
+            **SMALL,
+            "num_hidden_layers": 3,
+            "use_sliding_window": True,
+            "sliding_window": 6,
+            "max_window_layers": 1,
+        },
+    ),
+    "hf_qwen3": (
+        "Qwen3",
+        {**SMALL, "head_dim": 6, "rms_norm_eps": 1e-4, "rope_parameters": YARN},
+    ),
+    "hf_smollm3": (
+        "SmolLM3",
+        {**SMALL, "num_hidden_layers": 3, "no_rope_layers": [1, 0, 1], "mlp_bias": True},
+    ),
+    "hf_gemma3": (
+        "Gemma3",
+        {
+            **SMALL,
+            "num_hidden_layers": 4,
+            "head_dim": 6,
+            "query_pre_attn_scalar": 5,
+            "sliding_window": 6,
+            "layer_types": [SLIDING, FULL, SLIDING, FULL],
+            "rope_parameters": {
+                FULL: {"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0},
+                SLIDING: {"rope_type": "default", "rope_theta": 50.0},
+            },
+        },
+    ),
+    "hf_olmo2": ("Olmo2", {**SMALL, "attention_bias": True}),
+    "hf_olmo3": (
+        "Olmo3",
+        {
+            **SMALL,
+            "num_hidden_layers": 3,
+            "sliding_window": 6,
+            "layer_types": [SLIDING, SLIDING, FULL],
+            "rope_parameters": {
+                FULL: YARN,
+                SLIDING: {"rope_type": "default", "rope_theta": 500.0},
+            },
+        },
+    ),
+    "hf_phi3": (
+        "Phi3",
+        {
+            **SMALL,
+            "original_max_position_embeddings": 16,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 100.0,
+                "short_factor": [1.0, 1.5],
+                "long_factor": [2.0, 3.5],
+                "original_max_position_embeddings": 16,
+                "partial_rotary_factor": 1.0,
+            },
+        },
+    ),
+    "hf_glm4": (
+        "Glm4",
+        {**SMALL, "head_dim": 8, "rope_parameters": {"rope_theta": 100.0, "rope_type": "default"}},
+    ),
+    "hf_qwen3_moe_mixed": (
+        "Qwen3Moe",
+        {
+            **SMALL,
+            "num_hidden_layers": 3,
+            "head_dim": 4,
+            "moe_intermediate_size": 12,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "mlp_only_layers": [1],
+            "use_sliding_window": True,
+            "sliding_window": 7,
+        },
+    ),
     "hf_mamba": (
         "Mamba",
         {"vocab_size": 48, "hidden_size": 24, "state_size": 6, "num_hidden_layers": 2},
@@ -144,7 +257,8 @@ def random_model(name: str, seed: int = 0):
     import transformers
 
     kind, values = CONFIGS[name]
-    config = getattr(transformers, f"{kind}Config")(**values)
+    name = "Gemma3TextConfig" if kind == "Gemma3" else f"{kind}Config"
+    config = getattr(transformers, name)(**values)
     torch.manual_seed(seed)
     model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
     with torch.no_grad():

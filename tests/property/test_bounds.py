@@ -18,7 +18,7 @@ from gam_jax.data.recall import Recall
 from gam_jax.decode import generate
 from gam_jax.layers import Layer
 from gam_jax.models import ImageClassifier, LanguageModel
-from gam_jax.ops.rotary import Yarn
+from gam_jax.ops.rotary import Positions
 from gam_jax.training.experiment import Experiment
 from sharding.bounds import FINITE, Bound, _bounds_of
 from sharding.errors import UserError
@@ -30,7 +30,7 @@ CONFIGS = {
     "default": SMALL,
     "digits": Digits(),
     "recall": Recall(),
-    "yarn": Yarn(),
+    "positions": Positions(),
     "classifier": ImageClassifier(SMALL.model.block, width=64, depth=2),
     **EXAMPLES,
 }

@@ -279,12 +279,12 @@ def test_a_field_that_is_not_known_is_refused_by_name_and_value(name, field, val
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
+        ({"partial_rotary_factor": 0.25}, "partial_rotary_factor=0.25"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantized ('fp8')"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantized ('gptq')"),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantized ('bitsandbytes')"),
         ({"quantization_config": 4}, "quantized (4)"),
-        ({"model_type": "mistral"}, "model_type='mistral' is not that of its architecture"),
+        ({"model_type": "bert"}, "model_type='bert' is not that of its architecture"),
         ({"architectures": ["LlamaForCausalLM", "x"]}, "architectures="),
         ({"is_encoder_decoder": True}, "is_encoder_decoder=True"),
     ],
@@ -297,7 +297,10 @@ def test_what_would_change_the_function_is_named(name, change, words):
 @every_folder
 def test_neutral_values_and_nulls_change_nothing(name):
     config, tensors = opened(name)
-    assert read({**NEUTRAL, "not_known": None, **config}, tensors)[0] == model_of(name)
+    neutral = {**NEUTRAL, "not_known": None}
+    if name == "hf_glm4":  # which turns a half where nothing is said
+        del neutral["partial_rotary_factor"]
+    assert read({**neutral, **config}, tensors)[0] == model_of(name)
 
 
 @pytest.mark.parametrize(

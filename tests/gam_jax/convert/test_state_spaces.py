@@ -82,7 +82,7 @@ def test_no_convolution_bias_is_a_bias_of_zeros():
         ("hf_mamba", {"intermediate_size": 40}, "not a whole number"),
         ("hf_mamba2", {"hidden_act": "gelu"}, "hidden_act='gelu'"),
         ("hf_falcon_h1", {"attention_bias": True}, "attention_bias=True"),
-        ("hf_falcon_h1", {"rope_parameters": {"rope_type": "yarn"}}, "rope_type='yarn'"),
+        ("hf_falcon_h1", {"rope_parameters": {"rope_type": "axial"}}, "rope_type='axial'"),
     ],
 )
 def test_what_is_not_known_is_named(name, change, words):

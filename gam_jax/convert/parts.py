@@ -1,0 +1,122 @@
+"""Parts of blocks that many classes of Hugging Face transformers share, as Llama names them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from gam_jax.convert.family import (
+    one,
+)
+from gam_jax.convert.fields import Fields
+from gam_jax.convert.folder import Reader
+from gam_jax.layers import Attention, Block, Layer
+from gam_jax.params import Params
+from sharding.errors import UserError
+
+# Ours, and the name of transformers: scales of norms, attention's projections, the feed-forward.
+NORMS = {"mixer_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+HEADS = {"query": "q_proj", "key": "k_proj", "value": "v_proj"}
+HEAD_NORMS = {"query_norm": "q_norm", "key_norm": "k_norm"}
+UNITS = {"gate": "gate_proj", "in": "up_proj"}
+
+
+def head_size(config: Fields, width: int, heads: int) -> int:
+    """Channels of a head.
+
+    Raises:
+      UserError: head_dim is not given, and the width is not a multiple of the heads.
+    """
+    if config.get("head_dim") is None and width % heads:
+        raise config.refused("hidden_size", f"is not a multiple of num_attention_heads={heads}")
+    return config.size("head_dim", width // heads)
+
+
+def sequential(layer: Layer, official: str) -> Block:
+    """`layer`, or a UserError if it is no sequential block with norms before its layers."""
+    block = one(layer, Block, official)
+    if (block.form, block.norms) != ("sequential", "pre"):
+        raise UserError(
+            f"{official} of transformers has sequential blocks with norms before their layers: "
+            f"this model cannot be written as that"
+        )
+    return block
+
+
+def read_norms(reader: Reader, width: int) -> dict[str, Params]:
+    """The norms of a sequential block."""
+    return {ours: {"scale": reader.take(f"{name}.weight", width)} for ours, name in NORMS.items()}
+
+
+def read_units(reader: Reader, inside: str, width: int, hidden: int) -> dict[str, np.ndarray]:
+    """A SwiGLU without biases whose arrays' names begin with `inside`."""
+    units = {
+        f"w_{ours}": reader.take(f"{inside}.{name}.weight", hidden, width).T
+        for ours, name in UNITS.items()
+    }
+    return units | {"w_out": reader.take(f"{inside}.down_proj.weight", width, hidden)}
+
+
+def read_attention(
+    attention: Attention, width: int, reader: Reader, fused: bool = False
+) -> dict[str, np.ndarray]:
+    """Attention's projections, biases and norms; `fused`: queries, keys, values are one array."""
+    mixer: dict[str, np.ndarray] = {}
+    size = attention.size
+    counts = {"query": attention.heads, "key": attention.groups, "value": attention.groups}
+    if fused:
+        ends = np.cumsum([count * size for count in counts.values()])
+        whole = reader.take("self_attn.qkv_proj.weight", int(ends[-1]), width)
+        weights = dict(zip(counts, np.split(whole, ends[:-1]), strict=True))
+    else:
+        weights = {
+            ours: reader.take(f"self_attn.{name}.weight", counts[ours] * size, width)
+            for ours, name in HEADS.items()
+        }
+    for ours, weight in weights.items():
+        mixer[ours] = weight.T.reshape(width, counts[ours], size)
+        if attention.bias:
+            bias = reader.take(f"self_attn.{HEADS[ours]}.bias", counts[ours] * size)
+            mixer[f"{ours}_bias"] = bias.reshape(counts[ours], size)
+    out = reader.take("self_attn.o_proj.weight", width, attention.heads * size)
+    mixer["out"] = out.T.reshape(attention.heads, size, width)
+    if attention.out_bias:
+        mixer["out_bias"] = reader.take("self_attn.o_proj.bias", width)
+    if attention.qk_norm:
+        for ours, name in HEAD_NORMS.items():
+            shape = attention.table()[ours].shape
+            stored = reader.take(f"self_attn.{name}.weight", math.prod(shape))
+            mixer[ours] = stored.reshape(shape)
+    return mixer
+
+
+def write_norms(params: Params) -> dict[str, np.ndarray]:
+    """The inverse of `read_norms`."""
+    return {f"{name}.weight": params[ours]["scale"] for ours, name in NORMS.items()}
+
+
+def write_units(units: Params, inside: str) -> dict[str, np.ndarray]:
+    """The inverse of `read_units`."""
+    tensors = {f"{inside}.{name}.weight": units[f"w_{ours}"].T for ours, name in UNITS.items()}
+    return tensors | {f"{inside}.down_proj.weight": units["w_out"]}
+
+
+def write_attention(mixer: Params, width: int, fused: bool = False) -> dict[str, np.ndarray]:
+    """The inverse of `read_attention`."""
+    tensors: dict[str, np.ndarray] = {}
+    if fused:
+        rows = [mixer[ours].reshape(width, -1).T for ours in HEADS]
+        tensors["self_attn.qkv_proj.weight"] = np.concatenate(rows)
+    for ours, name in HEADS.items():
+        if not fused:
+            tensors[f"self_attn.{name}.weight"] = mixer[ours].reshape(width, -1).T
+        if f"{ours}_bias" in mixer:
+            tensors[f"self_attn.{name}.bias"] = mixer[f"{ours}_bias"].reshape(-1)
+    tensors["self_attn.o_proj.weight"] = mixer["out"].reshape(-1, width).T
+    if "out_bias" in mixer:
+        tensors["self_attn.o_proj.bias"] = mixer["out_bias"]
+    for ours, name in HEAD_NORMS.items():
+        if ours in mixer:
+            tensors[f"self_attn.{name}.weight"] = mixer[ours].reshape(-1)
+    return tensors

@@ -1,0 +1,65 @@
+"""A model's blocks in order, whether they are equal (`Stack`) or not (`Pattern`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from gam_jax.convert.family import join_equal, split_equal
+from gam_jax.layers import Layer, Pattern
+from gam_jax.models.language import LanguageModel
+from gam_jax.params import Params
+
+
+def in_order(blocks: Sequence[Layer]) -> dict[str, Any]:
+    """`block` and `depth` of a model with these blocks."""
+    unlike = list(dict.fromkeys(blocks))
+    if len(unlike) == 1:
+        return {"block": unlike[0], "depth": len(blocks)}
+    order = tuple(unlike.index(block) for block in blocks)
+    return {"block": Pattern(tuple(unlike), order), "depth": 1}
+
+
+def blocks_of(model: LanguageModel) -> list[Layer]:
+    """The inverse of `in_order`."""
+    if isinstance(model.block, Pattern):
+        return [model.block.layers[kind] for kind in model.block.order] * model.depth
+    return [model.block] * model.depth
+
+
+def count(model: LanguageModel) -> int:
+    """How many blocks there are."""
+    return len(blocks_of(model))
+
+
+def join(model: LanguageModel, blocks: Sequence[Params]) -> Params:
+    """The blocks' parameters as `model.stack` has them."""
+    if not isinstance(model.block, Pattern):
+        return join_equal(model, blocks)
+    equal: dict[tuple[str, ...], list[Params]] = {}
+    for own, (*names, _) in zip(blocks, model.block.places(), strict=True):
+        equal.setdefault(tuple(names), []).append(own)
+    found: dict[str, Any] = {}
+    for names, own in equal.items():
+        inside = found
+        for name in names[:-1]:
+            inside = inside.setdefault(name, {})
+        # The axes are the one turn of the whole pattern, and the turns of a run.
+        inside[names[-1]] = jax.tree.map(lambda *arrays: np.stack(arrays)[None], *own)
+    return found
+
+
+def split(model: LanguageModel, params: Params) -> list[Params]:
+    """The inverse of `join`."""
+    if not isinstance(model.block, Pattern):
+        return split_equal(model, params)
+    found = []
+    for *names, turn in model.block.places():
+        inside: Any = params
+        for name in names:
+            inside = inside[name]
+        found.append(jax.tree.map(lambda x, i=int(turn): x[0, i], inside))
+    return found

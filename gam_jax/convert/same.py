@@ -1,0 +1,75 @@
+"""Whether a config.json gives back the model that it was written of."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from gam_jax.config import flatten, to_dict
+from gam_jax.convert import patterns
+from gam_jax.convert.family import Config
+from gam_jax.convert.fields import shown
+from gam_jax.layers import MLP, Attention, Layer, MoE
+from gam_jax.layers.base import INHERITED
+from gam_jax.models.language import LanguageModel
+from sharding.errors import UserError
+
+
+def check_same(
+    official: str,
+    read: Callable[[Config], LanguageModel],
+    model: LanguageModel,
+    config: Config,
+) -> None:
+    """A UserError that names the first field of the model that its config.json does not give back.
+
+    Args:
+      official: the class of transformers.
+      read: config.json -> model.
+      model: what was written.
+      config: as what.
+    """
+    try:
+        again = read(config)
+    except (UserError, ValueError) as error:
+        raise UserError(f"{official} of transformers has no such sizes: {error}") from error
+    ours, theirs = (flatten(to_dict(_bare(one))) for one in (model, again))
+    for name in {**theirs, **ours}:
+        if ours.get(name) != theirs.get(name):
+            raise UserError(
+                f"{official} of transformers has {shown(name, theirs.get(name))} where this model "
+                f"has {shown(name, ours.get(name))}"
+            )
+
+
+def _bare(model: LanguageModel) -> LanguageModel:
+    """The function alone: nothing of training, and each size told in one way."""
+    return LanguageModel(
+        **patterns.in_order([_plain(block, model.width) for block in patterns.blocks_of(model)]),
+        width=model.width,
+        vocab=model.vocab,
+        norm=_plain(model.norm, model.width),
+        tied=model.tied,
+        embedding_scale=model.embedding_scale,
+        logit_scale=model.logit_scale,
+    )
+
+
+def _plain(layer: Any, width: int) -> Any:
+    if not isinstance(layer, Layer):
+        return layer
+    fields = [field.name for field in dataclasses.fields(layer)]  # type: ignore[arg-type]
+    changed = {name: _plain(getattr(layer, name), width) for name in fields}
+    changed |= dict.fromkeys(changed.keys() & set(INHERITED))  # the model gives them again
+    if isinstance(layer, Attention):
+        changed |= {"kv_heads": layer.groups, "head_size": layer.size}
+        changed["scale"] = layer.scale or layer.size**-0.5
+        changed["context"] = 1 if layer.window else layer.context
+    if isinstance(layer, MLP):
+        changed |= {"hidden": layer.hidden or layer.expansion * width, "expansion": 1}
+    if isinstance(layer, MoE):
+        changed["capacity"] = (
+            type(layer.capacity)() if not layer.capacity.factor else layer.capacity
+        )
+    return type(layer)(**changed)
