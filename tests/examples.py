@@ -47,6 +47,7 @@ from gam_jax.layers import (
     WrittenGAM,
 )
 from gam_jax.layers.mamba2 import Scales
+from gam_jax.ops.rotary import Positions
 from gam_jax.ops.routing import Capacity, Router
 from gam_jax.params import Params, Table, abstract_params
 
@@ -130,7 +131,17 @@ EXAMPLES: dict[str, Layer] = {
     ),
     "Attention": Attention(width=WIDTH, heads=8, head_size=2, context=32, rotary=0.0),
     "Attention grouped": Attention(
-        width=WIDTH, heads=16, kv_heads=8, head_size=2, context=40, bias=True, out_bias=True
+        width=WIDTH,
+        heads=16,
+        kv_heads=8,
+        head_size=4,
+        positions=Positions(kind="linear", factor=2.0, turned=2, neighbours=True),
+        context=40,
+        bias=True,
+        out_bias=True,
+        qk_norm=True,
+        qk_norm_over="all",
+        qk_norm_centred=True,
     ),
     "Attention window": Attention(width=WIDTH, heads=8, head_size=2, window=3),
     "Attention wide window": Attention(
@@ -167,8 +178,8 @@ EXAMPLES: dict[str, Layer] = {
     ),
     "Block post norm": Block(GAM(slots=16), width=WIDTH, norms="post"),
     "Block sandwich": Block(GAM(slots=16), width=WIDTH, norms="sandwich"),
-    "Block parallel sandwich": Block(
-        GAM(slots=16), norm=RMSNorm(), width=WIDTH, form="parallel", norms="sandwich"
+    "Block parallel out norm": Block(
+        GAM(slots=16), norm=RMSNorm(centred=True), width=WIDTH, form="parallel", norms="out"
     ),
     "Series": Series(Stack(Block(GAM(slots=16)), 2), Residual(GRU()), width=WIDTH),
     "InTurn": InTurn((Block(GAM(slots=16)), Residual(GRU())), width=WIDTH),

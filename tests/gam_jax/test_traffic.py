@@ -11,6 +11,7 @@ from gam_jax.layers import (
     Block,
     Layer,
     MoE,
+    Pattern,
     Series,
     Stack,
 )
@@ -26,6 +27,7 @@ from tests.gam_jax.traffic_cases import (
     LINEAR,
     MEMORIES,
     MODEL,
+    PLAIN,
     PRESETS,
     VARIANTS,
     assert_formula,
@@ -145,6 +147,22 @@ DEEP_PRESETS = (*PRESETS, "fully_sharded+sequence+tensor")
 def test_of_stacks_in_turn(shape, preset):
     """Parameters are gathered as often as those of one stack."""
     assert_formula(dataclasses.replace(MODEL, block=DEEP, depth=1), shape, preset)
+
+
+PATTERN = Pattern((Block(LINEAR["gla"]), Block(PLAIN)), (0, 0, 1, 0, 0, 1, 0))
+
+
+@pytest.mark.parametrize(
+    ("shape", "preset", "remat"),
+    [
+        ((2, 2, 2), "fully_sharded+sequence+tensor", False),
+        ((8, 1, 1), "fully_sharded+sequence+tensor_tokens", True),
+        ((2, 1, 4), "zero1+sequence+tensor", True),
+    ],
+)
+def test_of_a_pattern(shape, preset, remat):
+    """Its turns gather block by block."""
+    assert_formula(dataclasses.replace(MODEL, block=PATTERN, depth=1, remat=remat), shape, preset)
 
 
 def test_stacks_in_one_that_is_run_again_have_no_formula():

@@ -20,6 +20,7 @@ from gam_jax.layers import (
     Elman,
     FalconH1,
     FusedDelta,
+    InTurn,
     LatentAttention,
     LinearMemory,
     Mamba,
@@ -159,4 +160,8 @@ BLOCKS = {name: Block(mixer) for name, mixer in MIXERS.items()} | {
     "post norm of a memory": Block(LINEAR["gla"], norm=RMSNorm(), norms="post"),
     "shallow": Shallow(Block(LINEAR["retnet"]), 2),
     "in turn": Series(Block(LINEAR["linear"]), Residual(GRU())),
+    "one after another": InTurn((Block(LINEAR["gla"]), Residual(BIASED))),
+    "norms of outputs, and over all heads": Block(
+        dataclasses.replace(BIASED, qk_norm=True, qk_norm_over="all"), norm=RMSNorm(), norms="out"
+    ),
 }
