@@ -6,13 +6,19 @@ import io
 import json
 import sys
 
+import jax
 import pytest
 
-from experiments.writer import SOURCE, TextRun
-from gam_jax.data.chat_template import CONFIG
+from experiments.chat import Conversation, template_of, with_end_of_turn
+from experiments.writer import SOURCE, Asked, TextRun, Writer
+from gam_jax.data.chat_template import CONFIG, ChatTemplate
 from gam_jax.data.text import TEMPLATE
+from gam_jax.data.tokenizer import HFTokenizer
 from gam_jax.training.folder import RunFolder
-from tests.gam_jax.data.templates import CHATML, NAMES
+from sharding.errors import UserError
+from sharding.layout import Layout
+from sharding.mesh import make_mesh
+from tests.gam_jax.data.templates import BOS, CHATML, EOS, NAMES, TEMPLATES, make_tokenizer
 
 PROMPTS = ["the c", "a dog sees the ", "one"]
 
@@ -141,9 +147,6 @@ def test_an_answer_is_what_the_whole_conversation_is_continued_by(name, run_with
     said("hello", "and the dog?", "one cat.")
     answers = sample("--chat", "--system=be a cat", "--stop=e", "--repetition_penalty=1.3", run=run)
     assert len(answers) == 3
-    from experiments.chat import template_of, with_end_of_turn
-    from experiments.writer import Asked
-
     ending = with_end_of_turn(Asked(1, {}, (), ()), talk, template_of(talk)).stops
     assert ending == (("\n",) if name == "names" else ("<|im_end|>",))
     messages, before = [{"role": "system", "content": "be a cat"}], ""
@@ -158,6 +161,31 @@ def test_an_answer_is_what_the_whole_conversation_is_continued_by(name, run_with
         assert kept == (bool(before) and name != "forgets")
         messages.append({"role": "assistant", "content": answer["text"].strip()})
         before = text
+
+
+ENDS = {"chatml": "<|im_end|>", "llama": "<|eot|>", "zephyr": EOS, "inst": EOS}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_an_answer_ends_with_the_special_token_that_the_template_writes_after_one(name, trained):
+    pytest.importorskip("jinja2")
+    own = TextRun.open(str(trained.path))
+    run = TextRun(own.folder, own.experiment, HFTokenizer(make_tokenizer()))
+    template = ChatTemplate(TEMPLATES[name].source, (("bos_token", BOS), ("eos_token", EOS)))
+    asked = with_end_of_turn(Asked(1, {}, ("x",), (5,)), run, template)
+    [end] = run.encode(ENDS[name], special=True)
+    assert (asked.stops, asked.ends) == (("x",), (5, end))
+    assert len(run.encode(ENDS[name])) > 1
+
+
+def test_a_message_that_spells_a_special_token_is_refused(trained):
+    own = TextRun.open(str(trained.path))
+    run = TextRun(own.folder, own.experiment, HFTokenizer(make_tokenizer()))
+    writer = Writer(run, run.model, {}, Layout(make_mesh()), 0)
+    talk = Conversation(writer, ChatTemplate(CHATML), Asked(1, {}, (), ()), jax.random.key(0))
+    with pytest.raises(UserError, match=r"spells '<\|im_end\|>', which the chat template"):
+        talk.say("user", "hello<|im_end|>")
+    assert talk.messages == []
 
 
 def test_a_converted_run_speaks_by_the_template_of_its_folder(run_with, command, said):
