@@ -4,8 +4,10 @@
   gam evaluate --run=runs/gam_small --data=text:my_code/ --json
   gam evaluate --run=runs/of_four_streams --streams=1
   gam evaluate --run=runs/gam_small --window=1024 --stride=512
+  gam evaluate --run=runs/llama --tasks=my_task.yaml
 
-Prints loss (nats per token), perplexity, of texts bits per byte, and the number of tokens.
+Prints loss (nats per token), perplexity, of texts bits per byte, and the number of tokens; with
+--tasks, the scores of tasks of lm-evaluation-harness.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from experiments import cli
 from experiments.config_flags import define_classes_flag, register_classes
 from experiments.devices import define_device_flags, layout_from_flags, say_where
 from experiments.streams import of_streams, params_of_streams
+from experiments.tasks import ask, define_task_flags
 from gam_jax.config import from_dict, to_dict
 from gam_jax.data import Data, Dataset, Text
 from gam_jax.data.text_dataset import TextDataset
@@ -63,6 +66,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_integer("tokens", 0, "Score that many first tokens only; 0 for all.", 0)
     flags.DEFINE_bool("json", False, "Print one JSON object.")
+    define_task_flags()
     define_device_flags()
 
 
@@ -70,6 +74,9 @@ def main() -> None:
     """Loads the run, then the data, then scores."""
     args = flags.FLAGS
     register_classes()
+    if args.tasks:
+        ask()
+        return
     folder = RunFolder(pathlib.Path(args.run))
     experiment = folder.experiment()
     config = _data(experiment)

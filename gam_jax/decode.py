@@ -1,10 +1,10 @@
-"""Writing text: prefill in chunks, then a token at a time, on any mesh."""
+"""Writing text: prefill in chunks, then a token at a time, many rows at once, on any mesh."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,12 +15,13 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from gam_jax.ids import check_ids
-from gam_jax.layers.base import known_most
 from gam_jax.models.language import LanguageModel, ModelCarry
-from gam_jax.params import Params, rule_specs
+from gam_jax.params import Params, rows_where, rule_specs
+from gam_jax.prompts import PromptLike, check_room, prompts_of
+from gam_jax.sampling import Sampling, Settings, choose, drawable, row_keys, seen_in
 from sharding import collectives
 from sharding.axes import Axes
-from sharding.bounds import Count, NotNegative, Share, check_number
+from sharding.bounds import Count, check_number
 from sharding.errors import UserError
 from sharding.layout import Layout
 from sharding.mesh import make_mesh
@@ -30,38 +31,8 @@ READ_CHUNKS = (PREFILL_CHUNK, 16, 1)
 """Tokens of a prompt that are read at once: each number is a program to compile."""
 WRITE_CHUNK = 8
 """Tokens that are written by one call of the one program; what is too many is cut off."""
-
-
-def row_keys(key: Array, rows: int) -> Array:
-    """A key for each row: `key` if it is that already, [B], else one by the row's number."""
-    return key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
-
-
-def choose(
-    logits: Float[Array, "B V"], keys: Array, temperature: float | Array, top_p: float | Array
-) -> Int[Array, B]:
-    """Draws a token from softmax(logits / temperature), cut to its nucleus, by a key for each row.
-
-    The nucleus is the smallest set of likeliest tokens whose probability reaches `top_p`
-    (Holtzman et al. 2020, arXiv 1904.09751); the likeliest is always in it. Temperature 0 takes
-    the likeliest.
-    """
-    scaled = logits / jnp.maximum(temperature, 1e-6)
-    ordered = jnp.sort(scaled, axis=-1, descending=True)
-    probabilities = jax.nn.softmax(ordered, axis=-1)
-    before = jnp.cumsum(probabilities, axis=-1) - probabilities
-    inside = (before < top_p).at[:, 0].set(True)
-    least = jnp.min(jnp.where(inside, ordered, jnp.inf), axis=-1, keepdims=True)
-    drawn = jax.vmap(jax.random.categorical)(keys, jnp.where(scaled >= least, scaled, -jnp.inf))
-    return jnp.where(temperature == 0, jnp.argmax(logits, axis=-1), drawn).astype(jnp.int32)
-
-
-def drawable(logits: Float[Array, "B V"]) -> Bool[Array, B]:
-    """Whether logits say a distribution: no NaN, no +inf, and not all of them -inf.
-
-    Single logits of -inf are tokens of probability 0.
-    """
-    return jnp.isfinite(jnp.max(logits, axis=-1))
+ENDED = -1
+"""Stands in the place of tokens that a row no longer writes: no id."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,17 +102,33 @@ class Decoder:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _read(
-    decoder: Decoder, params: Params, tokens: Array, carry: ModelCarry
+    decoder: Decoder,
+    params: Params,
+    tokens: Array,
+    carry: ModelCarry,
+    takes: Array | None = None,
+    logits: Array | None = None,
 ) -> tuple[Array, ModelCarry]:
-    def read(params: Params, carry: ModelCarry, tokens: Array, axes: Axes) -> Any:
-        logits, carry = decoder.next_logits(params, tokens, carry, axes)
-        return carry, logits
+    """Logits and carry after the tokens; in rows that take none of them, those from before."""
+
+    def read(params: Params, carry: ModelCarry, tokens: Array, *whole: Array, axes: Axes) -> Any:
+        found, after = decoder.next_logits(params, tokens, carry, axes)
+        if whole:
+            takes, logits = whole
+            found = jnp.where(takes[:, None], found, logits)
+            own = collectives.own_shard(takes, axes.rows, dim=0)
+            table = decoder.model.trunk.carry_table(tokens.shape[0])
+            layers = rows_where(table, own, after.layers, carry.layers)
+            position = jnp.where(own, after.position, carry.position)
+            after = ModelCarry(position, layers)  # type: ignore[call-arg]
+        return after, found
 
     axes = decoder.axes(*tokens.shape)
     spec = PartitionSpec(axes.rows or None, axes.seq)
     program = decoder.on_mesh(read, decoder.carry_specs(tokens.shape[0], axes), axes, spec)
-    carry, logits = program(params, carry, tokens)
-    return logits, carry
+    whole = () if takes is None else (takes, logits)
+    carry, found = program(params, carry, tokens, *whole)
+    return found, carry
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -161,124 +148,126 @@ def _write(
     logits: Array,
     carry: ModelCarry,
     keys: Array,
-    settings: tuple[Array, Array],
-) -> tuple[Array, Array, Array, ModelCarry]:
-    """New tokens [B, N], whether each was drawn from numbers, the last logits, the carry."""
+    sampling: Sampling,
+    seen: Array,
+) -> tuple[Array, Array, Array, ModelCarry, Array]:
+    """New tokens [B, N], whether each was drawn from numbers, the last logits, carry, seen."""
 
     def write(
         params: Params,
         carry: ModelCarry,
         logits: Array,
         keys: Array,
-        settings: tuple[Array, Array],
+        sampling: Sampling,
+        seen: Array,
         axes: Axes,
     ) -> Any:
         places = collectives.all_gather(carry.position, axes.rows, dim=0)
 
         def step(state: Any, i: Array) -> tuple[Any, tuple[Array, Array]]:
-            logits, carry = state
+            (logits, carry), seen = state
             drawn_by = jax.vmap(jax.random.fold_in)(keys, places + i)
-            token = choose(logits, drawn_by, *settings)
+            token = choose(logits, drawn_by, sampling, seen)
+            seen = seen.at[jnp.arange(len(token)), token].set(True)
             own = collectives.own_shard(token[:, None], axes.rows, dim=0)
-            return decoder.next_logits(params, own, carry, axes), (token, drawable(logits))
+            after = decoder.next_logits(params, own, carry, axes)
+            return (after, seen), (token, drawable(logits))
 
-        (logits, carry), (tokens, sound) = lax.scan(step, (logits, carry), jnp.arange(WRITE_CHUNK))
-        return carry, (tokens.T, sound.T, logits)
+        state = ((logits, carry), seen)
+        ((logits, carry), seen), (tokens, sound) = lax.scan(step, state, jnp.arange(WRITE_CHUNK))
+        return carry, (tokens.T, sound.T, logits, seen)
 
     axes = decoder.axes(logits.shape[0], 1)
     program = decoder.on_mesh(
         write, decoder.writing_specs(logits.shape[0], axes), axes, PartitionSpec()
     )
-    carry, (tokens, sound, logits) = program(params, carry, logits, keys, settings)
-    return tokens, sound, logits, carry
+    carry, found = program(params, carry, logits, keys, sampling, seen)
+    tokens, sound, logits, seen = found
+    return tokens, sound, logits, carry, seen
 
 
 def prefill(
     model: LanguageModel,
     params: Params,
-    tokens: Int[Array | np.ndarray, "B T"],
+    tokens: PromptLike,
     carry: ModelCarry | None = None,
     layout: Layout | None = None,
 ) -> tuple[Float[Array, "B V"], ModelCarry]:
-    """Reads a prompt of any length in chunks of few sizes, so that few programs are compiled.
+    """Reads prompts of any length in chunks of few sizes, so that few programs are compiled.
+
+    Each row is read in the chunks in which it is read alone. A chunk is computed for all rows; one
+    that has no such chunk (any more) keeps its logits and its carry.
 
     Args:
       model: the model.
       params: its parameters, on the layout's mesh.
-      tokens: the prompt, ids of the vocabulary.
+      tokens: the prompt, ids of the vocabulary: [B, T], or a sequence of ids for each row.
       carry: from what was read before; None starts a sequence.
       layout: the mesh; None for one device.
 
     Returns:
-      The logits after the last token and the carry.
+      The logits after each row's last token and the carry.
 
     Raises:
       ValueError: no token, an id outside the vocabulary, or more than the model's `limit`.
     """
-    tokens = _checked(model, tokens)
+    prompts = prompts_of(model, tokens)
+    rows = len(prompts.lengths)
     decoder = Decoder(model, (layout or Layout(make_mesh())).whole)
-    after = model.carry(tokens.shape[0]) if carry is None else carry
-    model.check_length(known_most(after.position) + tokens.shape[1])
-    logits, start = jnp.zeros(()), 0
-    while start < tokens.shape[1]:
-        left = tokens.shape[1] - start
-        size = next(size for size in (decoder.chunk, *READ_CHUNKS) if size <= left)
-        logits, after = _read(decoder, params, jnp.asarray(tokens[:, start : start + size]), after)
-        start += size
+    after = model.carry(rows) if carry is None else carry
+    check_room(model, prompts.lengths, np.asarray(after.position))
+    sizes = dict.fromkeys((decoder.chunk, *READ_CHUNKS))
+    logits = jnp.zeros((rows, model.ids()["inputs"]))
+    for piece, takes in prompts.chunks(tuple(sizes)):
+        some = () if prompts.alike else (jnp.asarray(takes), logits)
+        logits, after = _read(decoder, params, jnp.asarray(piece), after, *some)
     return logits, after
 
 
 def generate(
     model: LanguageModel,
     params: Params,
-    prompt: Int[Array | np.ndarray, "B T"],
+    prompt: PromptLike,
     tokens: int,
     key: Array,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
+    *,
+    stop: Sequence[Any] = (),
     layout: Layout | None = None,
+    **settings: Any,
 ) -> Iterator[Int[np.ndarray, "B N"]]:
-    """Continues the prompt by `tokens` tokens, given out a few at a time.
+    """Continues each row of the prompt by up to `tokens` tokens, given out a few at a time.
 
     A row's token at position i is drawn with fold_in(its key, i), so the text does not depend on
     how it is cut into chunks, nor on the mesh, nor, given a key for each row, on the other rows.
+    A row ends with the first stop id that it writes; what is given out after that is `ENDED`, and
+    nothing more is written when all have ended. `written` joins what is given out.
 
     Args:
       model: the model.
       params: its parameters, on the layout's mesh.
-      prompt: what is continued.
-      tokens: how many to write.
+      prompt: what is continued: [B, T], or a sequence of ids for each row.
+      tokens: how many to write at most.
       key: one for all, from which each row's is made by its number, or one for each row, [B].
-      temperature: 0 takes the likeliest token.
-      top_p: the share of probability that is drawn from, see `choose`.
+      stop: ids that end a row, for all rows; or a sequence of such ids for each row.
       layout: the mesh; None for one device.
+      **settings: how tokens are drawn, fields of `sampling.Settings`: temperature, top_p, top_k,
+        min_p, repetition_penalty, each a number or one for each row.
 
     Raises:
-      ValueError: prompt and tokens together exceed the model's `limit`; a prompt without tokens
-        or with an id outside the vocabulary; a number of tokens, a temperature or a share that
-        makes no sense. While it is read: logits that are no numbers, by position and row; what
-        was drawn before them is given out.
+      ValueError: prompt and tokens of a row together exceed the model's `limit`; a prompt without
+        tokens; an id outside the vocabulary; a number of tokens or a setting that makes no sense.
+        While it is read: logits that are no numbers, by position and row; what was drawn before
+        them is given out.
     """
-    _check_settings(tokens, temperature, top_p)
-    prompt = _checked(model, prompt)
-    model = model.for_length(prompt.shape[1] + tokens)
-    logits, carry = prefill(model, params, prompt, layout=layout)
-    return write(model, params, logits, carry, tokens, key, temperature, top_p, layout)
-
-
-def _checked(model: LanguageModel, prompt: Array | np.ndarray) -> np.ndarray:
-    """A prompt on the host, looked at before anything is computed."""
-    ids = np.asarray(prompt)
-    if ids.ndim != 2 or not ids.size:
-        raise UserError(f"a prompt needs at least one row of one token [B, T], not {ids.shape}")
-    check_ids("prompt", ids, model.ids()["inputs"], ("row", "position"))
-    return ids.astype(np.int32, copy=False)
-
-
-def _check_settings(tokens: int, temperature: float, top_p: float) -> None:
-    check_number("tokens", tokens, Count)
-    check_number("temperature", temperature, NotNegative)
-    check_number("top_p", top_p, Share)
+    drawn = _settings(tokens, settings)
+    prompts = prompts_of(model, prompt)
+    ends = _stops(model, stop, len(prompts.lengths))
+    check_room(model, prompts.lengths + tokens)
+    model = model.for_length(int(np.max(prompts.lengths)) + tokens)
+    sampling = drawn.of_rows(len(prompts.lengths))
+    logits, carry = prefill(model, params, prompts.rows, layout=layout)
+    seen = seen_in(prompts.rows, logits.shape[1])
+    return _pieces(model, params, logits, carry, tokens, key, sampling, ends, seen, layout)
 
 
 def write(
@@ -288,14 +277,45 @@ def write(
     carry: ModelCarry,
     tokens: int,
     key: Array,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
+    *,
+    stop: Sequence[Any] = (),
+    seen: Bool[Array | np.ndarray, "B V"] | None = None,
     layout: Layout | None = None,
+    **settings: Any,
 ) -> Iterator[Int[np.ndarray, "B N"]]:
-    """As `generate`, from what `prefill` returned."""
-    _check_settings(tokens, temperature, top_p)
-    model.check_length(known_most(carry.position) + tokens)
-    return _pieces(model, params, logits, carry, tokens, key, (temperature, top_p), layout)
+    """As `generate`, from what `prefill` returned.
+
+    `seen` says which tokens were read, for the repetition penalty, see `sampling.seen_in`; None
+    for none of them: the penalty is then on what is written alone.
+    """
+    drawn = _settings(tokens, settings)
+    rows = logits.shape[0]
+    check_room(model, np.full(rows, tokens), np.asarray(carry.position))
+    ends, sampling = _stops(model, stop, rows), drawn.of_rows(rows)
+    seen = np.zeros(logits.shape, bool) if seen is None else seen
+    return _pieces(model, params, logits, carry, tokens, key, sampling, ends, seen, layout)
+
+
+def written(pieces: Iterable[np.ndarray]) -> list[np.ndarray]:
+    """What each row has written, of all pieces of `generate` or `write`; a stop id included."""
+    return [row[row != ENDED] for row in np.concatenate(list(pieces), axis=1)]
+
+
+def _settings(tokens: int, settings: dict[str, Any]) -> Settings:
+    check_number("tokens", tokens, Count)
+    return Settings(**settings)
+
+
+def _stops(model: LanguageModel, stop: Sequence[Any], rows: int) -> list[np.ndarray]:
+    """The ids that end each row."""
+    shared = all(np.ndim(ids) == 0 for ids in stop)
+    each = [np.asarray(ids) for ids in ([stop] * rows if shared else stop)]
+    if len(each) != rows:
+        raise UserError(f"stop: ids for {len(each)} rows, and there are {rows}")
+    for row, ids in enumerate(each):
+        if ids.size:
+            check_ids(f"stop ids of row {row}", ids, model.ids()["inputs"], ("place",))
+    return each
 
 
 def _pieces(
@@ -305,26 +325,36 @@ def _pieces(
     carry: ModelCarry,
     tokens: int,
     key: Array,
-    drawn: tuple[float, float],
+    sampling: Sampling,
+    ends: list[np.ndarray],
+    seen: Array | np.ndarray,
     layout: Layout | None,
 ) -> Iterator[np.ndarray]:
     decoder = Decoder(model, (layout or Layout(make_mesh())).whole)
-    settings = jnp.float32(drawn[0]), jnp.float32(drawn[1])
-    begun, keys = carry, row_keys(key, logits.shape[0])
-    carry = _to_write(model, carry)
+    begun, keys = np.asarray(carry.position), row_keys(key, logits.shape[0])
+    carry, seen = _to_write(model, carry), jnp.asarray(seen)
+    ended = np.zeros(len(ends), bool)
     for start in range(0, tokens, WRITE_CHUNK):
-        new, sound, logits, carry = _write(decoder, params, logits, carry, keys, settings)
-        new, good = (np.asarray(x)[:, : tokens - start] for x in (new, sound))
-        if good.all():
-            yield new
-            continue
-        place, row = np.argwhere(~good.T)[0]
-        if place:
-            yield new[:, :place]
-        raise UserError(
-            f"the logits for position {int(begun.position[row]) + start + place} of row {row} are "
-            f"no numbers, so no token can be drawn: the parameters are not sound"
+        new, sound, logits, carry, seen = _write(
+            decoder, params, logits, carry, keys, sampling, seen
         )
+        new, good = (np.asarray(x)[:, : tokens - start] for x in (new, sound))
+        hit = np.stack([np.isin(row, ids) for row, ids in zip(new, ends, strict=True)])
+        after = ended[:, None] | (np.cumsum(hit, axis=1) - hit > 0)
+        new, good = np.where(after, ENDED, new), good | after
+        size = int(np.max(np.sum(~after, axis=1)))
+        if not good.all():
+            size, row = (int(place) for place in np.argwhere(~good.T)[0])
+        if size:
+            yield new[:, :size]
+        if not good.all():
+            raise UserError(
+                f"the logits for position {int(begun[row]) + start + size} of row {row} are "
+                f"no numbers, so no token can be drawn: the parameters are not sound"
+            )
+        ended |= hit.any(axis=1)
+        if ended.all():
+            return
 
 
 def carry_bytes(carry: ModelCarry) -> int:

@@ -256,3 +256,20 @@ def carry_specs(table: Any, layout: Layout, rows: tuple[str, ...] = ()) -> Any:
         )
 
     return _map_with_name(spec, table)
+
+
+def rows_where(table: Any, rows: Array, chosen: Any, other: Any) -> Any:
+    """A carry with the rows of `chosen` where `rows`, bool [B], says so, else those of `other`.
+
+    Args:
+      table: of the carry: it says which axis of an array is that of rows.
+      rows: for this device's rows.
+      chosen: a carry.
+      other: another, of the same shapes.
+    """
+
+    def one(param: Param, x: Array, y: Array) -> Array:
+        behind = x.ndim - 1 - param.axes.index("batch")
+        return jnp.where(rows.reshape(-1, *(1,) * behind), x, y)
+
+    return _map(one, table, chosen, other)

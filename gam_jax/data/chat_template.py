@@ -71,18 +71,19 @@ class ChatTemplate:
         kept = {"template": self.source, "special_tokens": dict(self.special), "now": self.now}
         return json.dumps(kept, indent=1, sort_keys=True) + "\n"
 
-    def written(self, messages: Messages, tools: Any, place: str) -> str:
+    def written(self, messages: Messages, tools: Any, place: str, invite: bool = False) -> str:
         """A conversation as text.
 
         Args:
           messages: with a role and a content each.
           tools: what the assistant may call; None for nothing.
           place: of the conversation, for messages.
+          invite: end with the words that invite the assistant to write.
 
         Raises:
           UserError: the template refuses it, or cannot be run.
         """
-        return _unmarked(self._render(messages, tools, place)).text
+        return _unmarked(self._render(messages, tools, place, invite)).text
 
     def marked(self, messages: Messages, tools: Any, place: str) -> Marked:
         """The same, with what the assistant writes.

@@ -45,6 +45,7 @@ class Tokenizer(Protocol):
     Attributes:
       vocab: number of ids.
       separator: the id put between documents; None if the tokenizer has none.
+      begins: the id that its file asks to put before a text, and `encode` does not; None for none.
       fingerprint: equal for tokenizers that give equal ids.
       special_tokens: names of tokens that are no text, such as `<|im_end|>`.
     """
@@ -53,6 +54,8 @@ class Tokenizer(Protocol):
     def vocab(self) -> int: ...
     @property
     def separator(self) -> int | None: ...
+    @property
+    def begins(self) -> int | None: ...
     @property
     def fingerprint(self) -> str: ...
     @property
@@ -103,6 +106,7 @@ class ByteTokenizer:
 
     vocab = 256
     separator = 0
+    begins = None
     fingerprint = "bytes"
     special_tokens: frozenset[str] = frozenset()
 
@@ -187,6 +191,12 @@ class HFTokenizer:
         self.fingerprint: str = hashlib.sha256(content.encode()).hexdigest()[:16]
         added = tokenizer.get_added_tokens_decoder().values()
         self.special_tokens = frozenset(token.content for token in added if token.special)
+
+    @property
+    def begins(self) -> int | None:
+        """What its file puts before a text."""
+        bare, whole = (self._tokenizer.encode("a", add_special_tokens=s).ids for s in (False, True))
+        return whole[0] if whole[:1] != bare[:1] else None
 
     def encode(self, text: str) -> np.ndarray:
         """int32 ids."""

@@ -322,7 +322,7 @@ class LanguageModel(Model):
     def losses(self, params: Params, batch: Batch, axes: Axes = WHOLE) -> Float[Array, "B T"]:
         """The cross-entropy of each token in nats."""
         hidden, _ = self.hidden(params, batch["inputs"], None, axes, starts=batch.get("starts"))
-        found, _, split = self._each(params, hidden, batch, axes, token_losses)
+        found, _, split = self.each(params, hidden, batch, axes, token_losses)
         return collectives.all_gather(found, split, dim=1)
 
     def _summed(
@@ -334,11 +334,11 @@ class LanguageModel(Model):
         each: TokenMeasure,
     ) -> Array:
         """The weighted sum over all devices of what `each` finds for a token."""
-        found, weights, split = self._each(params, hidden, batch, axes, each)
+        found, weights, split = self.each(params, hidden, batch, axes, each)
         spread = axes.batch if split is None else (*axes.batch, split)
         return collectives.psum(jnp.sum(found * weights), spread)
 
-    def _each(
+    def each(
         self, params: Params, hidden: Array, batch: Batch, axes: Axes, each: TokenMeasure
     ) -> tuple[Array, Array, str | None]:
         """What `each` finds for a token [B, t], its weight, and what splits T into t, if any."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gam_jax import decode
+from gam_jax import decode, sampling
 from gam_jax.layers import GAM, Attention, Block
 from gam_jax.models.language import LanguageModel, ModelCarry
 from sharding.layout import Layout
@@ -70,22 +70,77 @@ def test_a_row_with_its_own_key_writes_what_it_writes_alone(model):
     np.testing.assert_array_equal(np.concatenate(list(pieces), axis=1), np.concatenate(alone))
 
 
-def test_nucleus_draws_only_from_the_likeliest_tokens():
-    logits = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
-    many = jnp.broadcast_to(logits, (500, 4))
-    keys = decode.row_keys(jax.random.key(0), 500)
-    draws = {
-        p: set(np.asarray(decode.choose(many, keys, 1.0, p)).tolist()) for p in (0.4, 0.7, 0.9, 1.0)
+UNLIKE = [np.arange(length) % 32 for length in (40, 1, 17, 32)]
+"""Prompts that end with chunks of 16 and of 1."""
+
+
+@pytest.mark.parametrize("model", [MODEL, ATTENTION], ids=["GAM", "attention"])
+def test_many_prompts_are_read_and_continued_as_each_is_alone(model):
+    """With settings, keys and stop ids of their own."""
+    params, keys = random_like(model.table()), jax.random.split(jax.random.key(3), 4)
+    drawn = {
+        "temperature": (1.0, 0.0, 0.7, 1.0),
+        "top_k": (0, 0, 5, 0),
+        "repetition_penalty": (1.0, 1.5, 1.0, 1.2),
     }
-    assert draws == {0.4: {0}, 0.7: {0, 1}, 0.9: {0, 1, 2}, 1.0: {0, 1, 2, 3}}
+    stop = [[], [7], range(10), [31]]
+    pieces = decode.generate(model, params, UNLIKE, 20, keys, stop=stop, **drawn)
+    together = decode.written(pieces)
+    for row, prompt in enumerate(UNLIKE):
+        own = {name: values[row] for name, values in drawn.items()}
+        one = slice(row, row + 1)
+        pieces = decode.generate(model, params, [prompt], 20, keys[one], stop=stop[one], **own)
+        np.testing.assert_array_equal(decode.written(pieces)[0], together[row])
 
 
-def test_draws_follow_the_softmax():
-    logits = jnp.log(jnp.array([0.6, 0.3, 0.1]))
-    many = jnp.broadcast_to(logits, (20_000, 3))
-    keys = decode.row_keys(jax.random.key(0), 20_000)
-    drawn = decode.choose(many, keys, 1.0, 1.0)
-    np.testing.assert_allclose(np.bincount(drawn) / 20_000, [0.6, 0.3, 0.1], atol=0.02)
+@pytest.mark.parametrize("model", [MODEL, ATTENTION], ids=["GAM", "attention"])
+def test_a_carry_of_unlike_rows_is_that_of_each_alone(model):
+    params = random_like(model.table())
+    logits, carry = decode.prefill(model, params, UNLIKE)
+    assert carry.position.tolist() == [40, 1, 17, 32]
+    more = [[1, 2], [3] * 20, [4], [5]]
+    again, after = decode.prefill(model, params, more, carry)
+    for row, (first, second) in enumerate(zip(UNLIKE, more, strict=True)):
+        alone, begun = decode.prefill(model, params, [first])
+        np.testing.assert_allclose(logits[row], alone[0], atol=1e-5)
+        alone, ended = decode.prefill(model, params, [second], begun)
+        np.testing.assert_allclose(again[row], alone[0], atol=1e-5)
+        own = jax.tree.map(lambda x, at=row: x[:, at : at + 1], after.layers)
+        chex.assert_trees_all_close(own, ended.layers, atol=1e-5)
+
+
+def test_a_row_ends_with_its_first_stop_id_and_all_when_all_have_ended():
+    whole = write(30)
+    stop = [int(whole[0, 3]), int(whole[1, 11])]
+    ends = [next(i for i, token in enumerate(row) if token in stop) + 1 for row in whole]
+    pieces = list(
+        decode.generate(MODEL, PARAMS, PROMPT, 30, jax.random.key(1), stop=np.array(stop))
+    )
+    text = np.concatenate(pieces, axis=1)
+    assert text.shape[1] == max(ends) < 30
+    for row, end in enumerate(ends):
+        np.testing.assert_array_equal(text[row, :end], whole[row, :end])
+        assert set(text[row, end:].tolist()) <= {decode.ENDED}
+
+
+def test_the_penalty_is_on_what_was_read_and_on_what_is_written():
+    """At its most, no token comes twice, nor one of the prompt."""
+    settings = {"temperature": 0.0, "repetition_penalty": 1000.0}
+    norm = {"scale": jnp.zeros(16), "bias": jnp.ones(16)}  # one logit a token, whatever came before
+    params = {**PARAMS, "final_norm": norm}
+    pieces = decode.generate(MODEL, params, PROMPT, 16, jax.random.key(1), **settings)
+    positive = set(np.flatnonzero(np.sum(PARAMS["embedding"], axis=1) > 0).tolist())
+    for row, prompt in zip(decode.written(pieces), PROMPT.tolist(), strict=True):
+        left = positive - set(prompt)
+        first = row[: len(left)].tolist()
+        assert len(set(first)) == len(first) > 5
+        assert set(first) <= left
+
+
+@pytest.mark.parametrize("stop", [[32], [-1], [[1], [2], [3]], [0.5]], ids=str)
+def test_stop_ids_that_are_none_are_refused(stop):
+    with pytest.raises(ValueError, match="stop"):
+        decode.generate(MODEL, PARAMS, PROMPT, 6, jax.random.key(0), stop=stop)
 
 
 def test_the_carry_has_one_size_for_ever():
@@ -117,9 +172,9 @@ def test_a_cache_is_written_to_where_it_lies():
             jnp.zeros((2, 32)),
             decode._to_write(model, model.carry(2)),
         )
-        settings = jnp.float32(1), jnp.float32(1)
-        keys = decode.row_keys(jax.random.key(0), 2)
-        lowered = decode._write.lower(decoder, *state, keys, settings)
+        keys, seen = sampling.row_keys(jax.random.key(0), 2), jnp.zeros((2, 32), bool)
+        settings = sampling.Settings().of_rows(2)
+        lowered = decode._write.lower(decoder, *state, keys, settings, seen)
         return decode.carry_bytes(model.carry(2)), lowered.compile().memory_analysis()
 
     (small, of_small), (large, of_large) = memory(1024), memory(8192)
@@ -130,8 +185,10 @@ def test_a_cache_is_written_to_where_it_lies():
 def test_more_than_the_learned_positions_is_refused_before_anything_is_written():
     model = dataclasses.replace(MODEL, context=10)
     params = random_like(model.table())
-    with pytest.raises(ValueError, match="11 tokens do not fit the model's 10"):
+    with pytest.raises(ValueError, match="row 0: 11 tokens do not fit the model's 10"):
         next(decode.generate(model, params, PROMPT, 6, jax.random.key(0)))
+    with pytest.raises(ValueError, match="row 1: 11 tokens do not fit the model's 10"):
+        decode.generate(model, params, [[1], [1, 2, 3, 4], [5, 6]], 7, jax.random.key(0))
     logits, carry = decode.prefill(model, params, PROMPT)
     with pytest.raises(ValueError, match="11 tokens do not fit the model's 10"):
         next(decode.write(model, params, logits, carry, 6, jax.random.key(0)))
@@ -149,7 +206,11 @@ def test_ids_outside_the_vocabulary_are_refused_by_name(bad):
             refused()
 
 
-@pytest.mark.parametrize("prompt", [PROMPT[:, :0], PROMPT[:0], PROMPT[0], PROMPT * 1.0], ids=str)
+@pytest.mark.parametrize(
+    "prompt",
+    [PROMPT[:, :0], PROMPT[:0], PROMPT[0], PROMPT * 1.0, [], [[1], []], [1, 2], [[1], [0.5]]],
+    ids=str,
+)
 def test_what_is_no_prompt_is_refused(prompt):
     for refused in (
         lambda: decode.prefill(MODEL, PARAMS, prompt),
@@ -180,7 +241,8 @@ def test_a_token_is_drawn_from_a_distribution_or_none_is(row, drawn, temperature
     """Of several rows one is enough to stop; a lone -inf is a token that is never drawn."""
     _, carry = decode.prefill(MODEL, PARAMS, PROMPT)
     logits = jnp.asarray(BEFORE).at[1].set(jnp.asarray(row))
-    pieces = decode.write(MODEL, PARAMS, logits, carry, 10, jax.random.key(0), temperature)
+    key = jax.random.key(0)
+    pieces = decode.write(MODEL, PARAMS, logits, carry, 10, key, temperature=temperature)
     if drawn:
         assert next(pieces)[1, 0] == 31
         return

@@ -24,17 +24,15 @@ PARALLEL = LanguageModel(
 
 
 @functools.cache
-def sampled(shape, rows, model=STREAMING, tokens=2 * decode.PREFILL_CHUNK + 5):
-    """A prompt longer than one chunk, and what follows."""
+def sampled(shape, rows, model=STREAMING, tokens=2 * decode.PREFILL_CHUNK + 5, lengths=None):
+    """A prompt longer than one chunk, or the first few of each row, and what follows."""
     prompt = np.random.default_rng(0).integers(0, 32, (rows, tokens))
-    params = random_like(model.table())
+    params, settings = random_like(model.table()), {}
+    if lengths is not None:
+        prompt = [row[:length] for row, length in zip(prompt, lengths, strict=True)]
+        settings = {"stop": (3, 4, 5), "top_k": range(8, 8 + rows), "repetition_penalty": 1.2}
     pieces = decode.generate(
-        model,
-        params,
-        prompt.astype(np.int32),
-        12,
-        jax.random.key(1),
-        layout=layout_of(shape),
+        model, params, prompt, 12, jax.random.key(1), layout=layout_of(shape), **settings
     )
     return np.concatenate(list(pieces), axis=1)
 
@@ -52,9 +50,11 @@ def test_the_same_text_is_written_on_every_mesh(shape, rows):
 
 
 def test_caches_are_written_to_in_shards():
-    """Heads and rows are split, and the layers' caches lie apart."""
-    found, want = (sampled(shape, 4, CACHING) for shape in ((2, 2, 2), (1, 1, 1)))
+    """Heads and rows are split, the layers' caches lie apart, and each row has its own length."""
+    lengths = (513, 20, 290, 1)
+    found, want = (sampled(shape, 4, CACHING, lengths=lengths) for shape in ((2, 2, 2), (1, 1, 1)))
     np.testing.assert_array_equal(found, want)
+    assert decode.ENDED in found
 
 
 @pytest.mark.parametrize(("shape", "rows"), [((1, 2, 1, 1, 4), 1), ((2, 1, 2, 1, 2), 4)], ids=str)
@@ -65,5 +65,6 @@ def test_experts_on_other_devices_write_the_same_text(shape, rows):
 
 
 def test_parallel_streams_write_on_devices_of_their_own_what_they_write_on_one():
-    alone = sampled((1, 1, 1), 2, PARALLEL)
-    np.testing.assert_array_equal(sampled((2, 1, 2, 2), 2, PARALLEL), alone)
+    tokens = {"tokens": 20, "lengths": (20, 1)}
+    alone = sampled((1, 1, 1), 2, PARALLEL, **tokens)
+    np.testing.assert_array_equal(sampled((2, 1, 2, 2), 2, PARALLEL, **tokens), alone)

@@ -1,0 +1,137 @@
+"""What is drawn from logits: equal to the equations, to transformers, and to each row alone.
+
+`tests/golden/sampling.py` wrote what transformers' logits processors leave.
+"""
+
+import dataclasses
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gam_jax import sampling
+from gam_jax.sampling import Settings
+from sharding.errors import UserError
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "sampling.npz"
+NAMES = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+ROWS, VOCAB = 12, 24
+filtered = jax.jit(sampling.filtered)
+choose = jax.jit(sampling.choose)
+
+
+def probabilities(logits, settings, seen):
+    left = filtered(jnp.asarray(logits), settings.of_rows(len(logits)), jnp.asarray(seen))
+    return np.asarray(jax.nn.softmax(left, axis=-1))
+
+
+def oracle(logits, temperature, top_p, top_k, min_p, penalty, seen):
+    """The equations for one row, in float64."""
+    logits = np.where(seen, np.where(logits < 0, logits * penalty, logits / penalty), logits)
+    if temperature == 0:
+        return (np.arange(len(logits)) == np.argmax(logits)).astype(float)
+    weights = np.exp((logits - logits.max()) / temperature)
+    if top_k:
+        weights[weights < np.sort(weights)[-min(top_k, len(weights))]] = 0
+    if top_p < 1:
+        order = np.argsort(-weights, kind="stable")
+        reached = np.cumsum(weights[order]) / weights.sum()
+        last = order[np.argmax(reached >= top_p)]
+        weights[weights < weights[last]] = 0
+    weights[weights < min_p * weights.max()] = 0
+    return weights / weights.sum()
+
+
+def test_each_row_is_filtered_by_its_own_settings_as_transformers_does():
+    golden = np.load(GOLDEN)
+    drawn = dict(zip(NAMES, golden["settings"].T, strict=True))
+    settings = Settings(**{**drawn, "top_k": drawn["top_k"].astype(int)})
+    seen = sampling.seen_in(list(golden["seen"]), VOCAB)
+    found = probabilities(golden["logits"], settings, seen)
+    np.testing.assert_allclose(found, golden["probabilities"], atol=2e-6)
+    np.testing.assert_array_equal(found > 0, golden["probabilities"] > 0)
+
+
+def test_what_is_left_is_what_the_equations_leave():
+    random = np.random.default_rng(1)
+    for _ in range(20):
+        logits = (4 * random.standard_normal((ROWS, VOCAB))).astype(np.float32)
+        seen = random.random((ROWS, VOCAB)) < 0.3
+        drawn = {
+            "temperature": random.choice([0, 0.3, 1, 2], ROWS),
+            "top_p": random.choice([0, 0.5, 0.9, 1], ROWS),
+            "top_k": random.choice([0, 1, 6, 1000], ROWS),
+            "min_p": random.choice([0, 0.02, 0.3, 1], ROWS),
+            "repetition_penalty": random.choice([0.5, 1, 1.4], ROWS),
+        }
+        found = probabilities(logits, Settings(**drawn), seen)
+        for row in range(ROWS):
+            own = [drawn[name][row] for name in NAMES]
+            want = oracle(logits[row].astype(np.float64), *own, seen[row])
+            np.testing.assert_allclose(found[row], want, atol=3e-6, err_msg=str(own))
+
+
+def test_a_row_gets_what_it_gets_alone_whatever_the_others_ask_for():
+    logits = 3 * jax.random.normal(jax.random.key(0), (3, VOCAB))
+    seen, keys = jnp.zeros((3, VOCAB), bool), jax.random.split(jax.random.key(1), 3)
+    settings = Settings(temperature=(0.0, 1.0, 1.0), top_k=(0, 0, 4), top_p=(1.0, 1.0, 0.8))
+    rows = settings.of_rows(3)
+    together = choose(logits, keys, rows, seen)
+    left = filtered(logits, rows, seen)
+    for row in range(3):
+        own = [jax.tree.map(lambda x, at=row: x[at : at + 1], each) for each in (rows, seen)]
+        one = logits[row : row + 1]
+        np.testing.assert_array_equal(filtered(one, *own)[0], left[row])
+        assert choose(one, keys[row : row + 1], *own)[0] == together[row]
+
+
+def test_no_setting_compiles_anything():
+    program = jax.jit(lambda *args: sampling.filtered(*args))
+    logits, seen = jnp.zeros((2, VOCAB)), jnp.zeros((2, VOCAB), bool)
+    for settings in (Settings(), Settings(0.0), Settings(0.5, 0.9, 3, 0.1, (1.3, 1.0))):
+        program(logits, settings.of_rows(2), seen)
+    assert program._cache_size() == 1
+
+
+def test_draws_follow_the_softmax():
+    many = jnp.broadcast_to(jnp.log(jnp.array([0.6, 0.3, 0.1])), (20_000, 3))
+    keys = sampling.row_keys(jax.random.key(0), 20_000)
+    drawn = choose(many, keys, Settings().of_rows(20_000), jnp.zeros(many.shape, bool))
+    np.testing.assert_allclose(np.bincount(drawn) / 20_000, [0.6, 0.3, 0.1], atol=0.02)
+
+
+def test_greedy_takes_the_first_of_equals():
+    logits = jnp.array([[0.0, 2.0, 2.0, -jnp.inf]])
+    drawn = choose(
+        logits,
+        sampling.row_keys(jax.random.key(0), 1),
+        Settings(0.0).of_rows(1),
+        jnp.zeros((1, 4), bool),
+    )
+    assert drawn.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"top_k": -1}, "top_k=-1: top_k must not be negative"),
+        ({"top_k": 2.5}, "top_k must be a whole number"),
+        ({"min_p": 1.5}, "min_p=1.5: min_p must be from 0 to 1"),
+        ({"temperature": [0.5, -1.0]}, "temperature=-1.0: temperature must not be negative"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty must be at least 0.001"),
+        ({"top_p": np.ones((2, 2))}, "top_p: give one number, or one for each row"),
+        ({"top_p": [0.5, 0.6]}, "top_p: 2 numbers for 3 rows"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, words):
+    with pytest.raises(UserError, match=words):
+        Settings(**settings).of_rows(3)
+
+
+def test_every_setting_has_an_array():
+    fields = {field.name for field in dataclasses.fields(Settings)}
+    rows = dataclasses.asdict(Settings().of_rows(2))
+    assert fields == rows.keys() == set(NAMES)
+    assert all(x.shape == (2,) for x in rows.values())
