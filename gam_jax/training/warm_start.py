@@ -107,7 +107,8 @@ def plan(source: Source, table: Table) -> Report:
     """What would be taken; reads no array.
 
     Raises:
-      UserError: no such checkpoint, a damaged one, or nothing in it to take.
+      UserError: no such checkpoint, a damaged one, one of another vocabulary that is not to be
+        resized, or nothing in it to take.
     """
     checkpoints, step = source.open()
     stored = {
@@ -119,6 +120,8 @@ def plan(source: Source, table: Table) -> Report:
     params: dict[str, Param] = names.flat(table)
     for name, param in params.items():
         kinds[_kind(source, name, param, stored)].append(name)
+    for name in kinds["other_shape"]:
+        _check_vocabulary(f"{source.run.path}@{step}", name, params[name], stored[name].shape)
     kinds["unexpected"] = [n for n in stored if n not in params and source.takes(n)]
     if not kinds["taken"] and not kinds["resized"]:
         raise UserError(
@@ -137,9 +140,26 @@ def _kind(source: Source, name: str, param: Param, stored: Mapping[str, names.Fa
     shape = stored[name].shape
     if shape == param.shape:
         return "taken"
-    differ = [axis for axis, a, b in zip(param.axes, shape, param.shape, strict=False) if a != b]
-    same_rank = len(shape) == len(param.shape)
-    return "resized" if source.resize and same_rank and differ == [VOCAB] else "other_shape"
+    return "resized" if source.resize and _differ(param, shape) == [VOCAB] else "other_shape"
+
+
+def _differ(param: Param, shape: tuple[int, ...]) -> list[str | None]:
+    """The logical axes along which a stored shape is another; all where it has other axes."""
+    if len(shape) != len(param.shape):
+        return [*param.axes]
+    return [axis for axis, a, b in zip(param.axes, shape, param.shape, strict=True) if a != b]
+
+
+def _check_vocabulary(source: str, name: str, param: Param, shape: tuple[int, ...]) -> None:
+    """A UserError where the vocabulary alone is another: new rows would mean nothing."""
+    if _differ(param, shape) != [VOCAB]:
+        return
+    there, here = (of[param.axes.index(VOCAB)] for of in (shape, param.shape))
+    raise UserError(
+        f"--init: '{name}' has a vocabulary of {there} in {source} and of {here} here: set "
+        f"--config.model.vocab={there} (it may be larger than the tokenizer), or "
+        f"--init_vocab=resize, or --init_exclude={name} for a new one"
+    )
 
 
 def warm_start(source: Source, table: Table, fresh: Params) -> tuple[Params, Report]:

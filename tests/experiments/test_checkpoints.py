@@ -279,8 +279,10 @@ def test_a_vocabulary_is_cut_or_filled_up_on_request(maker, whole, size, where):
     say = Progress(visible=False)
     fresh = beginning._new(experiment, layout, folder, Beginning(), say).params
     folder.path.mkdir()
+    with pytest.raises(UserError, match=f"vocabulary of 256 in .*@40 and of {size} here"):
+        plan(Source(whole), model.table())
     with pytest.raises(UserError, match="nothing to take"):
-        plan(Source(whole, include=("emb*",)), model.table())
+        plan(Source(whole, include=("emb*",), exclude=("embedding",)), model.table())
     warm = Beginning(source=Source(whole, resize=True))
     found = beginning._new(experiment, layout, folder, warm, say).params
     assert json.loads(folder.init.read_text())["resized"] == ["embedding"]
