@@ -127,7 +127,7 @@ class Imported:
         return None
 
     def plan(self, table: Table) -> Report:
-        """What is taken: everything; where tokens are new, along a larger vocabulary."""
+        """What is taken: everything. What has rows for new tokens is told as resized."""
         mine = names.flat(table)
         grown = [name for name, param in mine.items() if self.added and VOCAB in param.axes]
         taken = tuple(name for name in mine if name not in grown)
