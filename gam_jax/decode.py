@@ -15,9 +15,9 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from gam_jax.ids import check_ids
-from gam_jax.layers.base import known_most
 from gam_jax.layers.block import Apart
 from gam_jax.models.language import LanguageModel, ModelCarry
+from gam_jax.ops.cache import known_most
 from gam_jax.params import Params, carry_specs, rule_specs
 from sharding import collectives
 from sharding.axes import Axes

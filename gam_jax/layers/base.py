@@ -7,9 +7,7 @@ import inspect
 from typing import Any, TypeVar
 
 import jax
-import jax.core
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from gam_jax.params import Param, Params, Table, path_name, zero_shards, zeros
 from sharding.axes import Axes
@@ -159,11 +157,6 @@ class Layer:
             shard of the sequence; None where all tokens belong to one. See `documents`.
         """
         raise NotImplementedError
-
-
-def known_most(counts: Int[Array, B]) -> int:
-    """The largest count of a row; 0 where it is traced, and so not known yet."""
-    return 0 if isinstance(counts, jax.core.Tracer) else int(jnp.max(counts))
 
 
 LayerType = TypeVar("LayerType")

@@ -126,6 +126,7 @@ VARIANTS = {
     "gla": ("hebb", (TOKENS, 3), False),
     "deltanet": ("delta", None, True),
     "gated_deltanet": ("delta", (TOKENS, 1), True),
+    "kimi_delta": ("delta", (TOKENS, 3), True),
 }
 
 
