@@ -90,8 +90,9 @@ def memory_scan(
     if starts is not None:
         kept = jnp.zeros((batch, tokens, groups, 1)) if log_decay is None else log_decay
         log_decay = begun(kept, starts)
+        starts = jnp.broadcast_to(starts[..., None, None], (batch, tokens, groups, 1))
     beta = None if beta is None else beta[..., None]
-    inputs = Inputs(q, k, v, log_decay, beta).map(lambda x: _by_group(x, groups))
+    inputs = Inputs(q, k, v, log_decay, beta, starts).map(lambda x: _by_group(x, groups))
     if axis is None:
         method = "recurrent" if tokens == 1 else method
         y, state = _run_alike(inputs, state, rule, method, chunk)
