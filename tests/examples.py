@@ -164,6 +164,7 @@ EXAMPLES: dict[str, Layer] = {
     "LinearMemory retnet": LinearMemory(variant="retnet", **HEADS),
     "LinearMemory gla": LinearMemory(variant="gla", kernel=3, **HEADS),
     "LinearMemory gated deltanet": LinearMemory(negative=True, chunk=4, **HEADS),
+    "LinearMemory kimi delta": LinearMemory(variant="kimi_delta", chunk=4, **HEADS),
     "FusedDelta": FusedDelta(long=5, **HEADS),
     "MinimalRNN gru": MinimalRNN(width=WIDTH),
     "MinimalRNN lstm": MinimalRNN(width=WIDTH, variant="lstm", expansion=2),

@@ -8,6 +8,7 @@
   gam benchmark decode --mixers=Mamba,LSTM --lengths=1024,16384
   gam benchmark scan         the ways to compute a memory scan, 8,192 tokens
   gam benchmark selective    the selective scan, by method and chunk
+  gam benchmark memory       bytes that each op sets aside, to 65,536 tokens
   gam benchmark attention    attention in blocks, and all scores at once
   gam benchmark bank         one read, 4,096 to 1,048,576 slots
   gam benchmark experts      experts in blocks, by ragged_dot, all for all
@@ -41,6 +42,7 @@ from experiments.benchmark import (
     decode,
     experts,
     length,
+    memory,
     mesh,
     mofme,
     scan,
@@ -65,6 +67,7 @@ ON_MESH: dict[str, Callable[..., Rows]] = {
 ON_ONE: dict[str, Callable[..., Rows]] = {
     "scan": scan.run,
     "selective": selective.run,
+    "memory": memory.run,
     "attention": attention.run,
     "bank": bank.run,
     "experts": experts.run,

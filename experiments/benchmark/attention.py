@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.benchmark.timing import Quantity, Rows, medians
-from gam_jax.ops.attention import Rule, attend
+from gam_jax.ops.attention import Rule, attend_tokens
 
 HEADS, SIZE = 4, 64
 TOKENS = (256, 1024, 4096, 16384)
@@ -24,8 +24,10 @@ def at_once(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 WAYS = {
     "at once": at_once,
-    "blocks": lambda *arrays: attend(Rule(SIZE**-0.5), *arrays)[0],
-    "window": lambda *arrays: attend(Rule(SIZE**-0.5, window=WINDOW, block=WINDOW), *arrays)[0],
+    "blocks": lambda *arrays: attend_tokens(Rule(SIZE**-0.5), *arrays)[0],
+    "window": lambda *arrays: attend_tokens(Rule(SIZE**-0.5, window=WINDOW, block=WINDOW), *arrays)[
+        0
+    ],
 }
 
 

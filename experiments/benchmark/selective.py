@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.benchmark.timing import Quantity, Rows, medians, ratio
-from gam_jax.ops.selective_scan import selective_scan
+from gam_jax.ops.selective import selective_scan
 
 TOKENS, SHORT, CHANNELS, NUMBERS = 8192, 512, 512, 16
 CHUNKS = (4, 8, 16, 32)

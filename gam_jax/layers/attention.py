@@ -8,15 +8,14 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from gam_jax.layers.base import WHOLE, Layer, known, known_most, row_counter
-from gam_jax.ops.attention import BLOCK, Rule, attend, attend_cache, with_shared, with_sinks
-from gam_jax.ops.cache import append_rows, read_rows, write_rows
-from gam_jax.ops.documents import Spans, spans_of
+from gam_jax.layers.base import WHOLE, Layer, known, row_counter
+from gam_jax.ops.attention import Rule
+from gam_jax.ops.cache import cache_size, check_fits
+from gam_jax.ops.cached_attention import Shared, attend_spans, causal_rule
+from gam_jax.ops.documents import spans_of
 from gam_jax.ops.dropout import dropout
-from gam_jax.ops.fused_attention import attention
 from gam_jax.ops.linear import linear
 from gam_jax.ops.norm import rms_norm
-from gam_jax.ops.ring_attention import ring_attention, window_attention
 from gam_jax.ops.rotary import Positions, rotary
 from gam_jax.params import Param, Params, Table, fan_in, ones, zeros
 from sharding import collectives, residual
@@ -26,13 +25,7 @@ from sharding.bounds import Count, NotNegative, Rate, Size, check_bounds
 NORMED = ("head", "all")
 """What a norm of queries and keys is over."""
 
-CACHE_BLOCK = 128
-"""A cache that is made for a length has whole blocks of so many tokens."""
-
 PREFIX = ("prefix_key", "prefix_value")
-
-Shared = tuple[Array, Array]
-"""Keys and values [B, G, m, K] that every query sees."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,9 +120,7 @@ class Attention(Layer):
     @property
     def rule(self) -> Rule:
         """What a query makes of a key; narrow windows are computed in small blocks."""
-        block = min(BLOCK, max(64, 1 << self.window.bit_length())) if self.window else BLOCK
-        scale = self.scale or self.size**-0.5
-        return Rule(scale, True, self.window, self.soft_cap, block)
+        return causal_rule(self.scale or self.size**-0.5, self.window, self.soft_cap)
 
     @property
     def limit(self) -> int:
@@ -204,7 +195,8 @@ class Attention(Layer):
         total = tokens * collectives.axis_size(axes.seq)
         position = jnp.zeros(batch, jnp.int32) if carry is None else carry["position"]
         spans = None if starts is None else spans_of(starts, position, axes.seq)
-        check_fits(position if spans is None else jnp.zeros(()), total, self.limit, "Attention")
+        limit = self.limit or None
+        check_fits(position if spans is None else 0, total, limit, "Attention.context")
         if spans is None:
             first = 0 if carry is None else position[:, None]
             places = first + collectives.axis_index(axes.seq) * tokens + jnp.arange(tokens)
@@ -212,13 +204,23 @@ class Attention(Layer):
             places = spans.places
         flat = x.reshape(-1, x.shape[-1])
         q, k, v = self._heads(params, flat, (batch, tokens), places, axes.of("heads"))
-        sinks, prefix = params.get("sinks"), self._prefix(carry, batch, axes)
-        shared = self._shared(prefix)
-        if carry is None or carry["key"] is None:
-            mixed = self._from_start(q, k, v, axes.seq, sinks, shared, spans)
-            cache = tuple(self._kept(self._whole(x, axes.seq), spans) for x in (k, v))
-        else:
-            mixed, cache = self._continued(q, k, v, carry, axes.seq, sinks, shared, spans)
+        prefix = self._prefix(carry, batch, axes)
+        held = None
+        if carry is not None and carry["key"] is not None:
+            held = carry["key"], carry["value"]
+        mixed, cache = attend_spans(
+            self.rule,
+            self.cached,
+            q,
+            k,
+            v,
+            held,
+            position,
+            axis=axes.seq,
+            sinks=params.get("sinks"),
+            shared=self._shared(prefix),
+            spans=spans,
+        )
         after = {"key": cache[0], "value": cache[1], **prefix}
         after["position"] = position + total if spans is None else spans.after
         out = params["out"]
@@ -271,102 +273,6 @@ class Attention(Layer):
             return None
         key, value = (jnp.swapaxes(prefix[name], 1, 2) for name in PREFIX)
         return key, value
-
-    def _from_start(
-        self,
-        q: Array,
-        k: Array,
-        v: Array,
-        seq: str | None,
-        sinks: Array | None,
-        shared: Shared | None,
-        spans: Spans | None,
-    ) -> Array:
-        """What a sequence that begins here gives: no cache is looked into."""
-        first = None if spans is None else spans.begun
-        if seq is not None and not self.window:
-            return ring_attention(self.rule, q, k, v, seq, sinks, shared, first)
-        if seq is None and sinks is None and shared is None:
-            return attention(self.rule, q, k, v, first=first)
-        first = 0 if first is None else first
-        if seq is None:
-            found = attend(self.rule, q, k, v, 0, first)
-        else:
-            found = window_attention(self.rule, q, k, v, seq, first)
-        return self._finished(found, q, sinks, shared)
-
-    def _continued(
-        self,
-        q: Array,
-        k: Array,
-        v: Array,
-        carry: Any,
-        seq: str | None,
-        sinks: Array | None,
-        shared: Shared | None,
-        spans: Spans | None,
-    ) -> tuple[Array, tuple[Array, Array]]:
-        """What follows on a cache, and the cache after; every device sees all of the chunk."""
-        position = carry["position"]
-        own = collectives.axis_index(seq) * q.shape[1]
-        new = self._whole(k, seq), self._whole(v, seq)
-        pairs = [(carry[name], x) for name, x in zip(("key", "value"), new, strict=True)]
-        if self.window:
-            keys, values = (jnp.concatenate([c.astype(x.dtype), x], axis=2) for c, x in pairs)
-            first = self.cached - position if spans is None else self.cached + spans.begun
-            first = jnp.maximum(0, first)
-            found = attend_cache(self.rule, q, keys, values, self.cached + own, first)
-            mixed = self._finished(found, q, sinks, shared)
-            key, value = (self._kept(x).astype(carry["key"].dtype) for x in (keys, values))
-            return mixed, (key, value)
-        if spans is None:
-            first, fits = 0, (position + new[0].shape[2] <= self.context)[:, None]
-            keys, values = (write_rows(c, x, position, axis=2) for c, x in pairs)
-        else:
-            position = jnp.minimum(position, self.context)
-            first, fits = spans.begun + position[:, None], spans.places < self.context
-            keys, values = (append_rows(c, x, position, axis=2) for c, x in pairs)
-        read = keys.astype(q.dtype), values.astype(q.dtype)
-        found = attend_cache(self.rule, q, *read, position + own, first)
-        mixed = jnp.where(fits[..., None, None], self._finished(found, q, sinks, shared), jnp.nan)
-        if spans is not None:
-            last = position + spans.last
-            keys, values = (read_rows(x, last, self.context, axis=2) for x in (keys, values))
-        return mixed, (keys, values)
-
-    def _whole(self, x: Array, seq: str | None) -> Array:
-        """Keys or values of all tokens, heads first, as a cache keeps them."""
-        return jnp.swapaxes(collectives.all_gather(x, seq, dim=1), 1, 2)
-
-    def _kept(self, x: Array, spans: Spans | None = None) -> Array:
-        """The cache after the keys or values x: filled up, at the end without a window."""
-        if spans is not None and not self.window:
-            return read_rows(x, spans.last, self.context, axis=2)
-        missing = max(0, self.cached - x.shape[2])
-        widths = (missing, 0) if self.window else (0, missing)
-        x = jnp.pad(x, ((0, 0), (0, 0), widths, (0, 0)))
-        return x[:, :, x.shape[2] - self.cached :]
-
-    def _finished(
-        self, found: tuple[Array, Array], q: Array, sinks: Array | None, shared: Shared | None
-    ) -> Array:
-        out, lse = found if shared is None else with_shared(found, self.rule, q, *shared)
-        return (out if sinks is None else with_sinks(out, lse, sinks)).astype(q.dtype)
-
-
-def check_fits(position: Array, total: int, limit: int, layer: str) -> None:
-    """Raises a ValueError if `total` tokens after known positions exceed a cache of `limit`."""
-    start = known_most(position)
-    if limit and start + total > limit:
-        raise ValueError(
-            f"{start + total} tokens do not fit a cache of {limit}: give fewer, or set "
-            f"a larger {layer}.context"
-        )
-
-
-def cache_size(tokens: int, limit: int) -> int:
-    """Places of a cache for a sequence of so many tokens: whole blocks, at most the limit."""
-    return min(-(-max(tokens, 1) // CACHE_BLOCK) * CACHE_BLOCK, limit)
 
 
 def check_positions(positions: Positions, theta: float, size: int, layer: str) -> None:

@@ -8,9 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, TypeVar
 
 import jax
-import jax.core
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from gam_jax.params import Param, Params, Table, in_caches, path_name, zero_shards, zeros
 from sharding.axes import Axes
@@ -200,11 +198,6 @@ class Layer:
             shard of the sequence; None where all tokens belong to one. See `documents`.
         """
         raise NotImplementedError
-
-
-def known_most(counts: Int[Array, B]) -> int:
-    """The largest count of a row; 0 where it is traced, and so not known yet."""
-    return 0 if isinstance(counts, jax.core.Tracer) else int(jnp.max(counts))
 
 
 def told(starts: Bool[Array, "B T"] | None) -> dict[str, Array]:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from gam_jax.layers.base import WHOLE, Carry, Layer, known
 from gam_jax.ops.activation import gelu
-from gam_jax.ops.conv import causal_conv
+from gam_jax.ops.conv import segmented_conv
 from gam_jax.ops.documents import segments
 from gam_jax.ops.linear import linear, linear_transposed
 from gam_jax.ops.norm import rms_norm, unit_norm
@@ -155,7 +155,7 @@ class FusedDelta(Layer):
             begin = tail.astype(x.dtype).reshape(*tail.shape[:2], -1)
             rows, bias = values.reshape(*values.shape[:2], -1), jnp.zeros((), x.dtype)
             filters = taps.reshape(taps.shape[0], -1)
-            y, last = causal_conv(rows, filters, bias, begin, axes.seq, segments=own)
+            y, last = segmented_conv(rows, filters, bias, begin, axes.seq, segments=own)
             after[name] = last.astype(tail.dtype).reshape(tail.shape)
             return y.reshape(values.shape)
 

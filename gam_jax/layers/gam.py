@@ -12,7 +12,6 @@ from jaxtyping import Array, Bool, Float
 
 from gam_jax.layers.base import WHOLE, Carry, Layer, known
 from gam_jax.ops.conv import causal_conv, reach
-from gam_jax.ops.documents import segments
 from gam_jax.ops.linear import linear
 from gam_jax.ops.memory import memory_read
 from gam_jax.ops.sparse_memory import sparse_read
@@ -120,11 +119,15 @@ class GAM(Layer):
         pathways = []
         if self._convolves:
             own = collectives.own_shard(x, channels, dim=2)
-            tail = after.astype(x.dtype)
-            conv, bias = params["conv"], params["conv_bias"]
-            own_segments = None if starts is None else segments(starts, axes.seq)
-            local, tail = causal_conv(own, conv, bias, tail, axes.seq, self.dilation, own_segments)
-            after = tail.astype(after.dtype)
+            local, after = causal_conv(
+                own,
+                params["conv"],
+                params["conv_bias"],
+                state=after,
+                dilation=self.dilation,
+                axis=axes.seq,
+                starts=starts,
+            )
             pathways.append(local.reshape(flat.shape[0], -1))
         if self._reads:
             queries = flat if offset is None else self._moved(x, offset, axes.of("slot"))

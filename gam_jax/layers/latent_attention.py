@@ -9,10 +9,10 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from gam_jax.layers.attention import cache_size, check_fits, check_positions
+from gam_jax.layers.attention import check_positions
 from gam_jax.layers.base import WHOLE, Layer, known, row_counter
-from gam_jax.ops.attention import Rule, attend, attend_cache
-from gam_jax.ops.cache import append_rows, read_rows, write_rows
+from gam_jax.ops.attention import Rule, attend_cache, attend_tokens
+from gam_jax.ops.cache import append_rows, cache_size, check_fits, read_rows, write_rows
 from gam_jax.ops.documents import Spans, spans_of
 from gam_jax.ops.dropout import dropout
 from gam_jax.ops.linear import linear
@@ -159,7 +159,7 @@ class LatentAttention(Layer):
         new = self._compressed(params, x, places[0], axes)
         tokens = new["latent"].shape[1]
         check_fits(
-            position if spans is None else jnp.zeros(()), tokens, self.limit, "LatentAttention"
+            position if spans is None else 0, tokens, self.limit or None, "LatentAttention.context"
         )
         q = self._queries(params, x, places[1], axes)
         read, cache = self._caches(None if fresh else carry, new, position, spans)
@@ -260,7 +260,7 @@ class LatentAttention(Layer):
         )
         shape = (*keys.shape[:3], self.rotary_size)
         keys = jnp.concatenate([keys, jnp.broadcast_to(shared[:, :, None], shape)], axis=-1)
-        return attend(self.rule, q, keys, values, offset, first)[0].astype(q.dtype)
+        return attend_tokens(self.rule, q, keys, values, offset, first)[0].astype(q.dtype)
 
     def _absorbed(
         self, params: Params, q: Array, used: dict[str, Array], offset: Array, first: Array | int

@@ -17,7 +17,7 @@ from gam_jax.ops.linear import linear, linear_transposed
 from gam_jax.ops.norm import rms_norm, unit_norm
 from gam_jax.ops.rotary import Positions, rotary
 from gam_jax.ops.scan import memory_scan
-from gam_jax.params import Param, Params, Table, fan_in, ones, zeros
+from gam_jax.params import Initializer, Param, Params, Table, fan_in, ones, zeros
 from sharding import collectives, residual
 from sharding.axes import Axes
 from sharding.bounds import Count, Size, check_bounds
@@ -39,11 +39,12 @@ class Recipe:
 
     Attributes:
       rule: of the write, see `gam_jax.ops.scan`.
-      decay: "none"; "fixed" for each head; "head" or "channel", from the token.
+      decay: "none"; "fixed" for each head; from the token "head" and "channel_steps", exp(-a
+        softplus), or "channel", a sigmoid.
       beta: whether the strength of a write comes from the token.
       feature: of queries and keys, see FEATURES.
       kernel: taps of the convolution on queries, keys and values; 1 for none.
-      gated: whether the output is gated.
+      gate: of the output: "none"; "silu"; "low_rank", a sigmoid, through N channels.
       turned: whether queries and keys have rotary positions.
       keys, values: channels of all heads together, over D.
     """
@@ -53,21 +54,23 @@ class Recipe:
     beta: bool
     feature: str
     kernel: int
-    gated: bool
+    gate: str
     turned: bool
     keys: float
     values: float
 
 
 RECIPES = {
-    "linear": Recipe("hebb", "none", False, "elu", 1, False, False, 1.0, 1.0),
-    "retnet": Recipe("hebb", "fixed", False, "identity", 1, True, True, 1.0, 2.0),
-    "gla": Recipe("hebb", "channel", False, "identity", 1, True, False, 0.5, 1.0),
-    "deltanet": Recipe("delta", "none", True, "unit", 4, False, False, 1.0, 1.0),
-    "gated_deltanet": Recipe("delta", "head", True, "unit", 4, True, False, 0.75, 1.5),
+    "linear": Recipe("hebb", "none", False, "elu", 1, "none", False, 1.0, 1.0),
+    "retnet": Recipe("hebb", "fixed", False, "identity", 1, "silu", True, 1.0, 2.0),
+    "gla": Recipe("hebb", "channel", False, "identity", 1, "silu", False, 0.5, 1.0),
+    "deltanet": Recipe("delta", "none", True, "unit", 4, "none", False, 1.0, 1.0),
+    "gated_deltanet": Recipe("delta", "head", True, "unit", 4, "silu", False, 0.75, 1.5),
+    "kimi_delta": Recipe("delta", "channel_steps", True, "unit", 4, "low_rank", False, 1.0, 1.0),
 }
 """Linear attention (arXiv 2006.16236), RetNet (2307.08621), GLA (2312.06635), DeltaNet
-(2406.06484) and Gated DeltaNet (2412.06464), each as its paper has it."""
+(2406.06484), Gated DeltaNet (2412.06464) and Kimi Delta Attention (2510.26692), each as its paper
+has it."""
 
 FEATURES = {
     "identity": lambda x: x,
@@ -80,9 +83,9 @@ FEATURES = {
 POSITIVE = ("elu", "relu")
 
 
-def _log_of_uniform(key: Array, shape: tuple[int, ...]) -> Array:
-    """log a, a from U(0.01, 16)."""
-    return jnp.log(jax.random.uniform(key, shape, jnp.float32, 0.01, 16.0))
+def _log_of_uniform(least: float) -> Initializer:
+    """log a, a from U(least, 16)."""
+    return lambda key, shape: jnp.log(jax.random.uniform(key, shape, jnp.float32, least, 16.0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +101,8 @@ class LinearMemory(Layer):
     gla: decay sigmoid(x W W' + b)^(1/16) of each key channel.
     deltanet: delta rule, beta = sigmoid(x w).
     gated_deltanet: and a decay exp(-a softplus(x w' + b)) of each head.
+    kimi_delta: and a decay exp(-a softplus(x W W' + b)) of each key channel, a that of the head;
+    gated by sigmoid(x V V' + c). W and V have N columns.
 
     Attributes:
       width: D.
@@ -147,8 +152,10 @@ class LinearMemory(Layer):
         """The variant's, with what the fields change."""
         recipe = RECIPES[self.variant]
         kernel, feature = self.kernel or recipe.kernel, self.feature or recipe.feature
-        gated = recipe.gated if self.gated is None else self.gated
-        return dataclasses.replace(recipe, kernel=kernel, feature=feature, gated=gated)
+        gate = recipe.gate
+        if self.gated is not None:
+            gate = ("silu" if gate == "none" else gate) if self.gated else "none"
+        return dataclasses.replace(recipe, kernel=kernel, feature=feature, gate=gate)
 
     @property
     def keys(self) -> int:
@@ -161,6 +168,11 @@ class LinearMemory(Layer):
         """N."""
         share = self.recipe.values * known(self.width, "width", self)
         return self.value_width or int(share) // self.heads
+
+    @property
+    def decay_rank(self) -> int:
+        """Channels that the map from a token to its decays goes through; 0 for no such map."""
+        return {"channel": RANK, "channel_steps": self.values}.get(self.recipe.decay, 0)
 
     @property
     def averages(self) -> bool:
@@ -185,16 +197,24 @@ class LinearMemory(Layer):
         if recipe.decay == "head":
             table["w_decay"] = Param((width, heads), ("embed", "heads"), fan_in(width))
             table["decay_bias"] = Param((heads,), ("heads",), log_step_sizes(), decay=False)
-            table["a_log"] = Param((heads,), ("heads",), _log_of_uniform, decay=False)
-        if recipe.decay == "channel":
-            inner, bias = (None, "heads", None), ("heads", None)
-            table["w_decay_in"] = Param((width, RANK), ("embed", None), fan_in(width))
-            table["w_decay_out"] = Param((RANK, heads, keys), inner, fan_in(RANK))
-            table["decay_bias"] = Param((heads, keys), bias, fan_in(RANK), decay=False)
+            table["a_log"] = Param((heads,), ("heads",), _log_of_uniform(0.01), decay=False)
+        inner, bias = (None, "heads", None), ("heads", None)
+        if rank := self.decay_rank:
+            begin = log_step_sizes() if recipe.decay == "channel_steps" else fan_in(rank)
+            table["w_decay_in"] = Param((width, rank), ("embed", None), fan_in(width))
+            table["w_decay_out"] = Param((rank, heads, keys), inner, fan_in(rank))
+            table["decay_bias"] = Param((heads, keys), bias, begin, decay=False)
+        if recipe.decay == "channel_steps":
+            table["a_log"] = Param((heads,), ("heads",), _log_of_uniform(1.0), decay=False)
         if not self.averages:
             table["norm"] = Param((values,), (None,), ones, decay=False)
-        if recipe.gated:
+        if recipe.gate == "silu":
             table["w_gate"] = Param((width, heads, values), by_head, fan_in(width))
+        if recipe.gate == "low_rank":
+            taken = fan_in(values)
+            table["w_gate_in"] = Param((width, values), ("embed", None), fan_in(width))
+            table["w_gate_out"] = Param((values, heads, values), inner, taken)
+            table["gate_bias"] = Param((heads, values), bias, taken, decay=False)
         return table
 
     def carry_table(self, batch: int) -> Any:
@@ -245,10 +265,7 @@ class LinearMemory(Layer):
         )
         average = self.averages
         y = y[..., :-1] / (y[..., -1:] + SUM_EPS) if average else rms_norm(y, params["norm"])
-        y = y.reshape(flat.shape[0], -1)
-        if self.recipe.gated:
-            gate = params["w_gate"]
-            y = y * jax.nn.silu(linear(flat, gate.reshape(gate.shape[0], -1)))
+        y = self._gated(params, flat, y.reshape(flat.shape[0], -1))
         w_out = params["w_out"]
         partial = linear_transposed(y, w_out.reshape(w_out.shape[0], -1)).reshape(x.shape)
         return residual.leave_sum(partial, axes.of("heads"), axes), after
@@ -272,12 +289,10 @@ class LinearMemory(Layer):
         mixed = linear(flat, w_qkv.reshape(w_qkv.shape[0], -1)).reshape(*x.shape[:2], -1)
         if recipe.kernel > 1:
             taps, tail = params["conv"], carry["conv"]
-            filters, bias = taps.reshape(taps.shape[0], -1), jnp.zeros((), x.dtype)
-            begin = tail.astype(x.dtype).reshape(*tail.shape[:2], -1)
-            own = None if starts is None else documents.segments(starts, axes.seq)
-            mixed, last = causal_conv(mixed, filters, bias, begin, axes.seq, segments=own)
+            filters, begin = taps.reshape(taps.shape[0], -1), tail.reshape(*tail.shape[:2], -1)
+            mixed, last = causal_conv(mixed, filters, state=begin, axis=axes.seq, starts=starts)
             mixed = jax.nn.silu(mixed)
-            after["conv"] = last.astype(tail.dtype).reshape(tail.shape)
+            after["conv"] = last.reshape(tail.shape)
         mixed = mixed.reshape(*x.shape[:2], *w_qkv.shape[1:])
         q, k, v = jnp.split(mixed, (self.keys, 2 * self.keys), axis=3)
         q, k = (FEATURES[recipe.feature](part) for part in (q, k))
@@ -289,6 +304,17 @@ class LinearMemory(Layer):
             v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=3)
         return q * self.keys**-0.5, k, v, after
 
+    def _gated(self, params: Params, flat: Array, y: Array) -> Array:
+        """The heads' reads [N, H N] times the gates of their tokens."""
+        if self.recipe.gate == "silu":
+            weight = params["w_gate"]
+            return y * jax.nn.silu(linear(flat, weight.reshape(weight.shape[0], -1)))
+        if self.recipe.gate == "low_rank":
+            low, out = linear(flat, params["w_gate_in"]), params["w_gate_out"]
+            bias = params["gate_bias"].reshape(-1)
+            return y * jax.nn.sigmoid(linear(low, out.reshape(out.shape[0], -1), bias))
+        return y
+
     def _log_decay(self, params: Params, flat: Array, axes: Axes) -> Array | None:
         """[N, H] or [N, H, K] in float32; None for no decay."""
         kind, heads = self.recipe.decay, params["w_qkv"].shape[1]
@@ -299,12 +325,15 @@ class LinearMemory(Layer):
         if kind == "head":
             step = linear(flat, params["w_decay"]).astype(jnp.float32) + params["decay_bias"]
             return -jnp.exp(params["a_log"].astype(jnp.float32)) * jax.nn.softplus(step)
+        if kind == "none":
+            return None
+        low, out = linear(flat, params["w_decay_in"]), params["w_decay_out"]
+        logits = linear(low, out.reshape(out.shape[0], -1)).astype(jnp.float32)
+        logits = logits.reshape(-1, *out.shape[1:]) + params["decay_bias"]
         if kind == "channel":
-            low, out = linear(flat, params["w_decay_in"]), params["w_decay_out"]
-            logits = linear(low, out.reshape(RANK, -1)).astype(jnp.float32)
-            logits = logits.reshape(-1, *out.shape[1:]) + params["decay_bias"]
             return jax.nn.log_sigmoid(logits) / SLOWNESS
-        return None
+        rate = jnp.exp(params["a_log"].astype(jnp.float32))[:, None]
+        return -rate * jax.nn.softplus(logits)
 
 
 def _places(

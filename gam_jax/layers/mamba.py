@@ -12,9 +12,8 @@ from jaxtyping import Array, Bool, Float
 
 from gam_jax.layers.base import WHOLE, Carry, Layer, known
 from gam_jax.ops.conv import causal_conv
-from gam_jax.ops.documents import segments
 from gam_jax.ops.linear import linear, linear_transposed
-from gam_jax.ops.selective_scan import selective_scan
+from gam_jax.ops.selective import selective_scan
 from gam_jax.params import Initializer, Param, Params, Table, fan_in, ones, uniform, zeros
 from sharding import collectives, residual
 from sharding.axes import Axes
@@ -117,9 +116,9 @@ class Mamba(Layer):
             u.reshape(batch, tokens, -1),
             params["conv"],
             params["conv_bias"],
-            before["conv"].astype(x.dtype),
-            axes.seq,
-            segments=None if starts is None else segments(starts, axes.seq),
+            state=before["conv"],
+            axis=axes.seq,
+            starts=starts,
         )
         u = jax.nn.silu(u)
         flat = u.reshape(z.shape)
@@ -139,5 +138,5 @@ class Mamba(Layer):
         )
         gated = (y.reshape(flat.shape) + params["skip"] * flat) * jax.nn.silu(z)
         partial = linear_transposed(gated, params["w_out"]).reshape(x.shape)
-        after = {"conv": tail.astype(before["conv"].dtype), "state": state}
+        after = {"conv": tail, "state": state}
         return residual.leave_sum(partial, channels, axes), after

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gam_jax.layers.base import WHOLE, Carry, Layer, known
 from gam_jax.layers.mamba import log_step_sizes
-from gam_jax.ops.conv import causal_conv
+from gam_jax.ops.conv import segmented_conv
 from gam_jax.ops.documents import segments
 from gam_jax.ops.linear import linear, linear_transposed
 from gam_jax.ops.scan import memory_scan
@@ -245,7 +245,7 @@ def _convolve(
 ) -> tuple[Array, Array]:
     """silu(conv(x)) and the tail in the carry's shape and dtype."""
     weight, before = params[name], carry[name]
-    y, tail = causal_conv(
+    y, tail = segmented_conv(
         x,
         weight.reshape(weight.shape[0], -1),
         params[f"{name}_bias"].reshape(-1),

@@ -16,7 +16,7 @@ from gam_jax.layers.mamba import log_of_order, log_step_sizes
 from gam_jax.ops.linear import linear
 from gam_jax.ops.norm import layer_norm
 from gam_jax.ops.scan_routes import PATTERNS, both_ways
-from gam_jax.ops.selective_scan import selective_scan
+from gam_jax.ops.selective import selective_scan
 from gam_jax.params import Param, Params, Table, fan_in, ones, zeros
 from sharding import collectives, residual
 from sharding.axes import Axes

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from gam_jax.layers.base import WHOLE, Carry, Layer, known, row_counter
 from gam_jax.ops.chunk_attention import chunk_attention
-from gam_jax.ops.conv import causal_conv, reach
+from gam_jax.ops.conv import reach, segmented_conv
 from gam_jax.ops.documents import segments
 from gam_jax.ops.dropout import dropout
 from gam_jax.ops.linear import linear
@@ -115,7 +115,7 @@ class TCN(Layer):
             for i in range(self.convs):
                 weight, bias = params["conv"][level, i], params["conv_bias"][level, i]
                 tail, dilation = next(tails).astype(x.dtype), self.factor**level
-                y, tail = causal_conv(y, weight, bias, tail, axes.seq, dilation, own)
+                y, tail = segmented_conv(y, weight, bias, tail, axes.seq, dilation, own)
                 y = jax.nn.silu(y)
                 after.append(tail.astype(jnp.float32))
             x = x + y

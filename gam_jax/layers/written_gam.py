@@ -12,7 +12,6 @@ from jaxtyping import Array, Bool, Float
 
 from gam_jax.layers.base import WHOLE, Carry, Layer, inherit, known, told
 from gam_jax.ops.conv import causal_conv
-from gam_jax.ops.documents import segments
 from gam_jax.ops.linear import linear
 from gam_jax.ops.memory import memory_read
 from gam_jax.params import Param, Params, Table, fan_in, uniform, zeros
@@ -89,14 +88,7 @@ class WrittenGAM(Layer):
         flat = x.reshape(-1, x.shape[-1])
         own, memory = (collectives.own_shard(part, channels, dim=2) for part in (x, memory))
         conv, conv_bias = params["conv"], params["conv_bias"]
-        local, after = causal_conv(
-            own,
-            conv,
-            conv_bias,
-            tail.astype(x.dtype),
-            axes.seq,
-            segments=None if starts is None else segments(starts, axes.seq),
-        )
+        local, after = causal_conv(own, conv, conv_bias, state=tail, axis=axes.seq, starts=starts)
         pathways = [part.reshape(flat.shape[0], -1) for part in (local, memory)]
         if self.slots:
             pathways.append(memory_read(flat, params["bank"], axes.of("slot"), channels))
@@ -105,4 +97,4 @@ class WrittenGAM(Layer):
         gates = jnp.split(jax.nn.sigmoid(logits), len(pathways), axis=1)
         fused = functools.reduce(jnp.add, (g * p for g, p in zip(gates, pathways, strict=True)))
         y = residual.leave_channels(fused.reshape(*x.shape[:2], -1), channels, axes)
-        return y, {"local": after.astype(tail.dtype), "memory": written}
+        return y, {"local": after, "memory": written}

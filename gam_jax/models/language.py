@@ -19,7 +19,6 @@ from gam_jax.layers.base import (
     Layer,
     inherit,
     known,
-    known_most,
     refuses_documents,
     told,
 )
@@ -31,6 +30,7 @@ from gam_jax.models import suits
 from gam_jax.models.base import BATCH, TOKEN, Batch, Measures, Model, reported
 from gam_jax.models.trunk import Trunk
 from gam_jax.ops import documents
+from gam_jax.ops.cache import known_most
 from gam_jax.ops.dropout import dropout
 from gam_jax.ops.vocabulary import embed, token_hits, token_losses
 from gam_jax.params import Param, Params, Table

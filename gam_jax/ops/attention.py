@@ -48,7 +48,7 @@ class Rule:
     block: int = BLOCK
 
 
-def attend(
+def attend_tokens(
     rule: Rule,
     q: Float[Array, "B T H K"],
     k: Float[Array, "B S G K"],
@@ -103,7 +103,7 @@ def attend_cache(
 def merge(
     one: tuple[Array, Array], other: tuple[Array, Array]
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"]]:
-    """The result of `attend` over two sets of keys together, from its results over each set."""
+    """The result of `attend_tokens` over two sets of keys, from its results over each."""
     (out, lse), (more, more_lse) = one, other
     share = jax.nn.sigmoid(more_lse - lse)[..., None]
     return out + share * (more - out), jnp.logaddexp(lse, more_lse)
@@ -116,7 +116,7 @@ def with_shared(
     keys: Float[Array, "B G S K"],
     values: Float[Array, "B G S V"],
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"]]:
-    """What `attend` found, with keys and values that every query sees, wherever it stands."""
+    """What `attend_tokens` found, with keys and values that every query sees, where it be."""
     plain = dataclasses.replace(rule, causal=False, window=0)
     return merge(found, attend_cache(plain, q, keys.astype(q.dtype), values.astype(q.dtype)))
 
@@ -124,7 +124,7 @@ def with_shared(
 def with_sinks(
     out: Float[Array, "B T H V"], lse: Float[Array, "B T H"], sinks: Float[Array, H]
 ) -> Float[Array, "B T H V"]:
-    """`attend`'s mixture where each head has one more key, of score `sinks[h]` and value 0.
+    """The mixture `out` where each head has one more key, of score `sinks[h]` and value 0.
 
     A head that finds nothing can leave its weight there (arXiv 2309.17453, section 3.2, with a
     learned score in the place of SoftMax1's 0).

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from gam_jax.ops.attention import BLOCK, Rule, attend
+from gam_jax.ops.attention import BLOCK, Rule, attend_tokens
 
 
 def implementation(
@@ -26,7 +26,7 @@ def implementation(
     Returns:
       "cudnn": the flash attention of cuDNN, which takes half precision and heads of at most 128
       channels, a multiple of 8. "xla": `jax.nn.dot_product_attention`, which holds all the scores
-      at once and so is used up to one block of ours. "blocks": `attend`.
+      at once and so is used up to one block of ours. "blocks": `attend_tokens`.
     """
     if backend not in ("gpu", "tpu") or rule.soft_cap or (rule.window and not rule.causal):
         return "blocks"
@@ -52,14 +52,14 @@ def attention(
       k: keys.
       v: values.
       backend: where it will run; None for JAX's default when this is traced.
-      first: see `ops.attention.attend`; only blocks of ours can be told.
+      first: see `ops.attention.attend_tokens`; only blocks of ours can be told.
     """
     if first is not None:
-        return attend(rule, q, k, v, 0, first)[0].astype(q.dtype)
+        return attend_tokens(rule, q, k, v, 0, first)[0].astype(q.dtype)
     backend = backend or jax.default_backend()
     chosen = implementation(backend, rule, q.shape[1], k.shape[1], q.shape[3], q.dtype)
     if chosen == "blocks":
-        return attend(rule, q, k, v)[0].astype(q.dtype)
+        return attend_tokens(rule, q, k, v)[0].astype(q.dtype)
     return jax.nn.dot_product_attention(
         q,
         k,

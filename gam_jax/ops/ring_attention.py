@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from gam_jax.ops.attention import (
     EMPTY,
     Rule,
-    attend,
+    attend_tokens,
     backward,
     forward,
     merge,
@@ -95,7 +95,7 @@ def window_attention(
     axis: str,
     first: Int[Array, "B T"] | int = 0,
 ) -> tuple[Float[Array, "B T H K"], Float[Array, "B T H"]]:
-    """Causal attention over the last `rule.window` keys: `attend` of this device's queries.
+    """Causal attention over the last `rule.window` keys: `attend_tokens` of this device's queries.
 
     Only the window's keys are sent: they come from the shard to the left, and from more of them
     where a shard is shorter than the window. `first` is as in `ring_attention`.
@@ -110,7 +110,7 @@ def window_attention(
         sent = lax.ppermute(sent[:, max(0, tokens - left) :], axis, step)
         parts.insert(0, sent)
     k, v = jnp.split(jnp.concatenate(parts, axis=1), 2, axis=2)
-    return attend(rule, q, k, v, halo, jnp.maximum(0, first + halo - own * tokens))
+    return attend_tokens(rule, q, k, v, halo, jnp.maximum(0, first + halo - own * tokens))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from gam_jax.layers import GRU, LSTM, FusedDelta, LinearMemory, Mamba, Mamba2, MinimalRNN
 from gam_jax.layers.fused_delta import PATHS
-from gam_jax.layers.linear_memory import RANK
 from gam_jax.layers.recurrent import Recurrent
 from gam_jax.traffic.sizes import (
     FLOAT,
@@ -30,8 +29,10 @@ def _(layer: LinearMemory, sizes: Sizes) -> Iterator[Message]:
     yield from column_then_row(sizes)
     if not layer.averages:  # each device norms its own heads, in float32
         yield from sums(sizes, values * FLOAT)
-    if recipe.decay == "channel":
-        yield from sums(sizes, sizes.width * RANK * sizes.itemsize)
+    if layer.decay_rank:
+        yield from sums(sizes, sizes.width * layer.decay_rank * sizes.itemsize)
+    if recipe.gate == "low_rank":
+        yield from sums(sizes, sizes.width * values * sizes.itemsize)
     yield from halo(sizes, recipe.kernel - 1, heads * (2 * keys + values))
     one = sizes.rows * heads * keys * FLOAT  # a number for each key channel
     yield from prefix(sizes, one * (values + layer.averages))

@@ -126,6 +126,7 @@ VARIANTS = {
     "gla": ("hebb", (TOKENS, 3), False),
     "deltanet": ("delta", None, True),
     "gated_deltanet": ("delta", (TOKENS, 1), True),
+    "kimi_delta": ("delta", (TOKENS, 3), True),
 }
 
 
@@ -156,9 +157,12 @@ def test_every_page_of_a_mixer_has_its_loop_and_its_test():
 
 def test_the_python_of_the_front_page_runs():
     text = (PAGES.parents[1] / "README.md").read_text().split("## In Python\n")[1]
-    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)
-    assert code is not None
+    model, ops = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict = {}
-    exec(code[1], names)
+    exec(model, names)
+    exec(ops, names)
+    second = (names[name][:, 3:] for name in "qkv")
+    alone, _ = memory_scan(*second, rule="delta", beta=0.1 * jnp.ones((1, 3, 2)))
+    np.testing.assert_allclose(names["y"][:, 3:], alone, atol=1e-6)
     whole, _ = names["model"](names["params"], names["tokens"])
     np.testing.assert_allclose(names["logits"], whole[:, 4:], rtol=1e-4, atol=1e-5)

@@ -1,8 +1,8 @@
-"""`benchmark length` and `decode` time any mixer by name."""
+"""`benchmark length` and `decode` time any mixer by name; `memory` counts the bytes of ops."""
 
 import pytest
 
-from experiments.benchmark import decode, length
+from experiments.benchmark import decode, length, memory
 from gam_jax.layers import LinearMemory
 from sharding.errors import UserError
 from sharding.layout import Layout
@@ -51,3 +51,10 @@ def test_caches_have_room_for_what_is_read_and_written(monkeypatch):
     result = decode.run(1, Layout(make_mesh()), ("Attention",), (8, 16))
     few, many = (result[f"Attention after {n} tokens"]["carry"].median for n in (8, 16))
     assert many - few == 8 * 2 * 16 * 4  # tokens, a key and a value, width, float32
+
+
+def test_bytes_of_an_op_are_counted_at_two_lengths():
+    row = memory.row(memory.cases()["convolution"], 64, 256)
+    assert row["a token"].median >= memory.WIDTH * 4  # what it gives, float32
+    assert row["temporary"].median * 2**20 == pytest.approx(256 * row["a token"].median)
+    assert row["over 64 tokens"].median == pytest.approx(4, rel=0.05)

@@ -11,7 +11,7 @@ from jax import lax
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.sharding import PartitionSpec
 
-from gam_jax.ops.attention import Rule, attend
+from gam_jax.ops.attention import Rule, attend_tokens
 from sharding.mesh import make_mesh
 from sharding.products import RECOMPUTED, product_flops, turns
 
@@ -152,7 +152,7 @@ def test_attention_in_blocks_counts_the_blocks_that_are_seen(window, blocks):
     pair = 2 * 2 * 3 * 4 * 4  # heads x channels x queries x keys of one product
 
     def step(q, k, v):
-        return jnp.sin(attend(rule, q, k, v)[0]).sum()
+        return jnp.sin(attend_tokens(rule, q, k, v)[0]).sum()
 
     found = flops(jax.value_and_grad(step, (0, 1, 2)), *arrays(*shapes))
     assert found == {"": 6 * pair * 4 * blocks, RECOMPUTED: pair * 4 * blocks}

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from gam_jax.ops.scan.decays import Decays, running
+from gam_jax.ops.scan.decays import Decays, running, together
 from gam_jax.ops.scan.layout import Inputs
 from gam_jax.ops.scan.triangle import BASE, grow, unit_lower_solve
 
@@ -50,8 +50,8 @@ def run(
 
 def _chunks(part: Inputs, state: Array, rule: str) -> tuple[Array, Array]:
     """Chunks [P, R, chunks, C, ...], all at once but for the state: (last state, y)."""
-    q, k, v, log_decay, beta = part
-    inside = _Chunk(k, log_decay)
+    q, k, v, log_decay, beta, starts = part
+    inside = _Chunk(k, log_decay, starts)
     write = v if beta is None else beta * v
     scores = inside.products(q)
     decayed = None
@@ -102,12 +102,12 @@ def _stored(k: Array, to_end: Array | None, write: Array) -> Array:
 class _Chunk:
     """The decays inside chunks: none, one a head [..., C, 1] or one a key channel [..., C, K]."""
 
-    def __init__(self, k: Array, log_decay: Array | None) -> None:
+    def __init__(self, k: Array, log_decay: Array | None, starts: Array | None) -> None:
         self.k = k
         self.past = jnp.tri(k.shape[-2], dtype=bool)
         self.decays, self.to_end, self.whole, self.start = None, None, None, None
         if log_decay is not None:
-            self.decays = running(log_decay, -2)
+            self.decays = running(log_decay, -2, None if starts is None else together(starts))
             last = self.decays.at(slice(-1, None), -2)
             self.start = self.decays.from_start()
             self.to_end = last.since(self.decays)

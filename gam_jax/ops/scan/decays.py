@@ -51,14 +51,29 @@ class Decays(NamedTuple):
         return jnp.exp(jnp.where(self.zeros == 0, self.coarse + self.fine, -jnp.inf))
 
 
-def running(log_decay: Float[Array, "*L"], axis: int) -> Decays:
-    """Sums of log-decays along `axis`, each including its own."""
+def running(
+    log_decay: Float[Array, "*L"], axis: int, among: Float[Array, "*B C C"] | None = None
+) -> Decays:
+    """Sums of log-decays along `axis`, each including its own.
+
+    With `among`, see `together`, for the axis -2, they begin anew with each document: a difference
+    of sums, and its gradient, then has no rounding of what stands in another.
+    """
     log = log_decay.astype(jnp.float32)
     gone = log < LEAST
     log = jnp.where(gone, 0.0, log)
     coarse = lax.stop_gradient(jnp.round(log * GRID) / GRID)
-    parts = (coarse, log - coarse, gone.astype(jnp.float32))
-    return Decays(*(_running_sum(part, axis) for part in parts))
+    zeros = _running_sum(gone.astype(jnp.float32), axis)
+    if among is None:
+        return Decays(_running_sum(coarse, axis), _running_sum(log - coarse, axis), zeros)
+    coarse, fine = (jnp.matmul(among, x, precision="highest") for x in (coarse, log - coarse))
+    return Decays(coarse, fine, zeros)
+
+
+def together(starts: Float[Array, "*B C 1"]) -> Float[Array, "*B C C"]:
+    """1 where the token of a row sees that of a column, of its document and not after it."""
+    number = _running_sum(starts, -2)
+    return jnp.tril((number == jnp.swapaxes(number, -1, -2)).astype(jnp.float32))
 
 
 def begun(log_decay: Float[Array, "B T *S"], starts: Bool[Array, "B T"]) -> Float[Array, "B T *S"]:

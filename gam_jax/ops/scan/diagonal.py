@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from gam_jax.ops.checks import check_choice
 from gam_jax.ops.scan.decays import begun, running
 from sharding import collectives
 from sharding.exchange import prefix
@@ -43,10 +44,9 @@ def diagonal_scan(
       states in the dtype of `write`, and the float32 state after the last token.
 
     Raises:
-      ValueError: an unknown method.
+      UserError: an unknown method.
     """
-    if method not in DIAGONAL_METHODS:
-        raise ValueError(f"diagonal_scan: '{method}' is not one of {', '.join(DIAGONAL_METHODS)}")
+    check_choice("diagonal_scan", "method", method, DIAGONAL_METHODS)
     dtype = write.dtype
     if state is None:
         state = jnp.zeros(write[:, 0].shape, jnp.float32)

@@ -18,6 +18,7 @@ class Inputs(NamedTuple):
       v: [P, R, T, N].
       log_decay: None, [P, R, T, 1] or [P, R, T, K]; R may be 1 where all heads of a group share it.
       beta: None or [P, R, T, 1].
+      starts: None or [P, 1, T, 1], 1 where documents begin: `log_decay` is then -inf there.
     """
 
     q: Array
@@ -25,6 +26,7 @@ class Inputs(NamedTuple):
     v: Array
     log_decay: Array | None
     beta: Array | None
+    starts: Array | None = None
 
     def map(self, function: Callable[[Array], Array]) -> Inputs:
         """`function` of every array that is there."""

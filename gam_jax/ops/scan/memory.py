@@ -7,10 +7,18 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from gam_jax.ops.checks import (
+    check_choice,
+    check_chunk,
+    check_shape,
+    check_starts,
+    check_tokens,
+)
 from gam_jax.ops.scan import chunks, steps, tree
 from gam_jax.ops.scan.decays import begun, running
 from gam_jax.ops.scan.layout import Inputs
 from sharding import collectives
+from sharding.errors import UserError
 from sharding.exchange import prefix
 
 Run = Callable[[Inputs, Array, str, int], tuple[Array, Array]]
@@ -69,9 +77,9 @@ def memory_scan(
       y in the dtype of v, and the float32 state after the last token.
 
     Raises:
-      ValueError: an unknown rule or method, or shapes that do not fit.
+      UserError: an unknown rule or method, shapes that do not fit, `starts` that is not bool.
     """
-    _check(q, k, v, log_decay, beta, starts, rule, method, chunk)
+    _check(q, k, v, log_decay, beta, state, starts, rule, method, chunk)
     batch, tokens, heads, width = v.shape
     groups, keys = k.shape[2:]
     if state is None:
@@ -82,8 +90,9 @@ def memory_scan(
     if starts is not None:
         kept = jnp.zeros((batch, tokens, groups, 1)) if log_decay is None else log_decay
         log_decay = begun(kept, starts)
+        starts = jnp.broadcast_to(starts[..., None, None], (batch, tokens, groups, 1))
     beta = None if beta is None else beta[..., None]
-    inputs = Inputs(q, k, v, log_decay, beta).map(lambda x: _by_group(x, groups))
+    inputs = Inputs(q, k, v, log_decay, beta, starts).map(lambda x: _by_group(x, groups))
     if axis is None:
         method = "recurrent" if tokens == 1 else method
         y, state = _run_alike(inputs, state, rule, method, chunk)
@@ -160,29 +169,28 @@ def _check(
     v: Array,
     log_decay: Array | None,
     beta: Array | None,
+    state: Array | None,
     starts: Array | None,
     rule: str,
     method: str,
     chunk: int,
 ) -> None:
-    if rule not in RULES:
-        raise ValueError(f"memory_scan: rule '{rule}' is not one of {', '.join(RULES)}")
-    if method not in METHODS:
-        raise ValueError(f"memory_scan: method '{method}' is not one of {', '.join(METHODS)}")
-    if chunk < 1:
-        raise ValueError(f"memory_scan: chunk {chunk} is not at least 1")
-    heads = v.shape[:3]
+    op = "memory_scan"
+    check_choice(op, "rule", rule, RULES)
+    check_choice(op, "method", method, METHODS)
+    check_chunk(op, chunk)
+    for name, x, axes in (("q", q, "G, K"), ("k", k, "G, K"), ("v", v, "H, N")):
+        check_tokens(op, name, x, f"[B, T, {axes}]")
+    heads, keys = v.shape[:3], k.shape[3]
     if q.shape != k.shape or k.shape[:2] != v.shape[:2] or v.shape[2] % k.shape[2]:
-        raise ValueError(
-            f"memory_scan: q {q.shape}, k {k.shape} and v {v.shape} must be [B, T, G, K], the "
+        raise UserError(
+            f"{op}: q {q.shape}, k {k.shape} and v {v.shape} must be [B, T, G, K], the "
             f"same, and [B, T, H, N] with H a multiple of G"
         )
-    if log_decay is not None and log_decay.shape not in (heads, (*heads, k.shape[3])):
-        raise ValueError(
-            f"memory_scan: log_decay {log_decay.shape} is not [B, T, H] or [B, T, H, K] = "
-            f"{(*heads, k.shape[3])}"
+    if log_decay is not None and log_decay.shape not in (heads, (*heads, keys)):
+        raise UserError(
+            f"{op}: log_decay {log_decay.shape} is not [B, T, H] or [B, T, H, K] = {(*heads, keys)}"
         )
-    if beta is not None and beta.shape != heads:
-        raise ValueError(f"memory_scan: beta {beta.shape} is not {heads}")
-    if starts is not None and starts.shape != heads[:2]:
-        raise ValueError(f"memory_scan: starts {starts.shape} is not {heads[:2]}")
+    check_shape(op, "beta", beta, heads)
+    check_shape(op, "state", state, (heads[0], heads[2], keys, v.shape[3]))
+    check_starts(op, starts, heads[:2])

@@ -18,7 +18,7 @@ def step(
     The state decays first; then "hebb" adds beta k v^T, and "delta" moves what is stored under k
     towards v: S + beta k (v - S^T k)^T.
     """
-    q, k, v, log_decay, beta = token
+    q, k, v, log_decay, beta, _ = token
     if log_decay is not None:
         state = jnp.exp(log_decay)[..., None] * state
     write = v - jnp.einsum("...k,...kn->...n", k, state) if rule == "delta" else v

@@ -39,7 +39,7 @@ def run(
 
 
 def _hebb(inputs: Inputs) -> Element:
-    _, k, v, log_decay, beta = inputs
+    _, k, v, log_decay, beta, _ = inputs
     writes = k[..., :, None] * (v if beta is None else beta * v)[..., None, :]
     if log_decay is None:
         log_decay = jnp.zeros_like(v[..., :1])
@@ -51,7 +51,7 @@ def _decay_and_add(left: Element, right: Element) -> Element:
 
 
 def _delta(inputs: Inputs) -> Element:
-    _, k, v, log_decay, beta = inputs
+    _, k, v, log_decay, beta, _ = inputs
     bk = k if beta is None else beta * k
     transitions = jnp.eye(k.shape[-1]) - bk[..., :, None] * k[..., None, :]
     if log_decay is not None:  # decays first, so it scales columns

@@ -69,16 +69,22 @@ def formula(variant, p, x):
     if variant == "gla":
         logits = np.einsum("btr,rhk->bthk", x @ p["w_decay_in"], p["w_decay_out"])
         log = np.log(sigmoid(logits + p["decay_bias"]) ** (1 / 16))
-    if variant in ("deltanet", "gated_deltanet"):
+    if "delta" in variant:
         q, k, beta = unit(q), unit(k), sigmoid(x @ p["w_beta"])
     if variant == "gated_deltanet":
         log = -np.exp(p["a_log"]) * softplus(x @ p["w_decay"] + p["decay_bias"])
+    if variant == "kimi_delta":
+        steps = np.einsum("btr,rhk->bthk", x @ p["w_decay_in"], p["w_decay_out"])
+        log = -np.exp(p["a_log"])[:, None] * softplus(steps + p["decay_bias"])
     start = np.zeros((len(x), heads, keys, v.shape[-1]))
-    rule = "delta" if "deltanet" in variant else "hebb"
+    rule = "delta" if "delta" in variant else "hebb"
     y, _, _ = scan_oracle.memory(q / np.sqrt(keys), k, v, log, beta, start, rule)
     y = y / np.sqrt((y**2).mean(-1, keepdims=True) + 1e-5) * p["norm"]
     if "w_gate" in p:
         y = y * silu(np.einsum("btd,dhn->bthn", x, p["w_gate"]))
+    if "w_gate_in" in p:
+        logits = np.einsum("btr,rhn->bthn", x @ p["w_gate_in"], p["w_gate_out"])
+        y = y * sigmoid(logits + p["gate_bias"])
     return np.einsum("bthn,dhn->btd", y, p["w_out"])
 
 

@@ -34,7 +34,9 @@ def test_a_dilated_convolution_is_pytorch_s(name, dilation):
     ours = weight[:, 0].T if name == "depthwise" else weight.transpose(2, 1, 0)
     carry = jnp.zeros((2, (len(ours) - 1) * dilation, x.shape[1]))
     bias = GOLDEN[f"{name}/bias"]
-    y, _ = causal_conv(x.transpose(0, 2, 1), jnp.asarray(ours), bias, carry, dilation=dilation)
+    y, _ = causal_conv(
+        x.transpose(0, 2, 1), jnp.asarray(ours), bias, state=carry, dilation=dilation
+    )
     np.testing.assert_allclose(y.transpose(0, 2, 1), GOLDEN[f"{name}/y"], rtol=1e-5, atol=1e-6)
 
 
@@ -60,7 +62,7 @@ def test_a_stack_of_linear_convolutions_is_one_without_holes_iff_factor_is_at_mo
         dilation = factor**level
         carry = jnp.zeros((1, (kernel - 1) * dilation, 1))
         taps = jnp.asarray(weight[:, None], jnp.float32)
-        y, _ = causal_conv(y, taps, jnp.zeros(1), carry, dilation=dilation)
+        y, _ = causal_conv(y, taps, state=carry, dilation=dilation)
     np.testing.assert_allclose(y[0, :, 0], whole, rtol=1e-5, atol=1e-6)
     assert np.all(whole != 0) == (factor <= kernel)
     if factor == kernel:  # one path for each lag

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from gam_jax.ops import attention
-from gam_jax.ops.attention import Rule, Tiles, attend, merge, with_sinks
+from gam_jax.ops.attention import Rule, Tiles, attend_tokens, merge, with_sinks
 from gam_jax.ops.fused_attention import attention as fused
 from gam_jax.ops.fused_attention import implementation
 from gam_jax.ops.ring_attention import ring_attention
@@ -78,7 +78,7 @@ every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_it_is_the_formula(case):
     rule, tokens, keys, offset, first = case
     arrays = heads(tokens, keys)
-    out, lse = jax.jit(attend, static_argnums=0)(rule, *single(arrays), offset, first)
+    out, lse = jax.jit(attend_tokens, static_argnums=0)(rule, *single(arrays), offset, first)
     want_out, want_lse = formula(rule, *arrays, offset, first)
     np.testing.assert_allclose(out, want_out, atol=2e-6)
     np.testing.assert_allclose(lse, want_lse, atol=2e-6)
@@ -94,7 +94,7 @@ def test_its_gradients_are_those_of_the_formula(case):
         out, lse = function(rule, *arrays, offset, first)
         return (out * weights).sum() + (lse * (lse > attention.EMPTY / 2) * lse_weights).sum()
 
-    pull = jax.jit(jax.grad(lambda *arrays: loss(attend, *arrays), argnums=(0, 1, 2)))
+    pull = jax.jit(jax.grad(lambda *arrays: loss(attend_tokens, *arrays), argnums=(0, 1, 2)))
     gradients = pull(*single(arrays))
     step = 1e-6
     for i, gradient in enumerate(gradients):
@@ -111,8 +111,8 @@ def test_its_gradients_are_those_of_the_formula(case):
 def test_two_sets_of_keys_merge_into_both():
     rule = Rule(0.4, causal=False)
     q, k, v = single(heads(5, 9))
-    parts = [attend(rule, q, k[:, s], v[:, s]) for s in (slice(0, 4), slice(4, 9))]
-    for found, want in zip(merge(*parts), attend(rule, q, k, v), strict=True):
+    parts = [attend_tokens(rule, q, k[:, s], v[:, s]) for s in (slice(0, 4), slice(4, 9))]
+    for found, want in zip(merge(*parts), attend_tokens(rule, q, k, v), strict=True):
         np.testing.assert_allclose(found, want, atol=1e-6)
 
 
@@ -120,7 +120,7 @@ def test_a_sink_is_one_more_key_without_a_value():
     rule = Rule(1.0, causal=False)
     q, k, v = heads(5, 9)
     sinks = normal(4)
-    found = with_sinks(*attend(rule, *single([q, k, v])), jnp.asarray(sinks, jnp.float32))
+    found = with_sinks(*attend_tokens(rule, *single([q, k, v])), jnp.asarray(sinks, jnp.float32))
     more = np.concatenate([q, np.broadcast_to(sinks[:, None], (*q.shape[:3], 1))], axis=-1)
     keys = np.concatenate([k, np.zeros((*k.shape[:3], 1))], axis=-1)
     sink = np.zeros((2, 1, 2, 7))
@@ -163,7 +163,7 @@ def test_blocks_that_no_document_joins_are_not_computed(monkeypatch):
 
     monkeypatch.setattr(Tiles, "scores", counted)
     rule, q = Rule(1.0, block=4), jnp.ones((8, 64, 1, 2))
-    pull = jax.jit(jax.grad(lambda q, first: attend(rule, q, q, q, 0, first)[0].sum()))
+    pull = jax.jit(jax.grad(lambda q, first: attend_tokens(rule, q, q, q, 0, first)[0].sum()))
     found = {}
     for name, (first, _) in PACKINGS.items():
         computed.clear()
@@ -187,7 +187,7 @@ def test_without_documents_a_program_knows_nothing_of_them(split):
     else:
 
         def program(q, first):
-            return attend(rule, q, q, q, 0, 0 if first is None else first)
+            return attend_tokens(rule, q, q, q, 0, 0 if first is None else first)
 
     q = jax.ShapeDtypeStruct((2, 16, 2, 4), jnp.float32)
     for first in (None, jax.ShapeDtypeStruct((2, 16), jnp.int32)):
@@ -198,7 +198,9 @@ def test_without_documents_a_program_knows_nothing_of_them(split):
 def test_memory_grows_with_the_tokens_and_not_with_their_square():
     def temporary(tokens):
         array = jax.ShapeDtypeStruct((1, tokens, 1, 8), jnp.float32)
-        loss = jax.grad(lambda q, k, v: attend(Rule(1.0), q, k, v)[0].sum(), argnums=(0, 1, 2))
+        loss = jax.grad(
+            lambda q, k, v: attend_tokens(Rule(1.0), q, k, v)[0].sum(), argnums=(0, 1, 2)
+        )
         compiled = jax.jit(loss).lower(array, array, array).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 

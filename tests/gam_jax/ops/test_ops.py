@@ -46,7 +46,7 @@ def conv_formula(x, weight, bias, carry, dilation=1):
 
 def dilated(dilation):
     return (
-        lambda *arrays: causal_conv(*arrays, dilation=dilation)[0],
+        lambda *arrays: causal_conv(*arrays[:3], state=arrays[3], dilation=dilation)[0],
         functools.partial(conv_formula, dilation=dilation),
     )
 
@@ -88,18 +88,15 @@ OPS = {
     "memory": (memory_read, memory_formula, [normal(5, 4), normal(6, 4)]),
     "memory of one slot": (memory_read, memory_formula, [normal(5, 4), normal(1, 4)]),
     "conv": (
-        lambda *arrays: causal_conv(*arrays)[0],
-        conv_formula,
+        *dilated(1),
         [normal(2, 5, 3), normal(3, 3), normal(3), normal(2, 2, 3)],
     ),
     "conv longer than its tokens": (
-        lambda *arrays: causal_conv(*arrays)[0],
-        conv_formula,
+        *dilated(1),
         [normal(2, 2, 3), normal(5, 3), normal(3), normal(2, 4, 3)],
     ),
     "conv of one tap": (
-        lambda *arrays: causal_conv(*arrays)[0],
-        conv_formula,
+        *dilated(1),
         [normal(2, 5, 3), normal(1, 3), normal(3), normal(2, 0, 3)],
     ),
     "conv, dilated": (*dilated(2), [normal(2, 5, 3), normal(3, 3), normal(3), normal(2, 4, 3)]),
@@ -213,7 +210,7 @@ def test_what_is_read_lies_between_the_slots():
 def test_the_carry_of_a_convolution_is_its_last_inputs(taps, tokens):
     x, carry = normal(2, tokens, 3), normal(2, taps - 1, 3)
     weight, bias = normal(taps, 3), normal(3)
-    _, after = causal_conv(*single([x, weight, bias, carry]))
+    _, after = causal_conv(*single([x, weight, bias]), state=jnp.asarray(carry, jnp.float32))
     last = np.concatenate([carry, x], axis=1)[:, tokens:]
     assert after.shape == (2, taps - 1, 3)
     np.testing.assert_array_equal(after, last.astype(np.float32))
@@ -372,3 +369,19 @@ def test_small_unsigned_ids_are_ids():
     table = jnp.asarray(normal(300, 4), jnp.float32)
     np.testing.assert_array_equal(embed(ids[None], table)[0], table[ids.astype(jnp.int32)])
     assert jnp.all(jnp.isfinite(token_losses(table[:3], table, ids)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x": np.ones((3, 4))}, r"causal_conv: x \(3, 4\) is not \[B, T, D\]"),
+        ({"weight": np.ones((3, 5))}, r"weight \(3, 5\) is not \[K, D\] or \[K, D, F\] with D = 4"),
+        ({"bias": np.ones(3)}, r"bias \(3,\) is not \(4,\)"),
+        ({"state": np.ones((2, 3, 4))}, r"state \(2, 3, 4\) is not \(2, 2, 4\)"),
+        ({"dilation": 0}, "dilation 0 is not at least 1"),
+        ({"starts": np.ones((2, 5))}, "starts is float.., not bool"),
+    ],
+)
+def test_what_a_convolution_cannot_take_is_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        causal_conv(**{"x": np.ones((2, 5, 4)), "weight": np.ones((3, 4)), **changes})

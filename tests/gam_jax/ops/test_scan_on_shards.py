@@ -20,6 +20,7 @@ from tests.gam_jax.ops.test_scan import assert_close, draw, scan
 SPLIT, WHOLE = P(None, "seq"), P()
 TOKENS, GROUPS, HEADS, KEYS, WIDTH = 32, 2, 4, 4, 6
 KINDS = [("hebb", "none"), ("hebb", "head"), ("hebb", "channel"), ("delta", "head")]
+KINDS += [("delta", "channel")]
 
 
 def over_shards(function, args, size):

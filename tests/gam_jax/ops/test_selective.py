@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from gam_jax.ops.selective_scan import METHODS, selective_scan
+from gam_jax.ops.selective import METHODS, selective_scan
 from tests.meshes import layout_of
 
 NAMES = ("x", "dt", "a", "b", "c", "state")
@@ -182,9 +182,18 @@ def test_memory_is_less_than_half_of_what_all_states_would_take_once():
 
 
 @pytest.mark.parametrize(
-    ("options", "words"), [({"method": "fast"}, "not one of chunked"), ({"chunk": 0}, "at least 1")]
+    ("changes", "words"),
+    [
+        ({"method": "fast"}, "not one of chunked"),
+        ({"chunk": 0}, "at least 1"),
+        ({"dt": np.ones((2, 2))}, r"dt \(2, 2\) is not \(2, 2, 3\)"),
+        ({"a": np.ones((4, 5))}, r"a \(4, 5\) is not \[N, D\] with D = 3"),
+        ({"c": np.ones((2, 2, 5))}, r"c \(2, 2, 5\) is not \(2, 2, 4\)"),
+        ({"state": np.ones((2, 3, 4))}, r"state \(2, 3, 4\) is not \(2, 4, 3\)"),
+        ({"starts": np.ones((2, 2), int)}, "starts is int.., not bool"),
+    ],
 )
-def test_a_wrong_option_is_named(options, words):
-    given = jax.tree.map(jnp.float32, problem(2))
+def test_what_does_not_fit_is_named(changes, words):
+    given = jax.tree.map(jnp.float32, problem(2)) | changes
     with pytest.raises(ValueError, match=words):
-        selective_scan(*[given[name] for name in NAMES[:-1]], **options)
+        selective_scan(**given)

@@ -10,7 +10,15 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from gam_jax.ops.checks import (
+    check_choice,
+    check_chunk,
+    check_shape,
+    check_starts,
+    check_tokens,
+)
 from sharding import collectives
+from sharding.errors import UserError
 from sharding.exchange import prefix
 
 
@@ -66,12 +74,10 @@ def selective_scan(
       y in the dtype of x, and the float32 state after the last token.
 
     Raises:
-      ValueError: an unknown method or a chunk below 1.
+      UserError: an unknown method, a chunk below 1, shapes that do not fit, `starts` that is not
+        bool.
     """
-    if method not in METHODS:
-        raise ValueError(f"selective_scan: '{method}' is not one of {', '.join(METHODS)}")
-    if chunk < 1:
-        raise ValueError(f"selective_scan: chunk {chunk} is not at least 1")
+    _check(x, dt, a, b, c, state, starts, method, chunk)
     run, dtype = METHODS[method], x.dtype
     if state is None:
         state = jnp.zeros((x.shape[0], *a.shape), jnp.float32)
@@ -90,6 +96,31 @@ def selective_scan(
         (_, before), (_, last) = prefix((decay, own), _combine, axis, (unit, state))
         _, y = run(*_alike(before, a, tokens), chunk)
     return jnp.moveaxis(y, 0, 1).astype(dtype), last
+
+
+def _check(
+    x: Array,
+    dt: Array,
+    a: Array,
+    b: Array,
+    c: Array,
+    state: Array | None,
+    starts: Array | None,
+    method: str,
+    chunk: int,
+) -> None:
+    op = "selective_scan"
+    check_choice(op, "method", method, METHODS)
+    check_chunk(op, chunk)
+    check_tokens(op, "x", x, "[B, T, D]")
+    rows, tokens, channels = x.shape
+    check_shape(op, "dt", dt, x.shape)
+    if a.ndim != 2 or a.shape[1] != channels:
+        raise UserError(f"{op}: a {a.shape} is not [N, D] with D = {channels}")
+    for name, weights in (("b", b), ("c", c)):
+        check_shape(op, name, weights, (rows, tokens, a.shape[0]))
+    check_shape(op, "state", state, (rows, *a.shape))
+    check_starts(op, starts, (rows, tokens))
 
 
 def _alike(state: Array, a: Array, tokens: Tokens) -> tuple[Array, Array, Tokens]:
