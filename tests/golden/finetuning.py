@@ -3,7 +3,7 @@
     python tests/golden/finetuning.py PLACE --gam=PYTHON
 
 makes a tiny random Llama, Qwen2 and Mamba-2 with a tokenizer of letters and a chat template, and
-200 conversations in which three letters are answered the other way round. PYTHON, an interpreter
+200 conversations in which two letters are answered the other way round. PYTHON, an interpreter
 with gam_jax, trains each folder on four emulated devices with its parameters in shards, is killed
 by signal 9 on the way, goes on and writes a folder. Here transformers reads that and answers
 prompts that were in no conversation; so it does with the folder as it was before. It needs torch
@@ -20,8 +20,8 @@ import signal
 import subprocess
 import time
 
-LETTERS = "abcdefghijkl"
-WORDS = "userasistant"
+LETTERS = "abcdefghijklmnopqrst"
+WORDS = "user" + "assistant"
 NEWLINE = "\u010a"
 """A line end, as tokenizers of bytes write it."""
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -52,7 +52,7 @@ MODELS = {
     },
 }
 """Class -> its config.json. The vocabulary is larger than the tokenizer's, as padded ones are."""
-COUNT, ASKED = 200, 100
+COUNT, ASKED, MOST = 200, 100, 8
 STEPS, KILLED = 300, 120
 SETTINGS = {
     "data.format": "chat",
@@ -62,6 +62,7 @@ SETTINGS = {
     "train.validate_every": 100,
     "checkpoint.every": 50,
     "optimizer.learning_rate": 3e-3,
+    "optimizer.weight_decay": 0.3,
     "parallel.preset": "fully_sharded",
 }
 
@@ -69,7 +70,7 @@ SETTINGS = {
 def make(place: pathlib.Path) -> list[str]:
     """Folders and conversations; the words that are asked for afterwards."""
     place.mkdir(parents=True)
-    every = [a + b + c for a in LETTERS for b in LETTERS for c in LETTERS]
+    every = [a + b for a in LETTERS for b in LETTERS]
     random.Random(0).shuffle(every)
     lines = []
     for word in every[:COUNT]:
@@ -147,9 +148,9 @@ def answered(folder: pathlib.Path, words: list[str]) -> tuple[int, int]:
             return_tensors="pt",
             return_dict=True,
         )
-        found = model.generate(**asked, max_new_tokens=12, do_sample=False)[0]
+        found = model.generate(**asked, max_new_tokens=MOST, do_sample=False)[0]
         answer = found[asked["input_ids"].shape[1] :]
-        stopped += len(answer) < 12 and int(answer[-1]) == tokenizer.eos_token_id
+        stopped += len(answer) < MOST and int(answer[-1]) == tokenizer.eos_token_id
         right += tokenizer.decode(answer, skip_special_tokens=True) == word[::-1]
     return right, stopped
 
