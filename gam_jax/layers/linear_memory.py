@@ -173,7 +173,9 @@ class LinearMemory(Layer):
         by_head = ("embed", "heads", None)
         table = {
             "w_qkv": Param((width, heads, mixed), by_head, fan_in(width)),
-            "w_out": Param((width, heads, values), by_head, fan_in(heads * values)),
+            "w_out": Param(
+                (width, heads, values), by_head, fan_in(heads * values), transposed=True
+            ),
         }
         if recipe.kernel > 1:
             shape, taps = (recipe.kernel, heads, mixed), fan_in(recipe.kernel)
@@ -185,7 +187,7 @@ class LinearMemory(Layer):
             table["decay_bias"] = Param((heads,), ("heads",), log_step_sizes(), decay=False)
             table["a_log"] = Param((heads,), ("heads",), _log_of_uniform, decay=False)
         if recipe.decay == "channel":
-            inner, bias = (None, "heads", None), ("heads", None)
+            inner, bias = ("latent", "heads", None), ("heads", None)
             table["w_decay_in"] = Param((width, RANK), ("embed", None), fan_in(width))
             table["w_decay_out"] = Param((RANK, heads, keys), inner, fan_in(RANK))
             table["decay_bias"] = Param((heads, keys), bias, fan_in(RANK), decay=False)
