@@ -25,6 +25,7 @@ from experiments.config_flags import define_classes_flag, register_classes
 from experiments.devices import define_device_flags, layout_from_flags, say_where
 from experiments.streams import check_tokenizer, language_model, of_streams, params_of_streams
 from gam_jax import decode
+from gam_jax.adapters import merged
 from gam_jax.data.text import TOKENIZER
 from gam_jax.data.tokenizer import Stream, tokenizer_from_text
 from gam_jax.training.folder import RunFolder
@@ -71,6 +72,7 @@ def main() -> None:
     model.check_mesh(layout)
     step, params = params_of_streams(folder, experiment, layout, args.checkpoint, args.streams)
     check_tokenizer(folder, step, tokenizer)
+    model, params = merged(model, params, layout)  # adapters cost nothing from here on
     say_where(layout.mesh.size)
 
     pieces = decode.generate(

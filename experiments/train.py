@@ -8,6 +8,7 @@ The default needs no download: a small GAM reads the source code of Python's sta
   gam train --run=runs/books --resume
   gam train --run=runs/books --resume=200 --skip=10
   gam train --run=runs/new --init=runs/books@best --init-exclude='final_norm/*'
+  gam train --run=runs/adapted --init=runs/books --adapt='mixer/*,ffn/*' --rank=8
   gam train --emulate=8 --mesh=data=2,seq=2,tensor=2
   gam train --run=runs/traced --profile=10:3
 
@@ -30,6 +31,7 @@ from absl import flags
 from rich.table import Table as TextTable
 
 from experiments import cli
+from experiments.adapt import adapt_from_flags, define_adapter_flags
 from experiments.config_flags import config_title, define_config_flag, experiment_from_flags
 from experiments.curves import draw_curves
 from experiments.devices import define_device_flags, layout_from_flags
@@ -96,6 +98,7 @@ def define_flags() -> None:
         ("same", "resize"),
         "resize: cut a vocabulary of another size, or fill it up with new rows.",
     )
+    define_adapter_flags()
     flags.DEFINE_integer(
         "unfinished_code",
         0,
@@ -148,11 +151,11 @@ def main() -> None:
     resume = flags.FLAGS.resume is not None
     saved = folder.saved_config() if resume else None
     if flags.FLAGS.show_config:
-        print(shown(experiment_from_flags(saved)))
+        print(shown(adapt_from_flags(experiment_from_flags(saved))))
         return
     if not resume:
         folder.check_new()
-    experiment = experiment_from_flags(saved)
+    experiment = adapt_from_flags(experiment_from_flags(saved))
     profile = Span.parse(flags.FLAGS.profile) if flags.FLAGS.profile else None
     beginning = _beginning(folder, resume)
     check_beginning(experiment, folder, beginning, resume, resume and folder.ran())

@@ -6,11 +6,14 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, TypeVar, cast
 
+import jax
+
 from gam_jax.layers import Adapted, Layer, Series, Stack
 from gam_jax.layers.adapted import chosen, matrices, with_adapters
 from gam_jax.models.base import Model
-from gam_jax.params import Params
+from gam_jax.params import Params, param_specs, shardings
 from sharding.errors import UserError
+from sharding.layout import Layout
 
 ModelType = TypeVar("ModelType", bound=Model)
 
@@ -91,7 +94,9 @@ def plain(config: Any) -> Any:
     return dataclasses.replace(config, **changes) if changes else config
 
 
-def merged(model: ModelType, params: Params) -> tuple[ModelType, Params]:
+def merged(
+    model: ModelType, params: Params, layout: Layout | None = None
+) -> tuple[ModelType, Params]:
     """The model without adapters, and its parameters with them added to their matrices.
 
     What it computes is what the adapted model does, but for rounding. A model without adapters
@@ -99,8 +104,13 @@ def merged(model: ModelType, params: Params) -> tuple[ModelType, Params]:
 
     Args:
       model: with adapters.
-      params: whole arrays, on any mesh.
+      params: whole arrays; on a mesh where there is a layout.
+      layout: where to leave them; None for wherever they come to lie.
     """
     if not is_adapted(model):
         return model, params
-    return cast(ModelType, plain(model)), with_adapters(model.table(), params)
+    own, table = cast(ModelType, plain(model)), model.table()
+    if layout is None:
+        return own, with_adapters(table, params)
+    placed = shardings(param_specs(own.table(), layout), layout)
+    return own, jax.jit(lambda params: with_adapters(table, params), out_shardings=placed)(params)
