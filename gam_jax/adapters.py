@@ -41,7 +41,7 @@ def adapted(
         raise UserError(f"adapters need a model of blocks, and a {type(model).__name__} has none")
     if is_adapted(model):
         raise UserError("the model has adapters already: merge them first, see docs/adapters.md")
-    names = {name for one in _blocks(block) for name in matrices(one.table())}
+    names = {name for _, one in blocks(block) for name in matrices(one.table())}
     found = chosen(on, names)
 
     def into(layer: Layer) -> Layer:
@@ -56,15 +56,15 @@ def adapted(
     return dataclasses.replace(model, block=into(block))  # type: ignore[call-arg]
 
 
-def _blocks(layer: Layer) -> Iterator[Layer]:
-    """The layers that stacks repeat."""
+def blocks(layer: Layer, prefix: str = "") -> Iterator[tuple[str, Layer]]:
+    """The layers that stacks repeat, and what the names of their parameters begin with."""
     if isinstance(layer, Series):
-        yield from _blocks(layer.first)
-        yield from _blocks(layer.then)
+        yield from blocks(layer.first, f"{prefix}first/")
+        yield from blocks(layer.then, f"{prefix}then/")
     elif isinstance(layer, Stack):
-        yield from _blocks(layer.block)
+        yield from blocks(layer.block, prefix)
     else:
-        yield layer
+        yield prefix, layer
 
 
 def adapters_of(config: Any) -> list[Adapted]:

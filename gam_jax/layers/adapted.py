@@ -285,3 +285,23 @@ def _cut(dims: list[Any], own: Sides) -> tuple[list[Any], list[Any], list[Any]]:
     """A list of what the dimensions have: of those that count, of the first, the second side."""
     end = own.counted + own.first
     return dims[: own.counted], dims[own.counted : end], dims[end:]
+
+
+def pairs(table: Table, path: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[str, ...], Any]]:
+    """For each adapted matrix of a table its name, the path of its adapters, and their a and b."""
+    for name, entry in table.items():
+        if not isinstance(entry, Mapping):
+            continue
+        if name != ADAPTERS:
+            yield from pairs(entry, (*path, name))
+            continue
+        for own, _ in leaves(entry):
+            if own[-1] == "a":
+                place = (*path, name, *own[:-1])
+                yield "/".join((*path, *own[:-1])), place, _entry(entry, own[:-1])
+
+
+def _entry(tree: Any, path: tuple[str, ...]) -> Any:
+    for name in path:
+        tree = tree[name]
+    return tree
