@@ -12,6 +12,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_dict, config_flags
 
+from experiments.imported import Imported
 from gam_jax.config import from_dict, to_dict
 from gam_jax.data import DATA
 from gam_jax.training.experiment import Experiment
@@ -92,33 +93,43 @@ class _ByName(flags.ArgumentParser):
         return self._by_file.flag_type()
 
 
-def experiment_from_flags(saved: dict[str, Any] | None = None) -> Experiment:
+def experiment_from_flags(
+    saved: dict[str, Any] | None = None, imported: Imported | None = None
+) -> Experiment:
     """The experiment that the command line asks for.
 
     Args:
       saved: the configuration of the run that is resumed. It stands in for the config file
         where --config names none; overrides apply to either.
+      imported: the model folder that a run starts from, which stands in for it likewise.
 
     Raises:
-      UserError: a value of the wrong type, or one that its dataclass refuses.
+      UserError: a value of the wrong type, or one that its dataclass refuses; of a model folder,
+        another model.
     """
     flag: Any = flags.FLAGS["config"]
-    values = flag.value
-    if saved is not None and flag.using_default_value:
-        values = config_dict.ConfigDict(saved)
-        values.update_from_flattened_dict(config_flags.get_override_values(flag))
-    return from_dict(
-        Experiment, _of_its_data(values.to_dict(), config_flags.get_override_values(flag))
-    )
+    values, overrides = flag.value, config_flags.get_override_values(flag)
+    if flag.using_default_value and (saved is not None or imported is not None):
+        values = config(imported.experiment) if imported else config_dict.ConfigDict(saved)
+        values.update_from_flattened_dict(overrides)
+    asked = from_dict(Experiment, _of_its_data(values.to_dict(), overrides, imported))
+    if imported is not None:
+        imported.check_model(asked.model)
+    return asked
 
 
-def _of_its_data(values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+def _of_its_data(
+    values: dict[str, Any], overrides: Mapping[str, Any], imported: Imported | None
+) -> dict[str, Any]:
     """The values without fields that --config.data.name=... has left behind.
 
     Another class of data has other fields; those that the command line sets stay, so that a wrong
-    one is named.
+    one is named. Records that a model folder is trained on are packed, where its layers can.
     """
     data = values.get("data")
+    records = overrides.get("data.format") in ("prompt", "chat")
+    if imported is not None and records and "data.documents" not in overrides:
+        values["data"]["documents"] = "rows" if imported.model.cannot_pack() else "packed"
     if "data.name" not in overrides or not isinstance(data, dict):
         return values
     kind = DATA.get(str(data["name"]).partition(":")[0])

@@ -8,6 +8,7 @@ The default needs no download: a small GAM reads the source code of Python's sta
   gam train --run=runs/books --resume
   gam train --run=runs/books --resume=200 --skip=10
   gam train --run=runs/new --init=runs/books@best --init-exclude='final_norm/*'
+  gam train --init=hf:FOLDER --config.data.name=text:notes.txt
   gam train --run=runs/adapted --init=runs/books --adapt='mixer/*,ffn/*' --rank=8
   gam train --emulate=8 --mesh=data=2,seq=2,tensor=2
   gam train --run=runs/traced --profile=10:3
@@ -35,7 +36,14 @@ from experiments.adapt import adapt_from_flags, define_adapter_flags
 from experiments.config_flags import config_title, define_config_flag, experiment_from_flags
 from experiments.curves import draw_curves
 from experiments.devices import define_device_flags, layout_from_flags
+from experiments.imported import Imported
 from experiments.load_figure import draw_load
+from experiments.origins import (
+    define_origin_flags,
+    folder_named,
+    imported_from_flags,
+    source_from_flags,
+)
 from experiments.show_config import shown
 from experiments.tables import print_table
 from gam_jax.models import LanguageModel
@@ -48,7 +56,6 @@ from gam_jax.training.heartbeat import Heartbeat
 from gam_jax.training.metrics import read_metrics
 from gam_jax.training.profile import Span
 from gam_jax.training.progress import shown_score
-from gam_jax.training.warm_start import Source
 from sharding import processes
 from sharding.errors import UserError
 from sharding.fault import reason
@@ -89,15 +96,7 @@ def define_flags() -> None:
         0,
         2**31 - 1,
     )
-    cli.define_path("init", None, "Start from parameters of another run: RUN, or RUN@STEP.")
-    flags.DEFINE_string("init_include", "", "Only parameters of these names, as 'blocks/*,emb*'.")
-    flags.DEFINE_string("init_exclude", "", "But not those of these names.")
-    flags.DEFINE_enum(
-        "init_vocab",
-        "same",
-        ("same", "resize"),
-        "resize: cut a vocabulary of another size, or fill it up with new rows.",
-    )
+    define_origin_flags()
     define_adapter_flags()
     flags.DEFINE_integer(
         "unfinished_code",
@@ -149,18 +148,21 @@ def main() -> None:
     """Checks everything that can be checked, then trains."""
     folder = _run_folder()
     resume = flags.FLAGS.resume is not None
-    saved = folder.saved_config() if resume else None
+    imported = imported_from_flags(folder, resume)
+    goes_on = resume and (imported is None or folder.ran())
+    saved = folder.saved_config() if goes_on else None
+    experiment = experiment_from_flags(saved, None if goes_on else imported)
+    experiment = adapt_from_flags(experiment)
     if flags.FLAGS.show_config:
-        print(shown(adapt_from_flags(experiment_from_flags(saved))))
+        print(shown(experiment))
         return
     if not resume:
         folder.check_new()
-    experiment = adapt_from_flags(experiment_from_flags(saved))
     profile = Span.parse(flags.FLAGS.profile) if flags.FLAGS.profile else None
-    beginning = _beginning(folder, resume)
+    beginning = _beginning(folder, resume, imported)
     check_beginning(experiment, folder, beginning, resume, resume and folder.ran())
     if flags.FLAGS.plan:
-        print(json.dumps(dataclasses.asdict(_plan(experiment, folder, saved))))
+        print(json.dumps(dataclasses.asdict(_plan(experiment, saved, beginning))))
         return
     with Heartbeat.from_environment() as heartbeat:
         layout = layout_from_flags(experiment.parallel)
@@ -196,13 +198,15 @@ def _tell(fitted: Fitted) -> None:
         _print_summary(fitted)
 
 
-def _plan(experiment: Experiment, folder: RunFolder, saved: dict[str, Any] | None) -> Plan:
+def _plan(experiment: Experiment, saved: dict[str, Any] | None, beginning: Beginning) -> Plan:
     """The mesh for the devices that --plan names."""
     count, times, devices = flags.FLAGS.plan.partition("x")
     if not (times and count.isdecimal() and devices.isdecimal()):
         raise UserError(f"--plan={flags.FLAGS.plan}: write processes x devices of each, as 2x4")
     if saved is None:  # else the model is fitted to its data
-        experiment, _ = opened(experiment, None, folder, resumed=False)
+        origin = beginning.source
+        files = None if origin is None else origin.files(experiment.data)
+        experiment, _ = opened(experiment, None, files)
     if total := int(count) * int(devices):  # else `replan` says that none are left
         processes.emulate(total)
     return replan(
@@ -213,25 +217,15 @@ def _plan(experiment: Experiment, folder: RunFolder, saved: dict[str, Any] | Non
 def _run_folder() -> RunFolder:
     name = flags.FLAGS.run
     if not name:
-        name = pathlib.Path("runs") / config_title()
+        source = folder_named()
+        name = pathlib.Path("runs") / (config_title() if source is None else source.resolve().name)
     return RunFolder(pathlib.Path(name))
 
 
-def _beginning(folder: RunFolder, resume: bool) -> Beginning:
+def _beginning(folder: RunFolder, resume: bool, imported: Imported | None) -> Beginning:
     """What --resume and --init ask for; a UserError where they do not go together."""
     args = flags.FLAGS
-    source = None
-    if args.init:
-        source = Source.parse(
-            args.init, args.init_include, args.init_exclude, args.init_vocab == "resize"
-        )
-        if folder.ran() and not resume:
-            raise UserError(
-                f"--init starts a new run, and {folder.path} holds one: name another with --run"
-            )
-        source.open()
-    elif args.init_include or args.init_exclude or args.init_vocab != "same":
-        raise UserError("--init_include, --init_exclude, --init_vocab need --init=RUN")
+    source = imported or source_from_flags(folder, resume)
     return Beginning(args.resume or LATEST, source, change=tuple(args.change), skip=args.skip)
 
 

@@ -164,7 +164,7 @@ def open_arrays(folder: Path) -> dict[str, Stored]:
             f"{folder} holds no {SINGLE} and no {INDEX}: save the model with safe serialization"
         )
     if not index:
-        return _open(_file(folder, SINGLE))
+        return _open(file_in(folder, SINGLE))
     found = _open_shards(folder, _places(folder))
     if single:
         raise UserError(
@@ -179,7 +179,7 @@ def open_file(folder: Path, name: str) -> dict[str, Stored]:
     Raises:
       UserError: it is missing or damaged.
     """
-    return _open(_file(folder, name))
+    return _open(file_in(folder, name))
 
 
 def read_object(folder: Path, name: str) -> dict[str, Any]:
@@ -202,8 +202,16 @@ def write_folder(
     config: Mapping[str, Any],
     tensors: Mapping[str, np.ndarray],
     shard_bytes: int = SHARD_BYTES,
+    beside: Mapping[str, bytes] = {},
 ) -> None:
     """Writes config.json and the arrays, in files of at most `shard_bytes` where one array fits.
+
+    Args:
+      folder: new or empty.
+      config: what config.json says.
+      tensors: the arrays by name.
+      shard_bytes: the most of a file.
+      beside: what other files hold, by name.
 
     Raises:
       UserError: the folder holds something already, or cannot be written.
@@ -219,6 +227,8 @@ def write_folder(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        for name, content in beside.items():
+            (folder / name).write_bytes(content)
         for name, shard in zip(names, shards, strict=True):
             safetensors.numpy.save_file(shard, folder / name, metadata={"format": "pt"})
         if len(shards) > 1:
@@ -278,7 +288,7 @@ def _open_shards(folder: Path, places: Mapping[str, str]) -> dict[str, Stored]:
     found: dict[str, Stored] = {}
     files: dict[str, str] = {}
     for file in sorted(set(places.values())):
-        for name, stored in _open(_file(folder, file)).items():
+        for name, stored in _open(file_in(folder, file)).items():
             if name in found:
                 raise UserError(
                     f"{folder}: both {files[name]} and {file} hold {_quoted(name)}: one of them is "
@@ -329,7 +339,7 @@ def _there(path: Path) -> bool:
         raise UserError(f"cannot read {path}: {error.strerror}: is it a model folder?") from error
 
 
-def _file(folder: Path, name: str) -> Path:
+def file_in(folder: Path, name: str) -> Path:
     """A file of the folder. A link may lead to another, or to where a download cache has it.
 
     That cache (huggingface_hub) has `snapshots/<revision>/` full of links into `blobs/`.
@@ -353,7 +363,7 @@ def _file(folder: Path, name: str) -> Path:
 
 def _json(folder: Path, name: str) -> dict[str, Any]:
     """A JSON object; Mamba-2's config.json has an infinity."""
-    path = _file(folder, name)
+    path = file_in(folder, name)
     try:
         return read_json(path, mend="download it again", max_bytes=JSON_BYTES, finite=False)
     except FileNotFoundError as error:

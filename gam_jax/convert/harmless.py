@@ -132,6 +132,24 @@ OF: Mapping[str, Mapping[str, str]] = {
 }
 """Class -> what changes nothing in it alone, and why."""
 
+NOT_KEPT: frozenset[str] = frozenset(
+    {"dtype", "torch_dtype", "auto_map", *(n for n, why in EVERYWHERE.items() if why == _NOTE)}
+)
+"""Fields that are not true of a folder that is written here, or that name code."""
+
+
+def kept_fields(name: str, original: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of an original config.json that a folder of its trained model says too.
+
+    Args:
+      name: the class that is written.
+      original: what the config.json said.
+    """
+    same = original.get("architectures") == [name]
+    harmless = {*EVERYWHERE, *(OF.get(name, {}) if same else ())} - NOT_KEPT
+    return {field: value for field, value in original.items() if field in harmless}
+
+
 ARRAYS: Mapping[str, str] = {
     r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq": (
         "wavelengths of rotary positions, which follow from config.json"

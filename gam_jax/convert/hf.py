@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from gam_jax.convert import folder as files
 from gam_jax.convert.family import UNLIKE, Config, Family
 from gam_jax.convert.fields import Fields
 from gam_jax.convert.folder import Reader, Stored
-from gam_jax.convert.harmless import EVERYWHERE, NEUTRAL, OF
+from gam_jax.convert.harmless import EVERYWHERE, NEUTRAL, OF, kept_fields
 from gam_jax.models.language import LanguageModel
 from gam_jax.params import Params, abstract_params, path_name
 from sharding.errors import UserError
+from sharding.json_file import parse_json
 from sharding.paths import local_path
 
 HEAD = "lm_head.weight"
@@ -42,8 +44,39 @@ def from_hf(folder: str | Path) -> tuple[LanguageModel, Params]:
       UserError: a folder that cannot be read, an architecture or a field of it that is not known
         here, an array that is missing, of another shape or dtype, or that the model does not read.
     """
+    model, params = read_folder(folder)
+    return model, jax.tree.map(jnp.asarray, params)
+
+
+def read_folder(folder: str | Path) -> tuple[LanguageModel, Params]:
+    """As `from_hf`, with parameters in the memory of the host: NumPy arrays on no device."""
     path = local_path(folder)
     return _read(files.read_config(path), files.open_arrays(path))
+
+
+def model_of(folder: str | Path) -> LanguageModel:
+    """The model of a folder that has each of its arrays, in its shape; none of them is read.
+
+    Raises:
+      UserError: as `from_hf`, but for what only the numbers tell.
+    """
+    path = local_path(folder)
+    reader = Reader(Fields(files.read_config(path)), _unread(files.open_arrays(path)))
+    model, family = _opened(reader)
+    _take(model, family, reader)
+    return model
+
+
+def _unread(stored: Mapping[str, Stored]) -> dict[str, Stored]:
+    """Arrays of which each is zeros that take no memory."""
+
+    def zeros(shape: tuple[int, ...]) -> np.ndarray:
+        return np.broadcast_to(np.float32(0), shape)
+
+    return {
+        name: found._replace(load=functools.partial(zeros, found.shape))
+        for name, found in stored.items()
+    }
 
 
 def to_hf(
@@ -51,30 +84,60 @@ def to_hf(
     params: Params,
     folder: str | Path,
     shard_bytes: int = files.SHARD_BYTES,
+    source: Mapping[str, bytes] = {},
 ) -> None:
     """Writes a folder that transformers opens with `AutoModelForCausalLM.from_pretrained`.
 
     What `from_hf` read comes out bit for bit, in float32.
 
+    Args:
+      model: what is written.
+      params: the model's parameters.
+      folder: new or empty.
+      shard_bytes: the most of a file.
+      source: files of the folder that the model came from, see `convert.source`. They are written
+        beside the weights; of its config.json, the fields that change nothing are.
+
     Raises:
       UserError: a model that no architecture known here expresses; a folder that cannot be
         written.
     """
-    files.write_folder(local_path(folder), *write(model, params), shard_bytes)
+    path, beside = local_path(folder), dict(source)
+    config, tensors = write(model, params)
+    if (original := beside.pop(files.CONFIG, None)) is not None:
+        said = parse_json(original, files.CONFIG, finite=False)
+        config = {**kept_fields(config["architectures"][0], said), **config}
+    files.write_folder(path, config, tensors, shard_bytes, beside)
 
 
 def read(config: Config, tensors: Mapping[str, np.ndarray]) -> tuple[LanguageModel, Params]:
     """`from_hf` of what a folder holds."""
-    return _read(config, {name: files.in_memory(array) for name, array in tensors.items()})
+    stored = {name: files.in_memory(array) for name, array in tensors.items()}
+    model, params = _read(config, stored)
+    return model, jax.tree.map(jnp.asarray, params)
 
 
 def _read(values: Config, stored: Mapping[str, Stored]) -> tuple[LanguageModel, Params]:
     reader = Reader(Fields(values), stored)
+    model, family = _opened(reader)
+    params, blocks = _take(model, family, reader)
+    return model, _checked(model, {**params, "blocks": family.join(model, blocks)})
+
+
+def _opened(reader: Reader) -> tuple[LanguageModel, Family]:
+    """The model of a folder whose arrays are of dtypes that are read, and its family."""
     reader.config.refuse_quantized()
     name = architecture(reader.config)
     family = FAMILIES[name]
     model = _model(name, family, reader.config)
     reader.check_dtypes()
+    return model, family
+
+
+def _take(
+    model: LanguageModel, family: Family, reader: Reader
+) -> tuple[dict[str, Any], list[Params]]:
+    """The parameters outside of the blocks, and those of each block."""
     params: dict[str, Any] = {
         "embedding": reader.take(family.embedding, model.vocab or 0, model.width),
         "final_norm": {"scale": reader.take(family.norm, model.width)},
@@ -86,11 +149,10 @@ def _read(values: Config, stored: Mapping[str, Stored]) -> tuple[LanguageModel, 
     blocks = [
         family.read(model, reader.block(family.blocks, i)) for i in range(family.layers(model))
     ]
-    params["blocks"] = family.join(model, blocks)
     if family.apart is not None:
         params |= family.apart[0](model, reader)
     reader.check_all_taken(family.spare(reader))
-    return model, _checked(model, params)
+    return params, blocks
 
 
 def _model(name: str, family: Family, config: Fields) -> LanguageModel:
@@ -188,12 +250,12 @@ def architecture(config: Config) -> str:
 
 
 def _checked(model: LanguageModel, params: Params) -> Params:
-    def check(path: Any, want: jax.ShapeDtypeStruct, array: np.ndarray) -> jax.Array:
+    def check(path: Any, want: jax.ShapeDtypeStruct, array: np.ndarray) -> np.ndarray:
         if array.shape != want.shape:
             raise UserError(
                 f"{path_name(path)}: the folder's array gives {array.shape} where its "
                 f"config.json asks for {want.shape}"
             )
-        return jnp.asarray(array, jnp.float32)
+        return np.asarray(array, np.float32)
 
     return jax.tree_util.tree_map_with_path(check, abstract_params(model.table()), params)

@@ -15,7 +15,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -217,6 +217,21 @@ def find_template(tokenizer: str, template: str = "") -> ChatTemplate:
         )
     now = datetime.date.today().isoformat()
     return ChatTemplate(source, _special(config), now if "strftime_now" in source else "", where)
+
+
+def template_in(files: Mapping[str, bytes]) -> str | None:
+    """The template among the files that stand beside a tokenizer.json; None for none.
+
+    Args:
+      files: what they hold, by name.
+
+    Raises:
+      UserError: no text, or no JSON.
+    """
+    if JINJA in files:
+        return files[JINJA].decode("utf-8", "replace")
+    config = parse_json(files.get(CONFIG, b"{}"), CONFIG)
+    return _source_of(config["chat_template"], CONFIG) if "chat_template" in config else None
 
 
 def _source_of(value: Any, where: str) -> str:

@@ -121,8 +121,8 @@ class ByteTokenizer:
         return [(self.encode(text), _places_of_bytes(text)) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text; bytes that are not UTF-8 become U+FFFD."""
-        return bytes(int(i) for i in ids).decode("utf-8", "replace")
+        """The text; bytes that are not UTF-8, and ids that are no bytes, become U+FFFD."""
+        return _bytes(ids).decode("utf-8", "replace")
 
     def shown(self, ids: Iterable[int]) -> str:
         """The text, with the separator as an empty set."""
@@ -148,12 +148,17 @@ def _places_of_bytes(text: str) -> np.ndarray:
     return np.stack([place, place + 1], axis=1)
 
 
+def _bytes(ids: Iterable[int]) -> bytes:
+    """A model may have more ids than bytes; 255 is in no UTF-8."""
+    return bytes(min(int(i), 255) for i in ids)
+
+
 class _ByteStream:
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
-        return self._decoder.decode(bytes([int(token)]))
+        return self._decoder.decode(_bytes([token]))
 
     def flush(self) -> str:
         return self._decoder.decode(b"", final=True)

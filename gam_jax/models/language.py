@@ -66,7 +66,7 @@ class LanguageModel(Model):
       block: the residual block; it takes width and dropout from here where it leaves them None.
       width: D.
       depth: L.
-      vocab: V, the tokenizer's; None until it is known.
+      vocab: V, of at least the tokenizer's ids; None for as many, once they are known.
       context: how many learned positions there are; 0 for none (the model then streams forever).
       dropout: rate on the embedding and wherever the block leaves its own None.
       init: "sound" draws positions from N(0, 0.02^2), so that tokens are seen beside them;
@@ -163,14 +163,17 @@ class LanguageModel(Model):
         return dict.fromkeys(("inputs", "targets"), known(self.vocab, "vocab", self))
 
     def fitted(self, data: Dataset) -> LanguageModel:
-        """The model with what the data decide: its vocabulary, and whether rows are packed.
+        """The model with what the data decide: whether rows are packed, and an unknown vocabulary.
+
+        A vocabulary that is known stays, since it may have more ids than the tokenizer uses.
 
         Raises:
           UserError: the data do not suit it, see `suits.check_data`.
         """
         suits.check_data(self, data.sizes, data.config.name)
         packed = bool(data.sizes.get("packed", 0))
-        return dataclasses.replace(self, vocab=data.sizes["vocab"], packed=packed)
+        vocab = data.sizes["vocab"] if self.vocab is None else self.vocab
+        return dataclasses.replace(self, vocab=vocab, packed=packed)
 
     def cannot_pack(self) -> str:
         """What of the model cannot keep the documents of a row apart; empty if all can."""

@@ -20,7 +20,7 @@ def check_data(model: LanguageModel, sizes: Mapping[str, int], name: str) -> Non
       name: of the data.
 
     Raises:
-      UserError: the data have no vocabulary, another than the model's, longer windows than it
+      UserError: the data have no vocabulary, a larger one than the model's, longer windows than it
         takes, or packed rows whose documents it cannot keep apart.
     """
     vocab, window = sizes.get("vocab"), sizes.get("window", 0)
@@ -29,9 +29,9 @@ def check_data(model: LanguageModel, sizes: Mapping[str, int], name: str) -> Non
             f"data.name={name} has no vocabulary: a LanguageModel reads text or other sequences "
             f"of ids"
         )
-    if model.vocab not in (None, vocab):
+    if model.vocab is not None and model.vocab < vocab:
         raise UserError(
-            f"model.vocab={model.vocab} but the tokenizer has {vocab}: leave model.vocab out, "
+            f"model.vocab={model.vocab} but the tokenizer has {vocab} ids: leave model.vocab out, "
             f"or use the tokenizer that the model was made for"
         )
     if model.context and model.context < window:

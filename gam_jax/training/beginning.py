@@ -18,7 +18,7 @@ from gam_jax.training.folder import RunFolder, abstract_on_mesh, check_data, com
 from gam_jax.training.history import Began, note, read_history, skipped_from
 from gam_jax.training.progress import Progress
 from gam_jax.training.step import TrainState, init_state, state_shardings
-from gam_jax.training.warm_start import Source, warm_start
+from gam_jax.training.warm_start import Origin
 from sharding import processes
 from sharding.checkpoint import Checkpoints
 from sharding.errors import UserError
@@ -42,7 +42,7 @@ class Beginning:
     """
 
     which: str = LATEST
-    source: Source | None = None
+    source: Origin | None = None
     params: Callable[[], Params] | None = None
     change: tuple[str, ...] = ()
     skip: int | None = None
@@ -237,8 +237,13 @@ def _new(
         placed = state_shardings(model, optimizer, layout).params
         return state.replace(params=jax.device_put(beginning.params(), placed, may_alias=False))
     if beginning.source is None:
+        if folder.init.exists():
+            raise UserError(
+                f"{folder.path} began from another's parameters and has no checkpoint yet: add the "
+                f"--init that it began with"
+            )
         return state
-    params, report = warm_start(beginning.source, model.table(), state.params)
+    params, report = beginning.source.start(model.table(), state.params)
     for line in report.lines():
         progress.say(line)
     if processes.is_first():

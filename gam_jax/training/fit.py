@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from gam_jax.data.base import Dataset
@@ -18,7 +19,7 @@ from gam_jax.training.lock import run_lock
 from gam_jax.training.loop import Beginning, Outcome, train
 from gam_jax.training.profile import Span
 from gam_jax.training.progress import Progress
-from gam_jax.training.warm_start import plan
+from gam_jax.training.warm_start import Origin
 from sharding import machine, processes
 from sharding.errors import UserError
 from sharding.layout import Layout
@@ -97,14 +98,16 @@ def fit(
             _begins_anew(folder, progress)
         if data is None:
             progress.say(f"reading {experiment.data.name}")
-        experiment, data = opened(experiment, data, folder, resumed)
+        origin = beginning.source
+        files = kept_files(experiment, folder, resumed, origin)
+        experiment, data = opened(experiment, data, files)
         _check(experiment, data, layout)
-        if beginning.source is not None:
-            plan(beginning.source, experiment.model.table())
+        if origin is not None:
+            origin.plan(experiment.model.table())
         if resumed:
             folder.check_same(experiment, beginning.change)
         elif processes.is_first():
-            folder.start(experiment, data.files)
+            folder.start(experiment, data.files, {} if origin is None else origin.source)
         processes.barrier("run folder")
         baselines = data.baselines()
         if processes.is_first() and baselines and not (resumed and folder.baselines.exists()):
@@ -155,22 +158,37 @@ def _begins_anew(folder: RunFolder, progress: Progress) -> None:
         progress.say(f"{folder.path} holds a configuration that never ran: begun anew")
 
 
+def kept_files(
+    experiment: Experiment, folder: RunFolder, resumed: bool, origin: Origin | None
+) -> Mapping[str, str] | None:
+    """The files of its data that a run has: its own, or those that it has from where it starts.
+
+    Args:
+      experiment: what is run.
+      folder: of the run.
+      resumed: whether it goes on.
+      origin: whose parameters a new one starts from.
+    """
+    if resumed:
+        return folder.kept(experiment.data)
+    return None if origin is None else origin.files(experiment.data)
+
+
 def opened(
-    experiment: Experiment, data: Dataset | None, folder: RunFolder, resumed: bool
+    experiment: Experiment, data: Dataset | None, files: Mapping[str, str] | None
 ) -> tuple[Experiment, Dataset]:
     """The experiment with its model fitted to the data, and the data as long as it asks for.
 
     Args:
       experiment: what is run.
       data: opened already, or None.
-      folder: of the run.
-      resumed: whether the folder keeps files of the data.
+      files: of the data, see `kept_files`.
 
     Raises:
       UserError: data that cannot be opened, or do not suit the model.
     """
     if data is None:
-        data = experiment.data.open(folder.kept(experiment.data) if resumed else None)
+        data = experiment.data.open(files)
     data = data.first(experiment.train.tokens, experiment.train.validation_tokens)
     model = experiment.model.fitted(data)
     return dataclasses.replace(experiment, model=model, data=data.config), data

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ from sharding.errors import UserError
 from sharding.json_file import read_json
 from sharding.layout import Layout
 from sharding.paths import check_local
-from sharding.whole_file import write_atomically
+from sharding.whole_file import replacing, write_atomically
 
 LIBRARIES = ("jax", "jaxlib", "numpy", "optax", "orbax-checkpoint", "tensorstore")
 """Those whose versions a checkpoint records."""
@@ -67,6 +68,11 @@ class RunFolder:
         return self.path / "init.json"
 
     @property
+    def source(self) -> pathlib.Path:
+        """Files of the model folder that a run was made of, see `gam_jax.convert.source`."""
+        return self.path / "source"
+
+    @property
     def history(self) -> pathlib.Path:
         """A line for each start, see `gam_jax.training.history`."""
         return self.path / "history.jsonl"
@@ -96,14 +102,23 @@ class RunFolder:
             return None
         return read_json(self.config)
 
-    def ran(self) -> bool:
-        """Whether a run of this configuration has done anything that is told of, or saved."""
+    def has_checkpoints(self) -> bool:
+        """Whether a run of this configuration has saved anything."""
         folder = self.checkpoints
         saved = folder.is_dir() and any(path.suffix != ".partial" for path in folder.iterdir())
-        logged = self.metrics.is_file() and self.metrics.stat().st_size > 0
-        return self.config.exists() and (saved or logged)
+        return self.config.exists() and saved
 
-    def start(self, experiment: Experiment, files: Mapping[str, str]) -> None:
+    def ran(self) -> bool:
+        """Whether it has done anything that is told of, or saved."""
+        logged = self.metrics.is_file() and self.metrics.stat().st_size > 0
+        return self.has_checkpoints() or (self.config.exists() and logged)
+
+    def start(
+        self,
+        experiment: Experiment,
+        files: Mapping[str, str],
+        source: Mapping[str, bytes] = {},
+    ) -> None:
         """Writes the configuration into a new folder, and what its data keeps there.
 
         What a run that never took a step has left of its own is removed.
@@ -111,6 +126,7 @@ class RunFolder:
         Args:
           experiment: of the run.
           files: of the data, by name.
+          source: files of the model folder that it is made of, by name.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -120,12 +136,23 @@ class RunFolder:
                 for cut_short in self.path.glob(f"{name}.*"):
                     cut_short.unlink(missing_ok=True)
                 write_atomically(self.path / name, text)
+            self._keep(source)
             # Where this start of the run ends is not part of the run: --resume goes on to the end.
             train = dataclasses.replace(experiment.train, stop_at=0)
             values = to_dict(dataclasses.replace(experiment, train=train))
             write_atomically(self.config, json.dumps(values, indent=2) + "\n")
         except OSError as error:
             raise UserError(f"cannot write the run folder {self.path}: {error}") from error
+
+    def _keep(self, source: Mapping[str, bytes]) -> None:
+        """Writes the files of a model folder, and no others, where there are any."""
+        if self.source.is_dir() and not self.source.is_symlink():
+            shutil.rmtree(self.source)
+        if source:
+            self.source.mkdir()
+        for name, content in source.items():
+            with replacing(self.source / name) as file:
+                file.write(content)
 
     def change(self, changes: Changes) -> None:
         """Writes the configuration anew, with some fields changed."""
@@ -159,7 +186,7 @@ class RunFolder:
     def _others(self) -> list[pathlib.Path]:
         """What is in the folder besides the first files of a run that died as it began."""
         kept = (f"{name}*" for kind in DATA.values() for name in kind.FILES)
-        own = ("run.lock*", *kept, f"{self.config.name}.partial")
+        own = ("run.lock*", *kept, f"{self.config.name}.partial", self.source.name)
         return [p for p in self.path.iterdir() if not any(p.match(pattern) for pattern in own)]
 
     def check_same(self, experiment: Experiment, named: Sequence[str] = ()) -> Changes:

@@ -6,12 +6,13 @@ import dataclasses
 import fnmatch
 import json
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
+from gam_jax.data.base import Data
 from gam_jax.params import Param, Params, Table
 from gam_jax.training.folder import RunFolder
 from sharding.checkpoint import Checkpoints, names
@@ -22,6 +23,29 @@ from sharding.whole_file import write_atomically
 _PARAMS = "params/"
 VOCAB = "vocab"
 """The logical axis along which --init_vocab=resize lets shapes differ."""
+
+
+class Origin(Protocol):
+    """Whose parameters a new run starts from: another run's (`Source`), or a model folder's.
+
+    Attributes:
+      source: files that the new run keeps of it, by name.
+    """
+
+    @property
+    def source(self) -> Mapping[str, bytes]: ...
+
+    def files(self, data: Data) -> Mapping[str, str] | None:
+        """What the data keep in the run's folder, where they have it from here; else None."""
+        ...
+
+    def plan(self, table: Table) -> Report:
+        """What would be taken for a model of this table."""
+        ...
+
+    def start(self, table: Table, fresh: Params) -> tuple[Params, Report]:
+        """The parameters to start with, in place of new ones on the mesh."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +65,11 @@ class Source:
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
     resize: bool = False
+
+    @property
+    def source(self) -> Mapping[str, bytes]:
+        """No files."""
+        return {}
 
     @classmethod
     def parse(cls, text: str, include: str, exclude: str, resize: bool) -> Source:
@@ -66,6 +95,65 @@ class Source:
             return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
         return matches(self.include) and not matches(self.exclude)
+
+    def files(self, data: Data) -> Mapping[str, str] | None:
+        """What data keep that a new run has from the source: nothing."""
+        return None
+
+    def plan(self, table: Table) -> Report:
+        """What would be taken; reads no array.
+
+        Raises:
+          UserError: no such checkpoint, a damaged one, one of another vocabulary that is not to
+            be resized, or nothing in it to take.
+        """
+        checkpoints, step = self.open()
+        stored = {
+            name.removeprefix(_PARAMS): found.fact
+            for name, found in checkpoints.manifest(step).arrays.items()
+            if name.startswith(_PARAMS)
+        }
+        kinds: dict[str, list[str]] = {field.name: [] for field in dataclasses.fields(Report)[1:]}
+        params: dict[str, Param] = names.flat(table)
+        for name, param in params.items():
+            kinds[_kind(self, name, param, stored)].append(name)
+        for name in kinds["other_shape"]:
+            _check_vocabulary(f"{self.run.path}@{step}", name, params[name], stored[name].shape)
+        kinds["unexpected"] = [n for n in stored if n not in params and self.takes(n)]
+        if not kinds["taken"] and not kinds["resized"]:
+            raise UserError(
+                f"--init: nothing to take from {self.run.path} at step {step}: its parameters are "
+                f"{', '.join(sorted(stored)[:6])}, ...; see --init_include and --init_exclude"
+            )
+        found = {kind: tuple(each) for kind, each in kinds.items()}
+        return Report(f"{self.run.path}@{step}", **found)
+
+    def start(self, table: Table, fresh: Params) -> tuple[Params, Report]:
+        """New parameters with those of the source in their place.
+
+        Args:
+          table: of the model.
+          fresh: its new parameters, on the mesh.
+
+        Raises:
+          UserError: as `plan`.
+        """
+        report = self.plan(table)
+        checkpoints, step = self.open()
+        leaves: dict[str, Any] = names.flat(fresh)
+        wanted = {
+            _PARAMS + name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+            for name, x in leaves.items()
+            if name in report.taken
+        }
+        taken = names.flat(checkpoints.restore(step, names.nested(wanted), partial=True))
+        leaves.update({name.removeprefix(_PARAMS): x for name, x in taken.items()})
+        for name in report.resized:
+            stored = checkpoints.whole(step, _PARAMS + name)
+            if shown(digest(stored)) != checkpoints.manifest(step).arrays[_PARAMS + name].digest:
+                raise UserError(f"--init: '{name}' in {self.run.path} at step {step} is damaged")
+            leaves[name] = _over(leaves[name], stored)
+        return jax.tree.unflatten(jax.tree.structure(fresh), list(leaves.values())), report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,32 +191,6 @@ class Report:
         write_atomically(path, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
 
-def plan(source: Source, table: Table) -> Report:
-    """What would be taken; reads no array.
-
-    Raises:
-      UserError: no such checkpoint, a damaged one, or nothing in it to take.
-    """
-    checkpoints, step = source.open()
-    stored = {
-        name.removeprefix(_PARAMS): found.fact
-        for name, found in checkpoints.manifest(step).arrays.items()
-        if name.startswith(_PARAMS)
-    }
-    kinds: dict[str, list[str]] = {field.name: [] for field in dataclasses.fields(Report)[1:]}
-    params: dict[str, Param] = names.flat(table)
-    for name, param in params.items():
-        kinds[_kind(source, name, param, stored)].append(name)
-    kinds["unexpected"] = [n for n in stored if n not in params and source.takes(n)]
-    if not kinds["taken"] and not kinds["resized"]:
-        raise UserError(
-            f"--init: nothing to take from {source.run.path} at step {step}: its parameters are "
-            f"{', '.join(sorted(stored)[:6])}, ...; see --init_include and --init_exclude"
-        )
-    found = {kind: tuple(each) for kind, each in kinds.items()}
-    return Report(f"{source.run.path}@{step}", **found)
-
-
 def _kind(source: Source, name: str, param: Param, stored: Mapping[str, names.Fact]) -> str:
     if not source.takes(name):
         return "left"
@@ -137,44 +199,32 @@ def _kind(source: Source, name: str, param: Param, stored: Mapping[str, names.Fa
     shape = stored[name].shape
     if shape == param.shape:
         return "taken"
-    differ = [axis for axis, a, b in zip(param.axes, shape, param.shape, strict=False) if a != b]
-    same_rank = len(shape) == len(param.shape)
-    return "resized" if source.resize and same_rank and differ == [VOCAB] else "other_shape"
+    return "resized" if source.resize and _differ(param, shape) == [VOCAB] else "other_shape"
 
 
-def warm_start(source: Source, table: Table, fresh: Params) -> tuple[Params, Report]:
-    """New parameters with those of the source in their place.
+def _differ(param: Param, shape: tuple[int, ...]) -> list[str | None]:
+    """The logical axes along which a stored shape is another; all where it has other axes."""
+    if len(shape) != len(param.shape):
+        return [*param.axes]
+    return [axis for axis, a, b in zip(param.axes, shape, param.shape, strict=True) if a != b]
 
-    Args:
-      source: whose to take.
-      table: of the model.
-      fresh: its new parameters, on the mesh.
 
-    Raises:
-      UserError: as `plan`.
-    """
-    report = plan(source, table)
-    checkpoints, step = source.open()
-    leaves: dict[str, Any] = names.flat(fresh)
-    wanted = {
-        _PARAMS + name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-        for name, x in leaves.items()
-        if name in report.taken
-    }
-    taken = names.flat(checkpoints.restore(step, names.nested(wanted), partial=True))
-    leaves.update({name.removeprefix(_PARAMS): x for name, x in taken.items()})
-    for name in report.resized:
-        stored = checkpoints.whole(step, _PARAMS + name)
-        if shown(digest(stored)) != checkpoints.manifest(step).arrays[_PARAMS + name].digest:
-            raise UserError(f"--init: '{name}' in {source.run.path} at step {step} is damaged")
-        leaves[name] = _over(leaves[name], stored)
-    return jax.tree.unflatten(jax.tree.structure(fresh), list(leaves.values())), report
+def _check_vocabulary(source: str, name: str, param: Param, shape: tuple[int, ...]) -> None:
+    """A UserError where the vocabulary alone is another: new rows would mean nothing."""
+    if _differ(param, shape) != [VOCAB]:
+        return
+    there, here = (of[param.axes.index(VOCAB)] for of in (shape, param.shape))
+    raise UserError(
+        f"--init: '{name}' has a vocabulary of {there} in {source} and of {here} here: set "
+        f"--config.model.vocab={there} (the data may use fewer), or "
+        f"--init_vocab=resize, or --init_exclude={name} for a new one"
+    )
 
 
 def _over(fresh: jax.Array, stored: np.ndarray) -> jax.Array:
     """`fresh` with what both have taken from `stored`; each device handles its own shard."""
 
-    def shard(part: Any) -> jax.Array:
+    def shard(part: Any) -> np.ndarray:
         values = np.array(part.data)
         starts = [index.start or 0 for index in part.index]
         common = stored[
@@ -183,7 +233,15 @@ def _over(fresh: jax.Array, stored: np.ndarray) -> jax.Array:
             )
         ]
         values[tuple(slice(0, size) for size in common.shape)] = common
-        return jax.device_put(values, part.device, may_alias=False)
+        return values
 
-    shards = [shard(part) for part in fresh.addressable_shards]
-    return jax.make_array_from_single_device_arrays(fresh.shape, fresh.sharding, shards)
+    return by_shards(fresh, shard)
+
+
+def by_shards(like: jax.Array, shard: Callable[[Any], np.ndarray]) -> jax.Array:
+    """An array that lies where another does; of each shard of that, `shard` makes the new one."""
+    shards = [
+        jax.device_put(shard(part), part.device, may_alias=False)
+        for part in like.addressable_shards
+    ]
+    return jax.make_array_from_single_device_arrays(like.shape, like.sharding, shards)

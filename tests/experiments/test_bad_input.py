@@ -101,9 +101,9 @@ BAD = {
         train(data="latin.txt"),
         ["latin.txt is not UTF-8", "0xe9", "offset 3"],
     ),
-    "vocabulary of another tokenizer": (
-        train("--config.model.vocab=300"),
-        ["model.vocab=300", "tokenizer has 256"],
+    "vocabulary smaller than the tokenizer": (
+        train("--config.model.vocab=200"),
+        ["model.vocab=200", "tokenizer has 256"],
     ),
     "window beyond the positions": (
         train("--config.model.context=16"),

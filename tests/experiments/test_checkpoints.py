@@ -22,7 +22,7 @@ from gam_jax.training.experiment import Experiment, TrainConfig
 from gam_jax.training.folder import RunFolder, load_params
 from gam_jax.training.loop import Beginning, train
 from gam_jax.training.progress import Progress
-from gam_jax.training.warm_start import Source, plan
+from gam_jax.training.warm_start import Source
 from sharding.checkpoint import CheckpointConfig, Checkpoints, Damaged, names
 from sharding.checkpoint.__main__ import main as tool
 from sharding.errors import UserError
@@ -259,13 +259,13 @@ def test_a_run_starts_from_parameters_of_another(maker, whole, capsys):
 
 def test_the_report_names_what_is_missing_unexpected_and_of_another_shape(maker, whole):
     other = LanguageModel(Block(GAM(slots=16, variant="global")), 16, 3, 256, context=16)
-    report = plan(Source(whole), other.table())
+    report = Source(whole).plan(other.table())
     assert report.missing == ("positions",)
     assert set(report.taken) == {"embedding", "final_norm/bias", "final_norm/scale"}
     assert "blocks/mixer/memory" in report.other_shape
     assert set(report.unexpected) >= {"blocks/mixer/conv", "blocks/mixer/conv_bias"}
     assert not report.left + report.resized
-    chosen = plan(Source(whole, include=("emb*", "blocks/*/memory")), other.table())
+    chosen = Source(whole, include=("emb*", "blocks/*/memory")).plan(other.table())
     assert (chosen.taken, chosen.unexpected) == (("embedding",), ())
     assert any("missing: 1 (positions)" in line for line in report.lines())
 
@@ -279,8 +279,10 @@ def test_a_vocabulary_is_cut_or_filled_up_on_request(maker, whole, size, where):
     say = Progress(visible=False)
     fresh = beginning._new(experiment, layout, folder, Beginning(), say).params
     folder.path.mkdir()
+    with pytest.raises(UserError, match=f"vocabulary of 256 in .*@40 and of {size} here"):
+        Source(whole).plan(model.table())
     with pytest.raises(UserError, match="nothing to take"):
-        plan(Source(whole, include=("emb*",)), model.table())
+        Source(whole, include=("emb*",), exclude=("embedding",)).plan(model.table())
     warm = Beginning(source=Source(whole, resize=True))
     found = beginning._new(experiment, layout, folder, warm, say).params
     assert json.loads(folder.init.read_text())["resized"] == ["embedding"]

@@ -54,7 +54,7 @@ def test_a_folder_becomes_a_run_that_is_scored_sampled_and_written_back(
     ("args", "message"),
     [
         (["--run=x"], "either --from-hf=FOLDER or --to-hf=FOLDER"),
-        (["--run=/nowhere/x", "--from-hf=/nowhere"], "cannot read the tokenizer"),
+        (["--run=/nowhere/x", "--from-hf=/nowhere"], "cannot read the model folder"),
         (["--run=/nowhere/x", "--to-hf=/nowhere"], "holds no run"),
     ],
 )

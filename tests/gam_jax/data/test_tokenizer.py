@@ -96,6 +96,11 @@ def test_bytes_are_their_values():
     assert (BYTES.vocab, BYTES.separator) == (256, 0)
 
 
+def test_an_id_that_is_no_byte_is_no_text():
+    assert BYTES.decode([104, 300]) == "h\ufffd"
+    assert BYTES.stream().push(300) == "\ufffd"
+
+
 def test_the_first_ids_of_a_bpe_are_the_special_tokens(tmp_path):
     BPE.save(tmp_path / "t.json")
     vocab = json.loads((tmp_path / "t.json").read_text())["model"]["vocab"]

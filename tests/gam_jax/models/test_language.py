@@ -10,9 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gam_jax.data.base import Unread
+from gam_jax.data.text import Text
 from gam_jax.layers import GAM, Block
 from gam_jax.models.language import LanguageModel
 from gam_jax.params import count_params, decay_mask
+from sharding.errors import UserError
 from tests.examples import random_like
 
 SMALL = LanguageModel(Block(GAM(slots=8)), width=16, depth=3, vocab=32)
@@ -173,3 +176,14 @@ def test_decay_is_for_matrices_alone():
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         is_matrix = not any(word in name for word in ("bias", "b_in", "b_out", "norm"))
         assert decays is is_matrix, name
+
+
+@pytest.mark.parametrize(("vocab", "fitted"), [(None, 256), (256, 256), (300, 300)])
+def test_a_vocabulary_is_as_large_as_the_tokenizer_or_larger(vocab, fitted):
+    model = dataclasses.replace(SMALL, vocab=vocab)
+    assert model.fitted(Unread(Text(tokenizer="bytes"))).vocab == fitted
+
+
+def test_a_vocabulary_that_is_smaller_than_the_tokenizer_is_refused():
+    with pytest.raises(UserError, match=r"model.vocab=32 but the tokenizer has 256 ids"):
+        SMALL.fitted(Unread(Text(tokenizer="bytes")))

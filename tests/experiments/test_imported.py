@@ -1,0 +1,122 @@
+"""A run that begins with a model folder: what of it is taken, and what of it may be another."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.imported import RATE, Imported
+from gam_jax.convert import from_hf
+from gam_jax.convert.hf import model_of
+from gam_jax.data.text import Text
+from gam_jax.optimizer import make_optimizer
+from gam_jax.training.step import init_state
+from sharding.checkpoint import names
+from sharding.errors import UserError
+from sharding.layout import Layout, Parallel
+from sharding.mesh import make_mesh
+from tests.gam_jax.convert.test_hf import NAMES, PARSCALE
+from tests.model_folder import GOLDEN, model_folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Of 33 ids where the model has 48."""
+    return model_folder(tmp_path_factory.mktemp("hf") / "llama")
+
+
+@pytest.mark.parametrize("name", [*NAMES, PARSCALE])
+def test_a_folder_is_known_to_be_whole_before_an_array_is_read(name, tmp_path):
+    path = shutil.copytree(GOLDEN / name, tmp_path / "model")
+    file = path / "model.safetensors"
+    data = file.read_bytes()
+    header = 8 + int.from_bytes(data[:8], "little")
+    file.write_bytes(data[:header] + b"\xff" * (len(data) - header))  # numbers that are none
+    assert model_of(path) == from_hf(GOLDEN / name)[0]
+    file.write_bytes(data.replace(b"norm.weight", b"morn.weight", 1))
+    with pytest.raises(UserError, match=r"norm\.weight"):
+        model_of(path)
+
+
+def test_the_experiment_is_the_model_on_text_of_its_tokenizer(folder):
+    experiment = Imported.open(folder).experiment
+    assert experiment.model == from_hf(folder)[0]
+    assert isinstance(experiment.data, Text)
+    assert experiment.data.tokenizer == str(folder / "tokenizer.json")
+    assert (experiment.data.window, experiment.data.separators) == (64, False)
+    assert experiment.optimizer.learning_rate == RATE
+
+
+@pytest.mark.parametrize("tokens", [(), ("<|new|>",)])
+@pytest.mark.parametrize("preset", ["data", "fully_sharded"])
+def test_parameters_lie_as_new_ones_do_with_the_folders_numbers(folder, tokens, preset):
+    imported = Imported.open(folder, tokens)
+    experiment = imported.experiment
+    table = experiment.model.table()
+    layout = Layout(make_mesh(data=4, devices=jax.devices()[:4]), Parallel(preset=preset))
+    optimizer = make_optimizer(experiment.optimizer, 9, table)
+    fresh = init_state(experiment.model, optimizer, layout, 0).params
+    found, report = imported.start(table, fresh)
+    wanted, old = names.flat(imported.read()), names.flat(from_hf(folder)[1])
+    for name, array in names.flat(found).items():
+        np.testing.assert_array_equal(array, wanted[name], err_msg=name)
+        assert array.sharding == names.flat(fresh)[name].sharding
+        kept = slice(0, 33) if name in ("embedding", "head") else slice(None)
+        np.testing.assert_array_equal(array[kept], np.asarray(old[name])[kept], err_msg=name)
+    assert set(report.taken) | set(report.resized) == wanted.keys()
+    assert set(report.resized) == ({"embedding", "head"} if tokens else set())
+
+
+def test_a_vocabulary_grows_where_spare_rows_do_not_suffice(folder):
+    imported = Imported.open(folder, [f"<|{i}|>" for i in range(17)])
+    assert (imported.model.vocab, imported.added[0], imported.added[-1]) == (50, 33, 49)
+    assert imported.read()["embedding"].shape == (50, 24)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"width": 48}, "model.width=48 but the model of .* has 24"),
+        ({"depth": 3}, "model.depth=3"),
+        ({"vocab": 64}, "model.vocab=64 .*: add tokens by --add_tokens"),
+        ({"tied": True}, "model.tied=True"),
+        ({"logit_scale": 2.0}, "model.logit_scale=2.0"),
+    ],
+)
+def test_another_model_is_refused_by_the_name_of_its_field(folder, changes, told):
+    imported = Imported.open(folder)
+    with pytest.raises(UserError, match=told):
+        imported.check_model(dataclasses.replace(imported.model, **changes))
+
+
+def test_how_it_is_computed_may_be_another(folder):
+    imported = Imported.open(folder)
+    free = {"dropout": 0.1, "remat": True, "dtype": "bfloat16", "unroll": 2}
+    imported.check_model(dataclasses.replace(imported.model, **free))
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+    folder = model_folder(tmp_path / "llama", special=tuple(f"<|{i}|>" for i in range(20)))
+    with pytest.raises(UserError, match="has 51 ids, the model 48: it is not this model's"):
+        Imported.open(folder)
+
+
+def test_tokens_are_added_to_the_tokenizer_that_is_read_with(folder):
+    imported = Imported.open(folder, ["<|new|>"])
+    data = imported.experiment.data
+    assert imported.files(data) == {"tokenizer.json": imported.tokenizer.to_text()}
+    with pytest.raises(UserError, match=r"--add_tokens adds to .*leave data.tokenizer out"):
+        imported.files(dataclasses.replace(data, tokenizer="bytes"))
+    assert Imported.open(folder).files(dataclasses.replace(data, tokenizer="bytes")) is None
+
+
+def test_a_folder_that_changes_while_it_is_read_is_refused(tmp_path):
+    imported = Imported.open(model_folder(tmp_path / "llama"))
+    shutil.copy(GOLDEN / "hf_qwen2" / "config.json", tmp_path / "llama")
+    shutil.copy(GOLDEN / "hf_qwen2" / "model.safetensors", tmp_path / "llama")
+    with pytest.raises(UserError, match="has changed while it was read"):
+        imported.read()
