@@ -110,7 +110,5 @@ def merged(
     if not is_adapted(model):
         return model, params
     own, table = cast(ModelType, plain(model)), model.table()
-    if layout is None:
-        return own, with_adapters(table, params)
-    placed = shardings(param_specs(own.table(), layout), layout)
+    placed = None if layout is None else shardings(param_specs(own.table(), layout), layout)
     return own, jax.jit(lambda params: with_adapters(table, params), out_shardings=placed)(params)

@@ -52,7 +52,7 @@ def from_peft(
         several ranks or scales.
     """
     path = local_path(folder)
-    config = Fields(files.read_object(path, CONFIG), file=CONFIG)
+    config = files.read_object(path, CONFIG)
     stored = {
         name: files.as_float32(name, array) for name, array in files.open_file(path, ARRAYS).items()
     }
@@ -65,8 +65,10 @@ def read(
     """`from_peft` of what a folder holds."""
     if is_adapted(model):
         raise UserError("the model has adapters already: give the one that they were trained on")
-    fields = config if isinstance(config, Fields) else Fields(config, file=CONFIG)
+    fields = Fields(config, file=CONFIG)
     settings = _settings(fields)
+    empty = {name: x for name, x in config.items() if x is False or x in ([], {}, "")}
+    fields.check_all_used(HARMLESS, empty)
     known = matrices(model.stack.table())
     where = places(model, known)
     filled: dict[str, _Filled] = {}
@@ -117,15 +119,12 @@ def _settings(fields: Fields) -> Settings:
         ):
             raise fields.refused(name, "is not known here, whole names and their numbers alone")
         patterns.append(found)
-    settings = Settings(
+    return Settings(
         fields.size("r"),
         fields.number("lora_alpha", above=0),
         fields.flag("use_rslora", False),
         *patterns,
     )
-    empty = {name: x for name, x in fields.items() if x is False or x in ([], {}, "")}
-    fields.check_all_used(HARMLESS, empty)
-    return settings
 
 
 def _pairs(fields: Fields, settings: Settings, arrays: Mapping[str, np.ndarray]) -> dict[str, Pair]:
@@ -174,7 +173,8 @@ def _split(
 ) -> Iterator[tuple[Part, np.ndarray, np.ndarray]]:
     """For each matrix in a module its a [rank, inputs] and b [its outputs, rank].
 
-    They share a; or each has ranks of its own, as `to_peft` writes them.
+    They share a; or each has ranks of its own, as `to_peft` writes them. To what is not adapted
+    there it adds zeros.
     """
     rank, wanted = settings.rank, settings.scale(settings.alpha, settings.rank)
     if not math.isclose(pair.scale, wanted, rel_tol=1e-6):
@@ -183,6 +183,7 @@ def _split(
             f"{wanted:g}: one for all is known here (alpha_pattern, rank_pattern)"
         )
     left = pair.b.copy()
+    parts = [part for part in parts if pair.b[part.rows].any()] or parts
     for place, part in enumerate(parts):
         own = slice(None) if len(pair.a) == rank else slice(place * rank, (place + 1) * rank)
         yield part, pair.a[own], pair.b[part.rows][:, own]
