@@ -14,7 +14,7 @@ import numpy as np
 
 from gam_jax.config import flatten, to_dict
 from gam_jax.convert.hf import model_of, read_folder
-from gam_jax.convert.new_tokens import tokenizer_of, with_rows, with_tokens
+from gam_jax.convert.new_tokens import VOCAB, tokenizer_of, with_rows, with_tokens
 from gam_jax.convert.source import TOKENIZER, read_source
 from gam_jax.data.base import Data
 from gam_jax.data.text import Text
@@ -109,7 +109,7 @@ class Imported:
         for name in sorted(own.keys() | other.keys(), key=lambda name: (name.count("."), name)):
             before, now = own.get(name), other.get(name)
             if before != now and name.split(".")[-1] not in FREE:
-                mend = "add tokens by --add_tokens" if name == "vocab" else "leave it out"
+                mend = "add tokens by --add_tokens" if name == VOCAB else "leave it out"
                 raise UserError(
                     f"model.{name}={now} but the model of {self.folder} has {before}, which is "
                     f"what was trained: {mend}"
@@ -134,7 +134,7 @@ class Imported:
         """
         mine, own = names.flat(table), names.flat(self.model.table())
         missing = tuple(name for name in mine if name not in own)
-        grown = [name for name, param in mine.items() if self.added and "vocab" in param.axes]
+        grown = [name for name, param in mine.items() if self.added and VOCAB in param.axes]
         taken = tuple(name for name in mine if name not in grown and name in own)
         where = f"hf:{self.folder}"
         return Report(where, taken, tuple(grown), (), missing, (), ())

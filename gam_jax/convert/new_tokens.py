@@ -20,6 +20,7 @@ from gam_jax.params import Param, Params, Table
 from sharding.errors import UserError
 
 VOCAB = "vocab"
+"""The logical axis that grows; and the field of a model that says how long it is."""
 MOST_SIGNS = 200
 FLAG = "--add_tokens"
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -180,3 +182,29 @@ def test_layers_that_cannot_keep_documents_apart_have_them_in_rows(place, comman
     assert shown.code == 0, shown.err
     assert "data.documents=rows " in shown.out
     assert "model.streams=3 " in shown.out
+
+
+@pytest.mark.slow
+def test_processes_read_the_folder_each_and_compare_what_they_read(tuned, place, workshop):
+    def job(name, folder):
+        own = settings(place, **{"train.stop_at": 2, "parallel.preset": "fully_sharded"})
+        words = [f"--init=hf:{folder}", f"--add_tokens={','.join(NEW)}", f"--run={place / name}"]
+        train = shlex.join([sys.executable, "-m", "experiments.train", *words, *own])
+        train = train.replace("RANK", "$JAX_PROCESS_ID")
+        launch = ("--processes=2", "--devices_per_process=2", "--")
+        return workshop.run("launch", *launch, "sh", "-c", f"exec {train}")
+
+    def losses(run):
+        rows = [row for row in metrics_of(run) if row["split"] == "train"]
+        return [row["loss"] for row in rows][:2]
+
+    for rank in range(2):
+        shutil.copytree(place / "llama", place / f"own-{rank}")
+    result = job("two", place / "llama")
+    assert result.code == 0, result.err
+    np.testing.assert_allclose(losses(place / "two"), losses(tuned), rtol=1e-5)
+    file = place / "own-1/model.safetensors"
+    file.write_bytes(file.read_bytes()[:-4] + np.float32(3).tobytes())
+    result = job("unlike", place / "own-RANK")
+    assert result.code == 2
+    assert "of process 1 is not that of process 0" in result.err
