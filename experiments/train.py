@@ -9,7 +9,7 @@ The default needs no download: a small GAM reads the source code of Python's sta
   gam train --run=runs/books --resume=200 --skip=10
   gam train --run=runs/new --init=runs/books@best --init-exclude='final_norm/*'
   gam train --init=hf:FOLDER --config.data.name=text:notes.txt
-  gam train --run=runs/adapted --init=runs/books --adapt='mixer/*,ffn/*' --rank=8
+  gam train --run=runs/adapted --init=runs/books --adapt='mixer/*,ffn/*'
   gam train --emulate=8 --mesh=data=2,seq=2,tensor=2
   gam train --run=runs/traced --profile=10:3
 
