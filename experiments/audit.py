@@ -19,6 +19,7 @@ from absl import flags
 from rich.table import Table as TextTable
 
 from experiments import cli
+from experiments.adapt import adapt_from_flags, define_adapter_flags
 from experiments.config_flags import define_config_flag, experiment_from_flags
 from experiments.devices import define_device_flags, layout_from_flags
 from experiments.streams import language_model
@@ -46,13 +47,14 @@ def define_flags() -> None:
     define_config_flag()
     flags.DEFINE_bool("compile", True, "Ask the compiler too: memory, and bytes in its program.")
     flags.DEFINE_bool("json", False, "Print one JSON object.")
+    define_adapter_flags()
     define_device_flags()
 
 
 def main() -> None:
     """Counts, compares and prints."""
     args = flags.FLAGS
-    experiment = unread(experiment_from_flags())
+    experiment = unread(adapt_from_flags(experiment_from_flags()))
     layout = layout_from_flags(experiment.parallel)
     check_batch(experiment, layout)
     check_fits(experiment, layout)
@@ -123,8 +125,12 @@ def abstract_batch(experiment: Experiment) -> dict[str, Any]:
 
 
 def expected_traffic(experiment: Experiment, layout: Layout) -> dict[Kind, Total] | None:
-    """What a step should send by the formulas; None where rules were changed or there are none."""
-    if experiment.parallel.rules or not has_formula(experiment.model):
+    """What a step should send by the formulas.
+
+    None where there are none: for changed rules, and where only some parameters are trained.
+    """
+    changed = experiment.parallel.rules or experiment.optimizer.only
+    if changed or not has_formula(experiment.model):
         return None
     settings, window = experiment.train, getattr(experiment.data, "window", 0)
     return totals(

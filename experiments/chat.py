@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.writer import SOURCE, Asked, TextRun, Writer
+from experiments.writer import Asked, TextRun, Writer
 from gam_jax import decode, sampling
 from gam_jax.continuations import Continuation, follow
 from gam_jax.data.chat_template import ChatTemplate, find_template
@@ -32,7 +32,7 @@ def template_of(run: TextRun) -> ChatTemplate:
       UserError: it keeps none.
     """
     template = kept_template(run.folder.kept(run.experiment.data))
-    source = run.folder.path / SOURCE
+    source = run.folder.source
     if template is None and source.is_dir():
         template = find_template(str(source))
     if template is None:

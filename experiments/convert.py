@@ -2,15 +2,22 @@
 
   gam convert --from-hf=FOLDER --run=runs/x
   gam convert --run=runs/x --to-hf=FOLDER
+  gam convert --from-hf=FOLDER --from-peft=ADAPTERS --run=runs/y
+  gam convert --from-peft=ADAPTERS --base=runs/x --run=runs/y
+  gam convert --run=runs/y --to-peft=NEW_FOLDER
 
 The first makes a run of a folder's config.json, safetensors and tokenizer.json: one that evaluate
 and sample open, and that `train --init=runs/x` goes on from. The second writes such a folder from a
-run of an architecture that transformers has.
+run of an architecture that transformers has; adapters are merged. The others make a run with the
+low-rank adapters of a PEFT folder, of a model folder or of a run, and write such adapters.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,18 +27,21 @@ from experiments import cli
 from experiments.config_flags import define_classes_flag, register_classes
 from experiments.imported import Imported
 from experiments.streams import check_tokenizer, language_model
-from gam_jax.convert import to_hf
+from gam_jax.adapters import NAMES, merged
+from gam_jax.convert import from_peft, to_hf, to_peft
 from gam_jax.convert.new_tokens import tokenizer_of
 from gam_jax.convert.source import read_source, without_tokens
 from gam_jax.data.chat_template import JINJA, ChatTemplate, template_from_text, template_in
 from gam_jax.data.text import TEMPLATE, TOKENIZER
 from gam_jax.data.tokenizer import HFTokenizer, Tokenizer, tokenizer_from_text
-from gam_jax.params import count_params
+from gam_jax.params import Params, count_params
+from gam_jax.training.experiment import Experiment
 from gam_jax.training.folder import RunFolder, load_params, logical_axes
 from sharding.checkpoint import Checkpoints
 from sharding.errors import UserError
 from sharding.layout import Layout
 from sharding.mesh import make_mesh
+from sharding.paths import local_path
 
 
 def define_flags() -> None:
@@ -39,9 +49,17 @@ def define_flags() -> None:
     define_classes_flag()
     cli.define_path("from_hf", None, "Model folder to make a run of.")
     cli.define_path("to_hf", None, "Model folder to write a run to.")
+    cli.define_path("from_peft", None, "PEFT folder of adapters, for --from-hf or --base.")
+    cli.define_path("to_peft", None, "PEFT folder to write a run's adapters to.")
+    flags.DEFINE_string(
+        "base",
+        "",
+        "With --from-peft: the run that its adapters are for. With --to-peft: the name of the "
+        "model without adapters, to be written down there.",
+    )
     cli.define_path("run", None, "Run folder.")
     flags.DEFINE_string(
-        "checkpoint", "latest", "With --to-hf: latest, latest-good, best, or a step."
+        "checkpoint", "latest", "Of the run that is read: latest, latest-good, best, or a step."
     )
 
 
@@ -49,47 +67,113 @@ def main() -> None:
     """One way or the other."""
     args = flags.FLAGS
     register_classes()
-    if not args.run or (args.from_hf is None) == (args.to_hf is None):
-        raise UserError("give --run, and either --from-hf=FOLDER or --to-hf=FOLDER")
+    ways = (args.from_hf, args.from_peft and args.base, args.to_hf, args.to_peft)
+    if not args.run or sum(map(bool, ways)) != 1 or (args.from_peft and not any(ways[:2])):
+        raise UserError(
+            "give --run, and either --from-hf=FOLDER or --to-hf=FOLDER; for adapters --to-peft, or "
+            "--from-peft with --from-hf or --base"
+        )
     folder = RunFolder(pathlib.Path(args.run))
-    if args.from_hf is not None:
-        make_run(pathlib.Path(args.from_hf), folder)
-    else:
+    if args.from_hf:
+        make_run(pathlib.Path(args.from_hf), folder, args.from_peft)
+    elif args.from_peft:
+        add_adapters(RunFolder(local_path(args.base)), args.checkpoint, folder, args.from_peft)
+    elif args.to_hf:
         export_run(folder, pathlib.Path(args.to_hf), args.checkpoint)
+    else:
+        export_adapters(folder, pathlib.Path(args.to_peft), args.checkpoint, args.base)
 
 
-def make_run(source: pathlib.Path, folder: RunFolder) -> None:
+def make_run(source: pathlib.Path, folder: RunFolder, adapters: str | None = None) -> None:
     """A run folder with the weights as checkpoint 0.
 
+    Args:
+      source: the model folder.
+      folder: of the run.
+      adapters: a PEFT folder for that model, if any.
+
     Raises:
-      UserError: a run folder that is in use, or what `Imported` refuses.
+      UserError: a run folder that is in use, or what `Imported` and `from_peft` refuse.
     """
     folder.check_new()
     imported = Imported.open(source)
-    experiment, params = imported.experiment, imported.read()
     files = {TOKENIZER: imported.tokenizer.to_text()}
-    folder.start(experiment, files, imported.source)
-    with Checkpoints(folder.checkpoints) as checkpoints:
-        axes = logical_axes(experiment)
-        extra = {"position": 0, "tokenizer": imported.tokenizer.fingerprint}
-        checkpoints.save(0, {"params": jax.tree.map(jnp.asarray, params)}, extra, axes=axes)
-        checkpoints.wait()
-    print(f"{count_params(imported.model.table()):,} parameters of {source} in {folder.path}")
+    made = _with(imported.experiment, imported.read(), adapters)
+    _write_run(folder, *made, files, imported.source, imported.tokenizer.fingerprint)
+    print(f"{count_params(made[0].model.table()):,} parameters of {source} in {folder.path}")
     print(f"next: gam sample --run={folder.path}")
 
 
+def add_adapters(base: RunFolder, which: str, folder: RunFolder, adapters: str) -> None:
+    """A run folder with the weights of another run and the adapters of a PEFT folder.
+
+    Raises:
+      UserError: a run folder that is in use, a run without a checkpoint, or what `from_peft`
+        refuses.
+    """
+    folder.check_new()
+    experiment = base.experiment()
+    step, params = load_params(base, experiment, _one_device(), which)
+    with Checkpoints(base.checkpoints, read_only=True) as checkpoints:
+        fingerprint = checkpoints.extra(step).get("tokenizer")
+    files = base.kept(experiment.data)
+    source = read_source(base.source) if base.source.is_dir() else {}
+    _write_run(folder, *_with(experiment, params, adapters), files, source, fingerprint)
+    print(f"{base.path} at step {step} with the adapters of {adapters} in {folder.path}")
+
+
+def _with(experiment: Experiment, params: Params, adapters: str | None) -> tuple[Experiment, Any]:
+    """Experiment and parameters with the adapters of a PEFT folder, which alone are trained."""
+    if adapters is None:
+        return experiment, params
+    model, params = from_peft(language_model(experiment), params, adapters)
+    optimizer = dataclasses.replace(experiment.optimizer, only=NAMES)
+    return dataclasses.replace(experiment, model=model, optimizer=optimizer), params
+
+
+def _write_run(
+    folder: RunFolder,
+    experiment: Experiment,
+    params: Params,
+    files: Mapping[str, str],
+    source: Mapping[str, bytes],
+    tokenizer: str | None,
+) -> None:
+    """A run whose checkpoint 0 holds parameters alone."""
+    folder.start(experiment, files, source)
+    with Checkpoints(folder.checkpoints) as checkpoints:
+        axes = logical_axes(experiment)
+        extra = {"position": 0, **({"tokenizer": tokenizer} if tokenizer else {})}
+        checkpoints.save(0, {"params": jax.tree.map(jnp.asarray, params)}, extra, axes=axes)
+        checkpoints.wait()
+
+
+def _one_device() -> Layout:
+    return Layout(make_mesh(devices=jax.devices()[:1]))
+
+
+def export_adapters(folder: RunFolder, target: pathlib.Path, which: str, base: str) -> None:
+    """A PEFT folder with the adapters of a checkpoint."""
+    experiment = folder.experiment()
+    step, params = load_params(folder, experiment, _one_device(), which)
+    to_peft(language_model(experiment), params, target, base)
+    print(f"the adapters of {folder.path} at step {step} in {target}")
+
+
 def export_run(folder: RunFolder, target: pathlib.Path, which: str) -> None:
-    """A model folder with the weights of a checkpoint, and what the run keeps beside them."""
+    """A model folder with the weights of a checkpoint, and what the run keeps beside them.
+
+    Adapters are merged.
+    """
     experiment = folder.experiment()
     model, kept = language_model(experiment), folder.kept(experiment.data)
     tokenizer = tokenizer_from_text(kept[TOKENIZER]) if TOKENIZER in kept else None
     template = template_from_text(kept[TEMPLATE], TEMPLATE) if TEMPLATE in kept else None
     source = source_of(folder, tokenizer, template)
-    layout = Layout(make_mesh(devices=jax.devices()[:1]))
-    step, params = load_params(folder, experiment, layout, which)
+    step, params = load_params(folder, experiment, _one_device(), which)
     if tokenizer is not None:
         check_tokenizer(folder, step, tokenizer)
-    to_hf(model, params, target, source=source)
+    to_hf(*merged(model, params), target, source=source)
     print(f"{folder.path} at step {step} in {target}")
     if not isinstance(tokenizer, HFTokenizer):
         print("without a tokenizer: token ids are bytes, for which that format has no file")

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -127,12 +128,16 @@ class Imported:
         return None
 
     def plan(self, table: Table) -> Report:
-        """What is taken: everything. What has rows for new tokens is told as resized."""
-        mine = names.flat(table)
+        """What is taken: everything; what has rows for new tokens is told as resized.
+
+        What the folder does not have is missing: adapters, which begin new.
+        """
+        mine, own = names.flat(table), names.flat(self.model.table())
+        missing = tuple(name for name in mine if name not in own)
         grown = [name for name, param in mine.items() if self.added and VOCAB in param.axes]
-        taken = tuple(name for name in mine if name not in grown)
+        taken = tuple(name for name in mine if name not in grown and name in own)
         where = f"hf:{self.folder}"
-        return Report(where, taken, tuple(grown), (), (), (), ())
+        return Report(where, taken, tuple(grown), (), missing, (), ())
 
     def read(self) -> Params:
         """The parameters, float32, in the memory of the host.
@@ -165,7 +170,11 @@ class Imported:
         def placed(like: jax.Array, array: np.ndarray) -> jax.Array:
             return by_shards(like, lambda part: np.asarray(array[part.index], like.dtype))
 
-        return jax.tree.map(placed, fresh, params), self.plan(table)
+        leaves: dict[str, Any] = names.flat(fresh)
+        for name, array in names.flat(params).items():
+            leaves[name] = placed(leaves[name], array)
+        begun = jax.tree.unflatten(jax.tree.structure(fresh), list(leaves.values()))
+        return begun, self.plan(table)
 
     def _check_same(self, params: Params) -> None:
         """A UserError where processes of a job have read different folders."""

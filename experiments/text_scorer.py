@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.writer import SOURCE, TextRun, Writer
+from experiments.writer import TextRun, Writer
 from gam_jax import decode
 from gam_jax.continuations import Continuation, follow
 from gam_jax.data.chat_template import CONFIG
@@ -56,7 +56,7 @@ def begins_of(run: TextRun, always: bool | None) -> Begins:
     Raises:
       UserError: there is no such token.
     """
-    path, found = run.folder.path / SOURCE / CONFIG, None
+    path, found = run.folder.source / CONFIG, None
     if path.is_file():
         given = read_json(path, finite=False).get("bos_token")
         text = given.get("content") if isinstance(given, dict) else given

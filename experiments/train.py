@@ -9,6 +9,7 @@ The default needs no download: a small GAM reads the source code of Python's sta
   gam train --run=runs/books --resume=200 --skip=10
   gam train --run=runs/new --init=runs/books@best --init-exclude='final_norm/*'
   gam train --init=hf:FOLDER --config.data.name=text:notes.txt
+  gam train --run=runs/adapted --init=runs/books --adapt='mixer/*,ffn/*'
   gam train --emulate=8 --mesh=data=2,seq=2,tensor=2
   gam train --run=runs/traced --profile=10:3
 
@@ -31,6 +32,7 @@ from absl import flags
 from rich.table import Table as TextTable
 
 from experiments import cli
+from experiments.adapt import adapt_from_flags, define_adapter_flags
 from experiments.config_flags import config_title, define_config_flag, experiment_from_flags
 from experiments.curves import draw_curves
 from experiments.devices import define_device_flags, layout_from_flags
@@ -95,6 +97,7 @@ def define_flags() -> None:
         2**31 - 1,
     )
     define_origin_flags()
+    define_adapter_flags()
     flags.DEFINE_integer(
         "unfinished_code",
         0,
@@ -149,6 +152,7 @@ def main() -> None:
     goes_on = resume and (imported is None or folder.ran())
     saved = folder.saved_config() if goes_on else None
     experiment = experiment_from_flags(saved, None if goes_on else imported)
+    experiment = adapt_from_flags(experiment)
     if flags.FLAGS.show_config:
         print(shown(experiment))
         return

@@ -13,6 +13,7 @@ from absl import flags
 
 from experiments.devices import layout_from_flags, say_where
 from experiments.streams import check_tokenizer, language_model, of_streams, params_of_streams
+from gam_jax.adapters import merged
 from gam_jax.continuations import Continuation
 from gam_jax.data.text import TOKENIZER
 from gam_jax.data.tokenizer import Tokenizer, tokenizer_from_text
@@ -25,8 +26,6 @@ from sharding.errors import UserError
 from sharding.json_file import read_json
 from sharding.layout import Layout
 
-SOURCE = "source"
-"""The folder in a run with files of the model folder that it was made of."""
 GENERATION = "generation_config.json"
 
 
@@ -94,7 +93,7 @@ class TextRun:
           UserError: its eos_token_id is no id of the vocabulary, and no list of such.
         """
         found = {self.tokenizer.separator}
-        path = self.folder.path / SOURCE / GENERATION
+        path = self.folder.source / GENERATION
         if path.is_file():
             given = read_json(path, finite=False).get("eos_token_id")
             ids = given if isinstance(given, list) else [given]
@@ -124,6 +123,7 @@ class TextRun:
         model.check_mesh(layout)
         step, params = params_of_streams(self.folder, experiment, layout, checkpoint, streams)
         check_tokenizer(self.folder, step, self.tokenizer)
+        model, params = merged(model, params, layout)  # adapters cost nothing from here on
         say_where(layout.mesh.size)
         return Writer(self, model, params, layout, step)
 

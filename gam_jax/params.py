@@ -51,6 +51,7 @@ class Param:
         by this much against the sign of what stands in its gradient's place, whatever the
         optimizer. That may be a count rather than a gradient: the balance bias of a mixture of
         experts follows its expert's load so.
+      transposed: whether a matrix stands here as outputs x inputs. Others are inputs x outputs.
     """
 
     shape: tuple[int, ...]
@@ -61,6 +62,7 @@ class Param:
     cache: bool = False
     precise: bool = False
     sign_step: float = 0.0
+    transposed: bool = False
 
     def __post_init__(self) -> None:
         if len(self.shape) != len(self.axes):

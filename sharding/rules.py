@@ -22,13 +22,15 @@ DEFAULT_RULES: Rules = MappingProxyType(
         "expert": "expert",
         "stream": "stream",
         "embed": None,
+        "latent": None,
         "position": None,
         "token": None,
         "layer": None,
     }
 )
 """Tensor parallelism as the layers are written for it; a mesh whose tensor axis is 1 splits
-nothing. `embed` is the width of the residual stream, `channel` the width inside a mixer."""
+nothing. `embed` is the width of the residual stream, `channel` the width inside a mixer, `latent` a
+narrow width between two matrices."""
 
 
 def partition_spec(

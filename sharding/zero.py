@@ -76,13 +76,15 @@ def has_shards(tree: Any) -> bool:
     return any(_is_shard(x) for x in jax.tree.leaves(tree, is_leaf=_is_shard))
 
 
-def keeps(primitive: Any, *_: Any, **__: Any) -> bool:
+def keeps(primitive: Any, *_: Any, **params: Any) -> bool:
     """What the backward pass of a layer in shards keeps, a policy for `jax.checkpoint`.
 
     Products, what other devices sent and what a layer has named (`jax.ad_checkpoint.
-    checkpoint_name`) are kept; gathered parameters, and what is cheap, are made again.
+    checkpoint_name`) are kept; gathered parameters, and what is cheap, are made again. So are
+    products of the highest precision: those of adapters, which are as large as parameters.
     """
-    return primitive.name in _KEPT
+    precise = params.get("precision") == (lax.Precision.HIGHEST, lax.Precision.HIGHEST)
+    return primitive.name in _KEPT and not precise
 
 
 _KEPT = {

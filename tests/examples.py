@@ -17,6 +17,7 @@ from gam_jax.layers import (
     MLP,
     TCN,
     TCNCA,
+    Adapted,
     Attention,
     Bidirectional,
     Block,
@@ -202,6 +203,20 @@ EXAMPLES: dict[str, Layer] = {
     ),
     "Stack of attention": Stack(
         Block(Attention(heads=8, head_size=2, window=5), width=WIDTH), depth=2, remat=True
+    ),
+    "Adapted": Adapted(Block(GAM(slots=16)), rank=2, alpha=1.0, width=WIDTH),
+    "Adapted attention": Adapted(
+        Attention(heads=8, head_size=2, context=32), 2, 1.0, on="query,value,out", width=WIDTH
+    ),
+    "Adapted mixtures": Adapted(
+        Block(SoftMixture(GAM(slots=16), 2), MoE(ffn=MLP(expansion=1))),
+        rank=2,
+        alpha=0.5,
+        rooted=True,
+        width=WIDTH,
+    ),
+    "Stack of adapted blocks": Stack(
+        Adapted(Residual(Mamba2(inner=32, head=4, state=4)), 2, 0.5, width=WIDTH), depth=2
     ),
     "ParScale": ParScale(Block(GAM(slots=16)), width=WIDTH),
     "ParScale of attention": ParScale(

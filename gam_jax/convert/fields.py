@@ -25,10 +25,13 @@ class Fields(Mapping[str, Any]):
     Args:
       values: the object.
       inside: the names of the fields around it, each with a dot behind it.
+      file: where it stands, for messages.
     """
 
-    def __init__(self, values: Mapping[str, Any], inside: str = "") -> None:
-        self._values, self._inside = values, inside
+    def __init__(
+        self, values: Mapping[str, Any], inside: str = "", file: str = "config.json"
+    ) -> None:
+        self._values, self._inside, self._file = values, inside, file
         self._asked: set[str] = set()
         self._parts: dict[str, Fields] = {}
 
@@ -98,7 +101,7 @@ class Fields(Mapping[str, Any]):
             value = self.get(name)
             if value is not None and not isinstance(value, Mapping):
                 raise self.refused(name, "is no object")
-            self._parts[name] = Fields(value or {}, f"{self._inside}{name}.")
+            self._parts[name] = Fields(value or {}, f"{self._inside}{name}.", self._file)
         return self._parts[name]
 
     def only(self, name: str, value: Any) -> None:
@@ -113,7 +116,7 @@ class Fields(Mapping[str, Any]):
         known = isinstance(kind, str) and kind.isidentifier() and name != "model_type"
         of = f" of model_type {kind}" if known else ""
         return UserError(
-            f"config.json: {self._inside}{shown(name, self._values.get(name))}{of} {why}"
+            f"{self._file}: {self._inside}{shown(name, self._values.get(name))}{of} {why}"
         )
 
     def refuse_quantized(self) -> None:
@@ -125,7 +128,7 @@ class Fields(Mapping[str, Any]):
             known = found if isinstance(found, Mapping) else {}
             kind = known.get("quant_method", known.get("quant_type", found))
             raise UserError(
-                f"config.json: {name} says that the weights are quantized ({_short(kind)}), which "
+                f"{self._file}: {name} says that the weights are quantized ({_short(kind)}), which "
                 f"is not read here: save the model in float32, float16 or bfloat16"
             )
 
@@ -148,7 +151,7 @@ class Fields(Mapping[str, Any]):
                 raise self.refused(
                     name,
                     "is a field that is not known here, and that may change what the model "
-                    "computes: if it changes nothing, take it out of config.json",
+                    f"computes: if it changes nothing, take it out of {self._file}",
                 )
 
     def _given(self, name: str, default: Any) -> Any:
@@ -156,7 +159,7 @@ class Fields(Mapping[str, Any]):
         if value is not None:
             return value
         if default is _NEEDED:
-            raise UserError(f"config.json has no {self._inside}{name}, which its model needs")
+            raise UserError(f"{self._file} has no {self._inside}{name}, which its model needs")
         return default
 
 

@@ -173,6 +173,30 @@ def open_arrays(folder: Path) -> dict[str, Stored]:
     return found
 
 
+def open_file(folder: Path, name: str) -> dict[str, Stored]:
+    """The arrays of one safetensors file of a folder, none of them read yet.
+
+    Raises:
+      UserError: it is missing or damaged.
+    """
+    return _open(file_in(folder, name))
+
+
+def read_object(folder: Path, name: str) -> dict[str, Any]:
+    """The JSON object in a file of a folder.
+
+    Raises:
+      UserError: it is missing, or holds no JSON object.
+    """
+    return _json(folder, name)
+
+
+def check_empty(folder: Path) -> None:
+    """A UserError if a folder to be written holds something already."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not an empty folder: name another")
+
+
 def write_folder(
     folder: Path,
     config: Mapping[str, Any],
@@ -194,9 +218,7 @@ def write_folder(
     """
     import safetensors.numpy
 
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not an empty folder: name another")
-
+    check_empty(folder)
     shards = _shards(tensors, shard_bytes)
     names = [SINGLE]
     if len(shards) > 1:

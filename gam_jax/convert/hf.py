@@ -200,15 +200,7 @@ def write(
       params: the model's parameters.
       name: an architecture; None for the first that expresses the model.
     """
-    reasons = []
-    for family in FAMILIES.values() if name is None else [FAMILIES[name]]:
-        try:
-            config = family.config(model)
-            break
-        except UserError as error:
-            reasons.append(str(error))
-    else:
-        raise UserError(_told(reasons))
+    family, config = family_of(model, name)
     arrays: Any = jax.tree.map(np.asarray, params)
     tensors = {
         family.embedding: arrays["embedding"],
@@ -222,6 +214,25 @@ def write(
     if family.apart is not None:
         tensors |= family.apart[1](model, arrays)
     return config, tensors
+
+
+def family_of(model: LanguageModel, name: str | None = None) -> tuple[Family, dict[str, Any]]:
+    """The first family that expresses a model, and its config.json.
+
+    Args:
+      model: what is written.
+      name: an architecture, to look at that one alone.
+
+    Raises:
+      UserError: none does.
+    """
+    reasons = []
+    for family in FAMILIES.values() if name is None else [FAMILIES[name]]:
+        try:
+            return family, family.config(model)
+        except UserError as error:
+            reasons.append(str(error))
+    raise UserError(_told(reasons))
 
 
 def _told(reasons: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """Layers: frozen dataclasses that own a parameter table."""
 
+from gam_jax.layers.adapted import Adapted
 from gam_jax.layers.attention import Attention
 from gam_jax.layers.base import Carry, Layer, inherit
 from gam_jax.layers.bidirectional import Bidirectional
@@ -30,6 +31,7 @@ from gam_jax.layers.written_gam import WrittenGAM
 LAYERS: dict[str, type] = {
     layer.__name__: layer
     for layer in (
+        Adapted,
         Attention,
         Bidirectional,
         Block,
@@ -76,6 +78,7 @@ __all__ = [
     "MLP",
     "TCN",
     "TCNCA",
+    "Adapted",
     "Attention",
     "Bidirectional",
     "Block",

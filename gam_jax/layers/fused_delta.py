@@ -116,7 +116,9 @@ class FusedDelta(Layer):
             "gate_bias": Param((heads, PATHS), ("heads", None), _gate_starts, decay=False),
             "temperature": Param((heads,), head, zeros, decay=False),
             "norm": Param((values,), (None,), ones, decay=False),
-            "w_out": Param((width, heads, values), by_head, fan_in(heads * values)),
+            "w_out": Param(
+                (width, heads, values), by_head, fan_in(heads * values), transposed=True
+            ),
         }
 
     def carry_table(self, batch: int) -> Any:

@@ -108,7 +108,7 @@ class LatentAttention(Layer):
             shape = (width, self.query_latent)
             table["query_latent"] = Param(shape, ("embed", None), fan_in(width))
             table["query_norm"] = Param((self.query_latent,), (None,), ones, decay=False)
-        first = None if self.query_latent else "embed"
+        first = "latent" if self.query_latent else "embed"
         table["query"] = Param((source, heads, size), (first, "heads", None), fan_in(source))
         table["latent"] = Param((width, latent), ("embed", None), fan_in(width))
         table["latent_norm"] = Param((latent,), (None,), ones, decay=False)
@@ -116,7 +116,7 @@ class LatentAttention(Layer):
         table["shared_key"] = Param(shape, ("embed", None), fan_in(width))
         for name, channels in (("key", self.head_size), ("value", values)):
             shape = (latent, heads, channels)
-            table[name] = Param(shape, (None, "heads", None), fan_in(latent))
+            table[name] = Param(shape, ("latent", "heads", None), fan_in(latent))
         inside = heads * values
         table["out"] = Param((heads, values, width), ("heads", None, "embed"), fan_in(inside))
         return table

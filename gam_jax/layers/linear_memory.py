@@ -187,7 +187,9 @@ class LinearMemory(Layer):
         by_head = ("embed", "heads", None)
         table = {
             "w_qkv": Param((width, heads, mixed), by_head, fan_in(width)),
-            "w_out": Param((width, heads, values), by_head, fan_in(heads * values)),
+            "w_out": Param(
+                (width, heads, values), by_head, fan_in(heads * values), transposed=True
+            ),
         }
         if recipe.kernel > 1:
             shape, taps = (recipe.kernel, heads, mixed), fan_in(recipe.kernel)
@@ -198,7 +200,7 @@ class LinearMemory(Layer):
             table["w_decay"] = Param((width, heads), ("embed", "heads"), fan_in(width))
             table["decay_bias"] = Param((heads,), ("heads",), log_step_sizes(), decay=False)
             table["a_log"] = Param((heads,), ("heads",), _log_of_uniform(0.01), decay=False)
-        inner, bias = (None, "heads", None), ("heads", None)
+        inner, bias = ("latent", "heads", None), ("heads", None)
         if rank := self.decay_rank:
             begin = log_step_sizes() if recipe.decay == "channel_steps" else fan_in(rank)
             table["w_decay_in"] = Param((width, rank), ("embed", None), fan_in(width))

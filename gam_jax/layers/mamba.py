@@ -80,11 +80,11 @@ class Mamba(Layer):
             "conv": Param((self.kernel, inner), (None, "channel"), fan_in(self.kernel)),
             "conv_bias": Param((inner,), channel, fan_in(self.kernel), decay=False),
             "w_x": Param((inner, small), ("channel", None), fan_in(inner)),
-            "w_dt": Param((rank, inner), (None, "channel"), uniform(rank**-0.5)),
+            "w_dt": Param((rank, inner), ("latent", "channel"), uniform(rank**-0.5)),
             "dt_bias": Param((inner,), channel, log_step_sizes(), decay=False),
             "a_log": Param((self.state, inner), (None, "channel"), log_of_order, decay=False),
             "skip": Param((inner,), channel, ones, decay=False),
-            "w_out": Param((width, inner), ("embed", "channel"), fan_in(inner)),
+            "w_out": Param((width, inner), ("embed", "channel"), fan_in(inner), transposed=True),
         }
 
     def carry_table(self, batch: int) -> Any:

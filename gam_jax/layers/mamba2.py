@@ -130,7 +130,10 @@ class Mamba2(Layer):
             "a_log": Param((heads,), per_head, _log_uniform_decay, decay=False),
             "skip": Param((heads,), per_head, ones, decay=False),
             "w_out": Param(
-                (width, heads, self.head), ("embed", "heads", None), fan_in(heads * self.head)
+                (width, heads, self.head),
+                ("embed", "heads", None),
+                fan_in(heads * self.head),
+                transposed=True,
             ),
         }
         if self.norm != "none":

@@ -58,7 +58,9 @@ class MinimalRNN(Layer):
         return {
             "w_in": Param(shape, ("embed", None, "channel"), fan_in(width)),
             "b_in": Param(bias, (None, "channel"), fan_in(width), decay=False),
-            "w_out": Param((width, self.inner), ("embed", "channel"), fan_in(self.inner)),
+            "w_out": Param(
+                (width, self.inner), ("embed", "channel"), fan_in(self.inner), transposed=True
+            ),
         }
 
     def carry_table(self, batch: int) -> Param:

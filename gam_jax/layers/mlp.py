@@ -70,7 +70,7 @@ class MLP(Layer):
             table[f"w_{name}"] = Param((width, hidden), ("embed", "ffn"), fan_in(width))
             if self.bias:
                 table[f"b_{name}"] = Param((hidden,), ("ffn",), fan_in(width), decay=False)
-        table["w_out"] = Param((width, hidden), ("embed", "ffn"), fan_in(hidden))
+        table["w_out"] = Param((width, hidden), ("embed", "ffn"), fan_in(hidden), transposed=True)
         if self.bias:
             table["b_out"] = Param((width,), ("embed",), fan_in(hidden), decay=False)
         return table

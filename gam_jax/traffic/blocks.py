@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
+from typing import Any
+
+import jax
 
 from gam_jax.layers import (
+    Adapted,
     Block,
     Chunked,
     FalconH1,
@@ -19,8 +24,10 @@ from gam_jax.layers import (
     SoftMixture,
     Stack,
 )
-from gam_jax.traffic.sizes import FLOAT, Sizes, constants, layer_traffic
+from gam_jax.layers.adapted import ADAPTERS, Factor
+from gam_jax.traffic.sizes import FLOAT, Sizes, constants, layer_traffic, sums
 from sharding.messages import Message
+from sharding.rules import DEFAULT_RULES
 
 
 @layer_traffic.register
@@ -58,6 +65,18 @@ def _(layer: Residual, sizes: Sizes) -> Iterator[Message]:
 def _(layer: FalconH1, sizes: Sizes) -> Iterator[Message]:
     yield from layer_traffic(layer.attention, sizes)
     yield from layer_traffic(layer.ssm, sizes)
+
+
+@layer_traffic.register
+def _(layer: Adapted, sizes: Sizes) -> Iterator[Message]:
+    yield from layer_traffic(layer.inner, sizes)
+    table: Any = layer.table()
+    leaves = jax.tree.leaves(table[ADAPTERS], is_leaf=lambda leaf: isinstance(leaf, Factor))
+    split = [any(DEFAULT_RULES[axis] == "tensor" for axis in p.axes if axis) for p in leaves]
+    for place, param in enumerate(leaves):
+        if split[place ^ 1]:  # its partner is, so each device uses all of it for a part
+            held = sizes.expert if "expert" in param.axes else 1
+            yield from sums(sizes, math.prod(param.shape) // held * FLOAT)
 
 
 @layer_traffic.register

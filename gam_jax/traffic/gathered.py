@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from gam_jax.layers import (
     GAM,
     MLP,
+    Adapted,
     Attention,
     Block,
     Chunked,
@@ -148,6 +149,11 @@ def _(layer: Pattern, sizes: Sizes, followed: bool = False) -> Iterator[str]:
 @added_last.register
 def _(layer: Shallow, sizes: Sizes, followed: bool = False) -> Iterator[str]:
     yield from added_last(layer.block, sizes, followed)
+
+
+@added_last.register
+def _(layer: Adapted, sizes: Sizes, followed: bool = False) -> Iterator[str]:
+    yield from added_last(layer.inner, sizes, followed)
 
 
 @added_last.register

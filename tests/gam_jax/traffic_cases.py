@@ -15,6 +15,7 @@ from gam_jax.layers import (
     MLP,
     TCN,
     TCNCA,
+    Adapted,
     Attention,
     Block,
     Elman,
@@ -159,6 +160,12 @@ BLOCKS = {name: Block(mixer) for name, mixer in MIXERS.items()} | {
     "residual biases": Residual(BIASED),
     "post norm of a memory": Block(LINEAR["gla"], norm=RMSNorm(), norms="post"),
     "shallow": Shallow(Block(LINEAR["retnet"]), 2),
+    "adapted": Adapted(Block(GAM(slots=16), norm=RMSNorm()), rank=2),
+    "adapted attention": Adapted(
+        Block(BIASED, MLP(activation="swiglu")), 3, on="mixer/*,ffn/w_out"
+    ),
+    "adapted states": Adapted(Block(LINEAR["gla"], SoftMixture(MLP(), 2)), 3),
+    "adapted latents": Adapted(Block(LATENT, Mamba2(head=2, state=4)), 3),
     "in turn": Series(Block(LINEAR["linear"]), Residual(GRU())),
     "one after another": InTurn((Block(LINEAR["gla"]), Residual(BIASED))),
     "norms of outputs, and over all heads": Block(

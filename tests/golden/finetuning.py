@@ -19,6 +19,7 @@ import random
 import signal
 import subprocess
 import time
+from typing import Any
 
 LETTERS = "abcdefghijklmnopqrst"
 WORDS = "user" + "assistant"
@@ -107,11 +108,11 @@ def make_model(name: str, folder: pathlib.Path) -> None:
     model.save_pretrained(folder)
 
 
-def train(python: str, place: pathlib.Path, name: str) -> None:
-    """Trains a folder, is killed on the way, goes on, and writes a folder."""
+def train(python: str, place: pathlib.Path, name: str, *more: str) -> None:
+    """Trains a folder, is killed on the way, goes on, and writes a folder; `more` are flags."""
     run = place / f"{name}-run"
     command = [python, "-m", "experiments.train", f"--init=hf:{place / name}", f"--run={run}"]
-    command += ["--resume", "--emulate=4", "--mesh=data=4"]
+    command += ["--resume", "--emulate=4", "--mesh=data=4", *more]
     own = {"data.name": f"text:{place / 'my.jsonl'}", "data.dir": place / "data", **SETTINGS}
     command += [f"--config.{field}={value}" for field, value in own.items()]
     with (place / f"{name}.log").open("w") as log:
@@ -134,12 +135,22 @@ def last_step(run: pathlib.Path) -> int:
     return json.loads(lines[-1])["step"] if lines else 0
 
 
-def answered(folder: pathlib.Path, words: list[str]) -> tuple[int, int]:
-    """How many words transformers answers by the rule, and how often it stops at the end mark."""
+def answered(
+    folder: pathlib.Path, words: list[str], model: Any = None, same: bool = False
+) -> tuple[int, int]:
+    """How many words transformers answers by the rule, and how often it stops at the end mark.
+
+    Args:
+      folder: of the model, or of its tokenizer alone.
+      words: that are asked.
+      model: another than the folder's.
+      same: the rule is to answer a word as it is.
+    """
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    if model is None:
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     right = stopped = 0
     for word in words:
         asked = tokenizer.apply_chat_template(
@@ -151,7 +162,8 @@ def answered(folder: pathlib.Path, words: list[str]) -> tuple[int, int]:
         found = model.generate(**asked, max_new_tokens=MOST, do_sample=False)[0]
         answer = found[asked["input_ids"].shape[1] :]
         stopped += len(answer) < MOST and int(answer[-1]) == tokenizer.eos_token_id
-        right += tokenizer.decode(answer, skip_special_tokens=True) == word[::-1]
+        wanted = word if same else word[::-1]
+        right += tokenizer.decode(answer, skip_special_tokens=True) == wanted
     return right, stopped
 
 
