@@ -23,6 +23,8 @@ from sharding import collectives, zero
 from sharding.axes import Axes
 from sharding.layout import Layout
 
+FLOAT32 = "float32"
+
 Initializer = Callable[[Array, tuple[int, ...]], Array]
 Table = Mapping[str, Any]
 """str -> Param or Table."""
@@ -42,11 +44,13 @@ class Param:
         `ParScale` alone: it learns a start for each stream, drawn with this, or from a narrow
         normal distribution where this is `zeros`.
       decay: whether weight decay applies (matrices yes; biases, norms no).
-      dtype: of the array. Parameters are float32; a carry may hold int32, such as a position.
+      dtype: of the array. A layer declares float32, and a model decides how parameters are stored
+        (`Model.param_dtype`); a carry may hold int32, such as a position.
       cache: for an entry of a carry: it is filled as tokens come, as a KV cache is, so a sequence
         cannot begin with a learned value here. At a start the layer is given None for it, see
         `Layer.begun`.
-      precise: whether it stays float32 where a model's arithmetic is in another type.
+      precise: whether it stays float32 where a model's arithmetic, or what it stores, is in
+        another type.
       sign_step: 0 for a parameter that the optimizer trains. Otherwise each update moves the value
         by this much against the sign of what stands in its gradient's place, whatever the
         optimizer. That may be a count rather than a gradient: the balance bias of a mixture of
@@ -139,7 +143,8 @@ def rule_specs(table: Table, layout: Layout) -> Any:
 def stored_specs(table: Table, layout: Layout) -> Any:
     """How the optimizer's state for each parameter lies on the mesh: ZeRO splits it further."""
     return _map_with_name(
-        lambda name, param: layout.stored_spec(name, param.shape, param.axes), table
+        lambda name, param: layout.stored_spec(name, param.shape, param.axes),
+        table,
     )
 
 
@@ -202,6 +207,33 @@ def cast(table: Table, params: Params, dtype: DTypeLike) -> Params:
         return value if param.precise else jax.tree.map(lambda x: x.astype(dtype), value)
 
     return _map(one, table, params)
+
+
+def precise(table: Table) -> Table:
+    """The table, each parameter marked as one that stays float32."""
+    return _map(lambda param: dataclasses.replace(param, precise=True), table)
+
+
+def stored_as(table: Table, dtype: str) -> Table:
+    """The table with the dtype in which parameters are stored, but for those that stay precise."""
+    return _map(
+        lambda param: param if param.precise else dataclasses.replace(param, dtype=dtype), table
+    )
+
+
+def stored_dtypes(table: Table) -> Any:
+    """The dtype of each parameter, by name."""
+    return _map(lambda param: param.dtype, table)
+
+
+def round_to(params: Params, dtypes: Any) -> Params:
+    """Parameters, each in its dtype."""
+    return jax.tree.map(lambda x, dtype: x.astype(dtype), params, dtypes)
+
+
+def widened(params: Any) -> Any:
+    """Parameters in float32, whatever they are stored in: no value changes."""
+    return jax.tree.map(lambda x: x.astype(FLOAT32), params)
 
 
 def count_params(table: Table, chosen: int | None = None) -> int:

@@ -122,7 +122,7 @@ def write(
 
     Args:
       model: what is written.
-      params: the model's parameters.
+      params: the model's parameters; arrays are float32, in whatever dtype these are stored.
       name: an architecture; None for the first that expresses the model.
     """
     reasons = []
@@ -134,7 +134,7 @@ def write(
             reasons.append(str(error))
     else:
         raise UserError(_told(reasons))
-    arrays: Any = jax.tree.map(np.asarray, params)
+    arrays: Any = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
     tensors = {
         family.embedding: arrays["embedding"],
         family.norm: arrays["final_norm"]["scale"],

@@ -35,7 +35,7 @@ from gam_jax.ops.vocabulary import embed, token_hits, token_losses
 from gam_jax.params import Param, Params, Table
 from sharding import collectives, residual
 from sharding.axes import Axes
-from sharding.bounds import Count, Rate, Share, Size, check_bounds
+from sharding.bounds import Count, Rate, Share, Size
 from sharding.layout import Layout
 
 INITS = ("sound", "published")
@@ -72,8 +72,7 @@ class LanguageModel(Model):
       init: "sound" draws positions from N(0, 0.02^2), so that tokens are seen beside them;
         "published" from N(0, 1), as the official GAM code does (tokens are then 0.07 % of the
         variance that enters the first block).
-      dtype: of the arithmetic, one of `DTYPES`; parameters, norms, softmaxes and losses stay
-        float32.
+      dtype: of the arithmetic, one of `DTYPES`; norms, softmaxes and losses stay float32.
       remat: recompute blocks in the backward pass, see `Stack`.
       unroll: blocks in one turn of the scan, see `Stack`.
       norm: of the last block's output.
@@ -106,7 +105,7 @@ class LanguageModel(Model):
     packed: bool = False
 
     def __post_init__(self) -> None:
-        check_bounds(self)
+        super().__post_init__()
         if self.init not in INITS:
             raise ValueError(f"LanguageModel.init '{self.init}' is not one of {', '.join(INITS)}")
         if self.dtype not in DTYPES:
@@ -364,7 +363,7 @@ class LanguageModel(Model):
         position, length = carry.position, tokens.shape[1] * collectives.axis_size(axes.seq)
         embedding_key, blocks_key = (None, None) if key is None else jax.random.split(key)
 
-        x = embed(tokens, params["embedding"], axes)
+        x = embed(tokens, params["embedding"], axes).astype(jnp.float32)
         x = x if self.embedding_scale == 1 else self.embedding_scale * x
         self.check_length(known_most(position) + length)
         after = position + length

@@ -162,9 +162,10 @@ def _mixing(model: LanguageModel, layout: Layout, sizes: Sizes) -> Iterator[Mess
 
 
 class Leaf(NamedTuple):
-    """A parameter: its path, bytes after the rules split it, ZeRO's dimension or 0.
+    """A parameter: its path, bytes of its gradient as the rules split it, ZeRO's dimension or 0.
 
-    And the mesh axes that the rules split it over, and whether it is float32 in any arithmetic.
+    And the mesh axes that the rules split it over, whether it is float32 in any arithmetic, and
+    bytes of each of its numbers as it is stored. Gradients are float32.
     """
 
     path: tuple[str, ...]
@@ -172,17 +173,19 @@ class Leaf(NamedTuple):
     dim: int
     split: tuple[str, ...]
     precise: bool
+    itemsize: int
 
 
 def _leaves(model: Model, layout: Layout) -> Iterator[Leaf]:
-    table = model.table()
+    table = model.stored_table()
     leaves, _ = jax.tree_util.tree_flatten_with_path(table, is_leaf=lambda x: isinstance(x, Param))
     specs = jax.tree.leaves(shardings(rule_specs(table, layout), layout))
     dims = jax.tree.leaves(shard_dims(table, layout))
     for (path, param), spec, dim in zip(leaves, specs, dims, strict=True):
         size = math.prod(spec.shard_shape(param.shape)) * FLOAT
         names = tuple(key.key for key in path)
-        yield Leaf(names, size, dim, tuple(filter(None, spec.spec)), param.precise)
+        split, itemsize = tuple(filter(None, spec.spec)), jnp.dtype(param.dtype).itemsize
+        yield Leaf(names, size, dim, split, param.precise, itemsize)
 
 
 def _gathered(model: Any, layout: Layout, stack: Layer, sizes: Sizes) -> Iterator[Message]:
@@ -192,7 +195,7 @@ def _gathered(model: Any, layout: Layout, stack: Layer, sizes: Sizes) -> Iterato
         return
     devices = layout.mesh.shape[axis]
     once = set(added_last(stack, sizes))
-    for path, size, dim, _, precise in _leaves(model, layout):
+    for path, size, dim, _, precise, _ in _leaves(model, layout):
         if not dim:
             continue
         layers, passes = 1, 1
@@ -225,7 +228,7 @@ def _summed(model: Model, layout: Layout) -> list[Message]:
         devices = math.prod(mesh[name] for name in over)
         found.append(Message(collective, over, devices, size))
 
-    for _, size, dim, split, _ in _leaves(model, layout):
+    for _, size, dim, split, _, itemsize in _leaves(model, layout):
         axes = tuple(name for name in layout.axes.batch if name not in split)
         if axis is None or not dim:
             add("all_reduce", axes, size)
@@ -234,5 +237,5 @@ def _summed(model: Model, layout: Layout) -> list[Message]:
         add("all_reduce", tuple(name for name in axes if name != axis), part)
         if not layout.shards_params:
             add("reduce_scatter", (axis,), size)
-            add("all_gather", (axis,), part)
+            add("all_gather", (axis,), part // FLOAT * itemsize)
     return found

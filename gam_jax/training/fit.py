@@ -100,7 +100,7 @@ def fit(
         experiment, data = opened(experiment, data, folder, resumed)
         _check(experiment, data, layout)
         if beginning.source is not None:
-            plan(beginning.source, experiment.model.table())
+            plan(beginning.source, experiment.model.stored_table())
         if resumed:
             folder.check_same(experiment, beginning.change)
         elif processes.is_first():

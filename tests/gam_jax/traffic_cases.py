@@ -74,6 +74,7 @@ PRESETS = ("fully_sharded+sequence+tensor_tokens", "zero1+sequence+tensor")
 VARIANTS = {
     "remat": {"remat": True},
     "bfloat16": {"dtype": "bfloat16"},
+    "stored in bfloat16": {"param_dtype": "bfloat16"},
     "remat in bfloat16": {"remat": True, "dtype": "bfloat16"},
     "unrolled": {"unroll": 3},
     "no positions": {"context": 0},
