@@ -51,6 +51,9 @@ class Param:
         `Layer.begun`.
       precise: whether it stays float32 where a model's arithmetic, or what it stores, is in
         another type.
+      pads: the axis that the model's program pads with nothing where a mesh axis does not divide
+        it; the parameter is then stored whole along it, and no padding is in it. Another axis that
+        is not divided is refused.
       sign_step: 0 for a parameter that the optimizer trains. Otherwise each update moves the value
         by this much against the sign of what stands in its gradient's place, whatever the
         optimizer. That may be a count rather than a gradient: the balance bias of a mixture of
@@ -64,6 +67,7 @@ class Param:
     dtype: str = "float32"
     cache: bool = False
     precise: bool = False
+    pads: str = ""
     sign_step: float = 0.0
 
     def __post_init__(self) -> None:
@@ -137,13 +141,15 @@ def param_specs(table: Table, layout: Layout) -> Any:
 
 def rule_specs(table: Table, layout: Layout) -> Any:
     """How the rules alone split each parameter: what a layer is given."""
-    return _map_with_name(lambda name, param: layout.spec(name, param.shape, param.axes), table)
+    return _map_with_name(
+        lambda name, param: layout.spec(name, param.shape, _stored_axes(param, layout)), table
+    )
 
 
 def stored_specs(table: Table, layout: Layout) -> Any:
     """How the optimizer's state for each parameter lies on the mesh: ZeRO splits it further."""
     return _map_with_name(
-        lambda name, param: layout.stored_spec(name, param.shape, param.axes),
+        lambda name, param: layout.stored_spec(name, param.shape, _stored_axes(param, layout)),
         table,
     )
 
@@ -151,7 +157,17 @@ def stored_specs(table: Table, layout: Layout) -> Any:
 def shard_dims(table: Table, layout: Layout) -> Any:
     """The dimension of each parameter that ZeRO splits, counted from the end; 0 for none."""
     return _map_with_name(
-        lambda name, param: layout.shard_dim(name, param.shape, param.axes), table
+        lambda name, param: layout.shard_dim(name, param.shape, _stored_axes(param, layout)), table
+    )
+
+
+def _stored_axes(param: Param, layout: Layout) -> tuple[str | None, ...]:
+    """The axes of a parameter without the one that is padded in the program alone."""
+    split = layout.axes.of(param.pads)
+    parts = layout.mesh.shape[split] if split else 1
+    return tuple(
+        None if axis == param.pads and size % parts else axis
+        for size, axis in zip(param.shape, param.axes, strict=True)
     )
 
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from gam_jax.layers import Layer, LayerNorm, Series, Stack
-from gam_jax.layers.base import statistics
+from gam_jax.layers.base import known, statistics
 from gam_jax.models import ImageClassifier, LanguageModel, Model
 from gam_jax.params import Param, rule_specs, shard_dims, shardings
 from gam_jax.traffic.layers import FLOAT, Sizes, added_last, gathers, layer_traffic
@@ -113,6 +113,10 @@ def _outside(model: LanguageModel, sizes: Sizes) -> Iterator[Message]:
     """Embedding, final norm, head and loss; the embedding is looked up in float32."""
     stream32 = sizes.stream // sizes.itemsize * FLOAT
     yield sizes.over_tensor("all_reduce", sizes.rows * sizes.tokens * FLOAT, 3)  # the loss
+    vocab = known(model.vocab, "vocab", model)
+    if vocab % sizes.tensor:  # it is padded: the gradients of all rows, from those who have them
+        rows = -(-vocab // sizes.tensor) * sizes.width * FLOAT
+        yield sizes.over_tensor("all_gather", rows, 1 if model.tied else 2)
     if not sizes.split:
         yield sizes.over_tensor("all_reduce", stream32)  # rows of the embedding
         yield sizes.over_tensor("all_reduce", sizes.stream)  # the gradient by the last output

@@ -79,6 +79,8 @@ VARIANTS = {
     "unrolled": {"unroll": 3},
     "no positions": {"context": 0},
     "untied": {"tied": False},
+    "padded vocabulary": {"vocab": 33},
+    "padded vocabulary, untied": {"vocab": 33, "tied": False, "dtype": "bfloat16"},
     "gated, RMS norms": {
         "block": Block(
             GAM(slots=16), MLP(activation="swiglu", hidden=48, bias=False), norm=RMSNorm()
