@@ -72,7 +72,8 @@ def unread(experiment: Experiment) -> Experiment:
     model, data = experiment.model, experiment.data
     if isinstance(model, LanguageModel):
         if model.vocab is not None:
-            return experiment
+            packed = bool(data.sizes().get("packed", 0))
+            return dataclasses.replace(experiment, model=dataclasses.replace(model, packed=packed))
         if isinstance(data, Text) and "vocab" not in data.sizes():
             raise UserError(
                 f"data.tokenizer={data.tokenizer} does not tell its size: set --config.model.vocab"
@@ -125,7 +126,7 @@ def abstract_batch(experiment: Experiment) -> dict[str, Any]:
 
 def expected_traffic(experiment: Experiment, layout: Layout) -> dict[Kind, Total] | None:
     """What a step should send by the formulas; None where rules were changed or there are none."""
-    if experiment.parallel.rules or not has_formula(experiment.model):
+    if experiment.parallel.rules or not has_formula(experiment.model, layout):
         return None
     settings, window = experiment.train, getattr(experiment.data, "window", 0)
     return totals(

@@ -19,6 +19,7 @@ from gam_jax.layers import Layer, LayerNorm, Series, Stack
 from gam_jax.layers.base import known, statistics
 from gam_jax.models import ImageClassifier, LanguageModel, Model
 from gam_jax.params import Param, rule_specs, shard_dims, shardings
+from gam_jax.traffic.documents import knows_starts, row_numbers
 from gam_jax.traffic.layers import FLOAT, Sizes, added_last, gathers, layer_traffic
 from sharding.layout import Layout
 from sharding.messages import Message
@@ -45,12 +46,15 @@ def step_traffic(
     return [message.times(accumulate) for message in parts] + once  # once: weights, gradients
 
 
-def has_formula(model: Model) -> bool:
+def has_formula(model: Model, layout: Layout) -> bool:
     """Whether `step_traffic` knows this kind of model.
 
-    Not yet what the beginnings of packed documents send over split tokens.
+    Where tokens of packed rows are split, every layer needs a formula in `documents` too.
     """
-    return type(model) in MODEL_TRAFFIC and not getattr(model, "packed", False)
+    if type(model) not in MODEL_TRAFFIC:
+        return False
+    split = getattr(model, "packed", False) and layout.mesh.shape["seq"] > 1
+    return not split or knows_starts(model.block)  # type: ignore[attr-defined]
 
 
 def _sizes(model: Any, layout: Layout, rows: int, tokens: int) -> Sizes:
@@ -66,6 +70,7 @@ def _sizes(model: Any, layout: Layout, rows: int, tokens: int) -> Sizes:
         again=False,
         enter_again=layout.shards_params,  # what is kept beside shards leaves such gathers out
         expert=mesh["expert"],
+        packed=getattr(model, "packed", False),
     )
 
 
@@ -81,6 +86,8 @@ def _language(model: LanguageModel, layout: Layout, rows: int, tokens: int) -> l
     streams = sizes.rows * model.streams // mesh["stream"]
     inside = dataclasses.replace(sizes, rows=streams, streams=model.streams > 1)
     parts = [*layer_traffic(trunk.stack, inside), *_outside(model, sizes)]
+    if model.packed and model.context:
+        parts.append(row_numbers(sizes))  # of which documents begin, for learned positions
     parts += [*_mixing(model, layout, sizes), *_reports(trunk.stack, layout)]
     batch = math.prod(mesh[axis] for axis in layout.axes.batch)
     parts += [Message("all_reduce", layout.axes.batch, batch, FLOAT)]  # the loss

@@ -62,6 +62,16 @@ def test_traffic_over_split_tokens_stays_where_ring_attention_s_grows(audit):
     assert last == 16 * first
 
 
+@pytest.mark.parametrize("vocab", [(), ("--config.model.vocab=300",)], ids=["found", "given"])
+def test_where_documents_begin_is_in_the_formulas(vocab, audit):
+    args = ("--nocompile", *vocab)
+    found, alone = audit("seq=2", "--config.data.documents=packed", *args), audit("seq=2", *args)
+    assert found["agree"]
+    assert alone["agree"]
+    sent, less = (sum(row["sent"] for row in one["rows"]) for one in (found, alone))
+    assert sent > less
+
+
 CONFIG = """
 from experiments.config_flags import config
 from gam_jax.training.experiment import Experiment

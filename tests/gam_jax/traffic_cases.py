@@ -52,6 +52,8 @@ def abstract_step(model, layout, rows, tokens, accumulate=1):
     shape = (accumulate, rows // accumulate, tokens)[0 if accumulate > 1 else 1 :]
     ids = jax.ShapeDtypeStruct(shape, jnp.int32)
     batch = {"inputs": ids, "targets": ids, "weights": jax.ShapeDtypeStruct(shape, jnp.float32)}
+    if model.packed:
+        batch["starts"] = jax.ShapeDtypeStruct(shape, jnp.bool)
     step = make_train_step(model, optimizer, layout, accumulate)
     return step, abstract_state(model, optimizer), batch
 
