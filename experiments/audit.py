@@ -26,10 +26,10 @@ from experiments.streams import language_model
 from experiments.tables import print_table
 from gam_jax.data.base import Unread
 from gam_jax.data.text import Text
+from gam_jax.master import Mastered
 from gam_jax.models import LanguageModel
 from gam_jax.optimizer import make_optimizer
-from gam_jax.params import count_params
-from gam_jax.traffic import has_formula, step_traffic
+from gam_jax.traffic import has_formula, state_bytes, step_traffic
 from gam_jax.training.checks import check_batch, check_fits
 from gam_jax.training.experiment import Experiment
 from gam_jax.training.step import abstract_state, make_train_step, state_shardings
@@ -74,7 +74,8 @@ def unread(experiment: Experiment) -> Experiment:
     model, data = experiment.model, experiment.data
     if isinstance(model, LanguageModel):
         if model.vocab is not None:
-            return experiment
+            packed = bool(data.sizes().get("packed", 0))
+            return dataclasses.replace(experiment, model=dataclasses.replace(model, packed=packed))
         if isinstance(data, Text) and "vocab" not in data.sizes():
             raise UserError(
                 f"data.tokenizer={data.tokenizer} does not tell its size: set --config.model.vocab"
@@ -95,6 +96,7 @@ def audit(experiment: Experiment, layout: Layout, compiles: bool) -> dict[str, A
         "agree": None if formula is None else counted == formula,
         "longer": longer_sequences(experiment, layout),
         "memory": state_memory(experiment, layout),
+        "memory_by_formula": memory_by_formula(experiment, layout),
     }
     if compiles:
         program = step.lower(state, batch).compile()
@@ -130,7 +132,7 @@ def expected_traffic(experiment: Experiment, layout: Layout) -> dict[Kind, Total
     None where there are none: for changed rules, and where only some parameters are trained.
     """
     changed = experiment.parallel.rules or experiment.optimizer.only
-    if changed or not has_formula(experiment.model):
+    if changed or not has_formula(experiment.model, layout):
         return None
     settings, window = experiment.train, getattr(experiment.data, "window", 0)
     return totals(
@@ -151,17 +153,28 @@ def _row(kind: Kind, counted: dict[Kind, Total], expected: dict[Kind, Total]) ->
 
 
 def state_memory(experiment: Experiment, layout: Layout) -> dict[str, int]:
-    """Bytes of parameters and optimizer state on one device, and on one device alone."""
+    """Bytes of parameters and optimizer state on each device, and on one device alone."""
     model = experiment.model
     optimizer = make_optimizer(experiment.optimizer, experiment.train.steps, model.table())
     state = abstract_state(model, optimizer)
     placed = state_shardings(model, optimizer, layout)
 
-    return {
+    held = {
         "parameters": bytes_held(state.params, placed.params),
         "optimizer state": bytes_held(state.opt_state, placed.opt_state),
-        "both on one device alone": cost.adam_state(4 * count_params(model.table()), 1, "data"),
     }
+    if isinstance(state.opt_state, Mastered):
+        master = bytes_held(state.opt_state.master, placed.opt_state.master)
+        held["of it the float32 master copy"] = master
+    alone = state_bytes(model, experiment.optimizer).total
+    return {**held, "both on one device alone": alone}
+
+
+def memory_by_formula(experiment: Experiment, layout: Layout) -> dict[str, int]:
+    """What `state_memory` should find, from sizes and dtypes."""
+    found = state_bytes(experiment.model, experiment.optimizer, layout)
+    master = {"of it the float32 master copy": found.master} if found.master else {}
+    return {"parameters": found.parameters, "optimizer state": found.optimizer, **master}
 
 
 def longer_sequences(experiment: Experiment, layout: Layout) -> list[dict[str, int]]:
@@ -215,9 +228,10 @@ def _print(result: dict[str, Any]) -> None:
         )
     if "compiled_sent" in result:
         print(f"{result['compiled_sent']:,} bytes in the compiled program")
-    memory = TextTable("held by each device", "bytes")
+    memory = TextTable("held by each device", "bytes", "by formula")
     for name, size in result["memory"].items():
-        memory.add_row(name, f"{size:,}")
+        formula = result["memory_by_formula"].get(name)
+        memory.add_row(name, f"{size:,}", "-" if formula is None else f"{formula:,}")
     print_table(memory)
     if result["longer"]:
         longer = TextTable("tokens", "sent over seq", "ring attention would send")

@@ -17,7 +17,7 @@ from gam_jax.continuations import Continuation, follow
 from gam_jax.data.chat_template import ChatTemplate, find_template
 from gam_jax.data.counted import NO_CHARACTERS
 from gam_jax.data.text_dataset import kept_template
-from gam_jax.models.language import ModelCarry
+from gam_jax.models.carry import ModelCarry
 from sharding.errors import UserError
 
 HERE = "the conversation"

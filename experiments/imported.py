@@ -35,7 +35,7 @@ WINDOW = 1024
 """Tokens of a window, where the model's limit is not shorter."""
 RATE = 2e-5
 """The highest learning rate if none is given: what was trained is not to be overrun."""
-FREE = frozenset({"dropout", "dtype", "remat", "unroll", "strategy", "method"})
+FREE = frozenset({"dropout", "dtype", "param_dtype", "remat", "unroll", "strategy", "method"})
 """Fields of a model or of its layers that leave its parameters and its function as they are."""
 
 
@@ -137,7 +137,7 @@ class Imported:
         grown = [name for name, param in mine.items() if self.added and VOCAB in param.axes]
         taken = tuple(name for name in mine if name not in grown and name in own)
         where = f"hf:{self.folder}"
-        return Report(where, taken, tuple(grown), (), missing, (), ())
+        return Report(where, taken, tuple(grown), (), (), missing, (), ())
 
     def read(self) -> Params:
         """The parameters, float32, in the memory of the host.

@@ -15,7 +15,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from gam_jax.ids import check_ids
-from gam_jax.models.language import LanguageModel, ModelCarry
+from gam_jax.models.carry import ModelCarry
+from gam_jax.models.language import LanguageModel
 from gam_jax.params import Params, rows_where, rule_specs
 from gam_jax.prompts import PromptLike, check_room, prompts_of
 from gam_jax.sampling import Sampling, Settings, choose, drawable, row_keys, seen_in

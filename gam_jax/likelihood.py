@@ -164,9 +164,7 @@ def _score(
 
     def program(params: Params, inputs: Array, targets: Array) -> tuple[Array, Array]:
         batch = {"inputs": inputs, "targets": targets, "weights": jnp.ones(inputs.shape)}
-        hidden, _ = model.hidden(params, inputs, None, axes)
-        losses, _, _ = model.each(params, hidden, batch, axes, token_losses)
-        hits, _, _ = model.each(params, hidden, batch, axes, token_hits)
+        losses, hits = model.of_tokens(params, batch, axes, token_losses, token_hits)
         gather = functools.partial(collectives.all_gather, axis=axes.rows, dim=0)
         return gather(losses), gather(hits)
 

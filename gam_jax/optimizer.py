@@ -28,6 +28,9 @@ from sharding.bounds import NotNegative, Positive, Rate, Share, Span, check_boun
 from sharding.errors import UserError
 
 KINDS = ("adamw", "muon")
+MOMENTS = ("float32", "bfloat16")
+SLOWEST = 1 - 2**-8
+"""The slowest average that bfloat16 can hold: a smaller change is rounded away, at worst always."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +54,8 @@ class OptimizerConfig:
       matrix_rate: Muon's rate for matrices, and that of their decay, in units of learning_rate.
       only: patterns of names, joined by commas, as "starts/*,aggregator/*": other parameters stay
         as they are, bit for bit, and take no memory here. Empty for all.
+      moments: in which dtype Adam's averages and Muon's momentum are stored, one of `MOMENTS`;
+        they are computed in float32. bfloat16 takes averages no slower than `SLOWEST`.
     """
 
     learning_rate: NotNegative = 3e-3
@@ -68,6 +73,7 @@ class OptimizerConfig:
     momentum: Rate = 0.95
     matrix_rate: NotNegative = 3.0
     only: str = ""
+    moments: str = "float32"
 
     def __post_init__(self) -> None:
         check_bounds(self, "optimizer")
@@ -77,9 +83,16 @@ class OptimizerConfig:
                 raise UserError(
                     f"optimizer.{name}={value}: give a share of the steps below 1, or whole steps"
                 )
-        for name, valid in (("kind", KINDS), ("schedule", SCHEDULES)):
+        for name, valid in (("kind", KINDS), ("schedule", SCHEDULES), ("moments", MOMENTS)):
             if getattr(self, name) not in valid:
                 raise UserError(f"optimizer.{name}: {unknown(getattr(self, name), valid, name)}")
+        averages = ("beta1", "beta2", *(("momentum",) if self.kind == "muon" else ()))
+        for name in averages if self.moments != "float32" else ():
+            if (value := getattr(self, name)) > SLOWEST:
+                raise UserError(
+                    f"optimizer.{name}={value:g} is too slow for optimizer.moments={self.moments}, "
+                    f"which rounds changes below 1/256 away: give at most {SLOWEST:g}, or float32"
+                )
 
     def warmup_steps(self, steps: int) -> int:
         """Steps of the warm-up in a run of `steps` steps."""
@@ -224,11 +237,28 @@ def _of_all(config: OptimizerConfig, steps: int, table: Table) -> optax.Gradient
     betas = config.beta1, config.beta2, config.eps
     if config.kind == "muon":
         matrices = scale_matrices(table, config.matrix_rate)
-        muon = scale_by_muon(table, config.momentum, *betas)
+        muon = _stored_in(config.moments, scale_by_muon(table, config.momentum, *betas))
         chain = optax.chain(clip, muon, decay, matrices, rate)
     else:
-        chain = optax.chain(clip, optax.chain(optax.scale_by_adam(*betas), decay, rate))
+        adam = _stored_in(config.moments, optax.scale_by_adam(*betas))
+        chain = optax.chain(clip, optax.chain(adam, decay, rate))
     return _with_signs(chain, table)
+
+
+def _stored_in(dtype: str, inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """An optimizer with Adam's state, whose moments are stored in `dtype` and used in float32."""
+    if dtype == "float32":
+        return inner
+
+    def cast(state: Any, dtype: str) -> Any:
+        mu, nu = jax.tree.map(lambda x: x.astype(dtype), (state.mu, state.nu))
+        return state._replace(mu=mu, nu=nu)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = inner.update(updates, cast(state, "float32"), params)
+        return updates, cast(state, dtype)
+
+    return optax.GradientTransformation(lambda params: cast(inner.init(params), dtype), update)
 
 
 def _with_signs(

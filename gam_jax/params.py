@@ -23,6 +23,8 @@ from sharding import collectives, zero
 from sharding.axes import Axes
 from sharding.layout import Layout
 
+FLOAT32 = "float32"
+
 Initializer = Callable[[Array, tuple[int, ...]], Array]
 Table = Mapping[str, Any]
 """str -> Param or Table."""
@@ -42,11 +44,16 @@ class Param:
         `ParScale` alone: it learns a start for each stream, drawn with this, or from a narrow
         normal distribution where this is `zeros`.
       decay: whether weight decay applies (matrices yes; biases, norms no).
-      dtype: of the array. Parameters are float32; a carry may hold int32, such as a position.
+      dtype: of the array. A layer declares float32, and a model decides how parameters are stored
+        (`Model.param_dtype`); a carry may hold int32, such as a position.
       cache: for an entry of a carry: it is filled as tokens come, as a KV cache is, so a sequence
         cannot begin with a learned value here. At a start the layer is given None for it, see
         `Layer.begun`.
-      precise: whether it stays float32 where a model's arithmetic is in another type.
+      precise: whether it stays float32 where a model's arithmetic, or what it stores, is in
+        another type.
+      pads: the axis that the model's program pads with nothing where a mesh axis does not divide
+        it; the parameter is then stored whole along it, and no padding is in it. Another axis that
+        is not divided is refused.
       sign_step: 0 for a parameter that the optimizer trains. Otherwise each update moves the value
         by this much against the sign of what stands in its gradient's place, whatever the
         optimizer. That may be a count rather than a gradient: the balance bias of a mixture of
@@ -61,6 +68,7 @@ class Param:
     dtype: str = "float32"
     cache: bool = False
     precise: bool = False
+    pads: str = ""
     sign_step: float = 0.0
     transposed: bool = False
 
@@ -135,20 +143,33 @@ def param_specs(table: Table, layout: Layout) -> Any:
 
 def rule_specs(table: Table, layout: Layout) -> Any:
     """How the rules alone split each parameter: what a layer is given."""
-    return _map_with_name(lambda name, param: layout.spec(name, param.shape, param.axes), table)
+    return _map_with_name(
+        lambda name, param: layout.spec(name, param.shape, _stored_axes(param, layout)), table
+    )
 
 
 def stored_specs(table: Table, layout: Layout) -> Any:
     """How the optimizer's state for each parameter lies on the mesh: ZeRO splits it further."""
     return _map_with_name(
-        lambda name, param: layout.stored_spec(name, param.shape, param.axes), table
+        lambda name, param: layout.stored_spec(name, param.shape, _stored_axes(param, layout)),
+        table,
     )
 
 
 def shard_dims(table: Table, layout: Layout) -> Any:
     """The dimension of each parameter that ZeRO splits, counted from the end; 0 for none."""
     return _map_with_name(
-        lambda name, param: layout.shard_dim(name, param.shape, param.axes), table
+        lambda name, param: layout.shard_dim(name, param.shape, _stored_axes(param, layout)), table
+    )
+
+
+def _stored_axes(param: Param, layout: Layout) -> tuple[str | None, ...]:
+    """The axes of a parameter without the one that is padded in the program alone."""
+    split = layout.axes.of(param.pads)
+    parts = layout.mesh.shape[split] if split else 1
+    return tuple(
+        None if axis == param.pads and size % parts else axis
+        for size, axis in zip(param.shape, param.axes, strict=True)
     )
 
 
@@ -209,6 +230,33 @@ def cast(table: Table, params: Params, dtype: DTypeLike) -> Params:
 def in_caches(dtype: DTypeLike, table: Any, carry: Any) -> Any:
     """A carry whose caches have that dtype; what a recurrence sums up keeps its own."""
     return _map(lambda param, x: x.astype(dtype) if param.cache else x, table, carry)
+
+
+def precise(table: Table) -> Table:
+    """The table, each parameter marked as one that stays float32."""
+    return _map(lambda param: dataclasses.replace(param, precise=True), table)
+
+
+def stored_as(table: Table, dtype: str) -> Table:
+    """The table with the dtype in which parameters are stored, but for those that stay precise."""
+    return _map(
+        lambda param: param if param.precise else dataclasses.replace(param, dtype=dtype), table
+    )
+
+
+def stored_dtypes(table: Table) -> Any:
+    """The dtype of each parameter, by name."""
+    return _map(lambda param: param.dtype, table)
+
+
+def round_to(params: Params, dtypes: Any) -> Params:
+    """Parameters, each in its dtype."""
+    return jax.tree.map(lambda x, dtype: x.astype(dtype), params, dtypes)
+
+
+def widened(params: Any) -> Any:
+    """Parameters in float32, whatever they are stored in: no value changes."""
+    return jax.tree.map(lambda x: x.astype(FLOAT32), params)
 
 
 def count_params(table: Table, chosen: int | None = None) -> int:

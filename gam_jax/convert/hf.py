@@ -197,11 +197,11 @@ def write(
 
     Args:
       model: what is written.
-      params: the model's parameters.
+      params: the model's parameters; arrays are float32, in whatever dtype these are stored.
       name: an architecture; None for the first that expresses the model.
     """
     family, config = family_of(model, name)
-    arrays: Any = jax.tree.map(np.asarray, params)
+    arrays: Any = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
     tensors = {
         family.embedding: arrays["embedding"],
         family.norm: arrays["final_norm"]["scale"],

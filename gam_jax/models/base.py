@@ -12,13 +12,14 @@ from jaxtyping import Array, Float
 from gam_jax import params as tables
 from gam_jax.data.base import Dataset
 from gam_jax.layers.base import WHOLE, statistics
-from gam_jax.params import Params, Table
+from gam_jax.params import FLOAT32, Params, Table
 from sharding import collectives
 from sharding.axes import Axes
 from sharding.bounds import check_bounds
 from sharding.errors import UserError
 from sharding.layout import Layout
 
+PARAM_DTYPES = (FLOAT32, "bfloat16")
 BATCH, TOKEN = "batch", "token"
 """Logical axes of a batch's arrays: rows, and tokens of a sequence."""
 
@@ -36,14 +37,36 @@ class Model:
     A model declares its parameters in `table()` and the arrays of a batch in `batch_axes()`, and
     says what training lowers in `objective`. Mesh, checkpoints, resume, metrics and reports then
     work for it as for any other. `register` (gam_jax.registry) lets configurations name it.
+
+    Attributes:
+      param_dtype: in which parameters are stored, on devices and in checkpoints, one of
+        `PARAM_DTYPES`. Below float32 the optimizer keeps a float32 copy of what it trains
+        (`gam_jax.master`). What a table marks as precise stays float32, and the model itself is
+        given float32 values in training.
     """
+
+    param_dtype: str = dataclasses.field(default=FLOAT32, kw_only=True)
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        self.check_param_dtype()
+
+    def check_param_dtype(self) -> None:
+        """Raises a ValueError if parameters cannot be stored in `param_dtype`."""
+        if self.param_dtype not in PARAM_DTYPES:
+            raise ValueError(
+                f"{type(self).__name__}.param_dtype '{self.param_dtype}' is not one of "
+                f"{', '.join(PARAM_DTYPES)}"
+            )
 
     def table(self) -> Table:
         """The parameters, see `gam_jax.params`."""
         raise NotImplementedError
+
+    def stored_table(self) -> Table:
+        """The table with the dtypes in which parameters are stored."""
+        self.check_param_dtype()  # a class with a `__post_init__` of its own may forget it
+        return tables.stored_as(self.table(), self.param_dtype)
 
     def batch_axes(self) -> dict[str, tuple[str | None, ...]]:
         """For each array of a batch, its logical axes: "batch" for rows, "token", or None."""
@@ -122,7 +145,7 @@ class Model:
             )
 
     def init_params(self, key: Array) -> Params:
-        """Initial parameters, float32."""
+        """Initial parameters, float32: those that are stored are rounded from them."""
         return tables.init_params(self.table(), key)
 
     def carry_bytes(self, batch: int) -> int | None:

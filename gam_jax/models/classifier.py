@@ -18,7 +18,7 @@ from gam_jax.ops.linear import linear
 from gam_jax.params import Param, Params, Table, fan_in, normal, zeros
 from sharding import collectives
 from sharding.axes import Axes
-from sharding.bounds import Size, check_bounds
+from sharding.bounds import Size
 from sharding.errors import UserError
 from sharding.layout import Layout
 
@@ -47,7 +47,7 @@ class ImageClassifier(Model):
     patch: Size = 1
 
     def __post_init__(self) -> None:
-        check_bounds(self)
+        super().__post_init__()
         if self.side is not None and self.side % self.patch:
             raise ValueError(
                 f"ImageClassifier.patch {self.patch} does not divide its side of {self.side}"

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
@@ -15,7 +13,6 @@ from gam_jax import params as tables
 from gam_jax.data.base import Dataset
 from gam_jax.layers.base import (
     WHOLE,
-    Carry,
     Layer,
     inherit,
     known,
@@ -28,35 +25,21 @@ from gam_jax.layers.parscale import ParScale
 from gam_jax.layers.pattern import Pattern
 from gam_jax.models import suits
 from gam_jax.models.base import BATCH, TOKEN, Batch, Measures, Model, reported
+from gam_jax.models.carry import ModelCarry
+from gam_jax.models.token_scores import TokenMeasure, TokenScores
 from gam_jax.models.trunk import Trunk
 from gam_jax.ops import documents
 from gam_jax.ops.cache import known_most
 from gam_jax.ops.dropout import dropout
-from gam_jax.ops.vocabulary import embed, token_hits, token_losses
+from gam_jax.ops.vocabulary import embed, padded_rows, token_hits, token_losses
 from gam_jax.params import Param, Params, Table
 from sharding import collectives, residual
 from sharding.axes import Axes
-from sharding.bounds import Count, Rate, Share, Size, check_bounds
+from sharding.bounds import Count, Rate, Share, Size
 from sharding.layout import Layout
 
 INITS = ("sound", "published")
 DTYPES = ("float32", "bfloat16", "float16")
-
-TokenMeasure = Callable[[Array, Array, Array, str | None], Array]
-"""(hidden [N, D], head, targets [N], axis of the vocabulary) -> [N]."""
-
-
-@flax.struct.dataclass
-class ModelCarry:
-    """What the model hands to the next chunk.
-
-    Attributes:
-      position: int32 [B], how many tokens of its document came before in each row.
-      layers: the stack's carry, each leaf [L, B, ...]; that of `ParScale` where there are streams.
-    """
-
-    position: Int[Array, B]
-    layers: Carry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +56,7 @@ class LanguageModel(Model):
       init: "sound" draws positions from N(0, 0.02^2), so that tokens are seen beside them;
         "published" from N(0, 1), as the official GAM code does (tokens are then 0.07 % of the
         variance that enters the first block).
-      dtype: of the arithmetic, one of `DTYPES`; parameters, norms, softmaxes and losses stay
-        float32.
+      dtype: of the arithmetic, one of `DTYPES`; norms, softmaxes and losses stay float32.
       remat: recompute blocks in the backward pass, see `Stack`.
       unroll: blocks in one turn of the scan, see `Stack`.
       norm: of the last block's output.
@@ -107,18 +89,14 @@ class LanguageModel(Model):
     packed: bool = False
 
     def __post_init__(self) -> None:
-        check_bounds(self)
+        super().__post_init__()
         if self.init not in INITS:
             raise ValueError(f"LanguageModel.init '{self.init}' is not one of {', '.join(INITS)}")
         if self.dtype not in DTYPES:
             raise ValueError(
                 f"LanguageModel.dtype '{self.dtype}' is not one of {', '.join(DTYPES)}"
             )
-        if not self.block.causal:
-            raise ValueError(
-                "LanguageModel.block holds a layer that reads the whole sequence at once, so it "
-                "cannot predict a next token; give a causal one"
-            )
+        suits.check_causal(self.block)
         for name in ("block", "norm"):
             inner = inherit(getattr(self, name), width=self.width, dropout=self.dropout)
             object.__setattr__(self, name, inner)
@@ -143,14 +121,11 @@ class LanguageModel(Model):
 
         With streams, their starts and aggregator.
         """
-        vocab = known(self.vocab, "vocab", self)
-        table: dict[str, Table | Param] = {
-            "embedding": Param((vocab, self.width), ("vocab", "embed"), tables.fan_in(self.width)),
-            **self.trunk.table(),
-        }
+        shape, axes = (known(self.vocab, "vocab", self), self.width), ("vocab", "embed")
+        rows = Param(shape, axes, tables.fan_in(self.width), pads="vocab")
+        table: dict[str, Table | Param] = {"embedding": rows, **self.trunk.table()}
         if not self.tied:
-            shape, axes = (vocab, self.width), ("vocab", "embed")
-            table["head"] = Param(shape, axes, tables.fan_in(self.width))
+            table["head"] = rows
         if self.context:
             std = 1.0 if self.init == "published" else 0.02
             shape, axes = (self.context, self.width), ("position", "embed")
@@ -245,7 +220,8 @@ class LanguageModel(Model):
           ValueError: more tokens than learned positions, or than a cache holds (where the
             position is traced and not known when this is compiled, the logits beyond are NaN).
         """
-        hidden, carry = self.hidden(params, tokens, carry, axes, key=key, starts=starts)
+        params = self._own(params, axes)
+        hidden, carry = self._hidden(params, tokens, carry, axes, key=key, starts=starts)
         hidden = collectives.all_gather(hidden, axes.residual, dim=1)
         return self._logits(params, hidden, axes), carry
 
@@ -257,7 +233,8 @@ class LanguageModel(Model):
         axes: Axes = WHOLE,
     ) -> tuple[Float[Array, "B V"], ModelCarry]:
         """As a call, the logits after the last token alone."""
-        hidden, carry = self.hidden(params, tokens, carry, axes)
+        params = self._own(params, axes)
+        hidden, carry = self._hidden(params, tokens, carry, axes)
         last = hidden[:, -1:]
         for axis in reversed(axes.tokens):
             last = collectives.from_last(last, axis)
@@ -266,10 +243,24 @@ class LanguageModel(Model):
     def _logits(self, params: Params, hidden: Array, axes: Axes) -> Array:
         head = self._head(params).astype(hidden.dtype)
         logits = jnp.dot(hidden, head.T, preferred_element_type=jnp.float32)
-        return collectives.all_gather(logits, axes.of("vocab"), dim=2)
+        logits = collectives.all_gather(logits, axes.of("vocab"), dim=2)
+        return logits if self._padded(axes) is None else logits[..., : self.vocab]
 
     def _head(self, params: Params) -> Array:
         return params["embedding" if self.tied else "head"]
+
+    def _own(self, params: Params, axes: Axes) -> Params:
+        """Parameters with this device's rows of a padded vocabulary, found once for all uses."""
+        axis = axes.of("vocab")
+        if axis is None or self._padded(axes) is None:
+            return params
+        names = ("embedding",) if self.tied else ("embedding", "head")
+        return {**params, **{name: padded_rows(params[name], axis) for name in names}}
+
+    def _padded(self, axes: Axes) -> int | None:
+        """V where the devices that split the vocabulary do not divide it; else None."""
+        vocab = known(self.vocab, "vocab", self)
+        return vocab if vocab % collectives.axis_size(axes.of("vocab")) else None
 
     def loss(
         self,
@@ -308,53 +299,34 @@ class LanguageModel(Model):
           (`layers.base.Statistics`), and each measure by the path of its layer and its own name,
           as "ffn/routed/load".
         """
-        given = batch.get("starts")
-        hidden, carry = self.hidden(params, batch["inputs"], None, axes, key=key, starts=given)
-        total = self._summed(params, hidden, batch, axes, token_losses)
+        given, params = batch.get("starts"), self._own(params, axes)
+        hidden, carry = self._hidden(params, batch["inputs"], None, axes, key=key, starts=given)
+        total = self._scores(params, hidden, batch, axes).sum(token_losses)
         penalty, measures = reported(self.trunk.sequences(carry.layers), axes)
         return total, penalty, measures
 
     def scored(self, params: Params, batch: Batch, axes: Axes = WHOLE) -> Measures:
         """The loss, and the accuracy: how often the likeliest token is the target."""
-        count = self.count(batch, axes)
-        hidden, _ = self.hidden(params, batch["inputs"], None, axes, starts=batch.get("starts"))
-        loss = self._summed(params, hidden, batch, axes, token_losses)
-        hits = self._summed(params, hidden, batch, axes, token_hits)
+        count, params = self.count(batch, axes), self._own(params, axes)
+        hidden, _ = self._hidden(params, batch["inputs"], None, axes, starts=batch.get("starts"))
+        scores = self._scores(params, hidden, batch, axes)
+        loss, hits = scores.sum(token_losses), scores.sum(token_hits)
         return {"loss": (loss, count), "accuracy": (hits, count)}
 
     def losses(self, params: Params, batch: Batch, axes: Axes = WHOLE) -> Float[Array, "B T"]:
         """The cross-entropy of each token in nats."""
-        hidden, _ = self.hidden(params, batch["inputs"], None, axes, starts=batch.get("starts"))
-        found, _, split = self.each(params, hidden, batch, axes, token_losses)
-        return collectives.all_gather(found, split, dim=1)
+        return self.of_tokens(params, batch, axes, token_losses)[0]
 
-    def _summed(
-        self,
-        params: Params,
-        hidden: Array,
-        batch: Batch,
-        axes: Axes,
-        each: TokenMeasure,
-    ) -> Array:
-        """The weighted sum over all devices of what `each` finds for a token."""
-        found, weights, split = self.each(params, hidden, batch, axes, each)
-        spread = axes.batch if split is None else (*axes.batch, split)
-        return collectives.psum(jnp.sum(found * weights), spread)
+    def of_tokens(
+        self, params: Params, batch: Batch, axes: Axes, *measures: TokenMeasure
+    ) -> tuple[Float[Array, "B T"], ...]:
+        """What each measure finds for each token."""
+        params = self._own(params, axes)
+        hidden, _ = self._hidden(params, batch["inputs"], None, axes, starts=batch.get("starts"))
+        return tuple(map(self._scores(params, hidden, batch, axes).whole, measures))
 
-    def each(
-        self, params: Params, hidden: Array, batch: Batch, axes: Axes, each: TokenMeasure
-    ) -> tuple[Array, Array, str | None]:
-        """What `each` finds for a token [B, t], its weight, and what splits T into t, if any."""
-        targets, weights = batch["targets"], batch["weights"]
-        vocab = axes.of("vocab")
-        split = axes.residual if vocab is None else None
-        if vocab is not None:
-            hidden = residual.enter(hidden, axes, "vocab")
-        elif split is not None:  # each device scores its own tokens of the stream
-            targets, weights = (collectives.own_shard(x, split, dim=1) for x in (targets, weights))
-        head = self._head(params).astype(hidden.dtype)
-        found = each(hidden.reshape(-1, self.width), head, targets.reshape(-1), vocab)
-        return found.reshape(targets.shape), weights, split
+    def _scores(self, params: Params, hidden: Array, batch: Batch, axes: Axes) -> TokenScores:
+        return TokenScores(self._head(params), hidden, batch, axes, self._padded(axes))
 
     def hidden(
         self,
@@ -373,6 +345,20 @@ class LanguageModel(Model):
         Raises:
           ValueError: `starts`, and a layer that cannot keep documents apart; too many tokens.
         """
+        params = self._own(params, axes)
+        return self._hidden(params, tokens, carry, axes, key=key, starts=starts)
+
+    def _hidden(
+        self,
+        params: Params,
+        tokens: Array,
+        carry: ModelCarry | None,
+        axes: Axes,
+        *,
+        key: Array | None = None,
+        starts: Array | None = None,
+    ) -> tuple[Array, ModelCarry]:
+        """`hidden`, given this device's own parameters."""
         if starts is not None and (layer := self.cannot_pack()):
             raise ValueError(
                 f"{layer} cannot keep the documents of a row apart: give each a row of its own"
@@ -383,7 +369,7 @@ class LanguageModel(Model):
         position, length = carry.position, tokens.shape[1] * collectives.axis_size(axes.seq)
         embedding_key, blocks_key = (None, None) if key is None else jax.random.split(key)
 
-        x = embed(tokens, params["embedding"], axes)
+        x = embed(tokens, params["embedding"], axes, self._padded(axes)).astype(jnp.float32)
         x = x if self.embedding_scale == 1 else self.embedding_scale * x
         self.check_length(known_most(position) + length)
         after = position + length
@@ -405,13 +391,4 @@ class LanguageModel(Model):
 
     def check_length(self, tokens: int) -> None:
         """Raises a ValueError if a sequence of `tokens` tokens exceeds the `limit`."""
-        if self.context and tokens > self.context:
-            raise ValueError(
-                f"{tokens} tokens do not fit the model's {self.context} learned positions: "
-                f"give fewer, or train with context=0 (no positions) or a larger one"
-            )
-        if self.limit and tokens > self.limit:
-            raise ValueError(
-                f"{tokens} tokens do not fit the model's cache of {self.limit}: give fewer, or "
-                f"set a larger context in its attention layers"
-            )
+        suits.check_length(self, tokens)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from gam_jax.layers import Layer
 from sharding.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,6 +44,29 @@ def check_data(model: LanguageModel, sizes: Mapping[str, int], name: str) -> Non
         raise UserError(
             f"data.documents=packed: {layer} cannot keep the documents of a row apart: use rows "
             f"or joined"
+        )
+
+
+def check_causal(block: Layer) -> None:
+    """Raises a ValueError for a layer that sees tokens that it is to predict."""
+    if not block.causal:
+        raise ValueError(
+            "LanguageModel.block holds a layer that reads the whole sequence at once, so it "
+            "cannot predict a next token; give a causal one"
+        )
+
+
+def check_length(model: LanguageModel, tokens: int) -> None:
+    """Raises a ValueError if a sequence of `tokens` tokens exceeds the model's limit."""
+    if model.context and tokens > model.context:
+        raise ValueError(
+            f"{tokens} tokens do not fit the model's {model.context} learned positions: "
+            f"give fewer, or train with context=0 (no positions) or a larger one"
+        )
+    if model.limit and tokens > model.limit:
+        raise ValueError(
+            f"{tokens} tokens do not fit the model's cache of {model.limit}: give fewer, or "
+            f"set a larger context in its attention layers"
         )
 
 

@@ -22,8 +22,9 @@ class Trunk(Layer):
     norm: Layer
 
     def table(self) -> Table:
-        """blocks, final_norm."""
-        return {"blocks": self.stack.table(), "final_norm": self.norm.table()}
+        """blocks; final_norm, which is not cast to the dtype of the blocks."""
+        norm = tables.precise(self.norm.table())
+        return {"blocks": self.stack.table(), "final_norm": norm}
 
     def carry_table(self, batch: int) -> Any:
         """That of the blocks."""

@@ -1,5 +1,8 @@
 """Cross-entropy of a tied head, and rows of the embedding, with the vocabulary split or whole.
 
+A vocabulary that the devices do not divide is padded in the program: each has as many rows, the
+last ones none of the vocabulary's (`padded_rows`). They are no tokens: their logits are -inf.
+
 An id outside the vocabulary of V tokens, below 0 or from V on, gives NaN, split or not: a value
 that nobody takes for a good one. Ids are refused by name on the host, see `gam_jax.ids`.
 """
@@ -21,6 +24,7 @@ def token_losses(
     embedding: Float[Array, "V D"],
     targets: Int[Array, N],
     axis: str | None = None,
+    size: int | None = None,
 ) -> Float[Array, N]:
     """-log softmax(hidden embedding^T)[target] in nats, float32.
 
@@ -30,12 +34,50 @@ def token_losses(
       targets: global token ids. One outside the vocabulary has a loss and a gradient of NaN.
       axis: mesh axis that splits the vocabulary. Its parts meet in a maximum and two sums; no
         device ever holds whole logits (Megatron-LM, arXiv 2104.04473).
+      size: V where rows are padded; None where they are not.
     """
     targets = _signed(targets)
     local, here = _own_rows(targets, embedding, axis)
-    known = _known(targets, embedding, axis)
+    known = _known(targets, embedding, axis, size)
     hidden, embedding = collectives.vary_alike(hidden, embedding)
-    return _losses(hidden, embedding, local, here, known, axis)
+    return _losses(hidden, embedding, local, here, known, axis, size)
+
+
+def padded_rows(embedding: Float[Array, "V D"], axis: str) -> Float[Array, "R D"]:
+    """This device's rows of an embedding that every device holds whole, zeros after the last.
+
+    R is V / n, rounded up. In the backward pass the gradients of all rows are gathered.
+
+    Args:
+      embedding: the same on all devices of `axis`.
+      axis: mesh axis of n devices that splits the vocabulary.
+    """
+    return _padded_rows(embedding, axis, embedding.shape[0])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _padded_rows(embedding: Array, axis: str, size: int) -> Array:
+    beyond = -size % collectives.axis_size(axis)
+    return collectives.own_shard(jnp.pad(embedding, ((0, beyond), (0, 0))), axis, dim=0)
+
+
+def _padded_rows_backward(axis: str, size: int, _: None, g: Array) -> tuple[Array]:
+    return (collectives.all_gather(g, axis, dim=0)[:size],)
+
+
+_padded_rows.defvjp(
+    lambda x, axis, size: (_padded_rows(x, axis, size), None), _padded_rows_backward
+)
+
+
+def _logits(hidden: Array, embedding: Array, axis: str | None, size: int | None) -> Array:
+    """Float32 logits of this device's rows."""
+    logits = jnp.dot(hidden, embedding.T, preferred_element_type=jnp.float32)
+    if size is None:
+        return logits
+    rows = embedding.shape[0]
+    place = collectives.axis_index(axis) * rows + jnp.arange(rows)
+    return jnp.where(place < size, logits, -jnp.inf)
 
 
 def _signed(ids: Array) -> Array:
@@ -51,9 +93,10 @@ def _own_rows(ids: Array, embedding: Array, axis: str | None) -> tuple[Array, Ar
     return jnp.clip(local, 0, rows - 1), here
 
 
-def _known(ids: Array, embedding: Array, axis: str | None) -> Array:
+def _known(ids: Array, embedding: Array, axis: str | None, size: int | None) -> Array:
     """Whether ids are of the whole vocabulary."""
-    return (ids >= 0) & (ids < embedding.shape[0] * collectives.axis_size(axis))
+    every = embedding.shape[0] * collectives.axis_size(axis)
+    return (ids >= 0) & (ids < (every if size is None else size))
 
 
 def token_hits(
@@ -61,6 +104,7 @@ def token_hits(
     embedding: Float[Array, "V D"],
     targets: Int[Array, N],
     axis: str | None = None,
+    size: int | None = None,
 ) -> Float[Array, N]:
     """1 where the target is the likeliest token, else 0; of equally likely ones the first.
 
@@ -71,9 +115,10 @@ def token_hits(
       embedding: this device's rows of the head.
       targets: global token ids.
       axis: mesh axis that splits the vocabulary.
+      size: V where rows are padded; None where they are not.
     """
     rows, targets = embedding.shape[0], _signed(targets)
-    logits = jnp.dot(hidden, embedding.T, preferred_element_type=jnp.float32)
+    logits = _logits(hidden, embedding, axis, size)
     own = jnp.max(logits, axis=-1)
     first = jnp.argmax(logits, axis=-1) + collectives.axis_index(axis) * rows
     # The least id of those that reach the maximum, as a maximum of negated ids.
@@ -81,20 +126,32 @@ def token_hits(
     beyond = rows * collectives.axis_size(axis)
     likeliest = -collectives.pmax(-jnp.where(reaches, first, beyond), axis)
     hits = (likeliest == targets).astype(jnp.float32)
-    return jnp.where(_known(targets, embedding, axis), hits, jnp.nan)
+    return jnp.where(_known(targets, embedding, axis, size), hits, jnp.nan)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def _losses(
-    hidden: Array, embedding: Array, local: Array, here: Array, known: Array, axis: str | None
+    hidden: Array,
+    embedding: Array,
+    local: Array,
+    here: Array,
+    known: Array,
+    axis: str | None,
+    size: int | None,
 ) -> Array:
-    return _losses_forward(hidden, embedding, local, here, known, axis)[0]
+    return _losses_forward(hidden, embedding, local, here, known, axis, size)[0]
 
 
 def _losses_forward(
-    hidden: Array, embedding: Array, local: Array, here: Array, known: Array, axis: str | None
+    hidden: Array,
+    embedding: Array,
+    local: Array,
+    here: Array,
+    known: Array,
+    axis: str | None,
+    size: int | None,
 ) -> tuple[Array, tuple[Array, ...]]:
-    logits = jnp.dot(hidden, embedding.T, preferred_element_type=jnp.float32)
+    logits = _logits(hidden, embedding, axis, size)
     top = collectives.pmax(jnp.max(logits, axis=-1), axis)
     picked = jnp.take_along_axis(logits, local[:, None], axis=1)[:, 0]
     exps = jnp.exp(logits - top[:, None])
@@ -106,7 +163,7 @@ def _losses_forward(
 
 
 def _losses_backward(
-    axis: str | None, saved: tuple[Array, ...], g: Array
+    axis: str | None, size: int | None, saved: tuple[Array, ...], g: Array
 ) -> tuple[Array, Array, None, None, None]:
     """The gradient of the logits is (exps - total * onehot) * g / total.
 
@@ -128,12 +185,21 @@ _losses.defvjp(_losses_forward, _losses_backward)
 
 
 def embed(
-    tokens: Int[Array, "B T"], embedding: Float[Array, "V D"], axes: Axes = Axes()
+    tokens: Int[Array, "B T"],
+    embedding: Float[Array, "V D"],
+    axes: Axes = Axes(),
+    size: int | None = None,
 ) -> Float[Array, "B t D"]:
     """Rows of the embedding, in the layout of the residual stream.
 
     With the vocabulary split, each device gives the rows that it has and they add up. A token
     outside the vocabulary has a row of NaN.
+
+    Args:
+      tokens: global ids.
+      embedding: this device's rows.
+      axes: mesh axes.
+      size: V where rows are padded; None where they are not.
     """
     axis, tokens = axes.of("vocab"), _signed(tokens)
     if axis is None:
@@ -142,5 +208,7 @@ def embed(
         return jnp.take(embedding, beyond, axis=0, mode="fill", fill_value=jnp.nan)
     local, here = _own_rows(tokens, embedding, axis)
     found = jnp.take(embedding, local, axis=0)
-    elsewhere = jnp.where(_known(tokens, embedding, axis), 0, jnp.nan).astype(found.dtype)
+    known = _known(tokens, embedding, axis, size)
+    here = here if size is None else here & known
+    elsewhere = jnp.where(known, 0, jnp.nan).astype(found.dtype)
     return residual.leave_sum(jnp.where(here[..., None], found, elsewhere[..., None]), axis, axes)

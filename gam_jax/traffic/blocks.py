@@ -25,6 +25,7 @@ from gam_jax.layers import (
     Stack,
 )
 from gam_jax.layers.adapted import ADAPTERS, Factor
+from gam_jax.traffic.documents import starts_traffic
 from gam_jax.traffic.sizes import FLOAT, Sizes, constants, layer_traffic, sums
 from sharding.messages import Message
 from sharding.rules import DEFAULT_RULES
@@ -136,6 +137,9 @@ def _(layer: Stack, sizes: Sizes) -> Iterator[Message]:
         yield message.times(layer.depth)
     for message in constants(layer.block, own):  # the loop over layers is left with what changes
         yield message.times(1 + layer.depth * enter_again)
+    if sizes.packed and sizes.seq > 1:
+        for message in starts_traffic(layer.block, own):
+            yield message.times(1 + layer.depth * layer.remat)
 
 
 @constants.register

@@ -44,7 +44,8 @@ def _(layer: LinearMemory, sizes: Sizes) -> Iterator[Message]:
 
 @constants.register
 def _(layer: LinearMemory, sizes: Sizes) -> Iterator[Message]:
-    if layer.recipe.decay == "fixed":
+    forgets = sizes.packed and layer.recipe.decay == "none" and layer.recipe.rule != "delta"
+    if layer.recipe.decay == "fixed" or forgets:  # at the beginning of a document, by a decay
         yield sizes.over_seq("all_gather", sizes.rows * layer.heads // sizes.tensor * FLOAT)
 
 

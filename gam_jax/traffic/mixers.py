@@ -78,9 +78,12 @@ def _(layer: TCNCA, sizes: Sizes) -> Iterator[Message]:
 
 
 def _in_chunks(layer: TCNCA, sizes: Sizes) -> Iterator[Message]:
-    """The weights are common to all devices; a chunk that a shard goes on with began before it."""
+    """The weights are common to all devices; a chunk that a shard goes on with began before it.
+
+    Chunks are counted from where documents begin, so they end with no shard.
+    """
     block = min(layer.chunk, sizes.tokens)
-    whole = sizes.seq == 1 or sizes.tokens % layer.chunk == 0
+    whole = (sizes.seq == 1 or sizes.tokens % layer.chunk == 0) and not sizes.packed
     seen = block if whole else layer.chunk + block
     queries = -(-sizes.tokens // block) * block
     yield from sums(sizes, sizes.rows * queries * seen * sizes.itemsize)

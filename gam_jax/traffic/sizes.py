@@ -30,6 +30,7 @@ class Sizes:
       expert: devices along that axis.
       nested: whether the layer is in a stack that gathers or runs it again.
       streams: whether starts are learned.
+      packed: whether layers are told where documents begin.
     """
 
     rows: int
@@ -45,6 +46,7 @@ class Sizes:
     expert: int = 1
     nested: bool = False
     streams: bool = False
+    packed: bool = False
 
     @property
     def stream(self) -> int:

@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 
 from gam_jax.layers import InTurn, Layer, LayerNorm, Pattern, Series, Stack
-from gam_jax.layers.base import statistics
+from gam_jax.layers.base import known, statistics
 from gam_jax.models import ImageClassifier, LanguageModel, Model
 from gam_jax.params import Param, rule_specs, shard_dims, shardings
+from gam_jax.traffic.documents import knows_starts, row_numbers
 from gam_jax.traffic.layers import FLOAT, Sizes, added_last, gathers, layer_traffic
 from sharding.layout import Layout
 from sharding.messages import Message
@@ -45,12 +46,15 @@ def step_traffic(
     return [message.times(accumulate) for message in parts] + once  # once: weights, gradients
 
 
-def has_formula(model: Model) -> bool:
+def has_formula(model: Model, layout: Layout) -> bool:
     """Whether `step_traffic` knows this kind of model.
 
-    Not yet what the beginnings of packed documents send over split tokens.
+    Where tokens of packed rows are split, every layer needs a formula in `documents` too.
     """
-    return type(model) in MODEL_TRAFFIC and not getattr(model, "packed", False)
+    if type(model) not in MODEL_TRAFFIC:
+        return False
+    split = getattr(model, "packed", False) and layout.mesh.shape["seq"] > 1
+    return not split or knows_starts(model.block)  # type: ignore[attr-defined]
 
 
 def _sizes(model: Any, layout: Layout, rows: int, tokens: int) -> Sizes:
@@ -66,6 +70,7 @@ def _sizes(model: Any, layout: Layout, rows: int, tokens: int) -> Sizes:
         again=False,
         enter_again=layout.shards_params,  # what is kept beside shards leaves such gathers out
         expert=mesh["expert"],
+        packed=getattr(model, "packed", False),
     )
 
 
@@ -81,6 +86,8 @@ def _language(model: LanguageModel, layout: Layout, rows: int, tokens: int) -> l
     streams = sizes.rows * model.streams // mesh["stream"]
     inside = dataclasses.replace(sizes, rows=streams, streams=model.streams > 1)
     parts = [*layer_traffic(trunk.stack, inside), *_outside(model, sizes)]
+    if model.packed and model.context:
+        parts.append(row_numbers(sizes))  # of which documents begin, for learned positions
     parts += [*_mixing(model, layout, sizes), *_reports(trunk.stack, layout)]
     batch = math.prod(mesh[axis] for axis in layout.axes.batch)
     parts += [Message("all_reduce", layout.axes.batch, batch, FLOAT)]  # the loss
@@ -113,6 +120,10 @@ def _outside(model: LanguageModel, sizes: Sizes) -> Iterator[Message]:
     """Embedding, final norm, head and loss; the embedding is looked up in float32."""
     stream32 = sizes.stream // sizes.itemsize * FLOAT
     yield sizes.over_tensor("all_reduce", sizes.rows * sizes.tokens * FLOAT, 3)  # the loss
+    vocab = known(model.vocab, "vocab", model)
+    if vocab % sizes.tensor:  # it is padded: the gradients of all rows, from those who have them
+        rows = -(-vocab // sizes.tensor) * sizes.width * FLOAT
+        yield sizes.over_tensor("all_gather", rows, 1 if model.tied else 2)
     if not sizes.split:
         yield sizes.over_tensor("all_reduce", stream32)  # rows of the embedding
         yield sizes.over_tensor("all_reduce", sizes.stream)  # the gradient by the last output
@@ -162,9 +173,10 @@ def _mixing(model: LanguageModel, layout: Layout, sizes: Sizes) -> Iterator[Mess
 
 
 class Leaf(NamedTuple):
-    """A parameter: its path, bytes after the rules split it, ZeRO's dimension or 0.
+    """A parameter: its path, bytes of its gradient as the rules split it, ZeRO's dimension or 0.
 
-    And the mesh axes that the rules split it over, and whether it is float32 in any arithmetic.
+    And the mesh axes that the rules split it over, whether it is float32 in any arithmetic, and
+    bytes of each of its numbers as it is stored. Gradients are float32.
     """
 
     path: tuple[str, ...]
@@ -172,17 +184,19 @@ class Leaf(NamedTuple):
     dim: int
     split: tuple[str, ...]
     precise: bool
+    itemsize: int
 
 
 def _leaves(model: Model, layout: Layout) -> Iterator[Leaf]:
-    table = model.table()
+    table = model.stored_table()
     leaves, _ = jax.tree_util.tree_flatten_with_path(table, is_leaf=lambda x: isinstance(x, Param))
     specs = jax.tree.leaves(shardings(rule_specs(table, layout), layout))
     dims = jax.tree.leaves(shard_dims(table, layout))
     for (path, param), spec, dim in zip(leaves, specs, dims, strict=True):
         size = math.prod(spec.shard_shape(param.shape)) * FLOAT
         names = tuple(key.key for key in path)
-        yield Leaf(names, size, dim, tuple(filter(None, spec.spec)), param.precise)
+        split, itemsize = tuple(filter(None, spec.spec)), jnp.dtype(param.dtype).itemsize
+        yield Leaf(names, size, dim, split, param.precise, itemsize)
 
 
 def _gathered(model: Any, layout: Layout, stack: Layer, sizes: Sizes) -> Iterator[Message]:
@@ -192,7 +206,7 @@ def _gathered(model: Any, layout: Layout, stack: Layer, sizes: Sizes) -> Iterato
         return
     devices = layout.mesh.shape[axis]
     once = set(added_last(stack, sizes))
-    for path, size, dim, _, precise in _leaves(model, layout):
+    for path, size, dim, _, precise, _ in _leaves(model, layout):
         if not dim:
             continue
         layers, passes = 1, 1
@@ -228,7 +242,7 @@ def _summed(model: Model, layout: Layout) -> list[Message]:
         devices = math.prod(mesh[name] for name in over)
         found.append(Message(collective, over, devices, size))
 
-    for _, size, dim, split, _ in _leaves(model, layout):
+    for _, size, dim, split, _, itemsize in _leaves(model, layout):
         axes = tuple(name for name in layout.axes.batch if name not in split)
         if axis is None or not dim:
             add("all_reduce", axes, size)
@@ -237,5 +251,5 @@ def _summed(model: Model, layout: Layout) -> list[Message]:
         add("all_reduce", tuple(name for name in axes if name != axis), part)
         if not layout.shards_params:
             add("reduce_scatter", (axis,), size)
-            add("all_gather", (axis,), part)
+            add("all_gather", (axis,), part // FLOAT * itemsize)
     return found

@@ -7,17 +7,17 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from gam_jax.data.base import Dataset
+from gam_jax.master import values
 from gam_jax.optimizer import learning_rate_schedule, make_optimizer
 from gam_jax.params import Params
 from gam_jax.training.experiment import Changes, Experiment
 from gam_jax.training.folder import RunFolder, abstract_on_mesh, check_data, compiler, versions
 from gam_jax.training.history import Began, note, read_history, skipped_from
 from gam_jax.training.progress import Progress
-from gam_jax.training.step import TrainState, init_state, state_shardings
+from gam_jax.training.step import TrainState, begun_from, init_state
 from gam_jax.training.warm_start import Origin
 from sharding import processes
 from sharding.checkpoint import Checkpoints
@@ -234,8 +234,7 @@ def _new(
     optimizer = make_optimizer(experiment.optimizer, experiment.train.steps, model.table())
     state = init_state(model, optimizer, layout, experiment.train.seed)
     if beginning.params is not None:
-        placed = state_shardings(model, optimizer, layout).params
-        return state.replace(params=jax.device_put(beginning.params(), placed, may_alias=False))
+        return begun_from(state, beginning.params())
     if beginning.source is None:
         if folder.init.exists():
             raise UserError(
@@ -243,12 +242,13 @@ def _new(
                 f"--init that it began with"
             )
         return state
-    params, report = beginning.source.start(model.table(), state.params)
+    fresh = values(state.params, state.opt_state)
+    wide, report = beginning.source.start(model.stored_table(), fresh)
     for line in report.lines():
         progress.say(line)
     if processes.is_first():
         report.write(folder.init)
-    return state.replace(params=params)
+    return begun_from(state, wide)
 
 
 def _position(extra: Mapping[str, Any], batch: int) -> tuple[int, int]:

@@ -103,7 +103,7 @@ def fit(
         experiment, data = opened(experiment, data, files)
         _check(experiment, data, layout)
         if origin is not None:
-            origin.plan(experiment.model.table())
+            origin.plan(experiment.model.stored_table())
         if resumed:
             folder.check_same(experiment, beginning.change)
         elif processes.is_first():

@@ -12,11 +12,11 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
-import optax
 
 from gam_jax.config import from_dict, to_dict
 from gam_jax.data import DATA, Data, Dataset
-from gam_jax.optimizer import make_optimizer, trained
+from gam_jax.master import like_params
+from gam_jax.optimizer import make_optimizer
 from gam_jax.params import Param, Params
 from gam_jax.training.experiment import Changes, Experiment, changed_fields, may_change
 from gam_jax.training.step import TrainState, abstract_state, state_shardings
@@ -276,9 +276,7 @@ def logical_axes(experiment: Experiment) -> dict[str, tuple[str | None, ...]]:
     table = experiment.model.table()
     optimizer = make_optimizer(experiment.optimizer, experiment.train.steps, table)
     abstract = abstract_state(experiment.model, optimizer)
-    opt_state = optax.tree.map_params(
-        optimizer, lambda _, param: param, abstract.opt_state, trained(optimizer, table)
-    )
+    opt_state = like_params(optimizer, abstract.opt_state, table)
     found = names.flat(abstract.replace(params=table, opt_state=opt_state))
     return {name: leaf.axes for name, leaf in found.items() if isinstance(leaf, Param)}
 

@@ -13,6 +13,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
+from gam_jax.master import begun, like_params, put_first, updated
 from gam_jax.models.base import BATCH, TOKEN, Batch, Measures, Model
 from gam_jax.optimizer import trained
 from gam_jax.params import (
@@ -24,6 +25,7 @@ from gam_jax.params import (
     shard_dims,
     shardings,
     stored_specs,
+    widened,
     without_signs,
 )
 from sharding import collectives, zero
@@ -59,8 +61,8 @@ class TrainState(flax.struct.PyTreeNode):
 
     Attributes:
       step: int32 scalar, updates done.
-      params: float32, see the model's table.
-      opt_state: the optimizer's.
+      params: as they are stored, see `Model.stored_table`.
+      opt_state: the optimizer's; a `master.Mastered` where parameters are not all float32.
       key: the run's random key; step i uses fold_in(key, i).
     """
 
@@ -73,18 +75,14 @@ class TrainState(flax.struct.PyTreeNode):
 def state_shardings(model: Model, optimizer: optax.GradientTransformation, layout: Layout) -> Any:
     """A NamedSharding for every leaf of a TrainState.
 
-    Moments lie as their parameters do, or split further where ZeRO splits the optimizer's state.
+    Moments and the master lie as their parameters do, or split further where ZeRO splits the
+    optimizer's state.
     """
     table = model.table()
     whole = NamedSharding(layout.mesh, PartitionSpec())
     abstract = abstract_state(model, optimizer)
-    opt_state = optax.tree.map_params(
-        optimizer,
-        lambda _, sharding: sharding,
-        abstract.opt_state,
-        trained(optimizer, shardings(stored_specs(table, layout), layout)),
-        transform_non_params=lambda _: whole,
-    )
+    stored = shardings(stored_specs(table, layout), layout)
+    opt_state = like_params(optimizer, abstract.opt_state, stored, lambda _: whole)
     params = shardings(param_specs(table, layout), layout)
     return abstract.replace(step=whole, params=params, opt_state=opt_state, key=whole)
 
@@ -92,12 +90,9 @@ def state_shardings(model: Model, optimizer: optax.GradientTransformation, layou
 def new_state(model: Model, optimizer: optax.GradientTransformation, key: Array) -> TrainState:
     """The state before the first step; parameters and run use different keys."""
     params_key, run_key = jax.random.split(key)
-    params = model.init_params(params_key)
+    params, opt_state = begun(optimizer, model.stored_table(), model.init_params(params_key))
     return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        opt_state=optimizer.init(params),
-        key=run_key,
+        step=jnp.zeros((), jnp.int32), params=params, opt_state=opt_state, key=run_key
     )
 
 
@@ -115,6 +110,12 @@ def init_state(
     return init(jax.random.key(seed))
 
 
+def begun_from(state: TrainState, wide: Params) -> TrainState:
+    """A state before its first step with other parameters, float32 values from anywhere."""
+    params, opt_state = put_first(state.params, state.opt_state, wide)
+    return state.replace(params=params, opt_state=opt_state)
+
+
 def make_gradients(
     model: Model, layout: Layout, accumulate: int = 1
 ) -> Callable[[Params, Batch, Array], tuple[dict[str, Array], Params]]:
@@ -128,6 +129,9 @@ def make_gradients(
     Each device differentiates by its own copy of the parameters, and what they found is summed
     once: all-reduced, or reduce-scattered where ZeRO splits the optimizer's state. Where it
     splits parameters too, the sum is the backward pass of their gathering, layer by layer.
+
+    Gradients are float32, and by float32 values of the parameters, in whatever dtype these are
+    stored.
 
     Args:
       model: what is trained.
@@ -168,6 +172,7 @@ def make_gradients(
         return total
 
     def gradients(params: Params, batch: Batch, key: Array) -> tuple[dict[str, Array], Params]:
+        params = widened(params)
         params = jax.tree.map(lambda x: collectives.as_varying(x, axes.batch), params)
         if layout.shards_params:
             params = zero.shards(params, dims, shard_axis)
@@ -250,8 +255,8 @@ def make_train_step(
         measures, grads = gradients(state.params, batch, jax.random.fold_in(state.key, state.step))
         params = lax.with_sharding_constraint(state.params, stored)
         with jax.named_scope(OPTIMIZER):
-            updates, opt_state = optimizer.update(grads, state.opt_state, params)
-            params = _spread(optax.apply_updates(params, updates), table, layout)
+            params, opt_state = updated(optimizer, grads, state.opt_state, params)
+            params = _spread(params, table, layout)
         after = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
         norm = optax.tree.norm(trained(optimizer, without_signs(table, grads)))
         return after, {**measures, "grad_norm": norm}
@@ -317,6 +322,7 @@ def _compiled(
     table = model.table()
 
     def program(params: Params, batch: Batch) -> Any:
+        params = widened(params)
         if layout.shards_params:
             params = zero.shards(params, shard_dims(table, layout), layout.shard_axis)
         return own(gathered(table, params), batch)

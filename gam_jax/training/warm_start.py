@@ -13,7 +13,8 @@ import jax
 import numpy as np
 
 from gam_jax.data.base import Data
-from gam_jax.params import Param, Params, Table
+from gam_jax.models.base import PARAM_DTYPES
+from gam_jax.params import FLOAT32, Param, Params, Table, widened
 from gam_jax.training.folder import RunFolder
 from sharding.checkpoint import Checkpoints, names
 from sharding.checkpoint.digest import digest, shown
@@ -44,7 +45,7 @@ class Origin(Protocol):
         ...
 
     def start(self, table: Table, fresh: Params) -> tuple[Params, Report]:
-        """The parameters to start with, in place of new ones on the mesh."""
+        """The parameters to start with, float32, in place of new ones on the mesh."""
         ...
 
 
@@ -103,6 +104,9 @@ class Source:
     def plan(self, table: Table) -> Report:
         """What would be taken; reads no array.
 
+        Args:
+          table: of the model, with the dtypes in which it stores them.
+
         Raises:
           UserError: no such checkpoint, a damaged one, one of another vocabulary that is not to
             be resized, or nothing in it to take.
@@ -120,6 +124,9 @@ class Source:
         for name in kinds["other_shape"]:
             _check_vocabulary(f"{self.run.path}@{step}", name, params[name], stored[name].shape)
         kinds["unexpected"] = [n for n in stored if n not in params and self.takes(n)]
+        for name in (*kinds["taken"], *kinds["resized"]):
+            if stored[name].dtype != params[name].dtype:
+                kinds["cast"].append(name)
         if not kinds["taken"] and not kinds["resized"]:
             raise UserError(
                 f"--init: nothing to take from {self.run.path} at step {step}: its parameters are "
@@ -132,25 +139,31 @@ class Source:
         """New parameters with those of the source in their place.
 
         Args:
-          table: of the model.
-          fresh: its new parameters, on the mesh.
+          table: of the model, with the dtypes in which it stores them.
+          fresh: its new parameters, on the mesh, float32.
+
+        Returns:
+          Parameters in float32, and what became of each.
 
         Raises:
           UserError: as `plan`.
         """
         report = self.plan(table)
         checkpoints, step = self.open()
+        stored_arrays = checkpoints.manifest(step).arrays
         leaves: dict[str, Any] = names.flat(fresh)
         wanted = {
-            _PARAMS + name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+            _PARAMS + name: jax.ShapeDtypeStruct(
+                x.shape, _float_of(stored_arrays[_PARAMS + name].fact), sharding=x.sharding
+            )
             for name, x in leaves.items()
             if name in report.taken
         }
         taken = names.flat(checkpoints.restore(step, names.nested(wanted), partial=True))
-        leaves.update({name.removeprefix(_PARAMS): x for name, x in taken.items()})
+        leaves.update({name.removeprefix(_PARAMS): widened(x) for name, x in taken.items()})
         for name in report.resized:
             stored = checkpoints.whole(step, _PARAMS + name)
-            if shown(digest(stored)) != checkpoints.manifest(step).arrays[_PARAMS + name].digest:
+            if shown(digest(stored)) != stored_arrays[_PARAMS + name].digest:
                 raise UserError(f"--init: '{name}' in {self.run.path} at step {step} is damaged")
             leaves[name] = _over(leaves[name], stored)
         return jax.tree.unflatten(jax.tree.structure(fresh), list(leaves.values())), report
@@ -164,6 +177,7 @@ class Report:
       source: whose they are.
       taken: copied whole.
       resized: copied along a vocabulary of another size.
+      cast: of those, what the source stores in another dtype than the model.
       left: not selected.
       missing: selected, but the source has none of that name.
       unexpected: selected in the source, but the model has none of that name.
@@ -173,6 +187,7 @@ class Report:
     source: str
     taken: tuple[str, ...]
     resized: tuple[str, ...]
+    cast: tuple[str, ...]
     left: tuple[str, ...]
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
@@ -219,6 +234,11 @@ def _check_vocabulary(source: str, name: str, param: Param, shape: tuple[int, ..
         f"--config.model.vocab={there} (the data may use fewer), or "
         f"--init_vocab=resize, or --init_exclude={name} for a new one"
     )
+
+
+def _float_of(fact: names.Fact) -> str:
+    """The dtype in which a parameter is read: as it is stored, if that is a model's."""
+    return fact.dtype if fact.dtype in PARAM_DTYPES else FLOAT32
 
 
 def _over(fresh: jax.Array, stored: np.ndarray) -> jax.Array:

@@ -42,12 +42,34 @@ def test_state_in_shards_is_a_part_of_the_whole(audit):
     assert held == pytest.approx(memory["both on one device alone"] / 8, rel=0.01)
 
 
+def test_bytes_held_equal_the_formulas_whatever_they_are_stored_in(audit):
+    fields = ("--config.model.param_dtype=bfloat16", "--config.optimizer.moments=bfloat16")
+    args = ("--nocompile", "--config.parallel.preset=zero1")
+    wide, narrow = audit("data=2", *args), audit("data=2", *args, *fields)
+    for found in (wide, narrow):
+        assert found["agree"]
+        assert found["memory_by_formula"].items() <= found["memory"].items()
+    assert "of it the float32 master copy" in narrow["memory_by_formula"]
+    before, after = (found["memory"]["both on one device alone"] for found in (wide, narrow))
+    assert after / before == pytest.approx((2 + 4 + 4) / 12, rel=0.01)
+
+
 def test_traffic_over_split_tokens_stays_where_ring_attention_s_grows(audit):
     rows = audit("seq=4", "--nocompile")["longer"]
     assert [row["tokens"] for row in rows] == [64, 256, 1024]
     assert len({row["halo_sent"] for row in rows}) == 1
     first, _, last = (row["ring_attention_sent"] for row in rows)
     assert last == 16 * first
+
+
+@pytest.mark.parametrize("vocab", [(), ("--config.model.vocab=300",)], ids=["found", "given"])
+def test_where_documents_begin_is_in_the_formulas(vocab, audit):
+    args = ("--nocompile", *vocab)
+    found, alone = audit("seq=2", "--config.data.documents=packed", *args), audit("seq=2", *args)
+    assert found["agree"]
+    assert alone["agree"]
+    sent, less = (sum(row["sent"] for row in one["rows"]) for one in (found, alone))
+    assert sent > less
 
 
 CONFIG = """

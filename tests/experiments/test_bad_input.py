@@ -195,10 +195,6 @@ BAD = {
         train("--mesh=tensor=8", "--config.model.block.mixer.slots=12"),
         ["blocks/mixer/memory", "'slot' = 12", "tensor=8"],
     ),
-    "vocabulary that the mesh does not divide": (
-        train("--mesh=tensor=8", "--config.data.tokenizer=bpe:300"),
-        ["embedding", "'vocab' = ", "tensor=8"],
-    ),
     "arithmetic that is none": (
         train("--config.model.dtype=int8"),
         ["dtype 'int8'", "float32, bfloat16, float16"],

@@ -10,7 +10,8 @@ import pytest
 
 from gam_jax import decode, sampling
 from gam_jax.layers import GAM, Attention, Block
-from gam_jax.models.language import LanguageModel, ModelCarry
+from gam_jax.models.carry import ModelCarry
+from gam_jax.models.language import LanguageModel
 from sharding.layout import Layout
 from sharding.mesh import make_mesh
 from tests.examples import random_like

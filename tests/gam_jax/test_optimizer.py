@@ -90,6 +90,16 @@ def test_spans_that_do_not_fit_are_refused(fields, words):
         learning_rate_schedule(OptimizerConfig(schedule="wsd", **fields), 100)
 
 
+def test_averages_too_slow_for_bfloat16_are_refused():
+    for fields in ({"beta2": 0.999}, {"kind": "muon", "momentum": 0.998}):
+        OptimizerConfig(**fields)
+        with pytest.raises(UserError, match=r"too slow for optimizer.moments=bfloat16"):
+            OptimizerConfig(moments="bfloat16", **fields)
+    OptimizerConfig(moments="bfloat16", momentum=0.998)  # not Muon's: not used
+    with pytest.raises(UserError, match=r"optimizer.moments: unknown moments 'float16'"):
+        OptimizerConfig(moments="float16")
+
+
 @pytest.mark.parametrize("warmup", [10, 11])
 def test_a_warm_up_that_does_not_end_is_refused(warmup):
     with pytest.raises(UserError, match=rf"optimizer.warmup={warmup}.*train.steps=10"):

@@ -8,6 +8,7 @@ import itertools
 import pytest
 
 from gam_jax.layers import (
+    Attention,
     Block,
     Layer,
     MoE,
@@ -17,7 +18,7 @@ from gam_jax.layers import (
 )
 from gam_jax.ops.routing import Router
 from gam_jax.traffic.layers import layer_traffic
-from gam_jax.traffic.step import step_traffic
+from gam_jax.traffic.step import has_formula, step_traffic
 from sharding.layout import Layout, Parallel
 from sharding.mesh import make_mesh
 from sharding.messages import totals
@@ -80,6 +81,57 @@ LAYERS_AND_WAYS = in_turn(BLOCKS, WAYS)
 def test_of_every_layer(name, way):
     preset, changes = WAYS[way]
     assert_formula(dataclasses.replace(MODEL, block=BLOCKS[name], **changes), (2, 2, 2), preset)
+
+
+PACKED_MESHES = ((1, 4, 2), (2, 2, 2))
+PACKED_WAYS = ("whole", "sharded", "run again")
+PACKED = {
+    name: block
+    for name, block in (
+        BLOCKS | {"window": Block(Attention(heads=4, window=5)), "GAM": MODEL.block}
+    ).items()
+    if not dataclasses.replace(MODEL, block=block).cannot_pack()
+}
+CHOSEN_PACKED = tuple(
+    (name, *rest)
+    for name, *rest in zip(
+        (
+            "GAM",
+            "linear",
+            "gated_deltanet",
+            "Mamba-2 in groups",
+            "TCNCA, whole chunks",
+            "Falcon-H1",
+            "window",
+        ),
+        itertools.cycle(PACKED_MESHES),
+        itertools.cycle(PACKED_WAYS),
+        strict=False,
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "way"),
+    slow_unless_chosen(itertools.product(PACKED, PACKED_MESHES, PACKED_WAYS), CHOSEN_PACKED),
+)
+def test_of_rows_that_hold_documents(name, shape, way):
+    """A few numbers a row, and those of the tokens that convolutions and rings look at."""
+    preset, changes = WAYS[way]
+    model = dataclasses.replace(MODEL, block=PACKED[name], packed=True, **changes)
+    assert has_formula(model, layout_of(shape, preset))
+    assert_formula(model, shape, preset)
+
+
+def test_a_layer_without_a_formula_for_documents_is_none_of_those_that_are_predicted():
+    @dataclasses.dataclass(frozen=True)
+    class Unknown(Layer):
+        pass
+
+    model = dataclasses.replace(MODEL, block=Block(Unknown()))
+    for packed, shape, known in ((True, (1, 8, 1), False), (True, (8, 1, 1), True)):
+        one = dataclasses.replace(model, packed=packed)
+        assert has_formula(one, layout_of(shape)) == known
 
 
 OTHER_MESHES = ((1, 4, 2), (8, 1, 1), (1, 2, 4))

@@ -54,6 +54,8 @@ def abstract_step(model, layout, rows, tokens, accumulate=1):
     shape = (accumulate, rows // accumulate, tokens)[0 if accumulate > 1 else 1 :]
     ids = jax.ShapeDtypeStruct(shape, jnp.int32)
     batch = {"inputs": ids, "targets": ids, "weights": jax.ShapeDtypeStruct(shape, jnp.float32)}
+    if model.packed:
+        batch["starts"] = jax.ShapeDtypeStruct(shape, jnp.bool)
     step = make_train_step(model, optimizer, layout, accumulate)
     return step, abstract_state(model, optimizer), batch
 
@@ -76,10 +78,13 @@ PRESETS = ("fully_sharded+sequence+tensor_tokens", "zero1+sequence+tensor")
 VARIANTS = {
     "remat": {"remat": True},
     "bfloat16": {"dtype": "bfloat16"},
+    "stored in bfloat16": {"param_dtype": "bfloat16"},
     "remat in bfloat16": {"remat": True, "dtype": "bfloat16"},
     "unrolled": {"unroll": 3},
     "no positions": {"context": 0},
     "untied": {"tied": False},
+    "padded vocabulary": {"vocab": 33},
+    "padded vocabulary, untied": {"vocab": 33, "tied": False, "dtype": "bfloat16"},
     "gated, RMS norms": {
         "block": Block(
             GAM(slots=16), MLP(activation="swiglu", hidden=48, bias=False), norm=RMSNorm()

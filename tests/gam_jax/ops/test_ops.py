@@ -21,7 +21,7 @@ from gam_jax.ops.dropout import dropout
 from gam_jax.ops.linear import linear, linear_transposed
 from gam_jax.ops.memory import memory_read
 from gam_jax.ops.norm import layer_norm, rms_norm
-from gam_jax.ops.vocabulary import embed, token_hits, token_losses
+from gam_jax.ops.vocabulary import embed, padded_rows, token_hits, token_losses
 from sharding.axes import Axes
 from sharding.mesh import make_mesh
 
@@ -329,6 +329,51 @@ def test_split_over_four_devices_it_equals_the_whole_with_its_gradients(op, arra
         strict=True,
     ):
         np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [3, 6, 9])
+def test_rows_that_four_devices_do_not_divide_are_padded_with_nothing(size):
+    """Some devices have no row of the vocabulary at all; ids outside it are still none."""
+    ids = jnp.asarray([0, size - 1, size, 1, -1, size + 1])
+    known = np.asarray((ids >= 0) & (ids < size))
+    hidden, table = single([normal(len(ids), 4), normal(size, 4)])
+
+    def program(hidden, table, axis=None):
+        axes, rows = Axes(), table
+        if axis:
+            axes, rows = Axes(splits=(("vocab", axis),)), padded_rows(table, axis)
+        padded = size if axis else None
+        losses = token_losses(hidden, rows, ids, axis, padded)
+        return (
+            embed(ids[None], rows, axes, padded),
+            losses,
+            token_hits(hidden, rows, ids, axis, padded),
+        )
+
+    split = jax.shard_map(
+        functools.partial(program, axis=AXIS),
+        mesh=make_mesh(tensor=4),
+        in_specs=(P(), P()),
+        out_specs=P(),
+    )
+
+    def loss(run, hidden, table):
+        rows, losses, hits = run(hidden, table)
+        return jnp.sum(jnp.where(known, losses, 0)) + jnp.sum(rows[:, known] ** 2), (
+            rows,
+            losses,
+            hits,
+        )
+
+    found, want = (
+        jax.jit(jax.value_and_grad(functools.partial(loss, run), argnums=(0, 1), has_aux=True))(
+            hidden, table
+        )
+        for run in (split, program)
+    )
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert np.isnan(found[0][1][1]).tolist() == (~known).tolist()
 
 
 BAD = (-1, 8, -9, 300, 2**31 - 1)

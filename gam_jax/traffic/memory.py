@@ -1,0 +1,82 @@
+"""What the state of a run holds on each device between steps, by formula."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from gam_jax.models.base import Model
+from gam_jax.optimizer import OptimizerConfig, make_optimizer, trained
+from gam_jax.params import FLOAT32, Param, param_specs, path_name, stored_specs
+from gam_jax.traffic.sizes import FLOAT
+from sharding.layout import Layout
+
+COUNTERS = 2 * 4
+"""Bytes of the optimizer's two counts of steps: of the averages, and of the rate."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StateBytes:
+    """Bytes on one device.
+
+    Attributes:
+      parameters: in the dtypes in which they are stored.
+      master: the float32 copy of those that are stored in less and trained.
+      moments: the optimizer's two averages of each parameter that it trains.
+    """
+
+    parameters: int
+    master: int
+    moments: int
+
+    @property
+    def optimizer(self) -> int:
+        """Of the optimizer's state: master, moments and counters."""
+        return self.master + self.moments + COUNTERS
+
+    @property
+    def total(self) -> int:
+        """Of both."""
+        return self.parameters + self.optimizer
+
+
+def state_bytes(model: Model, config: OptimizerConfig, layout: Layout | None = None) -> StateBytes:
+    """The bytes of parameters and optimizer's state.
+
+    Args:
+      model: fitted to its data.
+      config: of the optimizer.
+      layout: the mesh and its uses; None for one device alone.
+    """
+    table: Any = model.stored_table()
+    paths = jax.tree_util.tree_leaves_with_path(
+        trained(make_optimizer(config, 10**9, table), table), is_leaf=_is_param
+    )
+    own = {path_name(path) for path, _ in paths}
+    moment = 2 * jnp.dtype(config.moments).itemsize
+    parameters = master = moments = 0
+    for path, param in jax.tree_util.tree_leaves_with_path(table, is_leaf=_is_param):
+        whole = math.prod(param.shape)
+        kept = used = whole
+        if layout is not None:
+            used = whole // _parts(stored_specs({"": param}, layout)[""], layout)
+            kept = whole // _parts(param_specs({"": param}, layout)[""], layout)
+        parameters += kept * jnp.dtype(param.dtype).itemsize
+        if path_name(path) in own:
+            moments += used * moment
+            master += used * FLOAT * (param.dtype != FLOAT32)
+    return StateBytes(parameters, master, moments)
+
+
+def _parts(spec: PartitionSpec, layout: Layout) -> int:
+    """How many parts an array is split into."""
+    return math.prod(layout.mesh.shape[axis] for axis in jax.tree.leaves(tuple(spec)))
+
+
+def _is_param(leaf: object) -> bool:
+    return isinstance(leaf, Param)
