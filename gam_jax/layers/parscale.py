@@ -19,6 +19,7 @@ from gam_jax.layers.base import (
     row_counter,
     told,
 )
+from gam_jax.ops import documents
 from gam_jax.ops.linear import linear
 from gam_jax.params import Param, Params, Table, fan_in, normal, path_name, zeros
 from sharding import collectives, zero
@@ -29,6 +30,9 @@ LayerType = TypeVar("LayerType")
 
 OWN = ("starts", "aggregator")
 """What streams add to the inner layer's table."""
+
+STAYING = ("prefix_key", "prefix_value", "offset")
+"""Parts of a carry that every token sees alike, however many came before it."""
 
 START_STD = 0.02
 """Of starts whose layer does not say better in its carry's table."""
@@ -77,12 +81,13 @@ class ParScale(Layer):
 
     @property
     def documents(self) -> bool:
-        """Whether there is one stream, of a layer that keeps documents apart.
+        """Whether the inner layer keeps documents apart, and streams differ in what stays alone.
 
-        A document of several streams would begin with what each has learned to begin with; layers
-        begin it with zeros.
+        Attention's prefix is seen by every query, in whichever document. A layer with a state would
+        have to begin each document with what its stream has learned; layers begin it with zeros.
         """
-        return self.streams == 1 and self.inner.documents
+        learned = self._starts() if self.streams > 1 else {}
+        return all(name.endswith(STAYING) for name in learned) and self.inner.documents
 
     @property
     def varied(self) -> Layer:
@@ -160,11 +165,13 @@ class ParScale(Layer):
         rows = jnp.broadcast_to(x, (own, *x.shape)).reshape(own * batch, *x.shape[1:])
         inner_axes = dataclasses.replace(axes, streams=own)
         before = self._begin(params["starts"], carry, own * batch, inner_axes)
-        hidden, after = self.varied(inside, rows, before, inner_axes, key=key)
+        told_rows = told(None if starts is None else jnp.tile(starts, (own, 1)))
+        hidden, after = self.varied(inside, rows, before, inner_axes, key=key, **told_rows)
         y = self._mixed(params["aggregator"], hidden.reshape(own, -1, hidden.shape[-1]), axis)
         for name in axes.tokens:
             tokens *= collectives.axis_size(name)
-        seen = tokens + (jnp.zeros(batch, jnp.int32) if carry is None else carry["seen"])
+        seen = jnp.zeros(batch, jnp.int32) if carry is None else carry["seen"]
+        seen = seen + tokens if starts is None else documents.places(starts, seen, axes.seq)[1]
         table = self.varied.carry_table(batch)
         streams = _map(lambda param, leaf: _split(param, leaf, own), table, after)
         return y.reshape(x.shape), {"seen": seen, "streams": streams}
