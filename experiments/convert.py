@@ -5,16 +5,19 @@
   gam convert --from-hf=FOLDER --from-peft=ADAPTERS --run=runs/y
   gam convert --from-peft=ADAPTERS --base=runs/x --run=runs/y
   gam convert --run=runs/y --to-peft=NEW_FOLDER
+  gam convert --check=FOLDER --emulate=8 --mesh=data=4,tensor=2
 
 The first makes a run of a folder's config.json, safetensors and tokenizer.json: one that evaluate
 and sample open, and that `train --init=runs/x` goes on from. The second writes such a folder from a
 run of an architecture that transformers has; adapters are merged. The others make a run with the
-low-rank adapters of a PEFT folder, of a model folder or of a run, and write such adapters.
+low-rank adapters of a PEFT folder, of a model folder or of a run, and write such adapters. The last
+reads no numbers: it says what a folder is, whether it is read here, and what it takes on a mesh.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +28,8 @@ from absl import flags
 
 from experiments import cli
 from experiments.config_flags import define_classes_flag, register_classes
+from experiments.devices import define_device_flags, layout_from_flags
+from experiments.folder_check import facts, told
 from experiments.imported import Imported
 from experiments.streams import check_tokenizer, language_model
 from gam_jax.adapters import NAMES, merged
@@ -39,7 +44,7 @@ from gam_jax.training.experiment import Experiment
 from gam_jax.training.folder import RunFolder, load_params, logical_axes
 from sharding.checkpoint import Checkpoints
 from sharding.errors import UserError
-from sharding.layout import Layout
+from sharding.layout import Layout, Parallel
 from sharding.mesh import make_mesh
 from sharding.paths import local_path
 
@@ -57,16 +62,23 @@ def define_flags() -> None:
         "With --from-peft: the run that its adapters are for. With --to-peft: the name of the "
         "model without adapters, to be written down there.",
     )
+    cli.define_path("check", None, "Model folder to tell about: sizes, bytes, what is not read.")
     cli.define_path("run", None, "Run folder.")
     flags.DEFINE_string(
         "checkpoint", "latest", "Of the run that is read: latest, latest-good, best, or a step."
     )
+    flags.DEFINE_string("preset", "", "With --check: what the mesh is used for, as fully_sharded.")
+    flags.DEFINE_bool("json", False, "With --check: print one JSON object.")
+    define_device_flags()
 
 
 def main() -> None:
     """One way or the other."""
     args = flags.FLAGS
     register_classes()
+    if args.check:
+        _check(pathlib.Path(args.check))
+        return
     ways = (args.from_hf, args.from_peft and args.base, args.to_hf, args.to_peft)
     if not args.run or sum(map(bool, ways)) != 1 or (args.from_peft and not any(ways[:2])):
         raise UserError(
@@ -82,6 +94,12 @@ def main() -> None:
         export_run(folder, pathlib.Path(args.to_hf), args.checkpoint)
     else:
         export_adapters(folder, pathlib.Path(args.to_peft), args.checkpoint, args.base)
+
+
+def _check(source: pathlib.Path) -> None:
+    parallel = Parallel(flags.FLAGS.preset) if flags.FLAGS.preset else Parallel()
+    found = facts(local_path(source), layout_from_flags(parallel, one_device=True))
+    print(json.dumps(found) if flags.FLAGS.json else told(source, found))
 
 
 def make_run(source: pathlib.Path, folder: RunFolder, adapters: str | None = None) -> None:

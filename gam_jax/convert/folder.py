@@ -152,6 +152,11 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     return {name: as_float32(name, found) for name, found in open_arrays(folder).items()}
 
 
+def holds_arrays(folder: Path) -> bool:
+    """Whether there are any, beside config.json."""
+    return _there(folder / SINGLE) or _there(folder / INDEX)
+
+
 def open_arrays(folder: Path) -> dict[str, Stored]:
     """The arrays of a folder, none of them read yet, from all files that its index names.
 

@@ -63,3 +63,26 @@ def test_bad_input_is_one_line(args, message, command):
     assert result.code == 2
     assert message in result.err
     assert result.err.count("\n") == 1
+
+
+def test_a_folder_is_told_about_before_anything_is_read(folder, command, tmp_path):
+    words = ("--emulate=8", "--mesh=data=4,tensor=2", "--preset=fully_sharded+sequence+tensor")
+    found = command("convert", f"--check={folder}", *words, "--json")
+    assert found.code == 0, found.err
+    told = json.loads(found.out)
+    numbers = sum(array.size for array in read_tensors(folder).values())
+    assert (told["architecture"], told["parameters"]) == ("LlamaForCausalLM", numbers)
+    assert told["bytes"]["float32"]["written"] < 4 * numbers / 4
+    assert told["bytes"]["bfloat16"]["written"] * 2 <= told["bytes"]["float32"]["written"] * 1.1
+    positions = 4 * (2 + 1)  # of two layers and of the model
+    wide, narrow = (told["cache"][dtype]["64"] - positions for dtype in ("float32", "bfloat16"))
+    assert wide == 2 * narrow
+    only = tmp_path / "config"
+    only.mkdir()
+    shutil.copy(folder / "config.json", only)
+    assert "config.json alone" in command("convert", f"--check={only}").out
+    config = json.loads((folder / "config.json").read_text())
+    (only / "config.json").write_text(json.dumps({**config, "sliding_window": 4}))
+    refused = command("convert", f"--check={only}")
+    assert refused.code == 2
+    assert "sliding_window=4 of model_type llama is a field that is not known" in refused.err

@@ -1,0 +1,92 @@
+"""What a model folder is and takes, said before any of its numbers is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from gam_jax.convert.folder import holds_arrays, read_config
+from gam_jax.convert.hf import FAMILIES, architecture, model_of
+from gam_jax.models import LanguageModel
+from gam_jax.optimizer import OptimizerConfig
+from gam_jax.params import count_params
+from gam_jax.traffic import state_bytes
+from sharding.layout import Layout
+
+LENGTHS = (128, 1024, 8192, 65_536)
+"""Tokens of a text whose cache is told, up to the model's limit, which is told too."""
+DTYPES = ("float32", "bfloat16")
+
+
+def facts(folder: pathlib.Path, layout: Layout) -> dict[str, Any]:
+    """Class, sizes and bytes of a folder.
+
+    Args:
+      folder: of config.json; its arrays are compared with it where there are any.
+      layout: the mesh, and what its axes are used for.
+
+    Returns:
+      `architecture`; `parameters`, exact; `whole`, whether arrays are there; `limit`, tokens of a
+      sequence, 0 for any; `bytes` of a device by dtype, for the parameters alone (`written`) and
+      for training all of them (`trained`); `cache`, bytes of one text by its tokens, by dtype.
+
+    Raises:
+      UserError: what of the folder is not read here, and why.
+    """
+    whole = holds_arrays(folder)
+    config = read_config(folder)
+    name = architecture(config)
+    model = model_of(folder) if whole else FAMILIES[name].model(config)
+    return {
+        "architecture": name,
+        "parameters": count_params(model.table()),
+        "whole": whole,
+        "limit": model.limit,
+        "mesh": layout.shown,
+        "bytes": {dtype: _bytes(_in(model, dtype), layout) for dtype in DTYPES},
+        "cache": {dtype: dict(_caches(_in(model, dtype))) for dtype in DTYPES},
+    }
+
+
+def _in(model: LanguageModel, dtype: str) -> LanguageModel:
+    return dataclasses.replace(model, dtype=dtype, param_dtype=dtype)
+
+
+def _bytes(model: LanguageModel, layout: Layout) -> dict[str, int]:
+    found = state_bytes(model, OptimizerConfig(), layout)
+    return {"written": found.parameters, "trained": found.total}
+
+
+def _caches(model: LanguageModel) -> Iterator[tuple[int, int]]:
+    limit = model.limit or LENGTHS[-1]
+    for tokens in (*(n for n in LENGTHS if n < limit), limit):
+        yield tokens, model.for_length(tokens).carry_bytes(1)
+
+
+def told(folder: pathlib.Path, found: dict[str, Any]) -> str:
+    """The same for people."""
+    limit = f"{found['limit']:,} tokens" if found["limit"] else "any number of tokens"
+    lines = [
+        f"{folder}: {found['architecture']}, {found['parameters']:,} parameters, {limit}",
+        "arrays agree with config.json" if found["whole"] else "config.json alone, without arrays",
+        f"bytes of a device ({found['mesh']}): " + _line(found["bytes"]["float32"], "float32"),
+        " " * 4 + _line(found["bytes"]["bfloat16"], "bfloat16, with a float32 master"),
+    ]
+    for dtype, sizes in found["cache"].items():
+        by_tokens = ", ".join(f"{tokens:,} tokens {_size(size)}" for tokens, size in sizes.items())
+        lines.append(f"cache of one text in {dtype}: {by_tokens}")
+    return "\n".join(lines)
+
+
+def _line(found: dict[str, int], what: str) -> str:
+    return f"{_size(found['written'])} to write, {_size(found['trained'])} to train, in {what}"
+
+
+def _size(number: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if number < 1024:
+            return f"{number:,.0f} {unit}" if unit == "B" else f"{number:,.1f} {unit}"
+        number /= 1024
+    return f"{number:,.1f} GiB"
