@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gam_jax.convert.folder import holds_arrays, read_config
-from gam_jax.convert.hf import FAMILIES, architecture, model_of
+from gam_jax.convert.hf import architecture, model_of, model_of_config
 from gam_jax.models import LanguageModel
 from gam_jax.optimizer import OptimizerConfig
 from gam_jax.params import count_params
@@ -38,7 +38,7 @@ def facts(folder: pathlib.Path, layout: Layout) -> dict[str, Any]:
     whole = holds_arrays(folder)
     config = read_config(folder)
     name = architecture(config)
-    model = model_of(folder) if whole else FAMILIES[name].model(config)
+    model = model_of(folder) if whole else model_of_config(config)
     return {
         "architecture": name,
         "parameters": count_params(model.table()),

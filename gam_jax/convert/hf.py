@@ -67,6 +67,18 @@ def model_of(folder: str | Path) -> LanguageModel:
     return model
 
 
+def model_of_config(values: Config) -> LanguageModel:
+    """The model that a config.json alone tells.
+
+    Raises:
+      UserError: an architecture or a field that is not known here.
+    """
+    config = Fields(values)
+    config.refuse_quantized()
+    name = architecture(config)
+    return _model(name, FAMILIES[name], config)
+
+
 def _unread(stored: Mapping[str, Stored]) -> dict[str, Stored]:
     """Arrays of which each is zeros that take no memory."""
 
