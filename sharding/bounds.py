@@ -49,6 +49,8 @@ class Bound:
 
 Size = Annotated[int, Bound(1, 2**31 - 1)]
 """How many there are, where there must be some."""
+Few = Annotated[int, Bound(1, 10_000)]
+"""How many there are of what is told one by one."""
 Count = Annotated[int, Bound(0, 2**53)]
 """How many there are, or 0 for none."""
 Seed = Annotated[int, Bound(0, 2**32 - 1)]

@@ -9,7 +9,7 @@ from typing import Any
 from gam_jax.convert import patterns
 from gam_jax.convert.attentions import Attentions
 from gam_jax.convert.family import Config, check_plain, one
-from gam_jax.convert.fields import Fields
+from gam_jax.convert.fields import LAYERS, Fields
 from gam_jax.convert.same import check_same
 from gam_jax.layers import MLP, Attention, Block, RMSNorm
 from gam_jax.models.language import LanguageModel
@@ -45,7 +45,7 @@ class Dense(Attentions):
         """The model of a config.json; a UserError where this project cannot express it."""
         config = Fields.of(values)
         config.only(*self.act)
-        width, layers = config.size("hidden_size"), config.size("num_hidden_layers")
+        width, layers = config.size("hidden_size"), config.size("num_hidden_layers", most=LAYERS)
         norm = RMSNorm(eps=config.number("rms_norm_eps", self.eps, least=0), centred=self.centred)
         ffn = MLP(
             activation=self.activation,

@@ -12,7 +12,7 @@ import numpy as np
 from gam_jax.convert import patterns
 from gam_jax.convert.attentions import Attentions
 from gam_jax.convert.family import Config, Family, check_plain, one
-from gam_jax.convert.fields import Fields
+from gam_jax.convert.fields import LAYERS, Fields
 from gam_jax.convert.folder import Reader
 from gam_jax.convert.parts import (
     UNITS,
@@ -64,7 +64,7 @@ class Sparse(Attentions):
         config.only("hidden_act", "silu")
         if self.biases == "never":
             config.only("attention_bias", False)
-        width, layers = config.size("hidden_size"), config.size("num_hidden_layers")
+        width, layers = config.size("hidden_size"), config.size("num_hidden_layers", most=LAYERS)
         norm = RMSNorm(eps=config.number("rms_norm_eps", self.eps, least=0))
         sparse = self._experts(config)
         blocks = []

@@ -11,6 +11,8 @@ from sharding.errors import UserError
 
 MOST = 2**31 - 1
 """The largest size: positions are int32."""
+LAYERS = 10_000
+"""More than any model has, of what is told one by one."""
 LARGEST = 1e30
 """Of other numbers: the square of no such number is lost, in Python's arithmetic."""
 QUANTIZED = ("quantization_config", "compression_config")
@@ -50,13 +52,13 @@ class Fields(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._values)
 
-    def size(self, name: str, default: Any = _NEEDED, least: int = 1) -> Any:
-        """A whole number from `least` to `MOST`."""
+    def size(self, name: str, default: Any = _NEEDED, least: int = 1, most: int = MOST) -> Any:
+        """A whole number from `least` to `most`."""
         value = self._given(name, default)
         if self.get(name) is None:
             return value
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST:
-            raise self.refused(name, f"is no whole number from {least} to {MOST}")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise self.refused(name, f"is no whole number from {least} to {most}")
         return value
 
     def number(

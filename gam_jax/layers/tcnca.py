@@ -19,7 +19,7 @@ from gam_jax.ops.linear import linear
 from gam_jax.params import Param, Params, Table, fan_in, normal, ones, zeros
 from sharding import collectives, residual
 from sharding.axes import Axes
-from sharding.bounds import Rate, Size, check_bounds
+from sharding.bounds import Few, Rate, Size, check_bounds
 
 VARIANTS = ("full", "simple")
 STD = 0.02
@@ -45,9 +45,9 @@ class TCN(Layer):
 
     width: Size | None = None
     kernel: Size = 4
-    levels: Size = 4
+    levels: Few = 4
     factor: Size = 4
-    convs: Size = 1
+    convs: Few = 1
 
     def __post_init__(self) -> None:
         check_bounds(self)

@@ -15,6 +15,8 @@ from colabs.execute import Kernel
 
 ROOT = pathlib.Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "colabs").glob("*.ipynb"))
+LONG = ("recall",)
+"""What they run is a study, whose command `tests/experiments/test_recall.py` runs."""
 NOWHERE = "http://127.0.0.1:9"
 """A proxy that refuses: what a notebook would download fails."""
 
@@ -56,7 +58,14 @@ def kernel(tmp_path_factory):
         yield started
 
 
-@each_notebook
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=[pytest.mark.slow] if path.stem in LONG else [])
+        for path in NOTEBOOKS
+    ],
+    ids=lambda path: path.stem,
+)
 def test_it_runs_from_top_to_bottom_offline(path, kernel, tmp_path):
     kept = nbformat.read(path, as_version=4)
     # The short form draws all that is drawn.

@@ -20,6 +20,7 @@ def names():
     return found
 
 
+@pytest.mark.slow
 def test_the_equinox_module_is_the_same_over_rows_and_documents(names):
     run, model, x, begin = (names[name] for name in ("run", "model", "x", "begin"))
     alone, last = run(model, x[:, 5:], np.zeros((1, 7), bool), begin)

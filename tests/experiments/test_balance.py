@@ -37,6 +37,7 @@ def test_ways_of_balancing_differ_in_the_router_alone(scale):
     assert all(name.startswith("model.block.ffn.router.") for name in differ)
 
 
+@pytest.mark.slow
 def test_the_command_trains_tells_and_draws_loads(workshop, tmp_path):
     result = workshop.run(
         "balance",

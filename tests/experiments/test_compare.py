@@ -92,6 +92,7 @@ def test_bad_input_is_one_line_and_code_2(args, words, command, tmp_path, monkey
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+@pytest.mark.slow
 def test_the_command_compares_draws_and_goes_on(workshop, tmp_path, command):
     args = ("--json", "--mixers=gam", "--scale=short", "--steps=4", f"--out={tmp_path}")
     args += (f"--data=text:{workshop.path / 'corpus.txt'}", f"--data_dir={workshop.path / 'data'}")

@@ -23,6 +23,7 @@ def test_mixers_differ_in_the_mixer_alone(scale):
     assert len({run.model.block.mixer for run in runs}) == len(MIXERS)
 
 
+@pytest.mark.slow
 def test_a_short_training_learns_what_the_linear_model_knows_in_part(command, tmp_path):
     args = ("--mixer=gru", "--steps=60", f"--out={tmp_path}")
     result = command("digits", *args, "--json")

@@ -50,6 +50,7 @@ def test_the_study_counts_and_times_two_arms(command, tmp_path):
         assert all(seconds > 0 for measure in arm["turns"] for seconds in arm["figures"][measure])
 
 
+@pytest.mark.slow
 def test_the_benchmark_has_a_row_a_size(monkeypatch):
     monkeypatch.setattr(benchmark, "SHORT", ((4, 2),))
     (row,) = benchmark.run(repeats=2, short=True).values()

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from experiments.chat import Conversation, template_of, with_end_of_turn
-from experiments.writer import SOURCE, Asked, TextRun, Writer
+from experiments.writer import Asked, TextRun, Writer
 from gam_jax.data.chat_template import CONFIG, ChatTemplate
 from gam_jax.data.text import TEMPLATE
 from gam_jax.data.tokenizer import HFTokenizer
@@ -109,7 +109,7 @@ def run_with(trained, tmp_path_factory):
 
 
 def generation(value):
-    return {f"{SOURCE}/generation_config.json": json.dumps({"eos_token_id": value})}
+    return {"source/generation_config.json": json.dumps({"eos_token_id": value})}
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_a_message_that_spells_a_special_token_is_refused(trained):
 def test_a_converted_run_speaks_by_the_template_of_its_folder(run_with, command, said):
     pytest.importorskip("jinja2")
     said("hello", "again")
-    run = run_with({f"{SOURCE}/{CONFIG}": json.dumps({"chat_template": CHATML})})
+    run = run_with({f"source/{CONFIG}": json.dumps({"chat_template": CHATML})})
     result = command("sample", f"--run={run}", "--chat", "--tokens=5", "--temperature=0")
     assert (result.code, result.out.count("\n")) == (0, 2)
 

@@ -19,7 +19,7 @@ from gam_jax.params import Param, ones, stored_as, zeros
 from gam_jax.traffic import state_bytes
 from gam_jax.training.folder import RunFolder
 from gam_jax.training.step import abstract_state, init_state, make_train_step, state_shardings
-from gam_jax.training.warm_start import Source, warm_start
+from gam_jax.training.warm_start import Source
 from sharding.checkpoint import Checkpoints
 from sharding.errors import UserError
 from tests.meshes import layout_of
@@ -251,7 +251,7 @@ def test_parameters_of_another_dtype_are_cast_and_named(source, model, tmp_path)
         checkpoints.save(1, {"params": placed(source, config, layout)["params"]}, {})
         checkpoints.wait()
     fresh = jax.tree.map(jnp.zeros_like, model.init_params(jax.random.key(0)))
-    wide, report = warm_start(Source(RunFolder(tmp_path)), model.stored_table(), fresh)
+    wide, report = Source(RunFolder(tmp_path)).start(model.stored_table(), fresh)
     assert "embedding" in report.cast
     assert {*report.taken} == {*report.cast, "final_norm/scale"}
     assert any(line.startswith("  cast: ") for line in report.lines())

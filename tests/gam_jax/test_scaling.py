@@ -34,6 +34,7 @@ def test_the_numbers_that_made_a_table_are_found_again(law):
     assert found.r2 == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.name)
 def test_no_rival_is_clearly_preferred_to_the_law_that_made_a_table(law):
     rows = {row.law.name: row.bic for row in fits(table_of(law, noise=1e-3))}

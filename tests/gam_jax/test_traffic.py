@@ -201,6 +201,7 @@ def test_of_stacks_in_turn(shape, preset):
     assert_formula(dataclasses.replace(MODEL, block=DEEP, depth=1), shape, preset)
 
 
+SLOW = pytest.mark.slow
 PATTERN = Pattern((Block(LINEAR["gla"]), Block(PLAIN)), (0, 0, 1, 0, 0, 1, 0))
 
 
@@ -208,8 +209,8 @@ PATTERN = Pattern((Block(LINEAR["gla"]), Block(PLAIN)), (0, 0, 1, 0, 0, 1, 0))
     ("shape", "preset", "remat"),
     [
         ((2, 2, 2), "fully_sharded+sequence+tensor", False),
-        ((8, 1, 1), "fully_sharded+sequence+tensor_tokens", True),
-        ((2, 1, 4), "zero1+sequence+tensor", True),
+        pytest.param((8, 1, 1), "fully_sharded+sequence+tensor_tokens", True, marks=SLOW),
+        pytest.param((2, 1, 4), "zero1+sequence+tensor", True, marks=SLOW),
     ],
 )
 def test_of_a_pattern(shape, preset, remat):

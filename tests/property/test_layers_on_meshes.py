@@ -83,6 +83,8 @@ CHOSEN = (
     ("SoftMixture", (1, 2, 4), IN_TOKENS),
     ("Shallow", (1, 8, 1), WHOLE),
     ("Chunked", (2, 1, 4), WHOLE),
+    ("InTurn", (2, 1, 4), WHOLE),
+    ("Pattern", (1, 2, 2), IN_TOKENS),
     ("Adapted attention", (2, 2, 2), IN_TOKENS),
     ("Adapted mixtures", (1, 2, 2, 1, 2), WHOLE),
 )

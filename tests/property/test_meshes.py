@@ -88,7 +88,6 @@ CHOSEN = (
     ("remat", (4, 1, 2), "fully_sharded+sequence+tensor"),
     ("unrolled", (2, 2, 2), "data+sequence+tensor_tokens"),
     ("untied, gated, RMS norms", (1, 8, 1), "zero1+sequence+tensor"),
-    ("stacks in turn", (8, 1, 1), "fully_sharded+sequence+tensor"),
     ("experts", (2, 2, 1, 1, 2), "fully_sharded+sequence+tensor"),
     ("experts", (1, 1, 2, 1, 4), "zero1+sequence+tensor_tokens"),
     ("streams", (1, 2, 2, 2), "zero1+sequence+tensor_tokens"),

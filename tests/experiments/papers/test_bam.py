@@ -115,6 +115,7 @@ def test_models_of_590_million_have_the_published_parameters_but_not_those_of_a_
     assert differ == {"size_bam", "size_bam_shared"}
 
 
+@pytest.mark.slow
 def test_the_command_trains_sources_first_and_then_reads_what_is_done(command, tmp_path):
     folder = tmp_path / "bam"
     args = ("--scale=short", "--steps=3", "--arms=btx", f"--out={folder}", "--json")

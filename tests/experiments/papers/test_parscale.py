@@ -60,6 +60,7 @@ def test_what_the_text_says_of_the_cost_is_not_what_the_script_prints():
     assert words == {"saved_memory": REVERSED, "saved_seconds": REVERSED}
 
 
+@pytest.mark.slow
 def test_what_is_held_grows_with_streams():
     one, two = (Writer(streams, batch=1, width=32) for streams in (1, 2))
     found = one.numbers(), two.numbers()

@@ -57,7 +57,13 @@ def arrays_of(folder):
     return read_config(folder), read_tensors(folder)
 
 
-@every_folder
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[pytest.mark.slow] if n in ("hf_qwen2_sliding", "hf_olmo2") else [])
+        for n in (*NAMES, PARSCALE)
+    ],
+)
 def test_logits_are_those_of_transformers(name):
     model, params = from_hf(GOLDEN / name)
     expected = np.load(GOLDEN / name / "expected.npz")

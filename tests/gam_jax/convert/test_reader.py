@@ -21,7 +21,22 @@ from sharding.errors import UserError
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
 NAMES = sorted(path.name for path in GOLDEN.glob("hf_*"))
-every_folder = pytest.mark.parametrize("name", NAMES)
+ALIKE = {
+    "hf_llama3",
+    "hf_mistral",
+    "hf_qwen2",
+    "hf_qwen2_sliding",
+    "hf_qwen3",
+    "hf_olmo2",
+    "hf_qwen3_moe",
+    "hf_falcon_h1",
+    "hf_deepseek_v3_plain",
+}
+"""Folders that are read by the same code as one of the others."""
+every_folder = pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] if n in ALIKE else []) for n in NAMES],
+)
 
 
 @functools.cache

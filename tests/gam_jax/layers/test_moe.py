@@ -272,6 +272,7 @@ def zipf_load(step):
     return count(bias, jax.random.key(1))
 
 
+@pytest.mark.slow
 def test_the_bias_brings_unevenly_frequent_tokens_into_balance():
     without, balanced = (max_violation(zipf_load(step)) for step in (0.0, 3e-3))
     assert without > 0.5

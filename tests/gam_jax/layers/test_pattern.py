@@ -48,13 +48,13 @@ def test_a_pattern_is_its_blocks_one_after_another():
     params = random_like(pattern.table())
     x = np.random.default_rng(0).normal(size=(2, 6, 8)).astype(np.float32)
     y, _ = jax.jit(pattern)(params, x)
-    h = x
+    h, each = x, [jax.jit(layer) for layer in pattern.layers]
     for kind, (*names, turn) in zip(order, pattern.places(), strict=True):
         own = params
         for name in names:
             own = own[name]
         own = jax.tree.map(lambda p, turn=int(turn): p[turn], own)
-        h, _ = pattern.layers[kind](own, h)
+        h, _ = each[kind](own, h)
     np.testing.assert_allclose(y, h, atol=1e-5)
 
 
