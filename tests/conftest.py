@@ -74,6 +74,13 @@ MOST_MAPS = 15_000
 
 
 @pytest.fixture(autouse=True, scope="module")
+def what_a_file_has_made_is_no_longer_looked_through():
+    """Else each collection of garbage walks through all that JAX has cached by then."""
+    yield
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
 def compiled_programs_are_dropped_before_there_are_too_many():
     """Each program that was compiled keeps some maps of memory for as long as JAX caches it."""
     yield

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from gam_jax.layers import (
     GAM,
@@ -285,3 +287,55 @@ def random_like(table: Table, seed: int = 0) -> Params:
 def inputs(batch: int, tokens: int, seed: int = 0) -> jax.Array:
     """Normal inputs [B, T, WIDTH]."""
     return jnp.asarray(np.random.default_rng(seed).normal(size=(batch, tokens, WIDTH)), jnp.float32)
+
+
+VARIANTS = frozenset(
+    {
+        "GAM kernel 1",
+        "GAM dilated",
+        "GAM sum",
+        "GAM local",
+        "Mamba kernel 1",
+        "Mamba2 scaled",
+        "Mamba2 norm first",
+        "MLP scaled",
+        "MLP geglu",
+        "MoE first choices first",
+        "MoE chosen by experts",
+        "MHS of one head",
+        "LSTM unrolled",
+        "Bidirectional stack",
+        "TCN of two convolutions",
+        "TCNCA of odd chunks",
+        "TCNCA simple",
+        "Attention wide window",
+        "Attention capped",
+        "LatentAttention of plain queries",
+        "MoFME of one",
+        "WrittenGAM bank",
+        "LinearMemory linear",
+        "LinearMemory retnet",
+        "MinimalRNN lstm",
+        "Block post norm",
+        "Block sandwich",
+        "SoftMixture of shared keys",
+        "Shallow attention",
+        "Adapted attention",
+        "Stack of adapted blocks",
+        "ParScale of chunks",
+        "Chunked whose carry is whole",
+        "Stack remat",
+        "Stack unrolled",
+        "Stack of recurrences",
+    }
+)
+"""Examples whose class has another: their laws are `slow`."""
+
+
+def law_of(chosen: Mapping[str, Layer]) -> pytest.MarkDecorator:
+    """A parameter `layer` for each of them."""
+    cases = [
+        pytest.param(layer, id=name, marks=[pytest.mark.slow] if name in VARIANTS else [])
+        for name, layer in chosen.items()
+    ]
+    return pytest.mark.parametrize("layer", cases)

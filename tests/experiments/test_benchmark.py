@@ -83,6 +83,7 @@ def test_a_figure_keeps_its_order_in_any_unit(values, factor):
         assert one.low <= one.median <= one.high
 
 
+@pytest.mark.slow
 def test_all_are_measured_compared_and_shown(workshop, tmp_path, command):
     file = tmp_path / "figures.json"
     args = ("all", str(file), "--only=attention", "--short", "--repeats=2")

@@ -172,7 +172,7 @@ def test_a_run_that_lost_its_first_checkpoint_does_not_begin_with_other_numbers(
     assert "add the --init that it began with" in result.err
 
 
-def test_layers_that_cannot_keep_documents_apart_have_them_in_rows(place, command):
+def test_documents_are_packed_where_streams_differ_in_prefixes_alone(place, command):
     shown = command(
         "train",
         "--show_config",
@@ -180,7 +180,7 @@ def test_layers_that_cannot_keep_documents_apart_have_them_in_rows(place, comman
         *settings(place),
     )
     assert shown.code == 0, shown.err
-    assert "data.documents=rows " in shown.out
+    assert "data.documents=packed " in shown.out
     assert "model.streams=3 " in shown.out
 
 

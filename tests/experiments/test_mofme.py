@@ -38,6 +38,7 @@ def test_the_published_share_is_reached_with_the_most_experts_alone():
     assert [size for size in SIZES if saved[size] >= 72] == [LARGEST]
 
 
+@pytest.mark.slow
 def test_the_study_counts_and_times_two_arms(command, tmp_path):
     args = ("--scale=short", "--arms=mofme_4_2,mixture_4_2", "--repeats=2", f"--out={tmp_path}")
     result = command("study.__main__", "run", "mofme", *args, "--json")

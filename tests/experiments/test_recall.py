@@ -44,6 +44,7 @@ def test_a_batch_has_as_many_sequences_of_each_number_of_pairs():
     assert all(scale.rows % len(scale.data.pairs) == 0 for scale in SCALES.values())
 
 
+@pytest.mark.slow
 def test_the_command_prints_shares_draws_them_and_goes_on(workshop, tmp_path, command):
     args = ("--scale=short", "--mixers=gam", "--steps=4", f"--out={tmp_path}", "--json")
     result = workshop.run("recall", *args)
@@ -63,6 +64,7 @@ def test_the_command_prints_shares_draws_them_and_goes_on(workshop, tmp_path, co
     assert "| chance |" in report.out
 
 
+@pytest.mark.slow
 def test_the_scale_of_a_laptop_has_another_name(command, tmp_path):
     result = command("recall", "--scale=default", "--mixers=gam", "--steps=1", f"--out={tmp_path}")
     assert result.code == 0, result.err

@@ -66,7 +66,8 @@ def storm(workshop, run: pathlib.Path, kills: int) -> int:
     return during_saves
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(25, marks=pytest.mark.slow)])
+@pytest.mark.slow  # once killed: test_own_model.py, test_recovery.py
+@pytest.mark.parametrize("kills", [3, 25])
 def test_a_run_killed_at_random_moments_ends_bit_for_bit_as_the_one_left_alone(
     workshop, trained, tmp_path, monkeypatch, kills
 ):

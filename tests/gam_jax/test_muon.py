@@ -47,6 +47,7 @@ def test_a_matrix_has_the_residual_stream_on_one_side():
     assert {name: matrix_sides(param) for name, param in TABLE.items()} == MATRICES
 
 
+@pytest.mark.slow
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 99))
 def test_singular_values_come_near_to_one_and_vectors_stay(rows, columns, seed):
     random = np.random.default_rng(seed)

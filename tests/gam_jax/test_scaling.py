@@ -54,6 +54,7 @@ def test_published_tables_give_the_published_coefficients(corpus):
     assert found.predict(1e9, 4) < found.predict(1e9, 1)
 
 
+@pytest.mark.slow
 def test_the_additive_law_fits_the_published_tables_better():
     """As the paper does not say: log P describes up to 8 streams, and is not proven."""
     for corpus in published.LOSSES:

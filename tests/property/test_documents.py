@@ -13,13 +13,13 @@ from gam_jax.layers import LAYERS
 from gam_jax.layers.base import Layer
 from gam_jax.ops import documents
 from gam_jax.params import Params
-from tests.examples import EXAMPLES, TOKENS, apply, inputs, params_of
+from tests.examples import EXAMPLES, TOKENS, apply, inputs, law_of, params_of
 from tests.meshes import layout_of
 from tests.property.test_layers import assert_equal_but_for_rounding, rows_of
 
 ROWS, HALF = 2, TOKENS // 2
 APART = {name: layer for name, layer in EXAMPLES.items() if layer.causal and layer.documents}
-keeping_layer = pytest.mark.parametrize("layer", APART.values(), ids=APART.keys())
+keeping_layer = law_of(APART)
 packings = st.lists(st.booleans(), min_size=ROWS * TOKENS, max_size=ROWS * TOKENS)
 """Where documents begin, in all rows."""
 

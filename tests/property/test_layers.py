@@ -24,18 +24,35 @@ from gam_jax.params import (
 )
 from sharding.layout import Layout
 from sharding.mesh import make_mesh
-from tests.examples import EXAMPLES, LENGTHS, TOKENS, apply, inputs, params_of
+from tests.examples import (
+    EXAMPLES,
+    LENGTHS,
+    TOKENS,
+    VARIANTS,
+    apply,
+    inputs,
+    law_of,
+    params_of,
+)
 
 
 def layers(wanted):
-    chosen = {name: layer for name, layer in EXAMPLES.items() if wanted(layer)}
-    return pytest.mark.parametrize("layer", chosen.values(), ids=chosen.keys())
+    return law_of({name: layer for name, layer in EXAMPLES.items() if wanted(layer)})
 
 
 every_layer = layers(lambda layer: True)
 streaming_layer = layers(lambda layer: layer.causal)
 with_lengths = pytest.mark.parametrize(
-    ("layer", "lengths"), [(EXAMPLES[name], LENGTHS[name]) for name in LENGTHS], ids=LENGTHS
+    ("layer", "lengths"),
+    [
+        pytest.param(
+            EXAMPLES[name],
+            LENGTHS[name],
+            id=name,
+            marks=[pytest.mark.slow] if name in VARIANTS else [],
+        )
+        for name in LENGTHS
+    ],
 )
 whole_layer = layers(lambda layer: not layer.causal)
 
@@ -50,8 +67,10 @@ def assert_equal_but_for_rounding(actual, wanted):
         np.testing.assert_allclose(found, want, rtol=0, atol=atol)
 
 
-def test_every_registered_layer_has_an_example():
-    assert {type(layer).__name__ for layer in EXAMPLES.values()} == set(LAYERS)
+def test_every_registered_layer_has_an_example_whose_laws_are_always_run():
+    always = {type(layer).__name__ for name, layer in EXAMPLES.items() if name not in VARIANTS}
+    assert always == set(LAYERS)
+    assert set(EXAMPLES) >= VARIANTS
 
 
 @every_layer

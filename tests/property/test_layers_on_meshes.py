@@ -24,6 +24,7 @@ from tests.meshes import (
     assert_leaves_close,
     layout_of,
     pairs,
+    slow_unless_chosen,
 )
 
 
@@ -88,7 +89,11 @@ CHOSEN = (
     ("Adapted attention", (2, 2, 2), IN_TOKENS),
     ("Adapted mixtures", (1, 2, 2, 1, 2), WHOLE),
 )
-"""Layers, meshes and presets that are always run: each kind of layer, itself or in another."""
+"""Layers, meshes and presets with each kind of layer, itself or in another."""
+
+ALIKE = ("MoE of all kinds", "MoE chosen by experts", "Stack", "Series", "LSTM", "InTurn", "MoFME")
+"""Of these, what is `slow`: kinds that other cases, or models on meshes, hold as well."""
+ALWAYS = [case for case in CHOSEN if case[0] not in ALIKE]
 
 SPLITS = ("data", "sequence", *TENSORS)
 """The words of presets that split what a layer computes; others split the training state."""
@@ -107,7 +112,7 @@ def test_each_kind_of_layer_is_chosen_and_each_axis_is_split_under_each_word():
     assert pairs(case[1:] for case in CHOSEN) == set(itertools.product(AXES, SPLITS))
 
 
-@pytest.mark.parametrize(("name", "shape", "preset"), CHOSEN, ids=str)
+@pytest.mark.parametrize(("name", "shape", "preset"), slow_unless_chosen(CHOSEN, ALWAYS))
 def test_a_layer_gives_on_a_mesh_what_it_gives_alone(name, shape, preset):
     assert_same(name, shape, preset)
 

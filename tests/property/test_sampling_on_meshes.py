@@ -57,6 +57,7 @@ def test_caches_are_written_to_in_shards():
     assert decode.ENDED in found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "rows"), [((1, 2, 1, 1, 4), 1), ((2, 1, 2, 1, 2), 4)], ids=str)
 def test_experts_on_other_devices_write_the_same_text(shape, rows):
     """Where rows do not divide, all devices hold the same tokens and their experts add up."""

@@ -87,6 +87,7 @@ def test_what_it_found_is_of_arms_and_measures_that_it_has(study):
             assert arm.command, name
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_only_read_and_another_seed_is_added(tmp_path):
     study = STUDIES["digits"]
     first = run(study, ["raster"], tmp_path)
@@ -102,6 +103,7 @@ def test_a_finished_run_is_only_read_and_another_seed_is_added(tmp_path):
         run(study, ["raster"], tmp_path)
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_run_is_refused(tmp_path):
     study = STUDIES["digits"]
     run(study, ["raster"], tmp_path)

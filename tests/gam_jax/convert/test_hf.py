@@ -83,7 +83,11 @@ VARIANTS = (
     "hf_olmo3",
     "hf_glm4",
     "hf_qwen3_moe_mixed",
+    "hf_qwen3_moe",
+    "hf_mamba2",
+    "hf_falcon_h1",
     "hf_falcon_h1_normed",
+    "hf_mixtral",
     "hf_deepseek_v3_plain",
 )
 """Of what is in another folder: they write text with the same caches."""

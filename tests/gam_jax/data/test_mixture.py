@@ -59,6 +59,7 @@ def batches(data, count, **kwargs):
         return [next(stream)["inputs"] for _ in range(count)]
 
 
+@pytest.mark.slow
 @settings(max_examples=5)
 @given(
     weights=st.lists(st.integers(1, 9), min_size=1, max_size=4),

@@ -103,6 +103,7 @@ def test_sizes_that_do_not_fit_are_refused(fields, message):
         Attention(width=8, **fields)
 
 
+@pytest.mark.slow
 def test_decoding_gives_the_logits_of_the_whole():
     block = Block(Attention(heads=4, kv_heads=2, context=40))
     model = LanguageModel(block, width=16, depth=2, vocab=32)

@@ -215,6 +215,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, said):
         pass
 
 
+@pytest.mark.slow
 def test_processes_of_a_job_are_refused_alike(workshop, hold, tmp_path):
     run = tmp_path / "run"
     train = (sys.executable, "-m", "experiments.train", f"--run={run}", *workshop.settings)
