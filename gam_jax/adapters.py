@@ -31,7 +31,9 @@ def adapted(
     Args:
       model: one that has a `block`.
       on: patterns of the names of matrices in a block, joined by commas.
-      rank, alpha, rooted: see `layers.Adapted`.
+      rank: see `layers.Adapted`.
+      alpha: likewise.
+      rooted: likewise.
 
     Raises:
       UserError: a model without blocks, or with adapters; a pattern that matches no matrix.

@@ -20,7 +20,9 @@ def with_adapters(
     Args:
       experiment: of a model without adapters, or with the same.
       on: patterns of the names of matrices in a block, as "mixer/*,ffn/*".
-      rank, alpha, rooted: see `layers.Adapted`.
+      rank: see `layers.Adapted`.
+      alpha: likewise.
+      rooted: likewise.
 
     Raises:
       UserError: a pattern that matches no matrix, a model without blocks, or with other adapters.
