@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 
 settings.register_profile(
     "laws",
-    max_examples=12,
+    max_examples=8,
     deadline=None,  # the first example compiles
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

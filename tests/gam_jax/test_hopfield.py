@@ -98,6 +98,7 @@ def test_without_blanks_a_state_near_a_pattern_falls_into_it_alone():
     np.testing.assert_array_equal(found, xi[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("load", [0.1, 0.2, 0.5])
 def test_the_part_that_leaves_a_pattern_in_one_step_is_the_tail_of_signal_to_noise(load):
     neurons = 1500
@@ -148,6 +149,7 @@ def test_neurons_split_over_devices_do_the_same(devices):
     np.testing.assert_allclose(found[2], hopfield.energy(xi, want), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_is_learned_from_examples_depends_on_their_entropy_alone():
     """Sets of equal rho, few good or many bad examples, know their pattern equally well."""
     neurons, accuracies = 20_000, []
@@ -184,6 +186,7 @@ def test_gam_s_read_is_one_update_of_a_modern_hopfield_store():
         s = after
 
 
+@pytest.mark.slow
 def test_a_sharp_read_retrieves_more_patterns_than_there_are_neurons():
     """Where Hebb's couplings hold 0.14 N patterns, the softmax read holds them all."""
     xi = hopfield.draw_patterns(jax.random.key(0), 96, 48)

@@ -96,7 +96,7 @@ CHOSEN = (
 )
 """Models, meshes and presets in which each axis is split under each word."""
 
-ALWAYS = [CHOSEN[i] for i in (1, 2, 3, 4, 6, 8)]
+ALWAYS = [CHOSEN[i] for i in (1, 2, 3, 4, 6)]
 """Those of them that are always run, a model of each kind; the others are `slow`."""
 
 STEPS = 3

@@ -43,9 +43,9 @@ MODELS = {
 }
 MESHES = [
     ("gam", (4, 1, 1), "data"),
-    ("gam", (4, 1, 1), "fully_sharded"),
+    pytest.param("gam", (4, 1, 1), "fully_sharded", marks=pytest.mark.slow),
     ("gam", (2, 1, 2), "fully_sharded+tensor_tokens"),
-    ("whole image", (2, 1, 1), "zero1"),
+    pytest.param("whole image", (2, 1, 1), "zero1", marks=pytest.mark.slow),
     ("experts", (2, 1, 1, 1, 2), "fully_sharded"),
 ]
 ROWS = 8

@@ -139,6 +139,7 @@ def runs(workshop):
     return args, out, json.loads(result.out)["arms"]
 
 
+@pytest.mark.slow
 def test_runs_are_kept(runs, command):
     args, out, found = runs
     one, two = (found[name]["figures"] for name in ("w16-p1", "w16-p2"))
@@ -151,6 +152,7 @@ def test_runs_are_kept(runs, command):
     assert json.loads(again.out)["arms"]["w16-p2"]["figures"] == two
 
 
+@pytest.mark.slow
 def test_a_second_stage_begins_where_the_first_has_ended(runs, command):
     args, out, found = runs
     result = command("parscale", "stages", *args, "--streams=2", "--stage=frozen", "--json")
