@@ -91,6 +91,7 @@ def test_the_seed_decides_the_text(write):
     assert one == same != other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["data=1", "data=2,seq=2,tensor=2", "tensor=8"])
 def test_scores_and_text_are_the_same_on_every_mesh(mesh, trained, command, write):
     found = printed(command("evaluate", f"--run={trained.path}", "--json", f"--mesh={mesh}"))

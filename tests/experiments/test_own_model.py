@@ -39,6 +39,7 @@ def alone(workshop):
     return path, json.loads(result.out)
 
 
+@pytest.mark.slow
 def test_it_learns_and_says_so_in_its_own_units(alone):
     path, summary = alone
     assert summary["validation"]["accuracy"] > 0.7

@@ -34,6 +34,7 @@ def second(trained, workshop):
     return path
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_one_stream_opens_as_two_and_what_they_add_is_new(second):
     found = json.loads((second / "init.json").read_text())
     assert found["missing"]

@@ -42,6 +42,7 @@ def trained_on(shape, preset, kind, steps=3):
     return before, jax.tree.map(np.asarray, state.params), state.opt_state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "preset", "kind"),
     [

@@ -54,6 +54,7 @@ def test_on_every_mesh(shape, preset):
     assert_formula(MODEL, shape, preset)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "preset"),
     slow_unless_chosen(itertools.product(VARIANTS, PRESETS), in_turn(VARIANTS, PRESETS)),
@@ -162,6 +163,7 @@ def test_each_way_is_chosen_with_layers_of_many_kinds():
         assert sum(chosen == way for _, chosen in LAYERS_AND_WAYS) >= len(BLOCKS) // len(WAYS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", slow_unless_chosen([(n,) for n in MEMORIES], [(n,) for n in ONE_OF_EACH])
 )

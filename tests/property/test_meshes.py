@@ -191,6 +191,7 @@ WHERE = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rules", "where"),
     slow_unless_chosen(

@@ -49,6 +49,7 @@ def test_the_same_text_is_written_on_every_mesh(shape, rows):
     np.testing.assert_array_equal(sampled(shape, rows), sampled((1, 1, 1), rows))
 
 
+@pytest.mark.slow
 def test_caches_are_written_to_in_shards():
     """Heads and rows are split, the layers' caches lie apart, and each row has its own length."""
     lengths = (513, 20, 290, 1)

@@ -102,6 +102,7 @@ def test_without_shuffle_the_windows_come_in_order():
     assert rows == [*range(0, 40, 4)] * 2
 
 
+@pytest.mark.slow
 @given(processes=st.sampled_from([1, 2, 3, 6]), position=st.integers(0, 25), seed=st.integers(0, 9))
 @settings(max_examples=25, deadline=None)
 def test_any_processes_from_any_position_give_the_one_process_batches(processes, position, seed):

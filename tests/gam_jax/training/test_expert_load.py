@@ -59,6 +59,7 @@ def test_a_token_meets_as_many_parameters_as_in_the_other_contenders(name):
     assert count_params(block.table()) > 2 * 196_600
 
 
+@pytest.mark.slow
 def test_a_run_with_experts_records_and_draws_their_loads(workshop, tmp_path):
     settings = [s for s in workshop.settings if "steps" not in s and "validate" not in s]
     small = ("train.steps=12", "train.validate_every=12", "model.unroll=1", "model.depth=1")
