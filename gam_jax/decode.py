@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from gam_jax.ids import check_ids
@@ -333,7 +333,9 @@ def _pieces(
 ) -> Iterator[np.ndarray]:
     decoder = Decoder(model, (layout or Layout(make_mesh())).whole)
     begun, keys = np.asarray(carry.position), row_keys(key, logits.shape[0])
-    carry, seen = _to_write(model, carry), jnp.asarray(seen)
+    # It lies as `_write` gives it back, else that would be compiled twice.
+    seen = jax.device_put(seen, NamedSharding(decoder.layout.mesh, PartitionSpec()))
+    carry = _to_write(model, carry)
     ended = np.zeros(len(ends), bool)
     for start in range(0, tokens, WRITE_CHUNK):
         new, sound, logits, carry, seen = _write(
