@@ -28,6 +28,7 @@ from gam_jax.data.base import Unread
 from gam_jax.data.text import Text
 from gam_jax.master import Mastered
 from gam_jax.models import LanguageModel
+from gam_jax.nested import with_held
 from gam_jax.optimizer import make_optimizer
 from gam_jax.traffic import has_formula, state_bytes, step_traffic
 from gam_jax.training.checks import check_batch, check_fits
@@ -201,14 +202,8 @@ def longer_sequences(experiment: Experiment, layout: Layout) -> list[dict[str, i
 
 def with_context(config: Any, multiple: int) -> Any:
     """A model, or a layer, with every `context` in it that many times as long."""
-    changes = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            changes[field.name] = with_context(value, multiple)
-        elif field.name == "context":
-            changes[field.name] = multiple * value
-    return dataclasses.replace(config, **changes)
+    own = {"context": multiple * config.context} if hasattr(config, "context") else {}
+    return with_held(config, lambda inner: with_context(inner, multiple), **own)
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from gam_jax.data.chat_template import ChatTemplate, find_template
 from gam_jax.data.counted import NO_CHARACTERS
 from gam_jax.data.text_dataset import kept_template
 from gam_jax.models.carry import ModelCarry
+from gam_jax.models.language import LanguageModel
 from sharding.errors import UserError
 
 HERE = "the conversation"
@@ -73,6 +74,8 @@ class Conversation:
       ids: that were read.
       state: the carry after those; None before any.
       read: how many of them were read for the last answer.
+      room: tokens that the model's caches are made for, twice as many as were needed. A
+        conversation that outgrows them is read again, into larger ones.
     """
 
     writer: Writer
@@ -83,6 +86,7 @@ class Conversation:
     ids: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
     state: ModelCarry | None = None
     read: int = 0
+    room: int = 1
 
     def say(self, role: str, text: str) -> None:
         """Adds a message.
@@ -110,15 +114,16 @@ class Conversation:
         run, writer = self.writer.run, self.writer
         text = self.template.written(self.messages, None, HERE, invite=True)
         ids = run.encode(text, special=True)
-        room = self._room(len(ids))
-        logits, self.state = self._read(ids)
+        tokens = self._left(len(ids))
+        model = self._model(len(ids) + tokens)
+        logits, self.state = self._read(model, ids)
         self.ids = ids
         pieces = decode.write(
-            writer.model,
+            model,
             writer.params,
             logits,
             self.state,
-            room,
+            tokens,
             self.key,
             stop=self.asked.ends,
             seen=sampling.seen_in([ids], logits.shape[1]),
@@ -128,25 +133,38 @@ class Conversation:
         yield from (new for _, new in follow(pieces, [row]))
         self.messages.append({"role": "assistant", "content": row.text.strip()})
 
-    def _room(self, read: int) -> int:
+    def _left(self, read: int) -> int:
+        """Tokens that an answer may have."""
         limit = self.writer.model.limit
-        room = min(self.asked.tokens, limit - read) if limit else self.asked.tokens
-        if room < 1:
+        left = min(self.asked.tokens, limit - read) if limit else self.asked.tokens
+        if left < 1:
             raise UserError(
                 f"the conversation has {read} tokens, which leaves no room for an answer in the "
                 f"model's {limit}: begin another"
             )
-        return room
+        return left
 
-    def _read(self, ids: np.ndarray) -> tuple[jax.Array, ModelCarry]:
+    def _model(self, tokens: int) -> LanguageModel:
+        """The model, with caches for that many tokens or more."""
+        model = self.writer.model
+        fitted = model.for_length(self.room)
+        if tokens <= self.room:
+            return fitted
+        self.room = min(2 * tokens, model.limit or 2 * tokens)
+        larger = model.for_length(self.room)
+        if larger != fitted:  # a recurrent state alone never is
+            self.state = None
+        return larger
+
+    def _read(self, model: LanguageModel, ids: np.ndarray) -> tuple[jax.Array, ModelCarry]:
         """Reads what is new where the conversation goes on as it was read, else all of it."""
         known, state = len(self.ids), self.state
-        if not (known < len(ids) and np.array_equal(self.ids, ids[:known])):
+        if state is None or not (known < len(ids) and np.array_equal(self.ids, ids[:known])):
             known, state = 0, None
-        writer = self.writer
         new = ids[None, known:]
         self.read = new.shape[1]
-        return decode.prefill(writer.model, writer.params, new, state, layout=writer.layout)
+        writer = self.writer
+        return decode.prefill(model, writer.params, new, state, layout=writer.layout)
 
 
 def converse(conversation: Conversation, system: str, in_json: bool) -> None:

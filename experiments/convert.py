@@ -32,8 +32,9 @@ from experiments.devices import define_device_flags, layout_from_flags
 from experiments.folder_check import facts, told
 from experiments.imported import Imported
 from experiments.streams import check_tokenizer, language_model
-from gam_jax.adapters import NAMES, merged
+from gam_jax.adapters import NAMES, merged, plain
 from gam_jax.convert import from_peft, to_hf, to_peft
+from gam_jax.convert.hf import written_as
 from gam_jax.convert.new_tokens import tokenizer_of
 from gam_jax.convert.source import read_source, without_tokens
 from gam_jax.data.chat_template import JINJA, ChatTemplate, template_from_text, template_in
@@ -116,7 +117,7 @@ def make_run(source: pathlib.Path, folder: RunFolder, adapters: str | None = Non
     folder.check_new()
     imported = Imported.open(source)
     files = {TOKENIZER: imported.tokenizer.to_text()}
-    made = _with(imported.experiment, imported.read(), adapters)
+    made = _with(imported.experiment, imported.read(), adapters, imported.source)
     _write_run(folder, *made, files, imported.source, imported.tokenizer.fingerprint)
     print(f"{count_params(made[0].model.table()):,} parameters of {source} in {folder.path}")
     print(f"next: gam sample --run={folder.path}")
@@ -135,16 +136,19 @@ def add_adapters(base: RunFolder, which: str, folder: RunFolder, adapters: str) 
     with Checkpoints(base.checkpoints, read_only=True) as checkpoints:
         fingerprint = checkpoints.extra(step).get("tokenizer")
     files = base.kept(experiment.data)
-    source = read_source(base.source) if base.source.is_dir() else {}
-    _write_run(folder, *_with(experiment, params, adapters), files, source, fingerprint)
+    source = _kept_source(base)
+    _write_run(folder, *_with(experiment, params, adapters, source), files, source, fingerprint)
     print(f"{base.path} at step {step} with the adapters of {adapters} in {folder.path}")
 
 
-def _with(experiment: Experiment, params: Params, adapters: str | None) -> tuple[Experiment, Any]:
+def _with(
+    experiment: Experiment, params: Params, adapters: str | None, source: Mapping[str, bytes]
+) -> tuple[Experiment, Any]:
     """Experiment and parameters with the adapters of a PEFT folder, which alone are trained."""
     if adapters is None:
         return experiment, params
-    model, params = from_peft(language_model(experiment), params, adapters)
+    plain_model = language_model(experiment)
+    model, params = from_peft(plain_model, params, adapters, written_as(plain_model, source))
     optimizer = dataclasses.replace(experiment.optimizer, only=NAMES)
     return dataclasses.replace(experiment, model=model, optimizer=optimizer), params
 
@@ -166,6 +170,11 @@ def _write_run(
         checkpoints.wait()
 
 
+def _kept_source(folder: RunFolder) -> dict[str, bytes]:
+    """The files that a run keeps of the model folder that it was made of."""
+    return read_source(folder.source) if folder.source.is_dir() else {}
+
+
 def _one_device() -> Layout:
     return Layout(make_mesh(devices=jax.devices()[:1]))
 
@@ -174,7 +183,8 @@ def export_adapters(folder: RunFolder, target: pathlib.Path, which: str, base: s
     """A PEFT folder with the adapters of a checkpoint."""
     experiment = folder.experiment()
     step, params = load_params(folder, experiment, _one_device(), which)
-    to_peft(language_model(experiment), params, target, base)
+    model = language_model(experiment)
+    to_peft(model, params, target, base, written_as(plain(model), _kept_source(folder)))
     print(f"the adapters of {folder.path} at step {step} in {target}")
 
 
@@ -211,7 +221,7 @@ def source_of(
     Raises:
       UserError: a kept file that is damaged.
     """
-    files = read_source(folder.source) if folder.source.is_dir() else {}
+    files = _kept_source(folder)
     if not isinstance(tokenizer, HFTokenizer):
         return without_tokens(files)
     if (

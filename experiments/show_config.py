@@ -77,5 +77,8 @@ def _walk(
             yield Field(prefix + name, value, (inspect.getdoc(type(config)) or "").split("\n")[0])
         elif dataclasses.is_dataclass(inner := getattr(config, name)):
             yield from _walk(inner, value, f"{prefix}{name}.", means)
+        elif isinstance(inner, tuple) and any(map(dataclasses.is_dataclass, inner)):
+            for number, (one, own) in enumerate(zip(inner, value, strict=True)):
+                yield from _walk(one, own, f"{prefix}{name}.{number}.", means)
         else:
             yield Field(prefix + name, value, means.get(name, ""))

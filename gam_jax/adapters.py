@@ -8,9 +8,10 @@ from typing import Any, TypeVar, cast
 
 import jax
 
-from gam_jax.layers import Adapted, Layer, Series, Stack
+from gam_jax.layers import Adapted, InOrder, Layer, Pattern, Stack
 from gam_jax.layers.adapted import chosen, matrices, with_adapters
 from gam_jax.models.base import Model
+from gam_jax.nested import held, with_held
 from gam_jax.params import Params, param_specs, shardings
 from sharding.errors import UserError
 from sharding.layout import Layout
@@ -26,7 +27,7 @@ def adapted(
 ) -> ModelType:
     """The model with adapters in each of its blocks.
 
-    Blocks of a `Series` of stacks have their own, each by those patterns that match in it.
+    Unlike blocks (of a `Pattern`, say) have their own, each by those patterns that match in it.
 
     Args:
       model: one that has a `block`.
@@ -47,10 +48,8 @@ def adapted(
     found = chosen(on, names)
 
     def into(layer: Layer) -> Layer:
-        if isinstance(layer, Stack):
-            return dataclasses.replace(layer, block=into(layer.block))
-        if isinstance(layer, Series):
-            return dataclasses.replace(layer, first=into(layer.first), then=into(layer.then))
+        if layer.gathers:
+            return with_held(layer, into)
         own = set(matrices(layer.table()))
         here = ",".join(pattern for pattern, matches in found.items() if own & {*matches})
         return Adapted(layer, rank, alpha, here, rooted) if here else layer
@@ -60,11 +59,13 @@ def adapted(
 
 def blocks(layer: Layer, prefix: str = "") -> Iterator[tuple[str, Layer]]:
     """The layers that stacks repeat, and what the names of their parameters begin with."""
-    if isinstance(layer, Series):
-        yield from blocks(layer.first, f"{prefix}first/")
-        yield from blocks(layer.then, f"{prefix}then/")
-    elif isinstance(layer, Stack):
+    if isinstance(layer, Stack):
         yield from blocks(layer.block, prefix)
+    elif isinstance(layer, Pattern):
+        yield from blocks(layer.runs, prefix)
+    elif isinstance(layer, InOrder):
+        for name, inner in layer.named.items():
+            yield from blocks(inner, f"{prefix}{name}/")
     else:
         yield prefix, layer
 
@@ -72,10 +73,8 @@ def blocks(layer: Layer, prefix: str = "") -> Iterator[tuple[str, Layer]]:
 def adapters_of(config: Any) -> list[Adapted]:
     """The adapted layers in a model or a layer."""
     found = [config] if isinstance(config, Adapted) else []
-    for field in dataclasses.fields(config):
-        inner = getattr(config, field.name)
-        if dataclasses.is_dataclass(inner):
-            found += adapters_of(inner)
+    for inner in held(config):
+        found += adapters_of(inner)
     return found
 
 
@@ -88,12 +87,7 @@ def plain(config: Any) -> Any:
     """A model or a layer without its adapters."""
     if isinstance(config, Adapted):
         return plain(config.inner)
-    changes = {
-        field.name: plain(inner)
-        for field in dataclasses.fields(config)
-        if dataclasses.is_dataclass(inner := getattr(config, field.name)) and is_adapted(inner)
-    }
-    return dataclasses.replace(config, **changes) if changes else config
+    return with_held(config, plain)
 
 
 def merged(

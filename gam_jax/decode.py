@@ -241,7 +241,8 @@ def generate(
     A row's token at position i is drawn with fold_in(its key, i), so the text does not depend on
     how it is cut into chunks, nor on the mesh, nor, given a key for each row, on the other rows.
     A row ends with the first stop id that it writes; what is given out after that is `ENDED`, and
-    nothing more is written when all have ended. `written` joins what is given out.
+    nothing more is written when all have ended. `written` joins what is given out. Positions that
+    turn by the length of a sequence (`Positions.length`) do so by the longest row and `tokens`.
 
     Args:
       model: the model.
@@ -263,7 +264,7 @@ def generate(
     drawn = _settings(tokens, settings)
     prompts = prompts_of(model, prompt)
     ends = _stops(model, stop, len(prompts.lengths))
-    check_room(model, prompts.lengths + tokens)
+    check_room(model, prompts.lengths + tokens, in_parts=False)
     model = model.for_length(int(np.max(prompts.lengths)) + tokens)
     sampling = drawn.of_rows(len(prompts.lengths))
     logits, carry = prefill(model, params, prompts.rows, layout=layout)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Int
 
 from gam_jax.ids import check_ids
 from gam_jax.models.language import LanguageModel
+from gam_jax.models.suits import check_reach
 from sharding.errors import UserError
 
 PromptLike = Array | np.ndarray | Sequence[Any]
@@ -89,7 +90,10 @@ def _joined(rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_room(
-    model: LanguageModel, lengths: Int[np.ndarray, B], before: Int[np.ndarray, B] | int = 0
+    model: LanguageModel,
+    lengths: Int[np.ndarray, B],
+    before: Int[np.ndarray, B] | int = 0,
+    in_parts: bool = True,
 ) -> None:
     """Refuses a batch with a row that is longer than the model's limit.
 
@@ -97,6 +101,7 @@ def check_room(
       model: the model.
       lengths: tokens of each row that are still to come.
       before: those that came already.
+      in_parts: whether the model is to read them in parts as it is, see `suits.check_reach`.
 
     Raises:
       UserError: it names the longest row, its tokens and the limit.
@@ -105,5 +110,7 @@ def check_room(
     row = int(np.argmax(lengths))
     try:
         model.check_length(int(lengths[row]))
+        if in_parts:
+            check_reach(model, int(lengths[row]))
     except ValueError as error:
         raise UserError(f"row {row}: {error}") from error

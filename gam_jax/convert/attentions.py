@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gam_jax.convert.fields import Fields
+from gam_jax.convert.parts import head_size
 from gam_jax.convert.positions import Turned, read_positions, rope, written_positions
 from gam_jax.layers import Attention
 from gam_jax.ops.rotary import Positions
@@ -74,7 +75,8 @@ class Attentions:
           UserError: a field that makes no sense, or that is not known here.
         """
         heads = config.size("num_attention_heads")
-        size = self._head_size(config, width, heads)
+        size = config.size("head_dim", self.head_size) if self.head_size else 0
+        size = size or head_size(config, width, heads)
         biased = self.biases == "always"
         if self.biases in ("all", "inputs"):
             biased = config.flag("attention_bias", self.biases == "inputs")
@@ -94,7 +96,7 @@ class Attentions:
         turned = self._turned(config, size)
         kinds, window = self._windows(config, layers)
         found = []
-        for kind, turns in zip(kinds, self._turning(config, layers), strict=True):
+        for kind, turns in zip(kinds, self._turns(config, layers), strict=True):
             theta, positions, context = turned[kind if self.local else FULL]
             found.append(
                 dataclasses.replace(
@@ -106,13 +108,6 @@ class Attentions:
                 )
             )
         return found
-
-    def _head_size(self, config: Fields, width: int, heads: int) -> int:
-        if self.head_size:
-            return config.size("head_dim", self.head_size)
-        if config.get("head_dim") is None and width % heads:
-            raise config.refused("hidden_size", f"is not a multiple of num_attention_heads={heads}")
-        return config.size("head_dim", width // heads)
 
     def _turned(self, config: Fields, size: int) -> dict[str, Turned]:
         """The positions of each kind of layer."""
@@ -165,17 +160,9 @@ class Attentions:
             raise config.refused("layer_types", f"is no list of num_hidden_layers={layers}")
         return list(kinds)
 
-    def _turning(self, config: Fields, layers: int) -> list[bool]:
+    def _turns(self, config: Fields, layers: int) -> list[bool]:
         """Whether each layer has positions."""
-        if not self.skips:
-            return [True] * layers
-        every = config.size("no_rope_layer_interval", 4)
-        kinds = config.get("no_rope_layers")
-        if kinds is None:
-            return [(i + 1) % every != 0 for i in range(layers)]
-        if not isinstance(kinds, list | tuple) or len(kinds) != layers or {*kinds} - {0, 1}:
-            raise config.refused("no_rope_layers", f"is no list of {layers} numbers 0 or 1")
-        return [bool(kind) for kind in kinds]
+        return turning(config, layers) if self.skips else [True] * layers
 
     def written(self, attentions: Sequence[Attention]) -> dict[str, Any]:
         """The inverse of `attentions`, of what all layers may have in common and the first has."""
@@ -198,7 +185,7 @@ class Attentions:
     def _written_positions(self, attentions: Sequence[Attention]) -> dict[str, Any]:
         def written(attention: Attention) -> dict[str, Any]:
             turned = Turned(attention.rotary, attention.positions, attention.context)
-            return written_positions(turned, attention.size, partial=bool(self.partial))
+            return written_positions(self.official, turned, attention.size, bool(self.partial))
 
         turning = [one for one in attentions if one.rotary] or [
             dataclasses.replace(attentions[0], rotary=self.theta)
@@ -222,3 +209,18 @@ class Attentions:
         if self.windows == "listed":
             config["layer_types"] = [SLIDING if one.window else FULL for one in attentions]
         return config
+
+
+def turning(config: Fields, layers: int) -> list[bool]:
+    """Which layers have positions, of classes in which some have none.
+
+    Raises:
+      UserError: no_rope_layers is no list of 0 or 1 for each layer.
+    """
+    every = config.size("no_rope_layer_interval", 4)
+    kinds = config.get("no_rope_layers")
+    if kinds is None:
+        return [(i + 1) % every != 0 for i in range(layers)]
+    if not isinstance(kinds, list | tuple) or len(kinds) != layers or {*kinds} - {0, 1}:
+        raise config.refused("no_rope_layers", f"is no list of {layers} numbers 0 or 1")
+    return [bool(kind) for kind in kinds]

@@ -29,7 +29,7 @@ from gam_jax.convert.parts import (
     write_norms,
     write_units,
 )
-from gam_jax.convert.positions import rope, rope_theta, rope_type
+from gam_jax.convert.positions import Turned, read_positions, rope, written_positions
 from gam_jax.layers import MLP, Block, LatentAttention, MoE, RMSNorm, Series, Stack
 from gam_jax.models.language import LanguageModel
 from gam_jax.ops.rotary import Positions
@@ -53,7 +53,7 @@ def _model(values: Config) -> LanguageModel:
     heads = config.size("num_attention_heads")
     refuse(config, head_dim=turned, qk_head_dim=size + turned, num_key_value_heads=heads)
     _predicted(config)
-    positions, scale = _positions(config, size + turned)
+    found = read_positions(config, turned, 4096)
     attention = LatentAttention(
         heads=heads,
         latent=config.size("kv_lora_rank"),
@@ -61,10 +61,10 @@ def _model(values: Config) -> LanguageModel:
         head_size=size,
         rotary_size=turned,
         value_size=config.size("v_head_dim"),
-        rotary=rope_theta(config),
-        positions=positions,
-        context=config.size("max_position_embeddings", 4096),
-        scale=scale,
+        rotary=found.rotary,
+        positions=found.positions,
+        context=found.context,
+        scale=_scale(config, found.positions, size + turned),
     )
     norm = RMSNorm(eps=config.number("rms_norm_eps", 1e-6, least=0))
     dense = MLP(activation="swiglu", hidden=config.size("intermediate_size"), bias=False)
@@ -104,26 +104,17 @@ def _experts(config: Fields) -> MoE:
     )
 
 
-def _positions(config: Fields, size: int) -> tuple[Positions, float]:
-    """How positions are stretched, and the scale of scores that goes with it; 0 for the usual."""
-    given = rope(config)
-    kind = rope_type(given)
-    if kind == "default":
-        return Positions(), 0.0
-    all_dim = given.number("mscale_all_dim", 0.0, least=0)
-    if kind != "yarn" or not all_dim or given.number("mscale", 0.0) != all_dim:
+def _scale(config: Fields, positions: Positions, size: int) -> float:
+    """The scale of scores that goes with the positions; 0 for the usual."""
+    if positions.kind == "default":
+        return 0.0
+    all_dim = rope(config).number("mscale_all_dim", 0.0, least=0)
+    if positions.kind != "yarn" or not all_dim or positions.scale != 1:
         raise UserError(
-            f"config.json: rope_type={kind!a} of model_type deepseek_v3 is not known here: none, "
-            f"or yarn with mscale = mscale_all_dim alone"
+            f"config.json: rope_type={positions.kind!a} of model_type deepseek_v3 is not known "
+            f"here: none, or yarn with mscale = mscale_all_dim alone"
         )
-    yarn = Positions(
-        kind="yarn",
-        factor=given.number("factor", least=1),
-        original=given.size("original_max_position_embeddings"),
-        fast=given.number("beta_fast", 32.0, above=0),
-        slow=given.number("beta_slow", 1.0, above=0),
-    )
-    return yarn, _sharpened(yarn, all_dim, size)
+    return _sharpened(positions, all_dim, size)
 
 
 def _sharpened(yarn: Positions, all_dim: float, size: int) -> float:
@@ -207,7 +198,6 @@ def _config(model: LanguageModel) -> dict[str, Any]:
         "norm_topk_prob": True,
         "routed_scaling_factor": router.scale,
         "vocab_size": model.vocab,
-        "max_position_embeddings": attention.context,
         "rms_norm_eps": norm.eps,
         **_rope(attention),
         "rope_interleave": True,
@@ -218,29 +208,29 @@ def _config(model: LanguageModel) -> dict[str, Any]:
 
 
 def _rope(attention: LatentAttention) -> dict[str, Any]:
-    """rope_theta and rope_parameters; a UserError for a scale that no mscale_all_dim gives."""
-    theta, yarn = attention.rotary, attention.positions
-    size = attention.head_size + attention.rotary_size
-    if yarn.kind == "default" or yarn.factor == 1:
+    """What config.json says of positions, and of the scale of scores that goes with them.
+
+    Raises:
+      UserError: positions or a scale that transformers does not give this class.
+    """
+    positions, size = attention.positions, attention.head_size + attention.rotary_size
+    if positions.kind == "yarn" and positions.factor == 1:
+        positions = Positions()  # it stretches nothing
+    turned = Turned(attention.rotary, positions, attention.context)
+    found = written_positions(OFFICIAL, turned, attention.rotary_size)
+    if positions.kind not in ("default", "yarn") or positions.scale != 1 or positions.neighbours:
+        raise UserError(f"{OFFICIAL} of transformers has plain positions, or those of YaRN")
+    if positions.kind == "default":
         if attention.scale not in (0, size**-0.5):
             raise UserError(f"{OFFICIAL} of transformers has scores of the usual scale")
-        found: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
-        return {"rope_theta": theta, "rope_parameters": found}
+        return found
     above = math.sqrt((attention.scale or size**-0.5) * math.sqrt(size)) - 1
-    all_dim = round(above / (0.1 * math.log(yarn.factor)), 6)
-    if not math.isclose(_sharpened(yarn, all_dim, size), attention.scale, rel_tol=1e-6):
+    all_dim = round(above / (0.1 * math.log(positions.factor)), 6)
+    if not math.isclose(_sharpened(positions, all_dim, size), attention.scale, rel_tol=1e-6):
         raise UserError(f"{OFFICIAL} of transformers has another scale of scores with yarn")
-    found = {
-        "rope_type": "yarn",
-        "rope_theta": theta,
-        "factor": yarn.factor,
-        "original_max_position_embeddings": yarn.original,
-        "beta_fast": yarn.fast,
-        "beta_slow": yarn.slow,
-        "mscale": all_dim,
-        "mscale_all_dim": all_dim,
-    }
-    return {"rope_theta": theta, "rope_parameters": found}
+    parameters = found["rope_parameters"]
+    parameters.pop("attention_factor", None)  # 1, where the two below are the same
+    return found | {"rope_parameters": {**parameters, "mscale": all_dim, "mscale_all_dim": all_dim}}
 
 
 def _read(model: LanguageModel, reader: Reader) -> Params:
@@ -251,9 +241,9 @@ def _read(model: LanguageModel, reader: Reader) -> Params:
     mixer = _read_attention(one(block.mixer, LatentAttention, OFFICIAL), width, reader)
     found = {"mixer": mixer, **read_norms(reader, width)}
     if isinstance(block.ffn, MLP):
-        return found | {"ffn": read_units(reader, "mlp", width, block.ffn.hidden)}
+        return found | {"ffn": read_units(reader, "mlp", width, block.ffn)}
     ffn = one(block.ffn, MoE, OFFICIAL)
-    shared = ffn.shared * ffn.ffn.hidden
+    shared = dataclasses.replace(ffn.ffn, hidden=ffn.shared * ffn.ffn.hidden)
     mixture = {
         "router": reader.take("mlp.gate.weight", ffn.experts, width).T,
         "balance_bias": reader.take("mlp.gate.e_score_correction_bias", ffn.experts),

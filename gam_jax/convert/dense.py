@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from gam_jax.convert import patterns
-from gam_jax.convert.attentions import FULL, SLIDING
-from gam_jax.convert.dense_config import PRE, Dense
+from gam_jax.convert.attentions import FULL, SLIDING, turning
+from gam_jax.convert.dense_config import Dense
 from gam_jax.convert.family import Family, one
 from gam_jax.convert.fields import Fields
 from gam_jax.convert.folder import Reader
-from gam_jax.convert.parts import read_attention, write_attention
+from gam_jax.convert.parts import (
+    NORMS,
+    read_attention,
+    read_norms,
+    read_units,
+    write_attention,
+    write_norms,
+    write_units,
+)
 from gam_jax.layers import MLP, Attention, Block
 from gam_jax.models.language import LanguageModel
 from gam_jax.params import Params
 
 OUT = {"mixer_out_norm": "post_attention_layernorm", "ffn_out_norm": "post_feedforward_layernorm"}
 SANDWICH = {"mixer_norm": "input_layernorm", "ffn_norm": "pre_feedforward_layernorm", **OUT}
-GLM = {**PRE, "mixer_out_norm": "post_self_attn_layernorm", "ffn_out_norm": "post_mlp_layernorm"}
-UNITS = {"gate": "gate_proj", "in": "up_proj"}
+GLM = {**NORMS, "mixer_out_norm": "post_self_attn_layernorm", "ffn_out_norm": "post_mlp_layernorm"}
 
 
 def _from_layer(config: Fields, layers: int) -> list[str]:
@@ -30,14 +36,19 @@ def _from_layer(config: Fields, layers: int) -> list[str]:
     return [SLIDING if i >= first else FULL for i in range(layers)]
 
 
-def _but_each(period: int) -> Callable[[Fields, int], list[str]]:
-    """Windows, but for each layer of that number."""
+def _but_each(period: int, field: str = "") -> Callable[[Fields, int], list[str]]:
+    """Windows, but for each layer of that number, which a field may tell."""
 
     def kinds(config: Fields, layers: int) -> list[str]:
-        every = config.size("sliding_window_pattern", period)
+        every = config.size(field, period) if field else period
         return [SLIDING if (i + 1) % every else FULL for i in range(layers)]
 
     return kinds
+
+
+def _where_not_turned(config: Fields, layers: int) -> list[str]:
+    """SmolLM3's: layers without positions have windows."""
+    return [FULL if turns else SLIDING for turns in turning(config, layers)]
 
 
 QWEN = {"context": 32_768, "windows": "listed", "kinds": _from_layer, "switch": True}
@@ -66,6 +77,7 @@ TABLE = (
         biases="all",
         mlp_bias=True,
         windows="listed",
+        kinds=_where_not_turned,
         switch=True,
         skips=True,
     ),
@@ -87,7 +99,7 @@ TABLE = (
         activation="geglu_tanh",
         windows="listed",
         window=4096,
-        kinds=_but_each(6),
+        kinds=_but_each(6, "sliding_window_pattern"),
         scaled=True,
     ),
     Dense("Olmo2ForCausalLM", "olmo2", **OLMO),
@@ -128,74 +140,25 @@ TABLE = (
 """The classes that are read and written; a further one is a further entry."""
 
 
-def _parts(model: LanguageModel, index: int, official: str) -> tuple[Attention, MLP]:
-    block = one(patterns.blocks_of(model)[index], Block, official)
-    return one(block.mixer, Attention, official), one(block.ffn, MLP, official)
-
-
 def _read(spec: Dense, model: LanguageModel, reader: Reader) -> Params:
-    attention, ffn = _parts(model, reader.index, spec.official)
-    norms = {
-        ours: {"scale": reader.take(f"{name}.weight", model.width)}
-        for ours, name in spec.norms.items()
+    block = one(patterns.blocks_of(model)[reader.index], Block, spec.official)
+    attention, ffn = one(block.mixer, Attention, spec.official), one(block.ffn, MLP, spec.official)
+    return {
+        "mixer": read_attention(attention, model.width, reader, "qkv_proj" in spec.fused),
+        "ffn": read_units(reader, "mlp", model.width, ffn, "gate_up_proj" in spec.fused),
+        **read_norms(reader, model.width, spec.norms),
     }
-    mixer = read_attention(attention, model.width, reader, "qkv_proj" in spec.fused)
-    units = _read_units(ffn, model.width, reader, "gate_up_proj" in spec.fused)
-    return {"mixer": mixer, "ffn": units, **norms}
-
-
-def _read_units(ffn: MLP, width: int, reader: Reader, fused: bool) -> dict[str, np.ndarray]:
-    hidden = ffn.hidden
-    if fused:
-        both = reader.take("mlp.gate_up_proj.weight", 2 * hidden, width)
-        units = {"w_gate": both[:hidden].T, "w_in": both[hidden:].T}
-    else:
-        units = {
-            f"w_{ours}": reader.take(f"mlp.{name}.weight", hidden, width).T
-            for ours, name in UNITS.items()
-        }
-    units["w_out"] = reader.take("mlp.down_proj.weight", width, hidden)
-    if ffn.bias:
-        sizes = {"gate": hidden, "in": hidden, "out": width}
-        for ours, name in {**UNITS, "out": "down_proj"}.items():
-            units[f"b_{ours}"] = reader.take(f"mlp.{name}.bias", sizes[ours])
-    return units
 
 
 def _write(spec: Dense, model: LanguageModel, params: Params) -> dict[str, np.ndarray]:
-    tensors = {f"{name}.weight": params[ours]["scale"] for ours, name in spec.norms.items()}
-    tensors |= write_attention(params["mixer"], model.width, "qkv_proj" in spec.fused)
-    return tensors | _write_units(params["ffn"], "gate_up_proj" in spec.fused)
+    return {
+        **write_norms(params, spec.norms),
+        **write_attention(params["mixer"], model.width, "qkv_proj" in spec.fused),
+        **write_units(params["ffn"], "mlp", "gate_up_proj" in spec.fused),
+    }
 
 
-def _write_units(units: Params, fused: bool) -> dict[str, np.ndarray]:
-    tensors = {"mlp.down_proj.weight": units["w_out"]}
-    if fused:
-        both = np.concatenate([units["w_gate"].T, units["w_in"].T])
-        tensors["mlp.gate_up_proj.weight"] = both
-    else:
-        tensors |= {f"mlp.{name}.weight": units[f"w_{o}"].T for o, name in UNITS.items()}
-    for ours, name in {**UNITS, "out": "down_proj"}.items():
-        if f"b_{ours}" in units:
-            tensors[f"mlp.{name}.bias"] = units[f"b_{ours}"]
-    return tensors
-
-
-def _family(spec: Dense) -> Family:
-    return Family(
-        spec.read,
-        spec.write,
-        "model.embed_tokens.weight",
-        "model.norm.weight",
-        "model.layers.",
-        functools.partial(_read, spec),
-        functools.partial(_write, spec),
-        join=patterns.join,
-        split=patterns.split,
-        layers=patterns.count,
-        kind=spec.kind,
-    )
-
-
-FAMILIES: Mapping[str, Family] = {spec.official: _family(spec) for spec in TABLE}
+FAMILIES: Mapping[str, Family] = {
+    spec.official: patterns.family(spec, _read, _write) for spec in TABLE
+}
 """Architecture of config.json -> how its folders are read and written."""

@@ -10,12 +10,10 @@ from gam_jax.convert import patterns
 from gam_jax.convert.attentions import Attentions
 from gam_jax.convert.family import Config, check_plain, one
 from gam_jax.convert.fields import LAYERS, Fields
+from gam_jax.convert.parts import NORMS
 from gam_jax.convert.same import check_same
 from gam_jax.layers import MLP, Attention, Block, RMSNorm
 from gam_jax.models.language import LanguageModel
-
-PRE = {"mixer_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
-"""Our names of a block's norms, and those of most classes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Dense(Attentions):
     eps: float = 1e-6
     tied: bool = False
     mlp_bias: bool = False
-    norms: Mapping[str, str] = dataclasses.field(default_factory=lambda: PRE)
+    norms: Mapping[str, str] = dataclasses.field(default_factory=lambda: NORMS)
     form: str = "pre"
     act: tuple[str, str] = ("hidden_act", "silu")
     activation: str = "swiglu"

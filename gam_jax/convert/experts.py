@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,11 +10,11 @@ import numpy as np
 
 from gam_jax.convert import patterns
 from gam_jax.convert.attentions import Attentions
-from gam_jax.convert.family import Config, Family, check_plain, one
+from gam_jax.convert.family import Config, check_plain, one
 from gam_jax.convert.fields import LAYERS, Fields
 from gam_jax.convert.folder import Reader
 from gam_jax.convert.parts import (
-    UNITS,
+    EXPERT,
     read_attention,
     read_norms,
     read_units,
@@ -29,9 +28,6 @@ from gam_jax.models.language import LanguageModel
 from gam_jax.ops.routing import Router
 from gam_jax.params import Params
 from sharding.errors import UserError
-
-EXPERT = {**UNITS, "out": "down_proj"}
-"""Our names of an expert's arrays, and those of most classes."""
 
 
 def _hidden(config: Fields, name: str) -> MLP:
@@ -238,7 +234,7 @@ def _read(spec: Sparse, model: LanguageModel, reader: Reader) -> Params:
     attention = one(block.mixer, Attention, spec.official)
     ffn: Any = block.ffn
     if isinstance(ffn, MLP):
-        units: Params = read_units(reader, spec.place, width, ffn.hidden)
+        units: Params = read_units(reader, spec.place, width, ffn)
     else:
         units = {
             "router": reader.take(f"{spec.place}.gate.weight", ffn.experts, width).T,
@@ -257,21 +253,5 @@ def _write(spec: Sparse, model: LanguageModel, params: Params) -> dict[str, np.n
     return tensors | write_experts(ffn["experts"], spec.place, spec.units)
 
 
-def _family(spec: Sparse) -> Family:
-    return Family(
-        spec.read,
-        spec.write,
-        "model.embed_tokens.weight",
-        "model.norm.weight",
-        "model.layers.",
-        functools.partial(_read, spec),
-        functools.partial(_write, spec),
-        join=patterns.join,
-        split=patterns.split,
-        layers=patterns.count,
-        kind=spec.kind,
-    )
-
-
-FAMILIES = {spec.official: _family(spec) for spec in TABLE}
+FAMILIES = {spec.official: patterns.family(spec, _read, _write) for spec in TABLE}
 """Architecture of config.json -> how its folders are read and written."""

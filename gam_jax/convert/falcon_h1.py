@@ -141,8 +141,8 @@ def _config(model: LanguageModel) -> dict[str, Any]:
         raise UserError(f"{OFFICIAL} of transformers has one epsilon for all norms")
     scales = ssm.scales
     turned = Turned(attention.rotary, attention.positions, attention.context)
-    if attention.positions.neighbours or attention.positions.turned:
-        raise UserError(f"{OFFICIAL} of transformers turns whole heads, as halves")
+    if attention.positions.neighbours:
+        raise UserError(f"{OFFICIAL} of transformers turns halves of heads, not neighbours")
     return {
         "architectures": [OFFICIAL],
         "model_type": "falcon_h1",
@@ -156,7 +156,7 @@ def _config(model: LanguageModel) -> dict[str, Any]:
         "num_attention_heads": attention.heads,
         "num_key_value_heads": attention.groups,
         "head_dim": attention.size,
-        **written_positions(turned, attention.size),
+        **written_positions(OFFICIAL, turned, attention.size),
         "mamba_d_ssm": ssm.heads * ssm.head,
         "mamba_n_heads": ssm.heads,
         "mamba_d_head": ssm.head,

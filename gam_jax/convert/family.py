@@ -100,12 +100,3 @@ def check_plain(model: LanguageModel, official: str, scaled: bool = False) -> No
             f"{official} of transformers has no learned positions, a last RMSNorm"
             f"{'' if scaled else ' and no scales'}: this model cannot be written as that"
         )
-
-
-def check_full_attention(config: Fields) -> None:
-    """A UserError for layers that do not see all tokens before them."""
-    kinds = config.get("layer_types")
-    if kinds is not None and (
-        not isinstance(kinds, list | tuple) or any(kind != "full_attention" for kind in kinds)
-    ):
-        raise config.refused("layer_types", "is not known here, 'full_attention' for each alone")

@@ -110,7 +110,6 @@ OF: Mapping[str, Mapping[str, str]] = {
         "no_rope_layer_interval": "says which layers turn where no_rope_layers does not",
     },
     "Gemma3ForCausalLM": _PERIOD,
-    "Olmo3ForCausalLM": _PERIOD,
     "Phi3ForCausalLM": {
         "original_max_position_embeddings": "is read with longrope alone",
         "auto_map": _CODE,

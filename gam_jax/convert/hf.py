@@ -117,22 +117,33 @@ def to_hf(
       UserError: a model that no architecture known here expresses; a folder that cannot be
         written.
     """
-    path, beside = local_path(folder), dict(source)
-    original = beside.pop(files.CONFIG, None)
-    said = {} if original is None else parse_json(original, files.CONFIG, finite=False)
-    config, tensors = write(model, params, name or _as_it_was(model, said))
-    config = {**kept_fields(config["architectures"][0], said), **config}
+    path = local_path(folder)
+    config, tensors = write(model, params, name or written_as(model, source))
+    config = {**kept_fields(config["architectures"][0], _config_in(source)), **config}
+    beside = {name: content for name, content in source.items() if name != files.CONFIG}
     files.write_folder(path, config, tensors, shard_bytes, beside)
 
 
-def _as_it_was(model: LanguageModel, said: Config) -> str | None:
-    """The architecture of the folder that a model came from, if that still expresses it."""
+def written_as(model: LanguageModel, source: Mapping[str, bytes]) -> str | None:
+    """The architecture of the folder that a model came from, if that still expresses it.
+
+    Several classes may: Llama's arrays can hold what a Phi-3 folder has under other names.
+
+    Args:
+      model: without adapters.
+      source: files of that folder, see `convert.source`.
+    """
     try:
-        name = architecture(said)
+        name = architecture(_config_in(source))
         FAMILIES[name].config(model)
     except UserError:
         return None
     return name
+
+
+def _config_in(source: Mapping[str, bytes]) -> Config:
+    said = source.get(files.CONFIG)
+    return {} if said is None else parse_json(said, files.CONFIG, finite=False)
 
 
 def read(config: Config, tensors: Mapping[str, np.ndarray]) -> tuple[LanguageModel, Params]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
-from gam_jax.convert.family import (
-    one,
-)
+from gam_jax.convert.family import one
 from gam_jax.convert.fields import Fields
 from gam_jax.convert.folder import Reader
-from gam_jax.layers import Attention, Block, Layer
+from gam_jax.layers import MLP, Attention, Block, Layer
 from gam_jax.params import Params
 from sharding.errors import UserError
 
@@ -20,6 +19,7 @@ NORMS = {"mixer_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"
 HEADS = {"query": "q_proj", "key": "k_proj", "value": "v_proj"}
 HEAD_NORMS = {"query_norm": "q_norm", "key_norm": "k_norm"}
 UNITS = {"gate": "gate_proj", "in": "up_proj"}
+EXPERT = {**UNITS, "out": "down_proj"}
 
 
 def head_size(config: Fields, width: int, heads: int) -> int:
@@ -44,18 +44,30 @@ def sequential(layer: Layer, official: str) -> Block:
     return block
 
 
-def read_norms(reader: Reader, width: int) -> dict[str, Params]:
-    """The norms of a sequential block."""
-    return {ours: {"scale": reader.take(f"{name}.weight", width)} for ours, name in NORMS.items()}
+def read_norms(reader: Reader, width: int, names: Mapping[str, str] = NORMS) -> dict[str, Params]:
+    """The norms of a block, by our names and theirs."""
+    return {ours: {"scale": reader.take(f"{name}.weight", width)} for ours, name in names.items()}
 
 
-def read_units(reader: Reader, inside: str, width: int, hidden: int) -> dict[str, np.ndarray]:
-    """A SwiGLU without biases whose arrays' names begin with `inside`."""
-    units = {
-        f"w_{ours}": reader.take(f"{inside}.{name}.weight", hidden, width).T
-        for ours, name in UNITS.items()
-    }
-    return units | {"w_out": reader.take(f"{inside}.down_proj.weight", width, hidden)}
+def read_units(
+    reader: Reader, inside: str, width: int, ffn: MLP, fused: bool = False
+) -> dict[str, np.ndarray]:
+    """A gated feed-forward, whose arrays' names begin so; `fused`: gate and in are one array."""
+    hidden = ffn.hidden
+    if fused:
+        both = reader.take(f"{inside}.gate_up_proj.weight", 2 * hidden, width)
+        units = {"w_gate": both[:hidden].T, "w_in": both[hidden:].T}
+    else:
+        units = {
+            f"w_{ours}": reader.take(f"{inside}.{name}.weight", hidden, width).T
+            for ours, name in UNITS.items()
+        }
+    units["w_out"] = reader.take(f"{inside}.down_proj.weight", width, hidden)
+    if ffn.bias:
+        sizes = {"gate": hidden, "in": hidden, "out": width}
+        for ours, name in EXPERT.items():
+            units[f"b_{ours}"] = reader.take(f"{inside}.{name}.bias", sizes[ours])
+    return units
 
 
 def read_attention(
@@ -91,15 +103,23 @@ def read_attention(
     return mixer
 
 
-def write_norms(params: Params) -> dict[str, np.ndarray]:
+def write_norms(params: Params, names: Mapping[str, str] = NORMS) -> dict[str, np.ndarray]:
     """The inverse of `read_norms`."""
-    return {f"{name}.weight": params[ours]["scale"] for ours, name in NORMS.items()}
+    return {f"{name}.weight": params[ours]["scale"] for ours, name in names.items()}
 
 
-def write_units(units: Params, inside: str) -> dict[str, np.ndarray]:
+def write_units(units: Params, inside: str, fused: bool = False) -> dict[str, np.ndarray]:
     """The inverse of `read_units`."""
-    tensors = {f"{inside}.{name}.weight": units[f"w_{ours}"].T for ours, name in UNITS.items()}
-    return tensors | {f"{inside}.down_proj.weight": units["w_out"]}
+    tensors = {f"{inside}.down_proj.weight": units["w_out"]}
+    if fused:
+        both = [units["w_gate"].T, units["w_in"].T]
+        tensors[f"{inside}.gate_up_proj.weight"] = np.concatenate(both)
+    else:
+        tensors |= {f"{inside}.{name}.weight": units[f"w_{o}"].T for o, name in UNITS.items()}
+    for ours, name in EXPERT.items():
+        if f"b_{ours}" in units:
+            tensors[f"{inside}.{name}.bias"] = units[f"b_{ours}"]
+    return tensors
 
 
 def write_attention(mixer: Params, width: int, fused: bool = False) -> dict[str, np.ndarray]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from gam_jax.convert.family import join_equal, split_equal
+from gam_jax.convert.family import Family, join_equal, split_equal
+from gam_jax.convert.folder import Reader
 from gam_jax.layers import Layer, Pattern
 from gam_jax.models.language import LanguageModel
 from gam_jax.params import Params
@@ -63,3 +65,30 @@ def split(model: LanguageModel, params: Params) -> list[Params]:
             inside = inside[name]
         found.append(jax.tree.map(lambda x, i=int(turn): x[0, i], inside))
     return found
+
+
+def family(
+    spec: Any,
+    read: Callable[[Any, LanguageModel, Reader], Params],
+    write: Callable[[Any, LanguageModel, Params], dict[str, np.ndarray]],
+) -> Family:
+    """A family whose blocks may be unlike, with Llama's names of what stands around them.
+
+    Args:
+      spec: with `kind`, `read` (config.json -> model) and its inverse `write`.
+      read: (spec, model, one block of a folder) -> parameters of that block.
+      write: the inverse of `read`.
+    """
+    return Family(
+        spec.read,
+        spec.write,
+        "model.embed_tokens.weight",
+        "model.norm.weight",
+        "model.layers.",
+        functools.partial(read, spec),
+        functools.partial(write, spec),
+        join=join,
+        split=split,
+        layers=count,
+        kind=spec.kind,
+    )

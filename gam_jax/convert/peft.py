@@ -15,7 +15,7 @@ from gam_jax.adapters import adapters_of, is_adapted, plain
 from gam_jax.convert import folder as files
 from gam_jax.convert.hf import family_of
 from gam_jax.convert.places import Part, array_names, places
-from gam_jax.layers.adapted import pairs
+from gam_jax.layers.adapted import Adapted, pairs
 from gam_jax.models.language import LanguageModel
 from gam_jax.params import Params
 from sharding.errors import UserError
@@ -46,7 +46,13 @@ class Pair(NamedTuple):
     scale: float
 
 
-def to_peft(model: LanguageModel, params: Params, folder: str | Path, base: str = "") -> None:
+def to_peft(
+    model: LanguageModel,
+    params: Params,
+    folder: str | Path,
+    base: str = "",
+    official: str | None = None,
+) -> None:
     """Writes adapters as a folder that PEFT opens on the model without them.
 
     Where several matrices here are one module there, its adapter has the rank of all of them
@@ -57,6 +63,8 @@ def to_peft(model: LanguageModel, params: Params, folder: str | Path, base: str 
       params: its parameters.
       folder: to write.
       base: a folder or name of the model without adapters, which is written down.
+      official: the architecture of that model, whose arrays' names are used; None for the first
+        that expresses it, see `convert.hf.written_as`.
 
     Raises:
       UserError: a model without adapters, or that no family writes; adapters of experts or
@@ -64,7 +72,7 @@ def to_peft(model: LanguageModel, params: Params, folder: str | Path, base: str 
     """
     import safetensors.numpy
 
-    config, arrays = write(model, params, base)
+    config, arrays = write(model, params, base, official)
     path = local_path(folder)
     files.check_empty(path)
     try:
@@ -76,20 +84,20 @@ def to_peft(model: LanguageModel, params: Params, folder: str | Path, base: str 
 
 
 def write(
-    model: LanguageModel, params: Params, base: str = ""
+    model: LanguageModel, params: Params, base: str = "", official: str | None = None
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """adapter_config.json and arrays, see `to_peft`."""
     if not is_adapted(model):
         raise UserError("the model has no adapters: train some with --adapt, or write --to-hf")
     bare = plain(model)
-    _, config = family_of(bare)
+    _, config = family_of(bare, official)
     factors = {}
     for name, path, entry in pairs(model.stack.table()):
         own = _at(params["blocks"], path)
         factors[name] = entry["a"], np.asarray(own["a"]), np.asarray(own["b"])
     found: dict[str, Pair] = {}
-    refused = {*BYPASSED.get(config["model_type"], ()), *_of_experts(array_names(bare))}
-    for name, (rows, parts) in places(bare, factors).items():
+    refused = {*BYPASSED.get(config["model_type"], ()), *_of_experts(array_names(bare, official))}
+    for name, (rows, parts) in places(bare, factors, official).items():
         module = name.removesuffix(SUFFIX)
         if _word(module) in refused:
             raise UserError(
@@ -102,7 +110,7 @@ def write(
         for module, pair in found.items()
         for letter, x in (("A", pair.a), ("B", pair.b))
     }
-    return _config(bare, model, found, base), arrays
+    return _config(array_names(bare, official), adapters_of(model)[0], found, base), arrays
 
 
 def _of_experts(names: Iterable[str]) -> set[str]:
@@ -136,12 +144,11 @@ def _joined(rows: int, parts: list[tuple[Part, Any, np.ndarray, np.ndarray]]) ->
 
 
 def _config(
-    bare: LanguageModel, model: LanguageModel, found: Mapping[str, Pair], base: str
+    names: Iterable[str], like: Adapted, found: Mapping[str, Pair], base: str
 ) -> dict[str, Any]:
     """adapter_config.json; a module is named by its last word where that means no other."""
-    like = adapters_of(model)[0]
     words: dict[str, set[str]] = defaultdict(set)
-    for name in array_names(bare):
+    for name in names:
         if name.endswith(SUFFIX):
             words[_word(name.removesuffix(SUFFIX))].add(name.removesuffix(SUFFIX))
     ranks, alphas, targets = {}, {}, []

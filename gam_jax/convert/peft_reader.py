@@ -37,7 +37,7 @@ Which modules have adapters is told by their arrays. Dropout is of training alon
 
 
 def from_peft(
-    model: LanguageModel, params: Params, folder: str | Path
+    model: LanguageModel, params: Params, folder: str | Path, official: str | None = None
 ) -> tuple[LanguageModel, Params]:
     """The model with the adapters of a PEFT folder, and its parameters.
 
@@ -45,6 +45,8 @@ def from_peft(
       model: the one that they were trained on, without adapters.
       params: its parameters.
       folder: adapter_config.json and adapter_model.safetensors.
+      official: the architecture of the model's folder; None for the first that expresses it, see
+        `convert.hf.written_as`.
 
     Raises:
       UserError: a folder that cannot be read; a field or an array of it that is not known here;
@@ -56,11 +58,15 @@ def from_peft(
     stored = {
         name: files.as_float32(name, array) for name, array in files.open_file(path, ARRAYS).items()
     }
-    return read(model, params, config, stored)
+    return read(model, params, config, stored, official)
 
 
 def read(
-    model: LanguageModel, params: Params, config: Mapping[str, Any], arrays: Mapping[str, Any]
+    model: LanguageModel,
+    params: Params,
+    config: Mapping[str, Any],
+    arrays: Mapping[str, Any],
+    official: str | None = None,
 ) -> tuple[LanguageModel, Params]:
     """`from_peft` of what a folder holds."""
     if is_adapted(model):
@@ -70,7 +76,7 @@ def read(
     empty = {name: x for name, x in config.items() if x is False or x in ([], {}, "")}
     fields.check_all_used(HARMLESS, empty)
     known = matrices(model.stack.table())
-    where = places(model, known)
+    where = places(model, known, official)
     filled: dict[str, _Filled] = {}
     for module, pair in _pairs(fields, settings, arrays).items():
         if module + SUFFIX not in where:

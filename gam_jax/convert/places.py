@@ -39,7 +39,9 @@ class Part:
     inputs: np.ndarray
 
 
-def places(model: LanguageModel, names: Collection[str]) -> dict[str, tuple[int, list[Part]]]:
+def places(
+    model: LanguageModel, names: Collection[str], official: str | None = None
+) -> dict[str, tuple[int, list[Part]]]:
     """For each array of a folder that holds some of these matrices, its rows and its parts.
 
     Found by writing a folder of labels in the place of numbers, a block at a time: no family has
@@ -48,11 +50,12 @@ def places(model: LanguageModel, names: Collection[str]) -> dict[str, tuple[int,
     Args:
       model: without adapters.
       names: of matrices inside the model's blocks.
+      official: the architecture of the folder; None for the first that expresses the model.
 
     Raises:
       UserError: no family writes the model; an array that is no whole matrix.
     """
-    family, _ = family_of(model)
+    family, _ = family_of(model, official)
     table = model.stack.table()
     known = matrices(table)
     by_number = {number: name for number, name in enumerate(known, 1) if name in names}
@@ -76,9 +79,9 @@ def places(model: LanguageModel, names: Collection[str]) -> dict[str, tuple[int,
     return found
 
 
-def array_names(model: LanguageModel) -> list[str]:
-    """The names of all arrays of the blocks of a folder."""
-    family, _ = family_of(model)
+def array_names(model: LanguageModel, official: str | None = None) -> list[str]:
+    """The names of all arrays of the blocks of a folder of that architecture."""
+    family, _ = family_of(model, official)
     nothing = _tree(model.stack.table(), lambda _, param: _labels(0, param))
     blocks = enumerate(family.split(model, nothing))
     return [f"{family.blocks}{i}.{part}" for i, own in blocks for part in family.write(model, own)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -166,10 +167,21 @@ _KINDS = {
 """rope_type -> what its fields are as `Positions`."""
 
 
-def written_positions(turned: Turned, size: int, partial: bool = False) -> dict[str, Any]:
+def written_positions(
+    official: str, turned: Turned, size: int, partial: bool = False
+) -> dict[str, Any]:
     """The inverse of `read_positions`: fields of config.json, those that are not their defaults.
 
-    What is no positions of transformers is written as what comes near it.
+    How channels are paired (`Positions.neighbours`) is said by the class, not here.
+
+    Args:
+      official: the class, for messages.
+      turned: what is written.
+      size: channels of a head.
+      partial: whether this class may turn a part of a head alone.
+
+    Raises:
+      UserError: positions that these fields cannot say.
     """
     theta, positions, context = turned
     kind = positions.kind
@@ -183,7 +195,19 @@ def written_positions(turned: Turned, size: int, partial: bool = False) -> dict[
     top: dict[str, Any] = {LIMIT: positions.original if kind == "dynamic" else context}
     if kind == "longrope":
         top[ORIGINAL] = positions.original
-    return {**top, "rope_theta": theta, "rope_parameters": found}  # of transformers 4 and 5
+    config = {**top, "rope_theta": theta, "rope_parameters": found}  # of transformers 4 and 5
+    again = read_positions(Fields(config), size, context, partial=float(partial))
+    said = dataclasses.replace(positions, neighbours=False, length=0)
+    if again != turned._replace(positions=said):
+        raise UserError(f"{official} of transformers has no such positions: {shown(said)}")
+    return config
+
+
+def shown(positions: Positions) -> str:
+    """The fields that are not their defaults."""
+    pairs = ((f.name, f.default) for f in dataclasses.fields(Positions))
+    changed = [(name, getattr(positions, name), default) for name, default in pairs]
+    return ", ".join(f"{name}={value!r}" for name, value, old in changed if value != old)
 
 
 _Default = Callable[[Positions, int], Any]
@@ -235,21 +259,14 @@ def _theta(config: Fields, given: Fields, default: float) -> float:
     return inside or outside or default
 
 
-def rope_theta(config: Fields, default: float = 10_000.0) -> float:
-    """The base of the wavelengths.
-
-    Raises:
-      UserError: it is no number above 0, or there are two.
-    """
-    return _theta(config, rope(config), default)
-
-
 def rope_type(given: Fields) -> Any:
     """How positions are scaled, by what `rope` gives; "default" for not at all."""
     new, old = given.get("rope_type"), given.get("type")
     if new is not None and old is not None and new != old:
         raise given.refused("rope_type", f"is not its type, {old!a}")
     kind = old if new is None else new
+    if kind == "su":  # what Phi-3 called it first
+        return "longrope"
     return "default" if kind is None else kind
 
 

@@ -4,11 +4,12 @@ from gam_jax.layers.adapted import Adapted
 from gam_jax.layers.attention import Attention
 from gam_jax.layers.base import Carry, Layer, inherit
 from gam_jax.layers.bidirectional import Bidirectional
-from gam_jax.layers.block import Block, InTurn, Residual, Series, Stack
+from gam_jax.layers.block import Block, Residual, Stack
 from gam_jax.layers.chunked import Chunked
 from gam_jax.layers.falcon_h1 import FalconH1
 from gam_jax.layers.fused_delta import FusedDelta
 from gam_jax.layers.gam import GAM
+from gam_jax.layers.in_order import InOrder, InTurn, Series
 from gam_jax.layers.latent_attention import LatentAttention
 from gam_jax.layers.linear_memory import LinearMemory
 from gam_jax.layers.mamba import Mamba
@@ -87,6 +88,7 @@ __all__ = [
     "Elman",
     "FalconH1",
     "FusedDelta",
+    "InOrder",
     "InTurn",
     "LatentAttention",
     "Layer",

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gam_jax.layers.base import WHOLE, Layer, known, row_counter
 from gam_jax.ops.attention import Rule
-from gam_jax.ops.cache import cache_size, check_fits
+from gam_jax.ops.cache import cache_size, check_fits, known_most
 from gam_jax.ops.cached_attention import Shared, attend_spans, causal_rule
 from gam_jax.ops.documents import spans_of
 from gam_jax.ops.dropout import dropout
@@ -188,7 +188,8 @@ class Attention(Layer):
         Raises:
           ValueError: more tokens than the context (where the position is traced and not known
             when this is compiled, the outputs of such a chunk are NaN instead; where documents
-            begin in it, those of tokens beyond the context of their document).
+            begin in it, those of tokens beyond the context of their document); or beyond what the
+            positions are for, see `Positions.reaching`.
         """
         x = residual.enter(x, axes, "heads")
         batch, tokens = x.shape[:2]
@@ -202,12 +203,14 @@ class Attention(Layer):
             places = first + collectives.axis_index(axes.seq) * tokens + jnp.arange(tokens)
         else:
             places = spans.places
-        flat = x.reshape(-1, x.shape[-1])
-        q, k, v = self._heads(params, flat, (batch, tokens), places, axes.of("heads"))
-        prefix = self._prefix(carry, batch, axes)
         held = None
         if carry is not None and carry["key"] is not None:
             held = carry["key"], carry["value"]
+        end = known_most(position) + total
+        positions = self.positions.reaching(end, whole=held is None and spans is None)
+        flat = x.reshape(-1, x.shape[-1])
+        q, k, v = self._heads(params, flat, (batch, tokens), places, positions, axes.of("heads"))
+        prefix = self._prefix(carry, batch, axes)
         mixed, cache = attend_spans(
             self.rule,
             self.cached,
@@ -237,6 +240,7 @@ class Attention(Layer):
         flat: Array,
         shape: tuple[int, int],
         places: Int[Array, "... T"],
+        positions: Positions,
         axis: str | None,
     ) -> tuple[Array, Array, Array]:
         """Queries [B, T, H, K], keys and values [B, T, G, K], turned by their places."""
@@ -249,7 +253,7 @@ class Attention(Layer):
             if self.qk_norm and name != "value":
                 y = self._normed(y, params[f"{name}_norm"], axis)
             if self.rotary and name != "value":
-                y = rotary(y, places, self.rotary, self.positions)
+                y = rotary(y, places, self.rotary, positions)
             found.append(y)
         return found[0], found[1], found[2]
 

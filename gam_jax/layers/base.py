@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeVar
 import jax
 from jaxtyping import Array, Bool, Float
 
+from gam_jax.nested import held, with_held
 from gam_jax.params import Param, Params, Table, in_caches, path_name, zero_shards, zeros
 from sharding.axes import Axes
 from sharding.bounds import check_bounds
@@ -31,11 +32,7 @@ def row_counter(batch: int) -> Param:
 
 def layers_in(layer: Layer) -> Iterator[Layer]:
     """The layers that a layer holds in its fields."""
-    for field in dataclasses.fields(layer):  # type: ignore[arg-type]
-        value = getattr(layer, field.name)
-        for inner in value if isinstance(value, tuple) else (value,):
-            if isinstance(inner, Layer):
-                yield inner
+    return (inner for inner in held(layer) if isinstance(inner, Layer))
 
 
 class Statistics:
@@ -157,13 +154,10 @@ class Layer:
         Its parameters are the same. By default the layers and `Positions` inside are made so.
         """
 
-        def fitted(value: Any) -> Any:
-            if isinstance(value, tuple):
-                return tuple(map(fitted, value))
-            return value.for_length(tokens) if hasattr(value, "for_length") else value
+        def fitted(inner: Any) -> Any:
+            return inner.for_length(tokens) if hasattr(inner, "for_length") else inner
 
-        fields = (field.name for field in dataclasses.fields(self))  # type: ignore[arg-type]
-        return dataclasses.replace(self, **{n: fitted(getattr(self, n)) for n in fields})  # type: ignore[type-var]
+        return with_held(self, fitted)
 
     def apart(self, carry: Carry, part: Callable[[Any, int], Any]) -> Carry:
         """A carry in which each of stacked blocks has its own, as decoding uses it.
@@ -222,16 +216,9 @@ def inherit(layer: LayerType, **values: Any) -> LayerType:
 
     Layers inside are filled in too, so that a model's width is written once.
     """
-    changes: dict[str, Any] = {}
-    for field in dataclasses.fields(layer):  # type: ignore[arg-type]
-        value = getattr(layer, field.name)
-        if value is None and field.name in values:
-            changes[field.name] = values[field.name]
-        elif dataclasses.is_dataclass(value):
-            changes[field.name] = inherit(value, **values)
-        elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
-            changes[field.name] = tuple(inherit(each, **values) for each in value)
-    return dataclasses.replace(layer, **changes) if changes else layer  # type: ignore[type-var]
+    names = (field.name for field in dataclasses.fields(layer))  # type: ignore[arg-type]
+    missing = {n: values[n] for n in names if n in values and getattr(layer, n) is None}
+    return with_held(layer, lambda inner: inherit(inner, **values), **missing)
 
 
 def known(value: int | None, field: str, layer: object) -> int:

@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from gam_jax.layers.base import WHOLE, Carry, Layer, inherit, told
+from gam_jax.layers.in_order import gathered
 from gam_jax.layers.mlp import MLP
 from gam_jax.layers.norm import LayerNorm
 from gam_jax.params import Params, Table, stack
@@ -165,67 +166,6 @@ class Residual(Layer):
         return x + change, after
 
 
-@dataclasses.dataclass(frozen=True)
-class InTurn(Layer):
-    """Layers one after another, such as the blocks of one turn of a `Pattern`.
-
-    Attributes:
-      layers: in order.
-      width, dropout: given to the layers within where they leave them None.
-    """
-
-    layers: tuple[Layer, ...]
-    width: Size | None = None
-    dropout: Rate | None = None
-    gathers = True
-
-    @property
-    def loops(self) -> bool:
-        """If all of them do."""
-        return all(layer.loops for layer in self.layers)
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
-        layers = (inherit(x, width=self.width, dropout=self.dropout) for x in self.layers)
-        object.__setattr__(self, "layers", tuple(layers))
-
-    @property
-    def named(self) -> dict[str, Layer]:
-        """Each layer by its number."""
-        return {str(i): layer for i, layer in enumerate(self.layers)}
-
-    def table(self) -> Table:
-        """That of each layer, by its number."""
-        return {name: layer.table() for name, layer in self.named.items()}
-
-    def carry_table(self, batch: int) -> Any:
-        """That of each layer, by its number."""
-        return {name: layer.carry_table(batch) for name, layer in self.named.items()}
-
-    def apart(self, carry: Carry, part: Callable[[Any, int], Any]) -> Carry:
-        """Of each layer."""
-        return {name: layer.apart(carry[name], part) for name, layer in self.named.items()}
-
-    def __call__(
-        self,
-        params: Params,
-        x: Float[Array, "B T D"],
-        carry: Carry | None = None,
-        axes: Axes = WHOLE,
-        *,
-        key: Array | None = None,
-        starts: Bool[Array, "B T"] | None = None,
-    ) -> tuple[Float[Array, "B T D"], Carry]:
-        """Layer i draws its randomness from fold_in(key, i)."""
-        after: dict[str, Carry] = {}
-        for i, (name, layer) in enumerate(self.named.items()):
-            whole = _gathered(layer, params[name])
-            own = None if key is None else jax.random.fold_in(key, i)
-            begin = None if carry is None else carry[name]
-            x, after[name] = layer(whole, x, begin, axes, key=own, **told(starts))
-        return x, after
-
-
 class Apart(NamedTuple):
     """The carry of a stack with separate arrays for each block, as decoding uses it.
 
@@ -295,70 +235,6 @@ class Stack(Layer):
         return Apart(tuple(self.block.apart(own(i), part) for i in range(self.depth)))
 
 
-@dataclasses.dataclass(frozen=True)
-class Series(Layer):
-    """One layer after another: two stacks of unlike blocks, say.
-
-    A model whose first blocks have other feed-forwards is
-    `LanguageModel(Series(Stack(one, 3), Stack(other, 58)), width, depth=1)`.
-
-    Attributes:
-      first: reads the input.
-      then: reads what `first` gives.
-      width, dropout: given to the layers within where they leave them None.
-    """
-
-    first: Layer
-    then: Layer
-    width: Size | None = None
-    dropout: Rate | None = None
-    gathers = True
-
-    @property
-    def loops(self) -> bool:
-        """If both do."""
-        return self.first.loops and self.then.loops
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
-        for name in ("first", "then"):
-            layer = inherit(getattr(self, name), width=self.width, dropout=self.dropout)
-            object.__setattr__(self, name, layer)
-
-    def table(self) -> Table:
-        """Those of the two."""
-        return {"first": self.first.table(), "then": self.then.table()}
-
-    def carry_table(self, batch: int) -> Any:
-        """Those of the two."""
-        return {"first": self.first.carry_table(batch), "then": self.then.carry_table(batch)}
-
-    def __call__(
-        self,
-        params: Params,
-        x: Float[Array, "B T D"],
-        carry: Carry | None = None,
-        axes: Axes = WHOLE,
-        *,
-        key: Array | None = None,
-        starts: Bool[Array, "B T"] | None = None,
-    ) -> tuple[Float[Array, "B T D"], Carry]:
-        """Runs the first layer, and the second on its outputs."""
-        begin: Carry = {"first": None, "then": None} if carry is None else carry
-        keys = (None, None) if key is None else jax.random.split(key)
-        after: dict[str, Carry] = {}
-        for name, own in zip(("first", "then"), keys, strict=True):
-            layer: Layer = getattr(self, name)
-            whole = _gathered(layer, params[name])
-            x, after[name] = layer(whole, x, begin[name], axes, key=own, **told(starts))
-        return x, after
-
-
-def _gathered(layer: Layer, params: Params) -> Params:
-    """A layer's parameters, whole, unless layers inside gather their own."""
-    return params if layer.gathers else zero.whole(params)
-
-
 # Compiled once for a stack, so that a call outside jax.jit does not compile its scan anew.
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _run_blocks(
@@ -373,7 +249,7 @@ def _run_blocks(
     def step(h: Array, layer: tuple[Params, Carry, Array]) -> tuple[Array, Carry]:
         block_params, block_carry, index = layer
         block_key = None if key is None else jax.random.fold_in(key, index)
-        own = _gathered(stack.block, block_params)
+        own = gathered(stack.block, block_params)
         return stack.block(own, h, block_carry, axes, key=block_key, **told(starts))
 
     if isinstance(carry, Apart):

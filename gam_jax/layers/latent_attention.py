@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from gam_jax.layers.attention import check_positions
 from gam_jax.layers.base import WHOLE, Layer, known, row_counter
 from gam_jax.ops.attention import Rule, attend_cache, attend_tokens
-from gam_jax.ops.cache import append_rows, cache_size, check_fits, read_rows, write_rows
+from gam_jax.ops.cache import append_rows, cache_size, check_fits, known_most, read_rows, write_rows
 from gam_jax.ops.documents import Spans, spans_of
 from gam_jax.ops.dropout import dropout
 from gam_jax.ops.linear import linear
@@ -149,19 +149,22 @@ class LatentAttention(Layer):
         Raises:
           ValueError: more tokens than the context (where the position is traced and not known
             when this is compiled, the outputs of such a chunk are NaN instead; where documents
-            begin in it, those of tokens beyond the context of their document).
+            begin in it, those of tokens beyond the context of their document); or beyond what the
+            positions are for, see `Positions.reaching`.
         """
         batch = x.shape[0]
         position = jnp.zeros(batch, jnp.int32) if carry is None else carry["position"]
         fresh = carry is None or carry["latent"] is None
         spans = None if starts is None else spans_of(starts, position, axes.seq)
         places = self._places(x.shape[1], 0 if carry is None else position[:, None], spans, axes)
-        new = self._compressed(params, x, places[0], axes)
-        tokens = new["latent"].shape[1]
+        tokens = places[1].shape[-1] * collectives.axis_size(axes.seq)
+        end = known_most(position) + tokens
+        positions = self.positions.reaching(end, whole=fresh and spans is None)
+        new = self._compressed(params, x, places[0], positions, axes)
         check_fits(
             position if spans is None else 0, tokens, self.limit or None, "LatentAttention.context"
         )
-        q = self._queries(params, x, places[1], axes)
+        q = self._queries(params, x, places[1], positions, axes)
         read, cache = self._caches(None if fresh else carry, new, position, spans)
         # Heads and tokens of a device use what all hold alike: the gradient is summed here, once.
         split = sorted(name for name in (axes.of("heads"), axes.seq) if name is not None)
@@ -214,20 +217,30 @@ class LatentAttention(Layer):
         return read, {n: self._kept(array, last) for n, array in read.items()}
 
     def _compressed(
-        self, params: Params, x: Array, places: Int[Array, "... T"], axes: Axes
+        self,
+        params: Params,
+        x: Array,
+        places: Int[Array, "... T"],
+        positions: Positions,
+        axes: Axes,
     ) -> dict[str, Array]:
         """latent [B, S, R] and turned shared_key [B, S, P] of all tokens, alike on all devices."""
         flat = x.reshape(-1, x.shape[-1])
         latent = rms_norm(linear(flat, params["latent"]), params["latent_norm"], NORM_EPS)
         shared = linear(flat, params["shared_key"]).reshape(*x.shape[:2], 1, -1)
-        shared = rotary(shared, places, self.rotary, self.positions)[:, :, 0]
+        shared = rotary(shared, places, self.rotary, positions)[:, :, 0]
         found = {"latent": latent.reshape(*x.shape[:2], -1), "shared_key": shared}
         for axis in reversed(axes.tokens):
             found = {n: collectives.all_gather(y, axis, dim=1) for n, y in found.items()}
         return found
 
     def _queries(
-        self, params: Params, x: Array, places: Int[Array, "... T"], axes: Axes
+        self,
+        params: Params,
+        x: Array,
+        places: Int[Array, "... T"],
+        positions: Positions,
+        axes: Axes,
     ) -> Float[Array, "B T H N+P"]:
         """This device's heads' queries, their last P channels turned."""
         if self.query_latent:
@@ -238,7 +251,7 @@ class LatentAttention(Layer):
         q = linear(x.reshape(-1, x.shape[-1]), weight.reshape(weight.shape[0], -1))
         q = q.reshape(*x.shape[:2], -1, weight.shape[-1])
         plain, turned = jnp.split(q, [self.head_size], axis=-1)
-        turned = rotary(turned, places, self.rotary, self.positions)
+        turned = rotary(turned, places, self.rotary, positions)
         return jnp.concatenate([plain, turned], axis=-1)
 
     def _expanded(

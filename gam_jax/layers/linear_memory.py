@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 from gam_jax.layers.base import WHOLE, Carry, Layer, known, row_counter
 from gam_jax.layers.mamba import log_step_sizes
 from gam_jax.ops import documents
+from gam_jax.ops.cache import known_most
 from gam_jax.ops.conv import causal_conv
 from gam_jax.ops.linear import linear, linear_transposed
 from gam_jax.ops.norm import rms_norm, unit_norm
@@ -301,7 +302,9 @@ class LinearMemory(Layer):
         if recipe.turned:
             begin, tokens = carry["position"], x.shape[1]
             places, after["position"] = _places(begin, fresh, tokens, axes.seq, starts)
-            q, k = (rotary(part, places, THETA, self.positions) for part in (q, k))
+            end = known_most(begin) + tokens * collectives.axis_size(axes.seq)
+            positions = self.positions.reaching(end, whole=fresh and starts is None)
+            q, k = (rotary(part, places, THETA, positions) for part in (q, k))
         if self.averages:
             v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=3)
         return q * self.keys**-0.5, k, v, after

@@ -19,6 +19,7 @@ from gam_jax.layers.base import (
     row_counter,
     told,
 )
+from gam_jax.nested import with_held
 from gam_jax.ops import documents
 from gam_jax.ops.linear import linear
 from gam_jax.params import Param, Params, Table, fan_in, normal, path_name, zeros
@@ -268,14 +269,10 @@ class ParScale(Layer):
 
 def with_starts(layer: LayerType, prefix: int, offset: bool) -> LayerType:
     """`layer` with these in every field of their names, inside too, that has none."""
-    changes: dict[str, Any] = {}
-    for field in dataclasses.fields(layer):  # type: ignore[arg-type]
-        value = getattr(layer, field.name)
-        if dataclasses.is_dataclass(value):
-            changes[field.name] = with_starts(value, prefix, offset)
-        elif field.name in ("prefix", "offset") and not value:
-            changes[field.name] = prefix if field.name == "prefix" else offset
-    return dataclasses.replace(layer, **changes) if changes else layer  # type: ignore[type-var]
+    wanted = {"prefix": prefix, "offset": offset}
+    names = (field.name for field in dataclasses.fields(layer))  # type: ignore[arg-type]
+    missing = {name: wanted[name] for name in names if name in wanted and not getattr(layer, name)}
+    return with_held(layer, lambda inner: with_starts(inner, prefix, offset), **missing)
 
 
 def _name(path: Any) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from gam_jax.layers import Layer
+from gam_jax.nested import held
+from gam_jax.ops.rotary import Positions
 from sharding.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ def check_data(model: LanguageModel, sizes: Mapping[str, int], name: str) -> Non
 
     Raises:
       UserError: the data have no vocabulary, a larger one than the model's, longer windows than it
-        takes, or packed rows whose documents it cannot keep apart.
+        takes, or packed rows whose documents it cannot keep apart or cannot know the length of.
     """
     vocab, window = sizes.get("vocab"), sizes.get("window", 0)
     if vocab is None:
@@ -39,6 +41,11 @@ def check_data(model: LanguageModel, sizes: Mapping[str, int], name: str) -> Non
         raise UserError(
             f"data.window={window} is longer than the {model.context} learned positions of "
             f"model.context: lower the one or raise the other"
+        )
+    if sizes.get("packed", 0) and any(window > p.reach for p in _positions_in(model)):
+        raise UserError(
+            f"data.documents=packed: in rows of data.window={window} documents are of any length, "
+            f"and the model's positions turn by the length of each: use a shorter window, or rows"
         )
     if sizes.get("packed", 0) and (layer := model.cannot_pack()):
         raise UserError(
@@ -68,6 +75,19 @@ def check_length(model: LanguageModel, tokens: int) -> None:
             f"{tokens} tokens do not fit the model's cache of {model.limit}: give fewer, or "
             f"set a larger context in its attention layers"
         )
+
+
+def check_reach(model: LanguageModel, tokens: int) -> None:
+    """Raises a ValueError for a sequence in parts that is longer than the positions are for."""
+    for positions in _positions_in(model):
+        positions.reaching(tokens, whole=False)
+
+
+def _positions_in(config: Any) -> Iterator[Positions]:
+    for inner in held(config):
+        if isinstance(inner, Positions):
+            yield inner
+        yield from _positions_in(inner)
 
 
 def check_streams(streams: int, devices: int) -> None:

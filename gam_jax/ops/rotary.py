@@ -43,7 +43,7 @@ class Positions:
         (i, i + R/2), as in most published models.
       length: tokens of the sequences, which dynamic and longrope ask for; 0 for at most `original`.
         It is the same for all tokens of a sequence, so that a sequence read in pieces is turned as
-        one read at once. `Layer.for_length` sets it.
+        one read at once. `Layer.for_length` sets it; a call on a whole sequence does so by itself.
     """
 
     kind: str = "default"
@@ -89,6 +89,33 @@ class Positions:
             return dataclasses.replace(self, length=0)
         tokens = tokens if self.kind == "dynamic" else self.original + 1
         return dataclasses.replace(self, length=tokens)
+
+    @property
+    def reach(self) -> float:
+        """The most tokens of a sequence that these angles are for."""
+        if self.kind not in LENGTHS or (self.kind == "longrope" and self.length):
+            return math.inf
+        return max(self.original, self.length)
+
+    def reaching(self, tokens: int, whole: bool) -> Positions:
+        """The positions for a call that reaches so many tokens.
+
+        Args:
+          tokens: of the call, and those before it as far as they are known.
+          whole: whether the call is one whole sequence, so that its length is known.
+
+        Raises:
+          ValueError: a part of a sequence that is longer than these angles are for: its other
+            parts may have been turned otherwise.
+        """
+        if tokens <= self.reach:
+            return self
+        if whole and not self.length:
+            return self.for_length(tokens)
+        raise ValueError(
+            f"{tokens} tokens in parts are more than the {self.reach} that {self.kind} positions "
+            f"are set for here: make the model by model.for_length(tokens)"
+        )
 
     def speeds(self, theta: float, size: int) -> np.ndarray:
         """The angle of each pair from a token to the next, float64 [R/2].

@@ -14,12 +14,11 @@ from gam_jax.layers import (
     Block,
     Chunked,
     FalconH1,
-    InTurn,
+    InOrder,
     LayerNorm,
     Pattern,
     Residual,
     RMSNorm,
-    Series,
     Shallow,
     SoftMixture,
     Stack,
@@ -102,18 +101,11 @@ def _(layer: Shallow, sizes: Sizes) -> Iterator[Message]:
 
 
 @layer_traffic.register
-def _(layer: Series, sizes: Sizes) -> Iterator[Message]:
-    first = dataclasses.replace(sizes, leave_again=sizes.again)
-    yield from layer_traffic(layer.first, first)
-    yield from layer_traffic(layer.then, sizes)
-
-
-@layer_traffic.register
-def _(layer: InTurn, sizes: Sizes) -> Iterator[Message]:
-    for i, inner in enumerate(layer.layers):
-        followed = i + 1 < len(layer.layers)
-        own = dataclasses.replace(sizes, leave_again=sizes.again) if followed else sizes
-        yield from layer_traffic(inner, own)
+def _(layer: InOrder, sizes: Sizes) -> Iterator[Message]:
+    *before, last = layer.named.values()
+    for inner in before:
+        yield from layer_traffic(inner, dataclasses.replace(sizes, leave_again=sizes.again))
+    yield from layer_traffic(last, sizes)
 
 
 @layer_traffic.register

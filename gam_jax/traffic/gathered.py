@@ -14,14 +14,13 @@ from gam_jax.layers import (
     Block,
     Chunked,
     FalconH1,
-    InTurn,
+    InOrder,
     Layer,
     LayerNorm,
     MoE,
     MoFME,
     Pattern,
     Residual,
-    Series,
     Shallow,
     SoftMixture,
     Stack,
@@ -129,16 +128,10 @@ def _(layer: Residual, sizes: Sizes, followed: bool = False) -> Iterator[str]:
 
 
 @added_last.register
-def _(layer: Series, sizes: Sizes, followed: bool = False) -> Iterator[str]:
-    yield from _inside("first", layer.first, sizes, followed=True)  # but for a stack
-    yield from _inside("then", layer.then, sizes, followed)
-
-
-@added_last.register
-def _(layer: InTurn, sizes: Sizes, followed: bool = False) -> Iterator[str]:
+def _(layer: InOrder, sizes: Sizes, followed: bool = False) -> Iterator[str]:
+    *_, last = layer.named
     for name, inner in layer.named.items():
-        goes_on = followed or int(name) + 1 < len(layer.layers)  # but for a stack
-        yield from _inside(name, inner, sizes, goes_on)
+        yield from _inside(name, inner, sizes, followed or name != last)  # but for a stack
 
 
 @added_last.register

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Iterator
 
 from gam_jax.layers import Layer
+from gam_jax.layers.base import layers_in
 from sharding.messages import Message
 
 FLOAT = 4
@@ -99,10 +100,8 @@ def constants(layer: Layer, sizes: Sizes) -> Iterator[Message]:
     A stack's loop over layers is left with what changes, so this is sent once forward however
     deep it is, and again where layers are run again.
     """
-    for field in dataclasses.fields(layer):  # type: ignore[arg-type]
-        inner = getattr(layer, field.name)
-        if isinstance(inner, Layer):
-            yield from constants(inner, sizes)
+    for inner in layers_in(layer):
+        yield from constants(inner, sizes)
 
 
 def gathers(size: int, sizes: Sizes, count: int = 1) -> Message:

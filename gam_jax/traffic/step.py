@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gam_jax.layers import InTurn, Layer, LayerNorm, Pattern, Series, Stack
+from gam_jax.layers import InOrder, Layer, LayerNorm, Pattern, Stack
 from gam_jax.layers.base import known, statistics
 from gam_jax.models import ImageClassifier, LanguageModel, Model
 from gam_jax.params import Param, rule_specs, shard_dims, shardings
@@ -222,14 +222,13 @@ def _gathered(model: Any, layout: Layout, stack: Layer, sizes: Sizes) -> Iterato
 def _layers(model: Any, path: tuple[str, ...]) -> int:
     """How many equal layers a parameter of the blocks stands for."""
     layer, layers = model.block, model.depth
-    while isinstance(layer, Series | Stack | InTurn | Pattern):
+    while isinstance(layer, InOrder | Stack | Pattern):
         if isinstance(layer, Stack):
             layer, layers = layer.block, layers * layer.depth
         elif isinstance(layer, Pattern):
             layer = layer.runs
         else:
-            inner = layer.named if isinstance(layer, InTurn) else vars(layer)
-            layer, path = inner[path[0]], path[1:]
+            layer, path = layer.named[path[0]], path[1:]
     return layers
 
 

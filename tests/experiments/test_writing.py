@@ -188,6 +188,26 @@ def test_a_message_that_spells_a_special_token_is_refused(trained):
     assert talk.messages == []
 
 
+def test_a_conversation_that_outgrows_its_caches_is_read_again_into_larger_ones(trained):
+    """Blocks of 128 positions; what is said does not depend on them."""
+    own = TextRun.open(str(trained.path))
+    model = LanguageModel(Block(Attention(context=1024)), width=8, depth=1, vocab=256)
+    params = random_like(model.table())
+    writer = Writer(own, model, params, Layout(make_mesh(devices=jax.devices()[:1])), 0)
+    asked = Asked(10, {"temperature": 0.0}, (), ())
+    talk = Conversation(writer, ChatTemplate(CHATML), asked, jax.random.key(0))
+    wrote, read = [], []
+    for _ in range(3):
+        talk.say("user", "x" * 60)
+        row = asked.row(own.tokenizer)
+        wrote.append("".join(talk.answer(row)))
+        read.append(talk.read / len(talk.ids))
+        assert talk.room >= len(talk.ids) + 10
+        assert decode.generate(model, params, talk.ids[None], 10, talk.key, temperature=0.0).shape
+    assert read[0] == 1
+    assert min(read[1:]) < 1
+
+
 def test_a_converted_run_speaks_by_the_template_of_its_folder(run_with, command, said):
     pytest.importorskip("jinja2")
     said("hello", "again")

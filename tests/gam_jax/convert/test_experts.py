@@ -117,7 +117,7 @@ def test_deepseek_has_671_billion_parameters_of_which_a_token_uses_37():
         ("hf_qwen3_moe", {"num_local_experts": 9}, r"mlp.gate.weight' has .*\(8, 16\).*\(9, 16\)"),
         ("hf_deepseek_v3", {"rope_interleave": False}, "rope_interleave=False"),
         ("hf_deepseek_v3", {"norm_topk_prob": False}, "norm_topk_prob=False"),
-        ("hf_deepseek_v3", {"rope_parameters": {"rope_type": "linear"}}, "rope_type='linear'"),
+        ("hf_deepseek_v3", {"rope_parameters": {"rope_type": "axial"}}, "rope_type='axial'"),
         ("hf_deepseek_v3", {"kv_lora_rank": 9}, "kv_a_proj_with_mqa.weight' has the shape"),
     ],
 )

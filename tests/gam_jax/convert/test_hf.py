@@ -18,9 +18,12 @@ import safetensors.numpy
 from gam_jax import decode
 from gam_jax.convert import from_hf, to_hf
 from gam_jax.convert.folder import read_config, read_tensors
-from gam_jax.convert.hf import read, write
+from gam_jax.convert.hf import FAMILIES, read, write
+from gam_jax.convert.patterns import blocks_of
 from gam_jax.layers import GAM, MLP, Attention, Block, RMSNorm
 from gam_jax.models.language import LanguageModel
+from gam_jax.nested import with_held
+from gam_jax.ops.rotary import Positions
 from sharding.errors import UserError
 from tests.examples import random_like
 from tests.meshes import slow_unless_chosen
@@ -164,7 +167,7 @@ def test_biases_of_llama_go_both_ways():
         ({"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "no rope_scaling.factor"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'.*'silu' alone"),
         ({"use_sliding_window": True}, "use_sliding_window=True"),
-        ({"num_hidden_layers": 3}, "has no 'model.layers.2.input_layernorm.weight'"),
+        ({"num_hidden_layers": 3}, r"has no 'model.layers.2.self_attn.q_proj.weight'"),
         ({"intermediate_size": 48}, r"0.mlp.gate_proj.weight' has .*\(40, 24\).*\(48, 24\)"),
         ({"num_attention_heads": 5}, "not a multiple"),
     ],
@@ -174,6 +177,45 @@ def test_what_is_not_known_is_refused_in_one_line(changes, message):
     with pytest.raises(UserError, match=message) as raised:
         read({**config, **changes}, tensors)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("hf_falcon_h1", {"scale": 2.0}, "no such positions: scale=2.0"),
+        ("hf_falcon_h1", {"turned": 2}, "no such positions: turned=2"),
+        ("hf_falcon_h1", {"neighbours": True}, "halves of heads"),
+        ("hf_llama", {"neighbours": True}, "neighbours=False where"),
+        ("hf_llama", {"kind": "linear", "factor": 2.0, "slow": 3.0}, "no such positions: .*slow"),
+        ("hf_deepseek_v3", {"kind": "linear", "factor": 2.0}, "plain positions, or those of YaRN"),
+    ],
+)
+def test_positions_that_a_class_does_not_have_are_refused(name, changes, message):
+    """Each kind is written as itself, or not at all."""
+    model, params = from_hf(GOLDEN / name)
+    official = read_config(GOLDEN / name)["architectures"][0]
+    positions = Positions(**changes)
+    with pytest.raises(UserError, match=message):
+        write(with_positions(model, positions), params, official)
+
+
+def with_positions(config, positions):
+    own = {"positions": positions} if hasattr(config, "positions") else {}
+    return with_held(config, lambda inner: with_positions(inner, positions), **own)
+
+
+def test_smollm3_has_windows_where_it_has_no_positions():
+    config = read_config(GOLDEN / "hf_smollm3")
+    changes = {"use_sliding_window": True, "sliding_window": 5, "layer_types": None}
+    model = FAMILIES["SmolLM3ForCausalLM"].model({**config, **changes})
+    windows = [block.mixer.window for block in blocks_of(model)]
+    assert windows == [5 if not turns else 0 for turns in config["no_rope_layers"]]
+
+
+def test_what_phi_3_called_longrope_first_is_read():
+    config, tensors = arrays_of(GOLDEN / "hf_phi3")
+    older = {**config["rope_parameters"], "rope_type": "su"}
+    assert read({**config, "rope_parameters": older}, tensors)[0] == read(config, tensors)[0]
 
 
 def test_a_folder_that_is_not_whole_is_refused(tmp_path):

@@ -18,6 +18,7 @@ from gam_jax.layers import (
     Mamba,
     Mamba2,
     MoE,
+    Pattern,
     RMSNorm,
     Series,
     Stack,
@@ -139,6 +140,21 @@ def test_blocks_of_stacks_in_turn_have_their_own():
     assert {*table["first"][ADAPTERS]["mixer"]} == {"gate"}
     assert {*table["then"][ADAPTERS]["mixer"]} == {"key"}
     assert table["first"][ADAPTERS]["ffn"]["w_in"]["a"].shape == (1, 2, 8, 8)
+
+
+def test_unlike_blocks_of_a_pattern_have_their_own_and_lose_them_when_merged():
+    pattern = Pattern((Block(GAM(slots=8)), Block(Attention(heads=2))), (0, 1, 0, 1, 0), width=8)
+    plain_model = LanguageModel(pattern, 8, 1, 16)
+    model = adapted(plain_model, "mixer/gate,mixer/key", rank=2)
+    params = random_like(model.table())
+    table = model.table()["blocks"]
+    assert {*table["0"]["0"][ADAPTERS]["mixer"]} == {*table["1"][ADAPTERS]["mixer"]} == {"gate"}
+    assert table["0"]["1"][ADAPTERS]["mixer"]["key"]["a"].shape == (1, 2, 8, 2)
+    bare, whole = merged(model, params)
+    assert bare == plain_model
+    tokens = np.random.default_rng(0).integers(0, 16, (2, 5))
+    found, wanted = (jax.jit(m)(p, tokens)[0] for m, p in ((bare, whole), (model, params)))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_no_layer_s_sum_is_kept_where_parameters_are_in_shards():

@@ -10,7 +10,9 @@ import pytest
 
 from gam_jax import decode
 from gam_jax.layers import TCNCA, Attention, Block, LatentAttention, LinearMemory
-from gam_jax.models import LanguageModel
+from gam_jax.models import LanguageModel, suits
+from gam_jax.ops.rotary import Positions
+from sharding.errors import UserError
 from tests.examples import random_like
 
 CONTEXT = 1000
@@ -56,6 +58,52 @@ def test_a_shorter_cache_changes_no_text(name):
     short = decode.generate(model, params, prompt, 6, key)
     for one, other in zip(whole, short, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+LONGROPE = Positions(kind="longrope", original=8, short=(1.0, 1.5), long=(2.0, 9.0))
+DYNAMIC = Positions(kind="dynamic", original=8, factor=4.0)
+by_length = pytest.mark.parametrize(
+    "mixer",
+    [
+        Attention(heads=2, context=64, rotary=50.0, positions=LONGROPE),
+        LatentAttention(
+            heads=2, latent=8, head_size=4, rotary_size=4, context=64, positions=DYNAMIC
+        ),
+        LinearMemory(heads=2, variant="retnet", positions=DYNAMIC),
+    ],
+    ids=["attention", "latent", "memory"],
+)
+
+
+@by_length
+def test_positions_that_turn_by_length_do_so_for_a_whole_sequence_and_in_parts(mixer):
+    """A sequence read at once tells its length; in parts, `for_length` does, or it is refused."""
+    model = LanguageModel(Block(mixer), width=8, depth=1, vocab=16)
+    params = random_like(model.table())
+    tokens = np.random.default_rng(1).integers(0, 16, (2, 20))
+    fitted = model.for_length(20)
+    whole, _ = jax.jit(model)(params, tokens)
+    set_before, _ = jax.jit(fitted)(params, tokens)
+    np.testing.assert_array_equal(whole, set_before)
+    short, _ = jax.jit(model)(params, tokens[:, :8])
+    assert np.abs(np.asarray(whole)[:, :8] - short).max() > 1e-4
+    logits, _ = decode.prefill(fitted, params, tokens)
+    np.testing.assert_allclose(logits, whole[:, -1], atol=1e-5)
+    with pytest.raises(ValueError, match="20 tokens in parts are more than the 8"):
+        decode.prefill(model, params, tokens)
+    with pytest.raises(ValueError, match="20 tokens in parts"):
+        model(params, tokens, starts=np.zeros((2, 20), bool))
+    written = decode.generate(model, params, tokens, 4, jax.random.key(0), temperature=0.0)
+    assert np.concatenate(list(written), axis=1).shape == (2, 4)
+
+
+def test_packed_rows_longer_than_what_positions_are_for_are_refused():
+    mixer = Attention(heads=2, context=64, rotary=50.0, positions=LONGROPE)
+    model = LanguageModel(Block(mixer), width=8, depth=1, vocab=256)
+    suits.check_data(model, {"vocab": 256, "window": 8, "packed": 1}, "text:x")
+    suits.check_data(model, {"vocab": 256, "window": 16, "packed": 0}, "text:x")
+    with pytest.raises(UserError, match="documents are of any length"):
+        suits.check_data(model, {"vocab": 256, "window": 16, "packed": 1}, "text:x")
 
 
 @every_mixer

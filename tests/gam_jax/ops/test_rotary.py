@@ -43,7 +43,7 @@ def test_angles_are_those_of_transformers_below_at_and_far_above_the_training(na
 @every_kind
 def test_positions_are_written_as_they_were_read(name):
     turned = of_config(name)
-    written = Fields({"model_type": "llama", **written_positions(turned, MADE.SIZE)})
+    written = Fields({"model_type": "llama", **written_positions("Any", turned, MADE.SIZE)})
     assert read_positions(written, MADE.SIZE, 2048) == turned
 
 
