@@ -14,10 +14,13 @@ from experiments.writer import Asked, TextRun, Writer
 from gam_jax.data.chat_template import CONFIG, ChatTemplate
 from gam_jax.data.text import TEMPLATE
 from gam_jax.data.tokenizer import HFTokenizer
+from gam_jax.layers import Attention, Block
+from gam_jax.models import LanguageModel
 from gam_jax.training.folder import RunFolder
 from sharding.errors import UserError
 from sharding.layout import Layout
 from sharding.mesh import make_mesh
+from tests.examples import random_like
 from tests.gam_jax.data.templates import BOS, CHATML, EOS, NAMES, TEMPLATES, make_tokenizer
 
 PROMPTS = ["the c", "a dog sees the ", "one"]
@@ -189,23 +192,26 @@ def test_a_message_that_spells_a_special_token_is_refused(trained):
 
 
 def test_a_conversation_that_outgrows_its_caches_is_read_again_into_larger_ones(trained):
-    """Blocks of 128 positions; what is said does not depend on them."""
+    """Answers are those of caches for the whole limit."""
+    pytest.importorskip("jinja2")
     own = TextRun.open(str(trained.path))
     model = LanguageModel(Block(Attention(context=1024)), width=8, depth=1, vocab=256)
     params = random_like(model.table())
     writer = Writer(own, model, params, Layout(make_mesh(devices=jax.devices()[:1])), 0)
     asked = Asked(10, {"temperature": 0.0}, (), ())
-    talk = Conversation(writer, ChatTemplate(CHATML), asked, jax.random.key(0))
-    wrote, read = [], []
-    for _ in range(3):
-        talk.say("user", "x" * 60)
-        row = asked.row(own.tokenizer)
-        wrote.append("".join(talk.answer(row)))
-        read.append(talk.read / len(talk.ids))
-        assert talk.room >= len(talk.ids) + 10
-        assert decode.generate(model, params, talk.ids[None], 10, talk.key, temperature=0.0).shape
-    assert read[0] == 1
-    assert min(read[1:]) < 1
+
+    def answers(room):
+        talk = Conversation(writer, ChatTemplate(CHATML), asked, jax.random.key(0), room=room)
+        for _ in range(4):
+            talk.say("user", "x" * 30)
+            text = "".join(talk.answer(asked.row(own.tokenizer)))
+            yield text, talk.read == len(talk.ids), talk.room
+
+    found, wanted = list(answers(1)), list(answers(1024))
+    assert [text for text, _, _ in found] == [text for text, _, _ in wanted]
+    assert [anew for _, anew, _ in wanted] == [True, False, False, False]
+    assert 1 < sum(anew for _, anew, _ in found) < 4
+    assert found[-1][-1] < 1024
 
 
 def test_a_converted_run_speaks_by_the_template_of_its_folder(run_with, command, said):
