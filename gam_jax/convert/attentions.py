@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gam_jax.convert.fields import Fields
@@ -26,7 +26,10 @@ class Attentions:
         many heads of keys as of queries, and for width / heads.
       biases: "all", attention_bias says whether; "inputs", it does so for queries, keys and values
         alone; "always", those have them; "never".
+      biased: what attention_bias is where config.json does not tell.
+      sinks: whether each head has one.
       qk_norm: what a norm of queries and keys is over; "" for none.
+      norm_switch: whether use_qk_norm says if there is one.
       centred: whether scales of norms are 1 + what is stored.
       windows: "never"; "all": sliding_window is that of all layers; "listed": of some.
       window: sliding_window where config.json does not tell; 0 for none.
@@ -35,6 +38,7 @@ class Attentions:
       partial: the part of a head that is turned where config.json does not tell; 0 where it may
         not tell.
       neighbours: whether channels are turned in neighbouring pairs.
+      stretched: rope_parameters where config.json has none.
       local: base of the positions of sliding layers, which then have their own; 0 where all layers
         have the same.
       skips: whether no_rope_layers may say which layers have positions.
@@ -48,7 +52,10 @@ class Attentions:
     head_size: int = 0
     theta: float = 10_000.0
     biases: str = "never"
+    biased: bool = False
+    sinks: bool = False
     qk_norm: str = ""
+    norm_switch: bool = False
     centred: bool = False
     windows: str = "never"
     window: int = 0
@@ -56,6 +63,7 @@ class Attentions:
     switch: bool = False
     partial: float = 0.0
     neighbours: bool = False
+    stretched: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     local: float = 0.0
     skips: bool = False
     scaled: bool = False
@@ -79,7 +87,8 @@ class Attentions:
         size = size or head_size(config, width, heads)
         biased = self.biases == "always"
         if self.biases in ("all", "inputs"):
-            biased = config.flag("attention_bias", self.biases == "inputs")
+            biased = config.flag("attention_bias", self.biased)
+        normed = bool(self.qk_norm) and (not self.norm_switch or config.flag("use_qk_norm", False))
         scale = config.number("query_pre_attn_scalar", 256.0, above=0) if self.scaled else 0.0
         plain = Attention(
             heads=heads,
@@ -87,10 +96,11 @@ class Attentions:
             head_size=size,
             bias=biased,
             out_bias=biased and self.biases == "all",
-            qk_norm=bool(self.qk_norm),
-            qk_norm_over=self.qk_norm or "head",
-            qk_norm_eps=eps if self.qk_norm else 1e-6,
-            qk_norm_centred=bool(self.qk_norm) and self.centred,
+            sinks=self.sinks,
+            qk_norm=normed,
+            qk_norm_over=self.qk_norm if normed else "head",
+            qk_norm_eps=eps if normed else 1e-6,
+            qk_norm_centred=normed and self.centred,
             scale=scale**-0.5 if scale else 0.0,
         )
         turned = self._turned(config, size)
@@ -121,6 +131,8 @@ class Attentions:
             return found._replace(positions=dataclasses.replace(found.positions, neighbours=True))
 
         given = rope(config)
+        if self.stretched and not {*config} & {"rope_parameters", "rope_scaling"}:
+            given = Fields(self.stretched)
         if not self.local:
             return {FULL: read(given, self.theta)}
         if FULL in given or SLIDING in given:
@@ -176,6 +188,8 @@ class Attentions:
         }
         if self.biases in ("all", "inputs"):
             config["attention_bias"] = first.bias
+        if self.norm_switch:
+            config["use_qk_norm"] = first.qk_norm
         if self.scaled:
             config["query_pre_attn_scalar"] = round((first.scale or first.size**-0.5) ** -2)
         if self.skips:
