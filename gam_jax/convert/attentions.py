@@ -131,7 +131,7 @@ class Attentions:
             return found._replace(positions=dataclasses.replace(found.positions, neighbours=True))
 
         given = rope(config)
-        if self.stretched and not {*config} & {"rope_parameters", "rope_scaling"}:
+        if not any(config.get(name) for name in ("rope_parameters", "rope_scaling")):
             given = Fields(self.stretched)
         if not self.local:
             return {FULL: read(given, self.theta)}

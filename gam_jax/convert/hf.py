@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gam_jax.config import unknown
-from gam_jax.convert import deepseek, dense, experts, falcon_h1, mamba, parscale
+from gam_jax.convert import deepseek, dense, experts, falcon_h1, gpt_oss, mamba, parscale
 from gam_jax.convert import folder as files
 from gam_jax.convert.family import UNLIKE, Config, Family
 from gam_jax.convert.fields import Fields
@@ -32,6 +32,7 @@ FAMILIES: Mapping[str, Family] = {
     **falcon_h1.FAMILIES,
     **parscale.FAMILIES,
     **experts.FAMILIES,
+    **gpt_oss.FAMILIES,
     **deepseek.FAMILIES,
 }
 """Every architecture that config.json may name; a model is written as the first that fits."""
