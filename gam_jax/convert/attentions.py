@@ -149,7 +149,8 @@ class Attentions:
         if self.windows == "never":
             return self._listed(config, layers) or [FULL] * layers, 0
         given = "sliding_window" in config and config["sliding_window"] is None
-        window = 0 if given else config.size("sliding_window", self.window, least=0)
+        least = 0 if self.switch else 1
+        window = 0 if given else config.size("sliding_window", self.window, least=least)
         if self.switch and not config.flag("use_sliding_window", False):
             window = 0
         listed = self._listed(config, layers)

@@ -77,10 +77,11 @@ class Sparse(Attentions):
     def experts(self, config: Fields) -> MoE:
         """Those of a block that has some."""
         jitter = config.number("router_jitter_noise", 0.0, least=0) if self.jitters else 0.0
+        hidden = "moe_intermediate_size" if self.mixed else "intermediate_size"
         return MoE(
             experts=count_experts(config, "num_local_experts", "num_experts"),
             chosen=config.size("num_experts_per_tok", self.chosen),
-            ffn=hidden_units(config, "moe_intermediate_size" if self.mixed else "intermediate_size"),
+            ffn=hidden_units(config, hidden),
             router=Router(
                 renormalise=self.renormalises or config.flag("norm_topk_prob", False),
                 jitter=jitter,
