@@ -112,7 +112,7 @@ class Sparse(Attentions):
         config = {
             "architectures": [self.official],
             "model_type": self.kind,
-            "hidden_act": hidden_act(sparse[0].ffn if sparse else blocks[0].ffn),
+            "hidden_act": hidden_act(sparse[0] if sparse else blocks[0].ffn),
             "hidden_size": model.width,
             "num_hidden_layers": len(blocks),
             "vocab_size": model.vocab,
@@ -242,9 +242,11 @@ def hidden_units(config: Fields, name: str, default: Any = NEEDED) -> MLP:
     return MLP(activation=ACTS[act or "silu"], hidden=hidden, bias=False)
 
 
-def hidden_act(ffn: MLP) -> str:
-    """The activation that config.json names; the usual one where it has no such."""
-    return next((name for name, ours in ACTS.items() if ours == ffn.activation), "silu")
+def hidden_act(layer: Layer) -> str:
+    """What config.json calls the activation of experts or units; the usual where it has no such."""
+    ffn = layer.ffn if isinstance(layer, MoE) else layer
+    named = [name for name, ours in ACTS.items() if ours == getattr(ffn, "activation", "")]
+    return named[0] if named else "silu"
 
 
 def hidden_of(ffn: MoE) -> int:
@@ -271,7 +273,7 @@ def check_experts(ffn: MoE, official: str) -> int:
         width=ffn.ffn.width,
         expansion=ffn.ffn.expansion,
         dropout=ffn.ffn.dropout,
-        activation=ACTS[hidden_act(ffn.ffn)],
+        activation=ACTS[hidden_act(ffn)],
         hidden=ffn.ffn.hidden,
         bias=False,
     )
