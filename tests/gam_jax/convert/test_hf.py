@@ -53,6 +53,7 @@ NAMES = (
     "hf_deepseek_v3_plain",
     "hf_deepseek_v3_odd",
     "hf_deepseek_v3_dense",
+    "hf_deepseek_v2",
     "hf_glm4_moe",
     "hf_gpt_oss",
 )
@@ -99,6 +100,7 @@ VARIANTS = (
     "hf_mixtral",
     "hf_deepseek_v3_plain",
     "hf_deepseek_v3_dense",
+    "hf_deepseek_v2",
     "hf_glm4_moe",
 )
 """Of what is in another folder: they write text with the same caches."""

@@ -32,6 +32,7 @@ ALIKE = {
     "hf_falcon_h1",
     "hf_deepseek_v3_plain",
     "hf_deepseek_v3_dense",
+    "hf_deepseek_v2",
     "hf_glm4_moe",
 }
 """Folders that are read by the same code as one of the others."""
