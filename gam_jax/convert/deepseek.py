@@ -191,18 +191,17 @@ class Softmax(Latent):
         method = config.get("topk_method")
         if method not in (None, GREEDY, LIMITED):
             raise config.refused("topk_method", f"is not known here, {GREEDY} or {LIMITED} alone")
-        groups = {
-            "groups": config.size("n_group", 1),
-            "chosen_groups": config.size("topk_group", 1),
-        }
+        groups, chosen = config.size("n_group", 1), config.size("topk_group", 1)
+        limited = method == LIMITED and groups > 1
         return Router(
             renormalise=False,
             scale=config.number("routed_scaling_factor", self.scale, above=0),
+            groups=groups if limited else 1,
+            chosen_groups=chosen if limited else 0,
             group_best=1,
             balance=config.number("aux_loss_alpha", 0.001, least=0),
             balance_over="sequence" if config.flag("seq_aux", True) else "batch",
             z=0.0,
-            **(groups if method == LIMITED else {}),
         )
 
     def written_router(self, router: Router) -> dict[str, Any]:
