@@ -1,7 +1,8 @@
 """Fields that a class of Hugging Face transformers may have, and values to draw them from.
 
 What is drawn is laid over the first configuration of the class in `families`. Each value is legal
-whatever the others are.
+whatever the others are; values that depend on one another are drawn as one, an object under
+`TOGETHER`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 Values = Mapping[str, tuple[Any, ...]]
+
+TOGETHER = "together"
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 DEFAULT = {"rope_type": "default", "rope_theta": 300.0}
@@ -31,7 +34,8 @@ YARN = {
     "beta_fast": 3.0,
     "beta_slow": 0.5,
 }
-POSITIONS = (DEFAULT, LINEAR, DYNAMIC, LLAMA3, YARN, {**YARN, "attention_factor": 1.3})
+PLAIN = (DEFAULT, LINEAR, DYNAMIC, LLAMA3, YARN)
+POSITIONS = (*PLAIN, {**YARN, "attention_factor": 1.3})
 POSITIONS += ({**YARN, "truncate": False}, {**YARN, "mscale": 0.7, "mscale_all_dim": 1.2})
 
 SIZES: Values = {
@@ -65,9 +69,37 @@ EXPERTS: Values = {
     "rope_parameters": POSITIONS,
     "num_experts_per_tok": (1, 2, 4),
 }
+DEEP: Values = {
+    "rms_norm_eps": (1e-6, 3e-3),
+    "tie_word_embeddings": (True, False),
+    "first_k_dense_replace": (0, 1, 2, 3),
+    "n_shared_experts": (0, 1, 2),
+    "attention_bias": (True, False),
+    "routed_scaling_factor": (1.0, 1.7),
+    TOGETHER: (
+        {"n_routed_experts": 8, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 3},
+        {"n_routed_experts": 6, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2},
+        {"n_routed_experts": 6, "n_group": 3, "topk_group": 2, "num_experts_per_tok": 4},
+    ),
+}
+LATENT: Values = {
+    "q_lora_rank": (None, 12),
+    "v_head_dim": (5, 8),
+    "rope_parameters": (
+        DEFAULT,
+        {**LINEAR, "mscale_all_dim": 0.7},
+        {**YARN, "mscale": 0.8, "mscale_all_dim": 1.2},
+        {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+    ),
+}
 
 
-def without(values: Values, *names: str) -> Values:
+def fields(drawn: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a config.json, given what was drawn of `Values`."""
+    return {**without(drawn, TOGETHER), **drawn.get(TOGETHER, {})}
+
+
+def without(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
     """All of them but for some."""
     return {name: drawn for name, drawn in values.items() if name not in names}
 
@@ -117,15 +149,33 @@ LEGAL: Mapping[str, Values] = {
         "intermediate_size": (20,),
         "decoder_sparse_step": (1, 2),
     },
-    "DeepseekV3": {
-        "rms_norm_eps": (1e-6, 3e-3),
-        "q_lora_rank": (None, 12),
-        "first_k_dense_replace": (0, 1, 2),
+    "GptOss": {
+        **EXPERTS,
+        "num_hidden_layers": (3,),
+        "attention_bias": (True, False),
+        "sliding_window": (4, 7),
+        "swiglu_alpha": (1.0, 1.702),
+        "swiglu_limit": (0.5, 7.0),
+        "rope_parameters": PLAIN,
+    },
+    "Glm4Moe": {
+        **DEEP,
+        "norm_topk_prob": (True, False),
+        "use_qk_norm": (True, False),
+        "partial_rotary_factor": (0.5,),
+        "rope_parameters": (DEFAULT,),
+    },
+    "DeepseekV2": {
+        **DEEP,
+        **LATENT,
         "n_shared_experts": (1, 2),
-        "num_experts_per_tok": (2, 3),
-        "routed_scaling_factor": (1.0, 1.7),
-        "v_head_dim": (5, 8),
-        "tie_word_embeddings": (True, False),
+        "topk_method": ("greedy", "group_limited_greedy"),
+    },
+    "DeepseekV3": {
+        **DEEP,
+        **LATENT,
+        "norm_topk_prob": (True, False),
+        "rope_interleave": (True, False),
     },
     "Mamba": {
         "vocab_size": (29, 48),

@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments.selftest import official
 from experiments.selftest.families import CONFIGS
-from experiments.selftest.legal import LEGAL
+from experiments.selftest.legal import LEGAL, fields
 from gam_jax import decode
 from gam_jax.convert import from_hf, to_hf
 from gam_jax.convert.folder import CONFIG, read_config
@@ -90,8 +90,8 @@ def drawn_cases(cases: Iterable[Case], count: int, seed: int = 0) -> list[Case]:
         draw = np.random.default_rng([seed, *kind.encode()])
         for number in range(count):
             legal = LEGAL[kind].items()
-            fields = {name: values[draw.integers(len(values))] for name, values in legal}
-            found.append(Case(f"{case.name} {number}", kind, {**case.values, **fields}, fields))
+            drawn = fields({name: values[draw.integers(len(values))] for name, values in legal})
+            found.append(Case(f"{case.name} {number}", kind, {**case.values, **drawn}, drawn))
     return found
 
 

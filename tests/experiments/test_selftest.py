@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.selftest.families import CONFIGS
-from experiments.selftest.legal import LEGAL
+from experiments.selftest.legal import LEGAL, fields
 from experiments.selftest.run import ENDING, chosen, drawn_cases
 from gam_jax.convert.folder import read_config
 from gam_jax.convert.hf import FAMILIES, read, write
@@ -40,10 +40,10 @@ def test_every_class_that_is_read_has_a_folder_and_legal_fields():
 @given(data=st.data())
 def test_a_legal_config_is_written_as_what_gives_the_same_model_and_the_same_arrays(kind, data):
     name, values = FIRST[kind]
-    drawn = {field: data.draw(st.sampled_from(x), field) for field, x in LEGAL[kind].items()}
+    drawn = {name: data.draw(st.sampled_from(x), name) for name, x in LEGAL[kind].items()}
     model_type = read_config(GOLDEN / name)["model_type"]
     official = {"architectures": [kind + ENDING], "model_type": model_type}
-    model = FAMILIES[kind + ENDING].model({**values, **drawn, **official})
+    model = FAMILIES[kind + ENDING].model({**values, **fields(drawn), **official})
     params = random_like(model.table())
     again, same = read(*write(model, jax.tree.map(np.asarray, params), kind + ENDING))
     assert abstract_params(again.table()) == abstract_params(model.table())

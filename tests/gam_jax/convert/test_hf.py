@@ -53,6 +53,11 @@ NAMES = (
     "hf_qwen3_moe",
     "hf_deepseek_v3",
     "hf_deepseek_v3_plain",
+    "hf_deepseek_v3_odd",
+    "hf_deepseek_v3_dense",
+    "hf_deepseek_v2",
+    "hf_glm4_moe",
+    "hf_gpt_oss",
 )
 PARSCALE = "hf_parscale"  # by its official code, see tests/golden/parscale.py
 every_folder = pytest.mark.parametrize("name", [*NAMES, PARSCALE])
@@ -98,6 +103,9 @@ VARIANTS = (
     "hf_falcon_h1_normed",
     "hf_mixtral",
     "hf_deepseek_v3_plain",
+    "hf_deepseek_v3_dense",
+    "hf_deepseek_v2",
+    "hf_glm4_moe",
 )
 """Of what is in another folder: they write text with the same caches."""
 
@@ -193,7 +201,7 @@ def test_what_is_not_known_is_refused_in_one_line(changes, message):
         ("hf_falcon_h1", {"neighbours": True}, "halves of heads"),
         ("hf_llama", {"neighbours": True}, "neighbours=False where"),
         ("hf_llama", {"kind": "linear", "factor": 2.0, "slow": 3.0}, "no such positions: .*slow"),
-        ("hf_deepseek_v3", {"kind": "linear", "factor": 2.0}, "plain positions, or those of YaRN"),
+        ("hf_deepseek_v3", {"turned": 2}, "no such positions: turned=2"),
     ],
 )
 def test_positions_that_a_class_does_not_have_are_refused(name, changes, message):
