@@ -11,8 +11,6 @@ import numpy as np
 
 Range = tuple[tuple[int, int], ...]
 """Beginning and end along each dimension."""
-LARGE = 16 << 20
-"""Bytes of a part that are worth a collection of garbage."""
 
 
 def range_of(index: Sequence[slice], shape: Sequence[int]) -> Range:
@@ -47,13 +45,11 @@ def from_host(
     shards = []
     for place, devices in own_ranges(shape, sharding).items():
         part = read(place)
-        size = part.nbytes
         # Memory shared with NumPy could not be donated.
         own = [jax.device_put(part, device, may_alias=False) for device in devices]
         shards += jax.block_until_ready(own)
         del part
-        if size >= LARGE:
-            gc.collect()  # JAX holds on to what it has copied until then
+        gc.collect(0)  # until then JAX holds on to what it has copied
     if sharding is None:
         return shards[0]
     return jax.make_array_from_single_device_arrays(tuple(shape), sharding, shards)

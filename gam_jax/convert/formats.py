@@ -22,7 +22,8 @@ import ml_dtypes
 import numpy as np
 
 from gam_jax.convert.fields import Fields
-from gam_jax.convert.lazy import FLOAT32, Index, Lazy, Source, picked
+from gam_jax.convert.indices import Index, picked
+from gam_jax.convert.lazy import FLOAT32, Lazy, Source
 from gam_jax.convert.tensor_file import Stored
 from sharding.errors import UserError
 
@@ -68,6 +69,7 @@ def format_of(config: Fields) -> Format | None:
     kind = said.get("quant_method")
     if kind is None:
         return None
+    said.get("modules_to_convert")  # the arrays themselves say which are quantized
     said.get("dequantize")  # whether transformers computes with the plain numbers, as is done here
     plain = _names(said, "modules_to_not_convert")
     if kind == MXFP4:

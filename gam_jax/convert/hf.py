@@ -19,7 +19,7 @@ from gam_jax.convert.folder import Reader
 from gam_jax.convert.folder_writer import SHARD_BYTES, write_folder
 from gam_jax.convert.formats import dequantized, format_of
 from gam_jax.convert.harmless import EVERYWHERE, NEUTRAL, OF, kept_fields
-from gam_jax.convert.lazy import PIECE
+from gam_jax.convert.indices import PIECE
 from gam_jax.convert.placing import lazily, placed, where
 from gam_jax.convert.tensor_file import Stored
 from gam_jax.models.language import LanguageModel

@@ -16,13 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from gam_jax.convert.indices import Index, as_slice, box_around, cuts, groups, picked
 from sharding.errors import UserError
 
-Index = tuple[np.ndarray, ...]
-"""For each axis the places that are wanted, in their order."""
 FLOAT32 = np.dtype(np.float32)
-PIECE = 1 << 21
-"""Numbers that are read at once, where the last axes allow it."""
 
 
 class Lazy(np.lib.mixins.NDArrayOperatorsMixin):
@@ -180,7 +177,7 @@ class Source(Lazy):
 
     def fill(self, out: np.ndarray, index: Index) -> None:
         """As `Lazy.fill`; a UserError if a number is beyond float32."""
-        for cut in _cuts(out.shape):
+        for cut in cuts(out.shape):
             piece = self.piece(tuple(own[i] for own, i in zip(index, cut, strict=True)))
             try:
                 with np.errstate(over="raise"):
@@ -188,22 +185,6 @@ class Source(Lazy):
                     out[cut] = piece.astype(FLOAT32) if piece.dtype == np.float64 else piece
             except FloatingPointError as error:
                 raise UserError(f"{self.name!a} has numbers that float32 cannot hold") from error
-
-
-def _cuts(shape: Sequence[int]) -> Iterator[tuple[slice, ...]]:
-    """Pieces of about `PIECE` numbers, one behind the other in memory."""
-    axis, inner = len(shape), 1
-    while axis and inner * shape[axis - 1] <= PIECE:
-        axis -= 1
-        inner *= shape[axis]
-    rest = (slice(None),) * (len(shape) - axis)
-    if not axis:
-        yield rest
-        return
-    step = max(1, PIECE // inner)
-    starts = range(0, shape[axis - 1], step)
-    for *outer, start in itertools.product(*map(range, shape[: axis - 1]), starts):
-        yield (*(slice(i, i + 1) for i in outer), slice(start, start + step), *rest)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -226,23 +207,6 @@ class InMemory(Source):
     def piece(self, index: Index) -> np.ndarray:
         """Of the array."""
         return picked(self.array, index)
-
-
-def picked(array: np.ndarray, index: Index) -> np.ndarray:
-    """The part of an array at some places; a view where they are neighbours on each axis."""
-    slices = [_as_slice(places) for places in index]
-    array = array[tuple(slice(None) if cut is None else cut for cut in slices)]
-    if None not in slices:
-        return array
-    pairs = zip(slices, index, strict=True)
-    return array[np.ix_(*(p if cut is None else np.arange(len(p)) for cut, p in pairs))]
-
-
-def _as_slice(places: np.ndarray) -> slice | None:
-    """The places as a slice if they are neighbours in order, else None."""
-    if len(places) and places[-1] - places[0] == len(places) - 1 and (np.diff(places) == 1).all():
-        return slice(int(places[0]), int(places[-1]) + 1)
-    return None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -304,11 +268,11 @@ class Reshaped(Changed):
     def fill(self, out: np.ndarray, index: Index) -> None:
         """As `Lazy.fill`: of axes that were joined or cut, the smallest box that has all places."""
         inner, picks, boxes = [], [], []
-        for before, after in _groups(self.array.shape, self.sizes):
+        for before, after in groups(self.array.shape, self.sizes):
             flat = np.zeros(1, np.int64)
             for axis in after:
                 flat = (flat[:, None] * self.sizes[axis] + index[axis]).reshape(-1)
-            box, pick = _box(flat, [self.array.shape[axis] for axis in before])
+            box, pick = box_around(flat, [self.array.shape[axis] for axis in before])
             inner += box
             picks.append(pick)
             boxes.append(math.prod(map(len, box)))
@@ -323,41 +287,6 @@ class Reshaped(Changed):
             places = [np.arange(size) if pick is None else pick for pick, size in pairs]
             found = found.reshape(boxes)[np.ix_(*places)]
         out[...] = found.reshape(out.shape)
-
-
-def _groups(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """The axes of two shapes, cut into the shortest runs of as many numbers each."""
-    found, i, j = [], 0, 0
-    while i < len(before) or j < len(after):
-        own, other = [*range(i, min(i + 1, len(before)))], [*range(j, min(j + 1, len(after)))]
-        x, y = math.prod(before[a] for a in own), math.prod(after[a] for a in other)
-        i, j = i + len(own), j + len(other)
-        while x != y:
-            if x < y:
-                own.append(i)
-                x, i = x * before[i], i + 1
-            else:
-                other.append(j)
-                y, j = y * after[j], j + 1
-        found.append((own, other))
-    return found
-
-
-def _box(flat: np.ndarray, sizes: Sequence[int]) -> tuple[list[np.ndarray], np.ndarray | None]:
-    """Places on axes that were joined: a box around them, and which of its numbers they are.
-
-    None where they are all of it, in order.
-    """
-    if not sizes:
-        return [], None
-    if len(sizes) == 1:
-        return [flat], None
-    found = [np.unique(own, return_inverse=True) for own in np.unravel_index(flat, sizes)]
-    box = [places for places, _ in found]
-    lengths = tuple(map(len, box))
-    pick = np.ravel_multi_index(tuple(back for _, back in found), lengths)
-    exact = len(pick) == math.prod(lengths) and bool((np.diff(pick) == 1).all())
-    return box, None if exact else pick
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -389,7 +318,7 @@ class Joined(Lazy):
             at = np.flatnonzero(whose == number)
             own = wanted[at] - (ends[number - 1] if number else 0)
             inner = (*index[: self.axis], own, *index[self.axis + 1 :])
-            place = _as_slice(at)
+            place = as_slice(at)
             if place is not None:
                 self.arrays[number].fill(out[(*before, place)], inner)
             else:

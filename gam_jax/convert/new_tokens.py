@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from gam_jax.convert.lazy import PIECE
+from gam_jax.convert.indices import PIECE
 from gam_jax.convert.source import ADDED, TOKENIZER, TOKENIZER_CONFIG
 from gam_jax.data.tokenizer import HFTokenizer, tokenizer_from_text
 from gam_jax.params import Param, Params, Table

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from gam_jax.convert.lazy import Index, Lazy, Source, as_lazy, picked
+from gam_jax.convert.indices import Index, picked
+from gam_jax.convert.lazy import Lazy, Source, as_lazy
 from gam_jax.params import Params, Table, abstract_params, param_specs, shardings
 from sharding import processes
 from sharding.layout import Layout

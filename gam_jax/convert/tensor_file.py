@@ -17,7 +17,8 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 import ml_dtypes
 import numpy as np
 
-from gam_jax.convert.lazy import FLOAT32, PIECE, Index, Lazy, Source, picked
+from gam_jax.convert.indices import PIECE, Index, picked
+from gam_jax.convert.lazy import FLOAT32, Lazy, Source
 from sharding.errors import UserError
 
 DTYPES: Mapping[str, np.dtype] = {
