@@ -186,8 +186,8 @@ def in_memory(name: str, array: Any) -> Stored:
 def _check_dtype(name: str, found: Stored) -> None:
     if found.dtype not in FLOATS:
         raise UserError(
-            f"{_quoted(name)} is of dtype {found.dtype}, which is not read here (quantized weights "
-            f"are not): save the model in float32, float16 or bfloat16"
+            f"{_quoted(name)} is of dtype {found.dtype}, which is not read here unless config.json "
+            f"says how it is quantized: save the model in float32, float16 or bfloat16"
         )
 
 

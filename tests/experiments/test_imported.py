@@ -123,6 +123,23 @@ def test_a_folder_that_changes_while_it_is_read_is_refused(tmp_path):
         imported.read()
 
 
+def test_what_is_not_trained_is_read_as_it_is_stored(folder):
+    """float32 is a master's alone."""
+    imported = Imported.open(folder)
+    model = dataclasses.replace(imported.model, param_dtype="bfloat16")
+    optimizer = make_optimizer(OptimizerConfig(only="head"), 9, model.table())
+    state = init_state(model, optimizer, Layout(make_mesh(devices=jax.devices()[:1])), 0)
+    first = first_values(state.params, state.opt_state)
+    found, _ = imported.start(model.stored_table(), first)
+    wide = {name for name, leaf in names.flat(found).items() if leaf.dtype == np.float32}
+    assert wide == {"head", "final_norm/scale"}
+    begun = begun_from(state, found)
+    assert {name: leaf.dtype for name, leaf in names.flat(begun.params).items()} == {
+        name: param.dtype for name, param in names.flat(model.stored_table()).items()
+    }
+    np.testing.assert_array_equal(begun.opt_state.master["head"], from_hf(folder)[1]["head"])
+
+
 def stepped(folder, layout):
     """The loss of a step on the folder's numbers, and the parameters after it."""
     imported = Imported.open(folder)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from gam_jax.convert import from_hf
+from gam_jax.convert import from_hf, to_hf
 from gam_jax.convert.fields import Fields
 from gam_jax.convert.folder import in_memory, open_arrays, read_config, read_tensors
 from gam_jax.convert.formats import dequantized, format_of
@@ -141,6 +141,10 @@ def test_a_family_reads_a_quantized_folder_as_the_plain_one(folder, command):
     assert found[0] == model
     for name, leaf in names.flat(found[1]).items():
         np.testing.assert_array_equal(leaf, names.flat(wanted)[name], err_msg=name)
+    source = {"config.json": (folder / "config.json").read_bytes()}
+    to_hf(*found, folder.parent / "plain", source=source)
+    assert "quantization_config" not in read_config(folder.parent / "plain")
+    assert from_hf(folder.parent / "plain")[0] == model
     told = command("convert", f"--check={folder}")
     assert told.code == 0, told.err
     assert "fp8 e4m3, a scale for each block of 8 x 8" in told.out
