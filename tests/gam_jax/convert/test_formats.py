@@ -109,12 +109,12 @@ def folder(tmp_path):
     for name, array in tensors.items():
         small[name] = array.astype(ml_dtypes.bfloat16)
         if "_proj." in name and array.ndim == 2:
-            blocks = [-(-n // 8) for n in array.shape]
+            blocks = [-(-n // 4) for n in array.shape]
             small[name] = array.astype(ml_dtypes.float8_e4m3fn)
             small[f"{name}_scale_inv"] = np.linspace(0.5, 2, blocks[0] * blocks[1]).reshape(blocks)
             small[f"{name}_scale_inv"] = small[f"{name}_scale_inv"].astype(np.float32)
     safetensors.numpy.save_file(small, path / "model.safetensors")
-    says(path, {**FP8, "weight_block_size": [8, 8], "modules_to_not_convert": ["lm_head"]})
+    says(path, {**FP8, "weight_block_size": [4, 4], "modules_to_not_convert": ["lm_head"]})
     return path
 
 
@@ -131,7 +131,7 @@ def test_a_family_reads_a_quantized_folder_as_the_plain_one(folder, command):
     for name, array in arrays.items():
         scale = arrays.get(f"{name}_scale_inv")
         if scale is not None:
-            spread = scale.repeat(8, axis=0).repeat(8, axis=1)
+            spread = scale.repeat(4, axis=0).repeat(4, axis=1)
             array = array * spread[: array.shape[0], : array.shape[1]]
         if not name.endswith("_scale_inv"):
             plain_arrays[name] = array
@@ -147,7 +147,7 @@ def test_a_family_reads_a_quantized_folder_as_the_plain_one(folder, command):
     assert from_hf(folder.parent / "plain")[0] == model
     told = command("convert", f"--check={folder}")
     assert told.code == 0, told.err
-    assert "fp8 e4m3, a scale for each block of 8 x 8" in told.out
+    assert "fp8 e4m3, a scale for each block of 4 x 4" in told.out
     back = command("convert", f"--check={folder}", "--json")
     assert json.loads(back.out)["format"]["F8_E4M3"] > 0
 
@@ -156,8 +156,8 @@ def test_a_family_reads_a_quantized_folder_as_the_plain_one(folder, command):
     ("changes", "told"),
     [
         (
-            {"weight_block_size": [8, 4]},
-            ") where blocks of (8, 4) ask for",
+            {"weight_block_size": [4, 5]},
+            ") where blocks of (4, 5) ask for",
         ),
         ({"weight_block_size": None}, "weight_block_size=None is not known here"),
         ({"weight_block_size": [8]}, "weight_block_size=[8] is not known here"),
