@@ -152,6 +152,16 @@ def test_a_family_reads_a_quantized_folder_as_the_plain_one(folder, command):
     assert json.loads(back.out)["format"]["F8_E4M3"] > 0
 
 
+def test_transformers_reads_the_same_numbers(folder):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    to_hf(*from_hf(folder), folder.parent / "plain")
+    opened = transformers.AutoModelForCausalLM.from_pretrained
+    theirs = opened(folder, dtype="float32").state_dict()
+    ours = opened(folder.parent / "plain").state_dict()
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(theirs[name], array) for name, array in ours.items())
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
