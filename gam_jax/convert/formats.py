@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import ml_dtypes
 import numpy as np
@@ -115,9 +116,9 @@ def dequantized(form: Format | None, stored: Mapping[str, Stored]) -> dict[str, 
             f"config.json: quantization_config says that the weights are quantized ({form.kind!a}),"
             f" and no array of the folder is: take it out, or save the model plain"
         )
+    is_plain = _matcher(form.plain)
     for name in pairs:
-        module = name.rpartition(".")[0] if name.endswith(".weight") else name
-        if any(_means(pattern, module) for pattern in form.plain):
+        if is_plain(name.removesuffix(".weight")):
             raise UserError(
                 f"{name!a} is quantized, and config.json says that its module is not "
                 f"(modules_to_not_convert): they are not of one model"
@@ -127,10 +128,21 @@ def dequantized(form: Format | None, stored: Mapping[str, Stored]) -> dict[str, 
     return rest | {name: Stored("F32", array) for name, (array, _) in pairs.items()}
 
 
-def _means(pattern: str, module: str) -> bool:
-    """Whether a name of modules_to_not_convert means a module, or one around it."""
-    inside = fnmatch.fnmatchcase(module, pattern) or fnmatch.fnmatchcase(module, f"{pattern}.*")
-    return inside or module.endswith(pattern)
+def _matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
+    """Whether one of modules_to_not_convert means a module, one around it, or the end of its name.
+
+    There may be hundreds of each: whole names are looked up.
+    """
+    ends = tuple(patterns)
+    whole = {pattern for pattern in patterns if "*" not in pattern}
+    others = [p for pattern in patterns if "*" in pattern for p in (pattern, f"{pattern}.*")]
+
+    def means(module: str) -> bool:
+        around = itertools.accumulate(module.split("."), lambda path, name: f"{path}.{name}")
+        found = module.endswith(ends) or any(path in whole for path in around)
+        return found or any(fnmatch.fnmatchcase(module, pattern) for pattern in others)
+
+    return means
 
 
 Pairs = dict[str, tuple[Lazy, tuple[str, str]]]

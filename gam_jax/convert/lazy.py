@@ -85,7 +85,7 @@ class Lazy(np.lib.mixins.NDArrayOperatorsMixin):
         return Moved(self, tuple(order))
 
     def reshape(self, *shape: Any) -> Lazy:
-        """As NumPy's, last axis first."""
+        """As NumPy's, in the order of C."""
         sizes = list(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else list(shape)
         if -1 in sizes:
             known = math.prod(size for size in sizes if size != -1)

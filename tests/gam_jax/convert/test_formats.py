@@ -114,7 +114,14 @@ def folder(tmp_path):
             small[f"{name}_scale_inv"] = np.linspace(0.5, 2, blocks[0] * blocks[1]).reshape(blocks)
             small[f"{name}_scale_inv"] = small[f"{name}_scale_inv"].astype(np.float32)
     safetensors.numpy.save_file(small, path / "model.safetensors")
-    says(path, {**FP8, "weight_block_size": [4, 4], "modules_to_not_convert": ["lm_head"]})
+    says(
+        path,
+        {
+            **FP8,
+            "weight_block_size": [4, 4],
+            "modules_to_not_convert": ["lm_head", "mlp.up", "*.nor?"],
+        },
+    )
     return path
 
 
@@ -174,6 +181,7 @@ def test_transformers_reads_the_same_numbers(folder):
         ({"activation_scheme": "static"}, "activation_scheme='static' is not known here"),
         ({"fmt": "e5m2"}, "fmt='e5m2'"),
         ({"modules_to_not_convert": ["model.layers.*.mlp"]}, "is quantized, and config.json says"),
+        ({"modules_to_not_convert": ["model.layers.1"]}, "is quantized, and config.json says"),
         ({"ignored_layers": ["up_proj"]}, "mlp.up_proj.weight' is quantized, and config.json says"),
         ({"modules_to_not_convert": "lm_head"}, "is no list of names"),
         ({"new_field": 1}, "quantization_config.new_field=1 is a field that is not known"),
