@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from gam_jax.convert import from_hf, placing, tensor_file, to_hf
-from gam_jax.convert.folder import open_arrays, read_tensors
-from gam_jax.convert.hf import open_hf
+from gam_jax.convert.folder import open_arrays, read_config, read_tensors
+from gam_jax.convert.hf import open_hf, write
+from gam_jax.convert.lazy import Lazy
 from gam_jax.convert.placing import placed, where
 from sharding.checkpoint import names
 from sharding.layout import Layout, Parallel
@@ -47,6 +48,20 @@ def test_on_a_mesh_are_the_numbers_of_one_device(name):
     like = where(model.table(), layout(WORDS))
     for path, leaf in names.flat(found).items():
         assert leaf.sharding == names.flat(like)[path].sharding
+
+
+@pytest.mark.parametrize("name", [*NAMES, PARSCALE])
+def test_no_family_reads_a_number_before_it_is_asked_for(name, monkeypatch):
+    """Neither in reading nor in writing."""
+    model, params = from_hf(GOLDEN / name)
+    official = read_config(GOLDEN / name)["architectures"][0]
+
+    def read(self, *args, **kwargs):
+        raise AssertionError("it is read")
+
+    monkeypatch.setattr(Lazy, "__array__", read)
+    assert open_hf(GOLDEN / name)[0] == model
+    write(model, params, official)
 
 
 def test_they_are_stored_as_the_model_says():
