@@ -123,7 +123,8 @@ def to_hf(
     """
     path = local_path(folder)
     config, tensors = write(model, params, name or written_as(model, source))
-    config = {**kept_fields(config["architectures"][0], _config_in(source)), **config}
+    kept = kept_fields(config["architectures"][0], _config_in(source))
+    config = {"pad_token_id": None, **kept, **config}  # that of the class may be beyond the ids
     beside = {name: content for name, content in source.items() if name != files.CONFIG}
     if as_stored:
         config["dtype"] = model.param_dtype

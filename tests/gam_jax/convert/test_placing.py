@@ -13,7 +13,7 @@ import pytest
 
 from gam_jax.convert import from_hf, placing, tensor_file, to_hf
 from gam_jax.convert.folder import open_arrays, read_config, read_tensors
-from gam_jax.convert.hf import open_hf, write
+from gam_jax.convert.hf import architecture, open_hf, write
 from gam_jax.convert.lazy import Lazy
 from gam_jax.convert.placing import placed, where
 from sharding.checkpoint import names
@@ -54,7 +54,7 @@ def test_on_a_mesh_are_the_numbers_of_one_device(name):
 def test_no_family_reads_a_number_before_it_is_asked_for(name, monkeypatch):
     """Neither in reading nor in writing."""
     model, params = from_hf(GOLDEN / name)
-    official = read_config(GOLDEN / name)["architectures"][0]
+    official = architecture(read_config(GOLDEN / name))
 
     def read(self, *args, **kwargs):
         raise AssertionError("it is read")
