@@ -103,6 +103,13 @@ EXAMPLES: dict[str, Layer] = {
         router=Router("sigmoid", scale=2.5, groups=4, chosen_groups=2, bias=True, bias_step=0.1),
         capacity=Capacity(1.0, tokens=5),
     ),
+    "MoE of a gated shared one": MoE(
+        width=WIDTH,
+        ffn=MLP(expansion=1, activation="swiglu"),
+        shared=1,
+        shared_hidden=24,
+        shared_gate=True,
+    ),
     "MoE first choices first": MoE(
         width=WIDTH, ffn=MLP(expansion=1), capacity=Capacity(0.5, tokens=8, first="choices")
     ),
@@ -146,6 +153,9 @@ EXAMPLES: dict[str, Layer] = {
         qk_norm_over="all",
         qk_norm_centred=True,
     ),
+    "Attention gated": Attention(
+        width=WIDTH, heads=8, head_size=2, context=32, bias=True, gated=True
+    ),
     "Attention window": Attention(width=WIDTH, heads=8, head_size=2, window=3),
     "Attention wide window": Attention(
         width=WIDTH, heads=8, head_size=2, window=14, sinks=True, qk_norm=True
@@ -167,6 +177,9 @@ EXAMPLES: dict[str, Layer] = {
     "LinearMemory retnet": LinearMemory(variant="retnet", **HEADS),
     "LinearMemory gla": LinearMemory(variant="gla", kernel=3, **HEADS),
     "LinearMemory gated deltanet": LinearMemory(negative=True, chunk=4, **HEADS),
+    "LinearMemory of shared keys": LinearMemory(
+        width=WIDTH, heads=16, key_heads=8, key_width=4, value_width=2, chunk=4, eps=1e-3
+    ),
     "LinearMemory kimi delta": LinearMemory(variant="kimi_delta", chunk=4, **HEADS),
     "FusedDelta": FusedDelta(long=5, **HEADS),
     "MinimalRNN gru": MinimalRNN(width=WIDTH),
