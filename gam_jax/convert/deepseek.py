@@ -156,7 +156,8 @@ def _config(model: LanguageModel) -> dict[str, Any]:
         z=router.z,
         bias_step=router.bias_step,
     )
-    if router != known or not router.bias_step or not ffn.shared:
+    plain = ffn.shared and not ffn.shared_gate and not ffn.shared_hidden
+    if router != known or not router.bias_step or not plain:
         raise UserError(
             f"{OFFICIAL} of transformers has a sigmoid router with a balance bias, and shared "
             f"experts: this model cannot be written as that"

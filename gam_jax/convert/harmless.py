@@ -101,6 +101,12 @@ _PERIOD = {
     "_sliding_window_pattern": "says which layers have windows where layer_types does not",
     "cache_implementation": _SPEED,
 }
+_NEXT = {
+    "intermediate_size": "is that of dense blocks, where there are none",
+    "mamba_ssm_dtype": "says in which precision states are kept: float32 here",
+    "mtp_num_hidden_layers": "is of the multi-token head, which is not read",
+    "mtp_use_dedicated_embeddings": "is of the multi-token head, which is not read",
+}
 
 OF: Mapping[str, Mapping[str, str]] = {
     "Qwen2ForCausalLM": _WINDOW,
@@ -138,6 +144,9 @@ OF: Mapping[str, Mapping[str, str]] = {
         "max_window_layers": _ELSEWHERE,
         "intermediate_size": "is that of dense blocks, where there are none",
     },
+    "Qwen3NextForCausalLM": _NEXT,
+    "Qwen3_5ForCausalLM": _NEXT,
+    "Qwen3_5MoeForCausalLM": _NEXT,
     "DeepseekV3ForCausalLM": {
         "auto_map": _CODE,
         "ep_size": _SPEED,

@@ -175,7 +175,8 @@ class MoE(Layer):
         return self.capacity.first == "choices"
 
     @property
-    def _shared_ffn(self) -> MLP:
+    def shared_ffn(self) -> MLP:
+        """The shared feed-forward."""
         hidden = self.ffn.hidden or self.ffn.expansion * known(self.width, "width", self)
         return dataclasses.replace(self.ffn, hidden=self.shared_hidden or self.shared * hidden)
 
@@ -198,7 +199,7 @@ class MoE(Layer):
             step = self.router.bias_step
             table["balance_bias"] = dataclasses.replace(vector, sign_step=step)
         if self.shared:
-            table["shared"] = self._shared_ffn.table()
+            table["shared"] = self.shared_ffn.table()
         if self.shared_gate:
             table["shared_gate"] = Param((width,), ("embed",), fan_in(width))
         return table
@@ -256,7 +257,7 @@ class MoE(Layer):
 
     def _shared(self, params: Params, x: Float[Array, "N D"], axes: Axes) -> Float[Array, "N D"]:
         """What this device's hidden units of the shared feed-forward add."""
-        partial = self._shared_ffn.partial(params["shared"], x)
+        partial = self.shared_ffn.partial(params["shared"], x)
         if not self.shared_gate:
             return partial
         if self.ffn.bias:

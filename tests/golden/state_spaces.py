@@ -90,6 +90,27 @@ DEEPSEEK = {
     "qk_rope_head_dim": 4,
     "v_head_dim": 5,
 }
+DELTAS = {
+    **SMALL,
+    "head_dim": 8,
+    "linear_num_value_heads": 6,
+    "linear_num_key_heads": 3,
+    "linear_key_head_dim": 4,
+    "linear_value_head_dim": 5,
+    "linear_conv_kernel_dim": 3,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 500.0,
+        "partial_rotary_factor": 0.5,
+    },
+}
+SHARED = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 12,
+    "shared_expert_intermediate_size": 20,
+}
+LINEAR = "linear_attention"
 CONFIGS = {
     "hf_llama": ("Llama", {**LLAMA, "head_dim": 8}),
     "hf_qwen2": ("Qwen2", {**LLAMA, "tie_word_embeddings": True}),
@@ -226,6 +247,28 @@ CONFIGS = {
         "Qwen3Moe",
         {**EXPERTS, "num_experts": 8, "head_dim": 8, "norm_topk_prob": True},
     ),
+    "hf_qwen3_next": (
+        "Qwen3Next",
+        {
+            **DELTAS,
+            **SHARED,
+            "num_hidden_layers": 4,
+            "mlp_only_layers": [1],
+            "norm_topk_prob": False,
+            "attention_bias": True,
+            "rms_norm_eps": 1e-4,
+        },
+    ),
+    "hf_qwen3_5": (
+        "Qwen3_5",
+        {
+            **DELTAS,
+            "num_hidden_layers": 3,
+            "layer_types": [LINEAR, FULL, LINEAR],
+            "tie_word_embeddings": True,
+        },
+    ),
+    "hf_qwen3_5_moe": ("Qwen3_5Moe", {**DELTAS, **SHARED, "layer_types": [FULL, LINEAR]}),
     "hf_deepseek_v3": (
         "DeepseekV3",
         {
@@ -249,6 +292,8 @@ CONFIGS = {
     ),
 }
 """Folder -> (class of transformers, configuration); every multiplier differs from 1."""
+OF_TEXT = ("Gemma3", "Qwen3_5", "Qwen3_5Moe")
+"""Classes with another configuration for pictures."""
 
 
 def random_model(name: str, seed: int = 0):
@@ -257,7 +302,7 @@ def random_model(name: str, seed: int = 0):
     import transformers
 
     kind, values = CONFIGS[name]
-    name = "Gemma3TextConfig" if kind == "Gemma3" else f"{kind}Config"
+    name = f"{kind}TextConfig" if kind in OF_TEXT else f"{kind}Config"
     config = getattr(transformers, name)(**values)
     torch.manual_seed(seed)
     model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()

@@ -51,6 +51,9 @@ NAMES = (
     "hf_qwen3_moe",
     "hf_deepseek_v3",
     "hf_deepseek_v3_plain",
+    "hf_qwen3_next",
+    "hf_qwen3_5",
+    "hf_qwen3_5_moe",
 )
 PARSCALE = "hf_parscale"  # by its official code, see tests/golden/parscale.py
 every_folder = pytest.mark.parametrize("name", [*NAMES, PARSCALE])
@@ -94,6 +97,8 @@ VARIANTS = (
     "hf_falcon_h1_normed",
     "hf_mixtral",
     "hf_deepseek_v3_plain",
+    "hf_qwen3_5",
+    "hf_qwen3_5_moe",
 )
 """Of what is in another folder: they write text with the same caches."""
 

@@ -1,0 +1,138 @@
+"""Folders of models with linear memories: fields that are told in several ways, and refusals."""
+
+import dataclasses
+
+import pytest
+
+from gam_jax.convert.folder import read_config, read_tensors
+from gam_jax.convert.hf import FAMILIES, read, write
+from gam_jax.convert.patterns import blocks_of
+from gam_jax.layers import Attention, LinearMemory
+from gam_jax.nested import with_held
+from gam_jax.params import count_params
+from sharding.errors import UserError
+from tests.gam_jax.convert.test_hf import GOLDEN
+
+
+def opened(name):
+    return read_config(GOLDEN / name), read_tensors(GOLDEN / name)
+
+
+def model_of(name, **changes):
+    config = read_config(GOLDEN / name)
+    return FAMILIES[config["architectures"][0]].model({**config, **changes})
+
+
+DELTAS = {
+    "head_dim": 256,
+    "num_attention_heads": 16,
+    "linear_num_value_heads": 32,
+    "linear_num_key_heads": 16,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+}
+EXPERTS = {
+    **DELTAS,
+    "hidden_size": 2048,
+    "num_key_value_heads": 2,
+    "moe_intermediate_size": 512,
+    "shared_expert_intermediate_size": 512,
+}
+NEXT = {
+    **EXPERTS,
+    "num_hidden_layers": 48,
+    "num_experts": 512,
+    "num_experts_per_tok": 10,
+    "vocab_size": 151936,
+}
+QWEN35 = {
+    **DELTAS,
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 4,
+    "vocab_size": 248320,
+}
+QWEN35_MOE = {**EXPERTS, "num_hidden_layers": 40, "num_experts": 256, "vocab_size": 248320}
+
+
+@pytest.mark.parametrize(
+    ("official", "config", "total"),
+    [
+        ("Qwen3NextForCausalLM", NEXT, 79_674_391_296),
+        ("Qwen3_5ForCausalLM", QWEN35, 8_953_803_264),
+        ("Qwen3_5MoeForCausalLM", QWEN35_MOE, 34_660_610_688),
+    ],
+)
+def test_sizes_of_transformers_have_as_many_parameters_as_it_counts(official, config, total):
+    assert count_params(FAMILIES[official].model(config).table()) == total
+
+
+def test_layers_are_told_by_a_list_or_by_an_interval():
+    whole, interval = (
+        model_of("hf_qwen3_next", layer_types=None, full_attention_interval=n) for n in (4, 2)
+    )
+    assert whole == model_of("hf_qwen3_next")
+    kinds = [isinstance(block.mixer, Attention) for block in blocks_of(interval)]
+    assert kinds == [False, True] * 2
+
+
+def test_a_quarter_of_a_head_turns_where_nothing_is_said():
+    mixer = blocks_of(model_of("hf_qwen3_5", rope_parameters=None))[1].mixer
+    assert mixer.positions.turned == mixer.size // 4
+
+
+def test_what_released_folders_say_besides_is_read():
+    """Sections of pictures' positions, the gate of attention, the multi-token head."""
+    config, tensors = opened("hf_qwen3_5")
+    rope = {**config["rope_parameters"], "mrope_section": [1, 1, 0], "mrope_interleaved": True}
+    more = {"rope_parameters": rope, "attn_output_gate": True, "mtp_num_hidden_layers": 1}
+    arrays = {**tensors, "mtp.fc.weight": tensors["model.norm.weight"]}
+    assert read({**config, **more}, arrays)[0] == read(config, tensors)[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("hf_qwen3_5", {"attn_output_gate": False}, "attn_output_gate=False"),
+        ("hf_qwen3_5", {"layer_types": ["linear_attention"]}, "no list of num_hidden_layers=3"),
+        ("hf_qwen3_5", {"layer_types": ["sliding_attention"] * 3}, "linear_attention or full"),
+        ("hf_qwen3_5", {"linear_num_key_heads": 4}, "does not divide linear_num_value_heads=6"),
+        ("hf_qwen3_5", {"linear_conv_kernel_dim": 1}, "2 or more"),
+        ("hf_qwen3_5", {"linear_num_key_heads": 2}, r"in_proj_qkv.weight' has .*\(54, 16\)"),
+        ("hf_qwen3_next", {"mlp_only_layers": [0]}, "layers.0.mlp.gate_proj.weight"),
+    ],
+)
+def test_what_is_not_known_is_refused_in_one_line(name, changes, message):
+    config, tensors = opened(name)
+    with pytest.raises(UserError, match=message) as raised:
+        read({**config, **changes}, tensors)
+    assert "\n" not in str(raised.value)
+
+
+def with_fields(layer, kind, **changes):
+    own = changes if isinstance(layer, kind) else {}
+    return with_held(layer, lambda inner: with_fields(inner, kind, **changes), **own)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "changes", "message"),
+    [
+        ("hf_qwen3_5", LinearMemory, {"negative": True}, "negative=False where"),
+        ("hf_qwen3_5", LinearMemory, {"eps": 1e-3}, "eps=1e-06 where"),
+        ("hf_qwen3_5", Attention, {"gated": False}, "gated=True where"),
+        ("hf_qwen3", Attention, {"gated": True}, "gated=False where"),
+    ],
+)
+def test_what_a_class_lacks_is_refused(name, kind, changes, message):
+    model, params = read(*opened(name))
+    official = read_config(GOLDEN / name)["architectures"][0]
+    with pytest.raises(UserError, match=message):
+        write(with_fields(model, kind, **changes), params, official)
+
+
+def test_how_a_scan_is_computed_is_no_matter_of_a_folder():
+    model, params = read(*opened("hf_qwen3_5"))
+    other = with_fields(model, LinearMemory, method="recurrent", chunk=8)
+    assert dataclasses.asdict(other) != dataclasses.asdict(model)
+    assert write(other, params)[0]["architectures"] == ["Qwen3_5ForCausalLM"]
