@@ -17,6 +17,7 @@ _SPEED = "chooses among programs that give the same numbers"
 _LABELS = "belongs to classifiers"
 _ELSEWHERE = "is read by other models, and by none of this class"
 _CODE = "names the code of the class for older versions of transformers, which is the same model"
+_UNREAD = "is read by no code of its class"
 _LOSS = "belongs to the balance loss of the training"
 
 EVERYWHERE: Mapping[str, str] = {
@@ -107,6 +108,18 @@ _NEXT = {
     "mtp_num_hidden_layers": "is of the multi-token head, which is not read",
     "mtp_use_dedicated_embeddings": "is of the multi-token head, which is not read",
 }
+_FLA = {
+    "attn_mode": _SPEED,
+    "fuse_cross_entropy": _SPEED,
+    "fuse_linear_cross_entropy": _SPEED,
+    "fuse_norm": _SPEED,
+    "fuse_swiglu": _SPEED,
+    "use_l2warp": _TRAINING,
+    "max_position_embeddings": "bounds attention, of which there is none",
+    "hidden_ratio": "is used without intermediate_size alone",
+    "share_conv_kernel": "is read by no code any more, and would be an array of another name",
+}
+_PLAIN_FLA = {**_FLA, "conv_size": "is that of short convolutions, where there are none"}
 
 OF: Mapping[str, Mapping[str, str]] = {
     "Qwen2ForCausalLM": _WINDOW,
@@ -147,6 +160,10 @@ OF: Mapping[str, Mapping[str, str]] = {
     "Qwen3NextForCausalLM": _NEXT,
     "Qwen3_5ForCausalLM": _NEXT,
     "Qwen3_5MoeForCausalLM": _NEXT,
+    "GLAForCausalLM": {**_PLAIN_FLA, "use_gk": _UNREAD, "use_gv": _UNREAD},
+    "DeltaNetForCausalLM": {**_FLA, "use_output_norm": _UNREAD},
+    "GatedDeltaNetForCausalLM": _FLA,
+    "RetNetForCausalLM": _PLAIN_FLA,
     "DeepseekV3ForCausalLM": {
         "auto_map": _CODE,
         "ep_size": _SPEED,

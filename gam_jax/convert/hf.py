@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gam_jax.config import unknown
-from gam_jax.convert import deepseek, dense, experts, falcon_h1, mamba, parscale, qwen_next
+from gam_jax.convert import deepseek, dense, experts, falcon_h1, fla, mamba, parscale, qwen_next
 from gam_jax.convert import folder as files
 from gam_jax.convert.family import UNLIKE, Config, Family
 from gam_jax.convert.fields import Fields
@@ -34,6 +34,7 @@ FAMILIES: Mapping[str, Family] = {
     **experts.FAMILIES,
     **deepseek.FAMILIES,
     **qwen_next.FAMILIES,
+    **fla.FAMILIES,
 }
 """Every architecture that config.json may name; a model is written as the first that fits."""
 

@@ -13,7 +13,14 @@ from gam_jax.convert.experts import Sparse, check_experts, read_experts, write_e
 from gam_jax.convert.family import Config, Family, check_plain, one
 from gam_jax.convert.fields import LAYERS, Fields
 from gam_jax.convert.folder import Reader
-from gam_jax.convert.memories import joined, parted, rows_of, sizes_of
+from gam_jax.convert.memories import (
+    joined,
+    parted,
+    read_named,
+    rows_of,
+    sizes_of,
+    write_named,
+)
 from gam_jax.convert.parts import (
     EXPERT,
     read_attention,
@@ -32,6 +39,18 @@ from gam_jax.params import Params
 LINEAR = "linear_attention"
 VARIANT = "gated_deltanet"
 MIXER, SHARED = "linear_attn", "mlp.shared_expert"
+NAMES = {
+    "decay_bias": "dt_bias",
+    "a_log": "A_log",
+    "norm": "norm.weight",
+    "w_out": "out_proj.weight",
+}
+APART = {
+    "w_gate": "in_proj_z.weight",
+    "w_beta": "in_proj_b.weight",
+    "w_decay": "in_proj_a.weight",
+}
+"""Our names of a memory's arrays -> theirs; those that may be stored together are apart."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,47 +211,37 @@ def _read_memory(spec: Next, memory: LinearMemory, reader: Reader, width: int) -
         return reader.take(f"{MIXER}.{name}", *shape)
 
     heads, groups, values = memory.heads, memory.groups, memory.values
-    mixed, inside, taps = sum(sizes_of(memory)), heads * values, memory.recipe.kernel
-    if spec.fused:
-        whole = take("in_proj_qkvz.weight", mixed + inside, width).T.reshape(width, groups, -1)
-        w_qkv, gate = np.split(whole, (memory.mixed,), axis=2)
-        both = take("in_proj_ba.weight", 2 * heads, width).T.reshape(width, groups, 2, -1)
-        beta, decay = both[:, :, 0], both[:, :, 1]
-    else:
-        w_qkv = joined(memory, rows_of(memory, take("in_proj_qkv.weight", mixed, width)))
-        gate = take("in_proj_z.weight", inside, width).T
-        beta, decay = (take(f"in_proj_{name}.weight", heads, width).T for name in "ba")
+    mixed, taps = sum(sizes_of(memory)), memory.recipe.kernel
+    found = {"conv": joined(memory, rows_of(memory, take("conv1d.weight", mixed, 1, taps)[:, 0]))}
+    if not spec.fused:
+        weights = rows_of(memory, take("in_proj_qkv.weight", mixed, width))
+        found["w_qkv"] = joined(memory, weights)
+        return found | read_named(memory, take, NAMES | APART)
+    whole = take("in_proj_qkvz.weight", mixed + heads * values, width)
+    w_qkv, gate = np.split(whole.T.reshape(width, groups, -1), (memory.mixed,), axis=2)
+    both = take("in_proj_ba.weight", 2 * heads, width).T.reshape(width, groups, 2, -1)
     return {
+        **found,
+        **read_named(memory, take, NAMES),
         "w_qkv": w_qkv,
-        "conv": joined(memory, rows_of(memory, take("conv1d.weight", mixed, 1, taps)[:, 0])),
-        "w_beta": beta.reshape(width, heads),
-        "w_decay": decay.reshape(width, heads),
-        "decay_bias": take("dt_bias", heads),
-        "a_log": take("A_log", heads),
-        "norm": take("norm.weight", values),
         "w_gate": gate.reshape(width, heads, values),
-        "w_out": take("out_proj.weight", width, inside).reshape(width, heads, values),
+        "w_beta": both[:, :, 0].reshape(width, heads),
+        "w_decay": both[:, :, 1].reshape(width, heads),
     }
 
 
 def _write_memory(spec: Next, memory: LinearMemory, params: Params) -> dict[str, np.ndarray]:
     """The inverse of `_read_memory`."""
-    width, groups = len(params["w_qkv"]), memory.groups
-    beta, decay, gate = (params[name] for name in ("w_beta", "w_decay", "w_gate"))
+    width, groups, w_qkv = len(params["w_qkv"]), memory.groups, params["w_qkv"]
+    tensors = {"conv1d.weight": np.concatenate(parted(memory, params["conv"]))[:, None]}
     if spec.fused:
-        whole = np.concatenate([params["w_qkv"], gate.reshape(width, groups, -1)], axis=2)
-        both = np.stack([x.reshape(width, groups, -1) for x in (beta, decay)], axis=2)
-        into = {"qkvz": whole.reshape(width, -1).T, "ba": both.reshape(width, -1).T}
+        whole = np.concatenate([w_qkv, params["w_gate"].reshape(width, groups, -1)], axis=2)
+        pair = (params[name].reshape(width, groups, -1) for name in ("w_beta", "w_decay"))
+        tensors["in_proj_qkvz.weight"] = whole.reshape(width, -1).T
+        tensors["in_proj_ba.weight"] = np.stack(list(pair), axis=2).reshape(width, -1).T
     else:
-        into = {"qkv": np.concatenate(parted(memory, params["w_qkv"])), "b": beta.T, "a": decay.T}
-        into["z"] = gate.reshape(width, -1).T
-    tensors = {f"in_proj_{name}.weight": x for name, x in into.items()} | {
-        "conv1d.weight": np.concatenate(parted(memory, params["conv"]))[:, None],
-        "dt_bias": params["decay_bias"],
-        "A_log": params["a_log"],
-        "norm.weight": params["norm"],
-        "out_proj.weight": params["w_out"].reshape(width, -1),
-    }
+        tensors["in_proj_qkv.weight"] = np.concatenate(parted(memory, w_qkv))
+    tensors |= write_named(memory, params, NAMES if spec.fused else NAMES | APART)
     return {f"{MIXER}.{name}": x for name, x in tensors.items()}
 
 

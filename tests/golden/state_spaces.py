@@ -306,6 +306,14 @@ def random_model(name: str, seed: int = 0):
     config = getattr(transformers, name)(**values)
     torch.manual_seed(seed)
     model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    randomise(model)
+    return model
+
+
+def randomise(model) -> None:
+    """Gives every weight a random value away from a neutral start."""
+    import torch
+
     with torch.no_grad():
         for path, weight in model.named_parameters():
             if path.endswith(("A_log", "dt_bias", "dt_proj.bias")):
@@ -317,7 +325,6 @@ def random_model(name: str, seed: int = 0):
         for path, state in model.named_buffers():
             if path.endswith("e_score_correction_bias"):
                 state.uniform_(-0.3, 0.3)
-    return model
 
 
 def expected(model, seed: int = 0) -> dict[str, np.ndarray]:

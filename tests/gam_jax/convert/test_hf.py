@@ -55,8 +55,12 @@ NAMES = (
     "hf_qwen3_5",
     "hf_qwen3_5_moe",
 )
+"""Of classes of transformers."""
 PARSCALE = "hf_parscale"  # by its official code, see tests/golden/parscale.py
-every_folder = pytest.mark.parametrize("name", [*NAMES, PARSCALE])
+LIBRARY = ("hf_gla", "hf_gla_convolved", "hf_delta_net", "hf_gated_deltanet", "hf_retnet")
+"""By the code of flash-linear-attention, see tests/golden/fla_models.py."""
+EVERY = (*NAMES, PARSCALE, *LIBRARY)
+every_folder = pytest.mark.parametrize("name", EVERY)
 
 
 def arrays_of(folder):
@@ -67,7 +71,7 @@ def arrays_of(folder):
     "name",
     [
         pytest.param(n, marks=[pytest.mark.slow] if n in ("hf_qwen2_sliding", "hf_olmo2") else [])
-        for n in (*NAMES, PARSCALE)
+        for n in EVERY
     ],
 )
 def test_logits_are_those_of_transformers(name):
@@ -99,6 +103,9 @@ VARIANTS = (
     "hf_deepseek_v3_plain",
     "hf_qwen3_5",
     "hf_qwen3_5_moe",
+    "hf_gla_convolved",
+    "hf_delta_net",
+    "hf_gated_deltanet",
 )
 """Of what is in another folder: they write text with the same caches."""
 
@@ -106,8 +113,8 @@ VARIANTS = (
 @pytest.mark.parametrize(
     "name",
     slow_unless_chosen(
-        [(name,) for name in (*NAMES, PARSCALE)],
-        [(name,) for name in (*NAMES, PARSCALE) if name not in VARIANTS],
+        [(name,) for name in EVERY],
+        [(name,) for name in EVERY if name not in VARIANTS],
     ),
 )
 def test_greedy_text_is_that_of_transformers(name):

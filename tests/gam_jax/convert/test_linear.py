@@ -9,6 +9,7 @@ from gam_jax.convert.hf import FAMILIES, read, write
 from gam_jax.convert.patterns import blocks_of
 from gam_jax.layers import Attention, LinearMemory
 from gam_jax.nested import with_held
+from gam_jax.ops.rotary import Positions
 from gam_jax.params import count_params
 from sharding.errors import UserError
 from tests.gam_jax.convert.test_hf import GOLDEN
@@ -99,8 +100,19 @@ def test_what_released_folders_say_besides_is_read():
         ("hf_qwen3_5", {"layer_types": ["sliding_attention"] * 3}, "linear_attention or full"),
         ("hf_qwen3_5", {"linear_num_key_heads": 4}, "does not divide linear_num_value_heads=6"),
         ("hf_qwen3_5", {"linear_conv_kernel_dim": 1}, "2 or more"),
-        ("hf_qwen3_5", {"linear_num_key_heads": 2}, r"in_proj_qkv.weight' has .*\(54, 16\)"),
+        ("hf_qwen3_5", {"linear_num_key_heads": 2}, r"conv1d.weight' has .*\(46, 1, 3\)"),
         ("hf_qwen3_next", {"mlp_only_layers": [0]}, "layers.0.mlp.gate_proj.weight"),
+        ("hf_gla", {"attn": {"layers": [1], "num_heads": 2}}, "attn="),
+        ("hf_gla", {"num_kv_heads": 1}, "num_kv_heads=1"),
+        ("hf_gla", {"feature_map": "elu"}, "'relu' or null alone"),
+        ("hf_gla", {"clamp_min": -3.0}, "clamp_min=-3.0"),
+        ("hf_gla", {"expand_k": 0.4}, "gives 9.6 channels, which are no whole heads"),
+        ("hf_gla", {"elementwise_affine": False}, "elementwise_affine=False"),
+        ("hf_gla", {"fuse_norm": False}, "has no 'model.layers.0.attn.g_norm.weight'"),
+        ("hf_delta_net", {"qk_norm": "sum"}, "qk_norm='sum'"),
+        ("hf_delta_net", {"use_short_conv": False}, "use_short_conv=False"),
+        ("hf_gated_deltanet", {"num_v_heads": 5}, "not a multiple of num_heads=2"),
+        ("hf_retnet", {"attnres_block_size": 2}, "attnres_block_size=2"),
     ],
 )
 def test_what_is_not_known_is_refused_in_one_line(name, changes, message):
@@ -108,6 +120,9 @@ def test_what_is_not_known_is_refused_in_one_line(name, changes, message):
     with pytest.raises(UserError, match=message) as raised:
         read({**config, **changes}, tensors)
     assert "\n" not in str(raised.value)
+
+
+SLOW = Positions(kind="linear", factor=2.0)
 
 
 def with_fields(layer, kind, **changes):
@@ -122,6 +137,8 @@ def with_fields(layer, kind, **changes):
         ("hf_qwen3_5", LinearMemory, {"eps": 1e-3}, "eps=1e-06 where"),
         ("hf_qwen3_5", Attention, {"gated": False}, "gated=True where"),
         ("hf_qwen3", Attention, {"gated": True}, "gated=False where"),
+        ("hf_retnet", LinearMemory, {"positions": SLOW}, "positions.kind='default' where"),
+        ("hf_delta_net", LinearMemory, {"variant": "gated_deltanet"}, "variant='deltanet' where"),
     ],
 )
 def test_what_a_class_lacks_is_refused(name, kind, changes, message):
@@ -129,6 +146,12 @@ def test_what_a_class_lacks_is_refused(name, kind, changes, message):
     official = read_config(GOLDEN / name)["architectures"][0]
     with pytest.raises(UserError, match=message):
         write(with_fields(model, kind, **changes), params, official)
+
+
+def test_hidden_units_are_those_of_the_library_where_none_are_given():
+    for width, wanted in ((24, 256), (1024, 2816)):
+        model = model_of("hf_gla", intermediate_size=None, hidden_size=width, num_heads=2)
+        assert model.block.ffn.hidden == wanted
 
 
 def test_how_a_scan_is_computed_is_no_matter_of_a_folder():
