@@ -96,7 +96,6 @@ class Library:
         if self.delta:
             config.only("use_short_conv", True)
         convolved = config.flag("use_short_conv", self.delta)
-        feature = {} if self.delta else {"feature": _feature(config)}
         negative = self.delta and config.flag("allow_neg_eigval", False)
         config.flag("fuse_norm", True)
         return LinearMemory(
@@ -109,7 +108,7 @@ class Library:
             gated=config.flag(*self.gate),
             negative=negative,
             eps=eps,
-            **feature,
+            feature="" if self.delta else _feature(config),
         )
 
     def write(self, model: LanguageModel) -> dict[str, Any]:
