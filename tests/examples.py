@@ -94,11 +94,12 @@ EXAMPLES: dict[str, Layer] = {
     "RMSNorm": RMSNorm(width=WIDTH),
     "MLP swiglu": MLP(width=WIDTH, activation="swiglu", hidden=24, bias=False),
     "MLP geglu": MLP(width=WIDTH, activation="geglu"),
+    "MLP clamped": MLP(width=WIDTH, activation="clamped_swiglu", clamp=0.5),
     "MoE": MoE(width=WIDTH),
     "MoE of all kinds": MoE(
         width=WIDTH,
         experts=16,
-        ffn=MLP(expansion=1, gate_scale=0.7),
+        ffn=MLP(expansion=1, activation="clamped_swiglu", clamp=0.5),
         shared=2,
         router=Router("sigmoid", scale=2.5, groups=4, chosen_groups=2, bias=True, bias_step=0.1),
         capacity=Capacity(1.0, tokens=5),
@@ -164,7 +165,15 @@ EXAMPLES: dict[str, Layer] = {
     "Attention capped": Attention(width=WIDTH, heads=8, head_size=2, context=32, soft_cap=2.0),
     "Attention sinks": Attention(width=WIDTH, heads=8, head_size=2, context=32, sinks=True),
     "LatentAttention": LatentAttention(
-        width=WIDTH, heads=8, latent=5, query_latent=6, head_size=2, rotary_size=4, context=32
+        width=WIDTH,
+        heads=8,
+        latent=5,
+        query_latent=6,
+        head_size=2,
+        rotary_size=4,
+        positions=Positions(kind="yarn", factor=2.0, original=8, scale=1.2, neighbours=True),
+        context=32,
+        bias=True,
     ),
     "LatentAttention of plain queries": LatentAttention(
         width=WIDTH, heads=8, latent=4, head_size=2, rotary_size=2, value_size=3, context=40
@@ -313,6 +322,7 @@ VARIANTS = frozenset(
         "Mamba2 norm first",
         "MLP scaled",
         "MLP geglu",
+        "MLP clamped",
         "MoE first choices first",
         "MoE chosen by experts",
         "MHS of one head",

@@ -18,6 +18,7 @@ _LABELS = "belongs to classifiers"
 _ELSEWHERE = "is read by other models, and by none of this class"
 _CODE = "names the code of the class for older versions of transformers, which is the same model"
 _UNREAD = "is read by no code of its class"
+_DENSE = "is that of dense blocks, where there are none"
 _LOSS = "belongs to the balance loss of the training"
 
 EVERYWHERE: Mapping[str, str] = {
@@ -161,7 +162,7 @@ OF: Mapping[str, Mapping[str, str]] = {
     "MixtralForCausalLM": {"moe_intermediate_size": _ELSEWHERE},
     "Qwen3MoeForCausalLM": {
         "max_window_layers": _ELSEWHERE,
-        "intermediate_size": "is that of dense blocks, where there are none",
+        "intermediate_size": _DENSE,
     },
     "Qwen3NextForCausalLM": _NEXT,
     "Qwen3_5ForCausalLM": _NEXT,
@@ -170,7 +171,13 @@ OF: Mapping[str, Mapping[str, str]] = {
     "DeltaNetForCausalLM": {**_FLA, "use_output_norm": _UNREAD},
     "GatedDeltaNetForCausalLM": _FLA,
     "RetNetForCausalLM": _PLAIN_FLA,
+    "GptOssForCausalLM": {
+        "experts_per_token": _ELSEWHERE,
+        "initial_context_length": _ELSEWHERE,
+    },
+    "Glm4MoeForCausalLM": {"intermediate_size": _DENSE},
     "DeepseekV3ForCausalLM": {
+        "intermediate_size": _DENSE,
         "auto_map": _CODE,
         "ep_size": _SPEED,
         "aux_loss_alpha": _LOSS,

@@ -12,12 +12,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from gam_jax.config import unknown
-from gam_jax.convert import deepseek, dense, experts, falcon_h1, fla, mamba, parscale, qwen_next
+from gam_jax.convert import (
+    deepseek,
+    dense,
+    experts,
+    falcon_h1,
+    fla,
+    gpt_oss,
+    mamba,
+    parscale,
+    qwen_next,
+)
 from gam_jax.convert import folder as files
 from gam_jax.convert.family import UNLIKE, Config, Family
 from gam_jax.convert.fields import Fields
 from gam_jax.convert.folder import Reader, Stored
 from gam_jax.convert.harmless import EVERYWHERE, NEUTRAL, OF, kept_fields
+from gam_jax.convert.unsupported import UNSUPPORTED
 from gam_jax.models.language import LanguageModel
 from gam_jax.params import Params, abstract_params, path_name
 from sharding.errors import UserError
@@ -32,6 +43,7 @@ FAMILIES: Mapping[str, Family] = {
     **falcon_h1.FAMILIES,
     **parscale.FAMILIES,
     **experts.FAMILIES,
+    **gpt_oss.FAMILIES,
     **deepseek.FAMILIES,
     **qwen_next.FAMILIES,
     **fla.FAMILIES,
@@ -274,12 +286,14 @@ def architecture(config: Config) -> str:
     """The architecture that config.json names.
 
     Raises:
-      UserError: none, several, or one that is not known here.
+      UserError: none, several, one that is not known here, or one that is known not to be read.
     """
     names = config.get("architectures")
     if isinstance(names, list | tuple) and len(names) > 1:
         raise Fields.of(config).refused("architectures", "is more than one: name the one it is")
     name = names[0] if isinstance(names, list | tuple) and names else None
+    if isinstance(name, str) and name in UNSUPPORTED:
+        raise UserError(f"config.json: {name} is not read here: {UNSUPPORTED[name]}")
     if not isinstance(name, str) or name not in FAMILIES:
         shown = name if isinstance(name, str) and name.isprintable() else None
         message = unknown(shown, FAMILIES, "architecture")

@@ -108,6 +108,8 @@ def read_attention(
             shape = attention.table()[ours].shape
             stored = reader.take(f"self_attn.{name}.weight", math.prod(shape))
             mixer[ours] = stored.reshape(shape)
+    if attention.sinks:
+        mixer["sinks"] = reader.take("self_attn.sinks", attention.heads)
     return mixer
 
 
@@ -151,4 +153,6 @@ def write_attention(mixer: Params, width: int, fused: bool = False) -> dict[str,
     for ours, name in HEAD_NORMS.items():
         if ours in mixer:
             tensors[f"self_attn.{name}.weight"] = mixer[ours].reshape(-1)
+    if "sinks" in mixer:
+        tensors["self_attn.sinks"] = mixer["sinks"]
     return tensors

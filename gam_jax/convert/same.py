@@ -10,7 +10,7 @@ from gam_jax.config import flatten, to_dict
 from gam_jax.convert import patterns
 from gam_jax.convert.family import Config
 from gam_jax.convert.fields import shown
-from gam_jax.layers import MLP, Attention, Layer, LinearMemory, MoE
+from gam_jax.layers import MLP, Attention, LatentAttention, Layer, LinearMemory, MoE
 from gam_jax.layers.base import INHERITED
 from gam_jax.models.language import LanguageModel
 from sharding.errors import UserError
@@ -72,6 +72,9 @@ def _plain(layer: Any, width: int) -> Any:
         changed |= {"kv_heads": layer.groups, "head_size": layer.size}
         changed["scale"] = layer.scale or layer.size**-0.5
         changed["context"] = 1 if layer.window else layer.context
+    if isinstance(layer, LatentAttention):
+        changed["value_size"] = layer.value_size or layer.head_size
+        changed["scale"] = layer.rule.scale
     if isinstance(layer, MLP):
         changed |= {"hidden": layer.hidden or layer.expansion * width, "expansion": 1}
     if isinstance(layer, LinearMemory):

@@ -49,6 +49,7 @@ class LatentAttention(Layer):
       positions: how those are stretched.
       context: tokens that the cache holds, and so the most that a sequence may have.
       scale: of the scores; 0 for 1 / sqrt(N + P).
+      bias: whether the maps to the latents and to the shared key, and the output, have one.
       dropout: rate on the output in training.
     """
 
@@ -63,6 +64,7 @@ class LatentAttention(Layer):
     positions: Positions = Positions()
     context: Size = 2048
     scale: NotNegative = 0.0
+    bias: bool = False
     dropout: Rate | None = None
 
     def __post_init__(self) -> None:
@@ -99,6 +101,7 @@ class LatentAttention(Layer):
         """Queries; latent [D, R], its norm [R], shared_key [D, P]; key, value [R, H, ...]; out.
 
         query [D, H, N + P]; with Q, query_latent [D, Q], query_norm [Q] and query [Q, H, N + P].
+        With biases query_latent_bias [Q], latent_bias [R], shared_key_bias [P] and out_bias [D].
         """
         width, heads, latent = known(self.width, "width", self), self.heads, self.latent
         size, values = self.head_size + self.rotary_size, self.value_size or self.head_size
@@ -119,6 +122,12 @@ class LatentAttention(Layer):
             table[name] = Param(shape, ("latent", "heads", None), fan_in(latent))
         inside = heads * values
         table["out"] = Param((heads, values, width), ("heads", None, "embed"), fan_in(inside))
+        if self.bias:
+            queries = ("query_latent",) if self.query_latent else ()
+            for name in (*queries, "latent", "shared_key"):
+                shape = table[name].shape[1:]
+                table[f"{name}_bias"] = Param(shape, (None,), fan_in(width), decay=False)
+            table["out_bias"] = Param((width,), ("embed",), fan_in(inside), decay=False)
         return table
 
     def carry_table(self, batch: int) -> Any:
@@ -188,6 +197,8 @@ class LatentAttention(Layer):
         flat = mixed.reshape(-1, out.shape[0] * out.shape[1])
         partial = linear(flat, out.reshape(-1, out.shape[-1])).reshape(*q.shape[:2], -1)
         y = residual.leave_sum(partial, axes.of("heads"), axes)
+        if self.bias:
+            y = y + params["out_bias"]
         after = position + tokens if spans is None else spans.after
         return dropout(y, self.dropout or 0.0, key, axes), {**cache, "position": after}
 
@@ -226,8 +237,10 @@ class LatentAttention(Layer):
     ) -> dict[str, Array]:
         """latent [B, S, R] and turned shared_key [B, S, P] of all tokens, alike on all devices."""
         flat = x.reshape(-1, x.shape[-1])
-        latent = rms_norm(linear(flat, params["latent"]), params["latent_norm"], NORM_EPS)
-        shared = linear(flat, params["shared_key"]).reshape(*x.shape[:2], 1, -1)
+        latent = linear(flat, params["latent"], params.get("latent_bias"))
+        latent = rms_norm(latent, params["latent_norm"], NORM_EPS)
+        shared = linear(flat, params["shared_key"], params.get("shared_key_bias"))
+        shared = shared.reshape(*x.shape[:2], 1, -1)
         shared = rotary(shared, places, self.rotary, positions)[:, :, 0]
         found = {"latent": latent.reshape(*x.shape[:2], -1), "shared_key": shared}
         for axis in reversed(axes.tokens):
@@ -244,7 +257,8 @@ class LatentAttention(Layer):
     ) -> Float[Array, "B T H N+P"]:
         """This device's heads' queries, their last P channels turned."""
         if self.query_latent:
-            flat = linear(x.reshape(-1, x.shape[-1]), params["query_latent"])
+            flat = x.reshape(-1, x.shape[-1])
+            flat = linear(flat, params["query_latent"], params.get("query_latent_bias"))
             x = rms_norm(flat, params["query_norm"], NORM_EPS).reshape(*x.shape[:2], -1)
         x = residual.enter(x, axes, "heads")
         weight = params["query"]

@@ -147,7 +147,7 @@ MIXERS = MEMORIES | {
     "gated attention": dataclasses.replace(PLAIN, gated=True, bias=True),
     "written GAM of attention": WrittenGAM(PLAIN, slots=16),
     "latent attention": LATENT,
-    "latent queries": dataclasses.replace(LATENT, query_latent=10),
+    "latent queries": dataclasses.replace(LATENT, query_latent=10, bias=True),
     "TCN": TCN(levels=3, factor=3, convs=2),
     "TCNCA, whole chunks": TCNCA(tcn=TCN(levels=2), chunk=4, keys=6),
     "TCNCA, chunks over shards": TCNCA(tcn=TCN(levels=2), chunk=12, keys=6, variant="simple"),

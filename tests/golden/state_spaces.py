@@ -303,6 +303,73 @@ CONFIGS = {
         {**DEEPSEEK, "num_hidden_layers": 1, "first_k_dense_replace": 0, "q_lora_rank": None}
         | {"intermediate_size": 24},
     ),
+    "hf_deepseek_v3_odd": (
+        "DeepseekV3",
+        {
+            **DEEPSEEK,
+            "num_hidden_layers": 2,
+            "hidden_act": "gelu",
+            "attention_bias": True,
+            "n_shared_experts": 0,
+            "norm_topk_prob": False,
+            "routed_scaling_factor": 1.7,
+            "rope_interleave": False,
+            "rms_norm_eps": 1e-4,
+            "tie_word_embeddings": True,
+            "rope_parameters": {**YARN, "mscale": 0.8, "mscale_all_dim": 1.2},
+        },
+    ),
+    "hf_deepseek_v3_dense": (
+        "DeepseekV3",
+        {
+            **DEEPSEEK,
+            "num_hidden_layers": 2,
+            "first_k_dense_replace": 3,
+            "q_lora_rank": None,
+            "attention_bias": True,
+            "rope_parameters": {
+                "rope_type": "linear",
+                "rope_theta": 500.0,
+                "factor": 4.0,
+                "mscale_all_dim": 0.707,
+            },
+        },
+    ),
+    "hf_glm4_moe": (
+        "Glm4Moe",
+        {
+            **EXPERTS,
+            "num_hidden_layers": 3,
+            "intermediate_size": 20,
+            "head_dim": 8,
+            "n_routed_experts": 6,
+            "n_group": 3,
+            "topk_group": 2,
+            "num_experts_per_tok": 2,
+            "routed_scaling_factor": 1.7,
+            "norm_topk_prob": False,
+            "use_qk_norm": True,
+            "attention_bias": True,
+            "rms_norm_eps": 1e-4,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
+        },
+    ),
+    "hf_gpt_oss": (
+        "GptOss",
+        {
+            **SMALL,
+            "num_hidden_layers": 3,
+            "head_dim": 6,
+            "intermediate_size": 12,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 3,
+            "sliding_window": 6,
+            "swiglu_alpha": 1.3,
+            "swiglu_limit": 0.8,
+            "rms_norm_eps": 1e-4,
+            "rope_parameters": {**YARN, "truncate": False},
+        },
+    ),
 }
 """Folder -> (class of transformers, configuration); every multiplier differs from 1."""
 OF_TEXT = ("Gemma3", "Qwen3_5", "Qwen3_5Moe")

@@ -56,6 +56,10 @@ NAMES = (
     "hf_qwen3_next",
     "hf_qwen3_5",
     "hf_qwen3_5_moe",
+    "hf_deepseek_v3_odd",
+    "hf_deepseek_v3_dense",
+    "hf_glm4_moe",
+    "hf_gpt_oss",
 )
 """Of classes of transformers."""
 PARSCALE = "hf_parscale"  # by its official code, see tests/golden/parscale.py
@@ -110,6 +114,8 @@ VARIANTS = (
     "hf_gla_convolved",
     "hf_delta_net",
     "hf_gated_deltanet",
+    "hf_deepseek_v3_dense",
+    "hf_glm4_moe",
 )
 """Of what is in another folder: they write text with the same caches."""
 
@@ -203,7 +209,7 @@ def test_what_is_not_known_is_refused_in_one_line(changes, message):
         ("hf_falcon_h1", {"neighbours": True}, "halves of heads"),
         ("hf_llama", {"neighbours": True}, "neighbours=False where"),
         ("hf_llama", {"kind": "linear", "factor": 2.0, "slow": 3.0}, "no such positions: .*slow"),
-        ("hf_deepseek_v3", {"kind": "linear", "factor": 2.0}, "plain positions, or those of YaRN"),
+        ("hf_deepseek_v3", {"turned": 2}, "no such positions: turned=2"),
     ],
 )
 def test_positions_that_a_class_does_not_have_are_refused(name, changes, message):

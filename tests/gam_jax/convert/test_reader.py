@@ -32,6 +32,8 @@ ALIKE = {
     "hf_falcon_h1",
     "hf_deepseek_v3_plain",
     "hf_qwen3_5_moe",
+    "hf_deepseek_v3_dense",
+    "hf_glm4_moe",
 }
 """Folders that are read by the same code as one of the others."""
 every_folder = pytest.mark.parametrize(
@@ -203,6 +205,19 @@ SAME_FUNCTION = {
 """Fields whose other values may give the same model."""
 
 
+OF_EXPERTS = (
+    "first_k_dense_replace",
+    "moe_intermediate_size",
+    "n_group",
+    "n_routed_experts",
+    "n_shared_experts",
+    "norm_topk_prob",
+    "num_experts_per_tok",
+    "routed_scaling_factor",
+    "topk_group",
+)
+
+
 def places(config):
     """The paths of all fields."""
     for name, value in config.items():
@@ -229,8 +244,8 @@ def check_any_value_gives_a_model_or_one_line(name, path, value):
     harmless = {*EVERYWHERE, *OF.get(config["architectures"][0], {}), *SAME_FUNCTION}
     found = outcome(read, changed(config, path, value), tensors)
     before = functools.reduce(lambda values, key: values[key], path, config)
-    if name == "hf_deepseek_v3_plain":
-        harmless.add("intermediate_size")  # of dense blocks, of which it has none
+    if name == "hf_deepseek_v3_dense":
+        harmless.update(OF_EXPERTS)  # of which it has none
     same = value == before or says_nothing(value) or path[0] in harmless
     assert same or found is None or found[0] != model_of(name), f"{path}={value!r} is not used"
 
@@ -311,7 +326,7 @@ def test_what_would_change_the_function_is_named(name, change, words):
     assert words in refusal(read, {**config, **change}, tensors)
 
 
-PARTLY_TURNED = ("hf_glm4", "hf_qwen3_next", "hf_qwen3_5", "hf_qwen3_5_moe")
+PARTLY_TURNED = ("hf_glm4", "hf_glm4_moe", "hf_qwen3_next", "hf_qwen3_5", "hf_qwen3_5_moe")
 """Folders of classes that turn a part of a head where nothing is said."""
 
 
@@ -349,6 +364,12 @@ def test_neutral_values_and_nulls_change_nothing(name):
         ("hf_falcon_h1", {"mlp_multipliers": [1.0]}, "mlp_multipliers=[1.0]"),
         ("hf_deepseek_v3", {"scoring_func": "softmax"}, "scoring_func='softmax'"),
         ("hf_deepseek_v3", {"num_key_value_heads": 2}, "num_key_value_heads=2"),
+        ("hf_deepseek_v3", {"num_mtp_layers": -1}, "num_mtp_layers=-1"),
+        ("hf_deepseek_v3", {"topk_group": 5}, "chosen_groups"),
+        ("hf_gpt_oss", {"swiglu_limit": 0.0}, "swiglu_limit=0.0"),
+        ("hf_gpt_oss", {"sliding_window": None}, "layer_types="),
+        ("hf_glm4_moe", {"use_qk_norm": False}, "k_norm.weight"),
+        ("hf_mixtral", {"hidden_act": "relu"}, "silu, gelu, gelu_pytorch_tanh alone"),
         ("hf_deepseek_v3_plain", {"q_lora_rank": 0}, "q_lora_rank=0"),
         ("hf_parscale", {"parscale_n": 1}, "aggregate_layer"),
         ("hf_parscale", {"parscale_attn_smooth": 7}, "smoothing"),
