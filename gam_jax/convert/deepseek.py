@@ -22,7 +22,7 @@ from gam_jax.convert.latent import (
     written_latent,
 )
 from gam_jax.convert.parts import read_units, write_units
-from gam_jax.layers import LatentAttention, Layer, MoE
+from gam_jax.layers import MLP, LatentAttention, Layer, MoE
 from gam_jax.models.language import LanguageModel
 from gam_jax.nested import with_held
 from gam_jax.ops.routing import Router
@@ -55,7 +55,7 @@ class Deep(Sparse):
     routed: int = 128
     hidden: int = 1408
 
-    def experts(self, config: Fields) -> MoE:
+    def experts(self, config: Fields) -> MLP | MoE:
         """Those of a block that has some."""
         refuse(config, scoring_func="sigmoid", topk_method="noaux_tc", moe_layer_freq=1)
         predicted(config)

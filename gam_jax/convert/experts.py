@@ -59,7 +59,8 @@ class Sparse(Attentions):
         if self.biases == "never":
             config.only("attention_bias", False)
         width, layers = config.size("hidden_size"), config.size("num_hidden_layers", most=LAYERS)
-        norm = RMSNorm(eps=config.number("rms_norm_eps", self.eps, least=0))
+        eps = config.number("rms_norm_eps", self.eps, least=0)
+        norm = RMSNorm(eps=eps, centred=self.centred)
         sparse = self.experts(config)
         blocks = []
         attentions = self.attentions(config, width, layers, norm.eps)
@@ -74,14 +75,18 @@ class Sparse(Attentions):
             tied=config.flag("tie_word_embeddings", False),
         )
 
-    def experts(self, config: Fields) -> MoE:
-        """Those of a block that has some."""
+    @property
+    def hidden_name(self) -> str:
+        """The field that tells the hidden units of an expert."""
+        return "moe_intermediate_size" if self.mixed else "intermediate_size"
+
+    def experts(self, config: Fields) -> MLP | MoE:
+        """Those of a block that has some; what all blocks have in classes without."""
         jitter = config.number("router_jitter_noise", 0.0, least=0) if self.jitters else 0.0
-        hidden = "moe_intermediate_size" if self.mixed else "intermediate_size"
         return MoE(
             experts=count_experts(config, "num_local_experts", "num_experts"),
             chosen=config.size("num_experts_per_tok", self.chosen),
-            ffn=hidden_units(config, hidden),
+            ffn=hidden_units(config, self.hidden_name),
             router=Router(
                 renormalise=self.renormalises or config.flag("norm_topk_prob", False),
                 jitter=jitter,
@@ -144,13 +149,13 @@ class Sparse(Attentions):
             "num_local_experts": ffn.experts,
             "num_experts_per_tok": ffn.chosen,
             "router_aux_loss_coef": router.balance,
+            self.hidden_name: hidden,
         }
         if self.jitters:
             config["router_jitter_noise"] = router.jitter
         if not self.mixed:
-            return config | {"intermediate_size": hidden}
+            return config
         return config | {
-            "moe_intermediate_size": hidden,
             "num_experts": ffn.experts,
             "norm_topk_prob": router.renormalise,
             "decoder_sparse_step": 1,

@@ -197,8 +197,8 @@ def _read(spec: Library, model: LanguageModel, reader: Reader) -> Params:
 
 def _write(spec: Library, model: LanguageModel, params: Params) -> dict[str, np.ndarray]:
     memory, _ = _memory_of(spec, model)
-    mixer, names = params["mixer"], _names(spec, memory)
-    own = {**write_apart(memory, mixer), **write_named(memory, mixer, names)}
+    mixer = params["mixer"]
+    own = {**write_apart(mixer), **write_named(mixer, _names(spec, memory))}
     return {
         **write_norms(params, NORMS),
         **{f"attn.{name}": x for name, x in own.items()},

@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 
 from gam_jax.layers import LinearMemory
-from gam_jax.params import Param, Params
+from gam_jax.params import Params
 
 Take = Callable[..., np.ndarray]
 """(name, *shape) -> an array of a folder, as `Reader.take`."""
+
+OUT = "w_out"
+"""The matrix that stands as outputs x inputs here too."""
 
 
 def sizes_of(memory: LinearMemory) -> tuple[int, int, int]:
@@ -25,10 +28,11 @@ def joined(memory: LinearMemory, parts: Iterable[np.ndarray]) -> np.ndarray:
     return np.concatenate([x.T.reshape(x.shape[1], memory.groups, -1) for x in parts], axis=2)
 
 
-def parted(memory: LinearMemory, mixed: np.ndarray) -> list[np.ndarray]:
-    """The inverse of `joined`."""
-    ends = (memory.keys, 2 * memory.keys)
-    return [x.reshape(len(x), -1).T for x in np.split(mixed, ends, axis=2)]
+def parted(params: Params, name: str) -> list[np.ndarray]:
+    """The inverse of `joined`, of w_qkv or conv of a memory's parameters."""
+    mixed, (heads, values) = params[name], params[OUT].shape[1:]
+    keys = (mixed.shape[2] - heads // mixed.shape[1] * values) // 2
+    return [x.reshape(len(x), -1).T for x in np.split(mixed, (keys, 2 * keys), axis=2)]
 
 
 def rows_of(memory: LinearMemory, stored: np.ndarray) -> list[np.ndarray]:
@@ -49,48 +53,45 @@ def read_apart(memory: LinearMemory, take: Take) -> dict[str, np.ndarray]:
     return found
 
 
-def write_apart(memory: LinearMemory, params: Params) -> dict[str, np.ndarray]:
+def write_apart(params: Params) -> dict[str, np.ndarray]:
     """The inverse of `read_apart`."""
-    tensors = {}
-    for name, weight in zip("qkv", parted(memory, params["w_qkv"]), strict=True):
-        tensors[f"{name}_proj.weight"] = weight
+    weights = zip("qkv", parted(params, "w_qkv"), strict=True)
+    tensors = {f"{name}_proj.weight": weight for name, weight in weights}
     if "conv" in params:
-        for name, filters in zip("qkv", parted(memory, params["conv"]), strict=True):
+        for name, filters in zip("qkv", parted(params, "conv"), strict=True):
             tensors[f"{name}_conv1d.weight"] = filters[:, None]
     return tensors
 
 
 def read_named(memory: LinearMemory, take: Take, names: Mapping[str, str]) -> dict[str, np.ndarray]:
-    """Matrices as outputs x inputs, and vectors; `names` are ours and theirs.
+    """Matrices, whose names begin with w_, as outputs x inputs; and vectors.
 
-    Names of what this memory lacks are passed over.
+    Args:
+      memory: the layer; names of what it lacks are passed over.
+      take: hands out arrays.
+      names: ours, and theirs.
     """
     found = {}
     for ours, param in memory.table().items():
-        if ours in names:
-            stored = take(names[ours], *_stored(ours, param))
-            turned = len(_stored(ours, param)) == 2 and not param.transposed
-            found[ours] = (stored.T if turned else stored).reshape(param.shape)
+        if ours not in names:
+            continue
+        rest = math.prod(param.shape[1:])
+        if not ours.startswith("w_"):
+            stored = take(names[ours], math.prod(param.shape))
+        elif ours == OUT:
+            stored = take(names[ours], param.shape[0], rest)
+        else:
+            stored = take(names[ours], rest, param.shape[0]).T
+        found[ours] = stored.reshape(param.shape)
     return found
 
 
-def write_named(
-    memory: LinearMemory, params: Params, names: Mapping[str, str]
-) -> dict[str, np.ndarray]:
+def write_named(params: Params, names: Mapping[str, str]) -> dict[str, np.ndarray]:
     """The inverse of `read_named`."""
     tensors = {}
-    for ours, param in memory.table().items():
-        if ours in names:
-            shape = _stored(ours, param)
-            flat = len(shape) == 1 or param.transposed
-            own = params[ours].reshape(shape if flat else shape[::-1])
-            tensors[names[ours]] = own if flat else own.T
+    for ours, theirs in names.items():
+        if ours in params:
+            own = params[ours]
+            flat = own.reshape(len(own), -1) if ours.startswith("w_") else own.reshape(-1)
+            tensors[theirs] = flat if ours == OUT else flat.T
     return tensors
-
-
-def _stored(name: str, param: Param) -> tuple[int, ...]:
-    """The shape of a matrix, whose name begins with w_, or of a vector, in a folder."""
-    if not name.startswith("w_"):
-        return (math.prod(param.shape),)
-    rest = math.prod(param.shape[1:])
-    return (param.shape[0], rest) if param.transposed else (rest, param.shape[0])

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
 from gam_jax.convert import patterns
 from gam_jax.convert.attentions import FULL
-from gam_jax.convert.experts import Sparse, check_experts, read_experts, write_experts
-from gam_jax.convert.family import Config, Family, check_plain, one
-from gam_jax.convert.fields import LAYERS, Fields
+from gam_jax.convert.experts import Sparse, hidden_units
+from gam_jax.convert.family import Config, one, refuse
+from gam_jax.convert.fields import Fields
 from gam_jax.convert.folder import Reader
 from gam_jax.convert.memories import (
     joined,
@@ -21,23 +22,13 @@ from gam_jax.convert.memories import (
     sizes_of,
     write_named,
 )
-from gam_jax.convert.parts import (
-    EXPERT,
-    read_attention,
-    read_norms,
-    read_units,
-    write_attention,
-    write_norms,
-    write_units,
-)
+from gam_jax.convert.parts import read_attention, read_units, write_units
 from gam_jax.convert.positions import rope
-from gam_jax.convert.same import check_same
-from gam_jax.layers import MLP, Attention, Block, LinearMemory, MoE, RMSNorm
+from gam_jax.layers import MLP, Attention, Layer, LinearMemory, MoE
 from gam_jax.models.language import LanguageModel
 from gam_jax.params import Params
 
 LINEAR = "linear_attention"
-VARIANT = "gated_deltanet"
 MIXER, SHARED = "linear_attn", "mlp.shared_expert"
 NAMES = {
     "decay_bias": "dt_bias",
@@ -58,143 +49,167 @@ class Next(Sparse):
     """What tells one class from the other.
 
     Attributes:
-      ffn: "dense"; "experts", in each block; "mixed", where config.json may make some dense.
+      has_experts: whether its blocks have some; each of them, unless `mixed`.
       fused: whether the maps of a group of heads are stored together, as in_proj_qkvz and
         in_proj_ba; else as in_proj_qkv, in_proj_z, in_proj_b and in_proj_a.
     """
 
-    ffn: str = "mixed"
+    has_experts: bool = True
     fused: bool = False
+    mixer: ClassVar[type[Layer]] = Layer
 
     def read(self, values: Config) -> LanguageModel:
         """The model of a config.json; a UserError where this project cannot express it."""
         config = Fields.of(values)
-        for name, known in (("hidden_act", "silu"), ("attn_output_gate", True)):
-            config.only(name, known)
-        config.only("use_sliding_window", False)
+        refuse(config, hidden_act="silu", attn_output_gate=True, use_sliding_window=False)
         for name in ("mrope_section", "mrope_interleaved"):
             rope(config).get(name)  # of pictures: a text has one place for all sections
-        width, layers = config.size("hidden_size"), config.size("num_hidden_layers", most=LAYERS)
-        norm = RMSNorm(eps=config.number("rms_norm_eps", self.eps, least=0), centred=True)
-        memory = _memory(config, norm.eps)
-        sparse = None if self.ffn == "dense" else self._with_shared(config)
-        attentions = self.attentions(config, width, layers, norm.eps)
-        dense = self._dense(config, layers) if self.ffn == "mixed" else [sparse is None] * layers
-        blocks = []
-        for i, kind in enumerate(_kinds(config, layers)):
-            full = dataclasses.replace(attentions[i], gated=True)
-            ffn = _units(config, "intermediate_size") if sparse is None or dense[i] else sparse
-            blocks.append(Block(memory if kind == LINEAR else full, ffn, norm))
-        return LanguageModel(
-            **patterns.in_order(blocks),
-            width=width,
-            vocab=config.size("vocab_size"),
-            norm=norm,
-            tied=config.flag("tie_word_embeddings", False),
-        )
+        return super().read(config)
+
+    def attentions(self, config: Fields, width: int, layers: int, eps: float) -> Sequence[Any]:
+        """The mixer of each layer."""
+        full = super().attentions(config, width, layers, eps)
+        memory = _memory(config, eps)
+        return [
+            memory if kind == LINEAR else dataclasses.replace(full[i], gated=True)
+            for i, kind in enumerate(layer_kinds(config, layers))
+        ]
 
     def _windows(self, config: Fields, layers: int) -> tuple[list[str], int]:
         """layer_types says here which layers have attention at all."""
         return [FULL] * layers, 0
 
-    def _with_shared(self, config: Fields) -> MoE:
-        """Experts, and a gated one that all tokens go through."""
-        experts = self._experts(config)
-        router = experts.router
-        if not self.renormalises:
-            renormalise = config.flag("norm_topk_prob", True)
-            router = dataclasses.replace(router, renormalise=renormalise)
-        hidden, own = config.size("shared_expert_intermediate_size"), experts.ffn.hidden
-        times = hidden // own if hidden % own == 0 else 0
-        return dataclasses.replace(
-            experts,
-            router=router,
-            shared=times or 1,
-            shared_hidden=0 if times else hidden,
-            shared_gate=True,
-        )
-
-    def write(self, model: LanguageModel) -> dict[str, Any]:
-        """The inverse of `read`; a UserError where transformers cannot express the model."""
-        check_plain(model, self.official)
-        blocks = [one(block, Block, self.official) for block in patterns.blocks_of(model)]
-        mixers = [block.mixer for block in blocks]
-        memories = [mixer for mixer in mixers if isinstance(mixer, LinearMemory)]
-        full = [mixer for mixer in mixers if not isinstance(mixer, LinearMemory)]
-        attentions = [one(mixer, Attention, self.official) for mixer in full]
-        memory = memories[0] if memories else one(full[0], LinearMemory, self.official)
-        norm = one(model.norm, RMSNorm, self.official)
-        config: dict[str, Any] = {
-            "architectures": [self.official],
-            "model_type": self.kind,
-            "hidden_size": model.width,
-            "num_hidden_layers": len(blocks),
-            "layer_types": [LINEAR if isinstance(x, LinearMemory) else FULL for x in mixers],
+    def written(self, attentions: Sequence[Any]) -> dict[str, Any]:
+        """The inverse of `attentions`."""
+        memories = [mixer for mixer in attentions if isinstance(mixer, LinearMemory)]
+        others = [mixer for mixer in attentions if not isinstance(mixer, LinearMemory)]
+        memory = memories[0] if memories else one(others[0], LinearMemory, self.official)
+        full = [one(mixer, Attention, self.official) for mixer in others]
+        return {
+            **super().written(full or [Attention(heads=1, head_size=8)]),
+            "layer_types": written_kinds(attentions),
             "linear_num_value_heads": memory.heads,
             "linear_num_key_heads": memory.groups,
             "linear_key_head_dim": memory.keys,
             "linear_value_head_dim": memory.values,
             "linear_conv_kernel_dim": memory.recipe.kernel,
-            "vocab_size": model.vocab,
-            "rms_norm_eps": norm.eps,
-            "tie_word_embeddings": model.tied,
-            "hidden_act": "silu",
-            **self.written(attentions or [Attention(heads=1, head_size=8)]),
-            **self._written_units(blocks),
         }
-        check_same(self.official, self.read, model, config)
-        return config
 
-    def _written_units(self, blocks: list[Block]) -> dict[str, Any]:
-        """The inverse of what `read` makes the feed-forwards of."""
-        dense = [i for i, block in enumerate(blocks) if isinstance(block.ffn, MLP)]
-        config: dict[str, Any] = {}
-        if dense or self.ffn == "dense":
-            plain: Any = one(blocks[dense[0] if dense else 0].ffn, MLP, self.official)
-            config["intermediate_size"] = plain.hidden or plain.expansion * (plain.width or 0)
-        if self.ffn == "dense":
-            return config
-        sparse = [block.ffn for block in blocks if not isinstance(block.ffn, MLP)]
-        ffn = one(sparse[0] if sparse else blocks[0].ffn, MoE, self.official)
-        config |= {
-            "num_experts": ffn.experts,
-            "num_experts_per_tok": ffn.chosen,
-            "moe_intermediate_size": check_experts(ffn, self.official),
-            "shared_expert_intermediate_size": ffn.shared_ffn.hidden,
-            "router_aux_loss_coef": ffn.router.balance,
+    @property
+    def hidden_name(self) -> str:
+        """The field that tells the hidden units of an expert."""
+        return "moe_intermediate_size"
+
+    def experts(self, config: Fields) -> MLP | MoE:
+        """With a gated one that all tokens go through."""
+        if not self.has_experts:
+            return hidden_units(config, "intermediate_size")
+        experts: Any = super().experts(config)
+        own, hidden = experts.ffn.hidden, config.size("shared_expert_intermediate_size")
+        times = hidden // own if hidden % own == 0 else 0
+        normed = self.renormalises or config.flag("norm_topk_prob", True)
+        return dataclasses.replace(
+            experts,
+            router=dataclasses.replace(experts.router, renormalise=normed),
+            shared=times or 1,
+            shared_hidden=0 if times else hidden,
+            shared_gate=True,
+        )
+
+    def written_experts(self, layer: Layer, dense: Sequence[int]) -> dict[str, Any]:
+        """The inverse of `experts` and `dense`."""
+        if not self.has_experts:
+            one(layer, MLP, self.official)
+            return {}
+        ffn, told = one(layer, MoE, self.official), super().written_experts(layer, dense)
+        del told["num_local_experts"]
+        shared = {"shared_expert_intermediate_size": ffn.shared_ffn.hidden}
+        return told | shared | {"num_experts": ffn.experts}
+
+    def read_mixer(self, mixer: Layer, width: int, reader: Reader) -> Params:
+        """The parameters of a memory or of attention."""
+        if isinstance(mixer, LinearMemory):
+            return self._read_memory(mixer, width, reader)
+        return read_attention(one(mixer, Attention, self.official), width, reader)
+
+    def write_mixer(self, params: Params, width: int) -> dict[str, np.ndarray]:
+        """The inverse of `read_mixer`."""
+        if "w_qkv" not in params:
+            return super().write_mixer(params, width)
+        return {f"{MIXER}.{name}": x for name, x in self._write_memory(params).items()}
+
+    def _read_memory(self, memory: LinearMemory, width: int, reader: Reader) -> Params:
+        def take(name: str, *shape: int) -> np.ndarray:
+            return reader.take(f"{MIXER}.{name}", *shape)
+
+        heads, groups, values = memory.heads, memory.groups, memory.values
+        mixed, taps = sum(sizes_of(memory)), memory.recipe.kernel
+        filters = rows_of(memory, take("conv1d.weight", mixed, 1, taps)[:, 0])
+        found = {"conv": joined(memory, filters)}
+        if not self.fused:
+            weights = rows_of(memory, take("in_proj_qkv.weight", mixed, width))
+            found["w_qkv"] = joined(memory, weights)
+            return found | read_named(memory, take, NAMES | APART)
+        whole = take("in_proj_qkvz.weight", mixed + heads * values, width)
+        w_qkv, gate = np.split(whole.T.reshape(width, groups, -1), (memory.mixed,), axis=2)
+        both = take("in_proj_ba.weight", 2 * heads, width).T.reshape(width, groups, 2, -1)
+        return {
+            **found,
+            **read_named(memory, take, NAMES),
+            "w_qkv": w_qkv,
+            "w_gate": gate.reshape(width, heads, values),
+            "w_beta": both[:, :, 0].reshape(width, heads),
+            "w_decay": both[:, :, 1].reshape(width, heads),
         }
-        if self.ffn == "mixed":
-            config |= {
-                "norm_topk_prob": ffn.router.renormalise,
-                "decoder_sparse_step": 1,
-                "mlp_only_layers": dense,
-            }
-        return config
 
+    def _write_memory(self, params: Params) -> dict[str, np.ndarray]:
+        """The inverse of `_read_memory`."""
+        w_qkv = params["w_qkv"]
+        width, groups, _ = w_qkv.shape
+        tensors = {"conv1d.weight": np.concatenate(parted(params, "conv"))[:, None]}
+        if self.fused:
+            whole = np.concatenate([w_qkv, params["w_gate"].reshape(width, groups, -1)], axis=2)
+            pair = [params[name].reshape(width, groups, -1) for name in ("w_beta", "w_decay")]
+            tensors["in_proj_qkvz.weight"] = whole.reshape(width, -1).T
+            tensors["in_proj_ba.weight"] = np.stack(pair, axis=2).reshape(width, -1).T
+        else:
+            tensors["in_proj_qkv.weight"] = np.concatenate(parted(params, "w_qkv"))
+        return tensors | write_named(params, NAMES if self.fused else NAMES | APART)
 
-def _units(config: Fields, name: str) -> MLP:
-    return MLP(activation="swiglu", hidden=config.size(name), bias=False)
+    def read_ffn(self, ffn: Any, width: int, reader: Reader) -> Params:
+        """The parameters of a feed-forward or of experts."""
+        params = super().read_ffn(ffn, width, reader)
+        if isinstance(ffn, MLP):
+            return params
+        shared = read_units(reader, SHARED, width, ffn.shared_ffn)
+        gate = reader.take(f"{SHARED}_gate.weight", 1, width)[0]
+        return {**params, "shared": shared, "shared_gate": gate}
+
+    def write_ffn(self, params: Params) -> dict[str, np.ndarray]:
+        """The inverse of `read_ffn`."""
+        tensors = super().write_ffn(params)
+        if "router" not in params:
+            return tensors
+        tensors |= write_units(params["shared"], SHARED)
+        return tensors | {f"{SHARED}_gate.weight": params["shared_gate"][None]}
 
 
 def _memory(config: Fields, eps: float) -> LinearMemory:
     heads, groups = config.size("linear_num_value_heads", 32), "linear_num_key_heads"
     if heads % config.size(groups, 16):
         raise config.refused(groups, f"does not divide linear_num_value_heads={heads}")
-    kernel = config.size("linear_conv_kernel_dim", 4)
-    if kernel == 1:
-        raise config.refused("linear_conv_kernel_dim", "is not read here: 2 or more")
     return LinearMemory(
         heads=heads,
         key_heads=config.size(groups, 16),
-        variant=VARIANT,
+        variant="gated_deltanet",
         key_width=config.size("linear_key_head_dim", 128),
         value_width=config.size("linear_value_head_dim", 128),
-        kernel=kernel,
+        kernel=config.size("linear_conv_kernel_dim", 4, least=2),
         eps=eps,
     )
 
 
-def _kinds(config: Fields, layers: int) -> list[str]:
+def layer_kinds(config: Fields, layers: int) -> list[str]:
     """LINEAR or FULL of each layer."""
     every, kinds = config.size("full_attention_interval", 4), config.get("layer_types")
     if kinds is None:
@@ -206,82 +221,9 @@ def _kinds(config: Fields, layers: int) -> list[str]:
     return list(kinds)
 
 
-def _read_memory(spec: Next, memory: LinearMemory, reader: Reader, width: int) -> Params:
-    def take(name: str, *shape: int) -> np.ndarray:
-        return reader.take(f"{MIXER}.{name}", *shape)
-
-    heads, groups, values = memory.heads, memory.groups, memory.values
-    mixed, taps = sum(sizes_of(memory)), memory.recipe.kernel
-    found = {"conv": joined(memory, rows_of(memory, take("conv1d.weight", mixed, 1, taps)[:, 0]))}
-    if not spec.fused:
-        weights = rows_of(memory, take("in_proj_qkv.weight", mixed, width))
-        found["w_qkv"] = joined(memory, weights)
-        return found | read_named(memory, take, NAMES | APART)
-    whole = take("in_proj_qkvz.weight", mixed + heads * values, width)
-    w_qkv, gate = np.split(whole.T.reshape(width, groups, -1), (memory.mixed,), axis=2)
-    both = take("in_proj_ba.weight", 2 * heads, width).T.reshape(width, groups, 2, -1)
-    return {
-        **found,
-        **read_named(memory, take, NAMES),
-        "w_qkv": w_qkv,
-        "w_gate": gate.reshape(width, heads, values),
-        "w_beta": both[:, :, 0].reshape(width, heads),
-        "w_decay": both[:, :, 1].reshape(width, heads),
-    }
-
-
-def _write_memory(spec: Next, memory: LinearMemory, params: Params) -> dict[str, np.ndarray]:
-    """The inverse of `_read_memory`."""
-    width, groups, w_qkv = len(params["w_qkv"]), memory.groups, params["w_qkv"]
-    tensors = {"conv1d.weight": np.concatenate(parted(memory, params["conv"]))[:, None]}
-    if spec.fused:
-        whole = np.concatenate([w_qkv, params["w_gate"].reshape(width, groups, -1)], axis=2)
-        pair = (params[name].reshape(width, groups, -1) for name in ("w_beta", "w_decay"))
-        tensors["in_proj_qkvz.weight"] = whole.reshape(width, -1).T
-        tensors["in_proj_ba.weight"] = np.stack(list(pair), axis=2).reshape(width, -1).T
-    else:
-        tensors["in_proj_qkv.weight"] = np.concatenate(parted(memory, w_qkv))
-    tensors |= write_named(memory, params, NAMES if spec.fused else NAMES | APART)
-    return {f"{MIXER}.{name}": x for name, x in tensors.items()}
-
-
-def _read(spec: Next, model: LanguageModel, reader: Reader) -> Params:
-    block, width = one(patterns.blocks_of(model)[reader.index], Block, spec.official), model.width
-    ffn: Any = block.ffn
-    if isinstance(ffn, MLP):
-        units: Params = read_units(reader, "mlp", width, ffn)
-    else:
-        units = {
-            "router": reader.take("mlp.gate.weight", ffn.experts, width).T,
-            "experts": read_experts(ffn, reader, "mlp", EXPERT, width),
-            "shared": read_units(reader, SHARED, width, ffn.shared_ffn),
-            "shared_gate": reader.take(f"{SHARED}_gate.weight", 1, width)[0],
-        }
-    if isinstance(block.mixer, LinearMemory):
-        mixer = _read_memory(spec, block.mixer, reader, width)
-    else:
-        mixer = read_attention(one(block.mixer, Attention, spec.official), width, reader)
-    return {"mixer": mixer, "ffn": units, **read_norms(reader, width)}
-
-
-def _write(spec: Next, model: LanguageModel, params: Params) -> dict[str, np.ndarray]:
-    ffn, mixer = params["ffn"], params["mixer"]
-    tensors = write_norms(params)
-    if "w_qkv" in mixer:
-        blocks: Any = patterns.blocks_of(model)
-        memory = next(x.mixer for x in blocks if isinstance(x.mixer, LinearMemory))
-        tensors |= _write_memory(spec, memory, mixer)
-    else:
-        tensors |= write_attention(mixer, model.width)
-    if "router" not in ffn:
-        return tensors | write_units(ffn, "mlp")
-    return {
-        **tensors,
-        "mlp.gate.weight": ffn["router"].T,
-        **write_experts(ffn["experts"], "mlp", EXPERT),
-        **write_units(ffn["shared"], SHARED),
-        f"{SHARED}_gate.weight": ffn["shared_gate"][None],
-    }
+def written_kinds(mixers: Sequence[Layer]) -> list[str]:
+    """The inverse of `layer_kinds`."""
+    return [LINEAR if isinstance(mixer, LinearMemory) else FULL for mixer in mixers]
 
 
 def _spare(reader: Reader) -> list[str]:
@@ -307,23 +249,13 @@ TABLE = (
         fused=True,
         **ATTENTION,
     ),
-    Next("Qwen3_5ForCausalLM", "qwen3_5_text", kv_heads=4, ffn="dense", **ATTENTION),
-    Next(
-        "Qwen3_5MoeForCausalLM",
-        "qwen3_5_moe_text",
-        kv_heads=2,
-        mixed=True,
-        renormalises=True,
-        ffn="experts",
-        **ATTENTION,
-    ),
+    Next("Qwen3_5ForCausalLM", "qwen3_5_text", kv_heads=4, has_experts=False, **ATTENTION),
+    Next("Qwen3_5MoeForCausalLM", "qwen3_5_moe_text", kv_heads=2, renormalises=True, **ATTENTION),
 )
 """The classes that are read and written."""
 
-
-def _family(spec: Next) -> Family:
-    return patterns.family(spec, _read, _write)._replace(spare=_spare)
-
-
-FAMILIES = {spec.official: _family(spec) for spec in TABLE}
+FAMILIES = {
+    spec.official: patterns.family(spec, type(spec).read_block, type(spec).write_block, _spare)
+    for spec in TABLE
+}
 """Architecture of config.json -> how its folders are read and written."""

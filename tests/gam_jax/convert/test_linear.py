@@ -99,7 +99,7 @@ def test_what_released_folders_say_besides_is_read():
         ("hf_qwen3_5", {"layer_types": ["linear_attention"]}, "no list of num_hidden_layers=3"),
         ("hf_qwen3_5", {"layer_types": ["sliding_attention"] * 3}, "linear_attention or full"),
         ("hf_qwen3_5", {"linear_num_key_heads": 4}, "does not divide linear_num_value_heads=6"),
-        ("hf_qwen3_5", {"linear_conv_kernel_dim": 1}, "2 or more"),
+        ("hf_qwen3_5", {"linear_conv_kernel_dim": 1}, "whole number from 2"),
         ("hf_qwen3_5", {"linear_num_key_heads": 2}, r"conv1d.weight' has .*\(46, 1, 3\)"),
         ("hf_qwen3_next", {"mlp_only_layers": [0]}, "layers.0.mlp.gate_proj.weight"),
         ("hf_gla", {"attn": {"layers": [1], "num_heads": 2}}, "attn="),
