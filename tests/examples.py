@@ -178,6 +178,9 @@ EXAMPLES: dict[str, Layer] = {
     "LatentAttention of plain queries": LatentAttention(
         width=WIDTH, heads=8, latent=4, head_size=2, rotary_size=2, value_size=3, context=40
     ),
+    "LatentAttention unturned": LatentAttention(
+        width=WIDTH, heads=8, latent=4, head_size=2, rotary_size=3, rotary=0.0, context=32
+    ),
     "MoFME": MoFME(width=WIDTH, experts=8, chosen=2),
     "MoFME of one": MoFME(width=WIDTH, experts=1, chosen=1, adaptor=MLP(activation="swiglu")),
     "WrittenGAM": WrittenGAM(LinearMemory(gated=False, **HEADS), width=WIDTH, kernel=3),
@@ -190,6 +193,15 @@ EXAMPLES: dict[str, Layer] = {
         width=WIDTH, heads=16, key_heads=8, key_width=4, value_width=2, chunk=4, eps=1e-3
     ),
     "LinearMemory kimi delta": LinearMemory(variant="kimi_delta", chunk=4, **HEADS),
+    "LinearMemory kimi delta of shared keys": LinearMemory(
+        width=WIDTH,
+        heads=16,
+        key_heads=8,
+        variant="kimi_delta",
+        key_width=4,
+        value_width=2,
+        gate_bias=False,
+    ),
     "FusedDelta": FusedDelta(long=5, **HEADS),
     "MinimalRNN gru": MinimalRNN(width=WIDTH),
     "MinimalRNN lstm": MinimalRNN(width=WIDTH, variant="lstm", expansion=2),
@@ -337,6 +349,8 @@ VARIANTS = frozenset(
         "MoFME of one",
         "WrittenGAM bank",
         "LinearMemory linear",
+        "LinearMemory kimi delta of shared keys",
+        "LatentAttention unturned",
         "LinearMemory retnet",
         "MinimalRNN lstm",
         "Block post norm",

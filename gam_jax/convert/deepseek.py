@@ -22,7 +22,7 @@ from gam_jax.convert.latent import (
     written_latent,
 )
 from gam_jax.convert.parts import read_units, write_units
-from gam_jax.layers import MLP, LatentAttention, Layer, MoE
+from gam_jax.layers import LatentAttention, Layer, MoE
 from gam_jax.models.language import LanguageModel
 from gam_jax.nested import with_held
 from gam_jax.ops.routing import Router
@@ -55,7 +55,7 @@ class Deep(Sparse):
     routed: int = 128
     hidden: int = 1408
 
-    def experts(self, config: Fields) -> MLP | MoE:
+    def experts(self, config: Fields) -> MoE:
         """Those of a block that has some."""
         refuse(config, scoring_func="sigmoid", topk_method="noaux_tc", moe_layer_freq=1)
         predicted(config)
@@ -90,10 +90,10 @@ class Deep(Sparse):
 
         return changed(model)
 
-    def written_experts(self, layer: Layer, dense: Sequence[int]) -> dict[str, Any]:
+    def written_experts(self, layer: Layer, dense: Sequence[bool]) -> dict[str, Any]:
         """The inverse of `experts` and `dense`, which must be the first blocks."""
-        config: dict[str, Any] = {"first_k_dense_replace": len(dense)}
-        if not isinstance(layer, MoE) and dense:
+        config: dict[str, Any] = {"first_k_dense_replace": sum(dense)}
+        if not isinstance(layer, MoE) and any(dense):
             return config
         ffn = one(layer, MoE, self.official)
         return config | {

@@ -104,7 +104,7 @@ _PERIOD = {
     "cache_implementation": _SPEED,
 }
 _NEXT = {
-    "intermediate_size": "is that of dense blocks, where there are none",
+    "intermediate_size": _DENSE,
     "mamba_ssm_dtype": "says in which precision states are kept: float32 here",
     "mtp_num_hidden_layers": "is of the multi-token head, which is not read",
     "mtp_use_dedicated_embeddings": "is of the multi-token head, which is not read",
@@ -167,6 +167,13 @@ OF: Mapping[str, Mapping[str, str]] = {
     "Qwen3NextForCausalLM": _NEXT,
     "Qwen3_5ForCausalLM": _NEXT,
     "Qwen3_5MoeForCausalLM": _NEXT,
+    "KimiLinearForCausalLM": {
+        "intermediate_size": _DENSE,
+        "first_k_dense_replace": "says which blocks are dense where mlp_layer_types does not",
+        "head_dim": "is read by no code of its class, whose heads have other names",
+        "rope_theta": "is of rotary positions, of which there are none",
+        "auto_map": _CODE,
+    },
     "GLAForCausalLM": {**_PLAIN_FLA, "use_gk": _UNREAD, "use_gv": _UNREAD},
     "DeltaNetForCausalLM": {**_FLA, "use_output_norm": _UNREAD},
     "GatedDeltaNetForCausalLM": _FLA,

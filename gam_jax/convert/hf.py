@@ -19,6 +19,7 @@ from gam_jax.convert import (
     falcon_h1,
     fla,
     gpt_oss,
+    kimi,
     mamba,
     parscale,
     qwen_next,
@@ -46,6 +47,7 @@ FAMILIES: Mapping[str, Family] = {
     **gpt_oss.FAMILIES,
     **deepseek.FAMILIES,
     **qwen_next.FAMILIES,
+    **kimi.FAMILIES,
     **fla.FAMILIES,
 }
 """Every architecture that config.json may name; a model is written as the first that fits."""

@@ -100,11 +100,11 @@ class Next(Sparse):
         """The field that tells the hidden units of an expert."""
         return "moe_intermediate_size"
 
-    def experts(self, config: Fields) -> MLP | MoE:
-        """With a gated one that all tokens go through."""
+    def experts(self, config: Fields) -> Any:
+        """With a gated one that all tokens go through; a feed-forward in classes without."""
         if not self.has_experts:
             return hidden_units(config, "intermediate_size")
-        experts: Any = super().experts(config)
+        experts = super().experts(config)
         own, hidden = experts.ffn.hidden, config.size("shared_expert_intermediate_size")
         times = hidden // own if hidden % own == 0 else 0
         normed = self.renormalises or config.flag("norm_topk_prob", True)
@@ -116,7 +116,7 @@ class Next(Sparse):
             shared_gate=True,
         )
 
-    def written_experts(self, layer: Layer, dense: Sequence[int]) -> dict[str, Any]:
+    def written_experts(self, layer: Layer, dense: Sequence[bool]) -> dict[str, Any]:
         """The inverse of `experts` and `dense`."""
         if not self.has_experts:
             one(layer, MLP, self.official)
@@ -214,10 +214,20 @@ def layer_kinds(config: Fields, layers: int) -> list[str]:
     every, kinds = config.size("full_attention_interval", 4), config.get("layer_types")
     if kinds is None:
         return [LINEAR if (i + 1) % every else FULL for i in range(layers)]
-    if not isinstance(kinds, list | tuple) or any(kind not in (LINEAR, FULL) for kind in kinds):
-        raise config.refused("layer_types", f"is not known here, {LINEAR} or {FULL} for each")
+    return listed(config, "layer_types", layers, LINEAR, FULL)
+
+
+def listed(config: Fields, name: str, layers: int, *known: str) -> list[str]:
+    """A field that lists one of some words for each layer.
+
+    Raises:
+      UserError: it does not.
+    """
+    kinds = config.get(name)
+    if not isinstance(kinds, list | tuple) or any(kind not in known for kind in kinds):
+        raise config.refused(name, f"is not known here, {' or '.join(known)} for each")
     if len(kinds) != layers:
-        raise config.refused("layer_types", f"is no list of num_hidden_layers={layers}")
+        raise config.refused(name, f"is no list of num_hidden_layers={layers}")
     return list(kinds)
 
 

@@ -116,6 +116,7 @@ class LinearMemory(Layer):
       kernel: taps of the convolution; 0 for the variant's.
       feature: one of FEATURES; "" for the variant's.
       gated: whether the output is gated; None for the variant's.
+      gate_bias: whether a low-rank gate has one, c (flash-linear-attention; not Kimi Linear).
       positions: of variants with rotary positions: how those are stretched.
       negative: double the strength of writes, so that transitions have eigenvalues down to -1.
       eps: of the norm.
@@ -132,6 +133,7 @@ class LinearMemory(Layer):
     kernel: Count = 0
     feature: str = ""
     gated: bool | None = None
+    gate_bias: bool = True
     positions: Positions = Positions()
     negative: bool = False
     eps: NotNegative = 1e-5
@@ -235,7 +237,8 @@ class LinearMemory(Layer):
             taken = fan_in(values)
             table["w_gate_in"] = Param((width, values), ("embed", None), fan_in(width))
             table["w_gate_out"] = Param((values, heads, values), inner, taken)
-            table["gate_bias"] = Param((heads, values), bias, taken, decay=False)
+            if self.gate_bias:
+                table["gate_bias"] = Param((heads, values), bias, taken, decay=False)
         return table
 
     def carry_table(self, batch: int) -> Any:
@@ -337,7 +340,7 @@ class LinearMemory(Layer):
             return y * jax.nn.silu(linear(flat, weight.reshape(weight.shape[0], -1)))
         if self.recipe.gate == "low_rank":
             low, out = linear(flat, params["w_gate_in"]), params["w_gate_out"]
-            bias = params["gate_bias"].reshape(-1)
+            bias = params["gate_bias"].reshape(-1) if self.gate_bias else None
             return y * jax.nn.sigmoid(linear(low, out.reshape(out.shape[0], -1), bias))
         return y
 

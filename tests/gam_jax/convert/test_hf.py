@@ -56,6 +56,7 @@ NAMES = (
     "hf_qwen3_next",
     "hf_qwen3_5",
     "hf_qwen3_5_moe",
+    "hf_kimi_linear",
     "hf_deepseek_v3_odd",
     "hf_deepseek_v3_dense",
     "hf_glm4_moe",

@@ -7,7 +7,7 @@ import pytest
 from gam_jax.convert.folder import read_config, read_tensors
 from gam_jax.convert.hf import FAMILIES, read, write
 from gam_jax.convert.patterns import blocks_of
-from gam_jax.layers import Attention, LinearMemory
+from gam_jax.layers import Attention, LatentAttention, LinearMemory
 from gam_jax.nested import with_held
 from gam_jax.ops.rotary import Positions
 from gam_jax.params import count_params
@@ -57,12 +57,30 @@ QWEN35 = {
 QWEN35_MOE = {**EXPERTS, "num_hidden_layers": 40, "num_experts": 256, "vocab_size": 248320}
 
 
+KIMI = {
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 27,
+    "vocab_size": 163840,
+    "first_k_dense_replace": 1,
+    "linear_attn_config": {
+        "head_dim": 128,
+        "num_heads": 32,
+        "short_conv_kernel_size": 4,
+        "full_attn_layers": [5, 9, 13, 17, 21, 25],
+        "kda_layers": [i for i in range(1, 28) if i % 4 != 1 or i == 1],
+    },
+}
+
+
 @pytest.mark.parametrize(
     ("official", "config", "total"),
     [
         ("Qwen3NextForCausalLM", NEXT, 79_674_391_296),
         ("Qwen3_5ForCausalLM", QWEN35, 8_953_803_264),
         ("Qwen3_5MoeForCausalLM", QWEN35_MOE, 34_660_610_688),
+        # transformers keeps balance biases as buffers, 6,656 numbers
+        ("KimiLinearForCausalLM", KIMI, 49_133_074_464 + 6_656),
     ],
 )
 def test_sizes_of_transformers_have_as_many_parameters_as_it_counts(official, config, total):
@@ -92,9 +110,44 @@ def test_what_released_folders_say_besides_is_read():
     assert read({**config, **more}, arrays)[0] == read(config, tensors)[0]
 
 
+TOLD_OTHERWISE = {
+    "linear_attn_config": {
+        "head_dim": 4,
+        "num_heads": 3,
+        "short_conv_kernel_size": 3,
+        "full_attn_layers": [2],
+        "kda_layers": [1, 3],
+    },
+    **dict.fromkeys(("linear_head_dim", "linear_num_heads", "linear_conv_kernel_dim")),
+    **{"layer_types": None, "num_experts": None, "num_local_experts": 4},
+    **{"mla_use_nope": True, "rope_theta": 10000.0, "moe_router_activation_func": "sigmoid"},
+}
+
+
+def test_kimi_linear_is_read_as_its_makers_wrote_it():
+    """Layers and sizes in an object of their own, and a dense feed-forward that is called mlp."""
+    config, tensors = opened("hf_kimi_linear")
+    dense = "layers.1.block_sparse_moe"
+    renamed = {name.replace(dense, "layers.1.mlp"): x for name, x in tensors.items()}
+    assert renamed.keys() != tensors.keys()
+    model, params = read({**config, **TOLD_OTHERWISE}, renamed)
+    assert model == read(config, tensors)[0]
+    assert write(model, params)[1].keys() == tensors.keys()
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
+        ("hf_kimi_linear", {"num_local_experts": 5}, "not the same as num_experts=4"),
+        ("hf_kimi_linear", {"linear_attn_config": {"head_dim": 8}}, "linear_attn_config.head_dim"),
+        (
+            "hf_kimi_linear",
+            {"linear_attn_config": {"kda_layers": [1, 2], "full_attn_layers": [2]}},
+            "do not name each layer once",
+        ),
+        ("hf_kimi_linear", {"mlp_layer_types": ["dense"]}, "no list of num_hidden_layers=3"),
+        ("hf_kimi_linear", {"mla_use_nope": False}, "mla_use_nope=False"),
+        ("hf_kimi_linear", {"linear_conv_kernel_dim": 1}, "2 or more"),
         ("hf_qwen3_5", {"attn_output_gate": False}, "attn_output_gate=False"),
         ("hf_qwen3_5", {"layer_types": ["linear_attention"]}, "no list of num_hidden_layers=3"),
         ("hf_qwen3_5", {"layer_types": ["sliding_attention"] * 3}, "linear_attention or full"),
@@ -137,6 +190,8 @@ def with_fields(layer, kind, **changes):
         ("hf_qwen3_5", LinearMemory, {"eps": 1e-3}, "eps=1e-06 where"),
         ("hf_qwen3_5", Attention, {"gated": False}, "gated=True where"),
         ("hf_qwen3", Attention, {"gated": True}, "gated=False where"),
+        ("hf_kimi_linear", LinearMemory, {"gate_bias": True}, "gate_bias=False where"),
+        ("hf_kimi_linear", LatentAttention, {"scale": 2.0}, "scale=0.3333.* where"),
         ("hf_retnet", LinearMemory, {"positions": SLOW}, "positions.kind='default' where"),
         ("hf_delta_net", LinearMemory, {"variant": "gated_deltanet"}, "variant='deltanet' where"),
     ],
