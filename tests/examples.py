@@ -350,6 +350,7 @@ VARIANTS = frozenset(
         "WrittenGAM bank",
         "LinearMemory linear",
         "LinearMemory kimi delta of shared keys",
+        "MoE of a gated shared one",
         "LatentAttention unturned",
         "LinearMemory retnet",
         "MinimalRNN lstm",

@@ -68,6 +68,8 @@ LIBRARY = ("hf_gla", "hf_gla_convolved", "hf_delta_net", "hf_gated_deltanet", "h
 """By the code of flash-linear-attention, see tests/golden/fla_models.py."""
 EVERY = (*NAMES, PARSCALE, *LIBRARY)
 every_folder = pytest.mark.parametrize("name", EVERY)
+ALIKE = ("hf_qwen2_sliding", "hf_olmo2", "hf_qwen3_5_moe", "hf_gla_convolved")
+"""Folders whose logits are found by the same code as those of another."""
 
 
 def arrays_of(folder):
@@ -76,10 +78,7 @@ def arrays_of(folder):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(n, marks=[pytest.mark.slow] if n in ("hf_qwen2_sliding", "hf_olmo2") else [])
-        for n in EVERY
-    ],
+    [pytest.param(n, marks=[pytest.mark.slow] if n in ALIKE else []) for n in EVERY],
 )
 def test_logits_are_those_of_transformers(name):
     model, params = from_hf(GOLDEN / name)
@@ -112,6 +111,9 @@ VARIANTS = (
     "hf_deepseek_v3_plain",
     "hf_qwen3_5",
     "hf_qwen3_5_moe",
+    "hf_qwen3_next",
+    "hf_kimi_linear",
+    "hf_gla",
     "hf_gla_convolved",
     "hf_delta_net",
     "hf_gated_deltanet",

@@ -31,7 +31,11 @@ ALIKE = {
     "hf_qwen3_moe",
     "hf_falcon_h1",
     "hf_deepseek_v3_plain",
+    "hf_qwen3_5",
     "hf_qwen3_5_moe",
+    "hf_gla_convolved",
+    "hf_delta_net",
+    "hf_retnet",
     "hf_deepseek_v3_dense",
     "hf_glm4_moe",
 }
