@@ -158,7 +158,8 @@ class Attentions:
         """FULL or SLIDING of each layer, and the window."""
         if self.windows == "never":
             return self._listed(config, layers) or [FULL] * layers, 0
-        null, least = config.is_null("sliding_window"), 0 if self.switch else 1
+        null = config.is_null("sliding_window")
+        least = 0 if self.switch else 1
         window = 0 if null else config.size("sliding_window", self.window, least=least)
         if self.switch and not config.flag("use_sliding_window", False):
             window = 0

@@ -1,4 +1,4 @@
-"""DeepSeek-V3 and GLM-4.5 as Hugging Face transformers writes them."""
+"""DeepSeek-V2 and V3 and GLM-4.5 as Hugging Face transformers writes them."""
 
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ TRAINED: dict[str, Any] = {
     "z": 0.0,
     "bias_step": 1e-3,
 }
+BALANCE_BIAS = "gate.e_score_correction_bias"
+GREEDY, LIMITED = "greedy", "group_limited_greedy"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +46,9 @@ class Deep(Sparse):
     They are chosen by sigmoids and a balance bias, in groups; and there are shared ones.
 
     Attributes:
-      first, scale, groups, chosen_groups, routed, hidden: what is meant where config.json does not
-        tell: dense blocks, the scale of weights, groups, experts, and their hidden units.
+      first, scale, groups, chosen_groups, routed, hidden, shared: what is meant where config.json
+        does not tell: dense blocks, the scale of weights, groups, experts, their hidden units, and
+        shared ones.
     """
 
     first: int = 1
@@ -54,25 +57,31 @@ class Deep(Sparse):
     chosen_groups: int = 1
     routed: int = 128
     hidden: int = 1408
+    shared: int = 1
 
     def experts(self, config: Fields) -> MoE:
         """Those of a block that has some."""
-        refuse(config, scoring_func="sigmoid", topk_method="noaux_tc", moe_layer_freq=1)
-        predicted(config)
+        refuse(config, moe_layer_freq=1)
         names = ("n_routed_experts", "num_local_experts")
         return MoE(
             experts=count_experts(config, *names, default=self.routed),
             chosen=config.size("num_experts_per_tok", self.chosen),
             ffn=hidden_units(config, "moe_intermediate_size", self.hidden),
-            shared=config.size("n_shared_experts", 1, least=0),
-            router=Router(
-                score="sigmoid",
-                renormalise=flag(config, "norm_topk_prob"),
-                scale=config.number("routed_scaling_factor", self.scale, above=0),
-                groups=config.size("n_group", self.groups),
-                chosen_groups=config.size("topk_group", self.chosen_groups),
-                **TRAINED,
-            ),
+            shared=config.size("n_shared_experts", self.shared, least=0),
+            router=self.router(config),
+        )
+
+    def router(self, config: Fields) -> Router:
+        """How experts are chosen."""
+        refuse(config, scoring_func="sigmoid", topk_method="noaux_tc")
+        predicted(config)
+        return Router(
+            score="sigmoid",
+            renormalise=flag(config, "norm_topk_prob"),
+            scale=config.number("routed_scaling_factor", self.scale, above=0),
+            groups=config.size("n_group", self.groups),
+            chosen_groups=config.size("topk_group", self.chosen_groups),
+            **TRAINED,
         )
 
     def dense(self, config: Fields, layers: int) -> list[bool]:
@@ -101,10 +110,16 @@ class Deep(Sparse):
             "n_routed_experts": ffn.experts,
             "n_shared_experts": ffn.shared,
             "num_experts_per_tok": ffn.chosen,
-            "n_group": ffn.router.groups,
-            "topk_group": ffn.router.chosen_groups or ffn.router.groups,
-            "norm_topk_prob": ffn.router.renormalise,
-            "routed_scaling_factor": ffn.router.scale,
+            **self.written_router(ffn.router),
+        }
+
+    def written_router(self, router: Router) -> dict[str, Any]:
+        """The inverse of `router`."""
+        return {
+            "n_group": router.groups,
+            "topk_group": router.chosen_groups or router.groups,
+            "norm_topk_prob": router.renormalise,
+            "routed_scaling_factor": router.scale,
         }
 
     def read_ffn(self, ffn: Any, width: int, reader: Reader) -> Params:
@@ -112,10 +127,12 @@ class Deep(Sparse):
         params = super().read_ffn(ffn, width, reader)
         if not isinstance(ffn, MoE):
             return params
-        bias = reader.take(f"{self.place}.gate.e_score_correction_bias", ffn.experts)
+        found = {**params}
+        if ffn.router.bias_step:
+            found["balance_bias"] = reader.take(f"{self.place}.{BALANCE_BIAS}", ffn.experts)
         units = dataclasses.replace(ffn.ffn, hidden=ffn.shared * ffn.ffn.hidden)
         shared = read_units(reader, f"{self.place}.shared_experts", width, units)
-        return {**params, "balance_bias": bias} | ({"shared": shared} if ffn.shared else {})
+        return found | ({"shared": shared} if ffn.shared else {})
 
     def write_ffn(self, params: Params) -> dict[str, np.ndarray]:
         """The inverse of `read_ffn`. Where no expert is shared, its arrays are empty."""
@@ -124,11 +141,10 @@ class Deep(Sparse):
             return tensors
         none = np.zeros((len(params["router"]), 0), np.float32)
         shared = params.get("shared", {"w_gate": none, "w_in": none, "w_out": none})
-        return {
-            **tensors,
-            f"{self.place}.gate.e_score_correction_bias": params["balance_bias"],
-            **write_units(shared, f"{self.place}.shared_experts"),
-        }
+        tensors |= write_units(shared, f"{self.place}.shared_experts")
+        if "balance_bias" in params:
+            tensors[f"{self.place}.{BALANCE_BIAS}"] = params["balance_bias"]
+        return tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +168,53 @@ class Latent(Deep):
     def write_mixer(self, params: Params, width: int) -> dict[str, np.ndarray]:
         """The inverse of `read_mixer`."""
         return write_latent_arrays(params)
+
+
+@dataclasses.dataclass(frozen=True)
+class Softmax(Latent):
+    """DeepSeek-V2's (arXiv 2405.04434): neighbours always turn, and no bias balances the router."""
+
+    def attentions(self, config: Fields, width: int, layers: int, eps: float) -> Sequence[Any]:
+        """That of each layer."""
+        refuse(config, rope_interleave=True, mlp_bias=False)
+        return super().attentions(config, width, layers, eps)
+
+    def written(self, attentions: Sequence[Any]) -> dict[str, Any]:
+        """The inverse of `attentions`."""
+        told = super().written(attentions)
+        del told["rope_interleave"]
+        return told
+
+    def router(self, config: Fields) -> Router:
+        """By the best of all experts, or of those of the best groups."""
+        refuse(config, scoring_func="softmax", norm_topk_prob=False)
+        method = config.get("topk_method")
+        if method not in (None, GREEDY, LIMITED):
+            raise config.refused("topk_method", f"is not known here, {GREEDY} or {LIMITED} alone")
+        groups, chosen = config.size("n_group", 1), config.size("topk_group", 1)
+        limited = method == LIMITED and groups > 1
+        return Router(
+            renormalise=False,
+            scale=config.number("routed_scaling_factor", self.scale, above=0),
+            groups=groups if limited else 1,
+            chosen_groups=chosen if limited else 0,
+            group_best=1,
+            balance=config.number("aux_loss_alpha", 0.001, least=0),
+            balance_over="sequence" if config.flag("seq_aux", True) else "batch",
+            z=0.0,
+        )
+
+    def written_router(self, router: Router) -> dict[str, Any]:
+        """The inverse of `router`."""
+        told = super().written_router(router) if router.groups > 1 else {}
+        return {
+            **told,
+            "norm_topk_prob": False,
+            "routed_scaling_factor": router.scale,
+            "topk_method": LIMITED if router.groups > 1 else GREEDY,
+            "aux_loss_alpha": router.balance,
+            "seq_aux": router.balance_over == "sequence",
+        }
 
 
 def predicted(config: Fields) -> int:
@@ -191,6 +254,15 @@ TABLE = (
         chosen_groups=4,
         routed=256,
         hidden=2048,
+    ),
+    Softmax(
+        "DeepseekV2ForCausalLM",
+        "deepseek_v2",
+        biases="all",
+        first=0,
+        routed=64,
+        hidden=1407,
+        shared=2,
     ),
     Deep(
         "Glm4MoeForCausalLM",

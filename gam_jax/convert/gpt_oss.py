@@ -53,13 +53,12 @@ class Clamped(Sparse):
 
         both = take("experts.gate_up_proj", count, width, 2 * hidden)
         bias = take("experts.gate_up_proj_bias", count, 2 * hidden)
-        out = take("experts.down_proj", count, hidden, width)
         experts = {
             "w_gate": both[..., ::2],
             "b_gate": bias[..., ::2],
             "w_in": both[..., 1::2],
             "b_in": bias[..., 1::2],
-            "w_out": np.stack([own.T for own in out]),
+            "w_out": take("experts.down_proj", count, hidden, width).swapaxes(1, 2),
             "b_out": take("experts.down_proj_bias", count, width),
         }
         return {
@@ -74,7 +73,7 @@ class Clamped(Sparse):
         found = {
             "experts.gate_up_proj": _in_turn(own["w_gate"], own["w_in"]),
             "experts.gate_up_proj_bias": _in_turn(own["b_gate"], own["b_in"]),
-            "experts.down_proj": np.stack([x.T for x in own["w_out"]]),
+            "experts.down_proj": own["w_out"].swapaxes(1, 2),
             "experts.down_proj_bias": own["b_out"],
             "router.weight": params["router"].T,
             "router.bias": params["router_bias"],

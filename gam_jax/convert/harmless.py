@@ -183,6 +183,7 @@ OF: Mapping[str, Mapping[str, str]] = {
         "initial_context_length": _ELSEWHERE,
     },
     "Glm4MoeForCausalLM": {"intermediate_size": _DENSE},
+    "DeepseekV2ForCausalLM": {"intermediate_size": _DENSE, "auto_map": _CODE, "ep_size": _SPEED},
     "DeepseekV3ForCausalLM": {
         "intermediate_size": _DENSE,
         "auto_map": _CODE,

@@ -32,7 +32,7 @@ def read_latent(config: Fields, context: int) -> LatentAttention:
     return LatentAttention(
         heads=heads,
         latent=config.size("kv_lora_rank"),
-        query_latent=config.size("q_lora_rank", 0 if "q_lora_rank" in config else 1536),
+        query_latent=config.size("q_lora_rank", 0 if config.is_null("q_lora_rank") else 1536),
         head_size=size,
         rotary_size=turned,
         value_size=config.size("v_head_dim"),
@@ -46,7 +46,7 @@ def read_latent(config: Fields, context: int) -> LatentAttention:
 
 def flag(config: Fields, name: str) -> bool:
     """True where it is not told, false where it is null: so transformers takes it."""
-    return config.flag(name, name not in config)
+    return config.flag(name, not config.is_null(name))
 
 
 def _scale(config: Fields, positions: Positions, size: int) -> float:

@@ -88,4 +88,7 @@ def _plain(layer: Any, width: int) -> Any:
         changed["capacity"] = (
             type(layer.capacity)() if not layer.capacity.factor else layer.capacity
         )
+        if layer.router.chosen_groups in (0, layer.router.groups):  # all experts are one group
+            one_group = {"groups": 1, "chosen_groups": 0, "group_best": 2}
+            changed["router"] = dataclasses.replace(layer.router, **one_group)
     return type(layer)(**changed)

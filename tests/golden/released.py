@@ -84,6 +84,16 @@ GLM: dict[str, Any] = {
     "partial_rotary_factor": 0.5,
     "rope_theta": 1e6,
 }
+DEEPSEEK: dict[str, Any] = {
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+}
+DEEPSEEK_AT = (
+    "github.com/deepseek-ai/DeepSeek-V3/blob/9b4e9788e4a3a731f7567338ed15d3ec549ce03b/"
+    "inference/configs"
+)
 SLIME = "github.com/THUDM/slime/blob/624b824a898ab0ec1fcb4d373004c7f3852bf515/scripts/models"
 OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt-oss-20b": (
@@ -126,11 +136,51 @@ OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "use_qk_norm": True,
         },
     ),
+    "DeepSeek-V2-Lite": (
+        "DeepseekV2",
+        f"{DEEPSEEK_AT}/config_16B.json",
+        {
+            **DEEPSEEK,
+            "vocab_size": 102_400,
+            "hidden_size": 2048,
+            "intermediate_size": 10_944,
+            "moe_intermediate_size": 1408,
+            "num_hidden_layers": 27,
+            "first_k_dense_replace": 1,
+            "num_attention_heads": 16,
+            "n_routed_experts": 64,
+            "n_shared_experts": 2,
+            "num_experts_per_tok": 6,
+            "q_lora_rank": None,
+        },
+    ),
+    "DeepSeek-V2": (
+        "DeepseekV2",
+        f"{DEEPSEEK_AT}/config_236B.json",
+        {
+            **DEEPSEEK,
+            "vocab_size": 102_400,
+            "hidden_size": 5120,
+            "intermediate_size": 12_288,
+            "moe_intermediate_size": 1536,
+            "num_hidden_layers": 60,
+            "first_k_dense_replace": 1,
+            "num_attention_heads": 128,
+            "n_routed_experts": 160,
+            "n_shared_experts": 2,
+            "num_experts_per_tok": 6,
+            "topk_method": "group_limited_greedy",
+            "n_group": 8,
+            "topk_group": 3,
+            "routed_scaling_factor": 16.0,
+            "q_lora_rank": 1536,
+        },
+    ),
     "DeepSeek-V3": (
         "DeepseekV3",
-        "github.com/deepseek-ai/DeepSeek-V3/blob/9b4e9788e4a3a731f7567338ed15d3ec549ce03b/"
-        "inference/configs/config_671B.json",
+        f"{DEEPSEEK_AT}/config_671B.json",
         {
+            **DEEPSEEK,
             "vocab_size": 129_280,
             "hidden_size": 7168,
             "intermediate_size": 18_432,
@@ -146,10 +196,6 @@ OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "topk_group": 4,
             "routed_scaling_factor": 2.5,
             "q_lora_rank": 1536,
-            "kv_lora_rank": 512,
-            "qk_nope_head_dim": 128,
-            "qk_rope_head_dim": 64,
-            "v_head_dim": 128,
         },
     ),
 }

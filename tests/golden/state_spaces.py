@@ -363,6 +363,18 @@ CONFIGS = {
             },
         },
     ),
+    "hf_deepseek_v2": (
+        "DeepseekV2",
+        {
+            **DEEPSEEK,
+            "num_hidden_layers": 2,
+            "topk_method": "group_limited_greedy",
+            "routed_scaling_factor": 1.7,
+            "attention_bias": True,
+            "rms_norm_eps": 1e-4,
+            "rope_parameters": {**YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
+        },
+    ),
     "hf_glm4_moe": (
         "Glm4Moe",
         {
@@ -387,7 +399,7 @@ CONFIGS = {
         {
             **SMALL,
             "num_hidden_layers": 3,
-            "head_dim": 6,
+            "head_dim": 10,
             "intermediate_size": 12,
             "num_local_experts": 4,
             "num_experts_per_tok": 3,
@@ -395,7 +407,7 @@ CONFIGS = {
             "swiglu_alpha": 1.3,
             "swiglu_limit": 0.8,
             "rms_norm_eps": 1e-4,
-            "rope_parameters": {**YARN, "truncate": False},
+            "rope_parameters": {**YARN, "beta_fast": 1.0, "beta_slow": 0.2, "truncate": False},
         },
     ),
 }

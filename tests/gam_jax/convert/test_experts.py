@@ -228,15 +228,29 @@ def test_a_known_class_that_is_not_read_is_named_with_the_reason(official):
     assert official not in FAMILIES
 
 
+@pytest.mark.parametrize("name", ["hf_glm4_moe", "hf_deepseek_v2"])
+def test_a_router_that_chooses_among_all_groups_is_written(name):
+    model, params = from_hf(GOLDEN / name)
+    block: Any = blocks_of(model)[1]
+    changed = with_router(model, dataclasses.replace(block.ffn.router, groups=1, chosen_groups=0))
+    config, _ = write(changed, params, read_config(GOLDEN / name)["architectures"][0])
+    assert config.get("topk_group", 1) == config.get("n_group", 1) == 1
+
+
+def with_router(model, router):
+    """The model whose experts are chosen so."""
+    pattern = model.block
+    dense, block = pattern.layers
+    other = dataclasses.replace(block, ffn=dataclasses.replace(block.ffn, router=router))
+    return dataclasses.replace(model, block=dataclasses.replace(pattern, layers=(dense, other)))
+
+
 def test_a_sigmoid_router_without_a_balance_bias_is_refused():
     model, params = from_hf(GOLDEN / "hf_glm4_moe")
-    pattern: Any = model.block
-    block = pattern.layers[1]
-    router = dataclasses.replace(block.ffn.router, bias_step=0.0)
-    other = dataclasses.replace(block, ffn=dataclasses.replace(block.ffn, router=router))
-    pattern = dataclasses.replace(pattern, layers=(pattern.layers[0], other))
+    block: Any = blocks_of(model)[1]
+    changed = with_router(model, dataclasses.replace(block.ffn.router, bias_step=0.0))
     with pytest.raises(UserError, match=r"bias_step=0.001 where .*bias_step=0\.0"):
-        write(dataclasses.replace(model, block=pattern), params, "Glm4MoeForCausalLM")
+        write(changed, params, "Glm4MoeForCausalLM")
 
 
 def test_blocks_of_experts_before_dense_ones_are_refused():

@@ -59,6 +59,7 @@ NAMES = (
     "hf_kimi_linear",
     "hf_deepseek_v3_odd",
     "hf_deepseek_v3_dense",
+    "hf_deepseek_v2",
     "hf_glm4_moe",
     "hf_gpt_oss",
 )
@@ -118,6 +119,7 @@ VARIANTS = (
     "hf_delta_net",
     "hf_gated_deltanet",
     "hf_deepseek_v3_dense",
+    "hf_deepseek_v2",
     "hf_glm4_moe",
 )
 """Of what is in another folder: they write text with the same caches."""

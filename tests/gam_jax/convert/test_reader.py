@@ -37,6 +37,7 @@ ALIKE = {
     "hf_delta_net",
     "hf_retnet",
     "hf_deepseek_v3_dense",
+    "hf_deepseek_v2",
     "hf_glm4_moe",
 }
 """Folders that are read by the same code as one of the others."""
