@@ -174,6 +174,13 @@ OF: Mapping[str, Mapping[str, str]] = {
         "rope_theta": "is of rotary positions, of which there are none",
         "auto_map": _CODE,
     },
+    "OlmoHybridForCausalLM": {
+        "linear_a_log_min": _START,
+        "linear_a_log_max": _START,
+        "linear_dt_min": _START,
+        "linear_dt_max": _START,
+        "linear_dt_init_floor": _START,
+    },
     "GLAForCausalLM": {**_PLAIN_FLA, "use_gk": _UNREAD, "use_gv": _UNREAD},
     "DeltaNetForCausalLM": {**_FLA, "use_output_norm": _UNREAD},
     "GatedDeltaNetForCausalLM": _FLA,

@@ -21,6 +21,7 @@ from gam_jax.convert import (
     gpt_oss,
     kimi,
     mamba,
+    olmo_hybrid,
     parscale,
     qwen_next,
 )
@@ -48,6 +49,7 @@ FAMILIES: Mapping[str, Family] = {
     **deepseek.FAMILIES,
     **qwen_next.FAMILIES,
     **kimi.FAMILIES,
+    **olmo_hybrid.FAMILIES,
     **fla.FAMILIES,
 }
 """Every architecture that config.json may name; a model is written as the first that fits."""

@@ -281,6 +281,22 @@ CONFIGS = {
             "tie_word_embeddings": True,
         },
     ),
+    "hf_olmo_hybrid": (
+        "OlmoHybrid",
+        {
+            **SMALL,
+            "num_hidden_layers": 3,
+            "layer_types": [LINEAR, FULL, LINEAR],
+            "linear_num_value_heads": 4,
+            "linear_num_key_heads": 2,
+            "linear_key_head_dim": 6,
+            "linear_value_head_dim": 3,
+            "linear_conv_kernel_dim": 3,
+            "rms_norm_eps": 1e-4,
+            "rope_parameters": {"rope_type": "default", "rope_theta": None},
+            "eos_token_id": None,
+        },
+    ),
     "hf_kimi_linear": (
         "KimiLinear",
         {

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from gam_jax.convert.folder import read_config, read_tensors
@@ -135,9 +136,25 @@ def test_kimi_linear_is_read_as_its_makers_wrote_it():
     assert write(model, params)[1].keys() == tensors.keys()
 
 
+def test_olmo_hybrid_turns_where_it_has_a_base_and_its_norms_have_two_names():
+    turned = model_of("hf_olmo_hybrid", rope_parameters={"rope_theta": 500.0})
+    assert [blocks_of(model)[1].mixer.rotary for model in (turned, model_of("hf_olmo_hybrid"))] == [
+        500.0,
+        0.0,
+    ]
+    config, tensors = opened("hf_olmo_hybrid")
+    old, new = (f"layers.1.{x}" for x in ("feedforward_layer_norm", "post_attention_layernorm"))
+    before = {name.replace(old, new): x for name, x in tensors.items()}
+    assert before.keys() != tensors.keys()
+    model, params = read(config, before)
+    np.testing.assert_equal(write(model, params)[1], tensors)
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
+        ("hf_olmo_hybrid", {"layer_types": ["linear_attention"] * 3}, "must have both"),
+        ("hf_olmo_hybrid", {"linear_num_key_heads": 3}, "does not divide 4 heads"),
         ("hf_kimi_linear", {"num_local_experts": 5}, "not the same as num_experts=4"),
         ("hf_kimi_linear", {"linear_attn_config": {"head_dim": 8}}, "linear_attn_config.head_dim"),
         (
@@ -190,6 +207,7 @@ def with_fields(layer, kind, **changes):
         ("hf_qwen3_5", LinearMemory, {"eps": 1e-3}, "eps=1e-06 where"),
         ("hf_qwen3_5", Attention, {"gated": False}, "gated=True where"),
         ("hf_qwen3", Attention, {"gated": True}, "gated=False where"),
+        ("hf_olmo_hybrid", LinearMemory, {"eps": 1e-4}, "eps=1e-05 where"),
         ("hf_kimi_linear", LinearMemory, {"gate_bias": True}, "gate_bias=False where"),
         ("hf_kimi_linear", LatentAttention, {"scale": 2.0}, "scale=0.3333.* where"),
         ("hf_retnet", LinearMemory, {"positions": SLOW}, "positions.kind='default' where"),
