@@ -368,7 +368,7 @@ CONFIGS = {
         {
             **DEEPSEEK,
             "num_hidden_layers": 2,
-            "first_k_dense_replace": 3,
+            "first_k_dense_replace": 2,
             "q_lora_rank": None,
             "attention_bias": True,
             "rope_parameters": {
