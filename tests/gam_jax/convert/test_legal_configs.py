@@ -1,4 +1,5 @@
-"""Of any legal config.json of a class with experts: what is written of its model gives it again."""
+"""Of any legal config.json of a class with experts or linear memories: what is written of its
+model gives it again."""
 
 import jax
 import numpy as np
@@ -100,7 +101,113 @@ def with_mscales(draw):
     return found
 
 
+@st.composite
+def layers(draw, most=3):
+    """Which layers have attention: both kinds are there."""
+    kinds = draw(st.permutations(["linear_attention", "full_attention"]))
+    more = draw(st.lists(st.sampled_from(kinds), max_size=most - 2))
+    return {"layer_types": [*kinds, *more], "num_hidden_layers": 2 + len(more)}
+
+
+@st.composite
+def memories(draw):
+    groups = draw(st.integers(1, 3))
+    return {
+        "linear_num_value_heads": groups * draw(st.integers(1, 3)),
+        "linear_num_key_heads": groups,
+        "linear_key_head_dim": draw(sizes),
+        "linear_value_head_dim": draw(sizes),
+        "linear_conv_kernel_dim": draw(st.integers(2, 4)),
+    }
+
+
+NEXT = {
+    "attention_bias": flags,
+    "partial_rotary_factor": st.just(1.0),
+    "rope_parameters": positions(),
+    "shared_expert_intermediate_size": sizes,
+}
+
+
+@st.composite
+def library(draw, **fields):
+    """Of flash-linear-attention: shares of the width that make whole heads."""
+    count = draw(st.integers(1, 3))
+    found = {
+        "vocab_size": 8,
+        "hidden_size": 4 * count * draw(st.integers(1, 3)),
+        "num_hidden_layers": draw(st.integers(1, 3)),
+        "intermediate_size": draw(st.none() | sizes),
+        "num_heads": count,
+        "conv_size": draw(st.integers(2, 4)),
+        "norm_eps": draw(eps),
+        "tie_word_embeddings": draw(flags),
+    }
+    return found | {name: draw(value) for name, value in fields.items()}
+
+
+shares = st.sampled_from([0.5, 1.0, 1.5])
+HEBB = {
+    "expand_k": shares,
+    "expand_v": shares,
+    "use_output_gate": flags,
+    "use_short_conv": flags,
+    "feature_map": st.sampled_from([None, "relu"]),
+}
+
 CONFIGS = {
+    "Qwen3NextForCausalLM": joined(
+        common(),
+        heads(),
+        memories(),
+        experts("num_experts", grouped=False),
+        layers(),
+        norm_topk_prob=flags,
+        mlp_only_layers=st.sampled_from([[], [0], [1]]).map(list),
+        **NEXT,
+    ),
+    "Qwen3_5ForCausalLM": joined(
+        common(), heads(), memories(), layers(), attention_bias=flags, rope_parameters=positions()
+    ).map(lambda config: {**config, "partial_rotary_factor": 1.0}),
+    "Qwen3_5MoeForCausalLM": joined(
+        common(), heads(), memories(), experts("num_experts", grouped=False), layers(), **NEXT
+    ),
+    "KimiLinearForCausalLM": joined(
+        common(),
+        latents(),
+        experts("num_experts"),
+        layers(),
+        linear_num_heads=sizes,
+        linear_head_dim=sizes,
+        linear_conv_kernel_dim=st.integers(2, 4),
+        first_k_dense_replace=st.integers(0, 3),
+        num_shared_experts=st.integers(0, 2),
+        moe_renormalize=flags,
+        attention_bias=flags,
+        routed_scaling_factor=scales,
+        tie_word_embeddings=st.just(False),
+    ),
+    "OlmoHybridForCausalLM": joined(
+        common(),
+        st.integers(1, 3).map(lambda n: {"hidden_size": 4 * n, "num_attention_heads": 2}),
+        memories(),
+        layers(),
+        linear_allow_neg_eigval=flags,
+        attention_bias=flags,
+        rope_parameters=positions() | st.just({"rope_theta": None}),
+    ),
+    "GLAForCausalLM": library(**HEBB),
+    "RetNetForCausalLM": library(**HEBB | {"expand_k": st.just(0.5)}),
+    "DeltaNetForCausalLM": library(
+        expand_k=shares, expand_v=shares, use_gate=flags, allow_neg_eigval=flags
+    ),
+    "GatedDeltaNetForCausalLM": library(
+        head_dim=st.sampled_from([2, 4]),
+        expand_v=shares,
+        num_v_heads=st.none() | st.just(6),
+        use_gate=flags,
+        allow_neg_eigval=flags,
+    ),
     "MixtralForCausalLM": joined(
         common(),
         heads(),
