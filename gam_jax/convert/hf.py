@@ -137,7 +137,8 @@ def to_hf(
     """
     path = local_path(folder)
     config, tensors = write(model, params, name or written_as(model, source))
-    config = {**kept_fields(config["architectures"][0], _config_in(source)), **config}
+    kept = kept_fields(config["architectures"][0], _config_in(source))
+    config = {"pad_token_id": None, **kept, **config}  # that of the class may be beyond the ids
     beside = {name: content for name, content in source.items() if name != files.CONFIG}
     files.write_folder(path, config, tensors, shard_bytes, beside)
 
