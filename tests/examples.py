@@ -104,6 +104,13 @@ EXAMPLES: dict[str, Layer] = {
         router=Router("sigmoid", scale=2.5, groups=4, chosen_groups=2, bias=True, bias_step=0.1),
         capacity=Capacity(1.0, tokens=5),
     ),
+    "MoE of a gated shared one": MoE(
+        width=WIDTH,
+        ffn=MLP(expansion=1, activation="swiglu"),
+        shared=1,
+        shared_hidden=24,
+        shared_gate=True,
+    ),
     "MoE first choices first": MoE(
         width=WIDTH, ffn=MLP(expansion=1), capacity=Capacity(0.5, tokens=8, first="choices")
     ),
@@ -147,6 +154,9 @@ EXAMPLES: dict[str, Layer] = {
         qk_norm_over="all",
         qk_norm_centred=True,
     ),
+    "Attention gated": Attention(
+        width=WIDTH, heads=8, head_size=2, context=32, bias=True, gated=True
+    ),
     "Attention window": Attention(width=WIDTH, heads=8, head_size=2, window=3),
     "Attention wide window": Attention(
         width=WIDTH, heads=8, head_size=2, window=14, sinks=True, qk_norm=True
@@ -168,6 +178,9 @@ EXAMPLES: dict[str, Layer] = {
     "LatentAttention of plain queries": LatentAttention(
         width=WIDTH, heads=8, latent=4, head_size=2, rotary_size=2, value_size=3, context=40
     ),
+    "LatentAttention unturned": LatentAttention(
+        width=WIDTH, heads=8, latent=4, head_size=2, rotary_size=3, rotary=0.0, context=32
+    ),
     "MoFME": MoFME(width=WIDTH, experts=8, chosen=2),
     "MoFME of one": MoFME(width=WIDTH, experts=1, chosen=1, adaptor=MLP(activation="swiglu")),
     "WrittenGAM": WrittenGAM(LinearMemory(gated=False, **HEADS), width=WIDTH, kernel=3),
@@ -176,7 +189,19 @@ EXAMPLES: dict[str, Layer] = {
     "LinearMemory retnet": LinearMemory(variant="retnet", **HEADS),
     "LinearMemory gla": LinearMemory(variant="gla", kernel=3, **HEADS),
     "LinearMemory gated deltanet": LinearMemory(negative=True, chunk=4, **HEADS),
+    "LinearMemory of shared keys": LinearMemory(
+        width=WIDTH, heads=16, key_heads=8, key_width=4, value_width=2, chunk=4, eps=1e-3
+    ),
     "LinearMemory kimi delta": LinearMemory(variant="kimi_delta", chunk=4, **HEADS),
+    "LinearMemory kimi delta of shared keys": LinearMemory(
+        width=WIDTH,
+        heads=16,
+        key_heads=8,
+        variant="kimi_delta",
+        key_width=4,
+        value_width=2,
+        gate_bias=False,
+    ),
     "FusedDelta": FusedDelta(long=5, **HEADS),
     "MinimalRNN gru": MinimalRNN(width=WIDTH),
     "MinimalRNN lstm": MinimalRNN(width=WIDTH, variant="lstm", expansion=2),
@@ -324,6 +349,9 @@ VARIANTS = frozenset(
         "MoFME of one",
         "WrittenGAM bank",
         "LinearMemory linear",
+        "LinearMemory kimi delta of shared keys",
+        "MoE of a gated shared one",
+        "LatentAttention unturned",
         "LinearMemory retnet",
         "MinimalRNN lstm",
         "Block post norm",

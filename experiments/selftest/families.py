@@ -82,6 +82,27 @@ DEEPSEEK = {
     "qk_rope_head_dim": 4,
     "v_head_dim": 5,
 }
+DELTAS = {
+    **SMALL,
+    "head_dim": 8,
+    "linear_num_value_heads": 6,
+    "linear_num_key_heads": 3,
+    "linear_key_head_dim": 4,
+    "linear_value_head_dim": 5,
+    "linear_conv_kernel_dim": 3,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 500.0,
+        "partial_rotary_factor": 0.5,
+    },
+}
+SHARED = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 12,
+    "shared_expert_intermediate_size": 20,
+}
+LINEAR = "linear_attention"
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "hf_llama": ("Llama", {**LLAMA, "head_dim": 8}),
     "hf_qwen2": ("Qwen2", {**LLAMA, "tie_word_embeddings": True}),
@@ -231,6 +252,72 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "Qwen3Moe",
         {**EXPERTS, "num_experts": 8, "head_dim": 8, "norm_topk_prob": True},
     ),
+    "hf_qwen3_next": (
+        "Qwen3Next",
+        {
+            **DELTAS,
+            **SHARED,
+            "num_hidden_layers": 4,
+            "mlp_only_layers": [1],
+            "norm_topk_prob": False,
+            "attention_bias": True,
+            "rms_norm_eps": 1e-4,
+        },
+    ),
+    "hf_qwen3_5": (
+        "Qwen3_5",
+        {
+            **DELTAS,
+            "num_hidden_layers": 3,
+            "layer_types": [LINEAR, FULL, LINEAR],
+            "tie_word_embeddings": True,
+        },
+    ),
+    "hf_olmo_hybrid": (
+        "OlmoHybrid",
+        {
+            **SMALL,
+            "num_hidden_layers": 3,
+            "layer_types": [LINEAR, FULL, LINEAR],
+            "linear_num_value_heads": 4,
+            "linear_num_key_heads": 2,
+            "linear_key_head_dim": 6,
+            "linear_value_head_dim": 3,
+            "linear_conv_kernel_dim": 3,
+            "rms_norm_eps": 1e-4,
+            "rope_parameters": {"rope_type": "default", "rope_theta": None},
+            "eos_token_id": None,
+        },
+    ),
+    "hf_kimi_linear": (
+        "KimiLinear",
+        {
+            **SMALL,
+            "num_hidden_layers": 3,
+            "num_key_value_heads": 4,
+            "layer_types": [LINEAR, FULL, LINEAR],
+            "mlp_layer_types": ["sparse", "dense", "sparse"],
+            "linear_head_dim": 4,
+            "linear_num_heads": 3,
+            "linear_conv_kernel_dim": 3,
+            "kv_lora_rank": 10,
+            "q_lora_rank": 6,
+            "qk_nope_head_dim": 6,
+            "qk_rope_head_dim": 3,
+            "v_head_dim": 5,
+            "attention_bias": True,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_shared_experts": 2,
+            "moe_intermediate_size": 8,
+            "n_group": 2,
+            "routed_scaling_factor": 1.5,
+            "rms_norm_eps": 1e-4,
+            "bos_token_id": None,
+            "eos_token_id": None,
+        },
+    ),
+    "hf_qwen3_5_moe": ("Qwen3_5Moe", {**DELTAS, **SHARED, "layer_types": [FULL, LINEAR]}),
     "hf_deepseek_v3": (
         "DeepseekV3",
         {

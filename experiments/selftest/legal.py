@@ -94,6 +94,27 @@ LATENT: Values = {
 }
 
 
+LINEAR_KINDS = ["linear_attention", FULL, "linear_attention"]
+NEXT: Values = {
+    "vocab_size": (29, 32),
+    "rms_norm_eps": (1e-6, 3e-3),
+    "tie_word_embeddings": (True, False),
+    "attention_bias": (True, False),
+    "num_key_value_heads": (1, 2, 4),
+    "rope_parameters": tuple({**one, "partial_rotary_factor": 0.5} for one in (DEFAULT, LINEAR)),
+    "linear_num_value_heads": (3, 6, 9),
+    "linear_key_head_dim": (3, 4),
+    "linear_value_head_dim": (2, 5),
+    "linear_conv_kernel_dim": (2, 4),
+}
+NEXT_EXPERTS: Values = {
+    **NEXT,
+    "num_experts": (4, 5),
+    "num_experts_per_tok": (1, 3),
+    "shared_expert_intermediate_size": (12, 24, 30),
+}
+
+
 def fields(drawn: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a config.json, given what was drawn of `Values`."""
     return {**without(drawn, TOGETHER), **drawn.get(TOGETHER, {})}
@@ -176,6 +197,44 @@ LEGAL: Mapping[str, Values] = {
         **LATENT,
         "norm_topk_prob": (True, False),
         "rope_interleave": (True, False),
+    },
+    "Qwen3Next": {
+        **NEXT_EXPERTS,
+        "norm_topk_prob": (True, False),
+        "mlp_only_layers": ([], [0], [1, 2]),
+        "layer_types": ([FULL, *LINEAR_KINDS], [*LINEAR_KINDS, "linear_attention"]),
+    },
+    "Qwen3_5": {**NEXT, "layer_types": (LINEAR_KINDS, [FULL, FULL, "linear_attention"])},
+    "Qwen3_5Moe": NEXT_EXPERTS,
+    "KimiLinear": {
+        "vocab_size": (29, 32),
+        "rms_norm_eps": (1e-6, 3e-3),
+        "attention_bias": (True, False),
+        "layer_types": (LINEAR_KINDS, [FULL, FULL, "linear_attention"]),
+        "mlp_layer_types": (["dense", "sparse", "sparse"], ["sparse"] * 3),
+        "linear_head_dim": (3, 4),
+        "linear_num_heads": (2, 3),
+        "linear_conv_kernel_dim": (2, 4),
+        "q_lora_rank": (None, 6),
+        "v_head_dim": (5, 8),
+        "n_shared_experts": (1, 2),
+        "norm_topk_prob": (True, False),
+        "routed_scaling_factor": (1.0, 1.7),
+    },
+    "OlmoHybrid": {
+        "vocab_size": (29, 32),
+        "rms_norm_eps": (1e-6, 3e-3),
+        "tie_word_embeddings": (True, False),
+        "attention_bias": (True, False),
+        "num_key_value_heads": (1, 2, 4),
+        "layer_types": (LINEAR_KINDS, [FULL, FULL, "linear_attention"]),
+        "linear_conv_kernel_dim": (2, 4),
+        "linear_allow_neg_eigval": (True, False),
+        "rope_parameters": (DEFAULT, {"rope_type": "default", "rope_theta": None}),
+        TOGETHER: (  # channels that transformers' thirds leave whole
+            {"linear_key_head_dim": 6, "linear_value_head_dim": 3},
+            {"linear_key_head_dim": 4, "linear_value_head_dim": 2},
+        ),
     },
     "Mamba": {
         "vocab_size": (29, 48),

@@ -11,11 +11,13 @@ import numpy as np
 
 PROMPT, WRITTEN = 19, 12
 """Tokens that are read, and that are written after them."""
+OF_TEXT = ("Gemma3", "Qwen3_5", "Qwen3_5Moe")
+"""Classes with another configuration for pictures."""
 
 
 def config_class(kind: str) -> str:
-    """The name of a class's configuration; that of Gemma 3 is of its text alone."""
-    return "Gemma3TextConfig" if kind == "Gemma3" else f"{kind}Config"
+    """The name of a class's configuration, of its text alone where there are pictures too."""
+    return f"{kind}TextConfig" if kind in OF_TEXT else f"{kind}Config"
 
 
 def random_model(kind: str, values: Mapping[str, Any], seed: int = 0) -> Any:
@@ -38,6 +40,14 @@ def random_model(kind: str, values: Mapping[str, Any], seed: int = 0) -> Any:
     )  # it writes into them
     torch.manual_seed(seed)
     model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    randomise(model)
+    return model
+
+
+def randomise(model: Any) -> None:
+    """Gives every weight a random value away from a neutral start."""
+    import torch  # type: ignore[import-not-found]
+
     with torch.no_grad():
         for path, weight in model.named_parameters():
             if path.endswith(("A_log", "dt_bias", "dt_proj.bias")):
@@ -49,7 +59,6 @@ def random_model(kind: str, values: Mapping[str, Any], seed: int = 0) -> Any:
         for path, state in model.named_buffers():
             if path.endswith("e_score_correction_bias"):
                 state.uniform_(-0.3, 0.3)
-    return model
 
 
 def expected(model: Any, seed: int = 0) -> dict[str, np.ndarray]:

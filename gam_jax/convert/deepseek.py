@@ -99,10 +99,10 @@ class Deep(Sparse):
 
         return changed(model)
 
-    def written_experts(self, layer: Layer, dense: Sequence[int]) -> dict[str, Any]:
+    def written_experts(self, layer: Layer, dense: Sequence[bool]) -> dict[str, Any]:
         """The inverse of `experts` and `dense`, which must be the first blocks."""
-        config: dict[str, Any] = {"first_k_dense_replace": len(dense)}
-        if not isinstance(layer, MoE) and dense:
+        config: dict[str, Any] = {"first_k_dense_replace": sum(dense)}
+        if not isinstance(layer, MoE) and any(dense):
             return config
         ffn = one(layer, MoE, self.official)
         return config | {

@@ -59,7 +59,8 @@ class Sparse(Attentions):
         if self.biases == "never":
             config.only("attention_bias", False)
         width, layers = config.size("hidden_size"), config.size("num_hidden_layers", most=LAYERS)
-        norm = RMSNorm(eps=config.number("rms_norm_eps", self.eps, least=0))
+        eps = config.number("rms_norm_eps", self.eps, least=0)
+        norm = RMSNorm(eps=eps, centred=self.centred)
         sparse = self.experts(config)
         blocks = []
         attentions = self.attentions(config, width, layers, norm.eps)
@@ -74,14 +75,18 @@ class Sparse(Attentions):
             tied=config.flag("tie_word_embeddings", False),
         )
 
+    @property
+    def hidden_name(self) -> str:
+        """The field that tells the hidden units of an expert."""
+        return "moe_intermediate_size" if self.mixed else "intermediate_size"
+
     def experts(self, config: Fields) -> MoE:
         """Those of a block that has some."""
         jitter = config.number("router_jitter_noise", 0.0, least=0) if self.jitters else 0.0
-        hidden = "moe_intermediate_size" if self.mixed else "intermediate_size"
         return MoE(
             experts=count_experts(config, "num_local_experts", "num_experts"),
             chosen=config.size("num_experts_per_tok", self.chosen),
-            ffn=hidden_units(config, hidden),
+            ffn=hidden_units(config, self.hidden_name),
             router=Router(
                 renormalise=self.renormalises or config.flag("norm_topk_prob", False),
                 jitter=jitter,
@@ -106,7 +111,7 @@ class Sparse(Attentions):
         check_plain(model, self.official)
         blocks = [one(block, Block, self.official) for block in patterns.blocks_of(model)]
         mixers: list[Any] = [one(block.mixer, self.mixer, self.official) for block in blocks]
-        dense = [i for i, block in enumerate(blocks) if isinstance(block.ffn, MLP)]
+        dense = [isinstance(block.ffn, MLP) for block in blocks]
         sparse = [block.ffn for block in blocks if not isinstance(block.ffn, MLP)]
         norm = one(model.norm, RMSNorm, self.official)
         config = {
@@ -121,8 +126,8 @@ class Sparse(Attentions):
             **self.written(mixers),
             **self.written_experts(sparse[0] if sparse else blocks[0].ffn, dense),
         }
-        if dense:
-            first: Any = blocks[dense[0]].ffn
+        if any(dense):
+            first: Any = blocks[dense.index(True)].ffn
             config["intermediate_size"] = first.hidden or first.expansion * model.width
         check_same(self.official, self.read, self.bare(model), config)
         return config
@@ -131,12 +136,12 @@ class Sparse(Attentions):
         """The model with what config.json does not tell as `read` makes it."""
         return model
 
-    def written_experts(self, layer: Layer, dense: Sequence[int]) -> dict[str, Any]:
+    def written_experts(self, layer: Layer, dense: Sequence[bool]) -> dict[str, Any]:
         """The inverse of `experts` and `dense`.
 
         Args:
           layer: a block's experts; its feed-forward where no block has some.
-          dense: the numbers of the dense blocks.
+          dense: whether each block is dense.
         """
         ffn = one(layer, MoE, self.official)
         hidden, router = check_experts(ffn, self.official), ffn.router
@@ -144,17 +149,17 @@ class Sparse(Attentions):
             "num_local_experts": ffn.experts,
             "num_experts_per_tok": ffn.chosen,
             "router_aux_loss_coef": router.balance,
+            self.hidden_name: hidden,
         }
         if self.jitters:
             config["router_jitter_noise"] = router.jitter
         if not self.mixed:
-            return config | {"intermediate_size": hidden}
+            return config
         return config | {
-            "moe_intermediate_size": hidden,
             "num_experts": ffn.experts,
             "norm_topk_prob": router.renormalise,
             "decoder_sparse_step": 1,
-            "mlp_only_layers": list(dense),
+            "mlp_only_layers": [i for i, plain in enumerate(dense) if plain],
         }
 
     def read_block(self, model: LanguageModel, reader: Reader) -> Params:

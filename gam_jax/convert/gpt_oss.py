@@ -37,7 +37,7 @@ class Clamped(Sparse):
         router = dataclasses.replace(plain.router, bias=True)
         return dataclasses.replace(plain, ffn=ffn, router=router)
 
-    def written_experts(self, layer: Layer, dense: Sequence[int]) -> dict[str, Any]:
+    def written_experts(self, layer: Layer, dense: Sequence[bool]) -> dict[str, Any]:
         """The inverse of `experts`."""
         ffn = one(layer, MoE, self.official)
         plain = MLP(activation="swiglu", hidden=hidden_of(ffn), bias=False)

@@ -11,7 +11,19 @@ import jax
 import numpy as np
 
 from gam_jax.config import unknown
-from gam_jax.convert import deepseek, dense, experts, falcon_h1, gpt_oss, mamba, parscale
+from gam_jax.convert import (
+    deepseek,
+    dense,
+    experts,
+    falcon_h1,
+    fla,
+    gpt_oss,
+    kimi,
+    mamba,
+    olmo_hybrid,
+    parscale,
+    qwen_next,
+)
 from gam_jax.convert import folder as files
 from gam_jax.convert.family import UNLIKE, Config, Family
 from gam_jax.convert.fields import Fields
@@ -40,6 +52,10 @@ FAMILIES: Mapping[str, Family] = {
     **experts.FAMILIES,
     **gpt_oss.FAMILIES,
     **deepseek.FAMILIES,
+    **qwen_next.FAMILIES,
+    **kimi.FAMILIES,
+    **olmo_hybrid.FAMILIES,
+    **fla.FAMILIES,
 }
 """Every architecture that config.json may name; a model is written as the first that fits."""
 

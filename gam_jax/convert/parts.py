@@ -73,10 +73,14 @@ def read_units(
 def read_attention(
     attention: Attention, width: int, reader: Reader, fused: bool = False
 ) -> dict[str, np.ndarray]:
-    """Attention's projections, biases and norms; `fused`: queries, keys, values are one array."""
+    """Attention's projections, biases and norms; `fused`: queries, keys, values are one array.
+
+    Of gated attention, q_proj holds the query and the gate of each head, one behind the other.
+    """
     mixer: dict[str, np.ndarray] = {}
     size = attention.size
     counts = {"query": attention.heads, "key": attention.groups, "value": attention.groups}
+    counts["query"] *= 1 + attention.gated
     if fused:
         ends = np.cumsum([count * size for count in counts.values()])
         whole = reader.take("self_attn.qkv_proj.weight", int(ends[-1]), width)
@@ -91,6 +95,10 @@ def read_attention(
         if attention.bias:
             bias = reader.take(f"self_attn.{HEADS[ours]}.bias", counts[ours] * size)
             mixer[f"{ours}_bias"] = bias.reshape(counts[ours], size)
+    for name in [name for name in mixer if attention.gated and name.startswith("query")]:
+        both = mixer[name]
+        pairs = both.reshape(*both.shape[:-2], attention.heads, 2, size)
+        mixer[name], mixer[name.replace("query", "gate")] = pairs[..., 0, :], pairs[..., 1, :]
     out = reader.take("self_attn.o_proj.weight", width, attention.heads * size)
     mixer["out"] = out.T.reshape(attention.heads, size, width)
     if attention.out_bias:
@@ -127,6 +135,10 @@ def write_units(units: Params, inside: str, fused: bool = False) -> dict[str, np
 def write_attention(mixer: Params, width: int, fused: bool = False) -> dict[str, np.ndarray]:
     """The inverse of `read_attention`."""
     tensors: dict[str, np.ndarray] = {}
+    gates = [name for name in mixer if name in ("gate", "gate_bias")]
+    for name in gates:
+        query = name.replace("gate", "query")
+        mixer = {**mixer, query: np.stack([mixer[query], mixer[name]], axis=-2)}
     if fused:
         rows = [mixer[ours].reshape(width, -1).T for ours in HEADS]
         tensors["self_attn.qkv_proj.weight"] = np.concatenate(rows)

@@ -10,7 +10,7 @@ from gam_jax.config import flatten, to_dict
 from gam_jax.convert import patterns
 from gam_jax.convert.family import Config
 from gam_jax.convert.fields import shown
-from gam_jax.layers import MLP, Attention, LatentAttention, Layer, MoE
+from gam_jax.layers import MLP, Attention, LatentAttention, Layer, LinearMemory, MoE
 from gam_jax.layers.base import INHERITED
 from gam_jax.models.language import LanguageModel
 from sharding.errors import UserError
@@ -77,6 +77,13 @@ def _plain(layer: Any, width: int) -> Any:
         changed["scale"] = layer.rule.scale
     if isinstance(layer, MLP):
         changed |= {"hidden": layer.hidden or layer.expansion * width, "expansion": 1}
+    if isinstance(layer, LinearMemory):
+        recipe = layer.recipe
+        changed |= {"key_heads": layer.groups, "key_width": layer.keys, "kernel": recipe.kernel}
+        changed |= {"value_width": layer.values, "feature": recipe.feature}
+        changed |= {"gated": recipe.gate != "none", "chunk": 64, "method": "chunked"}
+    if isinstance(layer, MoE) and layer.shared:
+        changed |= {"shared": 1, "shared_hidden": layer.shared_ffn.hidden}
     if isinstance(layer, MoE):
         changed["capacity"] = (
             type(layer.capacity)() if not layer.capacity.factor else layer.capacity

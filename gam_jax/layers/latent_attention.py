@@ -21,7 +21,7 @@ from gam_jax.ops.rotary import Positions, rotary
 from gam_jax.params import Param, Params, Table, fan_in, ones, zeros
 from sharding import collectives, residual
 from sharding.axes import Axes
-from sharding.bounds import Count, NotNegative, Positive, Rate, Size, check_bounds
+from sharding.bounds import Count, NotNegative, Rate, Size, check_bounds
 
 NORM_EPS = 1e-6
 
@@ -43,9 +43,9 @@ class LatentAttention(Layer):
       latent: R, numbers that a token's keys and values are made from.
       query_latent: Q, likewise of queries; 0 makes them from x.
       head_size: N, channels of a head's keys without positions.
-      rotary_size: P, channels that are turned by position.
+      rotary_size: P, channels that are turned by position, of one key for all heads.
       value_size: V, channels of a head's values; 0 for N.
-      rotary: base of the rotary positions' wavelengths.
+      rotary: base of the rotary positions' wavelengths; 0 turns nothing (Kimi Linear).
       positions: how those are stretched.
       context: tokens that the cache holds, and so the most that a sequence may have.
       scale: of the scores; 0 for 1 / sqrt(N + P).
@@ -60,7 +60,7 @@ class LatentAttention(Layer):
     head_size: Size = 32
     rotary_size: Size = 16
     value_size: Count = 0
-    rotary: Positive = 10_000.0
+    rotary: NotNegative = 10_000.0
     positions: Positions = Positions()
     context: Size = 2048
     scale: NotNegative = 0.0
@@ -69,9 +69,12 @@ class LatentAttention(Layer):
 
     def __post_init__(self) -> None:
         check_bounds(self)
-        if self.rotary_size % 2:
+        if not self.rotary and self.positions != Positions():
+            raise ValueError("LatentAttention.positions stretch what rotary=0 does not turn")
+        if self.rotary and self.rotary_size % 2:
             raise ValueError(f"LatentAttention.rotary_size={self.rotary_size} is not 2 or 4 or ...")
-        check_positions(self.positions, self.rotary, self.rotary_size, "LatentAttention")
+        if self.rotary:
+            check_positions(self.positions, self.rotary, self.rotary_size, "LatentAttention")
 
     @staticmethod
     def from_saved(values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -241,8 +244,9 @@ class LatentAttention(Layer):
         latent = rms_norm(latent, params["latent_norm"], NORM_EPS)
         shared = linear(flat, params["shared_key"], params.get("shared_key_bias"))
         shared = shared.reshape(*x.shape[:2], 1, -1)
-        shared = rotary(shared, places, self.rotary, positions)[:, :, 0]
-        found = {"latent": latent.reshape(*x.shape[:2], -1), "shared_key": shared}
+        if self.rotary:
+            shared = rotary(shared, places, self.rotary, positions)
+        found = {"latent": latent.reshape(*x.shape[:2], -1), "shared_key": shared[:, :, 0]}
         for axis in reversed(axes.tokens):
             found = {n: collectives.all_gather(y, axis, dim=1) for n, y in found.items()}
         return found
@@ -264,6 +268,8 @@ class LatentAttention(Layer):
         weight = params["query"]
         q = linear(x.reshape(-1, x.shape[-1]), weight.reshape(weight.shape[0], -1))
         q = q.reshape(*x.shape[:2], -1, weight.shape[-1])
+        if not self.rotary:
+            return q
         plain, turned = jnp.split(q, [self.head_size], axis=-1)
         turned = rotary(turned, places, self.rotary, positions)
         return jnp.concatenate([plain, turned], axis=-1)

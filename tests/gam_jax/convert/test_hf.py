@@ -53,14 +53,25 @@ NAMES = (
     "hf_qwen3_moe",
     "hf_deepseek_v3",
     "hf_deepseek_v3_plain",
+    "hf_qwen3_next",
+    "hf_qwen3_5",
+    "hf_qwen3_5_moe",
+    "hf_olmo_hybrid",
+    "hf_kimi_linear",
     "hf_deepseek_v3_odd",
     "hf_deepseek_v3_dense",
     "hf_deepseek_v2",
     "hf_glm4_moe",
     "hf_gpt_oss",
 )
+"""Of classes of transformers."""
 PARSCALE = "hf_parscale"  # by its official code, see tests/golden/parscale.py
-every_folder = pytest.mark.parametrize("name", [*NAMES, PARSCALE])
+LIBRARY = ("hf_gla", "hf_gla_convolved", "hf_delta_net", "hf_gated_deltanet", "hf_retnet")
+"""By the code of flash-linear-attention, see tests/golden/fla_models.py."""
+EVERY = (*NAMES, PARSCALE, *LIBRARY)
+every_folder = pytest.mark.parametrize("name", EVERY)
+ALIKE = ("hf_qwen2_sliding", "hf_olmo2", "hf_qwen3_5_moe", "hf_gla_convolved")
+"""Folders whose logits are found by the same code as those of another."""
 
 
 def arrays_of(folder):
@@ -69,10 +80,7 @@ def arrays_of(folder):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(n, marks=[pytest.mark.slow] if n in ("hf_qwen2_sliding", "hf_olmo2") else [])
-        for n in (*NAMES, PARSCALE)
-    ],
+    [pytest.param(n, marks=[pytest.mark.slow] if n in ALIKE else []) for n in EVERY],
 )
 def test_logits_are_those_of_transformers(name):
     model, params = from_hf(GOLDEN / name)
@@ -103,6 +111,15 @@ VARIANTS = (
     "hf_falcon_h1_normed",
     "hf_mixtral",
     "hf_deepseek_v3_plain",
+    "hf_qwen3_5",
+    "hf_qwen3_5_moe",
+    "hf_qwen3_next",
+    "hf_olmo_hybrid",
+    "hf_kimi_linear",
+    "hf_gla",
+    "hf_gla_convolved",
+    "hf_delta_net",
+    "hf_gated_deltanet",
     "hf_deepseek_v3_dense",
     "hf_deepseek_v2",
     "hf_glm4_moe",
@@ -113,8 +130,8 @@ VARIANTS = (
 @pytest.mark.parametrize(
     "name",
     slow_unless_chosen(
-        [(name,) for name in (*NAMES, PARSCALE)],
-        [(name,) for name in (*NAMES, PARSCALE) if name not in VARIANTS],
+        [(name,) for name in EVERY],
+        [(name,) for name in EVERY if name not in VARIANTS],
     ),
 )
 def test_greedy_text_is_that_of_transformers(name):

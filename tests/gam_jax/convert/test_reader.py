@@ -31,6 +31,11 @@ ALIKE = {
     "hf_qwen3_moe",
     "hf_falcon_h1",
     "hf_deepseek_v3_plain",
+    "hf_qwen3_5",
+    "hf_qwen3_5_moe",
+    "hf_gla_convolved",
+    "hf_delta_net",
+    "hf_retnet",
     "hf_deepseek_v3_dense",
     "hf_deepseek_v2",
     "hf_glm4_moe",
@@ -327,11 +332,15 @@ def test_what_would_change_the_function_is_named(name, change, words):
     assert words in refusal(read, {**config, **change}, tensors)
 
 
+PARTLY_TURNED = ("hf_glm4", "hf_glm4_moe", "hf_qwen3_next", "hf_qwen3_5", "hf_qwen3_5_moe")
+"""Folders of classes that turn a part of a head where nothing is said."""
+
+
 @every_folder
 def test_neutral_values_and_nulls_change_nothing(name):
     config, tensors = opened(name)
     neutral = {**NEUTRAL, "not_known": None}
-    if name in ("hf_glm4", "hf_glm4_moe"):  # which turn a half where nothing is said
+    if name in PARTLY_TURNED:
         del neutral["partial_rotary_factor"]
     assert read({**neutral, **config}, tensors)[0] == model_of(name)
 
