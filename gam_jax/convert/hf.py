@@ -12,7 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from gam_jax.config import unknown
-from gam_jax.convert import deepseek, dense, experts, falcon_h1, mamba, parscale
+from gam_jax.convert import (
+    bamba,
+    deepseek,
+    dense,
+    experts,
+    falcon_h1,
+    granite4,
+    jamba,
+    mamba,
+    mamba_ssm,
+    nemotron_h,
+    parscale,
+)
 from gam_jax.convert import folder as files
 from gam_jax.convert.family import UNLIKE, Config, Family
 from gam_jax.convert.fields import Fields
@@ -33,6 +45,11 @@ FAMILIES: Mapping[str, Family] = {
     **parscale.FAMILIES,
     **experts.FAMILIES,
     **deepseek.FAMILIES,
+    **bamba.FAMILIES,
+    **granite4.FAMILIES,
+    **nemotron_h.FAMILIES,
+    **jamba.FAMILIES,
+    **mamba_ssm.FAMILIES,
 }
 """Every architecture that config.json may name; a model is written as the first that fits."""
 
@@ -119,7 +136,7 @@ def to_hf(
     """
     path = local_path(folder)
     config, tensors = write(model, params, name or written_as(model, source))
-    config = {**kept_fields(config["architectures"][0], _config_in(source)), **config}
+    config = {**kept_fields(architecture(config), _config_in(source)), **config}
     beside = {name: content for name, content in source.items() if name != files.CONFIG}
     files.write_folder(path, config, tensors, shard_bytes, beside)
 
@@ -274,6 +291,8 @@ def architecture(config: Config) -> str:
     Raises:
       UserError: none, several, or one that is not known here.
     """
+    if mamba_ssm.is_own(config):
+        return mamba_ssm.OFFICIAL
     names = config.get("architectures")
     if isinstance(names, list | tuple) and len(names) > 1:
         raise Fields.of(config).refused("architectures", "is more than one: name the one it is")

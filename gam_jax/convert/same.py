@@ -10,7 +10,7 @@ from gam_jax.config import flatten, to_dict
 from gam_jax.convert import patterns
 from gam_jax.convert.family import Config
 from gam_jax.convert.fields import shown
-from gam_jax.layers import MLP, Attention, Layer, MoE
+from gam_jax.layers import MLP, Attention, Layer, Mamba, Mamba2, MoE
 from gam_jax.layers.base import INHERITED
 from gam_jax.models.language import LanguageModel
 from sharding.errors import UserError
@@ -68,6 +68,11 @@ def _plain(layer: Any, width: int) -> Any:
         changed["context"] = 1 if layer.window else layer.context
     if isinstance(layer, MLP):
         changed |= {"hidden": layer.hidden or layer.expansion * width, "expansion": 1}
+    if isinstance(layer, Mamba):
+        changed["rank"] = layer.steps
+    if isinstance(layer, Mamba2):
+        changed |= {"inner": layer.heads * layer.head, "chunk": 1}
+        changed["eps"] = layer.eps if layer.norm != "none" else 0.0
     if isinstance(layer, MoE):
         changed["capacity"] = (
             type(layer.capacity)() if not layer.capacity.factor else layer.capacity

@@ -100,6 +100,7 @@ class MoE(Layer):
       chosen: K, experts of a token.
       ffn: what each expert is; its dropout is on the sum.
       shared: the shared feed-forward has as many hidden units as that many experts.
+      shared_hidden: its hidden units, where they are another number; 0 for those of `shared`.
       router: how experts are chosen, and balanced in training.
       capacity: how many tokens an expert takes.
       width, dropout: as in `MLP`.
@@ -112,6 +113,7 @@ class MoE(Layer):
     chosen: Size = 2
     ffn: MLP = MLP(activation="swiglu", bias=False)
     shared: Count = 0
+    shared_hidden: Count = 0
     router: routing.Router = routing.Router()
     capacity: routing.Capacity = routing.Capacity()
     width: Size | None = None
@@ -137,6 +139,8 @@ class MoE(Layer):
         if self.strategy not in dispatch.STRATEGIES:
             valid = ", ".join(dispatch.STRATEGIES)
             raise ValueError(f"MoE.strategy '{self.strategy}' is not one of {valid}")
+        if not self.shared and self.shared_hidden:
+            raise ValueError("MoE.shared_hidden is of a shared feed-forward")
         if self._by_expert and (self.capacity.factor or self.router.bias_step):
             raise ValueError(
                 "MoE.router.by='expert' is in balance and drops none by design: leave out "
@@ -170,7 +174,7 @@ class MoE(Layer):
     @property
     def _shared_ffn(self) -> MLP:
         hidden = self.ffn.hidden or self.ffn.expansion * known(self.width, "width", self)
-        return dataclasses.replace(self.ffn, hidden=self.shared * hidden)
+        return dataclasses.replace(self.ffn, hidden=self.shared_hidden or self.shared * hidden)
 
     def table(self) -> Table:
         """router [D, E] (bias [E], balance_bias [E]); experts: those of ffn, [E, ...]; shared."""
@@ -239,7 +243,7 @@ class MoE(Layer):
             partial = partial + self._shared_ffn.partial(params["shared"], flat)
         out = residual.leave_sum(partial.reshape(x.shape), axes.of("ffn"), axes)
         if self.shared and self.ffn.bias:
-            out = out + params["shared"]["b_out"]
+            out = out + self.ffn.scaled_bias(params["shared"])
         return dropout(out, self.dropout or 0.0, keys[1], axes), carry
 
     def _logits(
@@ -347,7 +351,7 @@ class MoE(Layer):
         )
         if not self.ffn.bias:
             return out
-        ffn, bias = axes.of("ffn"), params["b_out"]
+        ffn, bias = axes.of("ffn"), self.ffn.scaled_bias(params)
         if ffn:  # each part of the hidden units adds its part of the bias
             bias = collectives.as_varying(bias, ffn) / collectives.axis_size(ffn)
         return out + grouped.row_bias(groups, bias)

@@ -17,6 +17,8 @@ from gam_jax.layers import (
     InOrder,
     Layer,
     LayerNorm,
+    Mamba,
+    Mamba2,
     MoE,
     MoFME,
     Pattern,
@@ -57,6 +59,8 @@ def _(layer: GAM, sizes: Sizes, followed: bool = False) -> Iterator[str]:
         yield "conv_bias"
 
 
+@added_last.register(Mamba)
+@added_last.register(Mamba2)
 @added_last.register
 def _(layer: MLP, sizes: Sizes, followed: bool = False) -> Iterator[str]:
     if not followed:

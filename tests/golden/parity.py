@@ -9,6 +9,7 @@ import numpy as np
 
 from gam_jax.convert import from_hf
 from gam_jax.convert.folder import read_config
+from gam_jax.convert.hf import architecture
 
 if __name__ == "__main__":
     for folder in sorted(pathlib.Path(__file__).parent.glob("hf_*")):
@@ -17,5 +18,5 @@ if __name__ == "__main__":
         model = model.for_length(expected["tokens"].shape[1])
         logits, _ = jax.jit(model)(params, expected["tokens"])
         error, largest = (np.abs(x).max() for x in (logits - expected["logits"], logits))
-        name = read_config(folder)["architectures"][0]
-        print(f"{folder.name:22} {name:26} {error:.1e} of {largest:.0f}")
+        name = architecture(read_config(folder))
+        print(f"{folder.name:22} {name:27} {error:.1e} of {largest:.0f}")
