@@ -17,6 +17,7 @@ from gam_jax.convert.hybrids import (
     family,
     first_of,
     hidden_of,
+    no_ssm,
     read_heads,
     written_heads,
 )
@@ -27,7 +28,6 @@ from gam_jax.convert.ssm import Names, read_mixer, write_mixer
 from gam_jax.layers import MLP, Attention, Block, Mamba2, RMSNorm
 from gam_jax.models.language import LanguageModel
 from gam_jax.params import Params
-from sharding.errors import UserError
 
 OFFICIAL = "BambaForCausalLM"
 NAMES = Names()
@@ -42,6 +42,7 @@ def _model(values: Config) -> LanguageModel:
     norm = RMSNorm(eps=config.number("rms_norm_eps", 1e-5, least=0))
     biased = config.flag("attention_bias", False)
     attention = read_heads(config, width, 262_144, partial=TURNED, bias=biased, out_bias=biased)
+    config.only("attn_rotary_emb", attention.positions.turned or attention.size)
     mixer = NAMES.read(config, width, eps=norm.eps)
     ffn = MLP(
         activation="swiglu",
@@ -72,9 +73,7 @@ def _config(model: LanguageModel) -> dict[str, Any]:
     check_plain(model, OFFICIAL)
     blocks = [one(block, Block, OFFICIAL) for block in patterns.blocks_of(model)]
     mixers, ffn = [block.mixer for block in blocks], one(blocks[0].ffn, MLP, OFFICIAL)
-    attention, mixer = first_of(mixers, Attention), first_of(mixers, Mamba2)
-    if mixer is None:
-        raise UserError(f"{OFFICIAL} of transformers has state spaces: this model has none")
+    attention, mixer = first_of(mixers, Attention), first_of(mixers, Mamba2) or no_ssm(model.width)
     config = {
         "architectures": [OFFICIAL],
         "model_type": "bamba",

@@ -8,7 +8,7 @@ import numpy as np
 
 from gam_jax.convert import patterns
 from gam_jax.convert.experts import check_experts
-from gam_jax.convert.family import Config, check_plain, one
+from gam_jax.convert.family import Config, check_plain, one, refuse
 from gam_jax.convert.fields import LAYERS, Fields
 from gam_jax.convert.folder import Reader
 from gam_jax.convert.hybrids import (
@@ -39,7 +39,7 @@ SHARED, ROUTED = "shared_mlp", "block_sparse_moe"
 
 def _model(values: Config) -> LanguageModel:
     config = Fields.of(values)
-    config.only("hidden_act", "silu")
+    refuse(config, hidden_act="silu", normalization_function="rmsnorm", mlp_bias=False)
     width, layers = config.size("hidden_size"), config.size("num_hidden_layers", most=LAYERS)
     norm = RMSNorm(eps=config.number("rms_norm_eps", 1e-6, least=0))
     times = Multipliers.of(config)
@@ -83,7 +83,7 @@ def _units(config: Fields) -> MLP | MoE:
     balance = config.number("router_aux_loss_coef", 0.001, least=0)
     if not experts:
         for name in ("intermediate_size", "num_experts_per_tok"):  # of experts
-            config.size(name, 1)
+            config.size(name, 0, least=0)
         return MLP(activation="swiglu", hidden=shared, bias=False)
     return MoE(
         experts=experts,

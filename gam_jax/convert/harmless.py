@@ -134,7 +134,7 @@ OF: Mapping[str, Mapping[str, str]] = {
     },
     "MambaLMHeadModel": {name: _SCAN[name] for name in ("residual_in_fp32", "fused_add_norm")},
     "BambaForCausalLM": {**_HYBRID, "z_loss_coefficient": "is added to the loss in training"},
-    "GraniteMoeHybridForCausalLM": _HYBRID,
+    "GraniteMoeHybridForCausalLM": {**_HYBRID, "init_method": _START},
     "JambaForCausalLM": {
         **_HYBRID,
         "use_mamba_kernels": _SPEED,

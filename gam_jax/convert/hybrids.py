@@ -44,6 +44,7 @@ def read_heads(
     context: int,
     turns: bool = True,
     partial: float = 0.0,
+    head: int = 0,
     **fields: Any,
 ) -> Attention:
     """The attention of a config.json.
@@ -54,10 +55,11 @@ def read_heads(
       context: tokens of a sequence where config.json does not tell.
       turns: whether there are positions; what is said of them otherwise must make sense too.
       partial: of classes that may turn a part of a head alone: which part.
+      head: channels of a head where config.json does not tell; 0 for D / heads.
       **fields: of `Attention`, besides.
     """
     heads = config.size("num_attention_heads")
-    size = head_size(config, width, heads)
+    size = config.size("head_dim", head) if head else head_size(config, width, heads)
     found = read_positions(config, size, context, partial=partial)
     return Attention(
         heads=heads,
@@ -94,6 +96,11 @@ def written_heads(
 def first_of(layers: Sequence[Layer], cls: type[Any]) -> Any:
     """The first layer of that class; None if there is none."""
     return next((layer for layer in layers if isinstance(layer, cls)), None)
+
+
+def no_ssm(width: int) -> Mamba2:
+    """What is told of the state spaces of a model that has none."""
+    return Mamba2(inner=width, head=width, state=1)
 
 
 def hidden_of(ffn: MLP, width: int) -> int:

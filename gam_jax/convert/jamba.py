@@ -117,9 +117,7 @@ def _config(model: LanguageModel) -> dict[str, Any]:
     check_plain(model, OFFICIAL)
     blocks = [one(block, Block, OFFICIAL) for block in patterns.blocks_of(model)]
     mixers, units = [block.mixer for block in blocks], [block.ffn for block in blocks]
-    attention, mixer = first_of(mixers, Attention), first_of(mixers, Mamba)
-    if mixer is None:
-        raise UserError(f"{OFFICIAL} of transformers has state spaces: this model has none")
+    attention, mixer = first_of(mixers, Attention), first_of(mixers, Mamba) or Mamba(model.width)
     sparse: Any = first_of(units, MoE)
     if sparse is None:
         hidden = hidden_of(one(units[0], MLP, OFFICIAL), model.width)

@@ -20,6 +20,7 @@ from gam_jax.convert.hybrids import (
     family,
     first_of,
     hidden_of,
+    no_ssm,
     read_heads,
     read_kinds,
     written_heads,
@@ -30,7 +31,6 @@ from gam_jax.layers import MLP, Attention, Layer, Mamba2, MoE, Residual, RMSNorm
 from gam_jax.models.language import LanguageModel
 from gam_jax.ops.routing import Router
 from gam_jax.params import Params
-from sharding.errors import UserError
 
 OFFICIAL = "NemotronHForCausalLM"
 UNITS, ROUTED = "mlp", "moe"
@@ -60,6 +60,8 @@ def _model(values: Config) -> LanguageModel:
     width = config.size("hidden_size")
     norm = RMSNorm(eps=config.number("layer_norm_epsilon", 1e-5, least=0))
     kinds = _kinds(config)
+    attention = read_heads(config, width, 4096, turns=False, head=128)
+    refuse(config, attention_head_dim=attention.size, rms_norm_eps=norm.eps)  # older names
     layers = {
         LINEAR: NAMES.read(
             config,
@@ -67,7 +69,7 @@ def _model(values: Config) -> LanguageModel:
             eps=norm.eps,
             dt_min=config.number("time_step_min", 0.001, least=0),
         ),
-        FULL: read_heads(config, width, 4096, turns=False),
+        FULL: attention,
         UNITS: _units(config, "intermediate_size", 21_504, config.flag("mlp_bias", False)),
         ROUTED: _experts(config),
     }
@@ -136,10 +138,8 @@ def _config(model: LanguageModel) -> dict[str, Any]:
     check_plain(model, OFFICIAL)
     blocks = [one(block, Residual, OFFICIAL) for block in patterns.blocks_of(model)]
     layers = [block.inner for block in blocks]
-    attention, mixer = first_of(layers, Attention), first_of(layers, Mamba2)
+    attention, mixer = first_of(layers, Attention), first_of(layers, Mamba2) or no_ssm(model.width)
     units, sparse = first_of(layers, MLP), first_of(layers, MoE)
-    if mixer is None:
-        raise UserError(f"{OFFICIAL} of transformers has state spaces: this model has none")
     config: dict[str, Any] = {
         "architectures": [OFFICIAL],
         "model_type": "nemotron_h",

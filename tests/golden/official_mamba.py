@@ -1,6 +1,6 @@
 """Tiny random models of the package mamba_ssm, and what its own code computes.
 
-    python tests/golden/mamba_ssm.py MAMBA tests/golden
+    python tests/golden/official_mamba.py MAMBA tests/golden
 
 takes a copy of github.com/state-spaces/mamba at SOURCE. Its kernels need a GPU, so its reference
 functions stand in their place. Arrays are written as safetensors, of which the package itself
