@@ -13,6 +13,7 @@ from gam_jax.layers import Attention
 from gam_jax.ops.rotary import Positions
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+CAPS = "attn_logit_softcapping", "final_logit_softcapping"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Attentions:
       local: base of the positions of sliding layers, which then have their own; 0 where all layers
         have the same.
       skips: whether no_rope_layers may say which layers have positions.
-      scaled: whether query_pre_attn_scalar is told, and the embedding is multiplied by sqrt(D).
+      scaled: whether query_pre_attn_scalar is told.
+      caps: of scores and of logits, where config.json does not tell; empty where it may not tell.
     """
 
     official: str
@@ -59,6 +61,7 @@ class Attentions:
     local: float = 0.0
     skips: bool = False
     scaled: bool = False
+    caps: tuple[float, ...] = ()
 
     def attentions(
         self, config: Fields, width: int, layers: int, eps: float
@@ -92,6 +95,7 @@ class Attentions:
             qk_norm_eps=eps if self.qk_norm else 1e-6,
             qk_norm_centred=bool(self.qk_norm) and self.centred,
             scale=scale**-0.5 if scale else 0.0,
+            soft_cap=self.cap(config, CAPS[0]),
         )
         turned = self._turned(config, size)
         kinds, window = self._windows(config, layers)
@@ -108,6 +112,12 @@ class Attentions:
                 )
             )
         return found
+
+    def cap(self, config: Fields, name: str) -> float:
+        """One of `CAPS`; 0 for none."""
+        if not self.caps or config.is_null(name):
+            return 0.0
+        return config.number(name, self.caps[CAPS.index(name)], least=0)
 
     def _turned(self, config: Fields, size: int) -> dict[str, Turned]:
         """The positions of each kind of layer."""
@@ -136,8 +146,8 @@ class Attentions:
         """FULL or SLIDING of each layer, and the window."""
         if self.windows == "never":
             return self._listed(config, layers) or [FULL] * layers, 0
-        given = "sliding_window" in config and config["sliding_window"] is None
-        window = 0 if given else config.size("sliding_window", self.window, least=0)
+        null = config.is_null("sliding_window")
+        window = 0 if null else config.size("sliding_window", self.window, least=0)
         if self.switch and not config.flag("use_sliding_window", False):
             window = 0
         listed = self._listed(config, layers)
@@ -178,6 +188,8 @@ class Attentions:
             config["attention_bias"] = first.bias
         if self.scaled:
             config["query_pre_attn_scalar"] = round((first.scale or first.size**-0.5) ** -2)
+        if self.caps:
+            config[CAPS[0]] = first.soft_cap or None
         if self.skips:
             config["no_rope_layers"] = [int(attention.rotary > 0) for attention in attentions]
         return config

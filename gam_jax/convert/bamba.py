@@ -14,6 +14,7 @@ from gam_jax.convert.hybrids import (
     INSIDE,
     NORMS,
     Spec,
+    check_mixers,
     family,
     first_of,
     hidden_of,
@@ -73,6 +74,7 @@ def _config(model: LanguageModel) -> dict[str, Any]:
     check_plain(model, OFFICIAL)
     blocks = [one(block, Block, OFFICIAL) for block in patterns.blocks_of(model)]
     mixers, ffn = [block.mixer for block in blocks], one(blocks[0].ffn, MLP, OFFICIAL)
+    check_mixers(mixers, Mamba2, OFFICIAL)
     attention, mixer = first_of(mixers, Attention), first_of(mixers, Mamba2) or no_ssm(model.width)
     config = {
         "architectures": [OFFICIAL],

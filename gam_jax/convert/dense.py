@@ -53,6 +53,14 @@ def _where_not_turned(config: Fields, layers: int) -> list[str]:
 
 QWEN = {"context": 32_768, "windows": "listed", "kinds": _from_layer, "switch": True}
 OLMO = {"biases": "all", "norms": OUT, "form": "out", "qk_norm": "all", "eps": 1e-5}
+GEMMA = {
+    "head_size": 256,
+    "tied": True,
+    "biases": "all",
+    "centred": True,
+    "activation": "geglu_tanh",
+    "rooted": True,
+}
 TABLE = (
     Dense("LlamaForCausalLM", "llama", biases="all", mlp_bias=True),
     Dense("MistralForCausalLM", "mistral", context=131_072, kv_heads=8, windows="all", window=4096),
@@ -82,25 +90,45 @@ TABLE = (
         skips=True,
     ),
     Dense(
+        "GemmaForCausalLM",
+        "gemma",
+        context=8192,
+        kv_heads=16,
+        act=("hidden_act", "gelu_pytorch_tanh", "gelu"),  # both mean the one by tanh
+        **GEMMA,
+    ),
+    Dense(
+        "Gemma2ForCausalLM",
+        "gemma2",
+        context=8192,
+        kv_heads=4,
+        norms=SANDWICH,
+        form="sandwich",
+        act=("hidden_activation", "gelu_pytorch_tanh"),
+        windows="listed",
+        window=4096,
+        kinds=_but_each(2),
+        scaled=True,
+        caps=(50.0, 30.0),
+        **GEMMA,
+    ),
+    Dense(
         "Gemma3ForCausalLM",
         "gemma3_text",
         context=131_072,
         kv_heads=4,
-        head_size=256,
         theta=1e6,
         local=1e4,
-        tied=True,
-        biases="all",
         norms=SANDWICH,
         form="sandwich",
         qk_norm="head",
-        centred=True,
         act=("hidden_activation", "gelu_pytorch_tanh"),
-        activation="geglu_tanh",
         windows="listed",
         window=4096,
         kinds=_but_each(6, "sliding_window_pattern"),
         scaled=True,
+        caps=(0.0, 0.0),
+        **GEMMA,
     ),
     Dense("Olmo2ForCausalLM", "olmo2", **OLMO),
     Dense(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gam_jax.convert import patterns
-from gam_jax.convert.attentions import Attentions
+from gam_jax.convert.attentions import CAPS, Attentions
 from gam_jax.convert.family import Config, check_plain, one
 from gam_jax.convert.fields import LAYERS, Fields
 from gam_jax.convert.multipliers import Multipliers, written_multipliers
@@ -26,7 +26,8 @@ class Dense(Attentions):
       mlp_bias: whether mlp_bias may say that the feed-forward has biases.
       norms: our names of a block's norms -> theirs.
       form: of `Block.norms`.
-      act: the field that names the activation, and the one that it may name.
+      act: the field that names the activation, and what it may name.
+      rooted: whether the embedding is multiplied by sqrt(D).
       activation: that of `MLP`.
       fused: projections that are stored as one array: "qkv_proj", "gate_up_proj".
       multiplied: whether there are Granite's constants.
@@ -37,7 +38,8 @@ class Dense(Attentions):
     mlp_bias: bool = False
     norms: Mapping[str, str] = dataclasses.field(default_factory=lambda: NORMS)
     form: str = "pre"
-    act: tuple[str, str] = ("hidden_act", "silu")
+    act: tuple[str, ...] = ("hidden_act", "silu")
+    rooted: bool = False
     activation: str = "swiglu"
     fused: tuple[str, ...] = ()
     multiplied: bool = False
@@ -54,7 +56,7 @@ class Dense(Attentions):
             bias=config.flag("mlp_bias", False) if self.mlp_bias else False,
         )
         attentions = self.attentions(config, width, layers, norm.eps)
-        times = Multipliers(embedding=width**0.5 if self.scaled else 1.0)
+        times = Multipliers(embedding=width**0.5 if self.rooted else 1.0)
         if self.multiplied:
             times = Multipliers.of(config)
             attentions = [dataclasses.replace(x, scale=times.attention) for x in attentions]
@@ -70,11 +72,12 @@ class Dense(Attentions):
             tied=config.flag("tie_word_embeddings", self.tied),
             embedding_scale=times.embedding,
             logit_scale=times.logits,
+            logit_cap=self.cap(config, CAPS[1]),
         )
 
     def write(self, model: LanguageModel) -> dict[str, Any]:
         """The inverse of `read`; a UserError where transformers cannot express the model."""
-        check_plain(model, self.official, scaled=True)
+        check_plain(model, self.official, scaled=True, capped=True)  # see check_same
         blocks = [one(block, Block, self.official) for block in patterns.blocks_of(model)]
         attentions = [one(block.mixer, Attention, self.official) for block in blocks]
         ffn, norm = one(blocks[0].ffn, MLP, self.official), one(model.norm, RMSNorm, self.official)
@@ -94,5 +97,7 @@ class Dense(Attentions):
             config |= written_multipliers(model, attentions[0], blocks[0].residual_scale)
         if self.mlp_bias:
             config["mlp_bias"] = ffn.bias
+        if self.caps:
+            config[CAPS[1]] = model.logit_cap or None
         check_same(self.official, self.read, model, config)
         return config

@@ -90,10 +90,24 @@ def one(layer: Any, cls: type[LayerType], official: str) -> LayerType:
     return layer
 
 
-def check_plain(model: LanguageModel, official: str, scaled: bool = False) -> None:
-    """A UserError for learned positions, a last norm that is no RMSNorm, or (unscaled) scales."""
+def check_plain(
+    model: LanguageModel, official: str, scaled: bool = False, capped: bool = False
+) -> None:
+    """A UserError for learned positions, a last norm that is no RMSNorm, streams or constants.
+
+    Args:
+      model: what is written.
+      official: the class of transformers.
+      scaled: whether embedding and logits may have scales.
+      capped: whether logits may have a cap.
+    """
     if model.streams > 1:
         raise UserError(f"{official} has one stream and this model has {model.streams}")
+    if model.logit_cap and not capped:
+        raise UserError(
+            f"{official} of transformers has no cap of logits and this model has "
+            f"logit_cap={model.logit_cap:g}: {UNLIKE}"
+        )
     scales = model.embedding_scale, model.logit_scale
     if model.context or not isinstance(model.norm, RMSNorm) or (not scaled and scales != (1, 1)):
         raise UserError(

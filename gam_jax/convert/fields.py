@@ -79,6 +79,10 @@ class Fields(Mapping[str, Any]):
             raise self.refused(name, f"is no number{limits} of the sizes that models have")
         return float(value)
 
+    def is_null(self, name: str) -> bool:
+        """Whether it is given as null, where that is not the same as not at all."""
+        return name in self and self[name] is None
+
     def numbers(self, name: str, count: int) -> tuple[float, ...]:
         """A list of so many finite numbers; ones if it is not given."""
         value = self.get(name)
@@ -106,11 +110,11 @@ class Fields(Mapping[str, Any]):
             self._parts[name] = Fields(value or {}, f"{self._inside}{name}.", self._file)
         return self._parts[name]
 
-    def only(self, name: str, value: Any) -> None:
-        """A UserError if the field is given and is not the one value that is known here."""
+    def only(self, name: str, *values: Any) -> None:
+        """A UserError if the field is given and is none of the values that are known here."""
         found = self.get(name)
-        if found is not None and not _same(found, value):
-            raise self.refused(name, f"is not known here, {value!r} alone")
+        if found is not None and not any(_same(found, value) for value in values):
+            raise self.refused(name, f"is not known here, {' or '.join(map(repr, values))} alone")
 
     def refused(self, name: str, why: str) -> UserError:
         """The error that names a field and its value."""

@@ -16,6 +16,7 @@ from gam_jax.convert.hybrids import (
     INSIDE,
     LINEAR,
     Spec,
+    check_mixers,
     family,
     first_of,
     hidden_of,
@@ -99,6 +100,7 @@ def _config(model: LanguageModel) -> dict[str, Any]:
     check_plain(model, OFFICIAL, scaled=True)
     blocks = [one(block, Block, OFFICIAL) for block in patterns.blocks_of(model)]
     mixers = [block.mixer for block in blocks]
+    check_mixers(mixers, Mamba2, OFFICIAL)
     attention, mixer = first_of(mixers, Attention), first_of(mixers, Mamba2)
     config: dict[str, Any] = {
         "architectures": [OFFICIAL],

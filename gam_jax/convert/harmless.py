@@ -114,6 +114,12 @@ OF: Mapping[str, Mapping[str, str]] = {
         **_WINDOW,
         "no_rope_layer_interval": "says which layers turn where no_rope_layers does not",
     },
+    "GemmaForCausalLM": {"hidden_activation": _ELSEWHERE, "cache_implementation": _SPEED},
+    "Gemma2ForCausalLM": {
+        "hidden_act": _ELSEWHERE,
+        "sliding_window_size": _ELSEWHERE,
+        "cache_implementation": _SPEED,
+    },
     "Gemma3ForCausalLM": _PERIOD,
     "Phi3ForCausalLM": {
         "original_max_position_embeddings": "is read with longrope alone",

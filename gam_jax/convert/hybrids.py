@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gam_jax.convert import patterns
-from gam_jax.convert.family import Family
+from gam_jax.convert.family import Family, one
 from gam_jax.convert.fields import Fields
 from gam_jax.convert.parts import head_size
 from gam_jax.convert.positions import LIMIT, Turned, read_positions, written_positions
@@ -91,6 +91,13 @@ def written_heads(
         return config | {LIMIT: attention.context}
     turned = Turned(attention.rotary, attention.positions, attention.context)
     return config | written_positions(official, turned, attention.size, partial)
+
+
+def check_mixers(mixers: Sequence[Layer], ssm: type[Layer], official: str) -> None:
+    """A UserError for the first that is neither attention nor that state space."""
+    for mixer in mixers:
+        if not isinstance(mixer, ssm):
+            one(mixer, Attention, official)
 
 
 def first_of(layers: Sequence[Layer], cls: type[Any]) -> Any:

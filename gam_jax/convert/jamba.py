@@ -16,6 +16,7 @@ from gam_jax.convert.hybrids import (
     INSIDE,
     NORMS,
     Spec,
+    check_mixers,
     family,
     first_of,
     hidden_of,
@@ -117,6 +118,7 @@ def _config(model: LanguageModel) -> dict[str, Any]:
     check_plain(model, OFFICIAL)
     blocks = [one(block, Block, OFFICIAL) for block in patterns.blocks_of(model)]
     mixers, units = [block.mixer for block in blocks], [block.ffn for block in blocks]
+    check_mixers(mixers, Mamba, OFFICIAL)
     attention, mixer = first_of(mixers, Attention), first_of(mixers, Mamba) or Mamba(model.width)
     sparse: Any = first_of(units, MoE)
     if sparse is None:

@@ -15,6 +15,11 @@ from gam_jax.layers.base import INHERITED
 from gam_jax.models.language import LanguageModel
 from sharding.errors import UserError
 
+OF_TRAINING = ("dropout", "init", "dtype", "param_dtype", "remat", "unroll", "packed")
+"""Fields of a model that say how it is trained and computed, not what it computes."""
+OF_STREAMS = ("prefix", "smoothing")
+"""Fields that mean nothing where there is one stream."""
+
 
 def check_same(
     official: str,
@@ -45,14 +50,15 @@ def check_same(
 
 def _bare(model: LanguageModel) -> LanguageModel:
     """The function alone: nothing of training, and each size told in one way."""
-    return LanguageModel(
+    usual = {field.name: field.default for field in dataclasses.fields(LanguageModel)}
+    return dataclasses.replace(
+        model,
         **patterns.in_order([_plain(block, model.width) for block in patterns.blocks_of(model)]),
-        width=model.width,
-        vocab=model.vocab,
         norm=_plain(model.norm, model.width),
-        tied=model.tied,
-        embedding_scale=model.embedding_scale,
-        logit_scale=model.logit_scale,
+        **{
+            name: usual[name]
+            for name in (*OF_TRAINING, *(OF_STREAMS if model.streams == 1 else ()))
+        },
     )
 
 

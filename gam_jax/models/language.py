@@ -31,11 +31,11 @@ from gam_jax.models.trunk import Trunk
 from gam_jax.ops import documents
 from gam_jax.ops.cache import known_most
 from gam_jax.ops.dropout import dropout
-from gam_jax.ops.vocabulary import embed, padded_rows, token_hits, token_losses
+from gam_jax.ops.vocabulary import capped, embed, padded_rows, token_hits, token_losses
 from gam_jax.params import Param, Params, Table
 from sharding import collectives, residual
 from sharding.axes import Axes
-from sharding.bounds import Count, Rate, Share, Size
+from sharding.bounds import Count, NotNegative, Rate, Share, Size
 from sharding.layout import Layout
 
 INITS = ("sound", "published")
@@ -63,6 +63,7 @@ class LanguageModel(Model):
       tied: whether the head is the embedding; if not, it is a parameter of its own.
       embedding_scale: constant on the embedding of a token.
       logit_scale: constant on the logits.
+      logit_cap: scaled logits become cap * tanh(logit / cap) (arXiv 2408.00118); 0 for none.
       streams: P, parallel streams of blocks and last norm that are mixed before the head, see
         `layers.ParScale`; 1 for none.
       prefix, smoothing: of the streams, likewise.
@@ -83,6 +84,7 @@ class LanguageModel(Model):
     tied: bool = True
     embedding_scale: float = 1.0
     logit_scale: float = 1.0
+    logit_cap: NotNegative = 0.0
     streams: Size = 1
     prefix: Count = 48
     smoothing: Share = 0.1
@@ -243,7 +245,7 @@ class LanguageModel(Model):
     def _logits(self, params: Params, hidden: Array, axes: Axes) -> Array:
         head = self._head(params).astype(hidden.dtype)
         logits = jnp.dot(hidden, head.T, preferred_element_type=jnp.float32)
-        logits = collectives.all_gather(logits, axes.of("vocab"), dim=2)
+        logits = capped(collectives.all_gather(logits, axes.of("vocab"), dim=2), self.logit_cap)
         return logits if self._padded(axes) is None else logits[..., : self.vocab]
 
     def _head(self, params: Params) -> Array:
@@ -326,7 +328,9 @@ class LanguageModel(Model):
         return tuple(map(self._scores(params, hidden, batch, axes).whole, measures))
 
     def _scores(self, params: Params, hidden: Array, batch: Batch, axes: Axes) -> TokenScores:
-        return TokenScores(self._head(params), hidden, batch, axes, self._padded(axes))
+        return TokenScores(
+            self._head(params), hidden, batch, axes, self._padded(axes), self.logit_cap
+        )
 
     def hidden(
         self,

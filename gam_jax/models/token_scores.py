@@ -12,8 +12,8 @@ from gam_jax.models.base import Batch
 from sharding import collectives, residual
 from sharding.axes import Axes
 
-TokenMeasure = Callable[[Array, Array, Array, str | None, int | None], Array]
-"""(hidden [N, D], head, targets [N], axis of the vocabulary, its size if padded) -> [N]."""
+TokenMeasure = Callable[[Array, Array, Array, str | None, int | None, float], Array]
+"""(hidden [N, D], head, targets [N], axis of the vocabulary, its size if padded, cap) -> [N]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +26,7 @@ class TokenScores:
       batch: targets and weights, [B, T].
       axes: mesh axes.
       size: V where rows of the head are padded; None where they are not.
+      cap: of the logits, see `ops.vocabulary.capped`.
     """
 
     head: Array
@@ -33,6 +34,7 @@ class TokenScores:
     batch: Batch
     axes: Axes
     size: int | None = None
+    cap: float = 0.0
 
     def sum(self, measure: TokenMeasure) -> Float[Array, ""]:
         """The weighted sum over all devices of what is found for a token."""
@@ -55,5 +57,5 @@ class TokenScores:
         elif split is not None:  # each device scores its own tokens of the stream
             targets, weights = (collectives.own_shard(x, split, dim=1) for x in (targets, weights))
         head, rows = self.head.astype(hidden.dtype), hidden.reshape(-1, hidden.shape[-1])
-        found = measure(rows, head, targets.reshape(-1), vocab, self.size)
+        found = measure(rows, head, targets.reshape(-1), vocab, self.size, self.cap)
         return found.reshape(targets.shape), weights, split

@@ -10,6 +10,7 @@ that nobody takes for a good one. Ids are refused by name on the host, see `gam_
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ def token_losses(
     targets: Int[Array, N],
     axis: str | None = None,
     size: int | None = None,
+    cap: float = 0.0,
 ) -> Float[Array, N]:
     """-log softmax(hidden embedding^T)[target] in nats, float32.
 
@@ -35,12 +37,18 @@ def token_losses(
       axis: mesh axis that splits the vocabulary. Its parts meet in a maximum and two sums; no
         device ever holds whole logits (Megatron-LM, arXiv 2104.04473).
       size: V where rows are padded; None where they are not.
+      cap: of the logits, see `capped`.
     """
     targets = _signed(targets)
     local, here = _own_rows(targets, embedding, axis)
     known = _known(targets, embedding, axis, size)
     hidden, embedding = collectives.vary_alike(hidden, embedding)
-    return _losses(hidden, embedding, local, here, known, axis, size)
+    return _losses(hidden, embedding, local, here, known, axis, size, cap)
+
+
+def capped(logits: Float[Array, "*sizes"], cap: float) -> Float[Array, "*sizes"]:
+    """cap * tanh(logits / cap) (Gemma 2, arXiv 2408.00118, section 2); 0 for none."""
+    return cap * jnp.tanh(logits / cap) if cap else logits
 
 
 def padded_rows(embedding: Float[Array, "V D"], axis: str) -> Float[Array, "R D"]:
@@ -70,9 +78,11 @@ _padded_rows.defvjp(
 )
 
 
-def _logits(hidden: Array, embedding: Array, axis: str | None, size: int | None) -> Array:
+def _logits(
+    hidden: Array, embedding: Array, axis: str | None, size: int | None, cap: float
+) -> Array:
     """Float32 logits of this device's rows."""
-    logits = jnp.dot(hidden, embedding.T, preferred_element_type=jnp.float32)
+    logits = capped(jnp.dot(hidden, embedding.T, preferred_element_type=jnp.float32), cap)
     if size is None:
         return logits
     rows = embedding.shape[0]
@@ -105,6 +115,7 @@ def token_hits(
     targets: Int[Array, N],
     axis: str | None = None,
     size: int | None = None,
+    cap: float = 0.0,
 ) -> Float[Array, N]:
     """1 where the target is the likeliest token, else 0; of equally likely ones the first.
 
@@ -116,9 +127,10 @@ def token_hits(
       targets: global token ids.
       axis: mesh axis that splits the vocabulary.
       size: V where rows are padded; None where they are not.
+      cap: of the logits, see `capped`.
     """
     rows, targets = embedding.shape[0], _signed(targets)
-    logits = _logits(hidden, embedding, axis, size)
+    logits = _logits(hidden, embedding, axis, size, cap)
     own = jnp.max(logits, axis=-1)
     first = jnp.argmax(logits, axis=-1) + collectives.axis_index(axis) * rows
     # The least id of those that reach the maximum, as a maximum of negated ids.
@@ -129,7 +141,7 @@ def token_hits(
     return jnp.where(_known(targets, embedding, axis, size), hits, jnp.nan)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
 def _losses(
     hidden: Array,
     embedding: Array,
@@ -138,8 +150,9 @@ def _losses(
     known: Array,
     axis: str | None,
     size: int | None,
+    cap: float,
 ) -> Array:
-    return _losses_forward(hidden, embedding, local, here, known, axis, size)[0]
+    return _losses_forward(hidden, embedding, local, here, known, axis, size, cap)[0]
 
 
 def _losses_forward(
@@ -150,8 +163,9 @@ def _losses_forward(
     known: Array,
     axis: str | None,
     size: int | None,
-) -> tuple[Array, tuple[Array, ...]]:
-    logits = _logits(hidden, embedding, axis, size)
+    cap: float,
+) -> tuple[Array, tuple[Array | None, ...]]:
+    logits = _logits(hidden, embedding, axis, size, cap)
     top = collectives.pmax(jnp.max(logits, axis=-1), axis)
     picked = jnp.take_along_axis(logits, local[:, None], axis=1)[:, 0]
     exps = jnp.exp(logits - top[:, None])
@@ -159,22 +173,24 @@ def _losses_forward(
     total = jnp.where(known, total, jnp.nan)
     target_logit = collectives.psum(jnp.where(here, picked, 0), axis)
     losses = jnp.log(total) + top - target_logit
-    return losses, (hidden, embedding, local, here, exps, total)
+    return losses, (hidden, embedding, local, here, exps, total, logits if cap else None)
 
 
 def _losses_backward(
-    axis: str | None, size: int | None, saved: tuple[Array, ...], g: Array
+    axis: str | None, size: int | None, cap: float, saved: tuple[Any, ...], g: Array
 ) -> tuple[Array, Array, None, None, None]:
     """The gradient of the logits is (exps - total * onehot) * g / total.
 
     The row factor g / total goes to the small operands, so that the large array is passed over
-    as seldom as can be.
+    as seldom as can be. A cap's slope is 1 - (logit / cap)^2.
     """
-    hidden, embedding, local, here, exps, total = saved
+    hidden, embedding, local, here, exps, total, logits = saved
     rows = jnp.arange(hidden.shape[0])
     exps = exps.at[rows, local].add(
         jnp.where(here, -total, 0), unique_indices=True, indices_are_sorted=True
     )
+    if cap:  # padded rows have -inf, and exps of 0
+        exps = exps * (1 - (jnp.maximum(logits, -cap) / cap) ** 2)
     factor = (g / total)[:, None]
     to_hidden = jnp.dot(exps, embedding) * factor
     to_embedding = jnp.dot(exps.T, hidden * factor)

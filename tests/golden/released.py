@@ -33,6 +33,11 @@ NAMES = {
     "Qwen3-4B": "Qwen3",
     "Qwen3-8B": "Qwen3",
     "Qwen3-14B": "Qwen3",
+    "Gemma-2b": "Gemma",
+    "Gemma-7b": "Gemma",
+    "Gemma-2-2b": "Gemma2",
+    "Gemma-2-9b": "Gemma2",
+    "Gemma-2-27b": "Gemma2",
     "Gemma-3-1b-it": "Gemma3",
     "Gemma-3-4b-it": "Gemma3",
     "Gemma-3-27b-it": "Gemma3",
@@ -52,7 +57,7 @@ TIED = (
     "Qwen2.5-1.5B",
     "Qwen3-0.6B",
     "Qwen3-4B",
-    "Gemma-3",
+    "Gemma-",
     "Phi-4-mini",
 )
 """Models whose head is the embedding, which litgpt stores twice: as their model cards count."""
@@ -82,7 +87,7 @@ def config_of(name: str, kind: str, found: dict[str, Any]) -> dict[str, Any]:
         "num_hidden_layers": found["n_layer"],
         "num_attention_heads": heads,
         "num_key_value_heads": found.get("n_query_groups", heads),
-        "max_position_embeddings": found["block_size"],
+        **({"max_position_embeddings": found["block_size"]} if "block_size" in found else {}),
         "rope_theta": float(found.get("rope_base", 10_000)),
         "tie_word_embeddings": name.startswith(TIED),
     }

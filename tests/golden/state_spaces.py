@@ -159,6 +159,19 @@ CONFIGS = {
         "SmolLM3",
         {**SMALL, "num_hidden_layers": 3, "no_rope_layers": [1, 0, 1], "mlp_bias": True},
     ),
+    "hf_gemma": ("Gemma", {**SMALL, "head_dim": 6, "attention_bias": True}),
+    "hf_gemma2": (
+        "Gemma2",
+        {
+            **SMALL,
+            "num_hidden_layers": 3,
+            "head_dim": 6,
+            "query_pre_attn_scalar": 5,
+            "sliding_window": 6,
+            "attn_logit_softcapping": 1.5,
+            "final_logit_softcapping": 2.5,
+        },
+    ),
     "hf_gemma3": (
         "Gemma3",
         {

@@ -54,11 +54,12 @@ MODELS = {
             ),
         ),
     ),
-    "untied, gated, RMS norms": dataclasses.replace(
+    "untied, gated, capped, RMS norms": dataclasses.replace(
         MODEL,
         block=Block(GAM(slots=16), MLP(activation="swiglu", bias=False), norm=RMSNorm()),
         norm=RMSNorm(),
         tied=False,
+        logit_cap=3.0,
     ),
     "stacks in turn": dataclasses.replace(
         MODEL,
@@ -87,7 +88,7 @@ CHOSEN = (
     ("gam", (8, 1, 1), "zero1+sequence+tensor"),
     ("remat", (4, 1, 2), "fully_sharded+sequence+tensor"),
     ("unrolled", (2, 2, 2), "data+sequence+tensor_tokens"),
-    ("untied, gated, RMS norms", (1, 8, 1), "zero1+sequence+tensor"),
+    ("untied, gated, capped, RMS norms", (1, 8, 1), "zero1+sequence+tensor"),
     ("experts", (2, 2, 1, 1, 2), "fully_sharded+sequence+tensor"),
     ("experts", (1, 1, 2, 1, 4), "zero1+sequence+tensor_tokens"),
     ("streams", (1, 2, 2, 2), "zero1+sequence+tensor_tokens"),

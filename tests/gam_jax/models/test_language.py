@@ -131,6 +131,17 @@ def test_an_untied_head_gives_logits_and_loss_of_its_own():
     np.testing.assert_allclose(loss, losses.mean(), rtol=1e-5)
 
 
+def test_a_cap_bends_logits_and_their_loss():
+    capped = dataclasses.replace(SMALL, logit_cap=0.5)
+    tokens, targets = tokens_of(10), tokens_of(10, seed=1)
+    logits = 0.5 * jnp.tanh(SMALL(PARAMS, tokens)[0] / 0.5)
+    chex.assert_trees_all_close(capped(PARAMS, tokens)[0], logits, atol=1e-6)
+    chex.assert_trees_all_close(capped.last_logits(PARAMS, tokens)[0], logits[:, -1], atol=1e-6)
+    log_p = jax.nn.log_softmax(logits)
+    losses = -jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
+    np.testing.assert_allclose(capped.loss(PARAMS, tokens, targets), losses.mean(), rtol=1e-5)
+
+
 def test_dropout_needs_a_key_and_the_key_decides_it():
     model = dataclasses.replace(SMALL, dropout=0.5, block=Block(GAM(slots=8)))
     params = random_like(model.table())

@@ -72,8 +72,9 @@ TARGETS = np.array([0, 3, 7, 3, 5])
 TOKENS = np.array([[1, 0, 7], [7, 7, 2]])
 
 
-def losses_formula(hidden, embedding):
+def losses_formula(hidden, embedding, cap=0.0):
     logits = hidden @ embedding.T
+    logits = cap * np.tanh(logits / cap) if cap else logits
     picked = logits[np.arange(len(TARGETS)), TARGETS]
     return np.log(np.exp(logits - logits.max()).sum(axis=1)) + logits.max() - picked
 
@@ -112,6 +113,11 @@ OPS = {
     "token losses": (
         lambda hidden, embedding: token_losses(hidden, embedding, jnp.asarray(TARGETS)),
         losses_formula,
+        [normal(5, 4), normal(8, 4)],
+    ),
+    "token losses, capped": (
+        lambda hidden, embedding: token_losses(hidden, embedding, jnp.asarray(TARGETS), cap=1.5),
+        functools.partial(losses_formula, cap=1.5),
         [normal(5, 4), normal(8, 4)],
     ),
     "embed": (
@@ -343,7 +349,7 @@ def test_rows_that_four_devices_do_not_divide_are_padded_with_nothing(size):
         if axis:
             axes, rows = Axes(splits=(("vocab", axis),)), padded_rows(table, axis)
         padded = size if axis else None
-        losses = token_losses(hidden, rows, ids, axis, padded)
+        losses = token_losses(hidden, rows, ids, axis, padded, cap=1.5)
         return (
             embed(ids[None], rows, axes, padded),
             losses,
