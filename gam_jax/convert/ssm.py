@@ -63,7 +63,7 @@ class Names:
                 raise config.refused(self.heads, f"does not divide the inner width, {inner:g}")
             head = int(inner // heads)
             if config.get(self.head) != "auto":
-                config.only(self.head, head)
+                self._check_head(config, head)
         else:
             head = config.size(self.head)
         if self.limits:
@@ -79,6 +79,13 @@ class Names:
             out_bias=config.flag(self.out_bias, False),
             **fields,
         )
+
+    def _check_head(self, config: Fields, head: int) -> None:
+        """A UserError for a head that is not what the inner width makes it."""
+        if self.inner or config.get(self.expand) is None:
+            config.only(self.head, head)
+        elif config.size(self.head, head) != head:
+            raise config.refused(self.expand, f"is not what {self.heads} and {self.head} make")
 
     def written(self, mixer: Mamba2, width: int) -> dict[str, Any]:
         """The inverse of `read`; an inner width that is no multiple of D is written as the next."""
