@@ -101,14 +101,22 @@ EXAMPLES: dict[str, Layer] = {
     "MLP swiglu": MLP(width=WIDTH, activation="swiglu", hidden=24, bias=False),
     "MLP relu2": MLP(width=WIDTH, activation="relu2"),
     "MLP geglu": MLP(width=WIDTH, activation="geglu"),
+    "MLP clamped": MLP(width=WIDTH, activation="clamped_swiglu", clamp=0.5),
     "MoE": MoE(width=WIDTH),
     "MoE of all kinds": MoE(
         width=WIDTH,
         experts=16,
-        ffn=MLP(expansion=1, gate_scale=0.7),
+        ffn=MLP(expansion=1, activation="clamped_swiglu", clamp=0.5),
         shared=2,
         router=Router("sigmoid", scale=2.5, groups=4, chosen_groups=2, bias=True, bias_step=0.1),
         capacity=Capacity(1.0, tokens=5),
+    ),
+    "MoE of a gated shared one": MoE(
+        width=WIDTH,
+        ffn=MLP(expansion=1, activation="swiglu"),
+        shared=1,
+        shared_hidden=24,
+        shared_gate=True,
     ),
     "MoE first choices first": MoE(
         width=WIDTH, ffn=MLP(expansion=1), capacity=Capacity(0.5, tokens=8, first="choices")
@@ -153,6 +161,9 @@ EXAMPLES: dict[str, Layer] = {
         qk_norm_over="all",
         qk_norm_centred=True,
     ),
+    "Attention gated": Attention(
+        width=WIDTH, heads=8, head_size=2, context=32, bias=True, gated=True
+    ),
     "Attention window": Attention(width=WIDTH, heads=8, head_size=2, window=3),
     "Attention wide window": Attention(
         width=WIDTH, heads=8, head_size=2, window=14, sinks=True, qk_norm=True
@@ -161,10 +172,21 @@ EXAMPLES: dict[str, Layer] = {
     "Attention capped": Attention(width=WIDTH, heads=8, head_size=2, context=32, soft_cap=2.0),
     "Attention sinks": Attention(width=WIDTH, heads=8, head_size=2, context=32, sinks=True),
     "LatentAttention": LatentAttention(
-        width=WIDTH, heads=8, latent=5, query_latent=6, head_size=2, rotary_size=4, context=32
+        width=WIDTH,
+        heads=8,
+        latent=5,
+        query_latent=6,
+        head_size=2,
+        rotary_size=4,
+        positions=Positions(kind="yarn", factor=2.0, original=8, scale=1.2, neighbours=True),
+        context=32,
+        bias=True,
     ),
     "LatentAttention of plain queries": LatentAttention(
         width=WIDTH, heads=8, latent=4, head_size=2, rotary_size=2, value_size=3, context=40
+    ),
+    "LatentAttention unturned": LatentAttention(
+        width=WIDTH, heads=8, latent=4, head_size=2, rotary_size=3, rotary=0.0, context=32
     ),
     "MoFME": MoFME(width=WIDTH, experts=8, chosen=2),
     "MoFME of one": MoFME(width=WIDTH, experts=1, chosen=1, adaptor=MLP(activation="swiglu")),
@@ -174,7 +196,19 @@ EXAMPLES: dict[str, Layer] = {
     "LinearMemory retnet": LinearMemory(variant="retnet", **HEADS),
     "LinearMemory gla": LinearMemory(variant="gla", kernel=3, **HEADS),
     "LinearMemory gated deltanet": LinearMemory(negative=True, chunk=4, **HEADS),
+    "LinearMemory of shared keys": LinearMemory(
+        width=WIDTH, heads=16, key_heads=8, key_width=4, value_width=2, chunk=4, eps=1e-3
+    ),
     "LinearMemory kimi delta": LinearMemory(variant="kimi_delta", chunk=4, **HEADS),
+    "LinearMemory kimi delta of shared keys": LinearMemory(
+        width=WIDTH,
+        heads=16,
+        key_heads=8,
+        variant="kimi_delta",
+        key_width=4,
+        value_width=2,
+        gate_bias=False,
+    ),
     "FusedDelta": FusedDelta(long=5, **HEADS),
     "MinimalRNN gru": MinimalRNN(width=WIDTH),
     "MinimalRNN lstm": MinimalRNN(width=WIDTH, variant="lstm", expansion=2),
@@ -311,6 +345,7 @@ VARIANTS = frozenset(
         "Block scaled",
         "MLP scaled",
         "MLP geglu",
+        "MLP clamped",
         "MoE first choices first",
         "MoE chosen by experts",
         "MHS of one head",
@@ -325,6 +360,9 @@ VARIANTS = frozenset(
         "MoFME of one",
         "WrittenGAM bank",
         "LinearMemory linear",
+        "LinearMemory kimi delta of shared keys",
+        "MoE of a gated shared one",
+        "LatentAttention unturned",
         "LinearMemory retnet",
         "MinimalRNN lstm",
         "Block post norm",

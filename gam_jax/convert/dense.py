@@ -158,6 +158,7 @@ TABLE = (
         head_size=128,
         eps=1.5625e-7,
         biases="inputs",
+        biased=True,
         norms=GLM,
         form="sandwich",
         partial=0.5,

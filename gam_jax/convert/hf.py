@@ -18,18 +18,24 @@ from gam_jax.convert import (
     dense,
     experts,
     falcon_h1,
+    fla,
+    gpt_oss,
     granite4,
     jamba,
+    kimi,
     mamba,
     mamba_ssm,
     nemotron_h,
+    olmo_hybrid,
     parscale,
+    qwen_next,
 )
 from gam_jax.convert import folder as files
 from gam_jax.convert.family import UNLIKE, Config, Family
 from gam_jax.convert.fields import Fields
 from gam_jax.convert.folder import Reader, Stored
 from gam_jax.convert.harmless import EVERYWHERE, NEUTRAL, OF, kept_fields
+from gam_jax.convert.unsupported import UNSUPPORTED
 from gam_jax.models.language import LanguageModel
 from gam_jax.params import Params, abstract_params, path_name
 from sharding.errors import UserError
@@ -44,7 +50,12 @@ FAMILIES: Mapping[str, Family] = {
     **falcon_h1.FAMILIES,
     **parscale.FAMILIES,
     **experts.FAMILIES,
+    **gpt_oss.FAMILIES,
     **deepseek.FAMILIES,
+    **qwen_next.FAMILIES,
+    **kimi.FAMILIES,
+    **olmo_hybrid.FAMILIES,
+    **fla.FAMILIES,
     **bamba.FAMILIES,
     **granite4.FAMILIES,
     **nemotron_h.FAMILIES,
@@ -289,7 +300,7 @@ def architecture(config: Config) -> str:
     """The architecture that config.json names.
 
     Raises:
-      UserError: none, several, or one that is not known here.
+      UserError: none, several, one that is not known here, or one that is known not to be read.
     """
     if mamba_ssm.is_own(config):
         return mamba_ssm.OFFICIAL
@@ -297,10 +308,11 @@ def architecture(config: Config) -> str:
     if isinstance(names, list | tuple) and len(names) > 1:
         raise Fields.of(config).refused("architectures", "is more than one: name the one it is")
     name = names[0] if isinstance(names, list | tuple) and names else None
+    if isinstance(name, str) and name in UNSUPPORTED:
+        raise UserError(f"config.json: {name} is not read here: {UNSUPPORTED[name]}")
     if not isinstance(name, str) or name not in FAMILIES:
         shown = name if isinstance(name, str) and name.isprintable() else None
-        message = unknown(shown, FAMILIES, "architecture")
-        raise UserError(f"config.json: {message} (known are {', '.join(FAMILIES)})")
+        raise UserError(f"config.json: {unknown(shown, FAMILIES, 'architecture')}")
     return name
 
 

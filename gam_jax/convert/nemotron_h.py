@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gam_jax.convert import patterns
-from gam_jax.convert.deepseek import BALANCE, BIAS_STEP
+from gam_jax.convert.deepseek import BALANCE_BIAS, TRAINED
 from gam_jax.convert.experts import read_experts, write_experts
 from gam_jax.convert.family import Config, check_plain, one, refuse
 from gam_jax.convert.fields import Fields
@@ -126,10 +126,7 @@ def _experts(config: Fields) -> MoE:
             scale=config.number("routed_scaling_factor", 1.0, above=0),
             groups=config.size("n_group", 1),
             chosen_groups=config.size("topk_group", 1),
-            balance=BALANCE,
-            balance_over="sequence",
-            z=0.0,
-            bias_step=BIAS_STEP,
+            **TRAINED,
         ),
     )
 
@@ -197,7 +194,7 @@ def _read(model: LanguageModel, reader: Reader) -> Params:
         shared = dataclasses.replace(layer.ffn, hidden=layer.shared_hidden)
         inner = {
             "router": reader.take("mixer.gate.weight", layer.experts, width).T,
-            "balance_bias": reader.take("mixer.gate.e_score_correction_bias", layer.experts),
+            "balance_bias": reader.take(f"mixer.{BALANCE_BIAS}", layer.experts),
             "experts": read_experts(layer, reader, "mixer", EXPERT, width),
             "shared": _read_units(reader, "mixer.shared_experts", width, shared),
         }
@@ -226,7 +223,7 @@ def _write(model: LanguageModel, params: Params) -> dict[str, np.ndarray]:
     return {
         **tensors,
         "mixer.gate.weight": inner["router"].T,
-        "mixer.gate.e_score_correction_bias": inner["balance_bias"],
+        f"mixer.{BALANCE_BIAS}": inner["balance_bias"],
         **write_experts(inner["experts"], "mixer", EXPERT),
         **_write_units(inner["shared"], "mixer.shared_experts"),
     }

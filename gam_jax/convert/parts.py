@@ -80,10 +80,12 @@ def read_attention(
     """Attention's projections, biases and norms, whose names begin so.
 
     `fused`: queries, keys, values are one array.
+    Of gated attention, q_proj holds the query and the gate of each head, one behind the other.
     """
     mixer: dict[str, np.ndarray] = {}
     size = attention.size
     counts = {"query": attention.heads, "key": attention.groups, "value": attention.groups}
+    counts["query"] *= 1 + attention.gated
     if fused:
         ends = np.cumsum([count * size for count in counts.values()])
         whole = reader.take(f"{inside}.qkv_proj.weight", int(ends[-1]), width)
@@ -98,6 +100,10 @@ def read_attention(
         if attention.bias:
             bias = reader.take(f"{inside}.{HEADS[ours]}.bias", counts[ours] * size)
             mixer[f"{ours}_bias"] = bias.reshape(counts[ours], size)
+    for name in [name for name in mixer if attention.gated and name.startswith("query")]:
+        both = mixer[name]
+        pairs = both.reshape(*both.shape[:-2], attention.heads, 2, size)
+        mixer[name], mixer[name.replace("query", "gate")] = pairs[..., 0, :], pairs[..., 1, :]
     out = reader.take(f"{inside}.o_proj.weight", width, attention.heads * size)
     mixer["out"] = out.T.reshape(attention.heads, size, width)
     if attention.out_bias:
@@ -107,6 +113,8 @@ def read_attention(
             shape = attention.table()[ours].shape
             stored = reader.take(f"{inside}.{name}.weight", math.prod(shape))
             mixer[ours] = stored.reshape(shape)
+    if attention.sinks:
+        mixer["sinks"] = reader.take(f"{inside}.sinks", attention.heads)
     return mixer
 
 
@@ -134,6 +142,10 @@ def write_attention(
 ) -> dict[str, np.ndarray]:
     """The inverse of `read_attention`."""
     tensors: dict[str, np.ndarray] = {}
+    gates = [name for name in mixer if name in ("gate", "gate_bias")]
+    for name in gates:
+        query = name.replace("gate", "query")
+        mixer = {**mixer, query: np.stack([mixer[query], mixer[name]], axis=-2)}
     if fused:
         rows = [mixer[ours].reshape(width, -1).T for ours in HEADS]
         tensors[f"{inside}.qkv_proj.weight"] = np.concatenate(rows)
@@ -148,4 +160,6 @@ def write_attention(
     for ours, name in HEAD_NORMS.items():
         if ours in mixer:
             tensors[f"{inside}.{name}.weight"] = mixer[ours].reshape(-1)
+    if "sinks" in mixer:
+        tensors[f"{inside}.sinks"] = mixer["sinks"]
     return tensors

@@ -25,7 +25,7 @@ from sharding.messages import Message
 @layer_traffic.register
 def _(layer: LinearMemory, sizes: Sizes) -> Iterator[Message]:
     recipe, keys, values = layer.recipe, layer.keys, layer.values
-    heads = layer.heads // sizes.tensor
+    heads, groups = layer.heads // sizes.tensor, layer.groups // sizes.tensor
     yield from column_then_row(sizes)
     if not layer.averages:  # each device norms its own heads, in float32
         yield from sums(sizes, values * FLOAT)
@@ -33,7 +33,7 @@ def _(layer: LinearMemory, sizes: Sizes) -> Iterator[Message]:
         yield from sums(sizes, sizes.width * layer.decay_rank * sizes.itemsize)
     if recipe.gate == "low_rank":
         yield from sums(sizes, sizes.width * values * sizes.itemsize)
-    yield from halo(sizes, recipe.kernel - 1, heads * (2 * keys + values))
+    yield from halo(sizes, recipe.kernel - 1, groups * layer.mixed)
     one = sizes.rows * heads * keys * FLOAT  # a number for each key channel
     yield from prefix(sizes, one * (values + layer.averages))
     if recipe.rule == "delta":

@@ -125,6 +125,7 @@ VARIANTS |= {
 
 LINEAR = {name: LinearMemory(heads=4, variant=name, key_width=4, value_width=6) for name in RECIPES}
 MEMORIES = LINEAR | {
+    "shared keys": LinearMemory(heads=8, key_heads=4, key_width=4, value_width=3),
     "fused delta": FusedDelta(heads=4, short=2, long=7),
     "Mamba-2": Mamba2(head=2, state=4),
     "Mamba-2 in groups": Mamba2(head=2, state=4, groups=2, norm="norm_first"),
@@ -145,9 +146,10 @@ MEMORIES = LINEAR | {
 LATENT = LatentAttention(heads=4, latent=12, head_size=4, rotary_size=2, value_size=3, context=8192)
 BIASED = Attention(heads=4, context=64, bias=True, out_bias=True)
 MIXERS = MEMORIES | {
+    "gated attention": dataclasses.replace(PLAIN, gated=True, bias=True),
     "written GAM of attention": WrittenGAM(PLAIN, slots=16),
     "latent attention": LATENT,
-    "latent queries": dataclasses.replace(LATENT, query_latent=10),
+    "latent queries": dataclasses.replace(LATENT, query_latent=10, bias=True),
     "TCN": TCN(levels=3, factor=3, convs=2),
     "TCNCA, whole chunks": TCNCA(tcn=TCN(levels=2), chunk=4, keys=6),
     "TCNCA, chunks over shards": TCNCA(tcn=TCN(levels=2), chunk=12, keys=6, variant="simple"),

@@ -122,6 +122,27 @@ DEEPSEEK = {
     "qk_rope_head_dim": 4,
     "v_head_dim": 5,
 }
+DELTAS = {
+    **SMALL,
+    "head_dim": 8,
+    "linear_num_value_heads": 6,
+    "linear_num_key_heads": 3,
+    "linear_key_head_dim": 4,
+    "linear_value_head_dim": 5,
+    "linear_conv_kernel_dim": 3,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 500.0,
+        "partial_rotary_factor": 0.5,
+    },
+}
+SHARED = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 12,
+    "shared_expert_intermediate_size": 20,
+}
+LINEAR = "linear_attention"
 CONFIGS = {
     "hf_llama": ("Llama", {**LLAMA, "head_dim": 8}),
     "hf_qwen2": ("Qwen2", {**LLAMA, "tie_word_embeddings": True}),
@@ -335,6 +356,72 @@ CONFIGS = {
         "Qwen3Moe",
         {**EXPERTS, "num_experts": 8, "head_dim": 8, "norm_topk_prob": True},
     ),
+    "hf_qwen3_next": (
+        "Qwen3Next",
+        {
+            **DELTAS,
+            **SHARED,
+            "num_hidden_layers": 4,
+            "mlp_only_layers": [1],
+            "norm_topk_prob": False,
+            "attention_bias": True,
+            "rms_norm_eps": 1e-4,
+        },
+    ),
+    "hf_qwen3_5": (
+        "Qwen3_5",
+        {
+            **DELTAS,
+            "num_hidden_layers": 3,
+            "layer_types": [LINEAR, FULL, LINEAR],
+            "tie_word_embeddings": True,
+        },
+    ),
+    "hf_olmo_hybrid": (
+        "OlmoHybrid",
+        {
+            **SMALL,
+            "num_hidden_layers": 3,
+            "layer_types": [LINEAR, FULL, LINEAR],
+            "linear_num_value_heads": 4,
+            "linear_num_key_heads": 2,
+            "linear_key_head_dim": 6,
+            "linear_value_head_dim": 3,
+            "linear_conv_kernel_dim": 3,
+            "rms_norm_eps": 1e-4,
+            "rope_parameters": {"rope_type": "default", "rope_theta": None},
+            "eos_token_id": None,
+        },
+    ),
+    "hf_kimi_linear": (
+        "KimiLinear",
+        {
+            **SMALL,
+            "num_hidden_layers": 3,
+            "num_key_value_heads": 4,
+            "layer_types": [LINEAR, FULL, LINEAR],
+            "mlp_layer_types": ["sparse", "dense", "sparse"],
+            "linear_head_dim": 4,
+            "linear_num_heads": 3,
+            "linear_conv_kernel_dim": 3,
+            "kv_lora_rank": 10,
+            "q_lora_rank": 6,
+            "qk_nope_head_dim": 6,
+            "qk_rope_head_dim": 3,
+            "v_head_dim": 5,
+            "attention_bias": True,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_shared_experts": 2,
+            "moe_intermediate_size": 8,
+            "n_group": 2,
+            "routed_scaling_factor": 1.5,
+            "rms_norm_eps": 1e-4,
+            "bos_token_id": None,
+            "eos_token_id": None,
+        },
+    ),
+    "hf_qwen3_5_moe": ("Qwen3_5Moe", {**DELTAS, **SHARED, "layer_types": [FULL, LINEAR]}),
     "hf_deepseek_v3": (
         "DeepseekV3",
         {
@@ -356,8 +443,89 @@ CONFIGS = {
         {**DEEPSEEK, "num_hidden_layers": 1, "first_k_dense_replace": 0, "q_lora_rank": None}
         | {"intermediate_size": 24},
     ),
+    "hf_deepseek_v3_odd": (
+        "DeepseekV3",
+        {
+            **DEEPSEEK,
+            "num_hidden_layers": 2,
+            "hidden_act": "gelu",
+            "attention_bias": True,
+            "n_shared_experts": 0,
+            "norm_topk_prob": False,
+            "routed_scaling_factor": 1.7,
+            "rope_interleave": False,
+            "rms_norm_eps": 1e-4,
+            "tie_word_embeddings": True,
+            "rope_parameters": {**YARN, "mscale": 0.8, "mscale_all_dim": 1.2},
+        },
+    ),
+    "hf_deepseek_v3_dense": (
+        "DeepseekV3",
+        {
+            **DEEPSEEK,
+            "num_hidden_layers": 2,
+            "first_k_dense_replace": 2,
+            "q_lora_rank": None,
+            "attention_bias": True,
+            "rope_parameters": {
+                "rope_type": "linear",
+                "rope_theta": 500.0,
+                "factor": 4.0,
+                "mscale_all_dim": 0.707,
+            },
+        },
+    ),
+    "hf_deepseek_v2": (
+        "DeepseekV2",
+        {
+            **DEEPSEEK,
+            "num_hidden_layers": 2,
+            "topk_method": "group_limited_greedy",
+            "routed_scaling_factor": 1.7,
+            "attention_bias": True,
+            "rms_norm_eps": 1e-4,
+            "rope_parameters": {**YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
+        },
+    ),
+    "hf_glm4_moe": (
+        "Glm4Moe",
+        {
+            **EXPERTS,
+            "num_hidden_layers": 3,
+            "intermediate_size": 20,
+            "head_dim": 8,
+            "n_routed_experts": 6,
+            "n_group": 3,
+            "topk_group": 2,
+            "num_experts_per_tok": 2,
+            "routed_scaling_factor": 1.7,
+            "norm_topk_prob": False,
+            "use_qk_norm": True,
+            "attention_bias": True,
+            "rms_norm_eps": 1e-4,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
+        },
+    ),
+    "hf_gpt_oss": (
+        "GptOss",
+        {
+            **SMALL,
+            "num_hidden_layers": 3,
+            "head_dim": 10,
+            "intermediate_size": 12,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 3,
+            "sliding_window": 6,
+            "swiglu_alpha": 1.3,
+            "swiglu_limit": 0.8,
+            "rms_norm_eps": 1e-4,
+            "rope_parameters": {**YARN, "beta_fast": 1.0, "beta_slow": 0.2, "truncate": False},
+        },
+    ),
 }
 """Folder -> (class of transformers, configuration); every multiplier differs from 1."""
+OF_TEXT = ("Gemma3", "Qwen3_5", "Qwen3_5Moe")
+"""Classes with another configuration for pictures."""
 
 
 def random_model(name: str, seed: int = 0):
@@ -366,10 +534,18 @@ def random_model(name: str, seed: int = 0):
     import transformers
 
     kind, values = CONFIGS[name]
-    name = "Gemma3TextConfig" if kind == "Gemma3" else f"{kind}Config"
+    name = f"{kind}TextConfig" if kind in OF_TEXT else f"{kind}Config"
     config = getattr(transformers, name)(**values)
     torch.manual_seed(seed)
     model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    randomise(model)
+    return model
+
+
+def randomise(model) -> None:
+    """Gives every weight a random value away from a neutral start."""
+    import torch
+
     with torch.no_grad():
         for path, weight in model.named_parameters():
             if path.endswith(("A_log", "dt_bias", "dt_proj.bias")):
@@ -381,7 +557,6 @@ def random_model(name: str, seed: int = 0):
         for path, state in model.named_buffers():
             if path.endswith("e_score_correction_bias"):
                 state.uniform_(-0.3, 0.3)
-    return model
 
 
 def expected(model, seed: int = 0) -> dict[str, np.ndarray]:

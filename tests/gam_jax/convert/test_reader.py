@@ -38,6 +38,14 @@ ALIKE = {
     "hf_nemotron_h",
     "hf_state_spaces_mamba",
     "hf_deepseek_v3_plain",
+    "hf_qwen3_5",
+    "hf_qwen3_5_moe",
+    "hf_gla_convolved",
+    "hf_delta_net",
+    "hf_retnet",
+    "hf_deepseek_v3_dense",
+    "hf_deepseek_v2",
+    "hf_glm4_moe",
 }
 """Folders that are read by the same code as one of the others."""
 every_folder = pytest.mark.parametrize(
@@ -209,7 +217,20 @@ SAME_FUNCTION = {
 """Fields whose other values may give the same model."""
 
 
+OF_EXPERTS = (
+    "first_k_dense_replace",
+    "moe_intermediate_size",
+    "n_group",
+    "n_routed_experts",
+    "n_shared_experts",
+    "norm_topk_prob",
+    "num_experts_per_tok",
+    "routed_scaling_factor",
+    "topk_group",
+)
+
 NOT_USED = {
+    "hf_deepseek_v3_dense": {*OF_EXPERTS},
     "hf_deepseek_v3_plain": {"intermediate_size"},  # of dense blocks, of which it has none
     "hf_granite4_dense": {
         *("intermediate_size", "num_experts_per_tok", "router_aux_loss_coef"),  # of experts
@@ -336,11 +357,22 @@ def test_what_would_change_the_function_is_named(name, change, words):
     assert words in refusal(read, {**config, **change}, tensors)
 
 
+PARTLY_TURNED = (
+    "hf_bamba",
+    "hf_glm4",
+    "hf_glm4_moe",
+    "hf_qwen3_next",
+    "hf_qwen3_5",
+    "hf_qwen3_5_moe",
+)
+"""Folders of classes that turn a part of a head where nothing is said."""
+
+
 @every_folder
 def test_neutral_values_and_nulls_change_nothing(name):
     config, tensors = opened(name)
     neutral = {**NEUTRAL, "not_known": None}
-    if name in ("hf_glm4", "hf_bamba"):  # which turn a half where nothing is said
+    if name in PARTLY_TURNED:
         del neutral["partial_rotary_factor"]
     assert read({**neutral, **config}, tensors)[0] == model_of(name)
 
@@ -370,6 +402,12 @@ def test_neutral_values_and_nulls_change_nothing(name):
         ("hf_falcon_h1", {"mlp_multipliers": [1.0]}, "mlp_multipliers=[1.0]"),
         ("hf_deepseek_v3", {"scoring_func": "softmax"}, "scoring_func='softmax'"),
         ("hf_deepseek_v3", {"num_key_value_heads": 2}, "num_key_value_heads=2"),
+        ("hf_deepseek_v3", {"num_mtp_layers": -1}, "num_mtp_layers=-1"),
+        ("hf_deepseek_v3", {"topk_group": 5}, "chosen_groups"),
+        ("hf_gpt_oss", {"swiglu_limit": 0.0}, "swiglu_limit=0.0"),
+        ("hf_gpt_oss", {"sliding_window": None}, "layer_types="),
+        ("hf_glm4_moe", {"use_qk_norm": False}, "k_norm.weight"),
+        ("hf_mixtral", {"hidden_act": "relu"}, "silu, gelu, gelu_pytorch_tanh alone"),
         ("hf_deepseek_v3_plain", {"q_lora_rank": 0}, "q_lora_rank=0"),
         ("hf_parscale", {"parscale_n": 1}, "aggregate_layer"),
         ("hf_parscale", {"parscale_attn_smooth": 7}, "smoothing"),
