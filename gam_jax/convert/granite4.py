@@ -73,7 +73,14 @@ def _attention(config: Fields, width: int, scale: float) -> Attention:
         raise config.refused("position_embedding_type", "is not known here, rope or nope alone")
     biased = config.flag("attention_bias", False)
     return read_heads(
-        config, width, 2048, turns=kind == "rope", bias=biased, out_bias=biased, scale=scale
+        config,
+        width,
+        2048,
+        turns=kind == "rope",
+        kv_heads=0,
+        bias=biased,
+        out_bias=biased,
+        scale=scale,
     )
 
 

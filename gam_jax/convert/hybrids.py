@@ -45,6 +45,7 @@ def read_heads(
     turns: bool = True,
     partial: float = 0.0,
     head: int = 0,
+    kv_heads: int = 8,
     **fields: Any,
 ) -> Attention:
     """The attention of a config.json.
@@ -56,14 +57,17 @@ def read_heads(
       turns: whether there are positions; what is said of them otherwise must make sense too.
       partial: of classes that may turn a part of a head alone: which part.
       head: channels of a head where config.json does not tell; 0 for D / heads.
+      kv_heads: heads of keys where config.json does not tell; 0 for as many as of queries, which
+        null always means.
       **fields: of `Attention`, besides.
     """
     heads = config.size("num_attention_heads")
     size = config.size("head_dim", head) if head else head_size(config, width, heads)
     found = read_positions(config, size, context, partial=partial)
+    usual = heads if "num_key_value_heads" in config else kv_heads or heads
     return Attention(
         heads=heads,
-        kv_heads=config.size("num_key_value_heads", heads),
+        kv_heads=config.size("num_key_value_heads", usual),
         head_size=size,
         rotary=found.rotary if turns else 0.0,
         positions=found.positions if turns else Positions(),
