@@ -6,17 +6,20 @@
   gam convert --from-peft=ADAPTERS --base=runs/x --run=runs/y
   gam convert --run=runs/y --to-peft=NEW_FOLDER
   gam convert --check=FOLDER --emulate=8 --mesh=data=4,tensor=2
+  gam convert --selftest --only=Llama,hf_gemma2 --draws=20
 
 The first makes a run of a folder's config.json, safetensors and tokenizer.json: one that evaluate
 and sample open, and that `train --init=runs/x` goes on from. The second writes such a folder from a
 run of an architecture that transformers has; adapters are merged. The others make a run with the
-low-rank adapters of a PEFT folder, of a model folder or of a run, and write such adapters. The last
+low-rank adapters of a PEFT folder, of a model folder or of a run, and write such adapters. --check
 reads no numbers: it says what a folder is, whether it is read here, and what it takes on a mesh.
+--selftest has transformers make random folders of each class, and compares what they mean here.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import pathlib
 from collections.abc import Mapping
@@ -31,6 +34,8 @@ from experiments.config_flags import define_classes_flag, register_classes
 from experiments.devices import define_device_flags, layout_from_flags
 from experiments.folder_check import facts, told
 from experiments.imported import Imported
+from experiments.selftest.run import chosen, drawn_cases, keep, outcomes
+from experiments.selftest.run import told as told_of
 from experiments.streams import check_tokenizer, language_model
 from gam_jax.adapters import NAMES, merged, plain
 from gam_jax.convert import from_peft, to_hf, to_peft
@@ -69,6 +74,10 @@ def define_flags() -> None:
         "checkpoint", "latest", "Of the run that is read: latest, latest-good, best, or a step."
     )
     flags.DEFINE_string("preset", "", "With --check: what the mesh is used for, as fully_sharded.")
+    flags.DEFINE_bool("selftest", False, "Compare random folders of each class with transformers.")
+    flags.DEFINE_list("only", [], "With --selftest: these folders or classes alone.")
+    flags.DEFINE_integer("draws", 0, "With --selftest: so many draws of legal fields a class.", 0)
+    cli.define_path("keep", None, "With --selftest: write the folders here, and compare nothing.")
     flags.DEFINE_bool("json", False, "With --check: print one JSON object.")
     define_device_flags()
 
@@ -79,6 +88,9 @@ def main() -> None:
     register_classes()
     if args.check:
         _check(pathlib.Path(args.check))
+        return
+    if args.selftest:
+        _selftest()
         return
     ways = (args.from_hf, args.from_peft and args.base, args.to_hf, args.to_peft)
     if not args.run or sum(map(bool, ways)) != 1 or (args.from_peft and not any(ways[:2])):
@@ -101,6 +113,27 @@ def _check(source: pathlib.Path) -> None:
     parallel = Parallel(flags.FLAGS.preset) if flags.FLAGS.preset else Parallel()
     found = facts(local_path(source), layout_from_flags(parallel, one_device=True))
     print(json.dumps(found) if flags.FLAGS.json else told(source, found))
+
+
+def _selftest() -> None:
+    """A line for each folder; the exit code is 1 if something does not hold."""
+    args = flags.FLAGS
+    for needed in ("torch", "transformers"):
+        if importlib.util.find_spec(needed) is None:
+            raise UserError(f"--selftest needs {needed}: pip install 'gam_jax[official]'")
+    cases = chosen(args.only)
+    if args.draws:
+        cases = drawn_cases(cases, args.draws)
+    if args.keep:
+        keep(cases, local_path(args.keep))
+        return
+    wrong = 0
+    for found in outcomes(cases):
+        print(told_of(found), flush=True)
+        wrong += bool(found.wrong)
+    print(f"{len(cases) - wrong} of {len(cases)} folders hold")
+    if wrong:
+        raise SystemExit(1)
 
 
 def make_run(source: pathlib.Path, folder: RunFolder, adapters: str | None = None) -> None:

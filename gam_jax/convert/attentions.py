@@ -44,7 +44,7 @@ class Attentions:
         have the same.
       skips: whether no_rope_layers may say which layers have positions.
       scaled: whether query_pre_attn_scalar is told.
-      caps: of scores and of logits, where config.json does not tell; empty where it may not tell.
+      caps: which of `CAPS` may be told, and what is meant where config.json does not tell.
     """
 
     official: str
@@ -69,7 +69,7 @@ class Attentions:
     local: float = 0.0
     skips: bool = False
     scaled: bool = False
-    caps: tuple[float, ...] = ()
+    caps: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def attentions(
         self, config: Fields, width: int, layers: int, eps: float
@@ -125,9 +125,9 @@ class Attentions:
 
     def cap(self, config: Fields, name: str) -> float:
         """One of `CAPS`; 0 for none."""
-        if not self.caps or config.is_null(name):
+        if name not in self.caps or config.is_null(name):
             return 0.0
-        return config.number(name, self.caps[CAPS.index(name)], least=0)
+        return config.number(name, self.caps[name], least=0)
 
     def _turned(self, config: Fields, size: int) -> dict[str, Turned]:
         """The positions of each kind of layer."""
@@ -203,7 +203,7 @@ class Attentions:
             config["use_qk_norm"] = first.qk_norm
         if self.scaled:
             config["query_pre_attn_scalar"] = round((first.scale or first.size**-0.5) ** -2)
-        if self.caps:
+        if CAPS[0] in self.caps:
             config[CAPS[0]] = first.soft_cap or None
         if self.skips:
             config["no_rope_layers"] = [int(attention.rotary > 0) for attention in attentions]

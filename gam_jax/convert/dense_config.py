@@ -97,7 +97,7 @@ class Dense(Attentions):
             config |= written_multipliers(model, attentions[0], blocks[0].residual_scale)
         if self.mlp_bias:
             config["mlp_bias"] = ffn.bias
-        if self.caps:
+        if CAPS[1] in self.caps:
             config[CAPS[1]] = model.logit_cap or None
         check_same(self.official, self.read, model, config)
         return config

@@ -147,7 +147,9 @@ def to_hf(
     """
     path = local_path(folder)
     config, tensors = write(model, params, name or written_as(model, source))
-    config = {**kept_fields(architecture(config), _config_in(source)), **config}
+    own = architecture(config)
+    if "architectures" in config:  # the pad token of the class may be beyond the ids
+        config = {"pad_token_id": None, **kept_fields(own, _config_in(source)), **config}
     beside = {name: content for name, content in source.items() if name != files.CONFIG}
     files.write_folder(path, config, tensors, shard_bytes, beside)
 

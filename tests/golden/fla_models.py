@@ -1,13 +1,13 @@
 """Tiny random models of flash-linear-attention, and what its plain code computes from them.
 
     git clone https://github.com/fla-org/flash-linear-attention
-    python tests/golden/fla_models.py flash-linear-attention tests/golden [NAME ...]
+    PYTHONPATH=. python tests/golden/fla_models.py flash-linear-attention tests/golden [NAME ...]
 
-writes folders as `state_spaces.py` does. Configurations and mixers are the library's own files, run
-as they are: fla/models/*/configuration_*.py and fla/layers/*.py. Their kernels need a GPU; in their
-place stand the recurrences of fla/ops/*/naive.py, and plain PyTorch for norms, convolutions and
-rotary positions. The blocks around are written here, as fla/models/*/modeling_*.py has them. Made
-with commit bc3b101d; needs torch, transformers and einops.
+writes folders as `gam convert --selftest` does. Configurations and mixers are the library's own
+files, run as they are: fla/models/*/configuration_*.py and fla/layers/*.py. Their kernels need a
+GPU; in their place stand the recurrences of fla/ops/*/naive.py, and plain PyTorch for norms,
+convolutions and rotary positions. The blocks around are written here, as
+fla/models/*/modeling_*.py has them. Made with commit bc3b101d; needs torch and transformers.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from typing import Any
 import kimi_delta
 import numpy as np
 import safetensors.torch
-import state_spaces
 import torch
 from torch import nn
 from torch.nn import functional
+
+from experiments.selftest import official
 
 SMALL = {
     "vocab_size": 32,
@@ -270,11 +271,11 @@ def main(checkout: str, folder: str, *only: str) -> None:
         layer = runpy.run_path(str(path / "fla/layers" / f"{file}.py"))[mixer]
         torch.manual_seed(0)
         model = Model(config, layer).eval()
-        state_spaces.randomise(model)
+        official.randomise(model)
         target = pathlib.Path(folder) / name
         config.save_pretrained(target)
         safetensors.torch.save_file(model.state_dict(), target / "model.safetensors")
-        np.savez_compressed(target / "expected.npz", **state_spaces.expected(model))
+        np.savez_compressed(target / "expected.npz", **official.expected(model))
 
 
 if __name__ == "__main__":

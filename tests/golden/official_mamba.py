@@ -17,7 +17,8 @@ import types
 from typing import Any
 
 import numpy as np
-from state_spaces import expected
+
+from experiments.selftest.official import expected
 
 SOURCE = "e9594ce1c732d97440f0332fdc43170a2294dbfa"
 COMMON = {"d_model": 16, "n_layer": 2, "rms_norm": True, "residual_in_fp32": True}
@@ -51,7 +52,7 @@ CONFIGS = {
 """Folder -> config.json."""
 
 
-def official(code: str) -> Any:
+def official_models(code: str) -> Any:
     """Its module of models, with reference functions for kernels."""
     sys.path.insert(0, code)
     nothing: Any = types.ModuleType("mamba3")
@@ -116,4 +117,4 @@ def write(models: Any, name: str, folder: pathlib.Path) -> None:
 
 if __name__ == "__main__":
     for folder in CONFIGS:
-        write(official(sys.argv[1]), folder, pathlib.Path(sys.argv[2]) / folder)
+        write(official_models(sys.argv[1]), folder, pathlib.Path(sys.argv[2]) / folder)

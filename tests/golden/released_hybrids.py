@@ -14,7 +14,7 @@ import pathlib
 import sys
 from typing import Any
 
-from official_mamba import SOURCE, official
+from official_mamba import SOURCE, official_models
 
 MAMBA = f"github.com/state-spaces/mamba/blob/{SOURCE}/README.md"
 BRIDGE = (
@@ -148,7 +148,7 @@ def count(models: Any, config: dict[str, Any]) -> int:
 
 def main(code: str, target: str) -> None:
     """Writes them."""
-    models = official(code)
+    models = official_models(code)
     lines = []
     for name, (source, config) in CONFIGS.items():
         found = {"parameters": count(models, config), "source": source, "config": config}

@@ -1,7 +1,7 @@
 """Folders of Hugging Face transformers, read and written without torch.
 
-The golden folders were written by `tests/golden/state_spaces.py`, with what transformers computes
-from them.
+The golden folders were written by `gam convert --selftest --keep=tests/golden`, with what
+transformers computes from them.
 """
 
 import importlib.util
@@ -168,7 +168,9 @@ def test_greedy_text_is_that_of_transformers(name):
 def test_there_and_back_is_the_identity_in_one_file_or_in_many(name, shard_bytes, tmp_path):
     model, params = from_hf(GOLDEN / name)
     config, tensors = arrays_of(GOLDEN / name)
-    to_hf(model, params, tmp_path / "out", shard_bytes, config["architectures"][0])
+    beside = {"config.json": (GOLDEN / name / "config.json").read_bytes()}
+    official = config["architectures"][0]
+    to_hf(model, params, tmp_path / "out", shard_bytes, official, source=beside)
     assert (len(list((tmp_path / "out").glob("*.safetensors"))) > 1) == (shard_bytes == 5_000)
     again, same = arrays_of(tmp_path / "out")
     assert same.keys() == tensors.keys()

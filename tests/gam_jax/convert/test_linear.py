@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gam_jax.convert.folder import read_config, read_tensors
 from gam_jax.convert.hf import FAMILIES, read, write
@@ -225,6 +227,36 @@ def test_hidden_units_are_those_of_the_library_where_none_are_given():
     for width, wanted in ((24, 256), (1024, 2816)):
         model = model_of("hf_gla", intermediate_size=None, hidden_size=width, num_heads=2)
         assert model.block.ffn.hidden == wanted
+
+
+SHARES = (0.5, 1.0, 1.5)
+HEBB = {
+    "expand_k": SHARES,
+    "expand_v": SHARES,
+    "use_output_gate": (True, False),
+    "use_short_conv": (True, False),
+    "feature_map": (None, "relu"),
+}
+DELTA = {"expand_v": SHARES, "use_gate": (True, False), "allow_neg_eigval": (True, False)}
+LIBRARY = {
+    "GLAForCausalLM": HEBB,
+    "RetNetForCausalLM": {**HEBB, "expand_k": (0.5,)},
+    "DeltaNetForCausalLM": {**DELTA, "expand_k": SHARES},
+    "GatedDeltaNetForCausalLM": {**DELTA, "head_dim": (2, 4), "num_v_heads": (None, 6)},
+}
+"""Class -> fields, and legal values of each."""
+
+
+@pytest.mark.parametrize("official", LIBRARY)
+@settings(max_examples=15)
+@given(data=st.data())
+def test_any_legal_config_of_the_library_is_written_as_what_gives_the_same_model(official, data):
+    heads = data.draw(st.integers(1, 3))
+    config = {name: data.draw(st.sampled_from(x), name) for name, x in LIBRARY[official].items()}
+    config |= {"vocab_size": 8, "num_hidden_layers": 2, "num_heads": heads, "conv_size": 3}
+    config["hidden_size"] = 4 * heads * data.draw(st.integers(1, 3))
+    model = FAMILIES[official].model(config)
+    assert FAMILIES[official].model(FAMILIES[official].config(model)) == model
 
 
 def test_how_a_scan_is_computed_is_no_matter_of_a_folder():

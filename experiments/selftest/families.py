@@ -1,18 +1,8 @@
-"""Tiny random models of Hugging Face transformers, and what they compute.
-
-    python tests/golden/state_spaces.py tests/golden [NAME ...]
-
-writes a folder for each: config.json and model.safetensors as transformers saves them, and
-expected.npz with tokens, logits and greedy continuations. It needs torch and transformers.
-"""
+"""Tiny configurations of the classes of Hugging Face transformers that are read and written."""
 
 from __future__ import annotations
 
-import functools
-import pathlib
-import sys
-
-import numpy as np
+from typing import Any
 
 FALCON = {
     "vocab_size": 48,
@@ -26,6 +16,7 @@ FALCON = {
     "mamba_d_head": 8,
     "mamba_n_groups": 2,
     "mamba_d_state": 12,
+    "mamba_d_conv": 4,
     "mamba_chunk_size": 8,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
     "lm_head_multiplier": 0.6,
@@ -143,7 +134,7 @@ SHARED = {
     "shared_expert_intermediate_size": 20,
 }
 LINEAR = "linear_attention"
-CONFIGS = {
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "hf_llama": ("Llama", {**LLAMA, "head_dim": 8}),
     "hf_qwen2": ("Qwen2", {**LLAMA, "tie_word_embeddings": True}),
     "hf_llama3": (
@@ -524,70 +515,3 @@ CONFIGS = {
     ),
 }
 """Folder -> (class of transformers, configuration); every multiplier differs from 1."""
-OF_TEXT = ("Gemma3", "Qwen3_5", "Qwen3_5Moe")
-"""Classes with another configuration for pictures."""
-
-
-def random_model(name: str, seed: int = 0):
-    """A model with every weight random, none at a neutral start."""
-    import torch
-    import transformers
-
-    kind, values = CONFIGS[name]
-    name = f"{kind}TextConfig" if kind in OF_TEXT else f"{kind}Config"
-    config = getattr(transformers, name)(**values)
-    torch.manual_seed(seed)
-    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
-    randomise(model)
-    return model
-
-
-def randomise(model) -> None:
-    """Gives every weight a random value away from a neutral start."""
-    import torch
-
-    with torch.no_grad():
-        for path, weight in model.named_parameters():
-            if path.endswith(("A_log", "dt_bias", "dt_proj.bias")):
-                weight.uniform_(-2.0, 1.0)
-            elif weight.ndim == 1:
-                weight.uniform_(0.5, 1.5)
-            else:
-                torch.nn.init.normal_(weight, std=0.25)
-        for path, state in model.named_buffers():
-            if path.endswith("e_score_correction_bias"):
-                state.uniform_(-0.3, 0.3)
-
-
-def expected(model, seed: int = 0) -> dict[str, np.ndarray]:
-    """Tokens [2, 19], their logits, and a greedy continuation of 12 tokens after each."""
-    import torch
-
-    config = model.config
-    without = {"use_cache": False} if hasattr(config, "use_cache") else {}
-    again = functools.partial(model, **without)
-    tokens = np.random.default_rng(seed).integers(3, config.vocab_size, (2, 19))
-    with torch.no_grad():
-        logits = model(torch.tensor(tokens)).logits
-        rows = torch.tensor(tokens)
-        for _ in range(12):  # without a cache
-            step = again(rows).logits[:, -1].argmax(-1, keepdim=True)
-            rows = torch.cat([rows, step], dim=1)
-    return {
-        "tokens": tokens.astype(np.int32),
-        "logits": logits.float().numpy(),
-        "greedy": rows[:, tokens.shape[1] :].numpy().astype(np.int32),
-    }
-
-
-def write(folder: pathlib.Path, only: list[str]) -> None:
-    """The folders of these names; all of CONFIGS if there is none."""
-    for name in only or CONFIGS:
-        model = random_model(name)
-        model.save_pretrained(folder / name)
-        (folder / name / "generation_config.json").unlink(missing_ok=True)
-        np.savez_compressed(folder / name / "expected.npz", **expected(model))
-
-
-if __name__ == "__main__":
-    write(pathlib.Path(sys.argv[1]), sys.argv[2:])
