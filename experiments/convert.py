@@ -26,7 +26,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from absl import flags
 
 from experiments import cli
@@ -41,11 +40,13 @@ from gam_jax.adapters import NAMES, merged, plain
 from gam_jax.convert import from_peft, to_hf, to_peft
 from gam_jax.convert.hf import written_as
 from gam_jax.convert.new_tokens import tokenizer_of
+from gam_jax.convert.placing import placed, where
 from gam_jax.convert.source import read_source, without_tokens
 from gam_jax.data.chat_template import JINJA, ChatTemplate, template_from_text, template_in
 from gam_jax.data.text import TEMPLATE, TOKENIZER
 from gam_jax.data.tokenizer import HFTokenizer, Tokenizer, tokenizer_from_text
-from gam_jax.params import Params, count_params
+from gam_jax.models.base import PARAM_DTYPES
+from gam_jax.params import FLOAT32, Params, count_params
 from gam_jax.training.experiment import Experiment
 from gam_jax.training.folder import RunFolder, load_params, logical_axes
 from sharding.checkpoint import Checkpoints
@@ -72,6 +73,12 @@ def define_flags() -> None:
     cli.define_path("run", None, "Run folder.")
     flags.DEFINE_string(
         "checkpoint", "latest", "Of the run that is read: latest, latest-good, best, or a step."
+    )
+    flags.DEFINE_enum(
+        "param_dtype", FLOAT32, PARAM_DTYPES, "With --from-hf: in which the run stores parameters."
+    )
+    flags.DEFINE_bool(
+        "as_stored", False, "With --to-hf: arrays in the run's own dtype, not in float32."
     )
     flags.DEFINE_string("preset", "", "With --check: what the mesh is used for, as fully_sharded.")
     flags.DEFINE_bool("selftest", False, "Compare random folders of each class with transformers.")
@@ -100,11 +107,11 @@ def main() -> None:
         )
     folder = RunFolder(pathlib.Path(args.run))
     if args.from_hf:
-        make_run(pathlib.Path(args.from_hf), folder, args.from_peft)
+        make_run(pathlib.Path(args.from_hf), folder, args.from_peft, args.param_dtype)
     elif args.from_peft:
         add_adapters(RunFolder(local_path(args.base)), args.checkpoint, folder, args.from_peft)
     elif args.to_hf:
-        export_run(folder, pathlib.Path(args.to_hf), args.checkpoint)
+        export_run(folder, pathlib.Path(args.to_hf), args.checkpoint, args.as_stored)
     else:
         export_adapters(folder, pathlib.Path(args.to_peft), args.checkpoint, args.base)
 
@@ -136,13 +143,19 @@ def _selftest() -> None:
         raise SystemExit(1)
 
 
-def make_run(source: pathlib.Path, folder: RunFolder, adapters: str | None = None) -> None:
+def make_run(
+    source: pathlib.Path,
+    folder: RunFolder,
+    adapters: str | None = None,
+    param_dtype: str = FLOAT32,
+) -> None:
     """A run folder with the weights as checkpoint 0.
 
     Args:
       source: the model folder.
       folder: of the run.
       adapters: a PEFT folder for that model, if any.
+      param_dtype: in which parameters are stored, see `Model`.
 
     Raises:
       UserError: a run folder that is in use, or what `Imported` and `from_peft` refuse.
@@ -150,7 +163,10 @@ def make_run(source: pathlib.Path, folder: RunFolder, adapters: str | None = Non
     folder.check_new()
     imported = Imported.open(source)
     files = {TOKENIZER: imported.tokenizer.to_text()}
-    made = _with(imported.experiment, imported.read(), adapters, imported.source)
+    experiment = imported.experiment
+    model = dataclasses.replace(experiment.model, param_dtype=param_dtype)
+    experiment = dataclasses.replace(experiment, model=model)
+    made = _with(experiment, imported.read(), adapters, imported.source)
     _write_run(folder, *made, files, imported.source, imported.tokenizer.fingerprint)
     print(f"{count_params(made[0].model.table()):,} parameters of {source} in {folder.path}")
     print(f"next: gam sample --run={folder.path}")
@@ -199,7 +215,8 @@ def _write_run(
     with Checkpoints(folder.checkpoints) as checkpoints:
         axes = logical_axes(experiment)
         extra = {"position": 0, **({"tokenizer": tokenizer} if tokenizer else {})}
-        checkpoints.save(0, {"params": jax.tree.map(jnp.asarray, params)}, extra, axes=axes)
+        params = placed(params, where(experiment.model.stored_table(), None))
+        checkpoints.save(0, {"params": params}, extra, axes=axes)
         checkpoints.wait()
 
 
@@ -221,10 +238,12 @@ def export_adapters(folder: RunFolder, target: pathlib.Path, which: str, base: s
     print(f"the adapters of {folder.path} at step {step} in {target}")
 
 
-def export_run(folder: RunFolder, target: pathlib.Path, which: str) -> None:
+def export_run(
+    folder: RunFolder, target: pathlib.Path, which: str, as_stored: bool = False
+) -> None:
     """A model folder with the weights of a checkpoint, and what the run keeps beside them.
 
-    Adapters are merged.
+    Adapters are merged. Arrays are float32, or `as_stored`.
     """
     experiment = folder.experiment()
     model, kept = language_model(experiment), folder.kept(experiment.data)
@@ -234,7 +253,7 @@ def export_run(folder: RunFolder, target: pathlib.Path, which: str) -> None:
     step, params = load_params(folder, experiment, _one_device(), which)
     if tokenizer is not None:
         check_tokenizer(folder, step, tokenizer)
-    to_hf(*merged(model, params), target, source=source)
+    to_hf(*merged(model, params), target, source=source, as_stored=as_stored)
     print(f"{folder.path} at step {step} in {target}")
     if not isinstance(tokenizer, HFTokenizer):
         print("without a tokenizer: token ids are bytes, for which that format has no file")

@@ -126,14 +126,16 @@ class Fields(Mapping[str, Any]):
             f"{self._file}: {self._inside}{shown(name, self._values.get(name))}{of} {why}"
         )
 
-    def refuse_quantized(self) -> None:
-        """A UserError if the weights are said to be quantized."""
+    def refuse_quantized(self, known: Iterable[str] = ()) -> None:
+        """A UserError if the weights are said to be quantized by a method that is not known."""
         for name in QUANTIZED:
             found = self.get(name)
             if found is None:
                 continue
-            known = found if isinstance(found, Mapping) else {}
-            kind = known.get("quant_method", known.get("quant_type", found))
+            said = found if isinstance(found, Mapping) else {}
+            kind = said.get("quant_method", said.get("quant_type", found))
+            if name == QUANTIZED[0] and isinstance(kind, str) and kind in known:
+                continue
             raise UserError(
                 f"{self._file}: {name} says that the weights are quantized ({_short(kind)}), which "
                 f"is not read here: save the model in float32, float16 or bfloat16"
