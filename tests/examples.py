@@ -71,6 +71,9 @@ EXAMPLES: dict[str, Layer] = {
     "MLP": MLP(width=WIDTH),
     "Mamba": Mamba(width=WIDTH, state=4),
     "Mamba kernel 1": Mamba(width=WIDTH, state=4, kernel=1, rank=2),
+    "Mamba normed": Mamba(
+        width=WIDTH, state=4, conv_bias=False, in_bias=True, out_bias=True, normed=True
+    ),
     "Mamba2": Mamba2(width=WIDTH, inner=32, head=4, state=4, groups=2, chunk=4),
     "Mamba2 scaled": Mamba2(
         width=WIDTH,
@@ -82,6 +85,9 @@ EXAMPLES: dict[str, Layer] = {
         scales=Scales(0.9, 0.8, 1.2, 1.1, 0.7, 1.3),
     ),
     "Mamba2 norm first": Mamba2(width=WIDTH, head=1, state=2, kernel=1, norm="norm_first"),
+    "Mamba2 biased": Mamba2(
+        width=WIDTH, head=2, state=2, conv_bias=False, in_bias=True, out_bias=True, dt_min=0.1
+    ),
     "FalconH1": FalconH1(
         Attention(heads=8, head_size=2, rotary=1e11, context=32, scale=0.5),
         Mamba2(head=2, state=4, norm="none"),
@@ -93,6 +99,7 @@ EXAMPLES: dict[str, Layer] = {
     "MLP scaled": MLP(width=WIDTH, activation="swiglu", gate_scale=0.7, out_scale=1.3),
     "RMSNorm": RMSNorm(width=WIDTH),
     "MLP swiglu": MLP(width=WIDTH, activation="swiglu", hidden=24, bias=False),
+    "MLP relu2": MLP(width=WIDTH, activation="relu2"),
     "MLP geglu": MLP(width=WIDTH, activation="geglu"),
     "MLP clamped": MLP(width=WIDTH, activation="clamped_swiglu", clamp=0.5),
     "MoE": MoE(width=WIDTH),
@@ -215,6 +222,7 @@ EXAMPLES: dict[str, Layer] = {
         form="parallel",
     ),
     "Block post norm": Block(GAM(slots=16), width=WIDTH, norms="post"),
+    "Block scaled": Block(GAM(slots=16), norm=RMSNorm(), width=WIDTH, residual_scale=0.7),
     "Block sandwich": Block(GAM(slots=16), width=WIDTH, norms="sandwich"),
     "Block parallel out norm": Block(
         GAM(slots=16), norm=RMSNorm(centred=True), width=WIDTH, form="parallel", norms="out"
@@ -332,6 +340,9 @@ VARIANTS = frozenset(
         "Mamba kernel 1",
         "Mamba2 scaled",
         "Mamba2 norm first",
+        "Mamba2 biased",
+        "MLP relu2",
+        "Block scaled",
         "MLP scaled",
         "MLP geglu",
         "MLP clamped",

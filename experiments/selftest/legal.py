@@ -7,6 +7,7 @@ whatever the others are; values that depend on one another are drawn as one, an 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -112,6 +113,26 @@ NEXT_EXPERTS: Values = {
     "num_experts": (4, 5),
     "num_experts_per_tok": (1, 3),
     "shared_expert_intermediate_size": (12, 24, 30),
+}
+SSM: Values = {
+    "vocab_size": (29, 32),
+    "rms_norm_eps": (1e-6, 3e-3),
+    "tie_word_embeddings": (True, False),
+    "num_key_value_heads": (1, 2, 4),
+    "mamba_n_groups": (1, 2, 4),
+    "mamba_d_state": (3, 5),
+    "mamba_d_conv": (2, 4),
+    "mamba_conv_bias": (True, False),
+    "mamba_proj_bias": (True, False),
+    "time_step_limit": ([0.1, 0.8], [0.3, math.inf]),
+    "attention_bias": (True, False),
+    "rope_parameters": (DEFAULT, LINEAR, LLAMA3, YARN),
+}
+MULTIPLIERS: Values = {
+    "embedding_multiplier": (1.0, 12.0),
+    "residual_multiplier": (1.0, 0.22),
+    "attention_multiplier": (1.0, 0.015625),
+    "logits_scaling": (1.0, 3.0),
 }
 
 
@@ -236,12 +257,67 @@ LEGAL: Mapping[str, Values] = {
             {"linear_key_head_dim": 4, "linear_value_head_dim": 2},
         ),
     },
+    "Granite": {**HEADS, **MULTIPLIERS, "mlp_bias": (True, False)},
+    "Bamba": {**SSM, "mlp_bias": (True, False), "attn_layer_indices": ([], [1], [0, 2], None)},
+    "GraniteMoeHybrid": {
+        **SSM,
+        **MULTIPLIERS,
+        "shared_intermediate_size": (8, 14),
+        "position_embedding_type": (None, "rope", "nope"),
+        "layer_types": (None, ["mamba", "mamba", "attention"], [FULL, FULL, "linear_attention"]),
+        TOGETHER: (
+            {"num_local_experts": 0},
+            {"num_local_experts": 4, "num_experts_per_tok": 3},
+        ),
+    },
+    "NemotronH": {
+        "vocab_size": (29, 32),
+        "layer_norm_epsilon": (1e-6, 3e-3),
+        "num_key_value_heads": (1, 2, 4),
+        "mamba_num_heads": (3, 6),
+        "n_groups": (1, 3),
+        "ssm_state_size": (3, 5),
+        "conv_kernel": (2, 4),
+        "use_bias": (True, False),
+        "use_conv_bias": (True, False),
+        "time_step_min": (0.001, 0.3),
+        "mlp_hidden_act": ("relu2", "relu", "silu", "gelu"),
+        "moe_intermediate_size": (8, 12),
+        "moe_shared_expert_intermediate_size": (9, 14),
+        "norm_topk_prob": (True, False),
+        "routed_scaling_factor": (1.0, 1.7),
+        "num_experts_per_tok": (1, 2),
+        TOGETHER: (
+            {"layers_block_type": ["linear_attention", "mlp", FULL, "mlp"], "mlp_bias": True},
+            {"layers_block_type": [FULL, "moe"], "mlp_bias": False, "n_routed_experts": 4},
+            {
+                "layers_block_type": ["mamba", "moe", "attention", "mlp"],
+                "mlp_bias": False,
+                "n_routed_experts": 6,
+                "n_group": 3,
+                "topk_group": 2,
+            },
+        ),
+    },
+    "Jamba": {
+        **without(SSM, "mamba_n_groups", "time_step_limit", "attention_bias", "rope_parameters"),
+        "attn_layer_period": (3, 5),
+        "attn_layer_offset": (0, 1, 2),
+        "mamba_dt_rank": ("auto", 1, 5),
+        "mamba_expand": (1, 2),
+        TOGETHER: (
+            {"num_experts": 1, "num_experts_per_tok": 1},
+            {"num_experts": 3, "expert_layer_period": 1, "expert_layer_offset": 0},
+            {"num_experts": 4, "num_experts_per_tok": 3},
+        ),
+    },
     "Mamba": {
         "vocab_size": (29, 48),
         "state_size": (4, 6),
         "conv_kernel": (2, 4),
         "expand": (1, 2),
         "time_step_rank": (3, 5),
+        "use_bias": (True, False),
         "use_conv_bias": (True, False),
         "layer_norm_epsilon": (1e-5, 3e-3),
         "tie_word_embeddings": (True, False),
@@ -251,6 +327,7 @@ LEGAL: Mapping[str, Values] = {
         "state_size": (4, 6),
         "conv_kernel": (2, 4),
         "n_groups": (1, 2, 3),
+        "use_bias": (True, False),
         "use_conv_bias": (True, False),
         "layer_norm_epsilon": (1e-5, 3e-3),
         "tie_word_embeddings": (True, False),
@@ -260,6 +337,11 @@ LEGAL: Mapping[str, Values] = {
         "mamba_d_state": (6, 12),
         "mamba_n_groups": (1, 2, 3),
         "mamba_rms_norm": (True, False),
+        "mamba_proj_bias": (True, False),
+        "mamba_conv_bias": (True, False),
+        "projectors_bias": (True, False),
+        "attention_bias": (True, False),
+        "mlp_bias": (True, False),
         "mamba_norm_before_gate": (True, False),
         "rms_norm_eps": (1e-5, 3e-3),
         "tie_word_embeddings": (True, False),

@@ -67,10 +67,11 @@ def expected(model: Any, seed: int = 0) -> dict[str, np.ndarray]:
 
     tokens = np.random.default_rng(seed).integers(3, model.config.vocab_size, (2, PROMPT))
     rows = torch.tensor(tokens)
+    uncached = {"use_cache": False} if hasattr(model.config, "use_cache") else {}
     with torch.no_grad():
         logits = model(rows).logits
         for _ in range(WRITTEN):  # without a cache
-            step = model(rows, use_cache=False).logits[:, -1].argmax(-1, keepdim=True)
+            step = model(rows, **uncached).logits[:, -1].argmax(-1, keepdim=True)
             rows = torch.cat([rows, step], dim=1)
     return {
         "tokens": tokens.astype(np.int32),

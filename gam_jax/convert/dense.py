@@ -165,6 +165,7 @@ TABLE = (
         neighbours=True,
         fused=("gate_up_proj",),
     ),
+    Dense("GraniteForCausalLM", "granite", biases="all", mlp_bias=True, multiplied=True),
 )
 """The classes that are read and written; a further one is a further entry."""
 

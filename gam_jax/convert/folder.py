@@ -23,6 +23,7 @@ from sharding.json_file import read_json
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PICKLE = "pytorch_model.bin"
 
 JSON_BYTES = 1 << 26
 """More than the index of any model has."""
@@ -146,6 +147,7 @@ def open_arrays(folder: Path) -> dict[str, Stored]:
     """
     single, index = _there(folder / SINGLE), _there(folder / INDEX)
     if not single and not index:
+        _refuse_pickle(folder)
         raise UserError(
             f"{folder} holds no {SINGLE} and no {INDEX}: save the model with safe serialization"
         )
@@ -157,6 +159,15 @@ def open_arrays(folder: Path) -> dict[str, Stored]:
             f"{folder} holds both {SINGLE} and {INDEX}: remove the one that is not the model's"
         )
     return found
+
+
+def _refuse_pickle(folder: Path) -> None:
+    if _there(folder / PICKLE):
+        raise UserError(
+            f"{folder} holds {PICKLE}, a pickle, which may run code when it is opened and is not "
+            f"read: save its arrays with safetensors.torch.save_file({{n: x.clone() for n, x in "
+            f"torch.load('{PICKLE}', weights_only=True).items()}}, '{SINGLE}')"
+        )
 
 
 def open_file(folder: Path, name: str) -> dict[str, Stored]:

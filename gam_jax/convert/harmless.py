@@ -17,6 +17,7 @@ _SPEED = "chooses among programs that give the same numbers"
 _LABELS = "belongs to classifiers"
 _ELSEWHERE = "is read by other models, and by none of this class"
 _CODE = "names the code of the class for older versions of transformers, which is the same model"
+_AHEAD = "belongs to blocks that predict several tokens ahead, which are not run"
 _UNREAD = "is read by no code of its class"
 _DENSE = "is that of dense blocks, where there are none"
 _LOSS = "belongs to the balance loss of the training"
@@ -95,6 +96,10 @@ _SCAN = {
     "fused_add_norm": _SPEED,
     "pad_vocab_size_multiple": "is how vocab_size was rounded up, and is in it",
 }
+_HYBRID = {
+    "mamba_chunk_size": _SPEED,
+    "num_logits_to_keep": _RESULT,
+}
 _WINDOW = {
     "max_window_layers": "says which layers have windows where layer_types does not",
 }
@@ -152,6 +157,32 @@ OF: Mapping[str, Mapping[str, str]] = {
         **_SCAN,
         "time_step_rank": _ELSEWHERE,
         "norm_before_gate": "is read by no code of transformers, which norms after the gate",
+    },
+    "MambaLMHeadModel": {name: _SCAN[name] for name in ("residual_in_fp32", "fused_add_norm")},
+    "BambaForCausalLM": {**_HYBRID, "z_loss_coefficient": "is added to the loss in training"},
+    "GraniteMoeHybridForCausalLM": {**_HYBRID, "init_method": _START},
+    "JambaForCausalLM": {
+        **_HYBRID,
+        "use_mamba_kernels": _SPEED,
+        "use_mambapy": _SPEED,
+        "use_associative_scan": _SPEED,
+        "calc_logits_for_entire_prompt": _RESULT,
+    },
+    "NemotronHForCausalLM": {
+        **_SCAN,
+        "auto_map": _CODE,
+        "num_logits_to_keep": _RESULT,
+        "use_mamba_kernels": _SPEED,
+        "mamba_ssm_cache_dtype": "says in which precision states are kept: float32 here",
+        "moe_shared_expert_overlap": _SPEED,
+        "num_nextn_predict_layers": _AHEAD,
+        "mtp_layers_block_type": _AHEAD,
+        "mtp_hybrid_override_pattern": _AHEAD,
+        "expand": "is in mamba_num_heads times mamba_head_dim",
+        "time_step_limit": "is read by no code of transformers, which bounds by time_step_min",
+        "mamba_proj_bias": "is read by no code of transformers, which reads use_bias",
+        "sliding_window": "is read by no code of transformers",
+        "n_shared_experts": "is in moe_shared_expert_intermediate_size",
     },
     "FalconH1ForCausalLM": {
         **_SCAN,

@@ -12,14 +12,19 @@ import numpy as np
 
 from gam_jax.config import unknown
 from gam_jax.convert import (
+    bamba,
     deepseek,
     dense,
     experts,
     falcon_h1,
     fla,
     gpt_oss,
+    granite4,
+    jamba,
     kimi,
     mamba,
+    mamba_ssm,
+    nemotron_h,
     olmo_hybrid,
     parscale,
     qwen_next,
@@ -56,6 +61,11 @@ FAMILIES: Mapping[str, Family] = {
     **kimi.FAMILIES,
     **olmo_hybrid.FAMILIES,
     **fla.FAMILIES,
+    **bamba.FAMILIES,
+    **granite4.FAMILIES,
+    **nemotron_h.FAMILIES,
+    **jamba.FAMILIES,
+    **mamba_ssm.FAMILIES,
 }
 """Every architecture that config.json may name; a model is written as the first that fits."""
 
@@ -141,8 +151,9 @@ def to_hf(
     """
     path = local_path(folder)
     config, tensors = write(model, params, name or written_as(model, source))
-    kept = kept_fields(config["architectures"][0], _config_in(source))
-    config = {"pad_token_id": None, **kept, **config}  # that of the class may be beyond the ids
+    own = architecture(config)
+    if "architectures" in config:  # the pad token of the class may be beyond the ids
+        config = {"pad_token_id": None, **kept_fields(own, _config_in(source)), **config}
     beside = {name: content for name, content in source.items() if name != files.CONFIG}
     if as_stored:
         config["dtype"] = model.param_dtype
@@ -298,6 +309,8 @@ def architecture(config: Config) -> str:
     Raises:
       UserError: none, several, one that is not known here, or one that is known not to be read.
     """
+    if mamba_ssm.is_own(config):
+        return mamba_ssm.OFFICIAL
     names = config.get("architectures")
     if isinstance(names, list | tuple) and len(names) > 1:
         raise Fields.of(config).refused("architectures", "is more than one: name the one it is")
@@ -306,8 +319,7 @@ def architecture(config: Config) -> str:
         raise UserError(f"config.json: {name} is not read here: {UNSUPPORTED[name]}")
     if not isinstance(name, str) or name not in FAMILIES:
         shown = name if isinstance(name, str) and name.isprintable() else None
-        message = unknown(shown, FAMILIES, "architecture")
-        raise UserError(f"config.json: {message} (known are {', '.join(FAMILIES)})")
+        raise UserError(f"config.json: {unknown(shown, FAMILIES, 'architecture')}")
     return name
 
 

@@ -10,7 +10,16 @@ from gam_jax.config import flatten, to_dict
 from gam_jax.convert import patterns
 from gam_jax.convert.family import Config
 from gam_jax.convert.fields import shown
-from gam_jax.layers import MLP, Attention, LatentAttention, Layer, LinearMemory, MoE
+from gam_jax.layers import (
+    MLP,
+    Attention,
+    LatentAttention,
+    Layer,
+    LinearMemory,
+    Mamba,
+    Mamba2,
+    MoE,
+)
 from gam_jax.layers.base import INHERITED
 from gam_jax.models.language import LanguageModel
 from sharding.errors import UserError
@@ -77,6 +86,11 @@ def _plain(layer: Any, width: int) -> Any:
         changed["scale"] = layer.rule.scale
     if isinstance(layer, MLP):
         changed |= {"hidden": layer.hidden or layer.expansion * width, "expansion": 1}
+    if isinstance(layer, Mamba):
+        changed["rank"] = layer.steps
+    if isinstance(layer, Mamba2):
+        changed |= {"inner": layer.heads * layer.head, "chunk": 1}
+        changed["eps"] = layer.eps if layer.norm != "none" else 0.0
     if isinstance(layer, LinearMemory):
         recipe = layer.recipe
         changed |= {"key_heads": layer.groups, "key_width": layer.keys, "kernel": recipe.kernel}

@@ -26,6 +26,7 @@ PLAIN: dict[str, Callable[[Array], Array]] = {
     "gelu": gelu,
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),  # So et al. 2021, arXiv 2109.08668
     "silu": jax.nn.silu,
 }
 
@@ -42,12 +43,12 @@ class MLP(Layer):
       width: D.
       expansion: hidden units for each channel; F = expansion * D.
       dropout: rate in training.
-      activation: "gelu" (exact), "gelu_tanh", "relu", "silu"; gated: "swiglu", "geglu",
-        "geglu_tanh", "clamped_swiglu".
+      activation: "gelu" (exact), "gelu_tanh", "relu", "relu2" (its square), "silu"; gated:
+        "swiglu", "geglu", "geglu_tanh", "clamped_swiglu".
       hidden: F, where no whole expansion gives it; 0 for expansion * D.
       bias: whether there are biases.
       gate_scale: constant on what a gated activation is laid on.
-      out_scale: constant on the result, before its bias.
+      out_scale: constant on the result, its bias too.
       alpha, clamp: of the clamped activation.
     """
 
@@ -97,8 +98,13 @@ class MLP(Layer):
         partial = self.partial(params, x.reshape(-1, x.shape[-1])).reshape(x.shape)
         out = residual.leave_sum(partial, axes.of("ffn"), axes)
         if self.bias:
-            out = out + params["b_out"]
+            out = out + self.scaled_bias(params)
         return dropout(out, self.dropout or 0.0, key, axes), ()
+
+    def scaled_bias(self, params: Params) -> Float[Array, "*E D"]:
+        """b_out as it is added to the sum of what hidden units add."""
+        bias = params["b_out"]
+        return bias if self.out_scale == 1 else self.out_scale * bias
 
     def partial(
         self,

@@ -252,7 +252,7 @@ class MoE(Layer):
             partial = partial + self._shared(params, flat, axes)
         out = residual.leave_sum(partial.reshape(x.shape), axes.of("ffn"), axes)
         if self.shared and self.ffn.bias and not self.shared_gate:
-            out = out + params["shared"]["b_out"]
+            out = out + self.ffn.scaled_bias(params["shared"])
         return dropout(out, self.dropout or 0.0, keys[1], axes), carry
 
     def _shared(self, params: Params, x: Float[Array, "N D"], axes: Axes) -> Float[Array, "N D"]:
@@ -261,7 +261,7 @@ class MoE(Layer):
         if not self.shared_gate:
             return partial
         if self.ffn.bias:
-            partial = partial + _own_part(params["shared"]["b_out"], axes)
+            partial = partial + _own_part(self.ffn.scaled_bias(params["shared"]), axes)
         return partial * jax.nn.sigmoid(linear(x, params["shared_gate"][:, None]))
 
     def _logits(
@@ -369,7 +369,7 @@ class MoE(Layer):
         )
         if not self.ffn.bias:
             return out
-        return out + grouped.row_bias(groups, _own_part(params["b_out"], axes))
+        return out + grouped.row_bias(groups, _own_part(self.ffn.scaled_bias(params), axes))
 
 
 def _own_part(bias: Array, axes: Axes) -> Array:

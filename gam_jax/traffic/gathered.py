@@ -18,6 +18,8 @@ from gam_jax.layers import (
     LatentAttention,
     Layer,
     LayerNorm,
+    Mamba,
+    Mamba2,
     MoE,
     MoFME,
     Pattern,
@@ -58,6 +60,8 @@ def _(layer: GAM, sizes: Sizes, followed: bool = False) -> Iterator[str]:
         yield "conv_bias"
 
 
+@added_last.register(Mamba)
+@added_last.register(Mamba2)
 @added_last.register
 def _(layer: MLP, sizes: Sizes, followed: bool = False) -> Iterator[str]:
     if not followed:

@@ -152,7 +152,7 @@ def test_what_transformers_lacks_is_refused():
     assert written(model) == ["MixtralForCausalLM"]
     for fields, message in (
         ({"router": Router()}, "ffn.router.balance_over='layers' where"),
-        ({"shared": 1}, "ffn.shared=0 where"),
+        ({"shared": 1, "router": Router()}, "ffn.shared=0 where|balance_over='layers' where"),
         ({"ffn": dataclasses.replace(block.ffn.ffn, bias=True, width=None)}, "without biases"),
     ):
         with pytest.raises(UserError, match=message):
