@@ -2,6 +2,8 @@
 
   gam convert --from-hf=FOLDER --run=runs/x
   gam convert --run=runs/x --to-hf=FOLDER
+  gam convert --run=runs/x --to-gam=FOLDER
+  gam convert --from-gam=FOLDER --run=runs/x
   gam convert --from-hf=FOLDER --from-peft=ADAPTERS --run=runs/y
   gam convert --from-peft=ADAPTERS --base=runs/x --run=runs/y
   gam convert --run=runs/y --to-peft=NEW_FOLDER
@@ -10,7 +12,8 @@
 
 The first makes a run of a folder's config.json, safetensors and tokenizer.json: one that evaluate
 and sample open, and that `train --init=runs/x` goes on from. The second writes such a folder from a
-run of an architecture that transformers has; adapters are merged. The others make a run with the
+run of an architecture that transformers has; adapters are merged. The next two do so for any model,
+in gam_jax's own format: JSON and safetensors. The others make a run with the
 low-rank adapters of a PEFT folder, of a model folder or of a run, and write such adapters. --check
 reads no numbers: it says what a folder is, whether it is read here, and what it takes on a mesh.
 --selftest has transformers make random folders of each class, and compares what they mean here.
@@ -33,6 +36,7 @@ from experiments.config_flags import define_classes_flag, register_classes
 from experiments.devices import define_device_flags, layout_from_flags
 from experiments.folder_check import facts, told
 from experiments.imported import Imported
+from experiments.own_folder import read_own, write_own
 from experiments.selftest.run import chosen, drawn_cases, keep, outcomes
 from experiments.selftest.run import told as told_of
 from experiments.streams import check_tokenizer, language_model
@@ -61,6 +65,8 @@ def define_flags() -> None:
     define_classes_flag()
     cli.define_path("from_hf", None, "Model folder to make a run of.")
     cli.define_path("to_hf", None, "Model folder to write a run to.")
+    cli.define_path("from_gam", None, "Model folder of gam_jax to make a run of.")
+    cli.define_path("to_gam", None, "Folder to write a run's model to, of any architecture.")
     cli.define_path("from_peft", None, "PEFT folder of adapters, for --from-hf or --base.")
     cli.define_path("to_peft", None, "PEFT folder to write a run's adapters to.")
     flags.DEFINE_string(
@@ -100,16 +106,22 @@ def main() -> None:
         _selftest()
         return
     ways = (args.from_hf, args.from_peft and args.base, args.to_hf, args.to_peft)
+    ways += (args.from_gam, args.to_gam)
     if not args.run or sum(map(bool, ways)) != 1 or (args.from_peft and not any(ways[:2])):
         raise UserError(
-            "give --run, and either --from-hf=FOLDER or --to-hf=FOLDER; for adapters --to-peft, or "
-            "--from-peft with --from-hf or --base"
+            "give --run, and one of --from-hf, --to-hf, --from-gam, --to-gam, each with a folder; "
+            "for adapters --to-peft, or --from-peft with --from-hf or --base"
         )
     folder = RunFolder(pathlib.Path(args.run))
     if args.from_hf:
         make_run(pathlib.Path(args.from_hf), folder, args.from_peft, args.param_dtype)
     elif args.from_peft:
         add_adapters(RunFolder(local_path(args.base)), args.checkpoint, folder, args.from_peft)
+    elif args.from_gam:
+        make_run_of_own(local_path(args.from_gam), folder)
+    elif args.to_gam:
+        beside = source_of(folder, *_kept(folder))
+        write_own(folder, local_path(args.to_gam), args.checkpoint, _one_device(), beside)
     elif args.to_hf:
         export_run(folder, pathlib.Path(args.to_hf), args.checkpoint, args.as_stored)
     else:
@@ -246,9 +258,8 @@ def export_run(
     Adapters are merged. Arrays are float32, or `as_stored`.
     """
     experiment = folder.experiment()
-    model, kept = language_model(experiment), folder.kept(experiment.data)
-    tokenizer = tokenizer_from_text(kept[TOKENIZER]) if TOKENIZER in kept else None
-    template = template_from_text(kept[TEMPLATE], TEMPLATE) if TEMPLATE in kept else None
+    model = language_model(experiment)
+    tokenizer, template = _kept(folder)
     source = source_of(folder, tokenizer, template)
     step, params = load_params(folder, experiment, _one_device(), which)
     if tokenizer is not None:
@@ -257,6 +268,27 @@ def export_run(
     print(f"{folder.path} at step {step} in {target}")
     if not isinstance(tokenizer, HFTokenizer):
         print("without a tokenizer: token ids are bytes, for which that format has no file")
+
+
+def make_run_of_own(source: pathlib.Path, folder: RunFolder) -> None:
+    """A run folder with the weights of a model folder of gam_jax as checkpoint 0.
+
+    Raises:
+      UserError: a run folder that is in use, or what `read_own` refuses.
+    """
+    folder.check_new()
+    experiment, params, tokenizer, kept = read_own(source)
+    files = {TOKENIZER: tokenizer.to_text()}
+    _write_run(folder, experiment, params, files, kept, tokenizer.fingerprint)
+    print(f"{count_params(experiment.model.table()):,} parameters of {source} in {folder.path}")
+    print(f"next: gam sample --run={folder.path}")
+
+
+def _kept(folder: RunFolder) -> tuple[Tokenizer | None, ChatTemplate | None]:
+    """The tokenizer and the chat template that a run keeps, if any."""
+    kept = folder.kept(folder.experiment().data)
+    tokenizer = tokenizer_from_text(kept[TOKENIZER]) if TOKENIZER in kept else None
+    return tokenizer, template_from_text(kept[TEMPLATE], TEMPLATE) if TEMPLATE in kept else None
 
 
 def source_of(

@@ -129,7 +129,7 @@ def test_adapters_of_peft_are_added_to_a_run(place, command):
         ("train", ["--adapt=mixer/gaet"], "the nearest are mixer/gate"),
         ("train", ["--adapt=mixer/*", "--alpha=0"], "alpha"),
         ("convert", ["--from-peft=/nowhere"], "--from-peft with --from-hf or --base"),
-        ("convert", ["--to-peft=/x", "--to-hf=/y"], "give --run, and either"),
+        ("convert", ["--to-peft=/x", "--to-hf=/y"], "give --run, and one of"),
     ],
 )
 def test_bad_input_is_one_line(name, args, message, command, tmp_path):

@@ -13,9 +13,10 @@ from gam_jax.convert import from_hf, to_hf
 from gam_jax.convert.fields import Fields
 from gam_jax.convert.folder import in_memory, open_arrays, read_config, read_tensors
 from gam_jax.convert.formats import dequantized, format_of
-from gam_jax.convert.hf import model_of_config, read
+from gam_jax.convert.hf import model_of_config, read, write
 from sharding.checkpoint import names
 from sharding.errors import UserError
+from tests.examples import random_like
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
 FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3"}
@@ -157,6 +158,30 @@ def test_a_family_reads_a_quantized_folder_as_the_plain_one(folder, command):
     assert "fp8 e4m3, a scale for each block of 4 x 4" in told.out
     back = command("convert", f"--check={folder}", "--json")
     assert json.loads(back.out)["format"]["F8_E4M3"] > 0
+
+
+def test_gpt_oss_is_read_from_blocks_as_from_plain_experts():
+    config = {**read_config(GOLDEN / "hf_gpt_oss"), "hidden_size": 32, "intermediate_size": 64}
+    model = model_of_config(config)
+    _, tensors = write(model, random_like(model.table()), "GptOssForCausalLM")
+    rng, small, wide = np.random.default_rng(2), {}, {}
+    for name, array in tensors.items():
+        small[name] = wide[name] = np.asarray(array)
+        if ".experts." in name and name.endswith("_proj"):
+            experts, inputs, outputs = array.shape
+            shape = (experts, outputs, inputs // 32)
+            blocks = rng.integers(0, 256, (*shape, 16), np.uint8)
+            scales = rng.integers(120, 128, shape, np.uint8)
+            del small[name]
+            small |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+            pairs = {"x_blocks": blocks, "x_scales": scales}
+            wide[name] = np.asarray(plain(MXFP4, pairs)["x"])
+    said = {**MXFP4, "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]}
+    found, params = read({**config, "quantization_config": said}, small)
+    assert found == model
+    wanted = names.flat(read(config, wide)[1])
+    for name, leaf in names.flat(params).items():
+        np.testing.assert_array_equal(leaf, wanted[name], err_msg=name)
 
 
 def test_transformers_reads_the_same_numbers(folder):
