@@ -69,7 +69,7 @@ def expected(model: Any, seed: int = 0) -> dict[str, np.ndarray]:
     rows = torch.tensor(tokens)
     uncached = {"use_cache": False} if hasattr(model.config, "use_cache") else {}
     with torch.no_grad():
-        logits = model(rows).logits
+        logits = model(rows, **uncached).logits
         for _ in range(WRITTEN):  # without a cache
             step = model(rows, **uncached).logits[:, -1].argmax(-1, keepdim=True)
             rows = torch.cat([rows, step], dim=1)
@@ -87,7 +87,7 @@ def logits_of(folder: pathlib.Path, kind: str, tokens: np.ndarray) -> np.ndarray
 
     model = getattr(transformers, f"{kind}ForCausalLM").from_pretrained(folder).eval()
     with torch.no_grad():
-        return model(torch.tensor(tokens, dtype=torch.long)).logits.float().numpy()
+        return model(torch.tensor(tokens, dtype=torch.long), use_cache=False).logits.float().numpy()
 
 
 def write_folder(folder: pathlib.Path, model: Any, found: Mapping[str, np.ndarray]) -> None:
