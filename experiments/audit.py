@@ -10,20 +10,22 @@ compiler out, for meshes of very many devices.
 
 With --topology the compiler is that of a machine which need not be there: a slice of TPUs, as
 v5e:4x4 (v5e:4x4*2 for two of them), or hosts of GPUs, as h100:2x8. It needs the extra `compilers`.
+--every-layer compiles a small model of each layer for it, of four devices: docs/accelerators.md.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from typing import Any
 
-import jax
 from absl import flags
 from jax.sharding import NamedSharding, PartitionSpec
 from rich.table import Table as TextTable
 
-from experiments import cli
+from experiments import cli, every_layer
+from experiments.abstract_step import lowered
 from experiments.adapt import adapt_from_flags, define_adapter_flags
 from experiments.config_flags import define_config_flag, experiment_from_flags
 from experiments.devices import define_device_flags, layout_from_flags
@@ -39,7 +41,7 @@ from gam_jax.params import shardings
 from gam_jax.traffic import has_formula, state_bytes, step_traffic
 from gam_jax.training.checks import check_batch, check_fits
 from gam_jax.training.experiment import Experiment
-from gam_jax.training.step import abstract_state, batch_specs, make_train_step, state_shardings
+from gam_jax.training.step import abstract_state, batch_specs, state_shardings
 from sharding import cost
 from sharding.errors import UserError
 from sharding.layout import Layout, bytes_held
@@ -60,6 +62,11 @@ def define_flags() -> None:
         f"Compile for that machine: NAME:SHAPE, or *SLICES after it, of {', '.join(TPUS)}; "
         f"NAME:HOSTSxGPUS of {', '.join(GPUS)}.",
     )
+    flags.DEFINE_bool(
+        "every_layer",
+        False,
+        f"Compile a small step of every layer for --topology, and write {every_layer.PAGE}.",
+    )
     flags.DEFINE_bool("json", False, "Print one JSON object.")
     define_adapter_flags()
     define_device_flags()
@@ -68,6 +75,9 @@ def define_flags() -> None:
 def main() -> None:
     """Counts, compares and prints."""
     args = flags.FLAGS
+    if args.every_layer:
+        _every_layer(args.topology)
+        return
     experiment = unread(adapt_from_flags(experiment_from_flags()))
     machine = topology(args.topology) if args.topology else None
     layout = layout_from_flags(experiment.parallel, topology=machine)
@@ -78,6 +88,22 @@ def main() -> None:
         print(json.dumps(result))
     else:
         _print(result)
+
+
+def _every_layer(name: str) -> None:
+    """Prints the table of all layers, and writes it where the page has a place for it."""
+    if not name:
+        raise UserError("--every-layer needs a machine: give --topology, as v5e:2x2")
+    machine = topology(name)
+
+    def say(layer: str) -> None:
+        print(layer, file=sys.stderr, flush=True)
+
+    text = every_layer.table(list(every_layer.rows(machine, say)))
+    print(text)
+    if every_layer.PAGE.is_file():
+        page = every_layer.PAGE.read_text(encoding="utf-8")
+        every_layer.PAGE.write_text(every_layer.kept(page, name, text), encoding="utf-8")
 
 
 def unread(experiment: Experiment) -> Experiment:
@@ -109,7 +135,7 @@ def audit(
       compiles: whether to ask the compiler.
       machine: whose compiler; that of JAX's own devices if None.
     """
-    step, state, batch = _lowered(experiment, layout)
+    step, state, batch = lowered(experiment, layout)
     counted = totals(messages_of(step, state, batch))
     formula = expected_traffic(experiment, layout)
     expected = {} if formula is None else formula
@@ -136,22 +162,6 @@ def audit(
         sent = sum(message.sent for message in compiled_messages(program.as_text()))
         result["compiled_sent"] = sent
     return result
-
-
-def _lowered(experiment: Experiment, layout: Layout) -> tuple[Any, Any, Any]:
-    """The step and abstract arguments for it."""
-    model, settings = experiment.model, experiment.train
-    optimizer = make_optimizer(experiment.optimizer, settings.steps, model.table())
-    step = make_train_step(model, optimizer, layout, settings.accumulate)
-    return step, abstract_state(model, optimizer), abstract_batch(experiment)
-
-
-def abstract_batch(experiment: Experiment) -> dict[str, Any]:
-    """Shapes of a training batch: [rows, ...], or [accumulate, rows / accumulate, ...]."""
-    settings = experiment.train
-    parts = (settings.accumulate,) if settings.accumulate > 1 else ()
-    rows = experiment.data.batch(settings.batch // settings.accumulate)
-    return {name: jax.ShapeDtypeStruct((*parts, *x.shape), x.dtype) for name, x in rows.items()}
 
 
 def expected_traffic(experiment: Experiment, layout: Layout) -> dict[Kind, Total] | None:
@@ -208,7 +218,7 @@ def memory_by_formula(experiment: Experiment, layout: Layout) -> dict[str, int]:
 def argument_bytes(experiment: Experiment, layout: Layout) -> int:
     """What a step is given on each device: state by formula, the batch, the step and the key."""
     settings, model = experiment.train, experiment.model
-    _, state, batch = _lowered(experiment, layout)
+    _, state, batch = lowered(experiment, layout)
     placed = shardings(batch_specs(model, layout, settings.accumulate), layout)
     whole = NamedSharding(layout.mesh, PartitionSpec())
     scalars = (state.step, state.key)
@@ -230,7 +240,7 @@ def longer_sequences(experiment: Experiment, layout: Layout) -> list[dict[str, i
             model=with_context(model, multiple),
             data=dataclasses.replace(data, window=window),
         )
-        counted = totals(messages_of(*_lowered(longer, layout)))
+        counted = totals(messages_of(*lowered(longer, layout)))
         kinds = (kind for kind in counted if kind[1] == ("seq",) and kind[0] != "all_reduce")
         sent = sum(counted[kind].sent for kind in kinds)  # sums are of gradients
         ring = model.depth * cost.ring_attention(rows, window, model.width, shards)

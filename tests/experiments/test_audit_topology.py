@@ -8,7 +8,7 @@ import math
 import jax
 import pytest
 
-from experiments.audit import abstract_batch
+from experiments.abstract_step import abstract_batch
 from gam_jax.optimizer import make_optimizer
 from gam_jax.params import shardings
 from gam_jax.training.step import abstract_state, batch_specs, state_shardings
