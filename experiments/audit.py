@@ -96,8 +96,8 @@ def _every_layer(name: str) -> None:
         raise UserError("--every-layer needs a machine: give --topology, as v5e:2x2")
     machine = topology(name)
 
-    def say(layer: str) -> None:
-        print(layer, file=sys.stderr, flush=True)
+    def say(row: every_layer.Row) -> None:
+        print(every_layer.table([row]).splitlines()[-1], file=sys.stderr, flush=True)
 
     text = every_layer.table(list(every_layer.rows(machine, say)))
     print(text)

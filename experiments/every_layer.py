@@ -11,8 +11,6 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
-
 from experiments.abstract_step import lowered
 from gam_jax.data.text import Text
 from gam_jax.layers import (
@@ -54,7 +52,6 @@ from gam_jax.layers import (
     WrittenGAM,
 )
 from gam_jax.models import LanguageModel
-from gam_jax.training.checks import check_batch, check_fits
 from gam_jax.training.experiment import Experiment, TrainConfig
 from sharding.chains import longest_chain
 from sharding.errors import one_line
@@ -150,17 +147,23 @@ def experiment_of(layer: type, tokens: int, preset: str) -> Experiment:
 def row_of(layer: type, machine: Topology) -> Row:
     """Compiles a step of a layer on every mesh."""
     held: list[int | str] = []
+    chains: list[int | None] = []
     seconds = 0.0
     for mesh, preset in MESHES.items():
         try:
-            step, state, batch = step_of(layer, TOKENS, mesh, preset, machine)
-        except ValueError as error:  # a UserError is one
+            step, *args = step_of(layer, TOKENS, mesh, preset, machine)
+            traced = step.trace(*args)
+            if not held:  # the first mesh splits no tokens
+                longer, *others = step_of(layer, MANY_TOKENS, mesh, preset, machine)
+                both = (traced, longer.trace(*others))
+                chains = [longest_chain(one.jaxpr.jaxpr) for one in both]
+        except ValueError as error:
             held.append(one_line(str(error)))
             continue
-        found = compiled(step, (state, batch), machine)
+        found = compiled(traced, (), machine)
         seconds += found.seconds
         held.append(found.reason or found.held or 0)
-    return Row(layer.__name__, tuple(held), _chains(layer, machine), seconds)
+    return Row(layer.__name__, tuple(held), tuple(chains) or (None, None), seconds)
 
 
 def step_of(
@@ -169,31 +172,19 @@ def step_of(
     """A layer's training step on a mesh of the machine, and shapes of what it is given.
 
     Raises:
-      ValueError: the layer does not fit the mesh, or no language model holds it.
+      ValueError: no language model holds the layer, or tracing the step says what does not fit.
     """
     experiment = experiment_of(layer, tokens, preset)
     devices = mesh_from_text(mesh, "", machine.devices, machine.hosts)
-    layout = Layout(devices, experiment.parallel)
-    check_batch(experiment, layout)
-    check_fits(experiment, layout)
-    return lowered(experiment, layout)
+    return lowered(experiment, Layout(devices, experiment.parallel))
 
 
-def _chains(layer: type, machine: Topology) -> tuple[int | None, ...]:
-    """On the first mesh, which splits no tokens."""
-    mesh, preset = next(iter(MESHES.items()))
-    try:
-        steps = [step_of(layer, tokens, mesh, preset, machine) for tokens in (TOKENS, MANY_TOKENS)]
-    except ValueError:
-        return None, None
-    return tuple(longest_chain(jax.make_jaxpr(step)(*args).jaxpr) for step, *args in steps)
-
-
-def rows(machine: Topology, say: Callable[[str], Any]) -> Iterator[Row]:
-    """Every layer's, in the order of `LAYERS`; `say` is told each name before it compiles."""
-    for name, layer in LAYERS.items():
-        say(name)
-        yield row_of(layer, machine)
+def rows(machine: Topology, say: Callable[[Row], Any]) -> Iterator[Row]:
+    """Every layer's, in the order of `LAYERS`; `say` is told each as soon as it is there."""
+    for layer in LAYERS.values():
+        row = row_of(layer, machine)
+        say(row)
+        yield row
 
 
 def table(found: list[Row]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import pkgutil
 import re
 import sys
 import tempfile
@@ -18,6 +19,8 @@ from collections.abc import Iterator
 CHATTER = re.compile(rb"cudart_stub\.cc|before absl::InitializeLog\(\) is called")
 PACKAGES = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin")
 """Plugins that may have no device here, but a compiler."""
+KNOWN = ("xla_cuda12", "xla_cuda13")
+"""Those of them that are in the namespace `jax_plugins`, by their names there."""
 
 
 def installed() -> list[str]:
@@ -25,13 +28,21 @@ def installed() -> list[str]:
     return [name for name in PACKAGES if importlib.util.find_spec(name) is not None]
 
 
+def others() -> list[str]:
+    """Plugins of JAX for devices that are not looked for here, as those of other makers."""
+    space = importlib.util.find_spec("jax_plugins")
+    places = () if space is None else space.submodule_search_locations or ()
+    return [found.name for found in pkgutil.iter_modules(places) if found.name not in KNOWN]
+
+
 def load() -> None:
     """Imports JAX as a machine without accelerators should.
 
-    Nothing is done where JAX is imported already, or where none of `PACKAGES` is installed. What
-    JAX_PLATFORMS says holds, and a machine with an accelerator is left to JAX.
+    Nothing is done where JAX is imported already, where none of `PACKAGES` is installed, or where
+    there are plugins of other makers. What JAX_PLATFORMS says holds, and a machine with an
+    accelerator is left to JAX.
     """
-    if "jax" in sys.modules or not installed():
+    if "jax" in sys.modules or not installed() or others():
         return
     with without_chatter():
         import jax
@@ -50,12 +61,13 @@ def load() -> None:
 @contextlib.contextmanager
 def without_chatter() -> Iterator[None]:
     """Standard error of what is inside, that of its native libraries too, less `CHATTER`."""
-    try:
-        kept = os.dup(2)
-    except OSError:  # there is no standard error
-        yield
-        return
-    with tempfile.TemporaryFile() as heard:
+    with contextlib.ExitStack() as stack:
+        try:
+            heard = stack.enter_context(tempfile.TemporaryFile())
+            kept = os.dup(2)
+        except OSError:  # there is no disk, or no standard error
+            yield
+            return
         os.dup2(heard.fileno(), 2)
         try:
             yield
