@@ -215,21 +215,8 @@ def topology(text: str, what: str = "--topology") -> Topology:
     Raises:
       UserError: an unknown name, a shape that there is not, a compiler that is not installed.
     """
-    found = re.fullmatch(r"(\w+)(?::(\d+(?:x\d+)*)(?:\*(\d+))?)?", text)
-    name = found[1] if found else text.partition(":")[0]
-    if name not in MACHINES:
-        near = difflib.get_close_matches(name, MACHINES, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(MACHINES)}"
-        raise UserError(f"{what}={text}: unknown '{name}'; {hint}")
+    name, shape, slices = _read(text, what)
     machine = MACHINES[name]
-    shape = [int(size) for size in found[2].split("x")] if found and found[2] else []
-    slices = int(found[3] or 1) if found else 0
-    wanted = machine.numbers if isinstance(machine, Tpu) else 2
-    if math.prod((*shape, slices)) > MOST:
-        raise UserError(f"{what}={text}: there are at most {MOST:,} of them: make it smaller")
-    if len(shape) != wanted or 0 in (*shape, slices) or (found and found[3] and name in GPUS):
-        says = f"{wanted} numbers, with *2 for two slices" if name in TPUS else "HOSTSxGPUS"
-        raise UserError(f"{what}={text}: give {says}, as {machine.like(name)}")
     with_cpu()
     try:
         if isinstance(machine, Tpu):
@@ -238,13 +225,34 @@ def topology(text: str, what: str = "--topology") -> Topology:
         else:
             devices = _gpus(name, machine, *shape)
             hosts = [device.process_index for device in devices]
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
         raise UserError(f"{what}={text}: its compiler says: {_said(error)}") from error
     except ModuleNotFoundError as error:
         raise UserError(
             f"{what}={text}: its compiler is not installed: pip install 'gam_jax[compilers]'"
         ) from error
     return Topology(text, tuple(devices), tuple(hosts), machine.memory)
+
+
+def _read(text: str, what: str) -> tuple[str, list[int], int]:
+    """The name, the numbers of the shape, and slices."""
+    found = re.fullmatch(r"(\w+):([0-9]{1,6}(?:x[0-9]{1,6})*)(?:\*([0-9]{1,6}))?", text)
+    name = text.partition(":")[0]
+    if name not in MACHINES:
+        near = difflib.get_close_matches(name, MACHINES, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(MACHINES)}"
+        raise UserError(f"{what}={text}: unknown '{name}'; {hint}")
+    machine = MACHINES[name]
+    shape = [int(size) for size in found[2].split("x")] if found else []
+    slices = int(found[3] or 1) if found else 0
+    if math.prod((*shape, slices)) > MOST:
+        raise UserError(f"{what}={text}: there are at most {MOST:,} of them: make it smaller")
+    wanted = machine.numbers if isinstance(machine, Tpu) else 2
+    sliced = found is not None and found[3] is not None
+    if len(shape) != wanted or 0 in (*shape, slices) or (sliced and name in GPUS):
+        says = f"{wanted} numbers, with *2 for two slices" if name in TPUS else "HOSTSxGPUS"
+        raise UserError(f"{what}={text}: give {says}, as {machine.like(name)}")
+    return name, shape, slices
 
 
 def with_cpu() -> None:

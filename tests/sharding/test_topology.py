@@ -37,6 +37,7 @@ there = pytest.mark.skipif(
         ("v5e:2x2*0", "give 2 numbers"),
         ("h100:8", "give HOSTSxGPUS, as h100:1x8"),
         ("h100:1x8*2", "give HOSTSxGPUS"),
+        ("v5e:" + "9" * 5000, "give 2 numbers"),
         ("h100:99999x99999", "there are at most 65,536 of them"),
     ],
 )
