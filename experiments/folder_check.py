@@ -7,7 +7,9 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from gam_jax.convert.folder import holds_arrays, read_config
+from gam_jax.convert.fields import Fields
+from gam_jax.convert.folder import holds_arrays, open_arrays, read_config
+from gam_jax.convert.formats import format_of
 from gam_jax.convert.hf import architecture, model_of, model_of_config
 from gam_jax.models import LanguageModel
 from gam_jax.optimizer import OptimizerConfig
@@ -28,8 +30,9 @@ def facts(folder: pathlib.Path, layout: Layout) -> dict[str, Any]:
       layout: the mesh, and what its axes are used for.
 
     Returns:
-      `architecture`; `parameters`, exact; `whole`, whether arrays are there; `limit`, tokens of a
-      sequence, 0 for any; `bytes` of a device by dtype, for the parameters alone (`written`) and
+      `architecture`; `parameters`, exact; `whole`, whether arrays are there; `format`, numbers that
+      the files hold by dtype; `quantized`, how, or nothing; `limit`, tokens of a sequence, 0 for
+      any; `bytes` of a device by dtype, for the parameters alone (`written`) and
       for training all of them (`trained`); `cache`, bytes of one text by its tokens, by dtype.
 
     Raises:
@@ -39,15 +42,26 @@ def facts(folder: pathlib.Path, layout: Layout) -> dict[str, Any]:
     config = read_config(folder)
     name = architecture(config)
     model = model_of(folder) if whole else model_of_config(config)
+    form = format_of(Fields(config))
     return {
         "architecture": name,
         "parameters": count_params(model.table()),
         "whole": whole,
+        "format": _formats(folder) if whole else {},
+        "quantized": form.shown if form else "",
         "limit": model.limit,
         "mesh": layout.shown,
         "bytes": {dtype: _bytes(_in(model, dtype), layout) for dtype in DTYPES},
         "cache": {dtype: dict(_caches(_in(model, dtype))) for dtype in DTYPES},
     }
+
+
+def _formats(folder: pathlib.Path) -> dict[str, int]:
+    """How many numbers of each dtype the files hold."""
+    found: dict[str, int] = {}
+    for dtype, array in open_arrays(folder).values():
+        found[dtype] = found.get(dtype, 0) + array.size
+    return found
 
 
 def _in(model: LanguageModel, dtype: str) -> LanguageModel:
@@ -71,6 +85,7 @@ def told(folder: pathlib.Path, found: dict[str, Any]) -> str:
     lines = [
         f"{folder}: {found['architecture']}, {found['parameters']:,} parameters, {limit}",
         "arrays agree with config.json" if found["whole"] else "config.json alone, without arrays",
+        *_stored(found),
         f"bytes of a device ({found['mesh']}): " + _line(found["bytes"]["float32"], "float32"),
         " " * 4 + _line(found["bytes"]["bfloat16"], "bfloat16, with a float32 master"),
     ]
@@ -78,6 +93,14 @@ def told(folder: pathlib.Path, found: dict[str, Any]) -> str:
         by_tokens = ", ".join(f"{tokens:,} tokens {_size(size)}" for tokens, size in sizes.items())
         lines.append(f"cache of one text in {dtype}: {by_tokens}")
     return "\n".join(lines)
+
+
+def _stored(found: dict[str, Any]) -> list[str]:
+    """How the numbers are stored, where that is told."""
+    kinds = ", ".join(f"{count:,} of {dtype}" for dtype, count in found["format"].items())
+    shown = [found["quantized"]] if found["quantized"] else []
+    told = [*shown, *([kinds] if kinds else [])]
+    return [f"stored as {': '.join(told)}"] if told else []
 
 
 def _line(found: dict[str, int], what: str) -> str:

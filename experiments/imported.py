@@ -13,9 +13,12 @@ import jax
 import numpy as np
 
 from gam_jax.config import flatten, to_dict
-from gam_jax.convert.hf import model_of, read_folder
+from gam_jax.convert.folder import open_arrays
+from gam_jax.convert.hf import model_of, open_hf
 from gam_jax.convert.new_tokens import VOCAB, tokenizer_of, with_rows, with_tokens
-from gam_jax.convert.source import TOKENIZER, read_source
+from gam_jax.convert.placing import placed
+from gam_jax.convert.source import CONFIG, TOKENIZER, read_source
+from gam_jax.convert.tensor_file import ends
 from gam_jax.data.base import Data
 from gam_jax.data.text import Text
 from gam_jax.data.tokenizer import HFTokenizer
@@ -24,10 +27,9 @@ from gam_jax.models.language import LanguageModel
 from gam_jax.optimizer import OptimizerConfig
 from gam_jax.params import Params, Table
 from gam_jax.training.experiment import Experiment
-from gam_jax.training.warm_start import Report, by_shards
+from gam_jax.training.warm_start import Report
 from sharding import processes
 from sharding.checkpoint import names
-from sharding.checkpoint.digest import digest
 from sharding.errors import UserError
 from sharding.paths import local_path
 
@@ -140,12 +142,12 @@ class Imported:
         return Report(where, taken, tuple(grown), (), (), missing, (), ())
 
     def read(self) -> Params:
-        """The parameters, float32, in the memory of the host.
+        """The parameters, not read yet, see `convert.lazy`.
 
         Raises:
           UserError: what only the numbers tell, or a folder that has changed.
         """
-        model, params = read_folder(self.folder)
+        model, params = open_hf(self.folder)
         if dataclasses.replace(model, vocab=self.model.vocab) != self.model:
             raise UserError(f"{self.folder} has changed while it was read: begin again")
         if not self.added:
@@ -153,36 +155,34 @@ class Imported:
         return with_rows(model.table(), params, self.known, self.model.vocab or 0, self.added)
 
     def start(self, table: Table, fresh: Params) -> tuple[Params, Report]:
-        """The folder's parameters, placed as new ones are.
+        """The folder's parameters, placed as new ones are, in whose place they are put.
 
-        Each process reads the folder.
+        Each process reads what its devices hold.
 
         Args:
           table: of the model.
-          fresh: its new parameters, on the mesh.
+          fresh: its new parameters, on the mesh. They are deleted.
 
         Raises:
-          UserError: as `read`; or the processes have read different numbers.
+          UserError: as `read`; or the processes have different folders.
         """
-        params = self.read()
-        self._check_same(params)
-
-        def placed(like: jax.Array, array: np.ndarray) -> jax.Array:
-            return by_shards(like, lambda part: np.asarray(array[part.index], like.dtype))
-
+        self._check_same()
         leaves: dict[str, Any] = names.flat(fresh)
-        for name, array in names.flat(params).items():
-            leaves[name] = placed(leaves[name], array)
+        read = names.flat(self.read())
+        leaves |= placed(read, {name: leaves[name] for name in read}, instead=True)
         begun = jax.tree.unflatten(jax.tree.structure(fresh), list(leaves.values()))
         return begun, self.plan(table)
 
-    def _check_same(self, params: Params) -> None:
-        """A UserError where processes of a job have read different folders."""
+    def _check_same(self) -> None:
+        """A UserError where processes of a job have different folders.
+
+        No process reads all numbers, so they compare the first and last bytes of each array.
+        """
         if processes.count() == 1:
             return
-        read = hashlib.sha256(self.tokenizer.fingerprint.encode())
-        for name, array in names.flat(params).items():
-            read.update(f"{name} {digest(array)} ".encode())
+        read = hashlib.sha256(self.source[CONFIG] + self.tokenizer.fingerprint.encode())
+        for name, (dtype, array) in sorted(open_arrays(self.folder).items()):
+            read.update(f"{name!a} {dtype} {array.shape} ".encode() + ends(array))
         rows = processes.gather(np.frombuffer(read.digest(), np.uint8))
         if other := [i for i, row in enumerate(rows) if row.tobytes() != rows[0].tobytes()]:
             raise UserError(

@@ -68,13 +68,25 @@ def values(params: Params, opt_state: Any) -> Params:
     )
 
 
+def first_values(params: Params, opt_state: Any) -> Params:
+    """What other first values take the place of: the master where there is one, else as stored."""
+    if not isinstance(opt_state, Mastered):
+        return params
+    return jax.tree.map(
+        lambda own, value: value if own is None else own,
+        opt_state.master,
+        params,
+        is_leaf=_is_none,
+    )
+
+
 def put_first(params: Params, opt_state: Any, wide: Params) -> tuple[Params, Any]:
     """Other first values in the place of those of a state before its first step.
 
     Args:
       params: as stored, on the mesh.
       opt_state: the optimizer's.
-      wide: values in float32, anywhere.
+      wide: values, anywhere.
     """
 
     def put(value: Any, like: Array) -> Array:

@@ -71,6 +71,9 @@ EXAMPLES: dict[str, Layer] = {
     "MLP": MLP(width=WIDTH),
     "Mamba": Mamba(width=WIDTH, state=4),
     "Mamba kernel 1": Mamba(width=WIDTH, state=4, kernel=1, rank=2),
+    "Mamba normed": Mamba(
+        width=WIDTH, state=4, conv_bias=False, in_bias=True, out_bias=True, normed=True
+    ),
     "Mamba2": Mamba2(width=WIDTH, inner=32, head=4, state=4, groups=2, chunk=4),
     "Mamba2 scaled": Mamba2(
         width=WIDTH,
@@ -82,6 +85,9 @@ EXAMPLES: dict[str, Layer] = {
         scales=Scales(0.9, 0.8, 1.2, 1.1, 0.7, 1.3),
     ),
     "Mamba2 norm first": Mamba2(width=WIDTH, head=1, state=2, kernel=1, norm="norm_first"),
+    "Mamba2 biased": Mamba2(
+        width=WIDTH, head=2, state=2, conv_bias=False, in_bias=True, out_bias=True, dt_min=0.1
+    ),
     "FalconH1": FalconH1(
         Attention(heads=8, head_size=2, rotary=1e11, context=32, scale=0.5),
         Mamba2(head=2, state=4, norm="none"),
@@ -93,15 +99,24 @@ EXAMPLES: dict[str, Layer] = {
     "MLP scaled": MLP(width=WIDTH, activation="swiglu", gate_scale=0.7, out_scale=1.3),
     "RMSNorm": RMSNorm(width=WIDTH),
     "MLP swiglu": MLP(width=WIDTH, activation="swiglu", hidden=24, bias=False),
+    "MLP relu2": MLP(width=WIDTH, activation="relu2"),
     "MLP geglu": MLP(width=WIDTH, activation="geglu"),
+    "MLP clamped": MLP(width=WIDTH, activation="clamped_swiglu", clamp=0.5),
     "MoE": MoE(width=WIDTH),
     "MoE of all kinds": MoE(
         width=WIDTH,
         experts=16,
-        ffn=MLP(expansion=1, gate_scale=0.7),
+        ffn=MLP(expansion=1, activation="clamped_swiglu", clamp=0.5),
         shared=2,
         router=Router("sigmoid", scale=2.5, groups=4, chosen_groups=2, bias=True, bias_step=0.1),
         capacity=Capacity(1.0, tokens=5),
+    ),
+    "MoE of a gated shared one": MoE(
+        width=WIDTH,
+        ffn=MLP(expansion=1, activation="swiglu"),
+        shared=1,
+        shared_hidden=24,
+        shared_gate=True,
     ),
     "MoE first choices first": MoE(
         width=WIDTH, ffn=MLP(expansion=1), capacity=Capacity(0.5, tokens=8, first="choices")
@@ -146,6 +161,9 @@ EXAMPLES: dict[str, Layer] = {
         qk_norm_over="all",
         qk_norm_centred=True,
     ),
+    "Attention gated": Attention(
+        width=WIDTH, heads=8, head_size=2, context=32, bias=True, gated=True
+    ),
     "Attention window": Attention(width=WIDTH, heads=8, head_size=2, window=3),
     "Attention wide window": Attention(
         width=WIDTH, heads=8, head_size=2, window=14, sinks=True, qk_norm=True
@@ -154,10 +172,21 @@ EXAMPLES: dict[str, Layer] = {
     "Attention capped": Attention(width=WIDTH, heads=8, head_size=2, context=32, soft_cap=2.0),
     "Attention sinks": Attention(width=WIDTH, heads=8, head_size=2, context=32, sinks=True),
     "LatentAttention": LatentAttention(
-        width=WIDTH, heads=8, latent=5, query_latent=6, head_size=2, rotary_size=4, context=32
+        width=WIDTH,
+        heads=8,
+        latent=5,
+        query_latent=6,
+        head_size=2,
+        rotary_size=4,
+        positions=Positions(kind="yarn", factor=2.0, original=8, scale=1.2, neighbours=True),
+        context=32,
+        bias=True,
     ),
     "LatentAttention of plain queries": LatentAttention(
         width=WIDTH, heads=8, latent=4, head_size=2, rotary_size=2, value_size=3, context=40
+    ),
+    "LatentAttention unturned": LatentAttention(
+        width=WIDTH, heads=8, latent=4, head_size=2, rotary_size=3, rotary=0.0, context=32
     ),
     "MoFME": MoFME(width=WIDTH, experts=8, chosen=2),
     "MoFME of one": MoFME(width=WIDTH, experts=1, chosen=1, adaptor=MLP(activation="swiglu")),
@@ -167,7 +196,19 @@ EXAMPLES: dict[str, Layer] = {
     "LinearMemory retnet": LinearMemory(variant="retnet", **HEADS),
     "LinearMemory gla": LinearMemory(variant="gla", kernel=3, **HEADS),
     "LinearMemory gated deltanet": LinearMemory(negative=True, chunk=4, **HEADS),
+    "LinearMemory of shared keys": LinearMemory(
+        width=WIDTH, heads=16, key_heads=8, key_width=4, value_width=2, chunk=4, eps=1e-3
+    ),
     "LinearMemory kimi delta": LinearMemory(variant="kimi_delta", chunk=4, **HEADS),
+    "LinearMemory kimi delta of shared keys": LinearMemory(
+        width=WIDTH,
+        heads=16,
+        key_heads=8,
+        variant="kimi_delta",
+        key_width=4,
+        value_width=2,
+        gate_bias=False,
+    ),
     "FusedDelta": FusedDelta(long=5, **HEADS),
     "MinimalRNN gru": MinimalRNN(width=WIDTH),
     "MinimalRNN lstm": MinimalRNN(width=WIDTH, variant="lstm", expansion=2),
@@ -181,6 +222,7 @@ EXAMPLES: dict[str, Layer] = {
         form="parallel",
     ),
     "Block post norm": Block(GAM(slots=16), width=WIDTH, norms="post"),
+    "Block scaled": Block(GAM(slots=16), norm=RMSNorm(), width=WIDTH, residual_scale=0.7),
     "Block sandwich": Block(GAM(slots=16), width=WIDTH, norms="sandwich"),
     "Block parallel out norm": Block(
         GAM(slots=16), norm=RMSNorm(centred=True), width=WIDTH, form="parallel", norms="out"
@@ -298,8 +340,12 @@ VARIANTS = frozenset(
         "Mamba kernel 1",
         "Mamba2 scaled",
         "Mamba2 norm first",
+        "Mamba2 biased",
+        "MLP relu2",
+        "Block scaled",
         "MLP scaled",
         "MLP geglu",
+        "MLP clamped",
         "MoE first choices first",
         "MoE chosen by experts",
         "MHS of one head",
@@ -314,6 +360,9 @@ VARIANTS = frozenset(
         "MoFME of one",
         "WrittenGAM bank",
         "LinearMemory linear",
+        "LinearMemory kimi delta of shared keys",
+        "MoE of a gated shared one",
+        "LatentAttention unturned",
         "LinearMemory retnet",
         "MinimalRNN lstm",
         "Block post norm",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gam_jax.convert.fields import Fields
@@ -27,7 +27,10 @@ class Attentions:
         many heads of keys as of queries, and for width / heads.
       biases: "all", attention_bias says whether; "inputs", it does so for queries, keys and values
         alone; "always", those have them; "never".
+      biased: what attention_bias is where config.json does not tell.
+      sinks: whether each head has one.
       qk_norm: what a norm of queries and keys is over; "" for none.
+      norm_switch: whether use_qk_norm says if there is one.
       centred: whether scales of norms are 1 + what is stored.
       windows: "never"; "all": sliding_window is that of all layers; "listed": of some.
       window: sliding_window where config.json does not tell; 0 for none.
@@ -36,11 +39,12 @@ class Attentions:
       partial: the part of a head that is turned where config.json does not tell; 0 where it may
         not tell.
       neighbours: whether channels are turned in neighbouring pairs.
+      stretched: rope_parameters where config.json has none.
       local: base of the positions of sliding layers, which then have their own; 0 where all layers
         have the same.
       skips: whether no_rope_layers may say which layers have positions.
       scaled: whether query_pre_attn_scalar is told.
-      caps: of scores and of logits, where config.json does not tell; empty where it may not tell.
+      caps: which of `CAPS` may be told, and what is meant where config.json does not tell.
     """
 
     official: str
@@ -50,7 +54,10 @@ class Attentions:
     head_size: int = 0
     theta: float = 10_000.0
     biases: str = "never"
+    biased: bool = False
+    sinks: bool = False
     qk_norm: str = ""
+    norm_switch: bool = False
     centred: bool = False
     windows: str = "never"
     window: int = 0
@@ -58,10 +65,11 @@ class Attentions:
     switch: bool = False
     partial: float = 0.0
     neighbours: bool = False
+    stretched: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     local: float = 0.0
     skips: bool = False
     scaled: bool = False
-    caps: tuple[float, ...] = ()
+    caps: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def attentions(
         self, config: Fields, width: int, layers: int, eps: float
@@ -82,7 +90,8 @@ class Attentions:
         size = size or head_size(config, width, heads)
         biased = self.biases == "always"
         if self.biases in ("all", "inputs"):
-            biased = config.flag("attention_bias", self.biases == "inputs")
+            biased = config.flag("attention_bias", self.biased)
+        normed = bool(self.qk_norm) and (not self.norm_switch or config.flag("use_qk_norm", False))
         scale = config.number("query_pre_attn_scalar", 256.0, above=0) if self.scaled else 0.0
         plain = Attention(
             heads=heads,
@@ -90,10 +99,11 @@ class Attentions:
             head_size=size,
             bias=biased,
             out_bias=biased and self.biases == "all",
-            qk_norm=bool(self.qk_norm),
-            qk_norm_over=self.qk_norm or "head",
-            qk_norm_eps=eps if self.qk_norm else 1e-6,
-            qk_norm_centred=bool(self.qk_norm) and self.centred,
+            sinks=self.sinks,
+            qk_norm=normed,
+            qk_norm_over=self.qk_norm if normed else "head",
+            qk_norm_eps=eps if normed else 1e-6,
+            qk_norm_centred=normed and self.centred,
             scale=scale**-0.5 if scale else 0.0,
             soft_cap=self.cap(config, CAPS[0]),
         )
@@ -115,9 +125,9 @@ class Attentions:
 
     def cap(self, config: Fields, name: str) -> float:
         """One of `CAPS`; 0 for none."""
-        if not self.caps or config.is_null(name):
+        if name not in self.caps or config.is_null(name):
             return 0.0
-        return config.number(name, self.caps[CAPS.index(name)], least=0)
+        return config.number(name, self.caps[name], least=0)
 
     def _turned(self, config: Fields, size: int) -> dict[str, Turned]:
         """The positions of each kind of layer."""
@@ -131,6 +141,8 @@ class Attentions:
             return found._replace(positions=dataclasses.replace(found.positions, neighbours=True))
 
         given = rope(config)
+        if not any(config.get(name) for name in ("rope_parameters", "rope_scaling")):
+            given = Fields(self.stretched)
         if not self.local:
             return {FULL: read(given, self.theta)}
         if FULL in given or SLIDING in given:
@@ -147,7 +159,8 @@ class Attentions:
         if self.windows == "never":
             return self._listed(config, layers) or [FULL] * layers, 0
         null = config.is_null("sliding_window")
-        window = 0 if null else config.size("sliding_window", self.window, least=0)
+        least = 0 if self.switch else 1
+        window = 0 if null else config.size("sliding_window", self.window, least=least)
         if self.switch and not config.flag("use_sliding_window", False):
             window = 0
         listed = self._listed(config, layers)
@@ -186,9 +199,11 @@ class Attentions:
         }
         if self.biases in ("all", "inputs"):
             config["attention_bias"] = first.bias
+        if self.norm_switch:
+            config["use_qk_norm"] = first.qk_norm
         if self.scaled:
             config["query_pre_attn_scalar"] = round((first.scale or first.size**-0.5) ** -2)
-        if self.caps:
+        if CAPS[0] in self.caps:
             config[CAPS[0]] = first.soft_cap or None
         if self.skips:
             config["no_rope_layers"] = [int(attention.rotary > 0) for attention in attentions]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from gam_jax.convert import patterns
-from gam_jax.convert.attentions import FULL, SLIDING, turning
+from gam_jax.convert.attentions import CAPS, FULL, SLIDING, turning
 from gam_jax.convert.dense_config import Dense
 from gam_jax.convert.family import Family, one
 from gam_jax.convert.fields import Fields
@@ -109,7 +109,7 @@ TABLE = (
         window=4096,
         kinds=_but_each(2),
         scaled=True,
-        caps=(50.0, 30.0),
+        caps=dict(zip(CAPS, (50.0, 30.0), strict=True)),
         **GEMMA,
     ),
     Dense(
@@ -127,7 +127,7 @@ TABLE = (
         window=4096,
         kinds=_but_each(6, "sliding_window_pattern"),
         scaled=True,
-        caps=(0.0, 0.0),
+        caps={CAPS[1]: 0.0},  # transformers passes over the other
         **GEMMA,
     ),
     Dense("Olmo2ForCausalLM", "olmo2", **OLMO),
@@ -158,12 +158,14 @@ TABLE = (
         head_size=128,
         eps=1.5625e-7,
         biases="inputs",
+        biased=True,
         norms=GLM,
         form="sandwich",
         partial=0.5,
         neighbours=True,
         fused=("gate_up_proj",),
     ),
+    Dense("GraniteForCausalLM", "granite", biases="all", mlp_bias=True, multiplied=True),
 )
 """The classes that are read and written; a further one is a further entry."""
 

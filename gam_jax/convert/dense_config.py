@@ -10,6 +10,7 @@ from gam_jax.convert import patterns
 from gam_jax.convert.attentions import CAPS, Attentions
 from gam_jax.convert.family import Config, check_plain, one
 from gam_jax.convert.fields import LAYERS, Fields
+from gam_jax.convert.multipliers import Multipliers, written_multipliers
 from gam_jax.convert.parts import NORMS
 from gam_jax.convert.same import check_same
 from gam_jax.layers import MLP, Attention, Block, RMSNorm
@@ -29,6 +30,7 @@ class Dense(Attentions):
       rooted: whether the embedding is multiplied by sqrt(D).
       activation: that of `MLP`.
       fused: projections that are stored as one array: "qkv_proj", "gate_up_proj".
+      multiplied: whether there are Granite's constants.
     """
 
     eps: float = 1e-6
@@ -40,6 +42,7 @@ class Dense(Attentions):
     rooted: bool = False
     activation: str = "swiglu"
     fused: tuple[str, ...] = ()
+    multiplied: bool = False
 
     def read(self, values: Config) -> LanguageModel:
         """The model of a config.json; a UserError where this project cannot express it."""
@@ -53,14 +56,22 @@ class Dense(Attentions):
             bias=config.flag("mlp_bias", False) if self.mlp_bias else False,
         )
         attentions = self.attentions(config, width, layers, norm.eps)
-        blocks = [Block(attention, ffn, norm, norms=self.form) for attention in attentions]
+        times = Multipliers(embedding=width**0.5 if self.rooted else 1.0)
+        if self.multiplied:
+            times = Multipliers.of(config)
+            attentions = [dataclasses.replace(x, scale=times.attention) for x in attentions]
+        blocks = [
+            Block(attention, ffn, norm, norms=self.form, residual_scale=times.residual)
+            for attention in attentions
+        ]
         return LanguageModel(
             **patterns.in_order(blocks),
             width=width,
             vocab=config.size("vocab_size"),
             norm=norm,
             tied=config.flag("tie_word_embeddings", self.tied),
-            embedding_scale=width**0.5 if self.rooted else 1.0,
+            embedding_scale=times.embedding,
+            logit_scale=times.logits,
             logit_cap=self.cap(config, CAPS[1]),
         )
 
@@ -82,9 +93,11 @@ class Dense(Attentions):
             self.act[0]: self.act[1],
             **self.written(attentions),
         }
+        if self.multiplied:
+            config |= written_multipliers(model, attentions[0], blocks[0].residual_scale)
         if self.mlp_bias:
             config["mlp_bias"] = ffn.bias
-        if self.caps:
+        if CAPS[1] in self.caps:
             config[CAPS[1]] = model.logit_cap or None
         check_same(self.official, self.read, model, config)
         return config

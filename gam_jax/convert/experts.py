@@ -1,17 +1,17 @@
-"""Mixtral and Qwen3-MoE as Hugging Face transformers writes them."""
+"""Transformers of Hugging Face with experts: one table of classes, and their arrays."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
 from gam_jax.convert import patterns
 from gam_jax.convert.attentions import Attentions
 from gam_jax.convert.family import Config, check_plain, one
-from gam_jax.convert.fields import LAYERS, Fields
+from gam_jax.convert.fields import LAYERS, NEEDED, Fields
 from gam_jax.convert.folder import Reader
 from gam_jax.convert.parts import (
     EXPERT,
@@ -23,15 +23,11 @@ from gam_jax.convert.parts import (
     write_units,
 )
 from gam_jax.convert.same import check_same
-from gam_jax.layers import MLP, Attention, Block, MoE, RMSNorm
+from gam_jax.layers import MLP, Attention, Block, Layer, MoE, RMSNorm
 from gam_jax.models.language import LanguageModel
 from gam_jax.ops.routing import Router
 from gam_jax.params import Params
 from sharding.errors import UserError
-
-
-def _hidden(config: Fields, name: str) -> MLP:
-    return MLP(activation="swiglu", hidden=config.size(name), bias=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +41,7 @@ class Sparse(Attentions):
       renormalises: whether gates of the chosen experts always sum to 1; if not, norm_topk_prob says
         whether.
       mixed: whether some blocks may be dense, which mlp_only_layers and decoder_sparse_step say.
+      jitters: whether router_jitter_noise is told.
     """
 
     place: str = "mlp"
@@ -53,20 +50,22 @@ class Sparse(Attentions):
     chosen: int = 8
     renormalises: bool = False
     mixed: bool = False
+    jitters: bool = False
+    mixer: ClassVar[type[Layer]] = Attention
 
     def read(self, values: Config) -> LanguageModel:
         """The model of a config.json; a UserError where this project cannot express it."""
         config = Fields.of(values)
-        config.only("hidden_act", "silu")
         if self.biases == "never":
             config.only("attention_bias", False)
         width, layers = config.size("hidden_size"), config.size("num_hidden_layers", most=LAYERS)
-        norm = RMSNorm(eps=config.number("rms_norm_eps", self.eps, least=0))
-        sparse = self._experts(config)
+        eps = config.number("rms_norm_eps", self.eps, least=0)
+        norm = RMSNorm(eps=eps, centred=self.centred)
+        sparse = self.experts(config)
         blocks = []
         attentions = self.attentions(config, width, layers, norm.eps)
-        for attention, dense in zip(attentions, self._dense(config, layers), strict=True):
-            ffn = _hidden(config, "intermediate_size") if dense else sparse
+        for attention, dense in zip(attentions, self.dense(config, layers), strict=True):
+            ffn = hidden_units(config, "intermediate_size") if dense else sparse
             blocks.append(Block(attention, ffn, norm))
         return LanguageModel(
             **patterns.in_order(blocks),
@@ -76,23 +75,28 @@ class Sparse(Attentions):
             tied=config.flag("tie_word_embeddings", False),
         )
 
-    def _experts(self, config: Fields) -> MoE:
-        names = ("num_local_experts", "num_experts")
-        hidden = "moe_intermediate_size" if self.mixed else "intermediate_size"
+    @property
+    def hidden_name(self) -> str:
+        """The field that tells the hidden units of an expert."""
+        return "moe_intermediate_size" if self.mixed else "intermediate_size"
+
+    def experts(self, config: Fields) -> MoE:
+        """Those of a block that has some."""
+        jitter = config.number("router_jitter_noise", 0.0, least=0) if self.jitters else 0.0
         return MoE(
-            experts=count_experts(config, *names),
+            experts=count_experts(config, "num_local_experts", "num_experts"),
             chosen=config.size("num_experts_per_tok", self.chosen),
-            ffn=_hidden(config, hidden),
+            ffn=hidden_units(config, self.hidden_name),
             router=Router(
                 renormalise=self.renormalises or config.flag("norm_topk_prob", False),
-                jitter=config.number("router_jitter_noise", 0.0, least=0),
+                jitter=jitter,
                 balance=config.number("router_aux_loss_coef", 0.001, least=0),
                 balance_over="layers",
                 z=0.0,
             ),
         )
 
-    def _dense(self, config: Fields, layers: int) -> list[bool]:
+    def dense(self, config: Fields, layers: int) -> list[bool]:
         """Whether each block is dense."""
         if not self.mixed:
             return [False] * layers
@@ -106,42 +110,93 @@ class Sparse(Attentions):
         """The inverse of `read`; a UserError where transformers cannot express the model."""
         check_plain(model, self.official)
         blocks = [one(block, Block, self.official) for block in patterns.blocks_of(model)]
-        attentions = [one(block.mixer, Attention, self.official) for block in blocks]
-        dense = [i for i, block in enumerate(blocks) if isinstance(block.ffn, MLP)]
-        if len(dense) == len(blocks) or (dense and not self.mixed):
-            one(blocks[dense[0]].ffn, MoE, self.official)
-        sparse = next(block.ffn for block in blocks if not isinstance(block.ffn, MLP))
-        ffn, norm = one(sparse, MoE, self.official), one(model.norm, RMSNorm, self.official)
-        hidden = check_experts(ffn, self.official)
+        mixers: list[Any] = [one(block.mixer, self.mixer, self.official) for block in blocks]
+        dense = [isinstance(block.ffn, MLP) for block in blocks]
+        sparse = [block.ffn for block in blocks if not isinstance(block.ffn, MLP)]
+        norm = one(model.norm, RMSNorm, self.official)
         config = {
             "architectures": [self.official],
             "model_type": self.kind,
+            "hidden_act": hidden_act(sparse[0] if sparse else blocks[0].ffn),
             "hidden_size": model.width,
             "num_hidden_layers": len(blocks),
-            "num_local_experts": ffn.experts,
-            "num_experts_per_tok": ffn.chosen,
             "vocab_size": model.vocab,
             "rms_norm_eps": norm.eps,
-            "router_aux_loss_coef": ffn.router.balance,
             "tie_word_embeddings": model.tied,
-            "hidden_act": "silu",
-            **self.written(attentions),
+            **self.written(mixers),
+            **self.written_experts(sparse[0] if sparse else blocks[0].ffn, dense),
         }
-        if not self.mixed:
-            config |= {"intermediate_size": hidden, "router_jitter_noise": ffn.router.jitter}
-        else:
-            config |= {
-                "moe_intermediate_size": hidden,
-                "num_experts": ffn.experts,
-                "norm_topk_prob": ffn.router.renormalise,
-                "decoder_sparse_step": 1,
-                "mlp_only_layers": dense,
-            }
-        if dense:
-            first: Any = blocks[dense[0]].ffn
+        if any(dense):
+            first: Any = blocks[dense.index(True)].ffn
             config["intermediate_size"] = first.hidden or first.expansion * model.width
-        check_same(self.official, self.read, model, config)
+        check_same(self.official, self.read, self.bare(model), config)
         return config
+
+    def bare(self, model: LanguageModel) -> LanguageModel:
+        """The model with what config.json does not tell as `read` makes it."""
+        return model
+
+    def written_experts(self, layer: Layer, dense: Sequence[bool]) -> dict[str, Any]:
+        """The inverse of `experts` and `dense`.
+
+        Args:
+          layer: a block's experts; its feed-forward where no block has some.
+          dense: whether each block is dense.
+        """
+        ffn = one(layer, MoE, self.official)
+        hidden, router = check_experts(ffn, self.official), ffn.router
+        config: dict[str, Any] = {
+            "num_local_experts": ffn.experts,
+            "num_experts_per_tok": ffn.chosen,
+            "router_aux_loss_coef": router.balance,
+            self.hidden_name: hidden,
+        }
+        if self.jitters:
+            config["router_jitter_noise"] = router.jitter
+        if not self.mixed:
+            return config
+        return config | {
+            "num_experts": ffn.experts,
+            "norm_topk_prob": router.renormalise,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [i for i, plain in enumerate(dense) if plain],
+        }
+
+    def read_block(self, model: LanguageModel, reader: Reader) -> Params:
+        """The parameters of a block of a folder."""
+        block = one(patterns.blocks_of(model)[reader.index], Block, self.official)
+        mixer = self.read_mixer(block.mixer, model.width, reader)
+        ffn = self.read_ffn(block.ffn, model.width, reader)
+        return {"mixer": mixer, "ffn": ffn, **read_norms(reader, model.width)}
+
+    def write_block(self, model: LanguageModel, params: Params) -> dict[str, np.ndarray]:
+        """The inverse of `read_block`."""
+        mixer = self.write_mixer(params["mixer"], model.width)
+        return {**write_norms(params), **mixer, **self.write_ffn(params["ffn"])}
+
+    def read_mixer(self, mixer: Layer, width: int, reader: Reader) -> Params:
+        """Attention's parameters."""
+        return read_attention(one(mixer, Attention, self.official), width, reader)
+
+    def write_mixer(self, params: Params, width: int) -> dict[str, np.ndarray]:
+        """The inverse of `read_mixer`."""
+        return write_attention(params, width)
+
+    def read_ffn(self, ffn: Any, width: int, reader: Reader) -> Params:
+        """The parameters of a feed-forward or of experts."""
+        if isinstance(ffn, MLP):
+            return read_units(reader, self.place, width, ffn)
+        return {
+            "router": reader.take(f"{self.place}.gate.weight", ffn.experts, width).T,
+            "experts": read_experts(ffn, reader, self.place, self.units, width),
+        }
+
+    def write_ffn(self, params: Params) -> dict[str, np.ndarray]:
+        """The inverse of `read_ffn`."""
+        if "router" not in params:
+            return write_units(params, self.place)
+        experts = write_experts(params["experts"], self.place, self.units)
+        return {f"{self.place}.gate.weight": params["router"].T, **experts}
 
 
 TABLE = (
@@ -157,6 +212,7 @@ TABLE = (
         eps=1e-5,
         chosen=2,
         renormalises=True,
+        jitters=True,
     ),
     Sparse(
         "Qwen3MoeForCausalLM",
@@ -174,27 +230,55 @@ TABLE = (
 """The classes that are read and written."""
 
 
-def count_experts(config: Fields, *names: str) -> int:
+ACTS = {"silu": "swiglu", "gelu": "geglu", "gelu_pytorch_tanh": "geglu_tanh"}
+"""hidden_act -> the activation of a gated feed-forward."""
+
+
+def hidden_units(config: Fields, name: str, default: Any = NEEDED) -> MLP:
+    """A gated feed-forward without biases, of as many hidden units as a field says.
+
+    Raises:
+      UserError: an activation that is not known here.
+    """
+    act = config.get("hidden_act")
+    if act is not None and (not isinstance(act, str) or act not in ACTS):
+        raise config.refused("hidden_act", f"is not known here, {', '.join(ACTS)} alone")
+    hidden = config.size(name, default)
+    return MLP(activation=ACTS[act or "silu"], hidden=hidden, bias=False)
+
+
+def hidden_act(layer: Layer) -> str:
+    """What config.json calls the activation of experts or units; the usual where it has no such."""
+    ffn = layer.ffn if isinstance(layer, MoE) else layer
+    named = [name for name, ours in ACTS.items() if ours == getattr(ffn, "activation", "")]
+    return named[0] if named else "silu"
+
+
+def hidden_of(ffn: MoE) -> int:
+    """Hidden units of an expert."""
+    return ffn.ffn.hidden or ffn.ffn.expansion * (ffn.ffn.width or 0)
+
+
+def count_experts(config: Fields, *names: str, default: Any = NEEDED) -> int:
     """How many experts there are, by the first of some names that is given.
 
     Raises:
       UserError: none is given, or two that differ.
     """
     given = [name for name in names if config.get(name) is not None] or list(names[-1:])
-    counts = [config.size(name) for name in given]
+    counts = [config.size(name, default) for name in given]
     if len(set(counts)) > 1:
         raise config.refused(given[1], f"is not the same as {given[0]}={counts[0]}")
     return counts[0]
 
 
 def check_experts(ffn: MoE, official: str) -> int:
-    """The experts' hidden units; a UserError if they are no SwiGLUs, or have a capacity."""
-    hidden = ffn.ffn.hidden or ffn.ffn.expansion * (ffn.ffn.width or 0)
+    """The experts' hidden units; a UserError if they have biases, say, or a capacity."""
     gated = MLP(
         width=ffn.ffn.width,
         expansion=ffn.ffn.expansion,
         dropout=ffn.ffn.dropout,
-        activation="swiglu",
+        activation=ACTS[hidden_act(ffn)],
         hidden=ffn.ffn.hidden,
         bias=False,
     )
@@ -203,7 +287,7 @@ def check_experts(ffn: MoE, official: str) -> int:
             f"{official} of transformers has SwiGLU experts without biases or a capacity: this "
             f"model cannot be written as that"
         )
-    return hidden
+    return hidden_of(ffn)
 
 
 def read_experts(
@@ -229,29 +313,8 @@ def write_experts(params: Params, place: str, names: Mapping[str, str]) -> dict[
     }
 
 
-def _read(spec: Sparse, model: LanguageModel, reader: Reader) -> Params:
-    block, width = one(patterns.blocks_of(model)[reader.index], Block, spec.official), model.width
-    attention = one(block.mixer, Attention, spec.official)
-    ffn: Any = block.ffn
-    if isinstance(ffn, MLP):
-        units: Params = read_units(reader, spec.place, width, ffn)
-    else:
-        units = {
-            "router": reader.take(f"{spec.place}.gate.weight", ffn.experts, width).T,
-            "experts": read_experts(ffn, reader, spec.place, spec.units, width),
-        }
-    mixer = read_attention(attention, width, reader)
-    return {"mixer": mixer, "ffn": units, **read_norms(reader, width)}
-
-
-def _write(spec: Sparse, model: LanguageModel, params: Params) -> dict[str, np.ndarray]:
-    ffn = params["ffn"]
-    tensors = {**write_norms(params), **write_attention(params["mixer"], model.width)}
-    if "router" not in ffn:
-        return tensors | write_units(ffn, spec.place)
-    tensors[f"{spec.place}.gate.weight"] = ffn["router"].T
-    return tensors | write_experts(ffn["experts"], spec.place, spec.units)
-
-
-FAMILIES = {spec.official: patterns.family(spec, _read, _write) for spec in TABLE}
+FAMILIES = {
+    spec.official: patterns.family(spec, type(spec).read_block, type(spec).write_block)
+    for spec in TABLE
+}
 """Architecture of config.json -> how its folders are read and written."""

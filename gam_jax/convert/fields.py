@@ -17,7 +17,8 @@ LARGEST = 1e30
 """Of other numbers: the square of no such number is lost, in Python's arithmetic."""
 QUANTIZED = ("quantization_config", "compression_config")
 
-_NEEDED: Any = object()
+NEEDED: Any = object()
+"""The default of a field that must be given."""
 _SHOWN = 60
 
 
@@ -52,7 +53,7 @@ class Fields(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._values)
 
-    def size(self, name: str, default: Any = _NEEDED, least: int = 1, most: int = MOST) -> Any:
+    def size(self, name: str, default: Any = NEEDED, least: int = 1, most: int = MOST) -> Any:
         """A whole number from `least` to `most`."""
         value = self._given(name, default)
         if self.get(name) is None:
@@ -64,7 +65,7 @@ class Fields(Mapping[str, Any]):
     def number(
         self,
         name: str,
-        default: Any = _NEEDED,
+        default: Any = NEEDED,
         *,
         least: float = -LARGEST,
         above: float = -math.inf,
@@ -125,14 +126,16 @@ class Fields(Mapping[str, Any]):
             f"{self._file}: {self._inside}{shown(name, self._values.get(name))}{of} {why}"
         )
 
-    def refuse_quantized(self) -> None:
-        """A UserError if the weights are said to be quantized."""
+    def refuse_quantized(self, known: Iterable[str] = ()) -> None:
+        """A UserError if the weights are said to be quantized by a method that is not known."""
         for name in QUANTIZED:
             found = self.get(name)
             if found is None:
                 continue
-            known = found if isinstance(found, Mapping) else {}
-            kind = known.get("quant_method", known.get("quant_type", found))
+            said = found if isinstance(found, Mapping) else {}
+            kind = said.get("quant_method", said.get("quant_type", found))
+            if name == QUANTIZED[0] and isinstance(kind, str) and kind in known:
+                continue
             raise UserError(
                 f"{self._file}: {name} says that the weights are quantized ({_short(kind)}), which "
                 f"is not read here: save the model in float32, float16 or bfloat16"
@@ -164,7 +167,7 @@ class Fields(Mapping[str, Any]):
         value = self.get(name)
         if value is not None:
             return value
-        if default is _NEEDED:
+        if default is NEEDED:
             raise UserError(f"{self._file} has no {self._inside}{name}, which its model needs")
         return default
 

@@ -6,45 +6,30 @@ an array is read, and what nobody has read at the end is an error.
 
 from __future__ import annotations
 
-import functools
-import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 import numpy as np
 
 from gam_jax.convert.fields import Fields, shown
 from gam_jax.convert.harmless import ARRAYS
+from gam_jax.convert.lazy import InMemory
+from gam_jax.convert.tensor_file import NAMES, Stored, open_tensors, told
 from sharding.errors import UserError
 from sharding.json_file import read_json
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-SHARD_BYTES = 5_000_000_000
-"""Arrays beyond that size go to several files, as transformers writes them."""
+PICKLE = "pytorch_model.bin"
 
 JSON_BYTES = 1 << 26
 """More than the index of any model has."""
-FLOATS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
-"""The dtypes that are read, by the names of NumPy; safetensors' names of them."""
+FLOATS = ("F32", "F16", "BF16", "F64")
+"""The dtypes that are read as they are."""
 _SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,200}\.safetensors")
-
-
-class Stored(NamedTuple):
-    """One array of a folder, before it is read.
-
-    Attributes:
-      shape: as it is stored.
-      dtype: as safetensors calls it, such as F32.
-      load: reads it.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str
-    load: Callable[[], np.ndarray]
 
 
 class Reader:
@@ -82,7 +67,7 @@ class Reader:
         return list(self._stored)
 
     def take(self, name: str, *shape: int) -> np.ndarray:
-        """An array in float32.
+        """An array, float32 when it is read: what NumPy moves of it is noted, see `convert.lazy`.
 
         Raises:
           UserError: there is none of that name, it has another shape, or a dtype that is not read.
@@ -95,12 +80,13 @@ class Reader:
                 f"are both of one model?"
             )
         self._taken.add(whole)
-        if found.shape != shape:
+        if (own := found.array.shape) != shape:
             raise UserError(
-                f"'{whole}' has the shape {found.shape} where config.json asks for {shape}: they "
-                f"are not of one model"
+                f"'{whole}' has the shape {own} where config.json asks for {shape}: they are not "
+                f"of one model"
             )
-        return as_float32(whole, found)
+        _check_dtype(whole, found)
+        return cast(np.ndarray, found.array)
 
     def check_dtypes(self) -> None:
         """A UserError for the first array of a dtype that is not read, such as fp8 or int4."""
@@ -126,11 +112,7 @@ class Reader:
 def as_float32(name: str, found: Stored) -> np.ndarray:
     """An array that is read; a UserError if float32 cannot hold it."""
     _check_dtype(name, found)
-    try:
-        with np.errstate(over="raise"):
-            return np.asarray(found.load(), np.float32)
-    except FloatingPointError as error:
-        raise UserError(f"{_quoted(name)} has numbers that float32 cannot hold") from error
+    return np.asarray(found.array)
 
 
 def _is_harmless(name: str) -> bool:
@@ -165,11 +147,12 @@ def open_arrays(folder: Path) -> dict[str, Stored]:
     """
     single, index = _there(folder / SINGLE), _there(folder / INDEX)
     if not single and not index:
+        _refuse_pickle(folder)
         raise UserError(
             f"{folder} holds no {SINGLE} and no {INDEX}: save the model with safe serialization"
         )
     if not index:
-        return _open(file_in(folder, SINGLE))
+        return open_tensors(file_in(folder, SINGLE))
     found = _open_shards(folder, _places(folder))
     if single:
         raise UserError(
@@ -178,13 +161,22 @@ def open_arrays(folder: Path) -> dict[str, Stored]:
     return found
 
 
+def _refuse_pickle(folder: Path) -> None:
+    if _there(folder / PICKLE):
+        raise UserError(
+            f"{folder} holds {PICKLE}, a pickle, which may run code when it is opened and is not "
+            f"read: save its arrays with safetensors.torch.save_file({{n: x.clone() for n, x in "
+            f"torch.load('{PICKLE}', weights_only=True).items()}}, '{SINGLE}')"
+        )
+
+
 def open_file(folder: Path, name: str) -> dict[str, Stored]:
     """The arrays of one safetensors file of a folder, none of them read yet.
 
     Raises:
       UserError: it is missing or damaged.
     """
-    return _open(file_in(folder, name))
+    return open_tensors(file_in(folder, name))
 
 
 def read_object(folder: Path, name: str) -> dict[str, Any]:
@@ -196,77 +188,17 @@ def read_object(folder: Path, name: str) -> dict[str, Any]:
     return _json(folder, name)
 
 
-def check_empty(folder: Path) -> None:
-    """A UserError if a folder to be written holds something already."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not an empty folder: name another")
-
-
-def write_folder(
-    folder: Path,
-    config: Mapping[str, Any],
-    tensors: Mapping[str, np.ndarray],
-    shard_bytes: int = SHARD_BYTES,
-    beside: Mapping[str, bytes] = {},
-) -> None:
-    """Writes config.json and the arrays, in files of at most `shard_bytes` where one array fits.
-
-    Args:
-      folder: new or empty.
-      config: what config.json says.
-      tensors: the arrays by name.
-      shard_bytes: the most of a file.
-      beside: what other files hold, by name.
-
-    Raises:
-      UserError: the folder holds something already, or cannot be written.
-    """
-    import safetensors.numpy
-
-    check_empty(folder)
-    shards = _shards(tensors, shard_bytes)
-    names = [SINGLE]
-    if len(shards) > 1:
-        count = len(shards)
-        names = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        for name, content in beside.items():
-            (folder / name).write_bytes(content)
-        for name, shard in zip(names, shards, strict=True):
-            safetensors.numpy.save_file(shard, folder / name, metadata={"format": "pt"})
-        if len(shards) > 1:
-            places = {key: n for n, s in zip(names, shards, strict=True) for key in s}
-            size = sum(array.nbytes for array in tensors.values())
-            index = {"metadata": {"total_size": size}, "weight_map": places}
-            (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error}") from error
-
-
-def _shards(tensors: Mapping[str, np.ndarray], limit: int) -> list[dict[str, np.ndarray]]:
-    shards: list[dict[str, np.ndarray]] = [{}]
-    room = limit
-    for name, array in tensors.items():
-        if array.nbytes > room and shards[-1]:
-            shards.append({})
-            room = limit
-        shards[-1][name] = np.ascontiguousarray(array)
-        room -= array.nbytes
-    return shards
-
-
-def in_memory(array: np.ndarray) -> Stored:
-    """An array that is in memory already."""
-    return Stored(array.shape, FLOATS.get(str(array.dtype), str(array.dtype)), lambda: array)
+def in_memory(name: str, array: Any) -> Stored:
+    """An array that is in memory already, or not read yet."""
+    own = InMemory(np.asarray(array), name)
+    return Stored(NAMES.get(own.array.dtype, str(own.array.dtype)), own)
 
 
 def _check_dtype(name: str, found: Stored) -> None:
-    if found.dtype not in FLOATS.values():
+    if found.dtype not in FLOATS:
         raise UserError(
-            f"{_quoted(name)} is of dtype {found.dtype}, which is not read here (quantized weights "
-            f"are not): save the model in float32, float16 or bfloat16"
+            f"{_quoted(name)} is of dtype {found.dtype}, which is not read here unless config.json "
+            f"says how it is quantized: save the model in float32, float16 or bfloat16"
         )
 
 
@@ -293,7 +225,7 @@ def _open_shards(folder: Path, places: Mapping[str, str]) -> dict[str, Stored]:
     found: dict[str, Stored] = {}
     files: dict[str, str] = {}
     for file in sorted(set(places.values())):
-        for name, stored in _open(file_in(folder, file)).items():
+        for name, stored in open_tensors(file_in(folder, file)).items():
             if name in found:
                 raise UserError(
                     f"{folder}: both {files[name]} and {file} hold {_quoted(name)}: one of them is "
@@ -307,34 +239,6 @@ def _open_shards(folder: Path, places: Mapping[str, str]) -> dict[str, Stored]:
                 f"not hold: download the folder again"
             )
     return found
-
-
-def _open(path: Path) -> dict[str, Stored]:
-    """The arrays of a safetensors file; the library checks that its header fits its bytes."""
-    from safetensors import safe_open
-
-    try:
-        file = safe_open(path, framework="np")
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-        return {
-            name: Stored(
-                tuple(part.get_shape()), str(part.get_dtype()), functools.partial(_load, file, name)
-            )
-            for name, part in slices.items()
-        }
-    except Exception as error:  # the library raises its own and the system's
-        raise UserError(f"cannot read {path}: {_line(error)}; download it again") from error
-
-
-def _load(file: Any, name: str) -> np.ndarray:
-    try:
-        return file.get_tensor(name)
-    except Exception as error:  # likewise
-        raise UserError(f"cannot read {_quoted(name)}: {_line(error)}") from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _there(path: Path) -> bool:
@@ -354,7 +258,7 @@ def file_in(folder: Path, name: str) -> Path:
         real, home = path.resolve(strict=True), folder.resolve()
         regular = real.is_file()
     except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or _line(error)
+        reason = getattr(error, "strerror", None) or told(error)
         raise UserError(f"cannot read {path}: {reason}: is it a model folder?") from error
     homes = [home]
     if home.parent.name == "snapshots":

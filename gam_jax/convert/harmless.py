@@ -17,6 +17,9 @@ _SPEED = "chooses among programs that give the same numbers"
 _LABELS = "belongs to classifiers"
 _ELSEWHERE = "is read by other models, and by none of this class"
 _CODE = "names the code of the class for older versions of transformers, which is the same model"
+_AHEAD = "belongs to blocks that predict several tokens ahead, which are not run"
+_UNREAD = "is read by no code of its class"
+_DENSE = "is that of dense blocks, where there are none"
 _LOSS = "belongs to the balance loss of the training"
 
 EVERYWHERE: Mapping[str, str] = {
@@ -93,6 +96,10 @@ _SCAN = {
     "fused_add_norm": _SPEED,
     "pad_vocab_size_multiple": "is how vocab_size was rounded up, and is in it",
 }
+_HYBRID = {
+    "mamba_chunk_size": _SPEED,
+    "num_logits_to_keep": _RESULT,
+}
 _WINDOW = {
     "max_window_layers": "says which layers have windows where layer_types does not",
 }
@@ -101,6 +108,24 @@ _PERIOD = {
     "_sliding_window_pattern": "says which layers have windows where layer_types does not",
     "cache_implementation": _SPEED,
 }
+_NEXT = {
+    "intermediate_size": _DENSE,
+    "mamba_ssm_dtype": "says in which precision states are kept: float32 here",
+    "mtp_num_hidden_layers": "is of the multi-token head, which is not read",
+    "mtp_use_dedicated_embeddings": "is of the multi-token head, which is not read",
+}
+_FLA = {
+    "attn_mode": _SPEED,
+    "fuse_cross_entropy": _SPEED,
+    "fuse_linear_cross_entropy": _SPEED,
+    "fuse_norm": _SPEED,
+    "fuse_swiglu": _SPEED,
+    "use_l2warp": _TRAINING,
+    "max_position_embeddings": "bounds attention, of which there is none",
+    "hidden_ratio": "is used without intermediate_size alone",
+    "share_conv_kernel": "is read by no code any more, and would be an array of another name",
+}
+_PLAIN_FLA = {**_FLA, "conv_size": "is that of short convolutions, where there are none"}
 
 OF: Mapping[str, Mapping[str, str]] = {
     "Qwen2ForCausalLM": _WINDOW,
@@ -133,6 +158,32 @@ OF: Mapping[str, Mapping[str, str]] = {
         "time_step_rank": _ELSEWHERE,
         "norm_before_gate": "is read by no code of transformers, which norms after the gate",
     },
+    "MambaLMHeadModel": {name: _SCAN[name] for name in ("residual_in_fp32", "fused_add_norm")},
+    "BambaForCausalLM": {**_HYBRID, "z_loss_coefficient": "is added to the loss in training"},
+    "GraniteMoeHybridForCausalLM": {**_HYBRID, "init_method": _START},
+    "JambaForCausalLM": {
+        **_HYBRID,
+        "use_mamba_kernels": _SPEED,
+        "use_mambapy": _SPEED,
+        "use_associative_scan": _SPEED,
+        "calc_logits_for_entire_prompt": _RESULT,
+    },
+    "NemotronHForCausalLM": {
+        **_SCAN,
+        "auto_map": _CODE,
+        "num_logits_to_keep": _RESULT,
+        "use_mamba_kernels": _SPEED,
+        "mamba_ssm_cache_dtype": "says in which precision states are kept: float32 here",
+        "moe_shared_expert_overlap": _SPEED,
+        "num_nextn_predict_layers": _AHEAD,
+        "mtp_layers_block_type": _AHEAD,
+        "mtp_hybrid_override_pattern": _AHEAD,
+        "expand": "is in mamba_num_heads times mamba_head_dim",
+        "time_step_limit": "is read by no code of transformers, which bounds by time_step_min",
+        "mamba_proj_bias": "is read by no code of transformers, which reads use_bias",
+        "sliding_window": "is read by no code of transformers",
+        "n_shared_experts": "is in moe_shared_expert_intermediate_size",
+    },
     "FalconH1ForCausalLM": {
         **_SCAN,
         "mamba_chunk_size": _SPEED,
@@ -142,9 +193,37 @@ OF: Mapping[str, Mapping[str, str]] = {
     "MixtralForCausalLM": {"moe_intermediate_size": _ELSEWHERE},
     "Qwen3MoeForCausalLM": {
         "max_window_layers": _ELSEWHERE,
-        "intermediate_size": "is that of dense blocks, where there are none",
+        "intermediate_size": _DENSE,
     },
+    "Qwen3NextForCausalLM": _NEXT,
+    "Qwen3_5ForCausalLM": _NEXT,
+    "Qwen3_5MoeForCausalLM": _NEXT,
+    "KimiLinearForCausalLM": {
+        "intermediate_size": _DENSE,
+        "first_k_dense_replace": "says which blocks are dense where mlp_layer_types does not",
+        "head_dim": "is read by no code of its class, whose heads have other names",
+        "rope_theta": "is of rotary positions, of which there are none",
+        "auto_map": _CODE,
+    },
+    "OlmoHybridForCausalLM": {
+        "linear_a_log_min": _START,
+        "linear_a_log_max": _START,
+        "linear_dt_min": _START,
+        "linear_dt_max": _START,
+        "linear_dt_init_floor": _START,
+    },
+    "GLAForCausalLM": {**_PLAIN_FLA, "use_gk": _UNREAD, "use_gv": _UNREAD},
+    "DeltaNetForCausalLM": {**_FLA, "use_output_norm": _UNREAD},
+    "GatedDeltaNetForCausalLM": _FLA,
+    "RetNetForCausalLM": _PLAIN_FLA,
+    "GptOssForCausalLM": {
+        "experts_per_token": _ELSEWHERE,
+        "initial_context_length": _ELSEWHERE,
+    },
+    "Glm4MoeForCausalLM": {"intermediate_size": _DENSE},
+    "DeepseekV2ForCausalLM": {"intermediate_size": _DENSE, "auto_map": _CODE, "ep_size": _SPEED},
     "DeepseekV3ForCausalLM": {
+        "intermediate_size": _DENSE,
         "auto_map": _CODE,
         "ep_size": _SPEED,
         "aux_loss_alpha": _LOSS,

@@ -2,26 +2,49 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gam_jax.config import unknown
-from gam_jax.convert import deepseek, dense, experts, falcon_h1, mamba, parscale
+from gam_jax.convert import (
+    bamba,
+    deepseek,
+    dense,
+    experts,
+    falcon_h1,
+    fla,
+    gpt_oss,
+    granite4,
+    jamba,
+    kimi,
+    mamba,
+    mamba_ssm,
+    nemotron_h,
+    olmo_hybrid,
+    parscale,
+    qwen_next,
+)
 from gam_jax.convert import folder as files
 from gam_jax.convert.family import UNLIKE, Config, Family
 from gam_jax.convert.fields import Fields
-from gam_jax.convert.folder import Reader, Stored
+from gam_jax.convert.folder import Reader
+from gam_jax.convert.folder_writer import SHARD_BYTES, write_folder
+from gam_jax.convert.formats import dequantized, format_of
 from gam_jax.convert.harmless import EVERYWHERE, NEUTRAL, OF, kept_fields
+from gam_jax.convert.indices import PIECE
+from gam_jax.convert.placing import lazily, placed, where
+from gam_jax.convert.tensor_file import Stored
+from gam_jax.convert.unsupported import UNSUPPORTED
 from gam_jax.models.language import LanguageModel
-from gam_jax.params import Params, abstract_params, path_name
+from gam_jax.params import FLOAT32, Params, abstract_params, path_name
 from sharding.errors import UserError
 from sharding.json_file import parse_json
+from sharding.layout import Layout
 from sharding.paths import local_path
 
 HEAD = "lm_head.weight"
@@ -32,26 +55,47 @@ FAMILIES: Mapping[str, Family] = {
     **falcon_h1.FAMILIES,
     **parscale.FAMILIES,
     **experts.FAMILIES,
+    **gpt_oss.FAMILIES,
     **deepseek.FAMILIES,
+    **qwen_next.FAMILIES,
+    **kimi.FAMILIES,
+    **olmo_hybrid.FAMILIES,
+    **fla.FAMILIES,
+    **bamba.FAMILIES,
+    **granite4.FAMILIES,
+    **nemotron_h.FAMILIES,
+    **jamba.FAMILIES,
+    **mamba_ssm.FAMILIES,
 }
 """Every architecture that config.json may name; a model is written as the first that fits."""
 
 
-def from_hf(folder: str | Path) -> tuple[LanguageModel, Params]:
-    """A model and its float32 parameters from a folder of config.json and safetensors.
+def from_hf(
+    folder: str | Path, layout: Layout | None = None, param_dtype: str = FLOAT32
+) -> tuple[LanguageModel, Params]:
+    """A model and its parameters from a folder of config.json and safetensors.
+
+    Each process reads what its own devices hold, and no more. Beyond what is kept, memory holds a
+    shard of one parameter.
+
+    Args:
+      folder: of a model.
+      layout: where the parameters go; None for the usual device.
+      param_dtype: in which the model stores them, see `Model`; those that stay precise are float32.
 
     Raises:
       UserError: a folder that cannot be read, an architecture or a field of it that is not known
         here, an array that is missing, of another shape or dtype, or that the model does not read.
     """
-    model, params = read_folder(folder)
-    return model, jax.tree.map(jnp.asarray, params)
+    model, params = open_hf(folder)
+    model = dataclasses.replace(model, param_dtype=param_dtype)
+    return model, placed(params, where(model.stored_table(), layout))
 
 
-def read_folder(folder: str | Path) -> tuple[LanguageModel, Params]:
-    """As `from_hf`, with parameters in the memory of the host: NumPy arrays on no device."""
+def open_hf(folder: str | Path) -> tuple[LanguageModel, Params]:
+    """As `from_hf`, with parameters that are not read yet, see `convert.lazy`."""
     path = local_path(folder)
-    return _read(files.read_config(path), files.open_arrays(path))
+    return _open(files.read_config(path), files.open_arrays(path))
 
 
 def model_of(folder: str | Path) -> LanguageModel:
@@ -61,10 +105,7 @@ def model_of(folder: str | Path) -> LanguageModel:
       UserError: as `from_hf`, but for what only the numbers tell.
     """
     path = local_path(folder)
-    reader = Reader(Fields(files.read_config(path)), _unread(files.open_arrays(path)))
-    model, family = _opened(reader)
-    _take(model, family, reader)
-    return model
+    return _take(files.read_config(path), files.open_arrays(path))[0]
 
 
 def model_of_config(values: Config) -> LanguageModel:
@@ -74,34 +115,24 @@ def model_of_config(values: Config) -> LanguageModel:
       UserError: an architecture or a field that is not known here.
     """
     config = Fields(values)
-    config.refuse_quantized()
+    format_of(config)
     name = architecture(config)
     return _model(name, FAMILIES[name], config)
-
-
-def _unread(stored: Mapping[str, Stored]) -> dict[str, Stored]:
-    """Arrays of which each is zeros that take no memory."""
-
-    def zeros(shape: tuple[int, ...]) -> np.ndarray:
-        return np.broadcast_to(np.float32(0), shape)
-
-    return {
-        name: found._replace(load=functools.partial(zeros, found.shape))
-        for name, found in stored.items()
-    }
 
 
 def to_hf(
     model: LanguageModel,
     params: Params,
     folder: str | Path,
-    shard_bytes: int = files.SHARD_BYTES,
+    shard_bytes: int = SHARD_BYTES,
     name: str | None = None,
     source: Mapping[str, bytes] = {},
+    as_stored: bool = False,
 ) -> None:
     """Writes a folder that transformers opens with `AutoModelForCausalLM.from_pretrained`.
 
-    What `from_hf` read comes out bit for bit, in float32.
+    What `from_hf` read comes out bit for bit. Beyond the parameters, memory holds a piece of one
+    array. Where several processes hold them, all call this, with a folder that the first can write.
 
     Args:
       model: what is written.
@@ -112,6 +143,7 @@ def to_hf(
         expresses the model.
       source: files of the folder that the model came from, see `convert.source`. They are written
         beside the weights; of its config.json, the fields that change nothing are.
+      as_stored: writes arrays in the dtypes in which the parameters are stored, not in float32.
 
     Raises:
       UserError: a model that no architecture known here expresses; a folder that cannot be
@@ -119,9 +151,13 @@ def to_hf(
     """
     path = local_path(folder)
     config, tensors = write(model, params, name or written_as(model, source))
-    config = {**kept_fields(config["architectures"][0], _config_in(source)), **config}
+    own = architecture(config)
+    if "architectures" in config:  # the pad token of the class may be beyond the ids
+        config = {"pad_token_id": None, **kept_fields(own, _config_in(source)), **config}
     beside = {name: content for name, content in source.items() if name != files.CONFIG}
-    files.write_folder(path, config, tensors, shard_bytes, beside)
+    if as_stored:
+        config["dtype"] = model.param_dtype
+    write_folder(path, config, tensors, shard_bytes, beside, as_stored)
 
 
 def written_as(model: LanguageModel, source: Mapping[str, bytes]) -> str | None:
@@ -146,49 +182,45 @@ def _config_in(source: Mapping[str, bytes]) -> Config:
     return {} if said is None else parse_json(said, files.CONFIG, finite=False)
 
 
-def read(config: Config, tensors: Mapping[str, np.ndarray]) -> tuple[LanguageModel, Params]:
+def read(config: Config, tensors: Mapping[str, Any]) -> tuple[LanguageModel, Params]:
     """`from_hf` of what a folder holds."""
-    stored = {name: files.in_memory(array) for name, array in tensors.items()}
-    model, params = _read(config, stored)
-    return model, jax.tree.map(jnp.asarray, params)
+    stored = {name: files.in_memory(name, array) for name, array in tensors.items()}
+    model, params = _open(config, stored)
+    return model, placed(params, where(model.table(), None))
 
 
-def _read(values: Config, stored: Mapping[str, Stored]) -> tuple[LanguageModel, Params]:
-    reader = Reader(Fields(values), stored)
-    model, family = _opened(reader)
-    params, blocks = _take(model, family, reader)
-    return model, _checked(model, {**params, "blocks": family.join(model, blocks)})
-
-
-def _opened(reader: Reader) -> tuple[LanguageModel, Family]:
-    """The model of a folder whose arrays are of dtypes that are read, and its family."""
-    reader.config.refuse_quantized()
-    name = architecture(reader.config)
-    family = FAMILIES[name]
-    model = _model(name, family, reader.config)
-    reader.check_dtypes()
-    return model, family
+def _open(values: Config, stored: Mapping[str, Stored]) -> tuple[LanguageModel, Params]:
+    model, params, reader = _take(values, stored)
+    if model.tied and HEAD in reader:
+        _check_tied(reader, params["embedding"])
+    return model, params
 
 
 def _take(
-    model: LanguageModel, family: Family, reader: Reader
-) -> tuple[dict[str, Any], list[Params]]:
-    """The parameters outside of the blocks, and those of each block."""
+    values: Config, stored: Mapping[str, Stored]
+) -> tuple[LanguageModel, dict[str, Any], Reader]:
+    """The model of a folder, its parameters, and what has handed them out."""
+    config = Fields(values)
+    form = format_of(config)
+    name = architecture(config)
+    family = FAMILIES[name]
+    model = _model(name, family, config)
+    reader = Reader(config, dequantized(form, stored))
+    reader.check_dtypes()
     params: dict[str, Any] = {
         "embedding": reader.take(family.embedding, model.vocab or 0, model.width),
         "final_norm": {"scale": reader.take(family.norm, model.width)},
     }
-    if not model.tied:
-        params["head"] = reader.take(HEAD, model.vocab or 0, model.width)
-    elif HEAD in reader:
-        _check_tied(reader, params["embedding"])
+    if not model.tied or HEAD in reader:  # a tied one is looked at later
+        head = reader.take(HEAD, model.vocab or 0, model.width)
+        params |= {} if model.tied else {"head": head}
     blocks = [
         family.read(model, reader.block(family.blocks, i)) for i in range(family.layers(model))
     ]
     if family.apart is not None:
         params |= family.apart[0](model, reader)
     reader.check_all_taken(family.spare(reader))
-    return params, blocks
+    return model, _checked(model, {**params, "blocks": family.join(model, blocks)}), reader
 
 
 def _model(name: str, family: Family, config: Fields) -> LanguageModel:
@@ -205,26 +237,29 @@ def _model(name: str, family: Family, config: Fields) -> LanguageModel:
     return model
 
 
-def _check_tied(reader: Reader, embedding: np.ndarray) -> None:
-    if not np.array_equal(reader.take(HEAD, *embedding.shape), embedding, equal_nan=True):
-        raise UserError(
-            f"'{HEAD}' is not the embedding, which config.json says with tie_word_embeddings: set "
-            f"it to false there, or remove the array"
-        )
+def _check_tied(reader: Reader, embedding: Any) -> None:
+    head, step = reader.take(HEAD, *embedding.shape), max(1, PIECE // embedding.shape[1])
+    for start in range(0, len(embedding), step):
+        pair = (np.asarray(array[start : start + step]) for array in (head, embedding))
+        if not np.array_equal(*pair, equal_nan=True):
+            raise UserError(
+                f"'{HEAD}' is not the embedding, which config.json says with tie_word_embeddings: "
+                f"set it to false there, or remove the array"
+            )
 
 
 def write(
     model: LanguageModel, params: Params, name: str | None = None
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """config.json and arrays: the inverse of `read`.
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """config.json and arrays: the inverse of `read`. The arrays are not read from devices yet.
 
     Args:
       model: what is written.
-      params: the model's parameters; arrays are float32, in whatever dtype these are stored.
+      params: the model's parameters.
       name: an architecture; None for the first that expresses the model.
     """
     family, config = family_of(model, name)
-    arrays: Any = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
+    arrays: Any = lazily(params)
     tensors = {
         family.embedding: arrays["embedding"],
         family.norm: arrays["final_norm"]["scale"],
@@ -272,26 +307,29 @@ def architecture(config: Config) -> str:
     """The architecture that config.json names.
 
     Raises:
-      UserError: none, several, or one that is not known here.
+      UserError: none, several, one that is not known here, or one that is known not to be read.
     """
+    if mamba_ssm.is_own(config):
+        return mamba_ssm.OFFICIAL
     names = config.get("architectures")
     if isinstance(names, list | tuple) and len(names) > 1:
         raise Fields.of(config).refused("architectures", "is more than one: name the one it is")
     name = names[0] if isinstance(names, list | tuple) and names else None
+    if isinstance(name, str) and name in UNSUPPORTED:
+        raise UserError(f"config.json: {name} is not read here: {UNSUPPORTED[name]}")
     if not isinstance(name, str) or name not in FAMILIES:
         shown = name if isinstance(name, str) and name.isprintable() else None
-        message = unknown(shown, FAMILIES, "architecture")
-        raise UserError(f"config.json: {message} (known are {', '.join(FAMILIES)})")
+        raise UserError(f"config.json: {unknown(shown, FAMILIES, 'architecture')}")
     return name
 
 
-def _checked(model: LanguageModel, params: Params) -> Params:
-    def check(path: Any, want: jax.ShapeDtypeStruct, array: np.ndarray) -> np.ndarray:
+def _checked(model: LanguageModel, params: Params) -> dict[str, Any]:
+    def check(path: Any, want: jax.ShapeDtypeStruct, array: Any) -> Any:
         if array.shape != want.shape:
             raise UserError(
                 f"{path_name(path)}: the folder's array gives {array.shape} where its "
                 f"config.json asks for {want.shape}"
             )
-        return np.asarray(array, np.float32)
+        return array
 
     return jax.tree_util.tree_map_with_path(check, abstract_params(model.table()), params)

@@ -8,12 +8,14 @@ word embeddings for pretrained language models").
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from gam_jax.convert.indices import PIECE
 from gam_jax.convert.source import ADDED, TOKENIZER, TOKENIZER_CONFIG
 from gam_jax.data.tokenizer import HFTokenizer, tokenizer_from_text
 from gam_jax.params import Param, Params, Table
@@ -115,12 +117,21 @@ def tokenizer_of(source: Mapping[str, bytes], folder: Path) -> HFTokenizer:
     return found
 
 
+def _mean(rows: np.ndarray) -> np.ndarray:
+    """The mean row, float64; some rows at a time."""
+    step = max(1, PIECE // math.prod(rows.shape[1:]))
+    total = np.zeros(rows.shape[1:])
+    for start in range(0, len(rows), step):
+        total += np.asarray(rows[start : start + step]).sum(axis=0, dtype=np.float64)
+    return total / len(rows)
+
+
 def with_rows(table: Table, params: Params, known: int, vocab: int, ids: Sequence[int]) -> Params:
     """Parameters with rows for new ids: the mean of the old rows, taken in float64.
 
     Args:
       table: of the model, with the vocabulary that it had.
-      params: NumPy arrays.
+      params: NumPy arrays, or such that are not read yet.
       known: ids that the tokenizer had; rows beyond them were spare.
       vocab: rows that there shall be, at least as many as there are.
       ids: of the new tokens. Spare rows among them are used; others stay as they are.
@@ -131,10 +142,9 @@ def with_rows(table: Table, params: Params, known: int, vocab: int, ids: Sequenc
             return array
         axis = param.axes.index(VOCAB)
         rows = np.moveaxis(array, axis, 0)
-        mean = rows[:known].mean(axis=0, dtype=np.float64).astype(array.dtype)
-        new = np.broadcast_to(mean, (vocab, *mean.shape)).copy()
-        new[: len(rows)] = rows
-        new[list(ids)] = mean
+        whose = np.minimum(np.arange(vocab), len(rows))
+        whose[list(ids)] = len(rows)  # the row behind the last: the mean
+        new = np.concatenate([rows, _mean(rows[:known])[None].astype(array.dtype)])[whose]
         return np.moveaxis(new, 0, axis)
 
     return jax.tree.map(one, table, params, is_leaf=lambda leaf: isinstance(leaf, Param))

@@ -71,35 +71,50 @@ def read_units(
 
 
 def read_attention(
-    attention: Attention, width: int, reader: Reader, fused: bool = False
+    attention: Attention,
+    width: int,
+    reader: Reader,
+    fused: bool = False,
+    inside: str = "self_attn",
 ) -> dict[str, np.ndarray]:
-    """Attention's projections, biases and norms; `fused`: queries, keys, values are one array."""
+    """Attention's projections, biases and norms, whose names begin so.
+
+    `fused`: queries, keys, values are one array.
+    Of gated attention, q_proj holds the query and the gate of each head, one behind the other.
+    """
     mixer: dict[str, np.ndarray] = {}
     size = attention.size
     counts = {"query": attention.heads, "key": attention.groups, "value": attention.groups}
+    counts["query"] *= 1 + attention.gated
     if fused:
         ends = np.cumsum([count * size for count in counts.values()])
-        whole = reader.take("self_attn.qkv_proj.weight", int(ends[-1]), width)
+        whole = reader.take(f"{inside}.qkv_proj.weight", int(ends[-1]), width)
         weights = dict(zip(counts, np.split(whole, ends[:-1]), strict=True))
     else:
         weights = {
-            ours: reader.take(f"self_attn.{name}.weight", counts[ours] * size, width)
+            ours: reader.take(f"{inside}.{name}.weight", counts[ours] * size, width)
             for ours, name in HEADS.items()
         }
     for ours, weight in weights.items():
         mixer[ours] = weight.T.reshape(width, counts[ours], size)
         if attention.bias:
-            bias = reader.take(f"self_attn.{HEADS[ours]}.bias", counts[ours] * size)
+            bias = reader.take(f"{inside}.{HEADS[ours]}.bias", counts[ours] * size)
             mixer[f"{ours}_bias"] = bias.reshape(counts[ours], size)
-    out = reader.take("self_attn.o_proj.weight", width, attention.heads * size)
+    for name in [name for name in mixer if attention.gated and name.startswith("query")]:
+        both = mixer[name]
+        pairs = both.reshape(*both.shape[:-2], attention.heads, 2, size)
+        mixer[name], mixer[name.replace("query", "gate")] = pairs[..., 0, :], pairs[..., 1, :]
+    out = reader.take(f"{inside}.o_proj.weight", width, attention.heads * size)
     mixer["out"] = out.T.reshape(attention.heads, size, width)
     if attention.out_bias:
-        mixer["out_bias"] = reader.take("self_attn.o_proj.bias", width)
+        mixer["out_bias"] = reader.take(f"{inside}.o_proj.bias", width)
     if attention.qk_norm:
         for ours, name in HEAD_NORMS.items():
             shape = attention.table()[ours].shape
-            stored = reader.take(f"self_attn.{name}.weight", math.prod(shape))
+            stored = reader.take(f"{inside}.{name}.weight", math.prod(shape))
             mixer[ours] = stored.reshape(shape)
+    if attention.sinks:
+        mixer["sinks"] = reader.take(f"{inside}.sinks", attention.heads)
     return mixer
 
 
@@ -122,21 +137,29 @@ def write_units(units: Params, inside: str, fused: bool = False) -> dict[str, np
     return tensors
 
 
-def write_attention(mixer: Params, width: int, fused: bool = False) -> dict[str, np.ndarray]:
+def write_attention(
+    mixer: Params, width: int, fused: bool = False, inside: str = "self_attn"
+) -> dict[str, np.ndarray]:
     """The inverse of `read_attention`."""
     tensors: dict[str, np.ndarray] = {}
+    gates = [name for name in mixer if name in ("gate", "gate_bias")]
+    for name in gates:
+        query = name.replace("gate", "query")
+        mixer = {**mixer, query: np.stack([mixer[query], mixer[name]], axis=-2)}
     if fused:
         rows = [mixer[ours].reshape(width, -1).T for ours in HEADS]
-        tensors["self_attn.qkv_proj.weight"] = np.concatenate(rows)
+        tensors[f"{inside}.qkv_proj.weight"] = np.concatenate(rows)
     for ours, name in HEADS.items():
         if not fused:
-            tensors[f"self_attn.{name}.weight"] = mixer[ours].reshape(width, -1).T
+            tensors[f"{inside}.{name}.weight"] = mixer[ours].reshape(width, -1).T
         if f"{ours}_bias" in mixer:
-            tensors[f"self_attn.{name}.bias"] = mixer[f"{ours}_bias"].reshape(-1)
-    tensors["self_attn.o_proj.weight"] = mixer["out"].reshape(-1, width).T
+            tensors[f"{inside}.{name}.bias"] = mixer[f"{ours}_bias"].reshape(-1)
+    tensors[f"{inside}.o_proj.weight"] = mixer["out"].reshape(-1, width).T
     if "out_bias" in mixer:
-        tensors["self_attn.o_proj.bias"] = mixer["out_bias"]
+        tensors[f"{inside}.o_proj.bias"] = mixer["out_bias"]
     for ours, name in HEAD_NORMS.items():
         if ours in mixer:
-            tensors[f"self_attn.{name}.weight"] = mixer[ours].reshape(-1)
+            tensors[f"{inside}.{name}.weight"] = mixer[ours].reshape(-1)
+    if "sinks" in mixer:
+        tensors[f"{inside}.sinks"] = mixer["sinks"]
     return tensors

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 
 from gam_jax.convert.family import Family, join_equal, split_equal
 from gam_jax.convert.folder import Reader
-from gam_jax.layers import Layer, Pattern
+from gam_jax.layers import Layer, Pattern, Series, Stack
 from gam_jax.models.language import LanguageModel
 from gam_jax.params import Params
 
@@ -26,10 +26,20 @@ def in_order(blocks: Sequence[Layer]) -> dict[str, Any]:
 
 
 def blocks_of(model: LanguageModel) -> list[Layer]:
-    """The inverse of `in_order`."""
+    """The inverse of `in_order`. The stacks of a `Series`, as older runs have, are in order too."""
+    if stacks := _stacks(model):
+        return [stack.block for stack in stacks.values() for _ in range(stack.depth)]
     if isinstance(model.block, Pattern):
         return [model.block.layers[kind] for kind in model.block.order] * model.depth
     return [model.block] * model.depth
+
+
+def _stacks(model: LanguageModel) -> dict[str, Stack]:
+    """Those of a `Series`, by their names; none of other models."""
+    if not isinstance(model.block, Series) or model.depth > 1:
+        return {}
+    found = {name: x for name, x in model.block.named.items() if isinstance(x, Stack)}
+    return found if len(found) == len(model.block.named) else {}
 
 
 def count(model: LanguageModel) -> int:
@@ -56,6 +66,12 @@ def join(model: LanguageModel, blocks: Sequence[Params]) -> Params:
 
 def split(model: LanguageModel, params: Params) -> list[Params]:
     """The inverse of `join`."""
+    if stacks := _stacks(model):
+        return [
+            jax.tree.map(lambda x, i=i: x[0, i], params[name])
+            for name, stack in stacks.items()
+            for i in range(stack.depth)
+        ]
     if not isinstance(model.block, Pattern):
         return split_equal(model, params)
     found = []
@@ -71,6 +87,7 @@ def family(
     spec: Any,
     read: Callable[[Any, LanguageModel, Reader], Params],
     write: Callable[[Any, LanguageModel, Params], dict[str, np.ndarray]],
+    spare: Callable[[Reader], Iterable[str]] = lambda reader: (),
 ) -> Family:
     """A family whose blocks may be unlike, with Llama's names of what stands around them.
 
@@ -78,6 +95,7 @@ def family(
       spec: with `kind`, `read` (config.json -> model) and its inverse `write`.
       read: (spec, model, one block of a folder) -> parameters of that block.
       write: the inverse of `read`.
+      spare: see `Family`.
     """
     return Family(
         spec.read,
@@ -91,4 +109,5 @@ def family(
         split=split,
         layers=count,
         kind=spec.kind,
+        spare=spare,
     )

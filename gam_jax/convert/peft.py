@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gam_jax.adapters import adapters_of, is_adapted, plain
-from gam_jax.convert import folder as files
+from gam_jax.convert.folder_writer import check_empty
 from gam_jax.convert.hf import family_of
 from gam_jax.convert.places import Part, array_names, places
 from gam_jax.layers.adapted import Adapted, pairs
@@ -74,7 +74,7 @@ def to_peft(
 
     config, arrays = write(model, params, base, official)
     path = local_path(folder)
-    files.check_empty(path)
+    check_empty(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n")

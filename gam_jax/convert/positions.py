@@ -111,9 +111,9 @@ def _yarn(config: Fields, given: Fields, size: int, context: int) -> dict[str, A
     original = _original(config, given, context)
     factor = given.number("factor", context / original, least=1)
     mscale, all_dim = (given.number(n, None, least=0) for n in ("mscale", "mscale_all_dim"))
-    scale = _sharper(factor)
+    scale = sharper(factor)
     if mscale and all_dim:
-        scale = _sharper(factor, mscale) / _sharper(factor, all_dim)
+        scale = sharper(factor, mscale) / sharper(factor, all_dim)
     return {
         "factor": factor,
         "original": original,
@@ -124,8 +124,8 @@ def _yarn(config: Fields, given: Fields, size: int, context: int) -> dict[str, A
     }
 
 
-def _sharper(factor: float, weight: float = 1.0) -> float:
-    """What queries and keys are multiplied by (arXiv 2309.00071, section 3.4)."""
+def sharper(factor: float, weight: float = 1.0) -> float:
+    """What queries and keys are multiplied by with YaRN (arXiv 2309.00071, section 3.4)."""
     return 0.1 * weight * math.log(factor) + 1
 
 
@@ -239,7 +239,7 @@ _NAMES: dict[str, dict[str, tuple[str, _Default | None]]] = {
         "fast": ("beta_fast", _always(32.0)),
         "slow": ("beta_slow", _always(1.0)),
         "whole": ("truncate", _always(True)),
-        "scale": ("attention_factor", lambda positions, context: _sharper(positions.factor)),
+        "scale": ("attention_factor", lambda positions, context: sharper(positions.factor)),
     },
     "longrope": {
         **_ORIGINAL,

@@ -10,7 +10,16 @@ from gam_jax.config import flatten, to_dict
 from gam_jax.convert import patterns
 from gam_jax.convert.family import Config
 from gam_jax.convert.fields import shown
-from gam_jax.layers import MLP, Attention, Layer, MoE
+from gam_jax.layers import (
+    MLP,
+    Attention,
+    LatentAttention,
+    Layer,
+    LinearMemory,
+    Mamba,
+    Mamba2,
+    MoE,
+)
 from gam_jax.layers.base import INHERITED
 from gam_jax.models.language import LanguageModel
 from sharding.errors import UserError
@@ -72,10 +81,28 @@ def _plain(layer: Any, width: int) -> Any:
         changed |= {"kv_heads": layer.groups, "head_size": layer.size}
         changed["scale"] = layer.scale or layer.size**-0.5
         changed["context"] = 1 if layer.window else layer.context
+    if isinstance(layer, LatentAttention):
+        changed["value_size"] = layer.value_size or layer.head_size
+        changed["scale"] = layer.rule.scale
     if isinstance(layer, MLP):
         changed |= {"hidden": layer.hidden or layer.expansion * width, "expansion": 1}
+    if isinstance(layer, Mamba):
+        changed["rank"] = layer.steps
+    if isinstance(layer, Mamba2):
+        changed |= {"inner": layer.heads * layer.head, "chunk": 1}
+        changed["eps"] = layer.eps if layer.norm != "none" else 0.0
+    if isinstance(layer, LinearMemory):
+        recipe = layer.recipe
+        changed |= {"key_heads": layer.groups, "key_width": layer.keys, "kernel": recipe.kernel}
+        changed |= {"value_width": layer.values, "feature": recipe.feature}
+        changed |= {"gated": recipe.gate != "none", "chunk": 64, "method": "chunked"}
+    if isinstance(layer, MoE) and layer.shared:
+        changed |= {"shared": 1, "shared_hidden": layer.shared_ffn.hidden}
     if isinstance(layer, MoE):
         changed["capacity"] = (
             type(layer.capacity)() if not layer.capacity.factor else layer.capacity
         )
+        if layer.router.chosen_groups in (0, layer.router.groups):  # all experts are one group
+            one_group = {"groups": 1, "chosen_groups": 0, "group_best": 2}
+            changed["router"] = dataclasses.replace(layer.router, **one_group)
     return type(layer)(**changed)

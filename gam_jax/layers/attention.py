@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -49,6 +50,8 @@ class Attention(Layer):
       window: a token sees that many last tokens, itself among them; 0 for all.
       soft_cap: scores become cap * tanh(score / cap); 0 for none.
       sinks: each head learns the score of one more key, of value 0.
+      gated: whether each channel of the mixture is multiplied by a sigmoid of the token, before
+        W_out (arXiv 2505.06708; Qwen3-Next).
       bias: whether queries, keys and values have one.
       out_bias: whether the output has one.
       qk_norm: RMS norm of queries and keys, before they are turned (Qwen3).
@@ -72,6 +75,7 @@ class Attention(Layer):
     window: Count = 0
     soft_cap: NotNegative = 0.0
     sinks: bool = False
+    gated: bool = False
     bias: bool = False
     out_bias: bool = False
     qk_norm: bool = False
@@ -136,6 +140,7 @@ class Attention(Layer):
         """query [D, H, K], key and value [D, G, K], out [H, K, D], and what the fields ask for."""
         width, size = known(self.width, "width", self), self.size
         counts = {"query": self.heads, "key": self.groups, "value": self.groups}
+        counts |= {"gate": self.heads} if self.gated else {}
         table: dict[str, Param] = {}
         for name, heads in counts.items():
             table[name] = Param((width, heads, size), ("embed", "heads", None), fan_in(width))
@@ -228,8 +233,10 @@ class Attention(Layer):
         after = {"key": cache[0], "value": cache[1], **prefix}
         after["position"] = position + total if spans is None else spans.after
         out = params["out"]
-        flat = mixed.reshape(batch * tokens, -1)
-        partial = linear(flat, out.reshape(-1, out.shape[-1])).reshape(batch, tokens, -1)
+        mixed = mixed.reshape(batch * tokens, -1)
+        if self.gated:
+            mixed = mixed * jax.nn.sigmoid(_projected(params, flat, "gate"))
+        partial = linear(mixed, out.reshape(-1, out.shape[-1])).reshape(batch, tokens, -1)
         y = residual.leave_sum(partial, axes.of("heads"), axes)
         if self.out_bias:
             y = y + params["out_bias"]
@@ -247,10 +254,7 @@ class Attention(Layer):
         """Queries [B, T, H, K], keys and values [B, T, G, K], turned by their places."""
         found = []
         for name in ("query", "key", "value"):
-            weight, bias = params[name], params.get(f"{name}_bias")
-            bias = None if bias is None else bias.reshape(-1)
-            y = linear(flat, weight.reshape(weight.shape[0], -1), bias)
-            y = y.reshape(*shape, -1, self.size)
+            y = _projected(params, flat, name).reshape(*shape, -1, self.size)
             if self.qk_norm and name != "value":
                 y = self._normed(y, params[f"{name}_norm"], axis)
             if self.rotary and name != "value":
@@ -278,6 +282,13 @@ class Attention(Layer):
             return None
         key, value = (jnp.swapaxes(prefix[name], 1, 2) for name in PREFIX)
         return key, value
+
+
+def _projected(params: Params, flat: Array, name: str) -> Array:
+    """The tokens [N, D] through one of the maps to heads, [N, H K]."""
+    weight, bias = params[name], params.get(f"{name}_bias")
+    bias = None if bias is None else bias.reshape(-1)
+    return linear(flat, weight.reshape(weight.shape[0], -1), bias)
 
 
 def check_positions(positions: Positions, theta: float, size: int, layer: str) -> None:

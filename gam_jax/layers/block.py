@@ -43,6 +43,7 @@ class Block(Layer):
       norms: "pre": h + f(norm(h)). "post": norm(h + f(h)) (arXiv 1706.03762). "sandwich":
         h + norm'(f(norm(h))) (CogView, arXiv 2105.13290; Gemma 2). "out": h + norm(f(h)) (OLMo 2,
         arXiv 2501.00656).
+      residual_scale: constant on what each step adds to h (Granite's residual_multiplier).
     """
 
     mixer: Layer
@@ -52,6 +53,7 @@ class Block(Layer):
     dropout: Rate | None = None
     form: str = "sequential"
     norms: str = "pre"
+    residual_scale: float = 1.0
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -116,7 +118,8 @@ class Block(Layer):
                 )
                 changes.append(change)
             change = functools.reduce(jnp.add, changes)
-            x = x + (normed(f"{prefix}out_norm", change) if self.norms in NORMED_OUT else change)
+            change = normed(f"{prefix}out_norm", change) if self.norms in NORMED_OUT else change
+            x = x + (change if self.residual_scale == 1 else self.residual_scale * change)
             x = normed(f"{prefix}norm", x) if self.norms == "post" else x
         return x, after
 

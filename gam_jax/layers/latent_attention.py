@@ -21,7 +21,7 @@ from gam_jax.ops.rotary import Positions, rotary
 from gam_jax.params import Param, Params, Table, fan_in, ones, zeros
 from sharding import collectives, residual
 from sharding.axes import Axes
-from sharding.bounds import Count, NotNegative, Positive, Rate, Size, check_bounds
+from sharding.bounds import Count, NotNegative, Rate, Size, check_bounds
 
 NORM_EPS = 1e-6
 
@@ -43,12 +43,13 @@ class LatentAttention(Layer):
       latent: R, numbers that a token's keys and values are made from.
       query_latent: Q, likewise of queries; 0 makes them from x.
       head_size: N, channels of a head's keys without positions.
-      rotary_size: P, channels that are turned by position.
+      rotary_size: P, channels that are turned by position, of one key for all heads.
       value_size: V, channels of a head's values; 0 for N.
-      rotary: base of the rotary positions' wavelengths.
+      rotary: base of the rotary positions' wavelengths; 0 turns nothing (Kimi Linear).
       positions: how those are stretched.
       context: tokens that the cache holds, and so the most that a sequence may have.
       scale: of the scores; 0 for 1 / sqrt(N + P).
+      bias: whether the maps to the latents and to the shared key, and the output, have one.
       dropout: rate on the output in training.
     """
 
@@ -59,17 +60,21 @@ class LatentAttention(Layer):
     head_size: Size = 32
     rotary_size: Size = 16
     value_size: Count = 0
-    rotary: Positive = 10_000.0
+    rotary: NotNegative = 10_000.0
     positions: Positions = Positions()
     context: Size = 2048
     scale: NotNegative = 0.0
+    bias: bool = False
     dropout: Rate | None = None
 
     def __post_init__(self) -> None:
         check_bounds(self)
-        if self.rotary_size % 2:
+        if not self.rotary and self.positions != Positions():
+            raise ValueError("LatentAttention.positions stretch what rotary=0 does not turn")
+        if self.rotary and self.rotary_size % 2:
             raise ValueError(f"LatentAttention.rotary_size={self.rotary_size} is not 2 or 4 or ...")
-        check_positions(self.positions, self.rotary, self.rotary_size, "LatentAttention")
+        if self.rotary:
+            check_positions(self.positions, self.rotary, self.rotary_size, "LatentAttention")
 
     @staticmethod
     def from_saved(values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -99,6 +104,7 @@ class LatentAttention(Layer):
         """Queries; latent [D, R], its norm [R], shared_key [D, P]; key, value [R, H, ...]; out.
 
         query [D, H, N + P]; with Q, query_latent [D, Q], query_norm [Q] and query [Q, H, N + P].
+        With biases query_latent_bias [Q], latent_bias [R], shared_key_bias [P] and out_bias [D].
         """
         width, heads, latent = known(self.width, "width", self), self.heads, self.latent
         size, values = self.head_size + self.rotary_size, self.value_size or self.head_size
@@ -119,6 +125,12 @@ class LatentAttention(Layer):
             table[name] = Param(shape, ("latent", "heads", None), fan_in(latent))
         inside = heads * values
         table["out"] = Param((heads, values, width), ("heads", None, "embed"), fan_in(inside))
+        if self.bias:
+            queries = ("query_latent",) if self.query_latent else ()
+            for name in (*queries, "latent", "shared_key"):
+                shape = table[name].shape[1:]
+                table[f"{name}_bias"] = Param(shape, (None,), fan_in(width), decay=False)
+            table["out_bias"] = Param((width,), ("embed",), fan_in(inside), decay=False)
         return table
 
     def carry_table(self, batch: int) -> Any:
@@ -188,6 +200,8 @@ class LatentAttention(Layer):
         flat = mixed.reshape(-1, out.shape[0] * out.shape[1])
         partial = linear(flat, out.reshape(-1, out.shape[-1])).reshape(*q.shape[:2], -1)
         y = residual.leave_sum(partial, axes.of("heads"), axes)
+        if self.bias:
+            y = y + params["out_bias"]
         after = position + tokens if spans is None else spans.after
         return dropout(y, self.dropout or 0.0, key, axes), {**cache, "position": after}
 
@@ -226,10 +240,13 @@ class LatentAttention(Layer):
     ) -> dict[str, Array]:
         """latent [B, S, R] and turned shared_key [B, S, P] of all tokens, alike on all devices."""
         flat = x.reshape(-1, x.shape[-1])
-        latent = rms_norm(linear(flat, params["latent"]), params["latent_norm"], NORM_EPS)
-        shared = linear(flat, params["shared_key"]).reshape(*x.shape[:2], 1, -1)
-        shared = rotary(shared, places, self.rotary, positions)[:, :, 0]
-        found = {"latent": latent.reshape(*x.shape[:2], -1), "shared_key": shared}
+        latent = linear(flat, params["latent"], params.get("latent_bias"))
+        latent = rms_norm(latent, params["latent_norm"], NORM_EPS)
+        shared = linear(flat, params["shared_key"], params.get("shared_key_bias"))
+        shared = shared.reshape(*x.shape[:2], 1, -1)
+        if self.rotary:
+            shared = rotary(shared, places, self.rotary, positions)
+        found = {"latent": latent.reshape(*x.shape[:2], -1), "shared_key": shared[:, :, 0]}
         for axis in reversed(axes.tokens):
             found = {n: collectives.all_gather(y, axis, dim=1) for n, y in found.items()}
         return found
@@ -244,12 +261,15 @@ class LatentAttention(Layer):
     ) -> Float[Array, "B T H N+P"]:
         """This device's heads' queries, their last P channels turned."""
         if self.query_latent:
-            flat = linear(x.reshape(-1, x.shape[-1]), params["query_latent"])
+            flat = x.reshape(-1, x.shape[-1])
+            flat = linear(flat, params["query_latent"], params.get("query_latent_bias"))
             x = rms_norm(flat, params["query_norm"], NORM_EPS).reshape(*x.shape[:2], -1)
         x = residual.enter(x, axes, "heads")
         weight = params["query"]
         q = linear(x.reshape(-1, x.shape[-1]), weight.reshape(weight.shape[0], -1))
         q = q.reshape(*x.shape[:2], -1, weight.shape[-1])
+        if not self.rotary:
+            return q
         plain, turned = jnp.split(q, [self.head_size], axis=-1)
         turned = rotary(turned, places, self.rotary, positions)
         return jnp.concatenate([plain, turned], axis=-1)

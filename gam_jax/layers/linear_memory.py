@@ -21,7 +21,7 @@ from gam_jax.ops.scan import memory_scan
 from gam_jax.params import Initializer, Param, Params, Table, fan_in, ones, zeros
 from sharding import collectives, residual
 from sharding.axes import Axes
-from sharding.bounds import Count, Size, check_bounds
+from sharding.bounds import Count, NotNegative, Size, check_bounds
 
 RANK = 16
 """Of GLA's map from a token to its decays."""
@@ -108,14 +108,18 @@ class LinearMemory(Layer):
     Attributes:
       width: D.
       heads: H, split over `tensor`.
+      key_heads: G, of queries and keys; each serves H / G of the memories, whole groups on each
+        device (Qwen3-Next). 0 for H.
       variant: one of RECIPES.
-      key_width: K; 0 for the variant's share of D / H.
+      key_width: K; 0 for the variant's share of D / G.
       value_width: N; 0 for the variant's share of D / H.
       kernel: taps of the convolution; 0 for the variant's.
       feature: one of FEATURES; "" for the variant's.
       gated: whether the output is gated; None for the variant's.
+      gate_bias: whether a low-rank gate has one, c (flash-linear-attention; not Kimi Linear).
       positions: of variants with rotary positions: how those are stretched.
       negative: double the strength of writes, so that transitions have eigenvalues down to -1.
+      eps: of the norm.
       chunk: of the scan.
       method: of the scan.
     """
@@ -123,13 +127,16 @@ class LinearMemory(Layer):
     width: Size | None = None
     heads: Size = 4
     variant: str = "gated_deltanet"
+    key_heads: Count = 0
     key_width: Count = 0
     value_width: Count = 0
     kernel: Count = 0
     feature: str = ""
     gated: bool | None = None
+    gate_bias: bool = True
     positions: Positions = Positions()
     negative: bool = False
+    eps: NotNegative = 1e-5
     chunk: Size = 64
     method: str = "chunked"
 
@@ -142,6 +149,10 @@ class LinearMemory(Layer):
         if self.feature and self.feature not in FEATURES:
             raise ValueError(
                 f"LinearMemory.feature '{self.feature}' is not one of {', '.join(FEATURES)}"
+            )
+        if self.heads % self.groups:
+            raise ValueError(
+                f"LinearMemory.heads={self.heads} is not a multiple of key_heads={self.key_heads}"
             )
         if self.width is not None and not (self.keys and self.values):
             raise ValueError(f"LinearMemory.heads={self.heads} are too many for {self.width}")
@@ -159,16 +170,26 @@ class LinearMemory(Layer):
         return dataclasses.replace(recipe, kernel=kernel, feature=feature, gate=gate)
 
     @property
+    def groups(self) -> int:
+        """G."""
+        return self.key_heads or self.heads
+
+    @property
     def keys(self) -> int:
         """K."""
         share = self.recipe.keys * known(self.width, "width", self)
-        return self.key_width or int(share) // self.heads
+        return self.key_width or int(share) // self.groups
 
     @property
     def values(self) -> int:
         """N."""
         share = self.recipe.values * known(self.width, "width", self)
         return self.value_width or int(share) // self.heads
+
+    @property
+    def mixed(self) -> int:
+        """Channels of a group's query, key and values."""
+        return 2 * self.keys + self.heads // self.groups * self.values
 
     @property
     def decay_rank(self) -> int:
@@ -181,19 +202,18 @@ class LinearMemory(Layer):
         return self.variant == "linear" and self.recipe.feature in POSITIVE
 
     def table(self) -> Table:
-        """w_qkv [D, H, 2K + N], w_out [D, H, N], and what the variant asks for."""
+        """w_qkv [D, G, 2K + H N / G], w_out [D, H, N], and what the variant asks for."""
         width, heads, recipe = known(self.width, "width", self), self.heads, self.recipe
-        keys, values = self.keys, self.values
-        mixed = 2 * keys + values
+        groups, mixed, keys, values = self.groups, self.mixed, self.keys, self.values
         by_head = ("embed", "heads", None)
         table = {
-            "w_qkv": Param((width, heads, mixed), by_head, fan_in(width)),
+            "w_qkv": Param((width, groups, mixed), by_head, fan_in(width)),
             "w_out": Param(
                 (width, heads, values), by_head, fan_in(heads * values), transposed=True
             ),
         }
         if recipe.kernel > 1:
-            shape, taps = (recipe.kernel, heads, mixed), fan_in(recipe.kernel)
+            shape, taps = (recipe.kernel, groups, mixed), fan_in(recipe.kernel)
             table["conv"] = Param(shape, (None, "heads", None), taps)
         if recipe.beta:
             table["w_beta"] = Param((width, heads), ("embed", "heads"), fan_in(width))
@@ -217,7 +237,8 @@ class LinearMemory(Layer):
             taken = fan_in(values)
             table["w_gate_in"] = Param((width, values), ("embed", None), fan_in(width))
             table["w_gate_out"] = Param((values, heads, values), inner, taken)
-            table["gate_bias"] = Param((heads, values), bias, taken, decay=False)
+            if self.gate_bias:
+                table["gate_bias"] = Param((heads, values), bias, taken, decay=False)
         return table
 
     def carry_table(self, batch: int) -> Any:
@@ -226,7 +247,7 @@ class LinearMemory(Layer):
         shape = (batch, self.heads, self.keys, columns)
         table = {"state": Param(shape, ("batch", "heads", None, None), zeros)}
         if recipe.kernel > 1:
-            shape = (batch, recipe.kernel - 1, self.heads, 2 * self.keys + self.values)
+            shape = (batch, recipe.kernel - 1, self.groups, self.mixed)
             table["conv"] = Param(shape, ("batch", None, "heads", None), zeros)
         if recipe.turned:
             table["position"] = row_counter(batch)
@@ -266,8 +287,10 @@ class LinearMemory(Layer):
             axis=axes.seq,
             starts=starts,
         )
-        average = self.averages
-        y = y[..., :-1] / (y[..., -1:] + SUM_EPS) if average else rms_norm(y, params["norm"])
+        if self.averages:
+            y = y[..., :-1] / (y[..., -1:] + SUM_EPS)
+        else:
+            y = rms_norm(y, params["norm"], self.eps)
         y = self._gated(params, flat, y.reshape(flat.shape[0], -1))
         w_out = params["w_out"]
         partial = linear_transposed(y, w_out.reshape(w_out.shape[0], -1)).reshape(x.shape)
@@ -283,7 +306,7 @@ class LinearMemory(Layer):
         axes: Axes,
         starts: Array | None,
     ) -> tuple[Array, Array, Array, dict[str, Array]]:
-        """Queries and keys [B, T, H, K], values [B, T, H, N (+ 1)], and carries but the state.
+        """Queries and keys [B, T, G, K], values [B, T, H, N (+ 1)], and carries but the state.
 
         Where `fresh`, the carry is that of the start of a sequence.
         """
@@ -298,6 +321,7 @@ class LinearMemory(Layer):
             after["conv"] = last.reshape(tail.shape)
         mixed = mixed.reshape(*x.shape[:2], *w_qkv.shape[1:])
         q, k, v = jnp.split(mixed, (self.keys, 2 * self.keys), axis=3)
+        v = v.reshape(*x.shape[:2], -1, self.values)
         q, k = (FEATURES[recipe.feature](part) for part in (q, k))
         if recipe.turned:
             begin, tokens = carry["position"], x.shape[1]
@@ -316,13 +340,13 @@ class LinearMemory(Layer):
             return y * jax.nn.silu(linear(flat, weight.reshape(weight.shape[0], -1)))
         if self.recipe.gate == "low_rank":
             low, out = linear(flat, params["w_gate_in"]), params["w_gate_out"]
-            bias = params["gate_bias"].reshape(-1)
+            bias = params["gate_bias"].reshape(-1) if self.gate_bias else None
             return y * jax.nn.sigmoid(linear(low, out.reshape(out.shape[0], -1), bias))
         return y
 
     def _log_decay(self, params: Params, flat: Array, axes: Axes) -> Array | None:
         """[N, H] or [N, H, K] in float32; None for no decay."""
-        kind, heads = self.recipe.decay, params["w_qkv"].shape[1]
+        kind, heads = self.recipe.decay, params["w_out"].shape[1]
         if kind == "fixed":
             first = collectives.axis_index(axes.of("heads")) * heads
             order = (first + jnp.arange(heads)).astype(jnp.float32)

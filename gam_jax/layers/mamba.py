@@ -13,11 +13,12 @@ from jaxtyping import Array, Bool, Float
 from gam_jax.layers.base import WHOLE, Carry, Layer, known
 from gam_jax.ops.conv import causal_conv
 from gam_jax.ops.linear import linear, linear_transposed
+from gam_jax.ops.norm import rms_norm
 from gam_jax.ops.selective import selective_scan
 from gam_jax.params import Initializer, Param, Params, Table, fan_in, ones, uniform, zeros
 from sharding import collectives, residual
 from sharding.axes import Axes
-from sharding.bounds import Count, Size, check_bounds
+from sharding.bounds import Count, NotNegative, Size, check_bounds
 
 
 def log_step_sizes(low: float = 1e-3, high: float = 0.1, floor: float = 1e-4) -> Initializer:
@@ -53,6 +54,11 @@ class Mamba(Layer):
       state: N, numbers in the state of a channel.
       kernel: K, taps of the convolution.
       rank: R, of the map from a token to its step sizes; 0 for D / 16, rounded up.
+      conv_bias: whether the convolution has a bias.
+      in_bias, out_bias: whether W_in and W_out have.
+      normed: whether r, b and c are normed, each by its own RMSNorm, before they are used (Jamba,
+        arXiv 2403.19887, section 3).
+      eps: of these norms.
     """
 
     width: Size | None = None
@@ -60,9 +66,19 @@ class Mamba(Layer):
     state: Size = 16
     kernel: Size = 4
     rank: Count = 0
+    conv_bias: bool = True
+    in_bias: bool = False
+    out_bias: bool = False
+    normed: bool = False
+    eps: NotNegative = 1e-6
 
     def __post_init__(self) -> None:
         check_bounds(self)
+
+    @property
+    def steps(self) -> int:
+        """R."""
+        return self.rank or math.ceil(known(self.width, "width", self) / 16)
 
     @property
     def inner(self) -> int:
@@ -70,15 +86,16 @@ class Mamba(Layer):
         return self.expansion * known(self.width, "width", self)
 
     def table(self) -> Table:
-        """w_in [D, 2, E], conv [K, E], w_x [E, R + 2N], w_dt [R, E], a_log [N, E], w_out [D, E]."""
-        width, inner = known(self.width, "width", self), self.inner
-        rank = self.rank or math.ceil(width / 16)
+        """w_in [D, 2, E], conv [K, E], w_x [E, R + 2N], w_dt [R, E], a_log [N, E], w_out [D, E].
+
+        Biases: b_in [2, E], conv_bias [E], b_out [D]. Norms: r_norm [R], b_norm and c_norm [N].
+        """
+        width, inner, rank = known(self.width, "width", self), self.inner, self.steps
         small = rank + 2 * self.state
         channel = ("channel",)
-        return {
+        table = {
             "w_in": Param((width, 2, inner), ("embed", None, "channel"), fan_in(width)),
             "conv": Param((self.kernel, inner), (None, "channel"), fan_in(self.kernel)),
-            "conv_bias": Param((inner,), channel, fan_in(self.kernel), decay=False),
             "w_x": Param((inner, small), ("channel", None), fan_in(inner)),
             "w_dt": Param((rank, inner), ("latent", "channel"), uniform(rank**-0.5)),
             "dt_bias": Param((inner,), channel, log_step_sizes(), decay=False),
@@ -86,6 +103,16 @@ class Mamba(Layer):
             "skip": Param((inner,), channel, ones, decay=False),
             "w_out": Param((width, inner), ("embed", "channel"), fan_in(inner), transposed=True),
         }
+        biases = {
+            "conv_bias": (self.conv_bias, Param((inner,), channel, fan_in(self.kernel))),
+            "b_in": (self.in_bias, Param((2, inner), (None, "channel"), fan_in(width))),
+            "b_out": (self.out_bias, Param((width,), ("embed",), fan_in(inner))),
+        }
+        vectors = {name: param for name, (there, param) in biases.items() if there}
+        if self.normed:
+            sizes = {"r_norm": rank, "b_norm": self.state, "c_norm": self.state}
+            vectors |= {name: Param((size,), (None,), ones) for name, size in sizes.items()}
+        return table | {n: dataclasses.replace(p, decay=False) for n, p in vectors.items()}
 
     def carry_table(self, batch: int) -> Any:
         """conv, the K-1 inputs before the next token [B, K-1, E], and the state [B, N, E]."""
@@ -110,12 +137,13 @@ class Mamba(Layer):
         channels = axes.of("channel")
         x = residual.enter(x, axes, "channel")
         batch, tokens, width = x.shape
-        both = linear(x.reshape(-1, width), params["w_in"].reshape(width, -1))
+        bias = params["b_in"].reshape(-1) if self.in_bias else None
+        both = linear(x.reshape(-1, width), params["w_in"].reshape(width, -1), bias)
         u, z = jnp.split(both, 2, axis=1)
         u, tail = causal_conv(
             u.reshape(batch, tokens, -1),
             params["conv"],
-            params["conv_bias"],
+            params.get("conv_bias"),
             state=before["conv"],
             axis=axes.seq,
             starts=starts,
@@ -123,8 +151,12 @@ class Mamba(Layer):
         u = jax.nn.silu(u)
         flat = u.reshape(z.shape)
         small = collectives.psum(linear(flat, params["w_x"]), channels)
-        rank = params["w_dt"].shape[0]
-        r, b, c = jnp.split(small, (rank, rank + self.state), axis=1)
+        r, b, c = jnp.split(small, (self.steps, self.steps + self.state), axis=1)
+        if self.normed:
+            r, b, c = (
+                rms_norm(part, params[f"{name}_norm"], self.eps)
+                for name, part in (("r", r), ("b", b), ("c", c))
+            )
         dt = linear(r, params["w_dt"]).astype(jnp.float32) + params["dt_bias"]
         y, state = selective_scan(
             u,
@@ -138,5 +170,6 @@ class Mamba(Layer):
         )
         gated = (y.reshape(flat.shape) + params["skip"] * flat) * jax.nn.silu(z)
         partial = linear_transposed(gated, params["w_out"]).reshape(x.shape)
-        after = {"conv": tail, "state": state}
-        return residual.leave_sum(partial, channels, axes), after
+        out = residual.leave_sum(partial, channels, axes)
+        out = out + params["b_out"] if self.out_bias else out
+        return out, {"conv": tail, "state": state}

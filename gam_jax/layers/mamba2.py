@@ -73,6 +73,8 @@ class Mamba2(Layer):
       eps: of the norm.
       dt_min, dt_max: bounds of dt; dt_max 0 for none.
       scales: Falcon-H1's constants.
+      conv_bias: whether the convolutions have biases.
+      in_bias, out_bias: whether W_in and W_out have.
       chunk: tokens in a chunk of the scan.
     """
 
@@ -87,6 +89,9 @@ class Mamba2(Layer):
     dt_min: NotNegative = 0.0
     dt_max: NotNegative = 0.0
     scales: Scales = Scales()
+    conv_bias: bool = True
+    in_bias: bool = False
+    out_bias: bool = False
     chunk: Size = 64
 
     def __post_init__(self) -> None:
@@ -112,7 +117,11 @@ class Mamba2(Layer):
         return inner // self.head
 
     def table(self) -> Table:
-        """w_zx [D, 2, H, P], w_bc [D, 2, G, N], w_dt [D, H], w_out [D, H, P]; what heads have."""
+        """w_zx [D, 2, H, P], w_bc [D, 2, G, N], w_dt [D, H], w_out [D, H, P]; what heads have.
+
+        Biases are named as the weights: b_zx, b_bc, b_dt and b_out, without their D where it is
+        that of the input.
+        """
         width, heads = known(self.width, "width", self), self.heads
         shared, per_head = (2, self.groups, self.state), ("heads",)
         taps = fan_in(self.kernel)
@@ -123,9 +132,7 @@ class Mamba2(Layer):
             "w_bc": Param((width, *shared), ("embed", None, None, None), fan_in(width)),
             "w_dt": Param((width, heads), ("embed", "heads"), fan_in(width)),
             "conv_x": Param((self.kernel, heads, self.head), (None, "heads", None), taps),
-            "conv_x_bias": Param((heads, self.head), ("heads", None), taps, decay=False),
             "conv_bc": Param((self.kernel, *shared), (None, None, None, None), taps),
-            "conv_bc_bias": Param(shared, (None, None, None), taps, decay=False),
             "dt_bias": Param((heads,), per_head, log_step_sizes(), decay=False),
             "a_log": Param((heads,), per_head, _log_uniform_decay, decay=False),
             "skip": Param((heads,), per_head, ones, decay=False),
@@ -136,8 +143,20 @@ class Mamba2(Layer):
                 transposed=True,
             ),
         }
+        each = (heads, self.head), ("heads", None)
         if self.norm != "none":
-            table["norm"] = Param((heads, self.head), ("heads", None), ones, decay=False)
+            table["norm"] = Param(*each, ones, decay=False)
+        all_of = shared, (None, None, None)
+        if self.conv_bias:
+            table["conv_x_bias"] = Param(*each, taps, decay=False)
+            table["conv_bc_bias"] = Param(*all_of, taps, decay=False)
+        if self.in_bias:
+            begins, both = fan_in(width), ((2, *each[0]), (None, *each[1]))
+            for name, place in (("zx", both), ("bc", all_of), ("dt", ((heads,), per_head))):
+                table[f"b_{name}"] = Param(*place, begins, decay=False)
+        if self.out_bias:
+            begins = fan_in(heads * self.head)
+            table["b_out"] = Param((width,), ("embed",), begins, decay=False)
         return table
 
     def carry_table(self, batch: int) -> Any:
@@ -190,7 +209,8 @@ class Mamba2(Layer):
         flat = y.astype(x.dtype).reshape(x.shape[0] * x.shape[1], -1)
         weight = params["w_out"].reshape(x.shape[-1], -1)
         partial = linear_transposed(flat, weight).reshape(x.shape)
-        return residual.leave_sum(partial, axes.of("heads"), axes), after
+        out = residual.leave_sum(partial, axes.of("heads"), axes)
+        return out + params["b_out"] if self.out_bias else out, after
 
     def _project(self, params: Params, x: Array) -> tuple[Array, Array, Array, Array]:
         """z, x [B, T, H P], b and c [B, T, 2 G N], dt [B, T, H]: each times its scale."""
@@ -198,8 +218,12 @@ class Mamba2(Layer):
         if scales.input != 1:
             flat = flat * scales.input
         zx, bc, dt = (
-            linear(flat, params[name].reshape(width, -1)).reshape(*x.shape[:2], -1)
-            for name in ("w_zx", "w_bc", "w_dt")
+            linear(
+                flat,
+                params[f"w_{name}"].reshape(width, -1),
+                params[f"b_{name}"].reshape(-1) if self.in_bias else None,
+            ).reshape(*x.shape[:2], -1)
+            for name in ("zx", "bc", "dt")
         )
         z, v = jnp.split(zx, 2, axis=2)
         if scales != Scales(input=scales.input):
@@ -248,10 +272,11 @@ def _convolve(
 ) -> tuple[Array, Array]:
     """silu(conv(x)) and the tail in the carry's shape and dtype."""
     weight, before = params[name], carry[name]
+    bias = params.get(f"{name}_bias")
     y, tail = segmented_conv(
         x,
         weight.reshape(weight.shape[0], -1),
-        params[f"{name}_bias"].reshape(-1),
+        jnp.zeros((), x.dtype) if bias is None else bias.reshape(-1),
         before.astype(x.dtype).reshape(*before.shape[:2], x.shape[2]),
         axes.seq,
         segments=own,

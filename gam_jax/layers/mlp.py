@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from gam_jax.layers.base import WHOLE, Layer, known
@@ -15,15 +16,17 @@ from gam_jax.ops.linear import linear, linear_transposed
 from gam_jax.params import Param, Params, Table, fan_in
 from sharding import residual
 from sharding.axes import Axes
-from sharding.bounds import Count, Rate, Size, check_bounds
+from sharding.bounds import Count, Positive, Rate, Size, check_bounds
 
-GATED = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh"}
+CLAMPED = "clamped_swiglu"
+GATED = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh", CLAMPED: "silu"}
 """Gated activations, and what each lays on its gate (Shazeer 2020, arXiv 2002.05202)."""
 
 PLAIN: dict[str, Callable[[Array], Array]] = {
     "gelu": gelu,
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),  # So et al. 2021, arXiv 2109.08668
     "silu": jax.nn.silu,
 }
 
@@ -32,18 +35,21 @@ PLAIN: dict[str, Callable[[Array], Array]] = {
 class MLP(Layer):
     """W_out act(W_in x + b_in) + b_out, with dropout on the result.
 
-    A gated one is W_out (act(W_gate x + b_gate) * (W_in x + b_in)) + b_out.
+    A gated one is W_out (act(W_gate x + b_gate) * (W_in x + b_in)) + b_out. The clamped one, with
+    g = min(W_gate x + b_gate, clamp) and u = W_in x + b_in between -clamp and clamp, is
+    W_out ((u + 1) * g * sigmoid(alpha * g)) + b_out (gpt-oss, arXiv 2508.10925).
 
     Attributes:
       width: D.
       expansion: hidden units for each channel; F = expansion * D.
       dropout: rate in training.
-      activation: "gelu" (exact), "gelu_tanh", "relu", "silu"; gated: "swiglu", "geglu",
-        "geglu_tanh".
+      activation: "gelu" (exact), "gelu_tanh", "relu", "relu2" (its square), "silu"; gated:
+        "swiglu", "geglu", "geglu_tanh", "clamped_swiglu".
       hidden: F, where no whole expansion gives it; 0 for expansion * D.
       bias: whether there are biases.
       gate_scale: constant on what a gated activation is laid on.
-      out_scale: constant on the result, before its bias.
+      out_scale: constant on the result, its bias too.
+      alpha, clamp: of the clamped activation.
     """
 
     width: Size | None = None
@@ -54,6 +60,8 @@ class MLP(Layer):
     bias: bool = True
     gate_scale: float = 1.0
     out_scale: float = 1.0
+    alpha: Positive = 1.702
+    clamp: Positive = 7.0
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -90,8 +98,13 @@ class MLP(Layer):
         partial = self.partial(params, x.reshape(-1, x.shape[-1])).reshape(x.shape)
         out = residual.leave_sum(partial, axes.of("ffn"), axes)
         if self.bias:
-            out = out + params["b_out"]
+            out = out + self.scaled_bias(params)
         return dropout(out, self.dropout or 0.0, key, axes), ()
+
+    def scaled_bias(self, params: Params) -> Float[Array, "*E D"]:
+        """b_out as it is added to the sum of what hidden units add."""
+        bias = params["b_out"]
+        return bias if self.out_scale == 1 else self.out_scale * bias
 
     def partial(
         self,
@@ -111,9 +124,15 @@ class MLP(Layer):
         hidden = product(x, params["w_in"], params.get("b_in"))
         if self.activation in GATED:
             gate = product(x, params["w_gate"], params.get("b_gate"))
-            gate = gate if self.gate_scale == 1 else self.gate_scale * gate
-            hidden = PLAIN[GATED[self.activation]](gate) * hidden
+            hidden = self._gated(gate if self.gate_scale == 1 else self.gate_scale * gate, hidden)
         else:
             hidden = PLAIN[self.activation](hidden)
         partial = transposed(hidden, params["w_out"])
         return partial if self.out_scale == 1 else self.out_scale * partial
+
+    def _gated(self, gate: Array, hidden: Array) -> Array:
+        if self.activation != CLAMPED:
+            return PLAIN[GATED[self.activation]](gate) * hidden
+        gate = jnp.minimum(gate, self.clamp)
+        hidden = jnp.clip(hidden, -self.clamp, self.clamp)
+        return (hidden + 1) * gate * jax.nn.sigmoid(self.alpha * gate)

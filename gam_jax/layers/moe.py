@@ -15,7 +15,8 @@ from gam_jax.layers.base import WHOLE, Layer, Statistics, inherit, known
 from gam_jax.layers.mlp import MLP
 from gam_jax.ops import dispatch, grouped, routing
 from gam_jax.ops.dropout import draw, dropout
-from gam_jax.params import Param, Params, Table, normal, stack, zeros
+from gam_jax.ops.linear import linear
+from gam_jax.params import Param, Params, Table, fan_in, normal, stack, zeros
 from sharding import collectives, residual
 from sharding.axes import Axes
 from sharding.bounds import Count, Rate, Size, check_bounds
@@ -100,6 +101,8 @@ class MoE(Layer):
       chosen: K, experts of a token.
       ffn: what each expert is; its dropout is on the sum.
       shared: the shared feed-forward has as many hidden units as that many experts.
+      shared_hidden: its hidden units, where they are another number; 0 for those of `shared`.
+      shared_gate: whether it is multiplied by sigmoid(x w) (Qwen2-MoE, Qwen3-Next).
       router: how experts are chosen, and balanced in training.
       capacity: how many tokens an expert takes.
       width, dropout: as in `MLP`.
@@ -112,6 +115,8 @@ class MoE(Layer):
     chosen: Size = 2
     ffn: MLP = MLP(activation="swiglu", bias=False)
     shared: Count = 0
+    shared_hidden: Count = 0
+    shared_gate: bool = False
     router: routing.Router = routing.Router()
     capacity: routing.Capacity = routing.Capacity()
     width: Size | None = None
@@ -137,6 +142,8 @@ class MoE(Layer):
         if self.strategy not in dispatch.STRATEGIES:
             valid = ", ".join(dispatch.STRATEGIES)
             raise ValueError(f"MoE.strategy '{self.strategy}' is not one of {valid}")
+        if not self.shared and (self.shared_hidden or self.shared_gate):
+            raise ValueError("MoE.shared_hidden and shared_gate are of a shared feed-forward")
         if self._by_expert and (self.capacity.factor or self.router.bias_step):
             raise ValueError(
                 "MoE.router.by='expert' is in balance and drops none by design: leave out "
@@ -168,12 +175,16 @@ class MoE(Layer):
         return self.capacity.first == "choices"
 
     @property
-    def _shared_ffn(self) -> MLP:
+    def shared_ffn(self) -> MLP:
+        """The shared feed-forward."""
         hidden = self.ffn.hidden or self.ffn.expansion * known(self.width, "width", self)
-        return dataclasses.replace(self.ffn, hidden=self.shared * hidden)
+        return dataclasses.replace(self.ffn, hidden=self.shared_hidden or self.shared * hidden)
 
     def table(self) -> Table:
-        """router [D, E] (bias [E], balance_bias [E]); experts: those of ffn, [E, ...]; shared."""
+        """router [D, E] (bias [E], balance_bias [E]); experts: those of ffn, [E, ...]; shared.
+
+        shared_gate [D], where there is one.
+        """
         width = known(self.width, "width", self)
         start = normal((0.1 / width) ** 0.5)  # small: Switch, section 2.4
         shape, axes = (width, self.experts), ("embed", None)
@@ -188,7 +199,9 @@ class MoE(Layer):
             step = self.router.bias_step
             table["balance_bias"] = dataclasses.replace(vector, sign_step=step)
         if self.shared:
-            table["shared"] = self._shared_ffn.table()
+            table["shared"] = self.shared_ffn.table()
+        if self.shared_gate:
+            table["shared_gate"] = Param((width,), ("embed",), fan_in(width))
         return table
 
     def carry_table(self, batch: int) -> Any:
@@ -236,11 +249,20 @@ class MoE(Layer):
             weights = collectives.as_varying(weights, ffn)
         partial = self._mixed(params["experts"], flat, experts, weights, axes, room)
         if self.shared:
-            partial = partial + self._shared_ffn.partial(params["shared"], flat)
+            partial = partial + self._shared(params, flat, axes)
         out = residual.leave_sum(partial.reshape(x.shape), axes.of("ffn"), axes)
-        if self.shared and self.ffn.bias:
-            out = out + params["shared"]["b_out"]
+        if self.shared and self.ffn.bias and not self.shared_gate:
+            out = out + self.ffn.scaled_bias(params["shared"])
         return dropout(out, self.dropout or 0.0, keys[1], axes), carry
+
+    def _shared(self, params: Params, x: Float[Array, "N D"], axes: Axes) -> Float[Array, "N D"]:
+        """What this device's hidden units of the shared feed-forward add."""
+        partial = self.shared_ffn.partial(params["shared"], x)
+        if not self.shared_gate:
+            return partial
+        if self.ffn.bias:
+            partial = partial + _own_part(self.ffn.scaled_bias(params["shared"]), axes)
+        return partial * jax.nn.sigmoid(linear(x, params["shared_gate"][:, None]))
 
     def _logits(
         self, params: Params, x: Array, axes: Axes, key: Array | None
@@ -349,10 +371,14 @@ class MoE(Layer):
         )
         if not self.ffn.bias:
             return out
-        ffn, bias = axes.of("ffn"), params["b_out"]
-        if ffn:  # each part of the hidden units adds its part of the bias
-            bias = collectives.as_varying(bias, ffn) / collectives.axis_size(ffn)
-        return out + grouped.row_bias(groups, bias)
+        return out + grouped.row_bias(groups, _own_part(self.ffn.scaled_bias(params), axes))
+
+
+def _own_part(bias: Array, axes: Axes) -> Array:
+    """Each part of the hidden units adds its part of the output's bias."""
+    if ffn := axes.of("ffn"):
+        return collectives.as_varying(bias, ffn) / collectives.axis_size(ffn)
+    return bias
 
 
 def _add(before: Routed, own: dict[str, Array], axis: str | None) -> Routed:

@@ -154,6 +154,8 @@ def _dynamic(positions: Positions, theta: float, plain: np.ndarray) -> np.ndarra
 
 def _yarn(positions: Positions, theta: float, plain: np.ndarray) -> np.ndarray:
     half = len(plain)
+    if theta == 1:
+        raise ValueError("Positions: yarn needs another base than 1, by which all pairs turn alike")
 
     def pair(turns: float) -> float:
         """The pair (as a real number) that turns so often in the training's tokens."""

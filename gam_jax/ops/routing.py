@@ -36,8 +36,10 @@ class Router:
       renormalise: whether the weights of a token's experts are made to sum to 1.
       scale: constant on the weights.
       groups: consecutive experts are taken as that many equal groups ...
-      chosen_groups: ... and a token chooses among the experts of the best few groups alone, by
-        the sum of a group's two best scores; 0 for all groups.
+      chosen_groups: ... and a token chooses among the experts of the best few groups alone; 0 for
+        all groups.
+      group_best: a group is as good as the sum of its so many best scores: 2 of DeepSeek-V3, 1 of
+        DeepSeek-V2 (arXiv 2405.04434, section 2.2.2).
       by: "token": each token takes its best experts. "expert": each expert takes its best tokens
         of a sequence, in perfect balance; later tokens take part in what is decided for earlier
         ones, so it is not causal.
@@ -57,6 +59,7 @@ class Router:
     scale: Positive = 1.0
     groups: Size = 1
     chosen_groups: Count = 0
+    group_best: Size = 2
     by: str = "token"
     bias: bool = False
     jitter: Rate = 0.0
@@ -128,7 +131,7 @@ def _in_best_groups(router: Router, scores: Array) -> Array:
     if router.chosen_groups in (0, router.groups):
         return scores
     grouped = scores.reshape(*scores.shape[:-1], router.groups, -1)
-    best, _ = lax.top_k(grouped, min(2, grouped.shape[-1]))
+    best, _ = lax.top_k(grouped, min(router.group_best, grouped.shape[-1]))
     _, groups = lax.top_k(jnp.sum(best, axis=-1), router.chosen_groups)
     kept = jnp.any(jax.nn.one_hot(groups, router.groups, dtype=bool), axis=-2)
     return jnp.where(kept[..., None], grouped, -jnp.inf).reshape(scores.shape)

@@ -15,8 +15,11 @@ from gam_jax.layers import (
     Chunked,
     FalconH1,
     InOrder,
+    LatentAttention,
     Layer,
     LayerNorm,
+    Mamba,
+    Mamba2,
     MoE,
     MoFME,
     Pattern,
@@ -57,6 +60,8 @@ def _(layer: GAM, sizes: Sizes, followed: bool = False) -> Iterator[str]:
         yield "conv_bias"
 
 
+@added_last.register(Mamba)
+@added_last.register(Mamba2)
 @added_last.register
 def _(layer: MLP, sizes: Sizes, followed: bool = False) -> Iterator[str]:
     if not followed:
@@ -77,6 +82,14 @@ def _(layer: Attention, sizes: Sizes, followed: bool = False) -> Iterator[str]:
         yield "value_bias"
         if not layer.qk_norm:
             yield from ("query_bias", "key_bias")
+
+
+@added_last.register
+def _(layer: LatentAttention, sizes: Sizes, followed: bool = False) -> Iterator[str]:
+    if not followed:
+        yield "out_bias"
+    if (sizes.seq > 1 or sizes.split) and not sizes.again:  # all turned keys are kept
+        yield "shared_key_bias"
 
 
 @added_last.register

@@ -25,7 +25,7 @@ from sharding.messages import Message
 @layer_traffic.register
 def _(layer: LinearMemory, sizes: Sizes) -> Iterator[Message]:
     recipe, keys, values = layer.recipe, layer.keys, layer.values
-    heads = layer.heads // sizes.tensor
+    heads, groups = layer.heads // sizes.tensor, layer.groups // sizes.tensor
     yield from column_then_row(sizes)
     if not layer.averages:  # each device norms its own heads, in float32
         yield from sums(sizes, values * FLOAT)
@@ -33,7 +33,7 @@ def _(layer: LinearMemory, sizes: Sizes) -> Iterator[Message]:
         yield from sums(sizes, sizes.width * layer.decay_rank * sizes.itemsize)
     if recipe.gate == "low_rank":
         yield from sums(sizes, sizes.width * values * sizes.itemsize)
-    yield from halo(sizes, recipe.kernel - 1, heads * (2 * keys + values))
+    yield from halo(sizes, recipe.kernel - 1, groups * layer.mixed)
     one = sizes.rows * heads * keys * FLOAT  # a number for each key channel
     yield from prefix(sizes, one * (values + layer.averages))
     if recipe.rule == "delta":
@@ -71,9 +71,10 @@ def _(layer: FusedDelta, sizes: Sizes) -> Iterator[Message]:
 @layer_traffic.register
 def _(layer: Mamba2, sizes: Sizes) -> Iterator[Message]:
     heads, shared = layer.heads // sizes.tensor, 2 * layer.groups * layer.state
-    yield from column_then_row(sizes)
+    yield from column_then_row(sizes, layer.out_bias)
     one = shared * sizes.itemsize  # all devices find b and c of all groups: maps, taps, biases
-    yield from sums(sizes, sizes.width * one, *[one] * (layer.kernel + 1))
+    vectors = layer.kernel + layer.conv_bias + layer.in_bias
+    yield from sums(sizes, sizes.width * one, *[one] * vectors)
     for channels in (heads * layer.head, shared):
         yield from halo(sizes, layer.kernel - 1, channels)
     if sizes.streams:  # what these convolutions begin with
@@ -88,9 +89,9 @@ def _(layer: Mamba2, sizes: Sizes) -> Iterator[Message]:
 
 @layer_traffic.register
 def _(layer: Mamba, sizes: Sizes) -> Iterator[Message]:
-    rank = layer.table()["w_dt"].shape[0]
+    rank = layer.steps
     tokens, channels = sizes.rows * sizes.tokens, layer.inner // sizes.tensor
-    yield from column_then_row(sizes)
+    yield from column_then_row(sizes, layer.out_bias)
     small = tokens * (rank + 2 * layer.state) * sizes.itemsize
     yield sizes.over_tensor("all_reduce", small, sizes.runs)
     yield from sums(sizes, tokens * rank * sizes.itemsize)

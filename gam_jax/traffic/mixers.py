@@ -133,7 +133,7 @@ def _(layer: LatentAttention, sizes: Sizes) -> Iterator[Message]:
         yield from enter(sizes, tokens * layer.query_latent)
     else:
         yield from enter(sizes, sizes.stream)
-    yield from leave_sum(sizes)
+    yield from leave_sum(sizes, layer.bias)
     for numbers in alike:
         if sizes.split:
             yield gathers(tokens * numbers, sizes, sizes.runs)
@@ -143,3 +143,6 @@ def _(layer: LatentAttention, sizes: Sizes) -> Iterator[Message]:
         yield from sums(sizes, *(wide * n for n in alike), layer.latent * FLOAT)
         if layer.query_latent:
             yield from sums(sizes, wide * layer.query_latent, layer.query_latent * FLOAT)
+        if layer.bias:
+            numbers = (*alike, layer.query_latent) if layer.query_latent else alike
+            yield from sums(sizes, *(n * sizes.itemsize for n in numbers))

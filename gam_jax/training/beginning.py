@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gam_jax.data.base import Dataset
-from gam_jax.master import values
+from gam_jax.master import first_values
 from gam_jax.optimizer import learning_rate_schedule, make_optimizer
 from gam_jax.params import Params
 from gam_jax.training.experiment import Changes, Experiment
@@ -242,7 +242,7 @@ def _new(
                 f"--init that it began with"
             )
         return state
-    fresh = values(state.params, state.opt_state)
+    fresh = first_values(state.params, state.opt_state)
     wide, report = beginning.source.start(model.stored_table(), fresh)
     for line in report.lines():
         progress.say(line)

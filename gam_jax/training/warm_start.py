@@ -45,7 +45,7 @@ class Origin(Protocol):
         ...
 
     def start(self, table: Table, fresh: Params) -> tuple[Params, Report]:
-        """The parameters to start with, float32, in place of new ones on the mesh."""
+        """The parameters to start with, in place of new ones on the mesh, which may be deleted."""
         ...
 
 
@@ -140,10 +140,10 @@ class Source:
 
         Args:
           table: of the model, with the dtypes in which it stores them.
-          fresh: its new parameters, on the mesh, float32.
+          fresh: its new parameters, on the mesh.
 
         Returns:
-          Parameters in float32, and what became of each.
+          Parameters, those of the source in float32, and what became of each.
 
         Raises:
           UserError: as `plan`.

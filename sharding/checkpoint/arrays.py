@@ -22,6 +22,7 @@ import tensorstore as ts
 
 from sharding.checkpoint import names
 from sharding.checkpoint.digest import digest
+from sharding.shards import Range, from_host, own_ranges, range_of
 
 FOLDER = "arrays"
 BLOCK_BYTES = 16 << 20
@@ -31,9 +32,6 @@ SLICE_BYTES = 1 << 20
 each slice's shape a program is compiled, which takes longer than to write a small array whole."""
 _IN_FLIGHT = 8
 _INDEX_CACHE_BYTES = 64 << 20
-
-Range = tuple[tuple[int, int], ...]
-"""Beginning and end along each dimension."""
 
 
 class Writer:
@@ -142,7 +140,9 @@ class Reader:
           The arrays, and this process's part of the digest of each as it was read.
         """
         stores = self._open(list(wanted))
-        targets = {name: _Target(leaf) for name, leaf in wanted.items()}
+        # The largest first: their copies on the host are then beside little that is kept.
+        first = sorted(wanted, key=lambda name: -math.prod(wanted[name].shape))
+        targets = {name: _Target(wanted[name]) for name in first}
         reads = (
             ((block, name), stores[name])
             for name, target in targets.items()
@@ -189,11 +189,10 @@ class _Target:
         where = self._sharding.devices_indices_map(self._shape)
         first: dict[Range, Any] = {}
         for device, index in where.items():
-            first.setdefault(_range(index, self._shape), device)
-        local = self._sharding.addressable_devices_indices_map(self._shape)
-        self._places = {device: _range(index, self._shape) for device, index in local.items()}
-        self.ranges = list(dict.fromkeys(self._places.values()))
-        self._counted = [place for place in self.ranges if first[place] in self._places]
+            first.setdefault(range_of(index, self._shape), device)
+        local = own_ranges(self._shape, self._sharding)
+        self.ranges = list(local)
+        self._counted = [place for place, devices in local.items() if first[place] in devices]
 
     def allocate(self) -> None:
         self._buffers = {
@@ -211,13 +210,7 @@ class _Target:
         return sum(digest(self._buffers[place], [lo for lo, _ in place]) for place in self._counted)
 
     def array(self) -> jax.Array:
-        # Memory shared with NumPy could not be donated to the first step.
-        shards = [
-            jax.device_put(self._buffers[place], device, may_alias=False)
-            for device, place in self._places.items()
-        ]
-        self._buffers.clear()
-        return jax.make_array_from_single_device_arrays(self._shape, self._sharding, shards)
+        return from_host(self._shape, self._sharding, self._buffers.pop)
 
 
 def _read_ahead(
@@ -250,10 +243,6 @@ def _overlapping(store: Any, ranges: list[Range]) -> list[Range]:
         )
         for cell in sorted(found)
     ]
-
-
-def _range(index: tuple[slice, ...], shape: tuple[int, ...]) -> Range:
-    return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
 
 
 def _starts(index: tuple[slice, ...]) -> list[int]:

@@ -95,7 +95,10 @@ def test_it_is_written_for_peft_and_merged_for_transformers_and_read_back(tuned,
     assert (whole / "tokenizer.json").is_file()
     before, after = read_tensors(place / "llama"), read_tensors(whole)
     a, b = (f"base_model.model.model.layers.1.mlp.up_proj.lora_{x}.weight" for x in "AB")
-    arrays = {name: x.load() for name, x in open_file(peft, "adapter_model.safetensors").items()}
+    arrays = {
+        name: np.asarray(x.array)
+        for name, x in open_file(peft, "adapter_model.safetensors").items()
+    }
     name = "model.layers.1.mlp.up_proj.weight"
     wanted = before[name] + 4 / 2**0.5 * arrays[b] @ arrays[a]
     np.testing.assert_allclose(after[name], wanted, rtol=1e-5, atol=1e-6)
@@ -126,7 +129,7 @@ def test_adapters_of_peft_are_added_to_a_run(place, command):
         ("train", ["--adapt=mixer/gaet"], "the nearest are mixer/gate"),
         ("train", ["--adapt=mixer/*", "--alpha=0"], "alpha"),
         ("convert", ["--from-peft=/nowhere"], "--from-peft with --from-hf or --base"),
-        ("convert", ["--to-peft=/x", "--to-hf=/y"], "give --run, and either"),
+        ("convert", ["--to-peft=/x", "--to-hf=/y"], "give --run, and one of"),
     ],
 )
 def test_bad_input_is_one_line(name, args, message, command, tmp_path):

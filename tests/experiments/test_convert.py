@@ -4,11 +4,12 @@ import json
 import pathlib
 import shutil
 
+import ml_dtypes
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from gam_jax.convert.folder import read_tensors
+from gam_jax.convert.folder import open_arrays, read_tensors
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "hf_llama"
 
@@ -48,6 +49,23 @@ def test_a_folder_becomes_a_run_that_is_scored_sampled_and_written_back(
     want, found = read_tensors(folder), read_tensors(back)
     for name, array in want.items():
         np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+def test_a_run_stores_bfloat16_where_it_is_asked_to_and_writes_it_so(folder, command, tmp_path):
+    run = tmp_path / "run"
+    made = command("convert", f"--from-hf={folder}", f"--run={run}", "--param_dtype=bfloat16")
+    assert made.code == 0, made.err
+    assert json.loads((run / "config.json").read_text())["model"]["param_dtype"] == "bfloat16"
+    for name, words in {"wide": (), "stored": ("--as_stored",)}.items():
+        written = command("convert", f"--run={run}", f"--to-hf={tmp_path / name}", *words)
+        assert written.code == 0, written.err
+    wide, stored = (open_arrays(tmp_path / name) for name in ("wide", "stored"))
+    assert {array.dtype for array in wide.values()} == {"F32"}
+    assert {name for name, array in stored.items() if array.dtype == "F32"} == {"model.norm.weight"}
+    for name, array in read_tensors(folder).items():
+        rounded = array if stored[name].dtype == "F32" else array.astype(ml_dtypes.bfloat16)
+        for found in (wide, stored):
+            np.testing.assert_array_equal(found[name].array, rounded.astype(np.float32))
 
 
 @pytest.mark.parametrize(

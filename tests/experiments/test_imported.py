@@ -13,8 +13,9 @@ from experiments.imported import RATE, Imported
 from gam_jax.convert import from_hf
 from gam_jax.convert.hf import model_of
 from gam_jax.data.text import Text
-from gam_jax.optimizer import make_optimizer
-from gam_jax.training.step import init_state
+from gam_jax.master import first_values
+from gam_jax.optimizer import OptimizerConfig, make_optimizer
+from gam_jax.training.step import begun_from, init_state, make_train_step, put_batch
 from sharding.checkpoint import names
 from sharding.errors import UserError
 from sharding.layout import Layout, Parallel
@@ -120,3 +121,50 @@ def test_a_folder_that_changes_while_it_is_read_is_refused(tmp_path):
     shutil.copy(GOLDEN / "hf_qwen2" / "model.safetensors", tmp_path / "llama")
     with pytest.raises(UserError, match="has changed while it was read"):
         imported.read()
+
+
+def test_what_is_not_trained_is_read_as_it_is_stored(folder):
+    """float32 is a master's alone."""
+    imported = Imported.open(folder)
+    model = dataclasses.replace(imported.model, param_dtype="bfloat16")
+    optimizer = make_optimizer(OptimizerConfig(only="head"), 9, model.table())
+    state = init_state(model, optimizer, Layout(make_mesh(devices=jax.devices()[:1])), 0)
+    first = first_values(state.params, state.opt_state)
+    found, _ = imported.start(model.stored_table(), first)
+    wide = {name for name, leaf in names.flat(found).items() if leaf.dtype == np.float32}
+    assert wide == {"head", "final_norm/scale"}
+    begun = begun_from(state, found)
+    assert {name: leaf.dtype for name, leaf in names.flat(begun.params).items()} == {
+        name: param.dtype for name, param in names.flat(model.stored_table()).items()
+    }
+    np.testing.assert_array_equal(begun.opt_state.master["head"], from_hf(folder)[1]["head"])
+
+
+def stepped(folder, layout):
+    """The loss of a step on the folder's numbers, and the parameters after it."""
+    imported = Imported.open(folder)
+    model = imported.model
+    optimizer = make_optimizer(OptimizerConfig(warmup=0), 9, model.table())
+    state = init_state(model, optimizer, layout, 0)
+    wide, _ = imported.start(model.stored_table(), first_values(state.params, state.opt_state))
+    tokens = np.random.default_rng(0).integers(0, model.vocab, (4, 17)).astype(np.int32)
+    weights = np.ones((4, 16), np.float32)
+    batch = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:], "weights": weights}
+    step = make_train_step(model, optimizer, layout)
+    state, metrics = step(begun_from(state, wide), put_batch(model, layout, batch))
+    return float(metrics["loss"]), jax.device_get(state.params)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["hf_llama", "hf_mamba2", "hf_qwen3_moe", "hf_gemma3"])
+def test_an_imported_model_trains_a_step_on_a_mesh_as_on_one_device(name, tmp_path):
+    folder = model_folder(tmp_path / "model", name, special=())
+    mesh = make_mesh(data=2, tensor=2, devices=jax.devices()[:4])
+    loss, params = stepped(folder, Layout(mesh))
+    alone, wanted = stepped(folder, Layout(make_mesh(devices=jax.devices()[:1])))
+    assert loss == pytest.approx(alone, rel=1e-5)
+    before = names.flat(from_hf(folder)[1])
+    for path, leaf in names.flat(params).items():
+        near = np.isclose(leaf, names.flat(wanted)[path], atol=1e-5)
+        assert near.mean() > 0.99, path  # signs of gradients near zero decide a first step
+        assert (leaf != np.asarray(before[path])).any()

@@ -101,6 +101,12 @@ MIXTURES = {
     "modulated, gathered": (MoFME(), {}, (2, 1, 2, 1, 2), "fully_sharded+sequence+tensor"),
     "weighed": (SoftMixture(MLP(), 2), {}, (1, 2, 2, 1, 2), "data+sequence+tensor_tokens"),
     "one device each": (GATED, {}, (2, 2, 2), "fully_sharded+sequence+tensor_tokens"),
+    "a gated shared one": (
+        dataclasses.replace(EXPERTS, shared_hidden=24, shared_gate=True),
+        {},
+        (1, 2, 2, 1, 2),
+        "data+sequence+tensor_tokens",
+    ),
     "exchanged": (EXPERTS, {}, (1, 2, 2, 1, 2), "data+sequence+tensor"),
     "exchanged, all axes": (EXPERTS, {}, (2, 1, 2, 1, 2), "fully_sharded+sequence+tensor_tokens"),
     "exchanged, remat": (EXPERTS, {"remat": True}, (1, 2, 2, 1, 2), "data+sequence+tensor_tokens"),

@@ -125,11 +125,14 @@ VARIANTS |= {
 
 LINEAR = {name: LinearMemory(heads=4, variant=name, key_width=4, value_width=6) for name in RECIPES}
 MEMORIES = LINEAR | {
+    "shared keys": LinearMemory(heads=8, key_heads=4, key_width=4, value_width=3),
     "fused delta": FusedDelta(heads=4, short=2, long=7),
     "Mamba-2": Mamba2(head=2, state=4),
     "Mamba-2 in groups": Mamba2(head=2, state=4, groups=2, norm="norm_first"),
     "Mamba-2 without norm": Mamba2(head=2, state=4, norm="none"),
+    "Mamba-2 biased": Mamba2(head=2, state=4, conv_bias=False, in_bias=True, out_bias=True),
     "Mamba": Mamba(state=4),
+    "Mamba normed": Mamba(state=4, conv_bias=False, in_bias=True, out_bias=True, normed=True),
     "minimal GRU": MinimalRNN(expansion=2),
     "minimal LSTM": MinimalRNN(variant="lstm"),
     "written GAM": WrittenGAM(LINEAR["gated_deltanet"], kernel=4),
@@ -143,9 +146,10 @@ MEMORIES = LINEAR | {
 LATENT = LatentAttention(heads=4, latent=12, head_size=4, rotary_size=2, value_size=3, context=8192)
 BIASED = Attention(heads=4, context=64, bias=True, out_bias=True)
 MIXERS = MEMORIES | {
+    "gated attention": dataclasses.replace(PLAIN, gated=True, bias=True),
     "written GAM of attention": WrittenGAM(PLAIN, slots=16),
     "latent attention": LATENT,
-    "latent queries": dataclasses.replace(LATENT, query_latent=10),
+    "latent queries": dataclasses.replace(LATENT, query_latent=10, bias=True),
     "TCN": TCN(levels=3, factor=3, convs=2),
     "TCNCA, whole chunks": TCNCA(tcn=TCN(levels=2), chunk=4, keys=6),
     "TCNCA, chunks over shards": TCNCA(tcn=TCN(levels=2), chunk=12, keys=6, variant="simple"),
@@ -163,6 +167,8 @@ BLOCKS = {name: Block(mixer) for name, mixer in MIXERS.items()} | {
     "residual sum": Residual(GAM(slots=16, variant="sum")),
     "residual feed-forward": Residual(MLP()),
     "residual biases": Residual(BIASED),
+    "residual biases of a state space": Residual(MEMORIES["Mamba-2 biased"], norm=RMSNorm()),
+    "scaled": Block(MEMORIES["Mamba normed"], MLP(activation="relu2"), residual_scale=0.5),
     "post norm of a memory": Block(LINEAR["gla"], norm=RMSNorm(), norms="post"),
     "shallow": Shallow(Block(LINEAR["retnet"]), 2),
     "adapted": Adapted(Block(GAM(slots=16), norm=RMSNorm()), rank=2),

@@ -3,8 +3,8 @@
     python tests/golden/released.py CONFIG.PY tests/golden/released.json
 
 reads sizes out of litgpt/config.py (github.com/Lightning-AI/litgpt, at SOURCE) and writes, for each
-of NAMES, the fields of its config.json that sizes make and the number of its parameters. It needs
-torch and transformers.
+of NAMES and of OTHERS, the fields of its config.json that sizes make and the number of its
+parameters. It needs torch and transformers.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ NAMES = {
     "Mixtral-8x7B-v0.1": "Mixtral",
     "Mixtral-8x22B-v0.1": "Mixtral",
     "Qwen3-30B-A3B": "Qwen3Moe",
+    "Qwen3-235B-A22B": "Qwen3Moe",
 }
 """Model -> its class in transformers."""
 TIED = (
@@ -61,6 +62,144 @@ TIED = (
     "Phi-4-mini",
 )
 """Models whose head is the embedding, which litgpt stores twice: as their model cards count."""
+
+GPT_OSS: dict[str, Any] = {
+    "vocab_size": 201_088,
+    "hidden_size": 2880,
+    "intermediate_size": 2880,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "num_experts_per_tok": 4,
+    "sliding_window": 128,
+}
+GLM: dict[str, Any] = {
+    "vocab_size": 151_552,
+    "num_attention_heads": 96,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "attention_bias": True,
+    "num_experts_per_tok": 8,
+    "n_shared_experts": 1,
+    "partial_rotary_factor": 0.5,
+    "rope_theta": 1e6,
+}
+DEEPSEEK: dict[str, Any] = {
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+}
+DEEPSEEK_AT = (
+    "github.com/deepseek-ai/DeepSeek-V3/blob/9b4e9788e4a3a731f7567338ed15d3ec549ce03b/"
+    "inference/configs"
+)
+SLIME = "github.com/THUDM/slime/blob/624b824a898ab0ec1fcb4d373004c7f3852bf515/scripts/models"
+OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "gpt-oss-20b": (
+        "GptOss",
+        "github.com/AI-Hypercomputer/maxtext/blob/e591f30cbbf217ed67ef71263ec0538239f9c3b8/src/"
+        "maxtext/configs/models/gpt-oss-20b.yml",
+        {**GPT_OSS, "num_hidden_layers": 24, "num_local_experts": 32},
+    ),
+    "gpt-oss-120b": (
+        "GptOss",
+        "github.com/openai/gpt-oss/blob/7b583341fe16729127f6d5b94a7b09ccae97e1a1/gpt_oss/torch/"
+        "model.py",
+        {**GPT_OSS, "num_hidden_layers": 36, "num_local_experts": 128},
+    ),
+    "GLM-4.5-Air": (
+        "Glm4Moe",
+        f"{SLIME}/glm4.5-106B-A12B.sh",
+        {
+            **GLM,
+            "hidden_size": 4096,
+            "intermediate_size": 10_944,
+            "moe_intermediate_size": 1408,
+            "num_hidden_layers": 46,
+            "first_k_dense_replace": 1,
+            "n_routed_experts": 128,
+        },
+    ),
+    "GLM-4.5": (
+        "Glm4Moe",
+        f"{SLIME}/glm4.5-355B-A32B.sh",
+        {
+            **GLM,
+            "hidden_size": 5120,
+            "intermediate_size": 12_288,
+            "moe_intermediate_size": 1536,
+            "num_hidden_layers": 92,
+            "first_k_dense_replace": 3,
+            "n_routed_experts": 160,
+            "routed_scaling_factor": 2.5,
+            "use_qk_norm": True,
+        },
+    ),
+    "DeepSeek-V2-Lite": (
+        "DeepseekV2",
+        f"{DEEPSEEK_AT}/config_16B.json",
+        {
+            **DEEPSEEK,
+            "vocab_size": 102_400,
+            "hidden_size": 2048,
+            "intermediate_size": 10_944,
+            "moe_intermediate_size": 1408,
+            "num_hidden_layers": 27,
+            "first_k_dense_replace": 1,
+            "num_attention_heads": 16,
+            "n_routed_experts": 64,
+            "n_shared_experts": 2,
+            "num_experts_per_tok": 6,
+            "q_lora_rank": None,
+        },
+    ),
+    "DeepSeek-V2": (
+        "DeepseekV2",
+        f"{DEEPSEEK_AT}/config_236B.json",
+        {
+            **DEEPSEEK,
+            "vocab_size": 102_400,
+            "hidden_size": 5120,
+            "intermediate_size": 12_288,
+            "moe_intermediate_size": 1536,
+            "num_hidden_layers": 60,
+            "first_k_dense_replace": 1,
+            "num_attention_heads": 128,
+            "n_routed_experts": 160,
+            "n_shared_experts": 2,
+            "num_experts_per_tok": 6,
+            "topk_method": "group_limited_greedy",
+            "n_group": 8,
+            "topk_group": 3,
+            "routed_scaling_factor": 16.0,
+            "q_lora_rank": 1536,
+        },
+    ),
+    "DeepSeek-V3": (
+        "DeepseekV3",
+        f"{DEEPSEEK_AT}/config_671B.json",
+        {
+            **DEEPSEEK,
+            "vocab_size": 129_280,
+            "hidden_size": 7168,
+            "intermediate_size": 18_432,
+            "moe_intermediate_size": 2048,
+            "num_hidden_layers": 61,
+            "first_k_dense_replace": 3,
+            "num_attention_heads": 128,
+            "num_key_value_heads": 128,
+            "n_routed_experts": 256,
+            "n_shared_experts": 1,
+            "num_experts_per_tok": 8,
+            "n_group": 8,
+            "topk_group": 4,
+            "routed_scaling_factor": 2.5,
+            "q_lora_rank": 1536,
+        },
+    ),
+}
+"""Model -> its class in transformers, where its sizes are published, and those sizes."""
 
 
 def sizes(path: str) -> dict[str, dict[str, Any]]:
@@ -106,7 +245,7 @@ def config_of(name: str, kind: str, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def count(kind: str, config: dict[str, Any]) -> int:
-    """The parameters of the class, none of which is made."""
+    """The parameters of the class and its balance biases, none of which is made."""
     import torch
     import transformers
 
@@ -114,7 +253,15 @@ def count(kind: str, config: dict[str, Any]) -> int:
     values = {**config, "pad_token_id": None}
     with torch.device("meta"):
         model = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, name)(**values))
-    return sum(weight.numel() for weight in model.parameters())
+    named = dict(model.named_buffers())
+    biases = [x for path, x in named.items() if path.endswith("e_score_correction_bias")]
+    return sum(weight.numel() for weight in (*model.parameters(), *biases))
+
+
+def entry(kind: str, config: dict[str, Any]) -> dict[str, Any]:
+    """What is written of a model."""
+    named = {**config, "architectures": [f"{kind}ForCausalLM"]}
+    return {"parameters": count(kind, config), "config": named}
 
 
 def main(source: str, target: str) -> None:
@@ -122,10 +269,9 @@ def main(source: str, target: str) -> None:
     table = sizes(source)
     found = {}
     for name, kind in NAMES.items():
-        config = config_of(name, kind, table[name])
-        parameters = count(kind, config)
-        config["architectures"] = [f"{kind}ForCausalLM"]
-        found[name] = {"parameters": parameters, "config": config}
+        found[name] = entry(kind, config_of(name, kind, table[name]))
+    for name, (kind, _, config) in OTHERS.items():
+        found[name] = entry(kind, config)
     lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(x)}" for name, x in found.items())
     pathlib.Path(target).write_text(f"{{\n{lines}\n}}\n")
 

@@ -1,7 +1,7 @@
 """Folders of Hugging Face transformers, read and written without torch.
 
-The golden folders were written by `tests/golden/state_spaces.py`, with what transformers computes
-from them.
+The golden folders were written by `gam convert --selftest --keep=tests/golden`, with what
+transformers computes from them.
 """
 
 import importlib.util
@@ -49,13 +49,39 @@ NAMES = (
     "hf_mamba2",
     "hf_falcon_h1",
     "hf_falcon_h1_normed",
+    "hf_mamba_biased",
+    "hf_mamba2_biased",
+    "hf_falcon_h1_biased",
+    "hf_granite",
+    "hf_bamba",
+    "hf_granite4",
+    "hf_granite4_dense",
+    "hf_nemotron_h",
+    "hf_nemotron_h_moe",
+    "hf_jamba",
     "hf_mixtral",
     "hf_qwen3_moe",
     "hf_deepseek_v3",
     "hf_deepseek_v3_plain",
+    "hf_qwen3_next",
+    "hf_qwen3_5",
+    "hf_qwen3_5_moe",
+    "hf_olmo_hybrid",
+    "hf_kimi_linear",
+    "hf_deepseek_v3_odd",
+    "hf_deepseek_v3_dense",
+    "hf_deepseek_v2",
+    "hf_glm4_moe",
+    "hf_gpt_oss",
 )
+"""Of classes of transformers."""
 PARSCALE = "hf_parscale"  # by its official code, see tests/golden/parscale.py
-every_folder = pytest.mark.parametrize("name", [*NAMES, PARSCALE])
+LIBRARY = ("hf_gla", "hf_gla_convolved", "hf_delta_net", "hf_gated_deltanet", "hf_retnet")
+"""By the code of flash-linear-attention, see tests/golden/fla_models.py."""
+EVERY = (*NAMES, PARSCALE, *LIBRARY)
+every_folder = pytest.mark.parametrize("name", EVERY)
+ALIKE = ("hf_qwen2_sliding", "hf_olmo2", "hf_qwen3_5_moe", "hf_gla_convolved")
+"""Folders whose logits are found by the same code as those of another."""
 
 
 def arrays_of(folder):
@@ -64,10 +90,7 @@ def arrays_of(folder):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(n, marks=[pytest.mark.slow] if n in ("hf_qwen2_sliding", "hf_olmo2") else [])
-        for n in (*NAMES, PARSCALE)
-    ],
+    [pytest.param(n, marks=[pytest.mark.slow] if n in ALIKE else []) for n in EVERY],
 )
 def test_logits_are_those_of_transformers(name):
     model, params = from_hf(GOLDEN / name)
@@ -98,6 +121,28 @@ VARIANTS = (
     "hf_falcon_h1_normed",
     "hf_mixtral",
     "hf_deepseek_v3_plain",
+    "hf_mamba_biased",
+    "hf_mamba2_biased",
+    "hf_falcon_h1_biased",
+    "hf_granite",
+    "hf_bamba",
+    "hf_granite4",
+    "hf_granite4_dense",
+    "hf_nemotron_h",
+    "hf_nemotron_h_moe",
+    "hf_jamba",
+    "hf_qwen3_5",
+    "hf_qwen3_5_moe",
+    "hf_qwen3_next",
+    "hf_olmo_hybrid",
+    "hf_kimi_linear",
+    "hf_gla",
+    "hf_gla_convolved",
+    "hf_delta_net",
+    "hf_gated_deltanet",
+    "hf_deepseek_v3_dense",
+    "hf_deepseek_v2",
+    "hf_glm4_moe",
 )
 """Of what is in another folder: they write text with the same caches."""
 
@@ -105,8 +150,8 @@ VARIANTS = (
 @pytest.mark.parametrize(
     "name",
     slow_unless_chosen(
-        [(name,) for name in (*NAMES, PARSCALE)],
-        [(name,) for name in (*NAMES, PARSCALE) if name not in VARIANTS],
+        [(name,) for name in EVERY],
+        [(name,) for name in EVERY if name not in VARIANTS],
     ),
 )
 def test_greedy_text_is_that_of_transformers(name):
@@ -123,7 +168,9 @@ def test_greedy_text_is_that_of_transformers(name):
 def test_there_and_back_is_the_identity_in_one_file_or_in_many(name, shard_bytes, tmp_path):
     model, params = from_hf(GOLDEN / name)
     config, tensors = arrays_of(GOLDEN / name)
-    to_hf(model, params, tmp_path / "out", shard_bytes, config["architectures"][0])
+    beside = {"config.json": (GOLDEN / name / "config.json").read_bytes()}
+    official = config["architectures"][0]
+    to_hf(model, params, tmp_path / "out", shard_bytes, official, source=beside)
     assert (len(list((tmp_path / "out").glob("*.safetensors"))) > 1) == (shard_bytes == 5_000)
     again, same = arrays_of(tmp_path / "out")
     assert same.keys() == tensors.keys()
@@ -166,7 +213,10 @@ def test_biases_of_llama_go_both_ways():
     ("changes", "message"),
     [
         ({"architectures": ["LlamaForCausalLN"]}, "did you mean 'LlamaForCausalLM'"),
-        ({"architectures": None}, "unknown architecture 'None'.*known are .*Qwen2ForCausalLM"),
+        (
+            {"architectures": None},
+            "unknown architecture 'None'; choose one of: Bamba.*SmolLM3ForCausalLM",
+        ),
         ({"rope_parameters": {"rope_type": "axial"}}, "rope_type='axial'.*not known"),
         ({"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "no rope_scaling.factor"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'.*'silu' alone"),
@@ -188,10 +238,10 @@ def test_what_is_not_known_is_refused_in_one_line(changes, message):
     [
         ("hf_falcon_h1", {"scale": 2.0}, "no such positions: scale=2.0"),
         ("hf_falcon_h1", {"turned": 2}, "no such positions: turned=2"),
-        ("hf_falcon_h1", {"neighbours": True}, "halves of heads"),
+        ("hf_falcon_h1", {"neighbours": True}, "neighbours=False where"),
         ("hf_llama", {"neighbours": True}, "neighbours=False where"),
         ("hf_llama", {"kind": "linear", "factor": 2.0, "slow": 3.0}, "no such positions: .*slow"),
-        ("hf_deepseek_v3", {"kind": "linear", "factor": 2.0}, "plain positions, or those of YaRN"),
+        ("hf_deepseek_v3", {"turned": 2}, "no such positions: turned=2"),
     ],
 )
 def test_positions_that_a_class_does_not_have_are_refused(name, changes, message):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from gam_jax.convert.hf import read_folder
+from gam_jax.convert.hf import open_hf
 from gam_jax.convert.new_tokens import tokenizer_of, with_rows, with_tokens
 from gam_jax.convert.source import read_source
 from sharding.errors import UserError
@@ -54,7 +54,7 @@ def test_the_lists_of_added_tokens_that_a_folder_has_name_them_too(folder):
     ("known", "vocab", "ids"), [(31, 48, (31, 32)), (47, 50, (47, 48, 49)), (48, 50, (48, 49))]
 )
 def test_new_rows_are_the_mean_of_the_old_and_the_rest_stays_bit_for_bit(golden, known, vocab, ids):
-    model, params = read_folder(GOLDEN / golden)
+    model, params = open_hf(GOLDEN / golden)
     grown = with_rows(model.table(), params, known, vocab, ids)
     for name in ("embedding", "head") if golden == "hf_llama" else ("embedding",):
         old, new = params[name], grown[name]

@@ -68,20 +68,13 @@ def test_bounds_of_the_step_are_read_however_infinity_is_written():
         assert (model.block.inner.dt_min, model.block.inner.dt_max) == (0.5, wanted)
 
 
-def test_no_convolution_bias_is_a_bias_of_zeros():
-    config, tensors = opened("hf_mamba")
-    bare = {name: x for name, x in tensors.items() if not name.endswith("conv1d.bias")}
-    _, params = read({**config, "use_conv_bias": False}, bare)
-    assert not np.any(params["blocks"]["inner"]["conv_bias"])
-
-
 @pytest.mark.parametrize(
     ("name", "change", "words"),
     [
-        ("hf_mamba", {"use_bias": True}, "use_bias=True"),
+        ("hf_mamba", {"use_bias": True}, "no 'backbone.layers.0.mixer.in_proj.bias'"),
         ("hf_mamba", {"intermediate_size": 40}, "not a whole number"),
         ("hf_mamba2", {"hidden_act": "gelu"}, "hidden_act='gelu'"),
-        ("hf_falcon_h1", {"attention_bias": True}, "attention_bias=True"),
+        ("hf_falcon_h1", {"projectors_bias": True}, "no 'model.layers.0.mamba.out_proj.bias'"),
         ("hf_falcon_h1", {"rope_parameters": {"rope_type": "axial"}}, "rope_type='axial'"),
     ],
 )
@@ -107,11 +100,20 @@ def falcon(**changes):
     ("official", "block", "words"),
     [
         ("MambaForCausalLM", Block(GAM(slots=8)), "has a Residual where this model has a Block"),
-        ("MambaForCausalLM", Residual(Mamba()), "has a RMSNorm where"),
-        ("MambaForCausalLM", Residual(Mamba(), RMSNorm(eps=0.1)), "one epsilon"),
+        ("MambaForCausalLM", Residual(Mamba()), "block.norm.layer='RMSNorm' where"),
+        ("MambaForCausalLM", Residual(Mamba(), RMSNorm(eps=0.1)), "block.norm.eps=1e-05 where"),
+        (
+            "MambaForCausalLM",
+            Residual(Mamba(out_bias=True), RMSNorm()),
+            "block.inner.out_bias=False where",
+        ),
         ("Mamba2ForCausalLM", Residual(Mamba(), RMSNorm()), "has a Mamba2 where"),
-        ("Mamba2ForCausalLM", Residual(Mamba2(head=4, norm="none"), RMSNorm()), "after the gate"),
-        ("FalconH1ForCausalLM", falcon(), "a SwiGLU without biases"),
+        (
+            "Mamba2ForCausalLM",
+            Residual(Mamba2(head=4, norm="none"), RMSNorm()),
+            "norm='gate_first'",
+        ),
+        ("FalconH1ForCausalLM", falcon(), "activation='swiglu' where"),
         ("FalconH1ForCausalLM", falcon(form="parallel"), "sequential blocks"),
     ],
 )

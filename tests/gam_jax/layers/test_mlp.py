@@ -51,6 +51,20 @@ def test_it_is_the_formula(activation, bias):
     np.testing.assert_allclose(apply(layer, params, x)[0], want, atol=1e-5)
 
 
+def test_the_clamped_one_is_the_formula():
+    layer = MLP(width=8, hidden=12, activation="clamped_swiglu", alpha=1.3, clamp=0.9)
+    params, x = params_of(layer), inputs(2, 3)
+    p = {name: np.asarray(array, np.float64) for name, array in params.items()}
+    wide = np.asarray(x, np.float64)
+    hidden, gate = (wide @ p[f"w_{name}"] + p[f"b_{name}"] for name in ("in", "gate"))
+    assert all(found.any() for found in (np.abs(hidden) > 0.9, gate > 0.9, gate < -0.9))
+    gate = np.where(gate > 0.9, 0.9, gate)
+    hidden = np.where(np.abs(hidden) > 0.9, 0.9 * np.sign(hidden), hidden)
+    hidden = (1 + hidden) * gate / (1 + np.exp(-1.3 * gate))
+    want = hidden @ p["w_out"].T + p["b_out"]
+    np.testing.assert_allclose(apply(layer, params, x)[0], want, atol=1e-5)
+
+
 def test_an_unknown_activation_is_refused():
     with pytest.raises(ValueError, match=r"swish.*swiglu"):
         MLP(activation="swish")

@@ -1,0 +1,1 @@
+"""Whether folders of Hugging Face transformers mean here what they mean there."""
