@@ -204,4 +204,4 @@ def kept(page: str, name: str, text: str) -> str:
     """A page with the table of a machine between its marks, in place of the one before."""
     begin, end = f"<!-- every layer: {name} -->", "<!-- end -->"
     part = re.compile(rf"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    return part.sub(lambda _: f"{begin}\n{text}\n{end}", page)
+    return part.sub(lambda _: f"{begin}\n\n{text}\n\n{end}", page)

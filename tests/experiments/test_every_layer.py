@@ -40,7 +40,7 @@ def test_the_table_goes_where_the_marks_are():
     assert text.endswith("| `GAM` | 1,234 | no room | 4 | - | 2.5 |")
     page = "a\n<!-- every layer: v5e:2x2 -->\nold\n<!-- end -->\nb"
     once = kept(page, "v5e:2x2", text)
-    assert once == f"a\n<!-- every layer: v5e:2x2 -->\n{text}\n<!-- end -->\nb"
+    assert once == f"a\n<!-- every layer: v5e:2x2 -->\n\n{text}\n\n<!-- end -->\nb"
     assert kept(once, "v5e:2x2", text) == once
     assert kept(once, "h100:1x4", text) == once
 
