@@ -103,7 +103,7 @@ NEXT: Values = {
     "attention_bias": (True, False),
     "num_key_value_heads": (1, 2, 4),
     "rope_parameters": tuple({**one, "partial_rotary_factor": 0.5} for one in (DEFAULT, LINEAR)),
-    "linear_num_value_heads": (3, 6, 9),
+    "linear_num_value_heads": (2, 4, 6),
     "linear_key_head_dim": (3, 4),
     "linear_value_head_dim": (2, 5),
     "linear_conv_kernel_dim": (2, 4),

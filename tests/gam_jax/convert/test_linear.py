@@ -116,7 +116,7 @@ def test_what_released_folders_say_besides_is_read():
 TOLD_OTHERWISE = {
     "linear_attn_config": {
         "head_dim": 4,
-        "num_heads": 3,
+        "num_heads": 2,
         "short_conv_kernel_size": 3,
         "full_attn_layers": [2],
         "kda_layers": [1, 3],
@@ -172,7 +172,7 @@ def test_olmo_hybrid_turns_where_it_has_a_base_and_its_norms_have_two_names():
         ("hf_qwen3_5", {"layer_types": ["sliding_attention"] * 3}, "linear_attention or full"),
         ("hf_qwen3_5", {"linear_num_key_heads": 4}, "does not divide linear_num_value_heads=6"),
         ("hf_qwen3_5", {"linear_conv_kernel_dim": 1}, "whole number from 2"),
-        ("hf_qwen3_5", {"linear_num_key_heads": 2}, r"conv1d.weight' has .*\(46, 1, 3\)"),
+        ("hf_qwen3_5", {"linear_num_key_heads": 3}, r"conv1d.weight' has .*\(46, 1, 3\)"),
         ("hf_qwen3_next", {"mlp_only_layers": [0]}, "layers.0.mlp.gate_proj.weight"),
         ("hf_gla", {"attn": {"layers": [1], "num_heads": 2}}, "attn="),
         ("hf_gla", {"num_kv_heads": 1}, "num_kv_heads=1"),
