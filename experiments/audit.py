@@ -2,23 +2,30 @@
 
   gam audit --emulate=8 --mesh=data=2,seq=2,tensor=2
   gam audit --emulate=64 --mesh=data=64 --config.parallel.preset=fully_sharded
+  gam audit --topology=v5e:4x4 --config.parallel.preset=fully_sharded
 
 Nothing is trained: the step is lowered for the mesh, its collectives are counted in its jaxpr
 and priced as rings, and the compiler tells what a device needs for arrays. --nocompile leaves the
 compiler out, for meshes of very many devices.
+
+With --topology the compiler is that of a machine which need not be there: a slice of TPUs, as
+v5e:4x4 (v5e:4x4*2 for two of them), or hosts of GPUs, as h100:2x8. It needs the extra `compilers`.
+--every-layer compiles a small model of each layer for it, of four devices: docs/accelerators.md.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from typing import Any
 
-import jax
 from absl import flags
+from jax.sharding import NamedSharding, PartitionSpec
 from rich.table import Table as TextTable
 
-from experiments import cli
+from experiments import cli, every_layer
+from experiments.abstract_step import lowered
 from experiments.adapt import adapt_from_flags, define_adapter_flags
 from experiments.config_flags import define_config_flag, experiment_from_flags
 from experiments.devices import define_device_flags, layout_from_flags
@@ -30,14 +37,16 @@ from gam_jax.master import Mastered
 from gam_jax.models import LanguageModel
 from gam_jax.nested import with_held
 from gam_jax.optimizer import make_optimizer
+from gam_jax.params import shardings
 from gam_jax.traffic import has_formula, state_bytes, step_traffic
 from gam_jax.training.checks import check_batch, check_fits
 from gam_jax.training.experiment import Experiment
-from gam_jax.training.step import abstract_state, make_train_step, state_shardings
+from gam_jax.training.step import abstract_state, batch_specs, state_shardings
 from sharding import cost
 from sharding.errors import UserError
 from sharding.layout import Layout, bytes_held
 from sharding.messages import Kind, Total, compiled_messages, messages_of, totals
+from sharding.topology import GPUS, TPUS, Topology, compiled, topology
 
 LONGER = (1, 4, 16)
 """Multiples of the window at which traffic over split tokens is counted."""
@@ -47,6 +56,17 @@ def define_flags() -> None:
     """The command line."""
     define_config_flag()
     flags.DEFINE_bool("compile", True, "Ask the compiler too: memory, and bytes in its program.")
+    flags.DEFINE_string(
+        "topology",
+        "",
+        f"Compile for that machine: NAME:SHAPE, or *SLICES after it, of {', '.join(TPUS)}; "
+        f"NAME:HOSTSxGPUS of {', '.join(GPUS)}.",
+    )
+    flags.DEFINE_bool(
+        "every_layer",
+        False,
+        f"Compile a small step of every layer for --topology, and write {every_layer.PAGE}.",
+    )
     flags.DEFINE_bool("json", False, "Print one JSON object.")
     define_adapter_flags()
     define_device_flags()
@@ -55,15 +75,35 @@ def define_flags() -> None:
 def main() -> None:
     """Counts, compares and prints."""
     args = flags.FLAGS
+    if args.every_layer:
+        _every_layer(args.topology)
+        return
     experiment = unread(adapt_from_flags(experiment_from_flags()))
-    layout = layout_from_flags(experiment.parallel)
+    machine = topology(args.topology) if args.topology else None
+    layout = layout_from_flags(experiment.parallel, topology=machine)
     check_batch(experiment, layout)
     check_fits(experiment, layout)
-    result = audit(experiment, layout, args.compile)
+    result = audit(experiment, layout, args.compile, machine)
     if args.json:
         print(json.dumps(result))
     else:
         _print(result)
+
+
+def _every_layer(name: str) -> None:
+    """Prints the table of all layers, and writes it where the page has a place for it."""
+    if not name:
+        raise UserError("--every-layer needs a machine: give --topology, as v5e:2x2")
+    machine = topology(name)
+
+    def say(row: every_layer.Row) -> None:
+        print(every_layer.table([row]).splitlines()[-1], file=sys.stderr, flush=True)
+
+    text = every_layer.table(list(every_layer.rows(machine, say)))
+    print(text)
+    if every_layer.PAGE.is_file():
+        page = every_layer.PAGE.read_text(encoding="utf-8")
+        every_layer.PAGE.write_text(every_layer.kept(page, name, text), encoding="utf-8")
 
 
 def unread(experiment: Experiment) -> Experiment:
@@ -84,9 +124,18 @@ def unread(experiment: Experiment) -> Experiment:
     return dataclasses.replace(experiment, model=model.fitted(Unread(data)))
 
 
-def audit(experiment: Experiment, layout: Layout, compiles: bool) -> dict[str, Any]:
-    """Communication and memory of a training step, as JSON values; bytes are of one device."""
-    step, state, batch = _lowered(experiment, layout)
+def audit(
+    experiment: Experiment, layout: Layout, compiles: bool, machine: Topology | None = None
+) -> dict[str, Any]:
+    """Communication and memory of a training step, as JSON values; bytes are of one device.
+
+    Args:
+      experiment: with a model that is fitted to its data.
+      layout: the mesh, of the machine's devices if there is one.
+      compiles: whether to ask the compiler.
+      machine: whose compiler; that of JAX's own devices if None.
+    """
+    step, state, batch = lowered(experiment, layout)
     counted = totals(messages_of(step, state, batch))
     formula = expected_traffic(experiment, layout)
     expected = {} if formula is None else formula
@@ -99,7 +148,11 @@ def audit(experiment: Experiment, layout: Layout, compiles: bool) -> dict[str, A
         "memory": state_memory(experiment, layout),
         "memory_by_formula": memory_by_formula(experiment, layout),
     }
-    if compiles:
+    if compiles and machine is not None:
+        found = dataclasses.asdict(compiled(step, (state, batch), machine))
+        by_formula = {"arguments_by_formula": argument_bytes(experiment, layout)}
+        result["topology"] = {"name": machine.name, **found, **by_formula}
+    elif compiles:
         program = step.lower(state, batch).compile()
         analysis = program.memory_analysis()
         result["memory"] |= {
@@ -109,22 +162,6 @@ def audit(experiment: Experiment, layout: Layout, compiles: bool) -> dict[str, A
         sent = sum(message.sent for message in compiled_messages(program.as_text()))
         result["compiled_sent"] = sent
     return result
-
-
-def _lowered(experiment: Experiment, layout: Layout) -> tuple[Any, Any, Any]:
-    """The step and abstract arguments for it."""
-    model, settings = experiment.model, experiment.train
-    optimizer = make_optimizer(experiment.optimizer, settings.steps, model.table())
-    step = make_train_step(model, optimizer, layout, settings.accumulate)
-    return step, abstract_state(model, optimizer), abstract_batch(experiment)
-
-
-def abstract_batch(experiment: Experiment) -> dict[str, Any]:
-    """Shapes of a training batch: [rows, ...], or [accumulate, rows / accumulate, ...]."""
-    settings = experiment.train
-    parts = (settings.accumulate,) if settings.accumulate > 1 else ()
-    rows = experiment.data.batch(settings.batch // settings.accumulate)
-    return {name: jax.ShapeDtypeStruct((*parts, *x.shape), x.dtype) for name, x in rows.items()}
 
 
 def expected_traffic(experiment: Experiment, layout: Layout) -> dict[Kind, Total] | None:
@@ -178,6 +215,17 @@ def memory_by_formula(experiment: Experiment, layout: Layout) -> dict[str, int]:
     return {"parameters": found.parameters, "optimizer state": found.optimizer, **master}
 
 
+def argument_bytes(experiment: Experiment, layout: Layout) -> int:
+    """What a step is given on each device: state by formula, the batch, the step and the key."""
+    settings, model = experiment.train, experiment.model
+    _, state, batch = lowered(experiment, layout)
+    placed = shardings(batch_specs(model, layout, settings.accumulate), layout)
+    whole = NamedSharding(layout.mesh, PartitionSpec())
+    scalars = (state.step, state.key)
+    held = bytes_held(batch, placed) + bytes_held(scalars, (whole, whole))
+    return state_bytes(model, experiment.optimizer, layout).total + held
+
+
 def longer_sequences(experiment: Experiment, layout: Layout) -> list[dict[str, int]]:
     """Bytes sent over `seq` in a step as windows grow, beside those of ring attention."""
     shards, data = layout.mesh.shape["seq"], experiment.data
@@ -192,7 +240,7 @@ def longer_sequences(experiment: Experiment, layout: Layout) -> list[dict[str, i
             model=with_context(model, multiple),
             data=dataclasses.replace(data, window=window),
         )
-        counted = totals(messages_of(*_lowered(longer, layout)))
+        counted = totals(messages_of(*lowered(longer, layout)))
         kinds = (kind for kind in counted if kind[1] == ("seq",) and kind[0] != "all_reduce")
         sent = sum(counted[kind].sent for kind in kinds)  # sums are of gradients
         ring = model.depth * cost.ring_attention(rows, window, model.width, shards)
@@ -228,11 +276,33 @@ def _print(result: dict[str, Any]) -> None:
         formula = result["memory_by_formula"].get(name)
         memory.add_row(name, f"{size:,}", "-" if formula is None else f"{formula:,}")
     print_table(memory)
+    if "topology" in result:
+        _print_machine(result["topology"])
     if result["longer"]:
         longer = TextTable("tokens", "sent over seq", "ring attention would send")
         for row in result["longer"]:
             longer.add_row(*(f"{value:,}" for value in row.values()))
         print_table(longer)
+
+
+def _print_machine(found: dict[str, Any]) -> None:
+    """What a machine's compiler made of the step."""
+    answer = {True: "it fits", False: "it does not fit", None: "it does not compile"}
+    print(f"{found['name']}: {answer[found['fits']]} (compiled in {found['seconds']:.1f} s)")
+    if found["reason"]:
+        print(found["reason"])
+    memory = TextTable("on each device, by its compiler", "bytes", "by formula")
+    for name, size, formula in (
+        ("arguments", found["arguments"], found["arguments_by_formula"]),
+        ("held at most", found["held"], None),
+        ("memory for programs", found["memory"], None),
+        ("sent", found["sent"], None),
+    ):
+        memory.add_row(name, *("-" if x is None else f"{x:,}" for x in (size, formula)))
+    print_table(memory)
+    if found["collectives"]:
+        counts = (f"{name} {count:,}" for name, count in found["collectives"].items())
+        print(f"collectives: {', '.join(counts)}")
 
 
 if __name__ == "__main__":

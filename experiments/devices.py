@@ -7,8 +7,10 @@ import sys
 from absl import flags
 
 from sharding import machine, processes
+from sharding.errors import UserError
 from sharding.layout import Layout, Parallel
 from sharding.mesh import mesh_from_text
+from sharding.topology import Topology
 
 
 def define_device_flags() -> None:
@@ -27,17 +29,28 @@ def define_device_flags() -> None:
     flags.DEFINE_integer("emulate", 0, "Run on that many emulated CPU devices.", 0)
 
 
-def layout_from_flags(parallel: Parallel = Parallel(), *, one_device: bool = False) -> Layout:
+def layout_from_flags(
+    parallel: Parallel = Parallel(),
+    *,
+    one_device: bool = False,
+    topology: Topology | None = None,
+) -> Layout:
     """Joins the job's other processes, if any, and lays out the mesh that the flags ask for.
 
     Args:
       parallel: what the axes are used for.
       one_device: without --mesh, take one device and not all of them.
+      topology: devices to compile for, in place of those of this job.
 
     Raises:
       UserError: a mesh that the devices or the preset do not fit.
     """
     args = flags.FLAGS
+    if topology is not None:
+        if args.emulate:
+            raise UserError("--topology and --emulate both say which devices there are: give one")
+        mesh = mesh_from_text(args.mesh, args.across, topology.devices, topology.hosts)
+        return Layout(mesh, parallel)
     if args.emulate:
         processes.emulate(args.emulate)
     else:

@@ -20,6 +20,8 @@ class Axes:
         (stream, row); 0 where they are the batch's rows and no more.
       expert: axis that further splits the batch, between layers whose experts it splits.
       splits: (logical axis, mesh axis) for every logical axis that is split, see `rules`.
+      backend: what the devices are, "cpu", "gpu" or "tpu", where an op has a program for each;
+        None for JAX's default.
     """
 
     data: str | None = None
@@ -28,6 +30,7 @@ class Axes:
     streams: int = 0
     expert: str | None = None
     splits: tuple[tuple[str, str], ...] = ()
+    backend: str | None = None
 
     def of(self, logical: str) -> str | None:
         """The mesh axis that splits a logical axis ("channel", "slot", "ffn", "vocab", ...)."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from sharding.axes import Axes
 from sharding.errors import UserError
@@ -127,6 +127,7 @@ class Layout:
             residual=self._split("tensor") if tokens else None,
             expert=self._split("expert"),
             splits=tuple(sorted(splits.items())),
+            backend=self._backend,
         )
 
     @property
@@ -217,6 +218,12 @@ class Layout:
     def row_parts(self) -> int:
         """How many parts the rows of a batch are split into."""
         return math.prod(self._size(name) for name in self.axes.rows)
+
+    @property
+    def _backend(self) -> str | None:
+        """What the devices are, if they are any: an abstract mesh has none."""
+        mesh = self.mesh
+        return None if isinstance(mesh, AbstractMesh) else mesh.devices.flat[0].platform
 
     def _size(self, name: str) -> int:
         return self.mesh.shape.get(name, 1)

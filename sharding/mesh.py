@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from sharding.errors import UserError
@@ -28,6 +29,7 @@ def make_mesh(
     stream: int = 1,
     expert: int = 1,
     devices: Sequence[Any] | None = None,
+    hosts: Sequence[int] | None = None,
     across: Mapping[str, int] | None = None,
 ) -> Mesh:
     """A mesh over all of `AXIS_NAMES` from the first devices there are.
@@ -41,6 +43,7 @@ def make_mesh(
       stream: devices that parallel streams are split over.
       expert: devices that the experts of a mixture are split over.
       devices: to choose from; all if None.
+      hosts: a number for the fast network that each of them is on; by `host_of` if None.
       across: how many hosts each axis crosses, where the devices are on several; what is left of
         an axis lies inside a host. The outermost axes cross first if None.
 
@@ -60,11 +63,26 @@ def make_mesh(
             f"but there are {len(devices)}: ask for a smaller mesh"
         )
     devices = devices[:needed]
-    types = (AxisType.Auto,) * len(AXIS_NAMES)
-    if len({host_of(device) for device in devices}) == 1 and not across:
-        return jax.make_mesh(sizes, AXIS_NAMES, axis_types=types, devices=devices)
-    places = arrange([host_of(device) for device in devices], sizes, across)
-    return Mesh(np.asarray(devices, dtype=object)[places], AXIS_NAMES, axis_types=types)
+    on = [host_of(device) for device in devices] if hosts is None else list(hosts)[:needed]
+    if len(set(on)) == 1 and not across:
+        placed = _on_one_network(sizes, devices)
+    else:
+        placed = np.asarray(devices, dtype=object)[arrange(on, sizes, across)]
+    return Mesh(placed, AXIS_NAMES, axis_types=(AxisType.Auto,) * len(AXIS_NAMES))
+
+
+def _on_one_network(sizes: tuple[int, ...], devices: list[Any]) -> np.ndarray:
+    """Devices where the mesh's axes lie well in the network: on TPUs a torus.
+
+    An axis of the torus may have to be shared by two of the mesh.
+    """
+    try:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    except (AssertionError, NotImplementedError, ValueError) as error:
+        raise UserError(
+            f"mesh {in_words(dict(zip(AXIS_NAMES, sizes, strict=True)))} is no whole part of the "
+            f"torus that its {len(devices)} devices are of: use all devices, or other sizes"
+        ) from error
 
 
 def in_words(sizes: Mapping[str, int]) -> str:
@@ -159,7 +177,12 @@ def parse_axes(text: str, what: str = "--mesh") -> dict[str, int]:
     return sizes
 
 
-def mesh_from_text(text: str, across: str = "", devices: Sequence[Any] | None = None) -> Mesh:
+def mesh_from_text(
+    text: str,
+    across: str = "",
+    devices: Sequence[Any] | None = None,
+    hosts: Sequence[int] | None = None,
+) -> Mesh:
     """The mesh that a command line asks for.
 
     Args:
@@ -167,6 +190,7 @@ def mesh_from_text(text: str, across: str = "", devices: Sequence[Any] | None = 
         all devices on `data`.
       across: as "data=2", see `make_mesh`; empty for its default.
       devices: to choose from; all if None.
+      hosts: see `make_mesh`.
 
     Raises:
       UserError: see `parse_axes` and `make_mesh`; several processes whose devices are not all in
@@ -185,9 +209,8 @@ def mesh_from_text(text: str, across: str = "", devices: Sequence[Any] | None = 
                 f"change them"
             )
         sizes[rest[0]] = len(devices) // given
-    mesh = make_mesh(
-        **sizes, devices=devices, across=parse_axes(across, "--across") if across else None
-    )
+    crossed = parse_axes(across, "--across") if across else None
+    mesh = make_mesh(**sizes, devices=devices, hosts=hosts, across=crossed)
     if jax.process_count() > 1 and mesh.size != len(devices):
         raise UserError(
             f"--mesh={text} uses {mesh.size} of {len(devices)} devices: with several processes "

@@ -155,16 +155,31 @@ _COLLECTIVE = re.compile(
 _ARRAY = re.compile(r"(pred|[a-z]+\d+)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:body|to_apply|calls|condition)=%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_CONSTANT = re.compile(r"= [su]\d+\[\]\S* constant\((\d+)\)")
+_CHAIN = re.compile(r'chain_id="(\w+)"')
+"""A TPU's compiler writes a collective that overlaps with products into each of these, under one
+number: each sends a part of it."""
+
+Bodies = Mapping[str, list[str]]
+"""Lines of the computations of a compiled program."""
+_Found = tuple[str, Message]
+"""A message, and the number that its parts have in common; "" for one that is whole."""
 
 
 def compiled_messages(text: str) -> list[Message]:
     """What a compiled program sends when it runs once, from its text (`compiled.as_text()`).
 
     Compilers merge collectives and forget the names of axes, so counts are smaller than in the
-    jaxpr and axes are (); bytes by collective and number of devices are comparable.
+    jaxpr and axes are (); bytes by collective and number of devices are comparable. A TPU's
+    compiler also makes one collective of another (of a reduce-scatter an all-reduce) and sends
+    arrays as they lie in tiles, so that of its programs the kinds alone are.
+
+    A loop turns as often as its text says or, if that says nothing, as the one constant of its
+    condition.
 
     Raises:
-      ValueError: a collective in a loop whose turns the compiler does not know.
+      ValueError: a collective in a loop whose turns the text does not tell.
     """
     entry, bodies = "", collections.defaultdict(list)
     name = ""
@@ -174,20 +189,33 @@ def compiled_messages(text: str) -> list[Message]:
             entry = name if line.startswith("ENTRY") else entry
         elif name:
             bodies[name].append(line)
-    return _merged(_walk_compiled(entry, bodies))
+    return _merged(message for _, message in _walk_compiled(entry, bodies))
 
 
-def _walk_compiled(name: str, bodies: Mapping[str, list[str]]) -> Iterator[Message]:
+def _walk_compiled(name: str, bodies: Bodies) -> list[_Found]:
+    every: list[_Found] = []
     for line in bodies.get(name, ()):
         if found := _COLLECTIVE.search(line):
-            yield _compiled_message(line, found)
+            chain = _CHAIN.search(line)
+            every.append((chain[1] if chain else "", _compiled_message(line, found)))
             continue
-        inner = [m for called in _CALLED.findall(line) for m in _walk_compiled(called, bodies)]
-        trips = _TRIPS.search(line)
-        if " while(" in line and inner and trips is None:
-            raise ValueError(f"a collective in a loop of unknown length: {line.strip()[:80]}")
-        turns = int(trips.group(1)) if trips and " while(" in line else 1
-        yield from (message.times(turns) for message in inner)
+        inner = [one for called in _CALLED.findall(line) for one in _walk_compiled(called, bodies)]
+        turns = _turns(line, bodies) if " while(" in line and inner else 1
+        every += [(chain, message.times(turns)) for chain, message in inner]
+    known: set[str] = set()
+    return [one for one in every if not one[0] or not (one[0] in known or known.add(one[0]))]
+
+
+def _turns(line: str, bodies: Bodies) -> int:
+    """How often a loop turns."""
+    if trips := _TRIPS.search(line):
+        return int(trips[1])
+    condition = _CONDITION.search(line)
+    lines = bodies.get(condition[1], ()) if condition else ()
+    counts = {count for line in lines for count in _CONSTANT.findall(line)}
+    if len(counts) != 1:
+        raise ValueError(f"a collective in a loop of unknown length: {line.strip()[:80]}")
+    return int(counts.pop())
 
 
 def _compiled_message(line: str, found: re.Match[str]) -> Message:
@@ -199,8 +227,8 @@ def _compiled_message(line: str, found: re.Match[str]) -> Message:
     devices = 2 if collective == "permute" else _group(line)
     if collective == "all_gather" and not found["start"]:
         size //= devices  # the result is what the text shows
-    if collective == "reduce_scatter":
-        size *= devices
+    if collective == "reduce_scatter" and not found["start"]:
+        size *= devices  # likewise; one that starts shows its operand first
     return Message(collective, (), devices, size)
 
 

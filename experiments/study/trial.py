@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from experiments.audit import abstract_batch
+from experiments.abstract_step import abstract_batch
 from experiments.study.declare import Arm, Begins
 from gam_jax.data.base import Data, Dataset
 from gam_jax.optimizer import make_optimizer

@@ -228,6 +228,7 @@ class Attention(Layer):
             sinks=params.get("sinks"),
             shared=self._shared(prefix),
             spans=spans,
+            backend=axes.backend,
         )
         after = {"key": cache[0], "value": cache[1], **prefix}
         after["position"] = position + total if spans is None else spans.after

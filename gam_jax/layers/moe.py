@@ -331,7 +331,9 @@ class MoE(Layer):
 
         def run(x: Array, owner: Array, weights: Array, most: int) -> Array:
             own = params["w_in"].shape[0]
-            groups = grouped.make_groups(owner.reshape(-1), own, most, self.method)
+            groups = grouped.make_groups(
+                owner.reshape(-1), own, most, self.method, backend=axes.backend
+            )
             place = groups.place.reshape(owner.shape)
             rows = grouped.spread(x, groups.source, place)
             rows = self._through_experts(params, rows, groups, axes)

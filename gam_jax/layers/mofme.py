@@ -105,6 +105,7 @@ class MoFME(Layer):
             params["modulation_bias"],
             axes.of("expert"),
             self.method,
+            axes.backend,
         )
         return self.adaptor(params["adaptor"], mixed.reshape(x.shape), None, axes, key=keys[1])
 

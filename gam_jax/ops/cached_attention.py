@@ -138,6 +138,7 @@ def attend_spans(
     sinks: Float[Array, H] | None = None,
     shared: Shared | None = None,
     spans: Spans | None = None,
+    backend: str | None = None,
 ) -> tuple[Float[Array, "B T H K"], tuple[Array, Array]]:
     """`attend` where documents are counted already: the mixture, and keys and values after.
 
@@ -153,9 +154,10 @@ def attend_spans(
       sinks: see `attend`.
       shared: keys and values that every query sees.
       spans: where documents lie, if there are several.
+      backend: where it will run, as "cpu"; None for JAX's default.
     """
     if held is None:
-        y = _from_start(rule, q, k, v, axis, sinks, shared, spans)
+        y = _from_start(rule, q, k, v, axis, sinks, shared, spans, backend)
         return y, (_kept(rule, room, k, axis, spans), _kept(rule, room, v, axis, spans))
     call = _Call(rule, q, position, axis, sinks, shared, spans)
     return call.in_window(k, v, held) if rule.window else call.in_cache(k, v, held, room)
@@ -170,13 +172,14 @@ def _from_start(
     sinks: Array | None,
     shared: Shared | None,
     spans: Spans | None,
+    backend: str | None,
 ) -> Array:
     """What a sequence that begins here gives: no cache is looked into."""
     first = None if spans is None else spans.begun
     if axis is not None and not rule.window:
         return ring_attention(rule, q, k, v, axis, sinks, shared, first)
     if axis is None and sinks is None and shared is None:
-        return attention(rule, q, k, v, first=first)
+        return attention(rule, q, k, v, backend, first)
     first = 0 if first is None else first
     if axis is None:
         found = attend_tokens(rule, q, k, v, 0, first)

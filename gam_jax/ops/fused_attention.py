@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -11,7 +13,13 @@ from gam_jax.ops.attention import BLOCK, Rule, attend_tokens
 
 
 def implementation(
-    backend: str, rule: Rule, tokens: int, keys: int, size: int, dtype: DTypeLike
+    backend: str,
+    rule: Rule,
+    tokens: int,
+    keys: int,
+    size: int,
+    dtype: DTypeLike,
+    cudnn: bool = True,
 ) -> str:
     """Which program computes a whole sequence, first query at the first key.
 
@@ -22,6 +30,7 @@ def implementation(
       keys: how many keys.
       size: channels of a head.
       dtype: of queries, keys and values.
+      cudnn: whether cuDNN is there, as it is wherever a GPU is in use.
 
     Returns:
       "cudnn": the flash attention of cuDNN, which takes half precision and heads of at most 128
@@ -31,9 +40,21 @@ def implementation(
     if backend not in ("gpu", "tpu") or rule.soft_cap or (rule.window and not rule.causal):
         return "blocks"
     half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
-    if backend == "gpu" and half and size <= 128 and size % 8 == 0:
+    if backend == "gpu" and cudnn and half and size <= 128 and size % 8 == 0:
         return "cudnn"
     return "xla" if max(tokens, keys) <= BLOCK else "blocks"
+
+
+@functools.cache
+def has_cudnn() -> bool:
+    """Whether JAX finds cuDNN: a program may be compiled for a GPU where there is neither."""
+    one = jax.ShapeDtypeStruct((1, 8, 1, 8), jnp.bfloat16)
+    attend = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+    try:
+        jax.eval_shape(attend, one, one, one)
+    except RuntimeError:
+        return False
+    return True
 
 
 def attention(
@@ -57,7 +78,8 @@ def attention(
     if first is not None:
         return attend_tokens(rule, q, k, v, 0, first)[0].astype(q.dtype)
     backend = backend or jax.default_backend()
-    chosen = implementation(backend, rule, q.shape[1], k.shape[1], q.shape[3], q.dtype)
+    cudnn = backend == "gpu" and has_cudnn()
+    chosen = implementation(backend, rule, q.shape[1], k.shape[1], q.shape[3], q.dtype, cudnn)
     if chosen == "blocks":
         return attend_tokens(rule, q, k, v)[0].astype(q.dtype)
     return jax.nn.dot_product_attention(

@@ -68,7 +68,12 @@ def ranks(owner: Int[Array, N], groups: int) -> tuple[Int[Array, G], Int[Array, 
 
 
 def make_groups(
-    owner: Int[Array, N], groups: int, most: int = 0, method: str = "auto", block: int = 0
+    owner: Int[Array, N],
+    groups: int,
+    most: int = 0,
+    method: str = "auto",
+    block: int = 0,
+    backend: str | None = None,
 ) -> Groups:
     """The order of entries for `grouped_product`.
 
@@ -78,13 +83,14 @@ def make_groups(
       most: a bound on entries that are in a group, where it is known to be below N; 0 for N.
       method: "blocks", "ragged", or "auto": blocks on CPU.
       block: rows of a block; 0 for a power of two such that padding is about an eighth.
+      backend: where it will run, as "cpu"; None for JAX's default.
     """
     if method not in METHODS:
         raise ValueError(f"grouped products: method '{method}' is not one of {', '.join(METHODS)}")
     count = owner.shape[0]
     most = min(most, count) if most else count
     if method == "auto":
-        method = "blocks" if jax.default_backend() == "cpu" else "ragged"
+        method = "blocks" if (backend or jax.default_backend()) == "cpu" else "ragged"
     if method == "ragged":
         block = 1
     elif not block:

@@ -18,6 +18,7 @@ def modulate(
     bias: Float[Array, "E 2D"],
     axis: str | None = None,
     method: str = "auto",
+    backend: str | None = None,
 ) -> Float[Array, "N D"]:
     """sum_k w_k ((h G_e + g_e) * h + h C_e + c_e) over a token's chosen experts e.
 
@@ -35,6 +36,7 @@ def modulate(
         its devices' experts make of them is summed where a token came from: (n - 1) 3 N D numbers a
         device, whatever the routing.
       method: of the grouped products, see `gam_jax.ops.grouped.make_groups`.
+      backend: likewise.
 
     Returns:
       The dtype of h.
@@ -48,7 +50,7 @@ def modulate(
         )
     own = experts - collectives.axis_index(axis) * count
     own = jnp.where((own >= 0) & (own < count), own, count)  # another device's: of no group
-    groups = grouped.make_groups(own.reshape(-1), count, method=method)
+    groups = grouped.make_groups(own.reshape(-1), count, method=method, backend=backend)
     place = groups.place.reshape(experts.shape)
     rows = grouped.spread(every, groups.source, place)
     rows = grouped.grouped_product(groups, rows, modulation, bias)

@@ -21,9 +21,9 @@ def layout(preset, rules="", **sizes):
 
 
 def test_an_axis_of_one_device_splits_nothing():
-    assert Layout(make_mesh()).axes == Axes()
-    assert Layout(make_mesh(seq=8)).axes == Axes(seq="seq")
-    assert layout("tensor_tokens").axes == Axes()
+    assert Layout(make_mesh()).axes == Axes(backend="cpu")
+    assert Layout(make_mesh(seq=8)).axes == Axes(seq="seq", backend="cpu")
+    assert layout("tensor_tokens").axes == Axes(backend="cpu")
 
 
 def test_the_axes_of_a_program_say_what_is_split():

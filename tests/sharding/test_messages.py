@@ -128,3 +128,61 @@ def test_a_loop_of_unknown_length_is_refused():
 
 def test_an_axis_of_one_device_sends_nothing():
     assert totals([Message("all_reduce", ("data",), 1, 64)]) == {}
+
+
+def text_of(*lines, loop=""):
+    """A compiled program of a loop whose body has these lines; `loop` says how often it turns."""
+    return "\n".join(
+        [
+            "%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {",
+            *(f"  {line}" for line in lines),
+            "}",
+            "%condition (p: (s32[], f32[8])) -> pred[] {",
+            "  %n = s32[]{:T(128)} constant(5), metadata={}",
+            "  ROOT %lt = pred[]{:T(512)} compare(%i, %n), direction=LT",
+            "}",
+            "ENTRY %main (x: f32[8]) -> f32[8] {",
+            f"  %w = (s32[], f32[8]) while(%t), condition=%condition, body=%body{loop}",
+            "}",
+        ]
+    )
+
+
+GROUPS = "replica_groups={{0,1,2,3}}, dimensions={0}"
+GATHERED = Message("all_gather", (), 4, 8 * 4)
+GATHER = f"%g = f32[32]{{0:T(128)S(1)}} all-gather(%x), channel_id=3, {GROUPS}"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            f"%r = ((f32[32]), f32[8]) reduce-scatter-start(%x), {GROUPS}, to_apply=%add",
+            Message("reduce_scatter", (), 4, 32 * 4),
+        ),
+        (f"%r = f32[8] reduce-scatter(%x), {GROUPS}", Message("reduce_scatter", (), 4, 32 * 4)),
+        (f"%g = (f32[8], f32[32]) all-gather-start(%x), {GROUPS}", GATHERED),
+        (GATHER, GATHERED),
+    ],
+)
+def test_the_operand_counts_whether_or_not_a_collective_has_an_end_of_its_own(line, message):
+    known = ', backend_config={"known_trip_count":{"n":"3"}}'
+    assert compiled_messages(text_of(line, loop=known)) == [message.times(3)]
+
+
+def test_a_loop_turns_as_often_as_the_constant_of_its_condition_says():
+    assert compiled_messages(text_of(GATHER)) == [GATHERED.times(5)]
+    with pytest.raises(ValueError, match="loop of unknown length"):
+        compiled_messages(text_of(GATHER).replace("constant(5)", "parameter(0)"))
+
+
+def test_the_parts_of_a_collective_that_overlaps_with_products_count_as_one():
+    parts = [
+        f"%part.{chain}.{part} (x: f32[8]) -> f32[32] {{\n  {GATHER}, "
+        f'frontend_attributes={{chain_id="{chain}"}}\n}}'
+        for chain in "12"
+        for part in "abc"
+    ]
+    calls = [f"%f = f32[32] fusion(%x), calls=%part.{c}.{p}" for c in "12" for p in "abc"]
+    text = "\n".join([*parts, text_of(*calls)])
+    assert compiled_messages(text) == [GATHERED.times(2 * 5)]

@@ -1,0 +1,207 @@
+"""A table of all layers: whether a machine's compiler takes a training step of each, and how.
+
+Each layer stands in a language model of two blocks, as small as tells something.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from experiments.abstract_step import lowered
+from gam_jax.data.text import Text
+from gam_jax.layers import (
+    GAM,
+    GRU,
+    LAYERS,
+    LSTM,
+    MHS,
+    MLP,
+    TCN,
+    TCNCA,
+    Adapted,
+    Attention,
+    Bidirectional,
+    Block,
+    Chunked,
+    Elman,
+    FalconH1,
+    FusedDelta,
+    InTurn,
+    LatentAttention,
+    Layer,
+    LayerNorm,
+    LinearMemory,
+    Mamba,
+    Mamba2,
+    MinimalRNN,
+    MoE,
+    MoFME,
+    ParScale,
+    Pattern,
+    ProductMemory,
+    Residual,
+    RMSNorm,
+    Series,
+    Shallow,
+    SoftMixture,
+    Stack,
+    WrittenGAM,
+)
+from gam_jax.models import LanguageModel
+from gam_jax.training.experiment import Experiment, TrainConfig
+from sharding.chains import longest_chain
+from sharding.errors import one_line
+from sharding.layout import Layout, Parallel
+from sharding.mesh import mesh_from_text
+from sharding.topology import Topology, compiled
+
+WIDTH, VOCAB, ROWS = 128, 512, 8
+TOKENS, MANY_TOKENS = 512, 8192
+MESHES = {
+    "data=2,tensor=2": "fully_sharded+tensor_tokens",
+    "data=2,seq=2": "data+sequence",
+}
+"""Mesh -> preset: state in shards and layers split; tokens split."""
+PAGE = pathlib.Path("docs/accelerators.md")
+
+_GAM = GAM(slots=128)
+_ATTENTION = Attention(heads=4, context=MANY_TOKENS)
+_MAMBA2 = Mamba2(head=32, state=16)
+_MEMORY = LinearMemory(heads=4)
+
+BLOCKS: dict[type, Layer] = {
+    Adapted: Adapted(Block(_GAM), rank=4),
+    Attention: Block(_ATTENTION),
+    Bidirectional: Block(Bidirectional(GRU())),
+    Block: Block(_GAM),
+    Chunked: Block(Chunked(_GAM, size=256)),
+    Elman: Block(Elman()),
+    FalconH1: Block(FalconH1(_ATTENTION, dataclasses.replace(_MAMBA2, norm="none"))),
+    FusedDelta: Block(FusedDelta(heads=4)),
+    GAM: Block(_GAM),
+    GRU: Block(GRU()),
+    InTurn: InTurn((Block(_GAM), Residual(GRU()))),
+    LSTM: Block(LSTM()),
+    LatentAttention: Block(LatentAttention(heads=4, context=MANY_TOKENS)),
+    LayerNorm: Block(_GAM, norm=LayerNorm()),
+    LinearMemory: Block(_MEMORY),
+    MHS: Block(MHS(head=4)),
+    MLP: Block(_GAM, MLP(activation="swiglu")),
+    Mamba: Block(Mamba()),
+    Mamba2: Block(_MAMBA2),
+    MinimalRNN: Block(MinimalRNN()),
+    MoE: Block(_GAM, MoE()),
+    ParScale: Block(_GAM),  # of two streams, see `model_of`
+    MoFME: Block(_GAM, MoFME()),
+    Pattern: Pattern((Block(_GAM), Residual(_MEMORY)), (0, 1)),
+    ProductMemory: Block(_GAM, ProductMemory(side=32, keys=16)),
+    RMSNorm: Block(_GAM, norm=RMSNorm()),
+    Residual: Residual(_MEMORY),
+    Series: Series(Block(_MEMORY), Residual(GRU())),
+    Shallow: Shallow(Block(_MEMORY), 2),
+    SoftMixture: Block(SoftMixture(_MEMORY, 2)),
+    Stack: Block(_GAM),
+    TCN: Block(TCN()),
+    TCNCA: Block(TCNCA()),
+    WrittenGAM: Block(WrittenGAM(_MEMORY)),
+}
+"""Of every layer a block with it, sized so that two devices divide it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What became of a layer's training step.
+
+    Attributes:
+      layer: its name.
+      held: for each mesh, the most bytes that a device holds, or why there are none.
+      chains: turns of loops that follow one another in a step, at each number of tokens; None
+        where no language model holds the layer.
+      seconds: to compile for all meshes.
+    """
+
+    layer: str
+    held: tuple[int | str, ...]
+    chains: tuple[int | None, ...]
+    seconds: float
+
+
+def experiment_of(layer: type, tokens: int, preset: str) -> Experiment:
+    """A language model of two blocks with the layer, in bfloat16."""
+    model = LanguageModel(
+        BLOCKS[layer],
+        width=WIDTH,
+        depth=2,
+        vocab=VOCAB,
+        dtype="bfloat16",
+        streams=2 if layer is ParScale else 1,
+    )
+    data, train = Text(window=tokens), TrainConfig(batch=ROWS)
+    return Experiment(model, data, train=train, parallel=Parallel(preset))
+
+
+def row_of(layer: type, machine: Topology) -> Row:
+    """Compiles a step of a layer on every mesh."""
+    held: list[int | str] = []
+    chains: list[int | None] = []
+    seconds = 0.0
+    for mesh, preset in MESHES.items():
+        try:
+            step, *args = step_of(layer, TOKENS, mesh, preset, machine)
+            traced = step.trace(*args)
+            if not held:  # the first mesh splits no tokens
+                longer, *others = step_of(layer, MANY_TOKENS, mesh, preset, machine)
+                both = (traced, longer.trace(*others))
+                chains = [longest_chain(one.jaxpr.jaxpr) for one in both]
+        except ValueError as error:
+            held.append(one_line(str(error)))
+            continue
+        found = compiled(traced, (), machine)
+        seconds += found.seconds
+        held.append(found.reason or found.held or 0)
+    return Row(layer.__name__, tuple(held), tuple(chains) or (None, None), seconds)
+
+
+def step_of(
+    layer: type, tokens: int, mesh: str, preset: str, machine: Topology
+) -> tuple[Any, Any, Any]:
+    """A layer's training step on a mesh of the machine, and shapes of what it is given.
+
+    Raises:
+      ValueError: no language model holds the layer, or tracing the step says what does not fit.
+    """
+    experiment = experiment_of(layer, tokens, preset)
+    devices = mesh_from_text(mesh, "", machine.devices, machine.hosts)
+    return lowered(experiment, Layout(devices, experiment.parallel))
+
+
+def rows(machine: Topology, say: Callable[[Row], Any]) -> Iterator[Row]:
+    """Every layer's, in the order of `LAYERS`; `say` is told each as soon as it is there."""
+    for layer in LAYERS.values():
+        row = row_of(layer, machine)
+        say(row)
+        yield row
+
+
+def table(found: list[Row]) -> str:
+    """The rows in Markdown."""
+    heads = " | ".join(f"bytes held, {mesh}" for mesh in MESHES)
+    lines = [
+        f"| layer | {heads} | turns at {TOKENS:,} tokens | at {MANY_TOKENS:,} | seconds |",
+        f"|{'---|' * (len(MESHES) + 4)}",
+    ]
+    for row in found:
+        cells = [f"{x:,}" if isinstance(x, int) else x or "-" for x in (*row.held, *row.chains)]
+        lines.append(f"| `{row.layer}` | {' | '.join(cells)} | {row.seconds:.1f} |")
+    return "\n".join(lines)
+
+
+def kept(page: str, name: str, text: str) -> str:
+    """A page with the table of a machine between its marks, in place of the one before."""
+    begin, end = f"<!-- every layer: {name} -->", "<!-- end -->"
+    part = re.compile(rf"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    return part.sub(lambda _: f"{begin}\n\n{text}\n\n{end}", page)
