@@ -71,7 +71,7 @@ def test_a_run_stores_bfloat16_where_it_is_asked_to_and_writes_it_so(folder, com
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--run=x"], "either --from-hf=FOLDER or --to-hf=FOLDER"),
+        (["--run=x"], "one of --from-hf, --to-hf"),
         (["--run=/nowhere/x", "--from-hf=/nowhere"], "cannot read the model folder"),
         (["--run=/nowhere/x", "--to-hf=/nowhere"], "holds no run"),
     ],

@@ -82,7 +82,7 @@ def test_an_integer_is_a_float_where_a_float_is_meant():
         (changed("block.mixer.slot", 3), ["config.block.mixer.slot", "'slots'"]),
         (
             changed("block.ffn.zzz", 3),
-            ["config.block.ffn.zzz", "activation, bias, dropout"],
+            ["config.block.ffn.zzz", "activation, alpha, bias"],
         ),
         (changed("block.mixer.layer", "GAMM"), ["config.block.mixer.layer", "'GAM'"]),
         (changed("block.mixer", {}), ["config.block.mixer.layer", "unknown layer"]),
