@@ -7,6 +7,7 @@ import sys
 from absl import flags
 
 from sharding import machine, processes
+from sharding.compile_cache import keep_programs
 from sharding.errors import UserError
 from sharding.layout import Layout, Parallel
 from sharding.mesh import mesh_from_text
@@ -27,6 +28,16 @@ def define_device_flags() -> None:
         "Hosts that each axis crosses, as data=2; the outermost axes cross first if not given.",
     )
     flags.DEFINE_integer("emulate", 0, "Run on that many emulated CPU devices.", 0)
+
+
+def define_cache_flag() -> None:
+    """--compile_cache, of commands that are started again and again with the same programs."""
+    flags.DEFINE_string(
+        "compile_cache",
+        "",
+        "Folder of compiled programs, which the next start reads; off for none. "
+        "~/.cache/gam_jax if not given.",
+    )
 
 
 def layout_from_flags(
@@ -51,6 +62,8 @@ def layout_from_flags(
             raise UserError("--topology and --emulate both say which devices there are: give one")
         mesh = mesh_from_text(args.mesh, args.across, topology.devices, topology.hosts)
         return Layout(mesh, parallel)
+    if "compile_cache" in args:
+        keep_programs(args.compile_cache)
     if args.emulate:
         processes.emulate(args.emulate)
     else:

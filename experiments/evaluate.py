@@ -20,7 +20,7 @@ from absl import flags
 
 from experiments import cli
 from experiments.config_flags import define_classes_flag, register_classes
-from experiments.devices import define_device_flags, layout_from_flags, say_where
+from experiments.devices import define_cache_flag, define_device_flags, layout_from_flags, say_where
 from experiments.streams import of_streams, params_of_streams
 from experiments.tasks import ask, define_task_flags
 from gam_jax.config import from_dict, to_dict
@@ -68,6 +68,7 @@ def define_flags() -> None:
     flags.DEFINE_bool("json", False, "Print one JSON object.")
     define_task_flags()
     define_device_flags()
+    define_cache_flag()
 
 
 def main() -> None:

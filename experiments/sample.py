@@ -24,7 +24,7 @@ from absl import flags
 from experiments import chat, cli
 from experiments.cli import MAX_SEED
 from experiments.config_flags import define_classes_flag, register_classes
-from experiments.devices import define_device_flags
+from experiments.devices import define_cache_flag, define_device_flags
 from experiments.prompts import STANDARD_INPUT, Prompt, read_prompts
 from experiments.writer import Asked, TextRun, Timed, Writer, asked, define_writing_flags
 from gam_jax import decode
@@ -51,6 +51,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("streams", 0, "Of parallel streams, the first ones alone; 0 for all.", 0)
     flags.DEFINE_bool("json", False, "Print a line of JSON for each text instead of streaming.")
     define_device_flags()
+    define_cache_flag()
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ from experiments import cli
 from experiments.adapt import adapt_from_flags, define_adapter_flags
 from experiments.config_flags import config_title, define_config_flag, experiment_from_flags
 from experiments.curves import draw_curves
-from experiments.devices import define_device_flags, layout_from_flags
+from experiments.devices import define_cache_flag, define_device_flags, layout_from_flags
 from experiments.imported import Imported
 from experiments.load_figure import draw_load
 from experiments.origins import (
@@ -122,6 +122,7 @@ def define_flags() -> None:
         "STEP:COUNT: trace so many steps from that one on, into profile/ of the run folder.",
     )
     define_device_flags()
+    define_cache_flag()
 
 
 class _Resume(flags.ArgumentParser):

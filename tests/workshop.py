@@ -62,6 +62,7 @@ class Workshop:
             "train.steps": STEPS,
             "train.log_every": 1,
             "train.validate_every": 60,
+            "train.validate_first": 0,
             "checkpoint.every": 40,
             "optimizer.learning_rate": 1e-2,
             "optimizer.warmup": 5,

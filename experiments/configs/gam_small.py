@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
         Experiment(
             model=LanguageModel(Block(GAM(slots=128, kernel=8)), width=128, depth=4, unroll=4),
             data=Text(name="python_stdlib", tokenizer="bytes", window=256),
-            train=TrainConfig(steps=1000, batch=8, validation_tokens=262_144),
+            train=TrainConfig(steps=1000, batch=8, validate_first=50, validation_tokens=262_144),
             optimizer=OptimizerConfig(learning_rate=3e-3),
             checkpoint=CheckpointConfig(every=200),
         )

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from absl import flags
 
 from experiments import cli
-from experiments.devices import define_device_flags, layout_from_flags
+from experiments.devices import define_cache_flag, define_device_flags, layout_from_flags
 from experiments.study.declare import SHORT, Setting, Study
 from experiments.study.figure import draw
 from experiments.study.found import Found, merge
@@ -51,6 +51,7 @@ def define_study_flags(
     )
     flags.DEFINE_bool("json", False, "Print one JSON object.")
     define_device_flags()
+    define_cache_flag()
 
 
 def run_command(

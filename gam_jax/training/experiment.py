@@ -29,6 +29,8 @@ class TrainConfig:
       seed: of parameters, data order and dropout.
       log_every: steps between lines of training metrics.
       validate_every: steps between validations; there is one more at the end.
+      validate_first: a step after which it validates too, so that something is seen soon; 0 for
+        none.
       tokens: train on that many first tokens of the split; 0 for all. Baselines count the same
         ones.
       validation_tokens: validate on that many first tokens of the split; 0 for all. Baselines
@@ -44,6 +46,7 @@ class TrainConfig:
     seed: Seed = 0
     log_every: Size = 10
     validate_every: Size = 200
+    validate_first: Count = 0
     tokens: Count = 0
     validation_tokens: Count = 0
     stop_at: Count = 0
@@ -85,6 +88,10 @@ class TrainConfig:
             raise UserError(f"train.goal={self.goal}: {unknown(name, scores, 'score')}")
         return scores[name] >= wanted if sign == ">=" else scores[name] <= wanted
 
+    def validates(self, step: int) -> bool:
+        """Whether a validation comes after that step."""
+        return step % self.validate_every == 0 or step == self.validate_first
+
     @property
     def last_step(self) -> int:
         """The step at which this run ends."""
@@ -112,6 +119,7 @@ FREE_TO_CHANGE = {
     "train.straggler",
     "train.log_every",
     "train.validate_every",
+    "train.validate_first",
     "checkpoint.every",
     "checkpoint.keep",
     "checkpoint.keep_best",

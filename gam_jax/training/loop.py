@@ -171,7 +171,7 @@ class _Run:
                 self.norms.add(values["grad_norm"])  # read at the next save
                 if self.tracer.ends(step):
                     self._untimed(step, self.tracer.stop, step, state)
-                improved = step % settings.validate_every == 0 and self._validate(step, state)
+                improved = settings.validates(step) and self._validate(step, state)
                 due = improved or step % self.experiment.checkpoint.every == 0
                 if due and not self._ends(step):  # the last is saved below, validated
                     self.save(step, state, batches.position)
