@@ -33,6 +33,8 @@ from sharding.errors import UserError
 
 TopK = Annotated[int, Bound(0, 2**31 - 1)]
 Penalty = Annotated[float, Bound(0.001, 1000)]
+PART = 1024
+"""The likeliest tokens of a row, which are sorted first, see `_least_sorted`."""
 
 
 @flax.struct.dataclass
@@ -107,10 +109,19 @@ def choose(
 ) -> Int[Array, B]:
     """A token for each row, drawn from softmax of what `filtered` leaves, by the row's own key.
 
-    What a row gets depends on its own logits, key, settings and past alone.
+    What a row gets depends on its own logits, key, settings and past alone. Where no row draws,
+    no noise is made.
     """
-    left = filtered(logits, sampling, seen)
-    return jax.vmap(jax.random.categorical)(keys, left).astype(jnp.int32)
+
+    def drawn() -> Array:
+        left = filtered(logits, sampling, seen)
+        return jax.vmap(jax.random.categorical)(keys, left).astype(jnp.int32)
+
+    def likeliest() -> Array:
+        found = penalised(logits, seen, sampling.repetition_penalty)
+        return jnp.argmax(found, axis=-1).astype(jnp.int32)
+
+    return lax.cond(jnp.all(sampling.temperature == 0), likeliest, drawn)
 
 
 def filtered(
@@ -118,7 +129,7 @@ def filtered(
 ) -> Float[Array, "B V"]:
     """The logits of the distribution that is drawn from, by the equations above.
 
-    Tokens are sorted only where some row asks for top-k or a nucleus.
+    Tokens are sorted only where some row asks for top-k or a nucleus, and as few as will do.
 
     Args:
       logits: float32; -inf for what is never drawn.
@@ -152,17 +163,45 @@ def _least_of_all(scaled: Array, sampling: Sampling) -> Array:
     return jnp.full_like(scaled[:, 0], -jnp.inf)
 
 
-def _least_sorted(scaled: Array, sampling: Sampling) -> Array:
-    """The least of `scaled` that top-k and the nucleus leave in each row; -inf where both do."""
-    ordered = jnp.sort(scaled, axis=-1, descending=True)
-    some = (sampling.top_k > 0)[:, None]
-    last = jnp.clip(sampling.top_k[:, None], 1, scaled.shape[1]) - 1
-    kth = jnp.where(some, jnp.take_along_axis(ordered, last, axis=-1), -jnp.inf)
-    probabilities = jax.nn.softmax(jnp.where(ordered >= kth, ordered, -jnp.inf), axis=-1)
-    before = jnp.cumsum(probabilities, axis=-1) - probabilities
-    inside = (before < sampling.top_p[:, None]).at[:, 0].set(True)
+def _least_sorted(scaled: Array, sampling: Sampling, part: int = PART) -> Array:
+    """The least of `scaled` that top-k and the nucleus leave in each row; -inf where both do.
+
+    The `part` likeliest tokens are sorted, and all of them only where a row needs more: a sort of
+    a large vocabulary takes longer than the model. Both give the same.
+    """
+    part = min(part, scaled.shape[1])
+    least, known = _least_in(lax.top_k(scaled, part)[0], scaled, sampling, part)
+    if part == scaled.shape[1]:
+        return least
+
+    def of_all(_: Array) -> Array:
+        return _least_in(jnp.sort(scaled, axis=-1, descending=True), scaled, sampling, part)[0]
+
+    return lax.cond(jnp.all(known), lambda least: least, of_all, least)
+
+
+def _least_in(ordered: Array, scaled: Array, sampling: Sampling, part: int) -> tuple[Array, Array]:
+    """`_least_sorted` by the likeliest tokens in order, and for which rows these are enough."""
+    size, top_k, top_p = ordered.shape[1], sampling.top_k, sampling.top_p
+    last = jnp.clip(top_k[:, None], 1, size) - 1
+    kth = jnp.where(top_k > 0, jnp.take_along_axis(ordered, last, axis=-1)[:, 0], -jnp.inf)
+    left = scaled >= kth[:, None]
+    wanted = top_p * jnp.sum(jnp.where(left, jnp.exp(scaled), 0), axis=-1)
+    exps = jnp.where(ordered >= kth[:, None], jnp.exp(ordered), 0)
+    sums = _running_sums(exps, part)
+    inside = (sums - exps < wanted[:, None]).at[:, 0].set(True)
     nucleus = jnp.min(jnp.where(inside, ordered, jnp.inf), axis=-1)
-    return jnp.maximum(kth[:, 0], jnp.where(sampling.top_p < 1, nucleus, -jnp.inf))
+    ends = (top_p == 1) | (sums[:, -1] >= wanted) | (jnp.sum(left, axis=-1) <= size)
+    least = jnp.maximum(kth, jnp.where(top_p < 1, nucleus, -jnp.inf))
+    return least, (top_k <= size) & ends
+
+
+def _running_sums(exps: Array, part: int) -> Array:
+    """Those of the first `part` columns are the same bits, however many columns follow."""
+    first = jnp.cumsum(exps[:, :part], axis=-1)
+    if exps.shape[1] == part:
+        return first
+    return jnp.concatenate([first, first[:, -1:] + jnp.cumsum(exps[:, part:], axis=-1)], axis=-1)
 
 
 def drawable(logits: Float[Array, "B V"]) -> Bool[Array, B]:

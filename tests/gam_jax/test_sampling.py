@@ -73,6 +73,35 @@ def test_what_is_left_is_what_the_equations_leave():
             np.testing.assert_allclose(found[row], want, atol=3e-6, err_msg=str(own))
 
 
+@pytest.mark.parametrize("sharp", [0.1, 1.0, 6.0])
+def test_a_sort_of_the_likeliest_leaves_what_a_sort_of_all_leaves(sharp):
+    """To the bit; with equals among them, and whether the nucleus lies in the part or beyond."""
+    random = np.random.default_rng(3)
+    beyond, some = jax.jit(least_of_part), 0
+    for _ in range(20):
+        logits = np.round(sharp * random.standard_normal((ROWS, 60)), 1).astype(np.float32)
+        drawn = {
+            "top_p": random.choice([0, 0.5, 0.9, 0.999, 1], ROWS),
+            "top_k": random.choice([0, 1, 5, 8, 9, 1000], ROWS),
+        }
+        rows = Settings(**drawn).of_rows(ROWS)
+        scaled = jnp.asarray(logits - logits.max(axis=1, keepdims=True))
+        found, known = beyond(scaled, rows)
+        ordered = jnp.sort(scaled, axis=-1, descending=True)
+        want, _ = jax.jit(sampling._least_in, static_argnums=3)(ordered, scaled, rows, 8)
+        np.testing.assert_array_equal(found, want)
+        one = (jax.tree.map(lambda x: x[:1], each) for each in (scaled, rows))
+        np.testing.assert_array_equal(jax.jit(least_of_part)(*one)[0], want[:1])
+        some += int(np.sum(known))
+    assert 0 < some < 20 * ROWS
+
+
+def least_of_part(scaled, rows):
+    first = jax.lax.top_k(scaled, 8)[0]
+    known = sampling._least_in(first, scaled, rows, 8)[1]
+    return sampling._least_sorted(scaled, rows, 8), known
+
+
 def test_a_row_gets_what_it_gets_alone_whatever_the_others_ask_for():
     logits = 3 * jax.random.normal(jax.random.key(0), (3, VOCAB))
     seen, keys = jnp.zeros((3, VOCAB), bool), jax.random.split(jax.random.key(1), 3)
