@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from gam_jax.ids import check_ids
 from gam_jax.models.carry import ModelCarry
 from gam_jax.models.language import LanguageModel
+from gam_jax.models.trunk import Trunk
 from gam_jax.params import Params, rows_where, rule_specs
 from gam_jax.prompts import PromptLike, check_room, prompts_of
 from gam_jax.sampling import Sampling, Settings, choose, drawable, row_keys, seen_in
@@ -85,9 +86,30 @@ class Decoder:
         layers = model.stack.apart(specs.layers, lambda spec, _: PartitionSpec(*spec[1:]))
         return dataclasses.replace(specs, layers=layers)
 
-    def on_mesh(self, program: Any, carry: ModelCarry, axes: Axes, tokens: PartitionSpec) -> Any:
+    @property
+    def param_specs(self) -> Params:
+        """How parameters lie."""
+        return rule_specs(self.model.table(), self.layout)
+
+    @property
+    def ready_specs(self) -> Params:
+        """How what `_ready` returns lies."""
+        if self.model.streams > 1:
+            return self.param_specs
+        return _trunk(self.model).apart_params(
+            self.param_specs, lambda spec, _: PartitionSpec(*spec[1:])
+        )
+
+    def on_mesh(
+        self,
+        program: Any,
+        carry: ModelCarry,
+        axes: Axes,
+        tokens: PartitionSpec,
+        params: Params | None = None,
+    ) -> Any:
         """`program(params, carry, tokens or logits, *rest)` -> (carry, *whole) over the mesh."""
-        params = rule_specs(self.model.table(), self.layout)
+        params = self.param_specs if params is None else params
 
         def call(*args: Any) -> Any:
             whole = (PartitionSpec(),) * (len(args) - 3)
@@ -130,6 +152,16 @@ def _read(
     whole = () if takes is None else (takes, logits)
     carry, found = program(params, carry, tokens, *whole)
     return found, carry
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _ready(model: LanguageModel, params: Params) -> Params:
+    """Parameters of blocks as `_write` reads them at each token, see `Trunk.ready`."""
+    return params if model.streams > 1 else _trunk(model).ready(params, model.dtype)
+
+
+def _trunk(model: LanguageModel) -> Trunk:
+    return Trunk(model.stack, model.norm)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -179,9 +211,8 @@ def _write(
         return carry, (tokens.T, sound.T, logits, seen)
 
     axes = decoder.axes(logits.shape[0], 1)
-    program = decoder.on_mesh(
-        write, decoder.writing_specs(logits.shape[0], axes), axes, PartitionSpec()
-    )
+    specs = decoder.writing_specs(logits.shape[0], axes)
+    program = decoder.on_mesh(write, specs, axes, PartitionSpec(), decoder.ready_specs)
     carry, found = program(params, carry, logits, keys, sampling, seen)
     tokens, sound, logits, seen = found
     return tokens, sound, logits, carry, seen
@@ -336,7 +367,7 @@ def _pieces(
     begun, keys = np.asarray(carry.position), row_keys(key, logits.shape[0])
     # It lies as `_write` gives it back, else that would be compiled twice.
     seen = jax.device_put(seen, NamedSharding(decoder.layout.mesh, PartitionSpec()))
-    carry = _to_write(model, carry)
+    carry, params = _to_write(model, carry), _ready(model, params)
     ended = np.zeros(len(ends), bool)
     for start in range(0, tokens, WRITE_CHUNK):
         new, sound, logits, carry, seen = _write(

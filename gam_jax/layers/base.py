@@ -163,7 +163,7 @@ class Layer:
         """A carry in which each of stacked blocks has its own, as decoding uses it.
 
         Args:
-          carry: a carry, or what stands in its place, such as its table.
+          carry: a carry, or what has its names: its table, or parameters.
           part: (a leaf with the axis of stacked blocks, number of a block) -> the block's own.
         """
         return carry

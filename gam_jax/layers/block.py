@@ -170,13 +170,14 @@ class Residual(Layer):
 
 
 class Apart(NamedTuple):
-    """The carry of a stack with separate arrays for each block, as decoding uses it.
+    """What a stack has, with separate arrays for each block, as decoding uses it.
 
-    They can be written to in place. A scan over blocks with one stacked carry copies a block's
-    part out and back at every token, which for a KV cache is slow.
+    Those of a carry can be written to in place. A scan over blocks with one stacked carry copies a
+    block's part out and back at every token, which for a KV cache is slow; and so are stacked
+    parameters, of which a loop over tokens copies each block's part at every token.
     """
 
-    blocks: tuple[Carry, ...]
+    blocks: tuple[Any, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,12 +226,13 @@ class Stack(Layer):
     ) -> tuple[Float[Array, "B T D"], Carry]:
         """Runs the blocks in order; layer i draws its randomness from fold_in(key, i).
 
-        Given a carry `apart`, it is not a scan, and the carry after is apart too.
+        Given a carry `apart`, it is not a scan, and the carry after is apart too; the parameters
+        may be so as well.
         """
         return _run_blocks(self, axes, params, x, carry, key, starts)
 
-    def apart(self, carry: Carry, part: Callable[[Any, int], Any]) -> Apart:
-        """A carry, each block's by itself."""
+    def apart(self, carry: Any, part: Callable[[Any, int], Any]) -> Apart:
+        """A carry or parameters, each block's by itself."""
 
         def own(i: int) -> Carry:
             return jax.tree.map(lambda x: part(x, i), carry)
@@ -257,8 +259,9 @@ def _run_blocks(
 
     if isinstance(carry, Apart):
         after = []
-        for i, own in enumerate(carry.blocks):
-            x, new = step(x, (jax.tree.map(lambda p, i=i: p[i], params), own, jnp.asarray(i)))
+        each: Any = params if isinstance(params, Apart) else stack.apart(params, lambda p, i: p[i])
+        for i, both in enumerate(zip(each.blocks, carry.blocks, strict=True)):
+            x, new = step(x, (*both, jnp.asarray(i)))
             after.append(new)
         return x, Apart(tuple(after))
     # Outside a loop, compilers may see that a gathering is done twice, and keep what was gathered.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from jaxtyping import Array, Bool, Float
 
@@ -12,6 +13,12 @@ from gam_jax.layers.base import WHOLE, Carry, Layer, told
 from gam_jax.layers.block import Stack
 from gam_jax.params import Params, Table
 from sharding.axes import Axes
+
+
+class Ready(NamedTuple):
+    """Parameters of blocks in the dtype of the arithmetic, each block's by itself."""
+
+    blocks: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +37,15 @@ class Trunk(Layer):
         """That of the blocks."""
         return self.stack.carry_table(batch)
 
+    def ready(self, params: Params, dtype: str) -> Params:
+        """Parameters as a loop over tokens reads them, beside a carry `apart`."""
+        blocks = tables.cast(self.stack.table(), params["blocks"], dtype)
+        return self.apart_params({**params, "blocks": blocks}, lambda x, i: x[i])
+
+    def apart_params(self, params: Params, part: Callable[[Any, int], Any]) -> Params:
+        """`ready` without the cast; or what stands in the place of parameters, such as specs."""
+        return {**params, "blocks": Ready(self.stack.apart(params["blocks"], part))}
+
     def __call__(
         self,
         params: Params,
@@ -41,7 +57,11 @@ class Trunk(Layer):
         starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
         """One after the other."""
-        blocks = tables.cast(self.stack.table(), params["blocks"], x.dtype)
+        blocks = params["blocks"]
+        if isinstance(blocks, Ready):
+            blocks = blocks.blocks
+        else:
+            blocks = tables.cast(self.stack.table(), blocks, x.dtype)
         x, after = self.stack(blocks, x, carry, axes, key=key, **told(starts))
         x, _ = self.norm(params["final_norm"], x, None, axes)
         return x, after

@@ -167,20 +167,32 @@ def test_a_cache_is_written_to_where_it_lies():
 
     def memory(context):
         model = dataclasses.replace(ATTENTION, block=Block(Attention(context=context)))
-        decoder = decode.Decoder(model, Layout(make_mesh()).whole)
-        state = (
-            random_like(model.table()),
-            jnp.zeros((2, 32)),
-            decode._to_write(model, model.carry(2)),
-        )
-        keys, seen = sampling.row_keys(jax.random.key(0), 2), jnp.zeros((2, 32), bool)
-        settings = sampling.Settings().of_rows(2)
-        lowered = decode._write.lower(decoder, *state, keys, settings, seen)
-        return decode.carry_bytes(model.carry(2)), lowered.compile().memory_analysis()
+        return decode.carry_bytes(model.carry(2)), memory_of_writing(model)
 
     (small, of_small), (large, of_large) = memory(1024), memory(8192)
     assert of_large.alias_size_in_bytes - of_small.alias_size_in_bytes == large - small
     assert of_large.temp_size_in_bytes < 1.1 * of_small.temp_size_in_bytes
+
+
+def test_parameters_are_read_where_they_lie():
+    """A program that takes each block's part of stacked ones copies them all."""
+    model = LanguageModel(Block(Attention(context=128)), width=64, depth=4, vocab=32)
+    blocks = random_like(model.table())["blocks"]
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(blocks))
+    assert memory_of_writing(model).temp_size_in_bytes < held / 4
+
+
+def memory_of_writing(model):
+    decoder = decode.Decoder(model, Layout(make_mesh()).whole)
+    state = (
+        decode._ready(model, random_like(model.table())),
+        jnp.zeros((2, 32)),
+        decode._to_write(model, model.carry(2)),
+    )
+    keys, seen = sampling.row_keys(jax.random.key(0), 2), jnp.zeros((2, 32), bool)
+    settings = sampling.Settings().of_rows(2)
+    lowered = decode._write.lower(decoder, *state, keys, settings, seen)
+    return lowered.compile().memory_analysis()
 
 
 def test_more_than_the_learned_positions_is_refused_before_anything_is_written():
