@@ -124,8 +124,8 @@ def compared(case: Case, model: Any, place: pathlib.Path) -> Outcome:
         wrong.append("a config.json that leaves out what is usual is another model")
     beside = {CONFIG: (place / "theirs" / CONFIG).read_bytes()}
     to_hf(ours, params, place / "ours", name=case.kind + ENDING, source=beside)
-    both = (official.logits_of(place / name, case.kind, tokens) for name in ("theirs", "ours"))
-    if not np.array_equal(*both):
+    before = official.logits_of(place / "theirs", case.kind, tokens)
+    if not np.array_equal(official.logits_of(place / "ours", case.kind, tokens), before):
         wrong.append("what is written back is another model there")
     return Outcome(case, error, float(np.abs(logits).max()), "; ".join(wrong))
 
