@@ -6,6 +6,7 @@ import sys
 
 from absl import flags
 
+from experiments import cli
 from sharding import machine, processes
 from sharding.compile_cache import keep_programs
 from sharding.errors import UserError
@@ -32,9 +33,9 @@ def define_device_flags() -> None:
 
 def define_cache_flag() -> None:
     """--compile_cache, of commands that are started again and again with the same programs."""
-    flags.DEFINE_string(
+    cli.define_path(
         "compile_cache",
-        "",
+        None,
         "Folder of compiled programs, which the next start reads; off for none. "
         "~/.cache/gam_jax if not given.",
     )
@@ -63,7 +64,7 @@ def layout_from_flags(
         mesh = mesh_from_text(args.mesh, args.across, topology.devices, topology.hosts)
         return Layout(mesh, parallel)
     if "compile_cache" in args:
-        keep_programs(args.compile_cache)
+        keep_programs(args.compile_cache or "")
     if args.emulate:
         processes.emulate(args.emulate)
     else:

@@ -11,6 +11,7 @@
   gam benchmark memory       bytes that each op sets aside, to 65,536 tokens
   gam benchmark attention    attention in blocks, and all scores at once
   gam benchmark bank         one read, 4,096 to 1,048,576 slots
+  gam benchmark peers        writing and prompts, beside transformers
   gam benchmark experts      experts in blocks, by ragged_dot, all for all
   gam benchmark mofme        modulated experts beside feed-forward experts
   gam benchmark mesh         a training step on 1 to 8 emulated devices
@@ -45,6 +46,7 @@ from experiments.benchmark import (
     memory,
     mesh,
     mofme,
+    peers,
     scan,
     selective,
     step,
@@ -72,6 +74,7 @@ ON_ONE: dict[str, Callable[..., Rows]] = {
     "bank": bank.run,
     "experts": experts.run,
     "mofme": mofme.run,
+    "peers": peers.run,
 }
 OVER_MESHES: dict[str, Callable[..., Rows]] = {
     "mesh": mesh.run,
@@ -134,6 +137,9 @@ def _all(path: pathlib.Path) -> None:
         raise UserError(f"{path}: there is no folder {path.parent}; make it, or name another file")
     check_place(path)
     wanted = [name for name in BENCHMARKS if not args.only or name in args.only]
+    if not peers.installed() and "peers" not in args.only:
+        wanted.remove("peers")
+        print("peers is left out: it needs torch, pip install 'gam_jax[official]'", file=sys.stderr)
     options = [f"--repeats={args.repeats}", *(["--short"] if args.short else [])]
     failed = collect(wanted, options, path, args.resume)
     if failed:

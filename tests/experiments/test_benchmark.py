@@ -8,6 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from experiments.benchmark import peers
 from experiments.benchmark.__main__ import BENCHMARKS
 from experiments.benchmark.against import compare
 from experiments.benchmark.collect import Measured, read
@@ -81,6 +82,24 @@ def test_a_figure_keeps_its_order_in_any_unit(values, factor):
     figure = Quantity.of(values, "s")
     for one in (figure, figure.times(factor, "us"), figure.rate(factor, "tokens/s")):
         assert one.low <= one.median <= one.high
+
+
+def test_without_torch_peers_say_what_they_need(command):
+    if peers.installed():
+        pytest.skip("torch and transformers are here")
+    result = command("benchmark.__main__", "peers")
+    assert result.code == 2
+    assert "benchmark peers needs torch: pip install 'gam_jax[official]'" in result.err
+
+
+def test_beside_peers_each_row_has_both_speeds_and_their_ratio():
+    if not peers.installed():
+        pytest.skip("torch and transformers are not here")
+    rows = peers.run(2, short=True)
+    assert list(rows) == ["Llama, 1 rows, writing", "Llama, 1 rows, a prompt of 512"]
+    for row in rows.values():
+        assert row["gam_jax"].median > 0 < row["transformers"].median
+        assert row["time, ours over theirs"].unit == ""
 
 
 @pytest.mark.slow
