@@ -59,6 +59,14 @@ from sharding.layout import Layout, Parallel
 from sharding.mesh import make_mesh
 from sharding.paths import local_path
 
+OF_A_WAY = {
+    "check": ("preset", "json", "mesh", "across", "emulate"),
+    "selftest": ("only", "draws", "keep"),
+    "from_hf": ("param_dtype",),
+    "to_hf": ("as_stored",),
+}
+"""Flag -> those that mean something beside it alone."""
+
 
 def define_flags() -> None:
     """The command line."""
@@ -99,19 +107,13 @@ def main() -> None:
     """One way or the other."""
     args = flags.FLAGS
     register_classes()
+    _check_flags()
     if args.check:
         _check(pathlib.Path(args.check))
         return
     if args.selftest:
         _selftest()
         return
-    ways = (args.from_hf, args.from_peft and args.base, args.to_hf, args.to_peft)
-    ways += (args.from_gam, args.to_gam)
-    if not args.run or sum(map(bool, ways)) != 1 or (args.from_peft and not any(ways[:2])):
-        raise UserError(
-            "give --run, and one of --from-hf, --to-hf, --from-gam, --to-gam, each with a folder; "
-            "for adapters --to-peft, or --from-peft with --from-hf or --base"
-        )
     folder = RunFolder(pathlib.Path(args.run))
     if args.from_hf:
         make_run(pathlib.Path(args.from_hf), folder, args.from_peft, args.param_dtype)
@@ -126,6 +128,24 @@ def main() -> None:
         export_run(folder, pathlib.Path(args.to_hf), args.checkpoint, args.as_stored)
     else:
         export_adapters(folder, pathlib.Path(args.to_peft), args.checkpoint, args.base)
+
+
+def _check_flags() -> None:
+    """A UserError unless there is one way, with what it needs and nothing that is another's."""
+    args = flags.FLAGS
+    ways = (args.from_hf, args.from_peft and args.base, args.to_hf, args.to_peft)
+    ways += (args.from_gam, args.to_gam, args.check, args.selftest)
+    runs = args.run or args.check or args.selftest
+    if not runs or sum(map(bool, ways)) != 1 or (args.from_peft and not any(ways[:2])):
+        raise UserError(
+            "give --run, and one of --from-hf, --to-hf, --from-gam, --to-gam, each with a folder; "
+            "for adapters --to-peft, or --from-peft with --from-hf or --base; or --check or "
+            "--selftest alone"
+        )
+    for way, names in OF_A_WAY.items():
+        for name in names:
+            if flags.FLAGS[name].present and not getattr(args, way):
+                raise UserError(f"--{name} goes with --{way}: leave it out, or give that too")
 
 
 def _check(source: pathlib.Path) -> None:

@@ -24,11 +24,14 @@ from gam_jax.convert.placing import lazily, placed, where
 from gam_jax.models.base import Model
 from gam_jax.params import Params, abstract_params
 from sharding.checkpoint import names
+from sharding.errors import UserError
 from sharding.layout import Layout
 from sharding.paths import local_path
 
 KIND = "gam_jax"
 FORMAT = 1
+DTYPES = {"float32": "F32", "bfloat16": "BF16"}
+"""In which parameters are stored, and what safetensors calls it."""
 
 
 def save_model(
@@ -69,7 +72,7 @@ def load_model(folder: str | Path, layout: Layout | None = None) -> tuple[Model,
     Raises:
       UserError: a folder that cannot be read, or is of another program or of a later format; a
         class or a field that is not known here; an array that is missing, too many, or of another
-        shape.
+        shape or dtype.
     """
     model, params = open_model(folder)
     return model, placed(params, where(model.stored_table(), layout))
@@ -88,9 +91,16 @@ def open_model(folder: str | Path) -> tuple[Model, Params]:
         raise config.refused("model", "is no object: the folder has lost what its model is")
     model = from_dict(Model, config["model"], "config.json: model")
     config.check_all_used((), {})
-    reader = files.Reader(config, files.open_arrays(path))
-    wanted = abstract_params(model.stored_table())
-    flat = [reader.take(name, *leaf.shape) for name, leaf in names.flat(wanted).items()]
+    stored = files.open_arrays(path)
+    reader, wanted = files.Reader(config, stored), abstract_params(model.stored_table())
+    flat = []
+    for name, leaf in names.flat(wanted).items():
+        flat.append(reader.take(name, *leaf.shape))
+        if stored[name].dtype != (own := DTYPES[str(leaf.dtype)]):
+            raise UserError(
+                f"'{name}' is of dtype {stored[name].dtype} where the model of config.json stores "
+                f"{own}: they are not of one model"
+            )
     reader.check_all_taken()
     return model, jax.tree.unflatten(jax.tree.structure(wanted), flat)
 

@@ -74,6 +74,11 @@ def test_a_run_stores_bfloat16_where_it_is_asked_to_and_writes_it_so(folder, com
         (["--run=x"], "one of --from-hf, --to-hf"),
         (["--run=/nowhere/x", "--from-hf=/nowhere"], "cannot read the model folder"),
         (["--run=/nowhere/x", "--to-hf=/nowhere"], "holds no run"),
+        (["--run=x", "--to-hf=y", "--from-gam=z"], "one of --from-hf, --to-hf"),
+        (["--check=x", "--run=y", "--to-hf=z"], "--check or --selftest alone"),
+        (["--check=x", "--draws=3"], "--draws goes with --selftest: leave it out"),
+        (["--run=x", "--from-gam=y", "--param_dtype=bfloat16"], "goes with --from_hf"),
+        (["--run=x", "--to-gam=y", "--as_stored"], "--as_stored goes with --to_hf"),
     ],
 )
 def test_bad_input_is_one_line(args, message, command):

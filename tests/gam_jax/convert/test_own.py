@@ -82,6 +82,7 @@ def test_ten_lines_of_python_open_it(tmp_path):
         ({"model": {**to_dict(GAMS), "vocab": 17}}, r"has the shape \(16, 8\) where .*\(17, 8\)"),
         ({"model": {**to_dict(GAMS), "tied": False}}, "has no 'head'"),
         ({"model": {**to_dict(GAMS), "depth": 0}}, "depth"),
+        ({"model": {**to_dict(GAMS), "param_dtype": "bfloat16"}}, "is of dtype F32 .* stores BF16"),
         ({"note": "x"}, "note='x' .*field that is not known"),
     ],
 )
