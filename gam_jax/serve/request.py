@@ -146,6 +146,10 @@ class Engine(Protocol):
         """What it has done."""
         ...
 
+    def failure(self) -> str:
+        """Why it has stopped by itself, as an executor that failed; empty while it runs."""
+        ...
+
     def start(self) -> None:
         """Starts the thread."""
         ...
