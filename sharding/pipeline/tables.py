@@ -80,7 +80,8 @@ class Table:
         A tick in which any stage goes forward costs every stage a forward task, likewise backward.
 
         Args:
-          forward, backward: time of a part on all chunks of a stage.
+          forward: time of a part on all chunks of a stage.
+          backward: likewise, of the way back.
         """
         total = self.forward_ticks * forward + self.backward_ticks * backward
         return total / self.turns
