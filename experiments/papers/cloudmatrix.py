@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from experiments.study import Absent, Arm, Claim, Measure, Study, as_printed, closed
 from experiments.study.declare import Numbers
+from gam_jax.planning import Profile, profile
 
 KIB, MIB = 2**10, 2**20
 WIDTH, CHOSEN = 7168, 8
@@ -15,8 +16,8 @@ SCALE = 512
 """Bytes that a token's scale is padded to."""
 RANKS, TOKENS = 320, 96
 """Dies with one expert each; tokens of a die: 48 requests of 2 guessed tokens."""
-PACKAGE = 1504e12
-"""INT8 operations a second of one accelerator, 2 dies, as the paper's ratios give it."""
+DIES = 2
+"""Of one accelerator; the profile is of a die."""
 
 LATENCIES = {
     "1024-1024": (128, 46.8, "2733"),
@@ -36,6 +37,22 @@ OPERATORS = {
 """Of 128 tokens a rank: us and GB/s as printed, bytes of a token."""
 
 
+def die() -> Profile:
+    """A die of an Ascend 910C with its three planes of links, as the paper has it."""
+    return profile("ascend_910c.cloudmatrix")
+
+
+def planes() -> Numbers:
+    """GB/s of a die over each plane."""
+    names = {"ub": "links.ub.bandwidth", "rdma": "planes.rdma", "vpc": "planes.vpc"}
+    return {name: die().value(figure) / 1e9 for name, figure in names.items()}
+
+
+def efficiency(tokens: float) -> Numbers:
+    """Tokens a second for each INT8 TFLOP/s of an accelerator."""
+    return {"efficiency": tokens / (DIES * die().value("flops.int8") / 1e12)}
+
+
 def exchange() -> Numbers:
     """Bytes of a token that is dispatched and combined, and of the buffers for all ranks."""
     payload, back = WIDTH + SCALE, 2 * WIDTH
@@ -48,7 +65,9 @@ def exchange() -> Numbers:
 
 def node() -> Numbers:
     """GB/s of a node's eight accelerators, and of its seven switches upwards."""
-    return {"inside": 8 * 2 * 196, "upwards": 7 * 448}
+    own = die()
+    upwards = own.value("node.links") * own.value("node.link")
+    return {"inside": 8 * DIES * own.value("links.ub.bandwidth") / 1e9, "upwards": upwards / 1e9}
 
 
 def decode(name: str) -> Numbers:
@@ -66,11 +85,12 @@ def operator(name: str) -> Numbers:
 
 ARMS: dict[str, Arm] = {
     "exchange": closed("exchange among 320 dies", exchange),
+    "planes": closed("planes of links of a die", planes),
     "node": closed("one node", node),
     **{name: closed(f"decode, {name}", lambda n=name: decode(n)) for name in LATENCIES},
     **{name: closed(name, lambda n=name: operator(n)) for name in OPERATORS},
-    "prefill": closed("prefill, tokens/s a TFLOP/s", lambda: {"efficiency": 6688e12 / PACKAGE}),
-    "decode": closed("decode, tokens/s a TFLOP/s", lambda: {"efficiency": 1943e12 / PACKAGE}),
+    "prefill": closed("prefill, tokens/s a TFLOP/s", lambda: efficiency(6688)),
+    "decode": closed("decode, tokens/s a TFLOP/s", lambda: efficiency(1943)),
 }
 
 
@@ -129,6 +149,9 @@ STUDY = Study(
         "saved": Measure("less than bfloat16", "higher", "%", ".1f"),
         "inside": Measure("inside", "higher", "GB/s", ",.0f"),
         "upwards": Measure("upwards", "higher", "GB/s", ",.0f"),
+        "ub": Measure("UB", "higher", "GB/s", ",.1f"),
+        "rdma": Measure("RDMA", "higher", "GB/s", ",.1f"),
+        "vpc": Measure("VPC", "higher", "GB/s", ",.1f"),
         "tokens": Measure("decoded", "higher", "tokens/s", ",.0f"),
         "accounted": Measure("of the formula's bytes", "", "%", ".1f"),
         "efficiency": Measure("tokens/s a TFLOP/s", "higher", form=".2f"),

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from experiments.study import Absent, Arm, Claim, Measure, Study, closed
 from experiments.study.declare import Numbers
+from gam_jax.planning import profile
 from gam_jax.planning.tiers import Host, Speeds, offloaded, place, step_seconds, striped
 
 GIB = 2**30
-HOST = Host(100 * GIB, 256 * GIB)
+MACHINE = "rtx5090.cxl_offload"
 SPEEDS = Speeds(near=100e9, far=25e9, copied=50e9, card=50e9)
 QWEN = {"batch": 1, "tokens": 32_768, "width": 3584, "layers": 28}
 NEMO = {"batch": 1, "tokens": 32_768, "width": 5120, "layers": 40}
@@ -24,7 +25,8 @@ SPLIT = "master parameters"
 
 def numbers(params: float, sizes: dict[str, int], cards: int = 1) -> Numbers:
     """Percent of each kind that lies near, bytes against the formula, and time against striping."""
-    host = Host(HOST.near, HOST.far, cards)
+    own = profile(MACHINE)
+    host = Host(own.value("memory.host.capacity"), own.value("memory.cxl.capacity"), cards)
     items = offloaded(params, **sizes)
     placed = place(items, host)
     naive = striped(items, host)

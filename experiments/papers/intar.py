@@ -85,6 +85,7 @@ def memory(name: str, tokens: int) -> Numbers:
     """Temporary MiB of the compiled program."""
     shape = jax.ShapeDtypeStruct((HEADS, tokens, WIDTH // HEADS), jnp.float32)
     analysis = jax.jit(PROGRAMS[name]).lower(shape, shape, shape).compile().memory_analysis()
+    assert analysis is not None
     return {"temporary": analysis.temp_size_in_bytes / 2**20}
 
 

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from experiments.study import Absent, Arm, Claim, Measure, Study, as_printed, closed
 from experiments.study.declare import Numbers
+from gam_jax.planning import profile
 
-CHANNELS, BANKS = 8, 16
-BANK_BYTES, BANK_FLOPS = 32e9, 32e9
-"""A second, of one bank: 16 bfloat16 multiply-adds at 1 GHz read 32 bytes a cycle."""
-T4_BYTES, T4_FLOPS = 320e9, 65e12
-"""Of the compared GPU, by its maker (NVIDIA T4)."""
+PIM, GPU = "pim.pim_gpt", "t4"
 HALF = 2
 MODELS = {
     "gpt2-small": (12, 768, 124e6),
@@ -30,14 +27,23 @@ def operations(name: str, context: int) -> float:
     return 2 + 4 * width * context * layers / params
 
 
-def pim_seconds(params: float, batch: int = 1, banks: int = CHANNELS * BANKS) -> float:
-    """Of one token each of a batch: one text after the other, each reads all weights."""
-    return batch * HALF * params / (banks * BANK_BYTES)
+def pim_seconds(params: float, batch: int = 1, banks: float = 1) -> float:
+    """Of one token each of a batch: one text after the other, each reads all weights.
+
+    Args:
+      params: of the model.
+      batch: texts.
+      banks: times as many as there are.
+    """
+    own = profile(PIM)
+    rate = own.value("channels") * own.value("banks") * own.value("bank.bandwidth")
+    return batch * HALF * params / (banks * rate)
 
 
 def gpu_seconds(params: float, batch: int = 1) -> float:
     """Weights are read once for the batch; arithmetic is for all of it."""
-    return max(HALF * params / T4_BYTES, 2 * batch * params / T4_FLOPS)
+    own = profile(GPU)
+    return max(HALF * params / own.memory.bandwidth, 2 * batch * params / own.flops("float16"))
 
 
 def crossing() -> float:
@@ -46,7 +52,7 @@ def crossing() -> float:
     Below it the GPU reads for as long as the memory multiplies B times; its own arithmetic binds
     only at a larger batch, peak over bandwidth.
     """
-    return CHANNELS * BANKS * BANK_BYTES / T4_BYTES
+    return profile(PIM).memory.bandwidth / profile(GPU).memory.bandwidth
 
 
 def model(name: str) -> Numbers:
@@ -59,7 +65,7 @@ def model(name: str) -> Numbers:
         "faster": gpu / pim,
         "operations": operations(name, CONTEXT),
         "linear": pim_seconds(2 * params) / pim,
-        "banks": pim_seconds(params, banks=2 * CHANNELS * BANKS) / pim,
+        "banks": pim_seconds(params, banks=2) / pim,
     }
 
 

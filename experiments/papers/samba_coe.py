@@ -10,14 +10,14 @@ import random
 
 from experiments.study import Absent, Arm, Claim, Measure, Setting, Study, as_printed, closed
 from experiments.study.declare import Numbers
+from gam_jax.planning import profile
 from gam_jax.planning.tiers import resident
 
-GB, TIB = 1e9, 2**40
+GB = 1e9
 EXPERT = 13.5 * GB
 """Llama2-7B in bfloat16."""
-DDR, A100_LINK, H100_LINK = 1e12, 32e9, 64e9
-"""Bytes a second: DDR to HBM of a node of 8 sockets; host to accelerators of a DGX."""
-DGX_HBM, NODE_DDR = 640 * GB, 12 * TIB
+SOCKETS = 8
+"""Of a node; the profile is of one."""
 EXPERTS = 850
 CACHE = 2 * 32 * 4096 * 2
 """Bytes of keys and values of one token of Llama2-7B in bfloat16."""
@@ -27,20 +27,29 @@ ASKED, MODELS = 2000, 150
 """Prompts of a simulation, and models they are for."""
 
 
-def switch(link: float) -> Numbers:
+def link_of(name: str) -> float:
+    """Bytes a second from slow to fast memory of a whole machine."""
+    own = profile(f"{name}.samba_coe").value("memory.host.dma")
+    return SOCKETS * own if name == "sn40l" else own
+
+
+def switch(name: str) -> Numbers:
     """Milliseconds to bring one expert, and how many times longer than on the SN40L node."""
-    return {"switch": 1e3 * EXPERT / link, "times": DDR / link}
+    link = link_of(name)
+    return {"switch": 1e3 * EXPERT / link, "times": link_of("sn40l") / link}
 
 
 def room() -> Numbers:
     """Experts that fit into a DGX; nodes for 850 of them; what DDR of one node they take."""
     whole = EXPERTS * EXPERT
     cache = TEXTS * TOKENS * CACHE
+    fast = profile("dgx_a100.samba_coe").memory.capacity
+    slow = SOCKETS * profile("sn40l.samba_coe").value("memory.host.capacity")
     return {
-        "experts": DGX_HBM // EXPERT,
-        "nodes": -(-whole // DGX_HBM),
-        "nodes_cache": -(-whole // (DGX_HBM - cache)),
-        "ddr": 100 * whole / NODE_DDR,
+        "experts": fast // EXPERT,
+        "nodes": -(-whole // fast),
+        "nodes_cache": -(-whole // (fast - cache)),
+        "ddr": 100 * whole / slow,
     }
 
 
@@ -62,9 +71,9 @@ def _cache(held: int) -> Arm:
 
 
 ARMS = {
-    "sn40l": closed("SN40L node, 1 TB/s", lambda: switch(DDR)),
-    "h100": closed("DGX H100, 64 GB/s", lambda: switch(H100_LINK)),
-    "a100": closed("DGX A100, 32 GB/s", lambda: switch(A100_LINK)),
+    "sn40l": closed("SN40L node, 1 TB/s", lambda: switch("sn40l")),
+    "h100": closed("DGX H100, 64 GB/s", lambda: switch("dgx_h100")),
+    "a100": closed("DGX A100, 32 GB/s", lambda: switch("dgx_a100")),
     "room": closed("850 experts, DGX of 640 GB", room),
     "holds-47": _cache(47),
     "holds-100": _cache(100),

@@ -27,7 +27,8 @@ EVERY = np.arange(-128, 128)
 def counts() -> tuple[np.ndarray, np.ndarray]:
     """Digits other than zero of all 256 numbers: by this coding, and by Booth's."""
     x = jnp.asarray(EVERY, jnp.int8)
-    return tuple(np.asarray(jnp.sum(code(x) != 0, -1)) for code in (digits, booth_digits))
+    own, booth = (jnp.sum(code(x) != 0, -1) for code in (digits, booth_digits))
+    return np.asarray(own), np.asarray(booth)
 
 
 def chances(deviation: float) -> np.ndarray:
