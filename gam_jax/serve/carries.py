@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from gam_jax.data.storage import say, written_whole
 from gam_jax.serve.executor import Executor, Saved
 from gam_jax.serve.pages import Pages, pages_of
-from gam_jax.data.storage import say, written_whole
 from sharding.errors import UserError
 
 SUFFIX = ".carry"
@@ -134,7 +134,7 @@ class Carries:
         return 0, None, ()
 
     def parts(self, prompt: Sequence[int]) -> int:
-        """How many first tokens a prompt shares with one of the last ones; it becomes one itself."""
+        """How many first tokens a prompt shares with one before it, and remembers it as well."""
         ids = np.asarray(prompt, np.int32)
         longest = max((_common(ids, other) for other in self._prompts), default=0)
         if self._size:

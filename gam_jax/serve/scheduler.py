@@ -80,7 +80,7 @@ def deal(
     Returns:
       Number of a text and width of its block, in the order in which they are read.
     """
-    left = {text: [count, border] for text, (count, border) in enumerate(zip(unread, borders, strict=True))}
+    left = dict(enumerate(zip(unread, borders, strict=True)))
     dealt: list[tuple[int, int]] = []
     while left:
         for text, (count, border) in list(left.items()):
@@ -90,5 +90,5 @@ def deal(
                 continue
             budget -= width
             dealt.append((text, width))
-            left[text] = [count - width, max(border - width, 0)]
+            left[text] = count - width, max(border - width, 0)
     return dealt

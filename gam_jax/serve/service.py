@@ -7,49 +7,17 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
-from gam_jax.serve.carries import Carries
 from gam_jax.serve.drafts import Draft
 from gam_jax.serve.executor import Drawn, Executor, Pending, Work
 from gam_jax.serve.pace import Pace
-from gam_jax.serve.pages import Pages, pages_of
 from gam_jax.serve.request import Counts
+from gam_jax.serve.rows import Rows, Settings
 from gam_jax.serve.scheduler import Turns, deal
-from gam_jax.serve.text import Parked, Text
-from sharding.bounds import Count, Size, check_bounds
+from gam_jax.serve.text import Text
 from sharding.errors import UserError
-
-WORTH = 16
-"""Tokens that a snapshot must save over the one before it."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How an engine shares out its rows.
-
-    Attributes:
-      prefill_budget: tokens of prompts that are read in one turn, at most.
-      queue: requests that may wait for a row.
-      snapshots: bytes of remembered states in memory, and of those in the folder; 0 for none.
-      folder: where remembered states outlive the process; empty for nowhere.
-      exact: whether what is remembered must not change a single bit: states are then remembered
-        only where a prompt that is read from its start has a border of blocks too.
-
-    Raises:
-      UserError: a number outside its bounds.
-    """
-
-    prefill_budget: Size = 512
-    queue: Count = 1024
-    snapshots: Count = 2**28
-    folder: str = ""
-    exact: bool = False
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,10 +65,7 @@ class Service:
 
     Attributes:
       queue: texts that wait for their first row.
-      rows: the text of each row.
-      parked: texts that had to leave their row.
-      pool: pages of all rows.
-      carries: what is remembered.
+      rows: who sits where.
 
     Raises:
       UserError: a budget in which the widest block of a prompt has no place.
@@ -122,16 +87,10 @@ class Service:
             )
         self._draft = draft if sizes.block > 1 else None
         self._pace = Pace(sizes.block, draft.free) if self._draft and draft else Pace(1)
-        self.pool = Pages(sizes.pages if sizes.page else 1)
-        folder = Path(settings.folder) if settings.folder else None
-        kind = "exact" if settings.exact else ""
-        live = 2 * sizes.rows
-        self.carries = Carries(executor, self.pool, settings.snapshots, folder, live, kind)
         self.queue: Turns[Text] = Turns()
-        self.rows: list[Text | None] = [None] * sizes.rows
-        self.parked: list[Text] = []
+        self.rows = Rows(executor, settings, self._draft)
         self._flights: collections.deque[Flight] = collections.deque()
-        self._seated, self._served = 0, 0
+        self._served = 0
         self._done: collections.Counter[str] = collections.Counter()
         self._ends: collections.Counter[str] = collections.Counter()
         self._last: tuple[int, float] | None = None
@@ -139,33 +98,29 @@ class Service:
     @property
     def busy(self) -> bool:
         """Whether a text is in progress or waits, or the device has not been heard."""
-        return bool(self.queue or self.parked or self._flights or any(self.rows))
-
-    @property
-    def running(self) -> list[Text]:
-        """Texts that have a row, in the order in which they got their first."""
-        return sorted((text for text in self.rows if text), key=lambda text: text.seated)
+        return bool(self.queue or self.rows.parked or self._flights or any(self.rows.texts))
 
     def counts(self) -> Counts:
         """What was done, and is in hand."""
-        names = ("read", "cached", "written", "wasted", "guessed", "accepted", "passes")
+        names = ("read", "written", "wasted", "guessed", "accepted", "passes")
         return Counts(
-            queued=len(self.queue) + len(self.parked),
-            rows=sum(text is not None for text in self.rows),
-            pages=self.pool.used,
+            queued=len(self.queue) + len(self.rows.parked),
+            rows=len(self.rows.running),
+            pages=self.rows.pool.used,
+            cached=self.rows.cached,
             requests=tuple(sorted(self._ends.items())),
             **{name: self._done[name] for name in names},
         )
 
     def all(self) -> list[Text]:
         """Texts that have not ended."""
-        return [*self.queue, *self.parked, *self.running]
+        return [*self.queue, *self.rows.parked, *self.rows.running]
 
     def cancel(self, numbers: set[int]) -> None:
         """Ends texts, and frees their rows and pages."""
         for text in self.queue.remove(lambda text: text.number in numbers):
             self._end(text, "cancelled")
-        for text in [*self.parked, *self.running]:
+        for text in [*self.rows.parked, *self.rows.running]:
             if text.number in numbers:
                 self._end(text, "cancelled")
 
@@ -175,7 +130,7 @@ class Service:
             with contextlib.suppress(Exception):
                 text.finish("error", error)
             self._ends["error"] += 1
-        self.queue, self.parked, self.rows = Turns(), [], [None] * self._sizes.rows
+        self.queue, self.rows = Turns(), Rows(self._executor, Settings(snapshots=0), None)
         self._flights.clear()
 
     def turn(self) -> None:
@@ -183,90 +138,15 @@ class Service:
         guesses = self._pace.pays
         if guesses or any(flight.width > 1 for flight in self._flights):
             self._hear(0)  # what a guess follows must be seen
-        self._give_rows()
+        for text in self.rows.give(self.queue):
+            if text.request.scores_prompt and not text.read:
+                with self._guard(text):
+                    text.tell_prompt(0, None, 0)
         self._read_prompts(guesses)
         begun = self._begin(guesses)
         self._hear(1 if begun else 0)
         if not begun:
             self._last = None
-
-    # Rows.
-
-    def _give_rows(self) -> None:
-        for row, text in enumerate(self.rows):
-            if text is not None:
-                continue
-            if self.parked:
-                text = min(self.parked, key=lambda text: text.seated)
-                if text.flying or not self._fits(text):
-                    return
-                self.parked.remove(text)
-            elif self.queue and self._fits(next(iter(self.queue))):
-                text = self.queue.pop()
-            else:
-                return
-            self.rows[row], text.row = text, row
-            self._seat(text, row)
-
-    def _fits(self, text: Text) -> bool:
-        """Whether there are pages for all that it has, and a token."""
-        need = pages_of(len(text.tokens) + 1, self._sizes.page)
-        lone = self.carries.lone_pages
-        return need <= self.pool.free + lone or not any(self.rows)
-
-    def _seat(self, text: Text, row: int) -> None:
-        request = text.request
-        prompt = np.asarray(request.prompt, np.int32)
-        written = np.asarray(text.tokens[len(prompt) :], np.int32)
-        if text.parked is not None:
-            while self.pool.free < text.parked.pages and self.carries.give_up_pages():
-                pass
-            text.pages = [self.pool.take() for _ in range(text.parked.pages)]
-            saved = self._executor.from_bytes(text.parked.data, tuple(text.pages))
-            text.parked = None
-        else:
-            self._seated += 1
-            text.seated = self._seated
-            saved = self._remembered(text)
-        self._executor.seat(row, request.seed, request.draws, prompt, written)
-        self._executor.load(row, saved)
-        if self._draft is not None:
-            self._draft.seat(row, request.seed, request.draws, request.prompt)
-        if request.scores_prompt and not text.read:
-            with self._guard(text):
-                text.tell_prompt(0, None, 0)
-
-    def _remembered(self, text: Text) -> object:
-        """Takes the pages of the longest remembered beginning, and returns its state."""
-        prompt = text.request.prompt[:-1]
-        saved = None
-        if not text.request.scores_prompt:
-            text.read, saved, pages = self.carries.find(prompt)
-            text.cached, text.pages = text.read, list(pages)
-            self._done["cached"] += text.cached
-        width = self._sizes.widths[0]
-        places = {len(prompt), self.carries.parts(prompt)}
-        if self._settings.exact:
-            places = {place // width * width for place in places}
-        text.borders = frozenset(place for place in places if place - text.read >= WORTH)
-        return saved
-
-    def _park(self, text: Text) -> None:
-        assert text.row is not None
-        pages = text.pages[: pages_of(text.read, self._sizes.page)]
-        data = self._executor.bytes_of(self._executor.save(text.row), tuple(pages))
-        text.parked = Parked(data, len(pages))
-        self.parked.append(text)
-        self._leave(text)
-
-    def _leave(self, text: Text) -> None:
-        """Frees row and pages."""
-        if text.row is not None:
-            if self._draft is not None:
-                self._draft.leave(text.row)
-            self.rows[text.row], text.row = None, None
-        self.pool.release(text.pages)
-        text.pages = []
 
     def _end(self, text: Text, reason: str, error: str = "") -> None:
         with contextlib.suppress(Exception):  # what it tells may be what has failed
@@ -280,16 +160,10 @@ class Service:
         self._ends[text.end.reason] += 1
         self._pace.left(text.number)
         if text.end.reason in ("stop", "length") and not self._settings.exact:
-            self._remember(text)
-        if text in self.parked:
-            self.parked.remove(text)
-        self._leave(text)
-
-    def _remember(self, text: Text) -> None:
-        if text.row is None or text.read - text.cached < WORTH:
-            return
-        pages = text.pages[: pages_of(text.read, self._sizes.page)]
-        self.carries.put(text.tokens[: text.read], text.row, pages)
+            self.rows.remember(text)
+        if text in self.rows.parked:
+            self.rows.parked.remove(text)
+        self.rows.leave(text)
 
     @contextlib.contextmanager
     def _guard(self, text: Text) -> Iterator[None]:
@@ -299,31 +173,10 @@ class Service:
         except Exception as error:
             self._end(text, "error", f"{type(error).__name__}: {error}")
 
-    def _space(self, text: Text, end: int) -> bool:
-        """Pages for a text's tokens up to `end`; False if it had to leave its row for lack of them."""
-        page = self._sizes.page
-        if not page:
-            return True
-        need, shared = self.pool.wanted(text.pages, text.read, end, page)
-        while need > self.pool.free:
-            if not self.carries.give_up_pages():
-                youngest = self.running[-1]
-                self._park(youngest)
-                if youngest is text:
-                    return False
-            need, shared = self.pool.wanted(text.pages, text.read, end, page)
-        if shared:
-            place, own = text.read // page, self.pool.take()
-            self._executor.copy_page(text.pages[place], own)
-            self.pool.release([text.pages[place]])
-            text.pages[place] = own
-        text.pages += [self.pool.take() for _ in range(need - shared)]
-        return True
-
     # Reading.
 
     def _read_prompts(self, guesses: bool) -> None:
-        reading = [text for text in self.running if self._reads(text, guesses)]
+        reading = [text for text in self.rows.running if self._reads(text, guesses)]
         reading.sort(key=lambda text: text.served)
         blocks = deal(
             [text.unread for text in reading],
@@ -333,7 +186,7 @@ class Service:
         )
         for number, width in blocks:
             text = reading[number]
-            if text.row is not None and self._space(text, text.read + width):
+            if text.row is not None and self.rows.space(text, text.read + width):
                 self._served += 1
                 text.served = self._served
                 self._read(text, width)
@@ -357,15 +210,14 @@ class Service:
             if scored:
                 self._flights.append(Flight(pending, (Seat(text, row, width),), width, start))
             if text.read in text.borders:
-                pages = text.pages[: pages_of(text.read, self._sizes.page)]
-                self.carries.put(text.tokens[: text.read], row, pages)
+                self.rows.remember(text)
 
     # Writing.
 
     def _begin(self, guesses: bool) -> bool:
         """Begins a step of all rows that can write; False if there is none."""
         self._end_unwritten(guesses)
-        texts = [text for text in self.running if self._writes(text, guesses)]
+        texts = [text for text in self.rows.running if self._writes(text, guesses)]
         guessed = self._guesses(texts) if guesses else {}
         width = self._sizes.block if guesses else 1
         seats: list[Seat] = []
@@ -373,7 +225,7 @@ class Service:
         masks: list[np.ndarray | None] = []
         for text in texts:
             own = guessed.get(text.number, [])
-            if text.row is None or not self._space(text, text.read + text.unread + len(own)):
+            if text.row is None or not self.rows.space(text, text.read + text.unread + len(own)):
                 continue
             row = text.row
             with self._guard(text):
@@ -400,7 +252,7 @@ class Service:
 
     def _end_unwritten(self, guesses: bool) -> None:
         """Ends texts whose prompts were asked about alone."""
-        read = [text for text in self.running if not text.request.max_tokens]
+        read = [text for text in self.rows.running if not text.request.max_tokens]
         read = [text for text in read if not self._reads(text, guesses)]
         if read:
             self._hear(0)
@@ -484,10 +336,10 @@ class Service:
             text.read += flight.width * (right == flight.width)
             self._done["guessed"] += seat.guesses
             self._done["accepted"] += right - seat.known
-        before = text.written
+        before = text.request.continuation.tokens
         with self._guard(text):
             text.take(drawn, seat.row, seat.known)
-        return text.written - before
+        return text.request.continuation.tokens - before
 
     def _judge(self, text: Text, width: int, new: int) -> None:
         """Tells the pace what a pass has given."""

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-from collections.abc import Iterable
 
 import numpy as np
 
 from gam_jax.continuations import OPEN
 from gam_jax.serve.executor import LAST_DRAWN, Drawn, Scores
 from gam_jax.serve.request import End, Request, Token
-from gam_jax.serve.scheduler import block_of
 
 
 @dataclasses.dataclass
@@ -36,6 +33,7 @@ class Text:
       row: where it is; None while it waits.
       pages: of the row, in order.
       cached: tokens of the prompt whose state was remembered.
+      kept: tokens of the longest of its states that is remembered.
       borders: numbers of tokens after which its state is worth remembering.
       parked: its state, if it had to leave its row.
       seated: a number that grows with each text that gets its first row.
@@ -48,7 +46,7 @@ class Text:
     def __init__(self, number: int, request: Request) -> None:
         self.number, self.request = number, request
         self.tokens = list(request.prompt)
-        self.read, self.flying, self.cached = 0, 0, 0
+        self.read, self.flying, self.cached, self.kept = 0, 0, 0, 0
         self.row: int | None = None
         self.pages: list[int] = []
         self.borders: frozenset[int] = frozenset()
