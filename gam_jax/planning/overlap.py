@@ -119,7 +119,8 @@ def decomposed(product: float, collective: float, devices: int, penalty: float =
     """Seconds of both in N steps of a ring: t_c + (N - 1) max(t_c, t_p).
 
     Args:
-      product, collective: seconds of either, whole.
+      product: seconds of the whole product.
+      collective: seconds of the whole collective.
       devices: N; a product is cut into N, a collective into N - 1 messages.
       penalty: by what part small products are slower than one large one.
     """

@@ -68,7 +68,10 @@ def offloaded(params: float, batch: int, tokens: int, width: int, layers: int) -
 
     Args:
       params: P.
-      batch, tokens, width, layers: B, T, D and L.
+      batch: B.
+      tokens: T, of each sequence.
+      width: D.
+      layers: L.
     """
     on_processor = ("momentum", "variance", "gradients", "master parameters")
     return [
