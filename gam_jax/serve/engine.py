@@ -117,6 +117,7 @@ class Engine:
                 self._service.turn()
                 self._take_stock()
             self._service.rows.carries.close()
+            self._take_stock()
         except Exception as error:
             with self._changed:
                 self._failure = f"{type(error).__name__}: {error}"
