@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gam_jax.serve.executor import Draws
-from gam_jax.serve.rows import Settings
+from gam_jax.serve.seating import Settings
 from tests.gam_jax.serve.fake import FakeExecutor, alone
 from tests.gam_jax.serve.test_service import BUDGET, VOCAB, Load, sizes_of
 
@@ -83,7 +83,7 @@ def test_a_damaged_file_is_a_miss_and_is_removed(damage, tmp_path):
     options = Settings(BUDGET, folder=str(tmp_path))
     first = load_of(options=options)
     cached(first, PROMPT)
-    first.service.rows.carries.close()
+    first.service.seats.carries.close()
     (path,) = tmp_path.iterdir()
     second = load_of(options=options)
     content = path.read_bytes()
@@ -94,7 +94,7 @@ def test_a_damaged_file_is_a_miss_and_is_removed(damage, tmp_path):
         path.write_bytes(wrong[damage])
     assert cached(second, PROMPT) == 0
     assert not path.exists()
-    second.service.rows.carries.close()
+    second.service.seats.carries.close()
     assert cached(load_of(options=options), PROMPT) == len(PROMPT) - 1
 
 
@@ -104,7 +104,7 @@ def test_bytes_in_memory_and_in_the_folder_are_bounded(place, tmp_path):
     load = load_of(place, Settings(BUDGET, snapshots=size, folder=str(tmp_path)))
     for first in range(30):
         cached(load, [first, *PROMPT], 20)
-        carries = load.service.rows.carries
+        carries = load.service.seats.carries
         assert carries.bytes <= size
         assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= size
     assert 0 < len(carries) < 30
@@ -118,9 +118,9 @@ def test_a_folder_that_cannot_be_written_is_told_and_left(tmp_path, capsys):
     folder.write_text("")
     load = load_of(options=Settings(BUDGET, folder=str(folder)))
     assert cached(load, PROMPT) == 0
-    assert load.service.rows.carries.settle()
+    assert load.service.seats.carries.settle()
     assert "no more snapshots are written" in capsys.readouterr().err
-    assert not load.service.rows.carries.settle()
+    assert not load.service.seats.carries.settle()
     assert cached(load, PROMPT) == len(PROMPT) - 1
 
 
@@ -132,6 +132,6 @@ def test_snapshots_leave_the_device_before_rows_do():
     both = [load.ask([9, *PROMPT[:30]], 8), load.ask([8, *PROMPT[:30]], 8)]
     while load.service.busy:
         load.turn()
-        assert not load.service.rows.parked
+        assert not load.service.seats.parked
     assert all(one.tokens == one.alone for one in both)
     assert cached(load, [3, *PROMPT]) > 0  # from the host's memory

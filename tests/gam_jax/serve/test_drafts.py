@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from gam_jax.serve.drafts import NgramDraft, repeated
 from gam_jax.serve.executor import Draws
 from gam_jax.serve.pace import EXCESS, MARGIN, Pace, Shadow
-from gam_jax.serve.rows import Settings
+from gam_jax.serve.seating import Settings
 from tests.gam_jax.serve.test_service import BUDGET, Always, Load, sizes_of
 
 

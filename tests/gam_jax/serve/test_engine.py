@@ -8,7 +8,7 @@ import pytest
 
 from gam_jax.serve.engine import Engine
 from gam_jax.serve.request import Closed, Full
-from gam_jax.serve.rows import Settings
+from gam_jax.serve.seating import Settings
 from sharding.errors import UserError
 from tests.gam_jax.serve.fake import FakeExecutor
 from tests.gam_jax.serve.test_service import BUDGET, asked, sizes_of

@@ -12,7 +12,7 @@ from gam_jax.serve.drafts import NgramDraft, RunDraft
 from gam_jax.serve.executor import Draws, Sizes
 from gam_jax.serve.pace import Pace
 from gam_jax.serve.request import End, Request, Token
-from gam_jax.serve.rows import Settings
+from gam_jax.serve.seating import Settings
 from gam_jax.serve.service import Service
 from gam_jax.serve.text import Text
 from tests.gam_jax.serve.fake import FakeExecutor, alone
@@ -102,8 +102,8 @@ class Load:
         assert sum(kind == "step" for kind, _, _ in turn) <= 1
         prompts = [count for kind, count, _ in turn if kind == "read"]
         assert sum(prompts) <= self.budget
-        rows = [text.row for text in self.service.rows.texts if text]
-        assert rows == [row for row, text in enumerate(self.service.rows.texts) if text]
+        rows = [text.row for text in self.service.seats.texts if text]
+        assert rows == [row for row, text in enumerate(self.service.seats.texts) if text]
 
     def run(self):
         for _ in range(3000):
@@ -115,10 +115,10 @@ class Load:
     def check_nothing_is_left(self):
         service = self.service
         assert service.counts().rows == service.counts().queued == 0
-        service.rows.carries.close()
-        assert service.rows.pool.used == 0
+        service.seats.carries.close()
+        assert service.seats.pool.used == 0
         if self.executor.sizes.page:
-            assert service.rows.pool.free == self.executor.sizes.pages - 1
+            assert service.seats.pool.free == self.executor.sizes.pages - 1
 
 
 def test_one_text_is_that_of_the_model():

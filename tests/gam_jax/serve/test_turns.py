@@ -7,7 +7,7 @@ import pytest
 
 from gam_jax.serve.executor import Draws
 from gam_jax.serve.request import Token
-from gam_jax.serve.rows import Settings
+from gam_jax.serve.seating import Settings
 from gam_jax.serve.service import Service
 from sharding.errors import UserError
 from tests.gam_jax.serve.fake import FakeExecutor, alone
@@ -185,7 +185,7 @@ def test_the_youngest_row_waits_when_there_are_no_pages_and_goes_on_from_its_sta
     parked = set()
     while load.service.busy:
         load.turn()
-        parked |= {text.number for text in load.service.rows.parked}
+        parked |= {text.number for text in load.service.seats.parked}
     assert parked == {2, 3}
     assert all(text.tokens == text.alone for text in texts)
     assert load.service.counts().read == 9  # nothing was read again

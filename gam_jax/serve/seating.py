@@ -45,7 +45,7 @@ class Settings:
         check_bounds(self)
 
 
-class Rows:
+class Seating:
     """The rows of an executor, and the pages that their texts share.
 
     Args:
