@@ -156,9 +156,15 @@ class Executor(Protocol):
 
     A call's effect is seen by all later calls. Nothing that is asked for compiles anything after
     `compile`.
+
+    Attributes:
+      sizes: what it was made for.
+      fingerprint: equal for equal models with equal parameters: a state that was saved belongs to
+        one of these.
     """
 
     sizes: Sizes
+    fingerprint: str
 
     def compile(self) -> tuple[str, ...]:
         """Compiles every program that there is, and returns their names."""
