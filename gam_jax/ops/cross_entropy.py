@@ -104,10 +104,8 @@ def token_losses(
 ) -> Float[Array, N]:
     """-log softmax(hidden head^T)[target] in nats, float32.
 
-    Its backward pass computes the logits again; `loss_sum` does not.
-
-    Args:
-      hidden, head, targets, how: as of `loss_sum`; a bad target has a loss and a gradient of NaN.
+    Arguments are those of `loss_sum`; a target outside the vocabulary has a loss and a gradient of
+    NaN. The backward pass computes the logits again; that of `loss_sum` does not.
     """
     hidden, head, _ = collectives.vary_alike(hidden, head, targets)
     return _losses(hidden, head, _targets(targets, head, how), how)
@@ -122,10 +120,7 @@ def token_scores(
     """`token_losses`; and 1 where the target is the likeliest token, else 0, float32.
 
     Of equally likely tokens the first is the likeliest. Not differentiated. Both are NaN for a
-    target outside the vocabulary.
-
-    Args:
-      hidden, head, targets, how: as of `loss_sum`.
+    target outside the vocabulary. Arguments are those of `loss_sum`.
     """
 
     def find(hidden: Array, at: tuple[_Targets, Array]) -> tuple[Array, Array]:
