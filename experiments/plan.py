@@ -1,9 +1,9 @@
 """Plans a run for machines that need not be here: which mesh, whether it fits, what holds it back.
 
   gam plan --cluster=v5e:16x16 --config=mine.py
-  gam plan --cluster=h100:4x8 --confirm=3       compiles the best for it: extra `compilers`
-  gam plan --cluster=local.toml:8               a profile that `gam measure` wrote
-  gam plan check --topology=v5e:2x4             predicted memory beside a compiler's, twelve cases
+  gam plan --cluster=h100:4x8 --confirm=3   compiles the best: extra `compilers`
+  gam plan --cluster=local.toml:8           a profile that `gam measure` wrote
+  gam plan check --topology=v5e:2x4         memory beside a compiler's, by case
 
 Meshes, presets, parts of a batch and recomputation are priced by formulas, and the best are
 printed with the flags that `gam train` takes. Times are predicted: nothing is run.

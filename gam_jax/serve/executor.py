@@ -28,10 +28,12 @@ class Sizes:
 
     Attributes:
       rows: S, texts in progress at once.
-      widths: of the blocks of a prompt, falling; what is left over is read by steps of 1.
+      widths: of the blocks of a prompt, falling to 1. A prompt is read in as many of the first as
+        it has, then of the next; but its last token, which a step feeds.
       block: W, tokens of a row in a step with guesses; 1 where there is no draft.
       page: tokens of a page of a growing cache; 0 where no cache grows.
       pages: of all rows together. Page 0 belongs to nobody: what idle rows write lands there.
+      row_pages: N, the most pages of a row; 0 where no cache grows.
       limit: the most tokens of a row; 0 for any number.
       vocab: V.
     """
@@ -41,6 +43,7 @@ class Sizes:
     block: int
     page: int
     pages: int
+    row_pages: int
     limit: int
     vocab: int
 
@@ -58,7 +61,8 @@ class Draws:
       presence_penalty: taken from the logit of each token that was written.
       frequency_penalty: taken from it as often as it was written.
       bias: what is added to logits, by id; at most `MOST_BIASED`.
-      top: the likeliest tokens whose log probabilities are given out, at most `MOST_TOP`.
+      top: the likeliest tokens whose log probabilities are given out, at most `MOST_TOP`; 0 for
+        that of the token alone, -1 for none.
     """
 
     temperature: float = 1.0
@@ -69,7 +73,7 @@ class Draws:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     bias: tuple[tuple[int, float], ...] = ()
-    top: int = 0
+    top: int = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,15 +84,18 @@ class Work:
       tokens: int32 [S, W]: what is known first, then guesses. `LAST_DRAWN` in the first place
         for the token that this row drew in the step before (W = 1 alone).
       known: int32 [S]: how many of them are known; 0 for a row that does nothing, and that keeps
-        its state. A row with fewer than W tokens in all is filled up with any ids: they count as
-        guesses, and may stand by chance.
-      pages: int32 [S, N]: the pages of each row's growing caches, in order; 0 where it has none.
+        its state, whatever else is said of it here.
+      guesses: int32 [S]: how many guesses follow them. What fills up the rest of the W places are
+        any ids of the vocabulary, and they never stand.
+      pages: int32 [S, N]: the pages of each row's growing caches, in order, those for this block
+        too; 0 where it has none.
       allowed: uint32 [S, ceil(V / 32)], the lowest bit first: tokens that may be drawn after what
         is known; None for all. Rows with a constraint are given no guesses.
     """
 
     tokens: Int[np.ndarray, "S W"]
     known: Int[np.ndarray, S]
+    guesses: Int[np.ndarray, S]
     pages: Int[np.ndarray, "S N"]
     allowed: UInt[np.ndarray, "S Q"] | None = None
 
@@ -102,10 +109,11 @@ class Drawn:
         tokens, those from place n - 1 to `right` - 1 are its new text, the last of them not read.
       right: int32 [S]: how many tokens of the block stand, those that are known and the guesses
         that were drawn. The row has read the block if that is W; else it has read nothing of it.
-      sound: bool [S]: whether logits were numbers.
-      log_probs: float32 [S, W], of the tokens drawn, before temperature and filters.
-      top_ids: int32 [S, W, MOST_TOP], the likeliest tokens; zeros if no row asked for them.
-      top_log_probs: float32 [S, W, MOST_TOP], theirs.
+      sound: bool [S]: whether the logits of its new text were numbers.
+      log_probs: float32 [S, W], of the tokens drawn, before all settings; 0 in rows that asked for
+        none.
+      top_ids: int32 [S, W, MOST_TOP], the likeliest tokens; zeros likewise.
+      top_log_probs: float32 [S, W, MOST_TOP], theirs; -inf where there are no more tokens.
     """
 
     tokens: Int[np.ndarray, "S W"]
@@ -148,22 +156,40 @@ class Executor(Protocol):
 
     A call's effect is seen by all later calls. Nothing that is asked for compiles anything after
     `compile`.
+
+    Attributes:
+      sizes: what it was made for.
+      fingerprint: equal for equal models with equal parameters: a state that was saved belongs to
+        one of these.
     """
 
     sizes: Sizes
+    fingerprint: str
 
     def compile(self) -> tuple[str, ...]:
         """Compiles every program that there is, and returns their names."""
         ...
 
-    def seat(self, row: int, key: int, draws: Draws, seen: Int[np.ndarray, T]) -> None:
+    def seat(
+        self,
+        row: int,
+        key: int,
+        draws: Draws,
+        seen: Int[np.ndarray, T],
+        written: Int[np.ndarray, N] | None = None,
+    ) -> None:
         """Gives a row to a text: what it draws with, and what counts as seen or written before.
+
+        What the row draws in later steps counts as written.
 
         Args:
           row: its number.
-          key: the seed; token i of the row is drawn with fold_in(key, i).
+          key: the seed; the token at place i of the text, the prompt's first being at 0, is drawn
+            with fold_in(jax.random.key(seed), i).
           draws: the settings.
           seen: ids of the prompt, for the repetition penalty.
+          written: ids that were written before the row was seated, for all penalties; None for
+            none.
         """
         ...
 
@@ -191,7 +217,7 @@ class Executor(Protocol):
         Args:
           row: its number.
           tokens: the block.
-          pages: of the row.
+          pages: of the row, padded with 0 to `Sizes.row_pages`; those for this block too.
           follows: the token after each of the block, to be scored; None for no scores.
         """
         ...

@@ -13,6 +13,11 @@ from gam_jax.serve.executor import Draws
 class Constraint(Protocol):
     """What may be written next, by what was written before."""
 
+    @property
+    def ended(self) -> bool:
+        """Whether the text is whole: nothing but an end can follow."""
+        ...
+
     def allowed(self) -> bytes:
         """A bit for each id of the vocabulary, the lowest first, in words of 32 bits."""
         ...
@@ -97,6 +102,10 @@ class Full(Exception):
         self.seconds = seconds
 
 
+class Closed(Exception):
+    """The engine takes no more requests: it is being stopped, or has failed."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Counts:
     """What an engine has done and has in hand, for `/metrics`.
@@ -111,6 +120,7 @@ class Counts:
       wasted: steps of a row whose token was cut off, since its end was seen late.
       guessed: guesses that were fed.
       accepted: guesses that stood.
+      passes: of a row, in steps that drew; written / passes is 1 without guesses.
       requests: that have ended, by their reason.
     """
 
@@ -123,6 +133,7 @@ class Counts:
     wasted: int = 0
     guessed: int = 0
     accepted: int = 0
+    passes: int = 0
     requests: tuple[tuple[str, int], ...] = ()
 
 
@@ -134,6 +145,7 @@ class Engine(Protocol):
 
         Raises:
           Full: no room in the queue.
+          Closed: it is being stopped, or has failed.
           UserError: a prompt that cannot be served: too long (both numbers), an id that is none.
         """
         ...
