@@ -179,6 +179,7 @@ class FusedDelta(Layer):
             chunk=self.chunk,
             axis=axes.seq,
             starts=starts,
+            backend=axes.backend,
         )
         paths = jnp.stack([convolved("short", v), convolved("long", v), read, v], axis=3)
         gates = self._gates(params, flat, paths, axes)

@@ -286,6 +286,7 @@ class LinearMemory(Layer):
             chunk=self.chunk,
             axis=axes.seq,
             starts=starts,
+            backend=axes.backend,
         )
         if self.averages:
             y = y[..., :-1] / (y[..., -1:] + SUM_EPS)

@@ -167,6 +167,7 @@ class Mamba(Layer):
             state=before["state"],
             axis=axes.seq,
             starts=starts,
+            backend=axes.backend,
         )
         gated = (y.reshape(flat.shape) + params["skip"] * flat) * jax.nn.silu(z)
         partial = linear_transposed(gated, params["w_out"]).reshape(x.shape)

@@ -204,6 +204,7 @@ class Mamba2(Layer):
             chunk=self.chunk,
             axis=axes.seq,
             starts=starts,
+            backend=axes.backend,
         )
         y = self._gate(params, y + params["skip"][:, None] * v, z.reshape(v.shape), axes)
         flat = y.astype(x.dtype).reshape(x.shape[0] * x.shape[1], -1)

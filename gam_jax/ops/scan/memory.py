@@ -21,7 +21,7 @@ from sharding import collectives
 from sharding.errors import UserError
 from sharding.exchange import prefix
 
-Run = Callable[[Inputs, Array, str, int], tuple[Array, Array]]
+Run = Callable[[Inputs, Array, str, int, str | None], tuple[Array, Array]]
 METHODS: dict[str, Run] = {
     "chunked": chunks.run,
     "associative": tree.run,
@@ -43,6 +43,7 @@ def memory_scan(
     chunk: int = 64,
     axis: str | None = None,
     starts: Bool[Array, "B T"] | None = None,
+    backend: str | None = None,
 ) -> tuple[Float[Array, "B T H N"], Float[Array, "B H K N"]]:
     """S_t = transition_t S_{t-1} + beta_t k_t v_t^T, read as y_t = S_t^T q_t.
 
@@ -72,6 +73,8 @@ def memory_scan(
         state it was given: nothing, the decay (1 or K numbers a head) or a K x K matrix (delta).
       starts: true where documents begin: there the memory is empty before the token is written.
         None where all tokens belong to one. It makes a memory without decay one with a decay.
+      backend: where it will run, as "cpu"; None for JAX's default. On accelerators the products of
+        all chunks are made at once, and only states wait for each other.
 
     Returns:
       y in the dtype of v, and the float32 state after the last token.
@@ -93,12 +96,17 @@ def memory_scan(
         starts = jnp.broadcast_to(starts[..., None, None], (batch, tokens, groups, 1))
     beta = None if beta is None else beta[..., None]
     inputs = Inputs(q, k, v, log_decay, beta, starts).map(lambda x: _by_group(x, groups))
+    method = "recurrent" if tokens == 1 and axis is None else method
+
+    def run(inputs: Inputs, state: Array) -> tuple[Array, Array]:
+        inputs, state = _alike(inputs, state)
+        return METHODS[method](inputs, state, rule, chunk, backend)
+
     if axis is None:
-        method = "recurrent" if tokens == 1 else method
-        y, state = _run_alike(inputs, state, rule, method, chunk)
+        y, state = run(inputs, state)
     else:
         over = _delta_over_shards if rule == "delta" else _hebb_over_shards
-        y, state = over(inputs, state, method, chunk, axis)
+        y, state = over(inputs, state, run, axis)
     y = jnp.moveaxis(y.reshape(batch, heads, tokens, width), 1, 2).astype(v.dtype)
     return y, state.reshape(batch, heads, keys, width)
 
@@ -109,21 +117,20 @@ def _by_group(x: Array, groups: int) -> Array:
     return x.reshape(x.shape[0] * groups, -1, *x.shape[2:])
 
 
-def _run_alike(
-    inputs: Inputs, state: Array, rule: str, method: str, chunk: int
-) -> tuple[Array, Array]:
-    """Runs a method with all arrays typed as varying over the same mesh axes."""
+def _alike(inputs: Inputs, state: Array) -> tuple[Inputs, Array]:
+    """All arrays typed as varying over the same mesh axes."""
     present = [x for x in (*inputs, state) if x is not None]
     *_, state = collectives.vary_alike(*present)
-    inputs = inputs.map(lambda x: collectives.vary_alike(x, state)[0])
-    return METHODS[method](inputs, state, rule, chunk)
+    return inputs.map(lambda x: collectives.vary_alike(x, state)[0]), state
 
 
-def _hebb_over_shards(
-    inputs: Inputs, state: Array, method: str, chunk: int, axis: str
-) -> tuple[Array, Array]:
+Whole = Callable[[Inputs, Array], tuple[Array, Array]]
+"""A scan of one device's tokens."""
+
+
+def _hebb_over_shards(inputs: Inputs, state: Array, run: Whole, axis: str) -> tuple[Array, Array]:
     """The shard from zeros, then what the state before it adds: q_t . decay since the start."""
-    y, own = _run_alike(inputs, jnp.zeros_like(state), "hebb", method, chunk)
+    y, own = run(inputs, jnp.zeros_like(state))
     if inputs.log_decay is None:
         before, total = prefix(own, jnp.add, axis, state)
         return y + inputs.q @ before, total
@@ -140,9 +147,7 @@ def _hebb_over_shards(
     return y + (start * inputs.q) @ before, total
 
 
-def _delta_over_shards(
-    inputs: Inputs, state: Array, method: str, chunk: int, axis: str
-) -> tuple[Array, Array]:
+def _delta_over_shards(inputs: Inputs, state: Array, run: Whole, axis: str) -> tuple[Array, Array]:
     """The shard from zeros and, as further columns of the values, from the identity.
 
     Those columns write nothing, so at the end they are the shard's K x K transition, and what
@@ -153,7 +158,7 @@ def _delta_over_shards(
     nothing = jnp.zeros((*inputs.v.shape[:-1], keys), jnp.float32)
     wide = inputs._replace(v=jnp.concatenate([inputs.v, nothing], axis=-1))
     begin = jnp.concatenate([jnp.zeros_like(state), eye], axis=-1)
-    y, own = _run_alike(wide, begin, "delta", method, chunk)
+    y, own = run(wide, begin)
 
     def combine(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
         return right[0] @ left[0], right[0] @ left[1] + right[1]
