@@ -3,14 +3,23 @@
 from experiments.papers import (
     balance,
     bam,
+    c4_comm,
+    cloudmatrix,
     compare,
+    cxl_offload,
     digits,
     falcon_sd,
     gam,
     gpipe,
+    intar,
     mofme,
+    nanoflow,
     parscale,
+    pim_gpt,
     recall,
+    samba_coe,
+    t3_overlap,
+    tpe_bitweight,
 )
 from experiments.study.declare import Study
 
@@ -19,14 +28,23 @@ STUDIES: dict[str, Study] = {
     for module in (
         balance,
         bam,
+        c4_comm,
+        cloudmatrix,
         compare,
+        cxl_offload,
         digits,
         falcon_sd,
         gam,
         gpipe,
+        intar,
         mofme,
+        nanoflow,
         parscale,
+        pim_gpt,
         recall,
+        samba_coe,
+        t3_overlap,
+        tpe_bitweight,
     )
 }
 """By the name that `gam study run` takes."""
