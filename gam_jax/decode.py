@@ -56,7 +56,7 @@ class Decoder:
     @property
     def apart(self) -> bool:
         """Whether each block's carry and parameters lie by themselves while it writes."""
-        return self.model.streams == 1 and self.layout.stages == 1
+        return self.layout.stages == 1
 
     @property
     def chunk(self) -> int:
@@ -85,10 +85,10 @@ class Decoder:
 
     def writing_specs(self, batch: int, axes: Axes) -> ModelCarry:
         """How what `_to_write` returns lies."""
-        specs, model = self.carry_specs(batch, axes), self.model
+        specs, trunk = self.carry_specs(batch, axes), self.model.trunk
         if not self.apart:
             return specs
-        layers = model.stack.apart(specs.layers, lambda spec, _: PartitionSpec(*spec[1:]))
+        layers = trunk.apart(specs.layers, lambda spec, _: PartitionSpec(*spec[1:]))
         return dataclasses.replace(specs, layers=layers)
 
     @property
@@ -174,7 +174,7 @@ def _trunk(model: LanguageModel) -> Trunk:
 def _to_write(decoder: Decoder, carry: ModelCarry) -> ModelCarry:
     """A copy to be written to in place, that of each block by itself where they are `apart`."""
     if decoder.apart:
-        layers = decoder.model.stack.apart(carry.layers, lambda x, i: x[i])
+        layers = decoder.model.trunk.apart(carry.layers, lambda x, i: x[i])
         carry = dataclasses.replace(carry, layers=layers)
     return jax.tree.map(jnp.copy, carry)
 

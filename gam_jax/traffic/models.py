@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from gam_jax.layers import InOrder, Layer, Pattern, Stack
 from gam_jax.layers.base import known, statistics
 from gam_jax.models import LanguageModel, Model
+from gam_jax.ops.cross_entropy import blocks
 from gam_jax.params import Param, rule_specs, shard_dims, shardings
 from gam_jax.traffic.layers import FLOAT, Sizes, added_last, gathers, layer_traffic
 from sharding.layout import Layout
@@ -40,10 +41,14 @@ def itemsize_of(model: Any) -> int:
     return jnp.dtype(getattr(model, "dtype", "float32")).itemsize
 
 
-def outside(model: LanguageModel, sizes: Sizes) -> Iterator[Message]:
-    """Embedding, final norm, head and loss; the embedding is looked up in float32."""
+def outside(model: LanguageModel, sizes: Sizes, most: int) -> Iterator[Message]:
+    """Embedding, final norm, head and loss; the embedding is looked up in float32.
+
+    The loss is that of blocks of at most so many tokens, one after another.
+    """
     stream32 = sizes.stream // sizes.itemsize * FLOAT
-    yield sizes.over_tensor("all_reduce", sizes.rows * sizes.tokens * FLOAT, 3)  # the loss
+    count, tokens = blocks(sizes.rows * sizes.tokens, most)
+    yield sizes.over_tensor("all_reduce", tokens * FLOAT, 3 * count)  # the loss
     if not sizes.split:
         yield sizes.over_tensor("all_reduce", stream32)  # rows of the embedding
         yield sizes.over_tensor("all_reduce", sizes.stream)  # the gradient by the last output

@@ -20,6 +20,7 @@ from gam_jax.layers import Layer, LayerNorm, Stack
 from gam_jax.layers.base import statistics
 from gam_jax.models import ImageClassifier, LanguageModel
 from gam_jax.models.base import reported
+from gam_jax.ops.cross_entropy import block_size
 from gam_jax.params import Param
 from gam_jax.traffic.documents import row_numbers, starts_traffic
 from gam_jax.traffic.layers import FLOAT, Sizes, added_last, layer_traffic
@@ -63,7 +64,7 @@ def staged(
     back = [*layer_traffic(chunk, sizes), *reports(model.stack, layout)]
     if language:
         ahead += _entering(model, sizes)
-        back += outside(model, sizes)
+        back += outside(model, sizes, block_size(layout.axes.backend))
         if model.packed and model.context:
             ahead.append(row_numbers(sizes))
             back.append(row_numbers(sizes))

@@ -14,6 +14,7 @@ from typing import Any
 
 from gam_jax.layers import LayerNorm
 from gam_jax.models import ImageClassifier, LanguageModel, Model
+from gam_jax.ops.cross_entropy import block_size
 from gam_jax.traffic.documents import knows_starts, row_numbers
 from gam_jax.traffic.layers import FLOAT, layer_traffic
 from gam_jax.traffic.models import (
@@ -70,7 +71,9 @@ def _language(model: LanguageModel, layout: Layout, rows: int, tokens: int) -> l
     trunk: Any = model.trunk.varied
     streams = sizes.rows * model.streams // mesh["stream"]
     inside = dataclasses.replace(sizes, rows=streams, streams=model.streams > 1)
-    parts = [*layer_traffic(trunk.stack, inside), *outside(model, sizes), *padded(model, sizes)]
+    most = block_size(layout.axes.backend)
+    parts = [*layer_traffic(trunk.stack, inside), *outside(model, sizes, most)]
+    parts += padded(model, sizes)
     if model.packed and model.context:
         parts.append(row_numbers(sizes))  # of which documents begin, for learned positions
     parts += [*mixing(model, layout, sizes), *reports(trunk.stack, layout)]
