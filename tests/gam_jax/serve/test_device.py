@@ -1,0 +1,233 @@
+"""Rows on the device: whatever the others do, each writes what it writes alone."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from gam_jax import decode
+from gam_jax.layers import (
+    GAM,
+    MLP,
+    Attention,
+    Block,
+    LatentAttention,
+    LinearMemory,
+    MoE,
+    Pattern,
+    Residual,
+)
+from gam_jax.models.language import LanguageModel
+from gam_jax.ops.rotary import Positions
+from gam_jax.ops.routing import Capacity
+from gam_jax.serve.device import Device
+from gam_jax.serve.executor import Draws
+from gam_jax.serve.saved import to_bytes
+from sharding.errors import UserError
+from tests.examples import EXAMPLES, WIDTH, random_like
+from tests.gam_jax.serve.turns import Text, Turns, run
+from tests.meshes import layout_of
+
+VOCAB, LIMIT = 19, 32
+COMPILED: list[str] = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, seconds, **kw: COMPILED.append(event) if "backend_compile" in event else None
+)
+OF_MANY = Pattern(
+    (
+        Block(Attention(heads=4, kv_heads=2, sinks=True, context=64), MoE(ffn=MLP(expansion=1))),
+        Block(LatentAttention(heads=2, latent=5, head_size=2, rotary_size=2, context=64)),
+        Block(Attention(heads=2, window=3), MLP(expansion=1)),
+        Residual(LinearMemory(heads=2)),
+        Block(GAM(slots=8), MLP(expansion=1)),
+    ),
+    (0, 1, 2, 3, 4),
+)
+
+
+def model_of(block, **fields):
+    return LanguageModel(block, width=WIDTH, depth=1, vocab=VOCAB, **fields)
+
+
+@functools.cache
+def device_of(model, **sizes):
+    made = Device(model, random_like(model.table()), limit=LIMIT, page=4, widths=(8, 2, 1), **sizes)
+    made.compile()
+    return made
+
+
+def texts(random, count=7):
+    """Requests of all kinds."""
+    found = []
+    for number in range(count):
+        prompt = random.integers(0, VOCAB, random.integers(1, 15))
+        draws = Draws(temperature=float(number % 2), top=3)
+        if number % 4 == 3:
+            draws = Draws(0.7, 0.9, 12, 0.01, 1.2, 0.3, 0.2, ((3, 2.0), (5, -1.0)), top=0)
+        found.append(Text(prompt, int(random.integers(1, 12)), int(number), draws))
+    return found
+
+
+MODELS = {
+    "of many": model_of(OF_MANY),
+    "streams": model_of(Block(Attention(heads=2, context=64), MLP(expansion=1)), streams=2),
+    **{
+        name: model_of(layer if isinstance(layer, Pattern) else Residual(layer, width=WIDTH))
+        for name, layer in EXAMPLES.items()
+        if layer.causal and (layer.limit == 0 or layer.limit >= LIMIT)
+    },
+}
+ALWAYS = ("of many",)
+"""The others are `slow`."""
+LAW = pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(model, id=name, marks=() if name in ALWAYS else pytest.mark.slow)
+        for name, model in MODELS.items()
+    ],
+)
+
+
+@LAW
+def test_a_text_is_what_it_is_alone_whoever_else_is_served(model):
+    """To the bit, log probabilities too; alone, it stands in any row and in any pages."""
+    device, random = device_of(model, rows=3, block=4), np.random.default_rng(0)
+    for _ in range(3):
+        asked = texts(random)
+        together = run(device, asked, random)
+        for text, found in zip(asked, together, strict=True):
+            (alone,) = run(device, [text], random, departures=0)
+            assert found.ids == alone.ids[: len(found.ids)]
+            assert found.log_probs == alone.log_probs[: len(found.ids)]
+
+
+@LAW
+def test_guesses_change_no_text_whether_right_or_wrong(model):
+    device, random = device_of(model, rows=3, block=4), np.random.default_rng(1)
+    asked = texts(random)
+    plain = run(device, asked, random, departures=0)
+    for share in (0.0, 0.6, 1.0):
+        drafted = run(device, asked, random, departures=0, share=share, plain=plain)
+        assert [text.ids for text in drafted] == [text.ids for text in plain]
+        for one, other in zip(drafted, plain, strict=True):
+            np.testing.assert_allclose(one.log_probs, other.log_probs, atol=1e-4)
+
+
+@LAW
+def test_texts_are_those_of_generate(model):
+    device, random = device_of(model, rows=3, block=4), np.random.default_rng(2)
+    asked = [
+        dataclasses.replace(text, tokens=8, draws=dataclasses.replace(text.draws, bias=()))
+        for text in texts(random, 4)
+    ]
+    names = [field.name for field in dataclasses.fields(Draws) if field.name not in ("bias", "top")]
+    drawn = {name: tuple(getattr(text.draws, name) for text in asked) for name in names}
+    keys = jax.numpy.stack([jax.random.key(text.key) for text in asked])
+    pieces = decode.generate(
+        model, random_like(model.table()), [text.prompt for text in asked], 8, keys, **drawn
+    )
+    found = run(device, asked, random, departures=0)
+    assert [text.ids for text in found] == [row.tolist() for row in decode.written(pieces)]
+
+
+def test_nothing_is_compiled_once_rows_are_served():
+    device, random = device_of(MODELS["of many"], rows=3, block=4), np.random.default_rng(3)
+    run(device, texts(random, 3), random)
+    with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
+        compiled = []
+        patch.setattr(
+            jax._src.compiler, "compile_or_get_cached", lambda *a, **k: compiled.append(a)
+        )
+        run(device, texts(random, 3), random, share=0.5)
+    assert not compiled
+
+
+def memory_of_a_step(tokens):
+    model = model_of(OF_MANY)
+    made = Device(
+        model, random_like(model.table()), 2, limit=16, tokens=tokens, page=4, widths=(1,)
+    )
+    made.compile()
+    return made.sizes.pages * made.row_bytes()[1], made.memory("step 1")
+
+
+def test_pages_are_written_to_where_they_lie():
+    """The pools are aliased, and what a step needs besides does not grow with them."""
+    (small, of_small), (large, of_large) = map(memory_of_a_step, (64, 6400))
+    assert of_large.alias_size_in_bytes - of_small.alias_size_in_bytes == large - small
+    assert of_large.temp_size_in_bytes == of_small.temp_size_in_bytes
+
+
+def of_devices(name):
+    return pytest.param(MODELS[name], id=name, marks=() if name == "GAM" else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    "model", [of_devices(n) for n in ("GAM", "of many", "streams", "LinearMemory gla")]
+)
+def test_devices_write_what_one_writes(model):
+    """Rows are split over two, channels over two; a row is copied from one device to another."""
+    device, random = device_of(model, rows=4, layout=layout_of((2, 1, 2))), np.random.default_rng(5)
+    asked = texts(random, 6)
+    found = run(device, asked, random, departures=0)
+    want = run(device_of(model, rows=3, block=4), asked, random, departures=0)
+    assert [text.ids for text in found] == [text.ids for text in want]
+    saved = [device.bytes_of(device.save(row), ()) for row in range(4)]
+    device.load(3, device.from_bytes(saved[0], ()))
+    assert saved[0] != saved[3]
+    assert [device.bytes_of(device.save(row), ()) for row in (0, 1, 2, 3)] == [*saved[:3], saved[0]]
+
+
+def test_a_row_goes_on_from_bytes_in_other_pages_and_damage_is_told():
+    model = MODELS["of many"]
+    device, random = device_of(model, rows=3, block=4), np.random.default_rng(4)
+    (text,) = texts(random, 1)
+    (whole,) = run(device, [text], random, departures=0)
+    turns = Turns(device, random)
+    row = turns.seat(text, 1)
+    while len(row.left):
+        turns.read(row)
+    turns.step([row], [0])
+    data = device.bytes_of(device.save(1), tuple(row.pages))
+    turns.step([row], [0])
+    other = turns.seat(text, 2)
+    other.pages = [int(turns.free.pop()) for _ in row.pages]
+    for bad, words in (
+        (data[:-1], "damaged"),
+        (data[:50] + b"?" + data[51:], "damaged"),
+        (to_bytes(bytes(32), []), "another model"),
+    ):
+        with pytest.raises(UserError, match=words):
+            device.from_bytes(bad, tuple(other.pages))
+    with pytest.raises(UserError, match="give as many pages"):
+        device.from_bytes(data, ())
+    device.load(2, device.from_bytes(data, tuple(other.pages)))
+    device.copy_page(other.pages[0], page := int(turns.free.pop()))
+    other.pages[0] = page
+    device.seat(2, text.key, text.draws, text.prompt, np.array(whole.ids[:1]))
+    other.left, other.read = row.left[:0], len(text.prompt)
+    other.ids, other.unread = whole.ids[:1], whole.ids[:1]
+    while not other.done:
+        turns.step([other], [0])
+    assert other.ids == whole.ids
+
+
+REFUSED = {
+    "meet": (Block(GAM(slots=8), MoE(capacity=Capacity(1.0, tokens=0))), 0),
+    "turn by the length": (
+        Block(Attention(context=64, positions=Positions("dynamic", 2.0, original=16))),
+        32,
+    ),
+    "at most 100 tokens": (Block(Attention(context=64)), 100),
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_what_cannot_be_served_is_refused_in_one_line(words):
+    block, limit = REFUSED[words]
+    model = model_of(block)
+    with pytest.raises(UserError, match=words) as found:
+        Device(model, random_like(model.table()), 2, limit=limit)
+    assert "\n" not in str(found.value)
