@@ -16,6 +16,8 @@ from gam_jax.layers.base import (
     Statistics,
     inherit,
     known,
+    paired,
+    parted,
     row_counter,
     told,
 )
@@ -79,16 +81,6 @@ class ParScale(Layer):
                 "ParScale.inner has nothing to begin with that could differ between streams: "
                 "give a layer with a carry, or ParScale.prefix to attention"
             )
-
-    @property
-    def documents(self) -> bool:
-        """Whether the inner layer keeps documents apart, and streams differ in what stays alone.
-
-        Attention's prefix is seen by every query, in whichever document. A layer with a state would
-        have to begin each document with what its stream has learned; layers begin it with zeros.
-        """
-        learned = self._starts() if self.streams > 1 else {}
-        return all(name.endswith(STAYING) for name in learned) and self.inner.documents
 
     @property
     def varied(self) -> Layer:
@@ -165,7 +157,9 @@ class ParScale(Layer):
             x, inside = jax.tree.map(lambda p: collectives.as_varying(p, axis), (x, inside))
         rows = jnp.broadcast_to(x, (own, *x.shape)).reshape(own * batch, *x.shape[1:])
         inner_axes = dataclasses.replace(axes, streams=own)
-        before = self._begin(params["starts"], carry, own * batch, inner_axes)
+        carry, _ = parted(carry)  # each sequence begins with what this layer has learned
+        before, begin = self._begin(params["starts"], carry, own * batch, inner_axes)
+        before = before if starts is None else paired(before, begin)
         told_rows = told(None if starts is None else jnp.tile(starts, (own, 1)))
         hidden, after = self.varied(inside, rows, before, inner_axes, key=key, **told_rows)
         y = self._mixed(params["aggregator"], hidden.reshape(own, -1, hidden.shape[-1]), axis)
@@ -212,8 +206,13 @@ class ParScale(Layer):
         }
         return {**kept, "starts": starts, "aggregator": aggregator}
 
-    def _begin(self, starts: Params, carry: Carry | None, rows: int, axes: Axes) -> Carry:
-        """The inner carry [P B, ...]: as it was left, or the learned start."""
+    def _begin(
+        self, starts: Params, carry: Carry | None, rows: int, axes: Axes
+    ) -> tuple[Carry, Any]:
+        """The inner carry [P B, ...], as left or the learned start; what documents begin with.
+
+        That is None in the place of zeros, and of what stays: every document sees it.
+        """
         table = self.varied.carry_table(rows)
 
         def start(path: Any, param: Param, zero: Array) -> Array | None:
@@ -224,8 +223,16 @@ class ParScale(Layer):
 
         zeros = self.varied.carry(rows, axes)
         begin = jax.tree_util.tree_map_with_path(start, table, zeros, is_leaf=_is_param)
+        anew = jax.tree_util.tree_map_with_path(
+            lambda path, _, x: (
+                x if _name(path) in starts and not _name(path).endswith(STAYING) else None
+            ),
+            table,
+            begin,
+            is_leaf=_is_param,
+        )
         if carry is None:
-            return begin
+            return begin, anew
         left = self.sequences(carry)
 
         begun = jnp.tile(carry["seen"] > 0, axes.streams)
@@ -236,7 +243,8 @@ class ParScale(Layer):
             behind = x.ndim - 1 - param.axes.index("batch")
             return jnp.where(begun.reshape(-1, *(1,) * behind), x, begin)
 
-        return jax.tree_util.tree_map_with_path(chosen, table, left, begin, is_leaf=_is_param)
+        now = jax.tree_util.tree_map_with_path(chosen, table, left, begin, is_leaf=_is_param)
+        return now, anew
 
     def _mixed(
         self, params: Params, hidden: Float[Array, "p N D"], axis: str | None
@@ -296,7 +304,8 @@ def _split(param: Param, leaf: Array, own: int) -> Array:
     if "batch" not in param.axes:
         return leaf
     at = param.axes.index("batch")
-    return leaf.reshape(*leaf.shape[:at], own, -1, *leaf.shape[at + 1 :])
+    rows = leaf.shape[at] // own  # of an empty array -1 says nothing
+    return leaf.reshape(*leaf.shape[:at], own, rows, *leaf.shape[at + 1 :])
 
 
 def _join(param: Param, leaf: Array) -> Array:
@@ -304,4 +313,5 @@ def _join(param: Param, leaf: Array) -> Array:
     if "batch" not in param.axes:
         return leaf
     at = param.axes.index("batch")
-    return leaf.reshape(*leaf.shape[:at], -1, *leaf.shape[at + 2 :])
+    rows = leaf.shape[at] * leaf.shape[at + 1]
+    return leaf.reshape(*leaf.shape[:at], rows, *leaf.shape[at + 2 :])
