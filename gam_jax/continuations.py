@@ -67,6 +67,7 @@ class Continuation:
       ends: ids with which it ends; they are no part of the text.
 
     Attributes:
+      ends: the ids with which it ends.
       text: so far.
       tokens: that were read from the model, the one that ended it included.
       ended: `OPEN`, `BY_ID` or `BY_TEXT`.
@@ -75,7 +76,7 @@ class Continuation:
     def __init__(
         self, stream: Stream, stops: Sequence[str] = (), ends: Collection[int] = ()
     ) -> None:
-        self._stream, self._until, self._ends = stream, Until(stops), frozenset(ends)
+        self._stream, self._until, self.ends = stream, Until(stops), frozenset(ends)
         self.text, self.tokens, self.ended = "", 0, OPEN
 
     def push(self, ids: Iterable[int]) -> str:
@@ -87,7 +88,7 @@ class Continuation:
             if self.ended or token == ENDED:
                 return
             self.tokens += 1
-            if int(token) in self._ends:
+            if int(token) in self.ends:
                 self.ended = BY_ID
                 yield self._rest()
                 return

@@ -13,6 +13,7 @@ import jax
 from jax.interpreters import partial_eval
 
 from sharding.messages import inner_jaxprs
+from sharding.opaque import NAME as OPAQUE
 
 RECOMPUTED = "rematted_computation"
 """The scope in which JAX computes again, in a backward pass, what `jax.checkpoint` did not keep."""
@@ -65,7 +66,8 @@ def _walk(jaxpr: Any, scope: str, scopes: Collection[str]) -> Flops:
         named = (word for word in re.findall(r"\w+", stack) if word in scopes)
         inside = scope or next(named, "")
         total.update(_own(eqn, inside))
-        parts = [_walk(part, inside, scopes) for part in inner_jaxprs(eqn)]
+        within = () if eqn.primitive.name == OPAQUE else inner_jaxprs(eqn)
+        parts = [_walk(part, inside, scopes) for part in within]
         if eqn.primitive.name == "cond":
             parts = [max(parts, key=Flops.total)]
         if any(parts):
@@ -103,6 +105,11 @@ def _own(eqn: Any, scope: str) -> dict[str, int]:
         kernel, numbers = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"]
         summed = math.prod(kernel) // kernel[numbers.rhs_spec[0]]
         return {scope: 2 * summed * math.prod(eqn.outvars[0].aval.shape)}
+    if name == OPAQUE:
+        all_of_it, again = eqn.params["flops"]
+        found = Flops({scope: all_of_it - again})
+        found.update({scope or RECOMPUTED: again})
+        return found
     if name in (CUDNN_FORWARD, CUDNN_BACKWARD):
         query, key = (operand.aval.shape for operand in eqn.invars[:2])
         one = 2 * math.prod(query) * key[1 if eqn.params["layout"] == 0 else 2]

@@ -18,6 +18,7 @@ FORBIDDEN = {
     "gam_jax/data": ("gam_jax.training", "gam_jax.models", "gam_jax.layers"),
     "gam_jax/traffic": ("gam_jax.training",),
     "gam_jax/planning": ("gam_jax.training",),
+    "gam_jax/serve": ("gam_jax.training",),
     "gam_jax/training": ("gam_jax.data.tokenizer", "gam_jax.models.language"),
     "experiments": ("tests",),
 }

@@ -88,11 +88,11 @@ def run_command(
         for ending in ("json", "md", "png"):
             check_place(out / f"{name}.{ending}")
         found = run_study(study, request, layout, Progress(processes.is_first()))
-    if not processes.is_first():
-        return found
-    write_named(out / f"{name}.json", json.dumps(found.to_json(), indent=2) + "\n")
-    write_markdown(study, found, out / f"{name}.md")
-    draw(study, found, out / f"{name}.png")
+        if not processes.is_first():
+            return found
+        write_named(out / f"{name}.json", json.dumps(found.to_json(), indent=2) + "\n")
+        write_markdown(study, found, out / f"{name}.md")
+        draw(study, found, out / f"{name}.png")
     if args.keep and scale != SHORT:
         print(f"kept in {merge(study.name, found)}", file=sys.stderr)
     if args.json:

@@ -24,6 +24,7 @@ from gam_jax.layers.base import (
 from gam_jax.nested import with_held
 from gam_jax.ops import documents
 from gam_jax.ops.linear import linear
+from gam_jax.ops.pages import Pages
 from gam_jax.params import Param, Params, Table, fan_in, normal, path_name, zeros
 from sharding import collectives, zero
 from sharding.axes import Axes
@@ -299,19 +300,23 @@ def _of_streams(param: Param) -> tuple[str | None, ...]:
     return tuple("stream" if axis == "batch" else axis for axis in param.axes)
 
 
-def _split(param: Param, leaf: Array, own: int) -> Array:
+def _split(param: Param, leaf: Any, own: int) -> Any:
     """[..., P B, ...] as [..., P, B, ...]."""
     if "batch" not in param.axes:
         return leaf
     at = param.axes.index("batch")
+    if isinstance(leaf, Pages):
+        return leaf.split_streams(at, own)
     rows = leaf.shape[at] // own  # of an empty array -1 says nothing
     return leaf.reshape(*leaf.shape[:at], own, rows, *leaf.shape[at + 1 :])
 
 
-def _join(param: Param, leaf: Array) -> Array:
+def _join(param: Param, leaf: Any) -> Any:
     """The inverse of `_split`."""
     if "batch" not in param.axes:
         return leaf
     at = param.axes.index("batch")
+    if isinstance(leaf, Pages):
+        return leaf.join_streams(at)
     rows = leaf.shape[at] * leaf.shape[at + 1]
     return leaf.reshape(*leaf.shape[:at], rows, *leaf.shape[at + 2 :])

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from gam_jax.ops import splash
 from gam_jax.ops.attention import BLOCK, Rule, attend_tokens
 
 
@@ -35,8 +36,11 @@ def implementation(
     Returns:
       "cudnn": the flash attention of cuDNN, which takes half precision and heads of at most 128
       channels, a multiple of 8. "xla": `jax.nn.dot_product_attention`, which holds all the scores
-      at once and so is used up to one block of ours. "blocks": `attend_tokens`.
+      at once and so is used up to one block of ours. "splash": the kernels of JAX for TPUs, which
+      take whole blocks. "blocks": `attend_tokens`.
     """
+    if backend == "tpu" and splash.suits(rule, tokens, keys):
+        return "splash"
     if backend not in ("gpu", "tpu") or rule.soft_cap or (rule.window and not rule.causal):
         return "blocks"
     half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
@@ -73,15 +77,15 @@ def attention(
       k: keys.
       v: values.
       backend: where it will run; None for JAX's default when this is traced.
-      first: see `ops.attention.attend_tokens`; only blocks of ours can be told.
+      first: see `ops.attention.attend_tokens`; cuDNN and XLA cannot be told.
     """
-    if first is not None:
-        return attend_tokens(rule, q, k, v, 0, first)[0].astype(q.dtype)
     backend = backend or jax.default_backend()
     cudnn = backend == "gpu" and has_cudnn()
     chosen = implementation(backend, rule, q.shape[1], k.shape[1], q.shape[3], q.dtype, cudnn)
-    if chosen == "blocks":
-        return attend_tokens(rule, q, k, v)[0].astype(q.dtype)
+    if chosen == "splash":
+        return splash.splash(rule, q, k, v, first)
+    if chosen == "blocks" or first is not None:
+        return attend_tokens(rule, q, k, v, 0, 0 if first is None else first)[0].astype(q.dtype)
     return jax.nn.dot_product_attention(
         q,
         k,

@@ -1,5 +1,5 @@
-"""What machines can do, by figures of their makers."""
+"""What machines can do, and what a step would take on them."""
 
-from gam_jax.planning.profiles import Profile, profile_of, profiles
+from gam_jax.planning.profiles import Figure, Profile, profile, profile_of, profiles, read_profiles
 
-__all__ = ["Profile", "profile_of", "profiles"]
+__all__ = ["Figure", "Profile", "profile", "profile_of", "profiles", "read_profiles"]

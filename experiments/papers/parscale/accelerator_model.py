@@ -13,28 +13,14 @@ import itertools
 import math
 
 from experiments.papers.parscale.published import COEFFICIENTS, HEADS, KV_HEADS, LAYERS, PREFIX
+from gam_jax.planning import Profile, profile
 
 HALF, WHOLE = 2, 4
 """Bytes of weights and activations, and of what a norm reads."""
 
 GIB = 2**30
+CHIP, DTYPE = "a100_80.parscale", "float16"
 LENGTHS = (64, 128, 256, 512)
-
-
-@dataclasses.dataclass(frozen=True)
-class Accelerator:
-    """How fast it computes and reads.
-
-    Attributes:
-      flops: a second, those that are reached.
-      bandwidth: bytes a second, likewise.
-    """
-
-    flops: float = 0.7 * 312e12
-    bandwidth: float = 0.9 * 2039e9
-
-
-A100 = Accelerator()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +74,7 @@ def inference(
     batch: int = 1,
     read: int = 128,
     written: int = 128,
-    chip: Accelerator = A100,
+    chip: Profile | None = None,
 ) -> Cost:
     """Memory and time to read a prompt and write after it, by the paper's model.
 
@@ -98,8 +84,9 @@ def inference(
       batch: B, texts at once.
       read: tokens of the prompt.
       written: tokens written after it.
-      chip: what it runs on.
+      chip: what it runs on; the paper's if None.
     """
+    chip = profile(CHIP) if chip is None else chip
     rows, more = batch * streams, model.prefix if streams > 1 else 0
     tokens = read + more
     cache = 2 * rows * (tokens + written) * model.width / model.heads * model.kv_heads
@@ -115,27 +102,27 @@ def inference(
     return Cost(cache + HALF * weights + activations, seconds)
 
 
-def _forward(model: Transformer, rows: int, tokens: int, chip: Accelerator) -> float:
+def _forward(model: Transformer, rows: int, tokens: int, chip: Profile) -> float:
     """Seconds of one pass over [rows, tokens], embedding and head among them."""
     count = rows * tokens
     arithmetic = 2 * count * model.attention + 4 * count * tokens * model.width
     reading = HALF * model.attention + _activations(model, rows, tokens)[0]
-    attention = max(arithmetic / chip.flops, reading / chip.bandwidth)
-    norm = count * model.width * max(5 / chip.flops, WHOLE / chip.bandwidth)
+    attention = max(arithmetic / chip.flops(DTYPE), reading / chip.bandwidth)
+    norm = count * model.width * max(5 / chip.flops(DTYPE), WHOLE / chip.bandwidth)
     layer = attention + _ffn(model, rows, tokens, chip) + 2 * norm
     embedding = HALF * model.vocab * model.width / chip.bandwidth
     return model.layers * layer + embedding + count * _head(model, chip)
 
 
-def _ffn(model: Transformer, rows: int, tokens: int, chip: Accelerator) -> float:
+def _ffn(model: Transformer, rows: int, tokens: int, chip: Profile) -> float:
     """Seconds of one layer's feed-forward."""
     reading = HALF * model.ffn + _activations(model, rows, tokens)[1]
-    return max(2 * rows * tokens * model.ffn / chip.flops, reading / chip.bandwidth)
+    return max(2 * rows * tokens * model.ffn / chip.flops(DTYPE), reading / chip.bandwidth)
 
 
-def _head(model: Transformer, chip: Accelerator) -> float:
+def _head(model: Transformer, chip: Profile) -> float:
     """Seconds for the logits of one token."""
-    return 2 * model.vocab * model.width / chip.flops
+    return 2 * model.vocab * model.width / chip.flops(DTYPE)
 
 
 def _activations(model: Transformer, rows: int, tokens: int) -> tuple[float, float]:

@@ -226,8 +226,11 @@ def test_the_program_of_jax_gives_the_same(window):
         ("gpu", "bfloat16", 4096, Rule(1.0, soft_cap=30.0), "blocks"),
         ("gpu", "float32", 4096, Rule(1.0), "blocks"),
         ("gpu", "float32", 256, Rule(1.0), "xla"),
-        ("tpu", "bfloat16", 256, Rule(1.0), "xla"),
-        ("tpu", "bfloat16", 4096, Rule(1.0), "blocks"),
+        ("tpu", "bfloat16", 200, Rule(1.0), "xla"),
+        ("tpu", "bfloat16", 200, Rule(1.0, soft_cap=30.0), "blocks"),
+        ("tpu", "bfloat16", 256, Rule(1.0, window=64, soft_cap=30.0), "splash"),
+        ("tpu", "float32", 4096, Rule(1.0), "splash"),
+        ("tpu", "bfloat16", 4096, Rule(1.0, causal=False), "blocks"),
     ],
 )
 def test_the_machine_decides_the_program(backend, dtype, tokens, rule, want):

@@ -1,0 +1,1 @@
+"""Serving: many texts in progress on one model, as pure functions of rows.  Knows no HTTP."""

@@ -1,0 +1,188 @@
+"""Drafts: what a text may go on with. A wrong guess changes no text, it costs time alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from gam_jax.serve.executor import LAST_DRAWN, Draws, Executor, Pending, Saved, Work
+from gam_jax.serve.pages import Pages, pages_of
+from gam_jax.serve.scheduler import block_of
+
+LONGEST = 4
+"""Tokens by which an n-gram draft looks for a text's end in the text before."""
+
+
+class Draft(Protocol):
+    """Guesses tokens for the rows of an engine, by its thread.
+
+    Attributes:
+      free: whether a guess costs next to nothing.
+    """
+
+    free: bool
+
+    def seat(self, row: int, key: int, draws: Draws, prompt: Sequence[int]) -> None:
+        """A text gets a row; arguments as of `Executor.seat`."""
+        ...
+
+    def leave(self, row: int) -> None:
+        """A text leaves its row."""
+        ...
+
+    def guess(self, asked: Mapping[int, tuple[Sequence[int], int]]) -> dict[int, list[int]]:
+        """Guesses for some rows.
+
+        Args:
+          asked: of each row, its tokens so far and how many to guess at most.
+
+        Returns:
+          Guesses for each row, perhaps none.
+        """
+        ...
+
+
+def repeated(tokens: Sequence[int], most: int, longest: int = LONGEST) -> list[int]:
+    """What followed the last place where the text's last tokens stood before.
+
+    Prompt lookup (Saxena 2023, github.com/apoorvumang/prompt-lookup-decoding): the longest end of
+    up to `longest` tokens that stands in the text before is looked for, the latest place counts.
+
+    Args:
+      tokens: of the text so far.
+      most: guesses, at most.
+      longest: tokens of the end that is looked for.
+    """
+    if most <= 0:
+        return []
+    ids = np.asarray(tokens)
+    for size in range(min(longest, len(ids) - 1), 0, -1):
+        found = np.ones(len(ids) - size, bool)
+        for place in range(size):
+            found &= ids[place : len(ids) - size + place] == ids[len(ids) - size + place]
+        places = np.flatnonzero(found)
+        if len(places):
+            start = int(places[-1]) + size
+            return _unrolled(ids[start : start + most].tolist(), most)
+    return []
+
+
+def _unrolled(guesses: list[int], most: int) -> list[int]:
+    """A text that repeats itself up to its end goes on so."""
+    return [guesses[place % len(guesses)] for place in range(most)]
+
+
+class NgramDraft:
+    """Guesses what stood in the same text before, see `repeated`."""
+
+    free = True
+
+    def seat(self, row: int, key: int, draws: Draws, prompt: Sequence[int]) -> None:
+        """Nothing is kept."""
+
+    def leave(self, row: int) -> None:
+        """Nothing is kept."""
+
+    def guess(self, asked: Mapping[int, tuple[Sequence[int], int]]) -> dict[int, list[int]]:
+        """See `Draft`."""
+        return {row: repeated(tokens, most) for row, (tokens, most) in asked.items()}
+
+
+class RunDraft:
+    """Guesses by another model, which draws with the same keys as the one it guesses for.
+
+    Its rows are those of the engine. Before it guesses, a row's state is kept, and put back if a
+    guess was wrong.
+
+    Args:
+      executor: of that model, compiled; with pages for all rows, each of the most tokens.
+    """
+
+    free = False
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor, sizes = executor, executor.sizes
+        self._pages = Pages(sizes.pages if sizes.page else 1)
+        self._own: dict[int, list[int]] = {}
+        self._read: dict[int, list[int]] = {}
+        self._kept: dict[int, tuple[Saved, int]] = {}
+        self._texts: dict[int, tuple[int, Draws, np.ndarray]] = {}
+
+    def seat(self, row: int, key: int, draws: Draws, prompt: Sequence[int]) -> None:
+        """See `Draft`."""
+        self._texts[row] = key, draws, np.asarray(prompt, np.int32)
+        self._executor.seat(row, *self._texts[row])
+        self._executor.load(row, None)
+        self._own[row], self._read[row] = [], []
+
+    def leave(self, row: int) -> None:
+        """See `Draft`."""
+        self._pages.release(self._own.pop(row, []))
+        self._read.pop(row, None)
+        self._kept.pop(row, None)
+        self._texts.pop(row, None)
+
+    def guess(self, asked: Mapping[int, tuple[Sequence[int], int]]) -> dict[int, list[int]]:
+        """See `Draft`; a row that has no place for its guesses gets none."""
+        sizes = self._executor.sizes
+        most = {
+            row: min(most, sizes.limit - len(tokens)) if sizes.limit else most
+            for row, (tokens, most) in asked.items()
+        }
+        rows = [row for row in asked if most[row] > 0 and self._room(row, asked[row][0], most[row])]
+        for row in rows:
+            self._catch_up(row, asked[row][0])
+        flights: list[tuple[Pending, list[int]]] = []
+        for place in range(max((most[row] for row in rows), default=0)):
+            now = [row for row in rows if place < most[row]]
+            first = {row: asked[row][0][-1] if not place else LAST_DRAWN for row in now}
+            flights.append((self._executor.step(self._work(first)), now))
+        found: dict[int, list[int]] = {row: [] for row in asked}
+        for pending, now in flights:
+            drawn = pending.result()
+            for row in now:
+                found[row].append(int(drawn.tokens[row, 0]))
+        for row in rows:  # the last guess was drawn, and not read
+            self._read[row] = [*asked[row][0], *found[row][:-1]]
+        return found
+
+    def _room(self, row: int, tokens: Sequence[int], most: int) -> bool:
+        page = self._executor.sizes.page
+        need = pages_of(len(tokens) + most, page) - len(self._own[row])
+        if need > self._pages.free:
+            return False
+        self._own[row] += [self._pages.take() for _ in range(need)]
+        return True
+
+    def _catch_up(self, row: int, tokens: Sequence[int]) -> None:
+        """Reads all but the last token, from the state before the guesses if one was wrong."""
+        before = len(tokens) - 1
+        read = self._read[row]
+        if read != list(tokens[: len(read)]) or len(read) > before:
+            saved, count = self._kept[row]
+            self._executor.load(row, saved)
+            prompt = self._texts[row][-1]  # wrong guesses were counted as written
+            written = np.asarray(tokens[len(prompt) :], np.int32)
+            self._executor.seat(row, *self._texts[row], written)
+            del read[count:]
+        while len(read) < before:
+            width = block_of(len(tokens) - len(read), self._executor.sizes.widths)
+            block = np.asarray(tokens[len(read) : len(read) + width], np.int32)
+            self._executor.read(row, block, self._table(row))
+            read += block.tolist()
+        self._kept[row] = self._executor.save(row), before
+
+    def _table(self, row: int) -> np.ndarray:
+        table = np.zeros(self._executor.sizes.row_pages, np.int32)
+        table[: len(self._own[row])] = self._own[row]
+        return table
+
+    def _work(self, first: Mapping[int, int]) -> Work:
+        sizes = self._executor.sizes
+        tokens, known = np.zeros((sizes.rows, 1), np.int32), np.zeros(sizes.rows, np.int32)
+        pages = np.zeros((sizes.rows, sizes.row_pages), np.int32)
+        for row, token in first.items():
+            tokens[row], known[row], pages[row] = token, 1, self._table(row)
+        return Work(tokens, known, np.zeros(sizes.rows, np.int32), pages)

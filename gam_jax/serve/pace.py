@@ -1,0 +1,133 @@
+"""Whether guesses pay: tokens a pass against what a pass with guesses costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+Guess = Callable[[Sequence[int], int], list[int]]
+"""Tokens so far, and how many at most may be guessed -> guesses."""
+
+MEMORY = 1 / 24
+"""The part of an average that the newest value is."""
+MARGIN = 1.03
+"""How much more than it costs a pass with guesses must give."""
+EXCESS = 0.04
+"""The part of all time that guesses may have cost more than they gave."""
+TRIAL = 8
+"""Passes by which a draft that was given up is tried again."""
+HOPE = 1.4
+"""What is thought of a draft at its trial, in costs of its passes."""
+
+
+class Shadow:
+    """The passes in which a text would have been written with guesses, while it is without.
+
+    Args:
+      block: tokens of a pass.
+    """
+
+    def __init__(self, block: int) -> None:
+        self._block, self._unread = block, 1
+        self._guesses: list[int] | None = None
+        self._stood = 0
+
+    def push(self, tokens: Sequence[int], new: int, guess: Guess) -> list[int]:
+        """Takes tokens that were written.
+
+        Args:
+          tokens: so far, with the new ones.
+          new: how many of them are new.
+          guess: the draft.
+
+        Returns:
+          How many tokens each pass would have given that is whole by now.
+        """
+        passes: list[int] = []
+        for place in range(len(tokens) - new, len(tokens)):
+            if self._guesses is None:
+                self._guesses = guess(tokens[:place], self._block - self._unread)
+            guesses, stood = self._guesses, self._stood
+            if stood < len(guesses) and guesses[stood] == tokens[place]:
+                self._stood += 1
+                continue
+            passes.append(stood + 1)
+            right = self._unread + stood
+            self._unread = 1 if right == self._block else right + 1
+            self._guesses, self._stood = None, 0
+        return passes
+
+
+class Pace:
+    """Averages of what passes give and cost, and whether the next one is with guesses.
+
+    Args:
+      block: tokens of a row in a pass with guesses.
+      free: whether guesses cost nothing, so that they are judged before one is fed; else they are
+        tried first.
+      cost: of a pass with guesses, in plain ones; a guess until both were timed.
+    """
+
+    def __init__(self, block: int, free: bool = True, cost: float = 2.0) -> None:
+        self._block, self._free = block, free
+        self.rate = 1.0 if free else HOPE * cost
+        self._seconds = {1: 1.0, block: cost}
+        self._timed: set[int] = set()
+        self._excess, self._total = 0.0, 0.0
+        self._shadows: dict[int, Shadow] = {}
+
+    @property
+    def cost(self) -> float:
+        """Of a pass with guesses, in plain ones."""
+        return self._seconds[self._block] / self._seconds[1]
+
+    def timed(self, width: int, seconds: float) -> None:
+        """Takes the seconds of a pass of some width; none if no clock runs."""
+        if seconds <= 0:
+            return
+        if not self._timed:  # all were in a unit of its own
+            unit = seconds / self._seconds[width]
+            self._seconds = {width: unit * number for width, number in self._seconds.items()}
+            self._excess, self._total = self._excess * unit, self._total * unit
+        elif width not in self._timed:
+            self._seconds[width] = seconds
+        self._timed.add(width)
+        self._seconds[width] += (seconds - self._seconds[width]) * MEMORY
+
+    def plain(self, number: int, tokens: Sequence[int], new: int, guess: Guess) -> None:
+        """Takes what a plain pass has given a text, see `Shadow.push`."""
+        self._total += new * self._seconds[1]
+        if self._free:
+            shadow = self._shadows.setdefault(number, Shadow(self._block))
+            for gave in shadow.push(tokens, new, guess):
+                self._gave(gave)
+
+    def guessed(self, number: int, new: int) -> None:
+        """Takes how many tokens a pass with guesses has given a text."""
+        self._shadows.pop(number, None)
+        spent = self._seconds[self._block]
+        self._total += spent
+        self._excess = max(self._excess + spent - new * self._seconds[1], 0)
+        self._gave(new)
+
+    def left(self, number: int) -> None:
+        """Forgets a text."""
+        self._shadows.pop(number, None)
+
+    @property
+    def pays(self) -> bool:
+        """Whether the next pass is to be with guesses."""
+        if self._block == 1:
+            return False
+        if self.rate > self.cost * MARGIN and self._excess <= EXCESS * self._total + self._trial:
+            return True
+        if not self._free and self._excess + self._trial <= EXCESS * self._total:
+            self.rate = HOPE * self.cost
+            return True
+        return False
+
+    @property
+    def _trial(self) -> float:
+        return TRIAL * self._seconds[self._block]
+
+    def _gave(self, tokens: int) -> None:
+        self.rate += (tokens - self.rate) * MEMORY

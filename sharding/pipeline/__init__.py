@@ -1,0 +1,1 @@
+"""Layers over devices in stages: schedules as data, their cost, and how layers are dealt out."""

@@ -1,0 +1,152 @@
+"""The kernels of JAX for TPUs, interpreted: the formula, its derivative, the types of a mesh."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from gam_jax.ops.attention import Rule
+from gam_jax.ops.splash import splash, suits
+from sharding import collectives
+from sharding.mesh import make_mesh
+from sharding.opaque import opaque
+from sharding.products import RECOMPUTED, product_flops
+
+TOKENS, HEADS, GROUPS, SIZE = 384, 2, 1, 8
+CASES = {
+    "causal": (Rule(0.4), None),
+    "window and cap": (Rule(0.9, window=100, soft_cap=1.5), None),
+    "documents": (Rule(0.4), ((0, 130, 131), (0, 300))),
+}
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng([seed, *shape]).normal(size=shape)
+
+
+def arrays(seed=0):
+    queries = normal(2, TOKENS, HEADS, SIZE, seed=seed)
+    return [queries, *(normal(2, TOKENS, GROUPS, SIZE, seed=seed + i) for i in (1, 2))]
+
+
+def first_of(borders):
+    rows = [np.isin(np.arange(TOKENS), row) * np.arange(TOKENS) for row in borders]
+    return np.maximum.accumulate(rows, axis=1)
+
+
+def formula(rule, first, q, k, v):
+    """The whole matrix of scores, in the dtype of what is given."""
+    k, v = (np.repeat(x, HEADS // GROUPS, axis=2) for x in (k, v))
+    scores = np.einsum("bthk,bshk->bhts", q, k) * rule.scale
+    if rule.soft_cap:
+        scores = rule.soft_cap * np.tanh(scores / rule.soft_cap)
+    query, key = np.arange(TOKENS)[:, None], np.arange(TOKENS)
+    seen = (key <= query) & ((query - key < rule.window) if rule.window else True)
+    seen = seen[None] & (
+        key >= (0 if first is None else first)[..., None] if first is not None else True
+    )
+    weights = np.exp(scores) * seen[:, None]
+    return np.einsum("bhts,bshk->bthk", weights / weights.sum(-1, keepdims=True), v)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_values_and_derivatives_are_the_formula_s_on_a_mesh(case):
+    """The derivative along a direction, by the difference of two values in float64."""
+    rule, borders = case
+    first = None if borders is None else first_of(borders)
+    given, along, weights = arrays(), arrays(seed=7), normal(2, TOKENS, HEADS, SIZE, seed=9)
+    mesh = make_mesh(data=2, devices=jax.devices()[:2])
+    documents = () if first is None else (jnp.asarray(first, jnp.int32),)
+
+    def own(weights, qkv, *documents):
+        def total(*qkv):
+            y = splash(rule, *qkv, *documents, interpret=True)
+            return jnp.sum(y * weights), y
+
+        (_, y), found = jax.value_and_grad(total, (0, 1, 2), has_aux=True)(*qkv)
+        return y, found
+
+    split = P("data")
+    program = jax.shard_map(
+        own, mesh=mesh, in_specs=(split,) * (2 + len(documents)), out_specs=split
+    )
+    single = [jnp.asarray(x, jnp.float32) for x in given]
+    y, found = jax.jit(program)(jnp.asarray(weights, jnp.float32), single, *documents)
+    np.testing.assert_allclose(y, formula(rule, first, *given), atol=3e-6)
+    step = 1e-5
+    ends = [
+        np.sum(
+            weights * formula(rule, first, *(x + s * d for x, d in zip(given, along, strict=True)))
+        )
+        for s in (step, -step)
+    ]
+    slope = sum(np.vdot(g, d) for g, d in zip(found, along, strict=True))
+    np.testing.assert_allclose(slope, (ends[0] - ends[1]) / (2 * step), rtol=2e-5)
+
+
+def test_what_the_kernels_do_not_compute_is_left_to_others():
+    assert suits(Rule(1.0), 256, 256)
+    assert not suits(Rule(1.0), 200, 200)
+    assert not suits(Rule(1.0, causal=False), 256, 256)
+    assert not suits(Rule(1.0), 128, 256)
+
+
+def squares(scale, x, y):
+    return (scale * x * x, jnp.sin(x) @ y)
+
+
+def test_a_program_behind_the_primitive_is_itself():
+    """Its values, its derivative and its map over an axis, with and without a mesh."""
+    x, y = (jnp.asarray(normal(4, 4, seed=seed), jnp.float32) for seed in (1, 2))
+    scale = jnp.asarray(3)
+    hidden = functools.partial(opaque, squares, (scale,), flops=(128, 256, 0))
+
+    def plain(arrays):
+        return squares(scale, *arrays)
+
+    def total(fn, x, y):
+        return sum(jnp.sum(out) for out in fn((x, y)))
+
+    for one, other in zip(hidden((x, y)), plain((x, y)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+    many = jax.vmap(lambda x: hidden((x, y)))(jnp.stack([x, y]))
+    for one, other in zip(many, jax.vmap(lambda x: plain((x, y)))(jnp.stack([x, y])), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+    found, want = (jax.grad(functools.partial(total, fn), (0, 1))(x, y) for fn in (hidden, plain))
+    for one, other in zip(found, want, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+def test_its_results_vary_as_its_arguments_do():
+    mesh, split = make_mesh(data=2, devices=jax.devices()[:2]), P("data")
+
+    def own(x, y):
+        (found,) = opaque(lambda x, y: (x * y,), (), (x, y), (0, 0, 0))
+        return collectives.varying(found), jax.grad(lambda y: jnp.sum(x * y))(y)
+
+    seen = []
+
+    def program(x, y):
+        names, slope = own(x, y)
+        seen.append(names)
+        return slope
+
+    x = jnp.arange(4.0)
+    slope = jax.shard_map(program, mesh=mesh, in_specs=(split, P()), out_specs=P())(x, jnp.ones(2))
+    assert seen[0] == {"data"}
+    np.testing.assert_array_equal(slope, x[:2] + x[2:])  # a whole argument's gradient is a sum
+
+
+def test_its_products_are_counted_as_it_says():
+    q = jax.ShapeDtypeStruct((2, 256, 4, 8), jnp.float32)
+    rule, pairs = Rule(1.0), 2 * 2 * 256 * 4 * 8 * 256
+    forward = jax.make_jaxpr(functools.partial(splash, rule))(q, q, q).jaxpr
+    assert product_flops(forward).total() == 2 * pairs
+    loss = jax.grad(lambda *own: splash(rule, *own).sum(), (0, 1, 2))
+    both = product_flops(jax.make_jaxpr(loss)(q, q, q).jaxpr)
+    assert both == {"": 6 * pairs, RECOMPUTED: 3 * pairs}
