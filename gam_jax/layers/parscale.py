@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
@@ -16,14 +17,26 @@ from gam_jax.layers.base import (
     Statistics,
     inherit,
     known,
+    paired,
+    parted,
     row_counter,
     told,
 )
+from gam_jax.layers.block import Apart
 from gam_jax.nested import with_held
 from gam_jax.ops import documents
 from gam_jax.ops.linear import linear
 from gam_jax.ops.pages import Pages
-from gam_jax.params import Param, Params, Table, fan_in, normal, path_name, zeros
+from gam_jax.params import (
+    Param,
+    Params,
+    Table,
+    fan_in,
+    normal,
+    one_of_stack,
+    path_name,
+    zeros,
+)
 from sharding import collectives, zero
 from sharding.axes import Axes
 from sharding.bounds import Count, Rate, Share, Size, check_bounds
@@ -82,16 +95,6 @@ class ParScale(Layer):
             )
 
     @property
-    def documents(self) -> bool:
-        """Whether the inner layer keeps documents apart, and streams differ in what stays alone.
-
-        Attention's prefix is seen by every query, in whichever document. A layer with a state would
-        have to begin each document with what its stream has learned; layers begin it with zeros.
-        """
-        learned = self._starts() if self.streams > 1 else {}
-        return all(name.endswith(STAYING) for name in learned) and self.inner.documents
-
-    @property
     def varied(self) -> Layer:
         """The inner layer with what streams can differ in."""
         if self.streams == 1:
@@ -144,6 +147,12 @@ class ParScale(Layer):
 
         return {"seen": row_counter(batch), "streams": _map(rows, inner)}
 
+    def apart(self, carry: Carry, part: Callable[[Any, int], Any]) -> Carry:
+        """The inner layer's."""
+        if self.streams == 1:
+            return self.inner.apart(carry, part)
+        return {**carry, "streams": self.varied.apart(carry["streams"], part)}
+
     def __call__(
         self,
         params: Params,
@@ -166,7 +175,9 @@ class ParScale(Layer):
             x, inside = jax.tree.map(lambda p: collectives.as_varying(p, axis), (x, inside))
         rows = jnp.broadcast_to(x, (own, *x.shape)).reshape(own * batch, *x.shape[1:])
         inner_axes = dataclasses.replace(axes, streams=own)
-        before = self._begin(params["starts"], carry, own * batch, inner_axes)
+        carry, _ = parted(carry)  # each sequence begins with what this layer has learned
+        before, begin = self._begin(params["starts"], carry, own * batch, inner_axes)
+        before = before if starts is None else paired(before, begin)
         told_rows = told(None if starts is None else jnp.tile(starts, (own, 1)))
         hidden, after = self.varied(inside, rows, before, inner_axes, key=key, **told_rows)
         y = self._mixed(params["aggregator"], hidden.reshape(own, -1, hidden.shape[-1]), axis)
@@ -174,7 +185,7 @@ class ParScale(Layer):
             tokens *= collectives.axis_size(name)
         seen = jnp.zeros(batch, jnp.int32) if carry is None else carry["seen"]
         seen = seen + tokens if starts is None else documents.places(starts, seen, axes.seq)[1]
-        table = self.varied.carry_table(batch)
+        table = self._table_like(before, batch)
         streams = _map(lambda param, leaf: _split(param, leaf, own), table, after)
         return y.reshape(x.shape), {"seen": seen, "streams": streams}
 
@@ -182,7 +193,12 @@ class ParScale(Layer):
         """The carry of the inner layer: streams are rows, as it sees them."""
         if self.streams == 1:
             return carry
-        return _map(_join, self.varied.carry_table(1), carry["streams"])
+        return _map(_join, self._table_like(carry["streams"], 1), carry["streams"])
+
+    def _table_like(self, carry: Carry, batch: int) -> Any:
+        """The table of the inner carry, apart if that is."""
+        table = self.varied.carry_table(batch)
+        return self.varied.apart(table, lambda p, _: one_of_stack(p)) if _is_apart(carry) else table
 
     def first(self, params: Params, streams: int) -> Params:
         """What the first of P streams have: their starts, and the aggregator over them alone.
@@ -213,31 +229,45 @@ class ParScale(Layer):
         }
         return {**kept, "starts": starts, "aggregator": aggregator}
 
-    def _begin(self, starts: Params, carry: Carry | None, rows: int, axes: Axes) -> Carry:
-        """The inner carry [P B, ...]: as it was left, or the learned start."""
-        table = self.varied.carry_table(rows)
+    def _begin(
+        self, starts: Params, carry: Carry | None, rows: int, axes: Axes
+    ) -> tuple[Carry, Any]:
+        """The inner carry [P B, ...], as left or the learned start; what documents begin with.
 
-        def start(path: Any, param: Param, zero: Array) -> Array | None:
+        That is None in the place of zeros, and of what stays: every document sees it.
+        """
+
+        def learned(path: Any, param: Param) -> Array | None:
             if param.cache or _name(path) not in starts:
-                return None if param.cache else zero
-            learned = starts[_name(path)].astype(param.dtype)
-            return jnp.repeat(learned, rows // axes.streams, axis=param.axes.index("batch"))
+                return None
+            start = starts[_name(path)].astype(param.dtype)
+            return jnp.repeat(start, rows // axes.streams, axis=param.axes.index("batch"))
 
-        zeros = self.varied.carry(rows, axes)
-        begin = jax.tree_util.tree_map_with_path(start, table, zeros, is_leaf=_is_param)
+        def anew(path: Any, _: Param, start: Array | None) -> Array | None:
+            return None if _name(path).endswith(STAYING) else start
+
+        table = self.varied.carry_table(rows)
+        begin = jax.tree_util.tree_map_with_path(learned, table, is_leaf=_is_param)
+        each = jax.tree_util.tree_map_with_path(anew, table, begin, is_leaf=_is_param)
         if carry is None:
-            return begin
-        left = self.sequences(carry)
 
+            def begun_with(param: Param, zero: Array, start: Array | None) -> Array | None:
+                return (None if param.cache else zero) if start is None else start
+
+            return _map(begun_with, table, self.varied.carry(rows, axes), begin), each
+        left = self.sequences(carry)
+        if _is_apart(left):
+            table = self._table_like(left, rows)
+            begin, each = (self.varied.apart(x, lambda x, i: x[i]) for x in (begin, each))
         begun = jnp.tile(carry["seen"] > 0, axes.streams)
 
-        def chosen(path: Any, param: Param, x: Array, begin: Any) -> Array:
-            if _name(path) not in starts:
+        def chosen(param: Param, x: Array, start: Array | None) -> Array:
+            if start is None:
                 return x
             behind = x.ndim - 1 - param.axes.index("batch")
-            return jnp.where(begun.reshape(-1, *(1,) * behind), x, begin)
+            return jnp.where(begun.reshape(-1, *(1,) * behind), x, start)
 
-        return jax.tree_util.tree_map_with_path(chosen, table, left, begin, is_leaf=_is_param)
+        return _map(chosen, table, left, begin), each
 
     def _mixed(
         self, params: Params, hidden: Float[Array, "p N D"], axis: str | None
@@ -280,6 +310,12 @@ def _name(path: Any) -> str:
     return path_name(path).replace("/", ".") or "carry"
 
 
+def _is_apart(carry: Carry) -> bool:
+    """Whether stacked blocks have a carry each, see `Layer.apart`."""
+    leaves = jax.tree.leaves(carry, is_leaf=lambda part: isinstance(part, Apart))
+    return any(isinstance(part, Apart) for part in leaves)
+
+
 def _is_param(leaf: object) -> bool:
     return isinstance(leaf, Param)
 
@@ -299,7 +335,8 @@ def _split(param: Param, leaf: Any, own: int) -> Any:
     at = param.axes.index("batch")
     if isinstance(leaf, Pages):
         return leaf.split_streams(at, own)
-    return leaf.reshape(*leaf.shape[:at], own, -1, *leaf.shape[at + 1 :])
+    rows = leaf.shape[at] // own  # of an empty array -1 says nothing
+    return leaf.reshape(*leaf.shape[:at], own, rows, *leaf.shape[at + 1 :])
 
 
 def _join(param: Param, leaf: Any) -> Any:
@@ -309,4 +346,5 @@ def _join(param: Param, leaf: Any) -> Any:
     at = param.axes.index("batch")
     if isinstance(leaf, Pages):
         return leaf.join_streams(at)
-    return leaf.reshape(*leaf.shape[:at], -1, *leaf.shape[at + 2 :])
+    rows = leaf.shape[at] * leaf.shape[at + 1]
+    return leaf.reshape(*leaf.shape[:at], rows, *leaf.shape[at + 2 :])

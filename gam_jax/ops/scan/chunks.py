@@ -21,9 +21,9 @@ from gam_jax.ops.scan.layout import Inputs
 from gam_jax.ops.scan.triangle import BASE, grow, unit_lower_solve
 
 AT_ONCE = {"cpu": 16}
-MOST_AT_ONCE = 4096
-"""Rows x heads x chunks that are worked on at once. On a processor enough for batched products, and
-in cache; elsewhere as many as there are, up to 64 MiB for a matrix of each chunk of 64."""
+"""Rows x heads x chunks that are worked on at once: enough for batched products, and in cache."""
+MOST_AT_ONCE = 2**24
+"""Numbers of the largest array of all of these on accelerators, whose limit it is: 64 MiB."""
 
 
 def run(
@@ -43,7 +43,7 @@ def run(
     backend = backend or jax.default_backend()
     size = 1 << (min(chunk, tokens) - 1).bit_length()
     count = -(-tokens // size)
-    turns = -(-count // max(1, AT_ONCE.get(backend, MOST_AT_ONCE) // (rows * heads)))
+    turns = -(-count // max(1, _most(inputs, size, backend) // (rows * heads)))
     at_once = -(-count // turns)
     padded = inputs.padded(turns * at_once * size).map(
         lambda x: jnp.moveaxis(x.reshape(*x.shape[:2], turns, at_once, size, x.shape[-1]), 2, 0)
@@ -59,6 +59,13 @@ def run(
     state, y = lax.scan(turn, state, padded)
     y = jnp.moveaxis(y, 0, 2).reshape(rows, heads, -1, y.shape[-1])
     return y[:, :, :tokens], state
+
+
+def _most(inputs: Inputs, size: int, backend: str) -> int:
+    """How many chunks of that size are worked on at once."""
+    keys, width = inputs.k.shape[-1], inputs.v.shape[-1]
+    largest = max(size, keys) * max(size, keys, width)  # of scores, of tokens, of the state
+    return AT_ONCE.get(backend, MOST_AT_ONCE // largest)
 
 
 def _side_by_side(part: Inputs, state: Array, rule: str, again: bool) -> tuple[Array, Array]:

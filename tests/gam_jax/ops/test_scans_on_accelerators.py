@@ -57,7 +57,7 @@ def test_a_memory_equals_its_equations_with_its_gradients(rule, decay, packed, m
         return outputs, pulled(cotangents)
 
     given = [args[i] for i in there]
-    most = 16 if decay == "head" else chunks.MOST_AT_ONCE
+    most = 16 * 16 if decay == "head" else chunks.MOST_AT_ONCE
     monkeypatch.setattr(chunks, "MOST_AT_ONCE", most)
     outputs, gradients = everything(*given)
     assert_close(outputs, wanted)
