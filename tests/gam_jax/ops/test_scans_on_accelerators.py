@@ -100,8 +100,8 @@ def test_the_selective_scan_equals_its_recurrence_with_its_gradients(packed):
     @jax.jit
     def everything(given):
         def objective(given):
-            arrays = [given[name] for name in selective.NAMES[:-1]]
-            how = {"state": given["state"], "starts": starts, "backend": "tpu"}
+            *arrays, state, begin = (given[name] for name in selective.NAMES)
+            how = {"state": state, "begin": begin, "starts": starts, "backend": "tpu"}
             y, last = selective_scan(*arrays, **how)
             return jnp.sum(y * by_y) + jnp.sum(last * by_last), (y, last)
 
@@ -141,8 +141,8 @@ def test_over_shards_they_give_what_the_whole_gives(op):
             return memory_scan(q, k, v, rule="delta", chunk=16, backend=backend, **more)[0]
     else:
         given = jax.tree.map(jnp.float32, selective.problem(tokens))
-        arrays = [given[name] for name in selective.NAMES[:-1]]
-        specs = tuple(P() if name == "a" else P(None, "seq") for name in selective.NAMES[:-1])
+        arrays = [given[name] for name in selective.NAMES[:-2]]
+        specs = tuple(P() if name == "a" else P(None, "seq") for name in selective.NAMES[:-2])
 
         def run(*args, axis=None, backend="tpu"):
             return selective_scan(*args, axis=axis, backend=backend)[0]
