@@ -28,12 +28,13 @@ from experiments.config_flags import config_title, define_config_flag, experimen
 from experiments.planned import run_of
 from experiments.tables import print_table
 from gam_jax.params import Param
-from gam_jax.planning.cluster import Cluster, cluster
-from gam_jax.planning.cost import OVERLAPS
+from gam_jax.planning.between import between
+from gam_jax.planning.cluster import Cluster, clusters
+from gam_jax.planning.cost import OVERLAPS, PENALTY
 from gam_jax.planning.order import best_order, seconds
 from gam_jax.planning.search import DATA_WORDS, ROWS, Plan, Priced, Space, plan
 from gam_jax.planning.traces import Run
-from gam_jax.planning.work import work_of
+from gam_jax.planning.work import Work, work_of
 from gam_jax.training.checks import check_fits
 from gam_jax.training.experiment import Experiment
 from sharding.errors import UserError
@@ -52,8 +53,8 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "cluster",
         "",
-        "NAME:SHAPE of TPUs, or *SLICES after it; NAME:HOSTSxDEVICES; FILE.toml:DEVICES. Names "
-        "are those of gam_jax/planning/profiles.toml.",
+        "NAME:SHAPE of TPUs, or *SLICES after it; NAME:HOSTSxDEVICES; FILE.toml:DEVICES; A+B for "
+        "two joined by a network. Names are those of gam_jax/planning/profiles.toml.",
     )
     flags.DEFINE_list("axes", [], "Mesh axes that may have several devices; by the model if empty.")
     flags.DEFINE_list("presets", list(DATA_WORDS), "Uses of the data axis.")
@@ -63,6 +64,9 @@ def define_flags() -> None:
     )
     flags.DEFINE_integer("parts", 64, "The most parts that a batch is taken in.", 1)
     flags.DEFINE_enum("overlap", "none", OVERLAPS, "Of messages with products.")
+    flags.DEFINE_float(
+        "penalty", PENALTY, "decomposed: by what part small products are slower.", 0.0, 10.0
+    )
     flags.DEFINE_float("margin", 1.1, "What is held counts so many times.", 1.0, 10.0)
     flags.DEFINE_integer("best", 3, "How many are printed.", 1, 1000)
     flags.DEFINE_integer("confirm", 0, "Compile so many for the machine itself.", 0, 1000)
@@ -81,7 +85,7 @@ def main(which: str) -> None:
         return
     if not args.cluster:
         raise UserError("--cluster is not given: say what to plan for, as v5e:16x16 or h100:2x8")
-    machines = cluster(args.cluster)
+    machines = clusters(args.cluster)
     experiment = unread(experiment_from_flags())
     run, space = run_of(experiment), _space(experiment)
     matrix = _matrix(args.order, machines.devices) if args.order else None
@@ -90,6 +94,7 @@ def main(which: str) -> None:
         machines,
         list(space.candidates(machines.devices, run.batch)),
         args.overlap,
+        args.penalty,
         args.margin,
     )
     if not found.priced and set(found.reasons) == {ROWS}:
@@ -101,6 +106,9 @@ def main(which: str) -> None:
     result = _result(found, best, struck, machines)
     if matrix is not None and best:
         result["order"] = _order(run, found, best[0][0], matrix)
+    if machines.parts and best:
+        told = between(run, best[0][0].candidate, _work(run, found, best[0][0]), machines)
+        result["between"] = {**dataclasses.asdict(told), "outermost": told.outermost}
     if args.json:
         print(json.dumps(result))
     else:
@@ -248,11 +256,15 @@ def _matrix(name: str, devices: int) -> np.ndarray:
     return found
 
 
+def _work(run: Run, found: Plan, best: Priced) -> Work:
+    return work_of(run, best.candidate, found.traced[best.candidate.kind])
+
+
 def _order(run: Run, found: Plan, best: Priced, matrix: np.ndarray) -> dict[str, Any]:
     """Where devices stand on the best mesh, and what that is worth."""
     sizes = best.candidate.sizes
     sent = dict.fromkeys(sizes, 0.0)
-    for message in work_of(run, best.candidate, found.traced[best.candidate.kind]).messages:
+    for message in _work(run, found, best).messages:
         for name in message.axes:
             sent[name] += message.sent / len(message.axes)
     order, best_seconds = best_order(matrix, sizes, sent)
@@ -298,6 +310,13 @@ def _print(result: dict[str, Any]) -> None:
     print_table(table)
     for each in result["best"]:
         print(each["flags"])
+    if "between" in result:
+        told = result["between"]
+        print(f"groups over {', '.join(told['crossing']) or 'no axis'} cross the clusters")
+        print(
+            f"outermost should be {told['outermost']}: data sends {told['data']:.3g} s a step "
+            f"between them, a pipeline {told['pipe']:.3g}"
+        )
     if "order" in result:
         order = result["order"]
         print(f"devices in the order {','.join(map(str, order['devices']))}:")
