@@ -4,6 +4,7 @@
   gam plan --cluster=h100:4x8 --confirm=3   compiles the best: extra `compilers`
   gam plan --cluster=local.toml:8           a profile that `gam measure` wrote
   gam plan check --topology=v5e:2x4         memory beside a compiler's, by case
+  gam plan measured --cluster=local.toml:8  seconds beside measured ones, here
 
 Meshes, presets, parts of a batch and recomputation are priced by formulas, and the best are
 printed with the flags that `gam train` takes. Times are predicted: nothing is run.
@@ -21,7 +22,7 @@ import numpy as np
 from absl import flags
 from rich.table import Table as TextTable
 
-from experiments import cli, plan_check
+from experiments import cli, plan_check, plan_measured
 from experiments.abstract_step import lowered
 from experiments.audit import unread
 from experiments.config_flags import config_title, define_config_flag, experiment_from_flags
@@ -37,12 +38,15 @@ from gam_jax.planning.traces import Run
 from gam_jax.planning.work import Work, work_of
 from gam_jax.training.checks import check_fits
 from gam_jax.training.experiment import Experiment
+from sharding import processes
 from sharding.errors import UserError
 from sharding.layout import Layout, Parallel
 from sharding.mesh import AXIS_NAMES, in_words, mesh_from_text
 from sharding.topology import MACHINES, Topology, compiled, topology
 
-WORDS = ("train", "check")
+WORDS = ("train", "check", "measured")
+REPEATS = 5
+"""Steps that are measured on each mesh."""
 COMPILERS = {"a100_80": "a100"}
 """Profile -> the name that `sharding.topology` has for it, where that is another one."""
 
@@ -86,6 +90,9 @@ def main(which: str) -> None:
     if not args.cluster:
         raise UserError("--cluster is not given: say what to plan for, as v5e:16x16 or h100:2x8")
     machines = clusters(args.cluster)
+    if which == "measured":
+        _measured(machines, args.json)
+        return
     experiment = unread(experiment_from_flags())
     run, space = run_of(experiment), _space(experiment)
     matrix = _matrix(args.order, machines.devices) if args.order else None
@@ -321,6 +328,24 @@ def _print(result: dict[str, Any]) -> None:
         order = result["order"]
         print(f"devices in the order {','.join(map(str, order['devices']))}:")
         print(f"messages {order['seconds']:.3g} s a step, {order['as_they_are']:.3g} as they are")
+
+
+def _measured(machines: Cluster, as_json: bool) -> None:
+    """Prints predicted seconds beside measured ones, mesh by mesh, and their rank correlation."""
+    if machines.devices != plan_measured.DEVICES:
+        raise UserError(f"measured: give {plan_measured.DEVICES} devices, as local.toml:8")
+    processes.emulate(plan_measured.DEVICES)
+    rows = []
+    for row in plan_measured.timed(machines, REPEATS):
+        rows.append(row)
+        if not as_json:
+            shown = f"{row.mesh} {row.preset}, {row.parts} parts"
+            print(f"{shown}: predicted {row.predicted:.4g} s, measured {row.measured:.4g} s")
+    rank = plan_measured.correlation(rows)
+    if as_json:
+        print(json.dumps({"rows": [dataclasses.asdict(row) for row in rows], "rank": rank}))
+    else:
+        print(f"rank correlation {rank:.2f}")
 
 
 def _check(machine: Topology, as_json: bool) -> None:
