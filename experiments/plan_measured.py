@@ -75,7 +75,7 @@ def correlation(rows: Sequence[Timed]) -> float:
     """Spearman's, between predicted and measured seconds: 1 where both rank meshes alike."""
     both = ([row.predicted for row in rows], [row.measured for row in rows])
     ranks = [np.argsort(np.argsort(seconds)) for seconds in both]
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(np.stack(ranks))[0, 1])
 
 
 def _measured(layout: Layout, parts: int, repeats: int) -> float:
