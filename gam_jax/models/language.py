@@ -160,9 +160,7 @@ class LanguageModel(Model):
 
     def cannot_pack(self) -> str:
         """What of the model cannot keep the documents of a row apart; empty if all can."""
-        if layer := refuses_documents(self.block):
-            return layer
-        return "" if self.trunk.documents else f"model.streams={self.streams}"
+        return refuses_documents(self.block)
 
     def check_mesh(self, layout: Layout) -> None:
         """Refuses devices for parallel streams that there are not, see `suits.check_streams`."""
