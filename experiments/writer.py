@@ -20,6 +20,7 @@ from gam_jax.data.tokenizer import Tokenizer, tokenizer_from_text
 from gam_jax.decode import ENDED
 from gam_jax.models import LanguageModel
 from gam_jax.params import Params
+from gam_jax.sampling import Settings
 from gam_jax.training.experiment import Experiment
 from gam_jax.training.folder import RunFolder
 from sharding.errors import UserError
@@ -194,6 +195,12 @@ def define_writing_flags() -> None:
     flags.DEFINE_float(
         "repetition_penalty", 1, "Above 1, what was read or written gets less likely.", 0.001, 1000
     )
+    flags.DEFINE_float(
+        "presence_penalty", 0, "Taken from the logit of what was written.", -1000, 1000
+    )
+    flags.DEFINE_float(
+        "frequency_penalty", 0, "Taken from it as often as it was written.", -1000, 1000
+    )
     flags.DEFINE_multi_string(
         "stop", [], "End before this text, which is not written; may be given several times."
     )
@@ -209,7 +216,7 @@ def asked(run: TextRun) -> Asked:
     args = flags.FLAGS
     if not all(args.stop):
         raise UserError("--stop is empty: give at least one character, or leave it out")
-    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    names = [field.name for field in dataclasses.fields(Settings)]
     drawn = {name: getattr(args, name) for name in names}
     ends = run.ends() if args.stop_at_end else ()
     return Asked(args.tokens, drawn, tuple(args.stop), ends)

@@ -20,7 +20,7 @@ from gam_jax.models.language import LanguageModel
 from gam_jax.models.trunk import Trunk
 from gam_jax.params import Params, rows_where, rule_specs
 from gam_jax.prompts import PromptLike, check_room, prompts_of
-from gam_jax.sampling import Sampling, Settings, choose, drawable, row_keys, seen_in
+from gam_jax.sampling import Past, Sampling, Settings, choose, drawable, row_keys, seen_in
 from sharding import collectives
 from sharding.axes import Axes
 from sharding.bounds import Count, check_number
@@ -182,9 +182,9 @@ def _write(
     carry: ModelCarry,
     keys: Array,
     sampling: Sampling,
-    seen: Array,
-) -> tuple[Array, Array, Array, ModelCarry, Array]:
-    """New tokens [B, N], whether each was drawn from numbers, the last logits, carry, seen."""
+    past: Past,
+) -> tuple[Array, Array, Array, ModelCarry, Past]:
+    """New tokens [B, N], whether each was drawn from numbers, the last logits, carry, past."""
 
     def write(
         params: Params,
@@ -192,30 +192,29 @@ def _write(
         logits: Array,
         keys: Array,
         sampling: Sampling,
-        seen: Array,
+        past: Past,
         axes: Axes,
     ) -> Any:
         places = collectives.all_gather(carry.position, axes.rows, dim=0)
 
         def step(state: Any, i: Array) -> tuple[Any, tuple[Array, Array]]:
-            (logits, carry), seen = state
+            (logits, carry), past = state
             drawn_by = jax.vmap(jax.random.fold_in)(keys, places + i)
-            token = choose(logits, drawn_by, sampling, seen)
-            seen = seen.at[jnp.arange(len(token)), token].set(True)
+            token = choose(logits, drawn_by, sampling, past)
             own = collectives.own_shard(token[:, None], axes.rows, dim=0)
             after = decoder.next_logits(params, own, carry, axes)
-            return (after, seen), (token, drawable(logits))
+            return (after, past.add(token)), (token, drawable(logits))
 
-        state = ((logits, carry), seen)
-        ((logits, carry), seen), (tokens, sound) = lax.scan(step, state, jnp.arange(WRITE_CHUNK))
-        return carry, (tokens.T, sound.T, logits, seen)
+        state = ((logits, carry), past)
+        ((logits, carry), past), (tokens, sound) = lax.scan(step, state, jnp.arange(WRITE_CHUNK))
+        return carry, (tokens.T, sound.T, logits, past)
 
     axes = decoder.axes(logits.shape[0], 1)
     specs = decoder.writing_specs(logits.shape[0], axes)
     program = decoder.on_mesh(write, specs, axes, PartitionSpec(), decoder.ready_specs)
-    carry, found = program(params, carry, logits, keys, sampling, seen)
-    tokens, sound, logits, seen = found
-    return tokens, sound, logits, carry, seen
+    carry, found = program(params, carry, logits, keys, sampling, past)
+    tokens, sound, logits, past = found
+    return tokens, sound, logits, carry, past
 
 
 def prefill(
@@ -284,7 +283,7 @@ def generate(
       stop: ids that end a row, for all rows; or a sequence of such ids for each row.
       layout: the mesh; None for one device.
       **settings: how tokens are drawn, fields of `sampling.Settings`: temperature, top_p, top_k,
-        min_p, repetition_penalty, each a number or one for each row.
+        min_p and the penalties, each a number or one for each row.
 
     Raises:
       ValueError: prompt and tokens of a row together exceed the model's `limit`; a prompt without
@@ -366,12 +365,12 @@ def _pieces(
     decoder = Decoder(model, (layout or Layout(make_mesh())).whole)
     begun, keys = np.asarray(carry.position), row_keys(key, logits.shape[0])
     # It lies as `_write` gives it back, else that would be compiled twice.
-    seen = jax.device_put(seen, NamedSharding(decoder.layout.mesh, PartitionSpec()))
+    past = jax.device_put(Past.of(seen), NamedSharding(decoder.layout.mesh, PartitionSpec()))
     carry, params = _to_write(model, carry), _ready(model, params)
     ended = np.zeros(len(ends), bool)
     for start in range(0, tokens, WRITE_CHUNK):
-        new, sound, logits, carry, seen = _write(
-            decoder, params, logits, carry, keys, sampling, seen
+        new, sound, logits, carry, past = _write(
+            decoder, params, logits, carry, keys, sampling, past
         )
         new, good = (np.asarray(x)[:, : tokens - start] for x in (new, sound))
         hit = np.stack([np.isin(row, ids) for row, ids in zip(new, ends, strict=True)])

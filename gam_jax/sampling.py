@@ -4,11 +4,14 @@ Of the logits l of a row, in this order (that of transformers' `generate`):
 
 1. Repetition penalty p (Keskar et al. 2019, arXiv 1909.05858, section 4.1, with negative logits
    multiplied): l_i / p where l_i >= 0, l_i p where l_i < 0, for each token i that the row has seen.
-2. Temperature T: s = l / T; for T = 0 the likeliest token is taken, and what follows is left out.
-3. Top-k (Fan et al. 2018, arXiv 1805.04833, section 5): those with s_i >= the k-th largest s.
-4. Nucleus (Holtzman et al. 2020, arXiv 1904.09751, section 3.1): of softmax over what is left, the
+2. Presence and frequency penalties (OpenAI's API reference): l_i - presence [c_i > 0] - frequency
+   c_i, where c_i is how often the row has written token i.
+3. Bias: l_i + b_i; and -inf for tokens that may not be drawn now.
+4. Temperature T: s = l / T; for T = 0 the likeliest token is taken, and what follows is left out.
+5. Top-k (Fan et al. 2018, arXiv 1805.04833, section 5): those with s_i >= the k-th largest s.
+6. Nucleus (Holtzman et al. 2020, arXiv 1904.09751, section 3.1): of softmax over what is left, the
    smallest set of likeliest tokens whose probability reaches `top_p`.
-5. Min-p (Nguyen et al. 2024, arXiv 2407.01082, section 3): those whose probability is at least
+7. Min-p (Nguyen et al. 2024, arXiv 2407.01082, section 3): those whose probability is at least
    `min_p` times that of the likeliest, s_i >= max(s) + log(min_p).
 
 A token as likely as the last one of a set is in it too; the likeliest always is. The token is drawn
@@ -33,6 +36,7 @@ from sharding.errors import UserError
 
 TopK = Annotated[int, Bound(0, 2**31 - 1)]
 Penalty = Annotated[float, Bound(0.001, 1000)]
+Taken = Annotated[float, Bound(-1000, 1000)]
 PART = 1024
 """The likeliest tokens of a row, which are sorted first, see `_least_sorted`."""
 
@@ -47,6 +51,10 @@ class Sampling:
       top_k: int32 [B].
       min_p: float32 [B].
       repetition_penalty: float32 [B].
+      presence_penalty: float32 [B].
+      frequency_penalty: float32 [B].
+      biased: int32 [B, N], the tokens whose logits have a bias; V for none.
+      bias: float32 [B, N], theirs.
     """
 
     temperature: Float[Array, B]
@@ -54,6 +62,38 @@ class Sampling:
     top_k: Int[Array, B]
     min_p: Float[Array, B]
     repetition_penalty: Float[Array, B]
+    presence_penalty: Float[Array, B]
+    frequency_penalty: Float[Array, B]
+    biased: Int[Array, "B N"]
+    bias: Float[Array, "B N"]
+
+
+@flax.struct.dataclass
+class Past:
+    """What rows have read and written, for penalties.
+
+    Attributes:
+      read: bool [B, V], tokens of the prompt.
+      written: int32 [B, V], how often each token was written.
+    """
+
+    read: Bool[Array, "B V"]
+    written: Int[Array, "B V"]
+
+    @classmethod
+    def of(cls, read: Bool[Array | np.ndarray, "B V"]) -> Past:
+        """Prompts, and nothing written."""
+        return cls(jnp.asarray(read), jnp.zeros(read.shape, jnp.int32))
+
+    @property
+    def seen(self) -> Bool[Array, "B V"]:
+        """Tokens that were read or written."""
+        return self.read | (self.written > 0)
+
+    def add(self, tokens: Int[Array, "B ..."], times: Int[Array, "B ..."] | int = 1) -> Past:
+        """With tokens of each row written once more, or so many times."""
+        rows = jnp.arange(len(tokens)).reshape(-1, *(1,) * (tokens.ndim - 1))
+        return dataclasses.replace(self, written=self.written.at[rows, tokens].add(times))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +106,8 @@ class Settings:
       top_k: draw from that many likeliest tokens; 0 for all.
       min_p: draw from tokens at least this part as likely as the likeliest; 0 for all.
       repetition_penalty: above 1, tokens that were read or written become less likely; 1 for none.
+      presence_penalty: taken from the logit of each token that was written; 0 for none.
+      frequency_penalty: taken from it as often as it was written; 0 for none.
 
     Raises:
       UserError: a number outside its bounds.
@@ -76,6 +118,8 @@ class Settings:
     top_k: TopK | tuple[int, ...] = 0
     min_p: Share | tuple[float, ...] = 0.0
     repetition_penalty: Penalty | tuple[float, ...] = 1.0
+    presence_penalty: Taken | tuple[float, ...] = 0.0
+    frequency_penalty: Taken | tuple[float, ...] = 0.0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -94,38 +138,45 @@ class Settings:
         Raises:
           UserError: as many numbers as there are no rows.
         """
-        found = {}
+        found: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, tuple) and len(value) != rows:
                 raise UserError(f"{field.name}: {len(value)} numbers for {rows} rows")
             dtype = jnp.int32 if field.name == "top_k" else jnp.float32
             found[field.name] = jnp.broadcast_to(jnp.asarray(value, dtype), rows)
-        return Sampling(**found)
+        none = jnp.zeros((rows, 0), jnp.int32)
+        return Sampling(**found, biased=none, bias=none.astype(jnp.float32))
 
 
 def choose(
-    logits: Float[Array, "B V"], keys: Array, sampling: Sampling, seen: Bool[Array, "B V"]
+    logits: Float[Array, "B V"],
+    keys: Array,
+    sampling: Sampling,
+    past: Past,
+    allowed: Bool[Array, "B V"] | None = None,
 ) -> Int[Array, B]:
     """A token for each row, drawn from softmax of what `filtered` leaves, by the row's own key.
 
     What a row gets depends on its own logits, key, settings and past alone. Where no row draws,
     no noise is made.
     """
+    logits = penalised(logits, sampling, past, allowed)
 
     def drawn() -> Array:
-        left = filtered(logits, sampling, seen)
-        return jax.vmap(jax.random.categorical)(keys, left).astype(jnp.int32)
+        return jax.vmap(jax.random.categorical)(keys, _left(logits, sampling)).astype(jnp.int32)
 
     def likeliest() -> Array:
-        found = penalised(logits, seen, sampling.repetition_penalty)
-        return jnp.argmax(found, axis=-1).astype(jnp.int32)
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
     return lax.cond(jnp.all(sampling.temperature == 0), likeliest, drawn)
 
 
 def filtered(
-    logits: Float[Array, "B V"], sampling: Sampling, seen: Bool[Array, "B V"]
+    logits: Float[Array, "B V"],
+    sampling: Sampling,
+    past: Past,
+    allowed: Bool[Array, "B V"] | None = None,
 ) -> Float[Array, "B V"]:
     """The logits of the distribution that is drawn from, by the equations above.
 
@@ -134,12 +185,17 @@ def filtered(
     Args:
       logits: float32; -inf for what is never drawn.
       sampling: the rows' settings.
-      seen: the tokens that were read or written, for the repetition penalty.
+      past: what was read and written.
+      allowed: tokens that may be drawn now; None for all.
 
     Returns:
       Float32 logits, the largest of a row 0, and -inf for what is left out.
     """
-    logits = penalised(logits, seen, sampling.repetition_penalty)
+    return _left(penalised(logits, sampling, past, allowed), sampling)
+
+
+def _left(logits: Array, sampling: Sampling) -> Array:
+    """`filtered` of logits that are `penalised` already."""
     greedy = sampling.temperature == 0
     scaled = logits - jnp.max(logits, axis=-1, keepdims=True)
     scaled = scaled / jnp.maximum(sampling.temperature, 1e-6)[:, None]
@@ -152,11 +208,30 @@ def filtered(
 
 
 def penalised(
-    logits: Float[Array, "B V"], seen: Bool[Array, "B V"], penalty: Float[Array, B]
+    logits: Float[Array, "B V"],
+    sampling: Sampling,
+    past: Past,
+    allowed: Bool[Array, "B V"] | None = None,
 ) -> Float[Array, "B V"]:
-    """Logits with those of seen tokens divided, where negative multiplied, by the penalty."""
-    penalty = penalty[:, None]
-    return jnp.where(seen, jnp.where(logits < 0, logits * penalty, logits / penalty), logits)
+    """Logits before temperature: with penalties and bias, -inf for what may not be drawn."""
+    repetition = sampling.repetition_penalty[:, None]
+    presence, frequency = sampling.presence_penalty[:, None], sampling.frequency_penalty[:, None]
+
+    def less(logits: Array) -> Array:
+        scaled = jnp.where(logits < 0, logits * repetition, logits / repetition)
+        logits = jnp.where(past.seen, scaled, logits)
+        return logits - presence * (past.written > 0) - frequency * past.written
+
+    some = jnp.any((repetition != 1) | (presence != 0) | (frequency != 0))
+    logits = lax.cond(some, less, lambda logits: logits, logits)
+    if sampling.bias.shape[1]:
+
+        def biased(logits: Array) -> Array:
+            rows = jnp.arange(logits.shape[0])[:, None]
+            return logits.at[rows, sampling.biased].add(sampling.bias, mode="drop")
+
+        logits = lax.cond(jnp.any(sampling.bias != 0), biased, lambda logits: logits, logits)
+    return logits if allowed is None else jnp.where(allowed, logits, -jnp.inf)
 
 
 def _least_of_all(scaled: Array, sampling: Sampling) -> Array:
@@ -223,3 +298,19 @@ def seen_in(ids: Sequence[np.ndarray], vocab: int) -> Bool[np.ndarray, "B V"]:
     for row, own in enumerate(ids):
         seen[row, own] = True
     return seen
+
+
+def log_probs_of(
+    logits: Float[Array, "*N V"], ids: Int[Array, "*N"], most: int
+) -> tuple[Float[Array, "*N"], Int[Array, "*N M"], Float[Array, "*N M"]]:
+    """Log probabilities before any setting: of `ids`, and of the `most` likeliest, with their ids.
+
+    Where there are fewer tokens than `most`, ids are filled up with 0 of log probability -inf.
+    """
+    total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    own = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0] - total[..., 0]
+    count = min(most, logits.shape[-1])
+    values, top = lax.top_k(logits, count)
+    more = [(0, 0)] * (logits.ndim - 1) + [(0, most - count)]
+    values = jnp.pad(values - total, more, constant_values=-jnp.inf)
+    return own, jnp.pad(top.astype(jnp.int32), more), values

@@ -17,6 +17,7 @@ from gam_jax.ops.documents import Spans, spans_of
 from gam_jax.ops.dropout import dropout
 from gam_jax.ops.linear import linear
 from gam_jax.ops.norm import rms_norm
+from gam_jax.ops.pages import PagedKeys, Pages, check_one_document
 from gam_jax.ops.rotary import Positions, rotary
 from gam_jax.params import Param, Params, Table, fan_in, ones, zeros
 from sharding import collectives, residual
@@ -177,6 +178,10 @@ class LatentAttention(Layer):
             position if spans is None else 0, tokens, self.limit or None, "LatentAttention.context"
         )
         q = self._queries(params, x, places[1], positions, axes)
+        if carry is not None and isinstance(carry["latent"], Pages):
+            check_one_document(spans)
+            y, cache = self._in_pages(params, q, new, carry, position, axes)
+            return self._out(params, y, axes, key), {**cache, "position": position + tokens}
         read, cache = self._caches(None if fresh else carry, new, position, spans)
         # Heads and tokens of a device use what all hold alike: the gradient is summed here, once.
         split = sorted(name for name in (axes.of("heads"), axes.seq) if name is not None)
@@ -196,14 +201,37 @@ class LatentAttention(Layer):
                 first, fits = position[:, None] + first, spans.places < self.context
             mixed = self._absorbed(params, q, used, position + own, first)
             mixed = jnp.where(fits[..., None, None], mixed, jnp.nan)
+        after = position + tokens if spans is None else spans.after
+        return self._out(params, mixed, axes, key), {**cache, "position": after}
+
+    def _out(self, params: Params, mixed: Array, axes: Axes, key: Array | None) -> Array:
+        """What the heads give, [B, T, H, V], on the way out."""
         out = params["out"]
         flat = mixed.reshape(-1, out.shape[0] * out.shape[1])
-        partial = linear(flat, out.reshape(-1, out.shape[-1])).reshape(*q.shape[:2], -1)
+        partial = linear(flat, out.reshape(-1, out.shape[-1])).reshape(*mixed.shape[:2], -1)
         y = residual.leave_sum(partial, axes.of("heads"), axes)
         if self.bias:
             y = y + params["out_bias"]
-        after = position + tokens if spans is None else spans.after
-        return dropout(y, self.dropout or 0.0, key, axes), {**cache, "position": after}
+        return dropout(y, self.dropout or 0.0, key, axes)
+
+    def _in_pages(
+        self,
+        params: Params,
+        q: Array,
+        new: dict[str, Array],
+        carry: Any,
+        position: Int[Array, B],
+        axes: Axes,
+    ) -> tuple[Float[Array, "B T H V"], dict[str, Pages]]:
+        """The mixture over rows in pages, NaN for tokens beyond them, and the pages after."""
+        cache = {n: carry[n].write(array, position, axis=1) for n, array in new.items()}
+        count = position + new["latent"].shape[1]
+        keys = PagedKeys.of((cache["latent"], cache["shared_key"]), count, q.dtype)
+        values = PagedKeys.of((cache["latent"],), count, q.dtype)
+        offset = position + collectives.axis_index(axes.seq) * q.shape[1]
+        mixed = self._over_latents(params, q, keys, values, offset, 0)
+        fits = offset[:, None] + jnp.arange(q.shape[1]) < keys.shape[2]
+        return jnp.where(fits[..., None, None], mixed, jnp.nan), cache
 
     def _places(
         self, tokens: int, before: Array | int, spans: Spans | None, axes: Axes
@@ -298,12 +326,24 @@ class LatentAttention(Layer):
     def _absorbed(
         self, params: Params, q: Array, used: dict[str, Array], offset: Array, first: Array | int
     ) -> Float[Array, "B T H V"]:
-        """Over latents: all heads of queries share one head of keys, and its values."""
+        """Over latents that lie in one piece."""
+        keys = jnp.concatenate([used["latent"], used["shared_key"]], axis=-1)[:, None]
+        return self._over_latents(params, q, keys, used["latent"][:, None], offset, first)
+
+    def _over_latents(
+        self,
+        params: Params,
+        q: Array,
+        keys: Array | PagedKeys,
+        values: Array | PagedKeys,
+        offset: Array,
+        first: Array | int,
+    ) -> Float[Array, "B T H V"]:
+        """All heads of queries share one head of keys, and its values."""
         plain, turned = jnp.split(q, [self.head_size], axis=-1)
         lifted = jnp.einsum("bthn,rhn->bthr", plain, params["key"])
         q = jnp.concatenate([lifted, turned], axis=-1)
-        keys = jnp.concatenate([used["latent"], used["shared_key"]], axis=-1)[:, None]
-        mixed, _ = attend_cache(self.rule, q, keys, used["latent"][:, None], offset, first)
+        mixed, _ = attend_cache(self.rule, q, keys, values, offset, first)
         return jnp.einsum("bthr,rhv->bthv", mixed.astype(q.dtype), params["value"])
 
     def _kept(self, x: Array, last: Int[Array, B] | None) -> Array:

@@ -22,6 +22,7 @@ from gam_jax.layers.base import (
 from gam_jax.nested import with_held
 from gam_jax.ops import documents
 from gam_jax.ops.linear import linear
+from gam_jax.ops.pages import Pages
 from gam_jax.params import Param, Params, Table, fan_in, normal, path_name, zeros
 from sharding import collectives, zero
 from sharding.axes import Axes
@@ -291,17 +292,21 @@ def _of_streams(param: Param) -> tuple[str | None, ...]:
     return tuple("stream" if axis == "batch" else axis for axis in param.axes)
 
 
-def _split(param: Param, leaf: Array, own: int) -> Array:
+def _split(param: Param, leaf: Any, own: int) -> Any:
     """[..., P B, ...] as [..., P, B, ...]."""
     if "batch" not in param.axes:
         return leaf
     at = param.axes.index("batch")
+    if isinstance(leaf, Pages):
+        return leaf.split_streams(at, own)
     return leaf.reshape(*leaf.shape[:at], own, -1, *leaf.shape[at + 1 :])
 
 
-def _join(param: Param, leaf: Array) -> Array:
+def _join(param: Param, leaf: Any) -> Any:
     """The inverse of `_split`."""
     if "batch" not in param.axes:
         return leaf
     at = param.axes.index("batch")
+    if isinstance(leaf, Pages):
+        return leaf.join_streams(at)
     return leaf.reshape(*leaf.shape[:at], -1, *leaf.shape[at + 2 :])

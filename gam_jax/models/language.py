@@ -242,6 +242,12 @@ class LanguageModel(Model):
             last = collectives.from_last(last, axis)
         return self._logits(params, last, axes)[:, 0], carry
 
+    def logits(
+        self, params: Params, hidden: Float[Array, "B T D"], axes: Axes = WHOLE
+    ) -> Float[Array, "B T V"]:
+        """Float32 logits of what `hidden` gives, where the stream's tokens are whole."""
+        return self._logits(self._own(params, axes), hidden, axes)
+
     def _logits(self, params: Params, hidden: Array, axes: Axes) -> Array:
         head = self._head(params).astype(hidden.dtype)
         logits = jnp.dot(hidden, head.T, preferred_element_type=jnp.float32)

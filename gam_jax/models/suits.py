@@ -42,7 +42,7 @@ def check_data(model: LanguageModel, sizes: Mapping[str, int], name: str) -> Non
             f"data.window={window} is longer than the {model.context} learned positions of "
             f"model.context: lower the one or raise the other"
         )
-    if sizes.get("packed", 0) and any(window > p.reach for p in _positions_in(model)):
+    if sizes.get("packed", 0) and any(window > p.reach for p in positions_in(model)):
         raise UserError(
             f"data.documents=packed: in rows of data.window={window} documents are of any length, "
             f"and the model's positions turn by the length of each: use a shorter window, or rows"
@@ -79,15 +79,16 @@ def check_length(model: LanguageModel, tokens: int) -> None:
 
 def check_reach(model: LanguageModel, tokens: int) -> None:
     """Raises a ValueError for a sequence in parts that is longer than the positions are for."""
-    for positions in _positions_in(model):
+    for positions in positions_in(model):
         positions.reaching(tokens, whole=False)
 
 
-def _positions_in(config: Any) -> Iterator[Positions]:
+def positions_in(config: Any) -> Iterator[Positions]:
+    """All that a layer or model has inside."""
     for inner in held(config):
         if isinstance(inner, Positions):
             yield inner
-        yield from _positions_in(inner)
+        yield from positions_in(inner)
 
 
 def check_streams(streams: int, devices: int) -> None:

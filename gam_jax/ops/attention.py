@@ -17,6 +17,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from gam_jax.ops.pages import PagedKeys
 from sharding import collectives, products
 
 BLOCK = 512
@@ -66,8 +67,8 @@ def attend_tokens(
 def attend_cache(
     rule: Rule,
     q: Float[Array, "B T H K"],
-    k: Float[Array, "B G S K"],
-    v: Float[Array, "B G S V"],
+    k: Float[Array, "B G S K"] | PagedKeys,
+    v: Float[Array, "B G S V"] | PagedKeys,
     offset: Array | int = 0,
     first: Array | int = 0,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"]]:
@@ -79,8 +80,8 @@ def attend_cache(
       rule: see `Rule`.
       q: queries.
       k: keys, S of them, in G groups of heads; heads before tokens, so that a block of one head's
-        keys lies in one piece.
-      v: values.
+        keys lies in one piece. Those in pages are read a block at a time; they have no derivative.
+      v: values, likewise.
       offset: place of the first query, the first key standing at 0: of all rows, or of each row,
         [B]. It may be traced.
       first: keys before this one are not there; of all rows or of each, likewise, or of each
@@ -94,8 +95,11 @@ def attend_cache(
     groups = k.shape[1]
     grouped = q.reshape(batch, tokens, groups, heads // groups, size).transpose(0, 2, 3, 1, 4)
     ends = (jnp.asarray(x, jnp.int32) for x in (offset, first))
-    pair: tuple[Array, Array] = _attend(rule, *collectives.vary_alike(grouped, k, v, *ends))
-    out, lse = pair
+    if isinstance(k, PagedKeys) or isinstance(v, PagedKeys):
+        out, lse = forward(rule, grouped, k, v, *ends)
+    else:
+        pair: tuple[Array, Array] = _attend(rule, *collectives.vary_alike(grouped, k, v, *ends))
+        out, lse = pair
     out = out.transpose(0, 3, 1, 2, 4).reshape(batch, tokens, heads, -1)
     return out, lse.transpose(0, 3, 1, 2).reshape(batch, tokens, heads)
 
@@ -134,11 +138,19 @@ def with_sinks(
 
 @dataclasses.dataclass(frozen=True)
 class Tiles:
-    """T queries and S keys cut into blocks; the last of queries may be filled up."""
+    """T queries and S keys cut into blocks; the last of queries may be filled up.
+
+    Attributes:
+      rule: see `Rule`.
+      tokens: T.
+      keys: S.
+      paged: keys in a block, where they lie in pages.
+    """
 
     rule: Rule
     tokens: int
     keys: int
+    paged: int = 0
 
     @property
     def rows(self) -> int:
@@ -148,7 +160,7 @@ class Tiles:
     @property
     def columns(self) -> int:
         """Keys in a block."""
-        return min(self.rule.block, self.keys)
+        return self.paged or min(self.rule.block, self.keys)
 
     @property
     def row_blocks(self) -> int:
@@ -257,12 +269,14 @@ class Tiles:
         with products.turns(self.counted):
             return lax.fori_loop(*ends, body, state)
 
-    def column(self, x: Array, j: Any) -> Array:
+    def column(self, x: Array | PagedKeys, j: Any) -> Array:
         """Block j of [B, G, S, ...] as [B, G, columns, ...].
 
         Where the last block is not full, it begins sooner, so that nothing is filled up: a cache is
         read where it lies. `visible` hides what belongs to the block before.
         """
+        if isinstance(x, PagedKeys):
+            return x.block(j)
         return lax.dynamic_slice_in_dim(x, j * self.columns, self.columns, axis=2)
 
 
@@ -311,10 +325,15 @@ def _attend(
 
 
 def forward(
-    rule: Rule, q: Array, k: Array, v: Array, offset: Array, first: Array
+    rule: Rule,
+    q: Array,
+    k: Array | PagedKeys,
+    v: Array | PagedKeys,
+    offset: Array,
+    first: Array,
 ) -> tuple[Float[Array, "B G R T V"], Float[Array, "B G R T"]]:
     """`attend_cache` of [B, G, R, T, K], [B, G, S, K] and [B, G, S, V], without a derivative."""
-    tiles = Tiles(rule, q.shape[3], k.shape[2])
+    tiles = Tiles(rule, q.shape[3], k.shape[2], k.columns if isinstance(k, PagedKeys) else 0)
 
     def row(state: None, i: Any, q: Array) -> tuple[None, tuple[Array, Array]]:
         def column(j: Any, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:

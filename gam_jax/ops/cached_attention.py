@@ -20,6 +20,7 @@ from gam_jax.ops.cache import append_rows, check_fits, read_rows, write_rows
 from gam_jax.ops.checks import check_shape, check_starts, check_tokens
 from gam_jax.ops.documents import Spans, spans_of
 from gam_jax.ops.fused_attention import attention
+from gam_jax.ops.pages import PagedKeys, Pages, check_one_document
 from gam_jax.ops.ring_attention import ring_attention, window_attention
 from sharding import collectives
 from sharding.errors import UserError
@@ -131,7 +132,7 @@ def attend_spans(
     q: Float[Array, "B T H K"],
     k: Float[Array, "B T G K"],
     v: Float[Array, "B T G K"],
-    held: tuple[Array, Array] | None,
+    held: tuple[Any, Any] | None,
     position: Int[Array, B],
     *,
     axis: str | None,
@@ -139,7 +140,7 @@ def attend_spans(
     shared: Shared | None = None,
     spans: Spans | None = None,
     backend: str | None = None,
-) -> tuple[Float[Array, "B T H K"], tuple[Array, Array]]:
+) -> tuple[Float[Array, "B T H K"], tuple[Any, Any]]:
     """`attend` where documents are counted already: the mixture, and keys and values after.
 
     Args:
@@ -148,7 +149,8 @@ def attend_spans(
       q: queries.
       k: keys.
       v: values.
-      held: keys and values [B, G, S, K] that came before; None at the start of a sequence.
+      held: keys and values [B, G, S, K] that came before, or `Pages` of them; None at the start of
+        a sequence.
       position: how many tokens came before.
       axis: mesh axis that splits the tokens.
       sinks: see `attend`.
@@ -160,7 +162,11 @@ def attend_spans(
         y = _from_start(rule, q, k, v, axis, sinks, shared, spans, backend)
         return y, (_kept(rule, room, k, axis, spans), _kept(rule, room, v, axis, spans))
     call = _Call(rule, q, position, axis, sinks, shared, spans)
-    return call.in_window(k, v, held) if rule.window else call.in_cache(k, v, held, room)
+    if rule.window:
+        return call.in_window(k, v, held)
+    return (
+        call.in_pages(k, v, held) if isinstance(held[0], Pages) else call.in_cache(k, v, held, room)
+    )
 
 
 def _from_start(
@@ -239,6 +245,19 @@ class _Call:
             last = position + spans.last
             keys, values = (read_rows(x, last, room, axis=2) for x in (keys, values))
         return jnp.where(fits[..., None, None], y, jnp.nan), (keys, values)
+
+    def in_pages(self, k: Array, v: Array, held: Any) -> tuple[Array, tuple[Pages, Pages]]:
+        """As `in_cache`, of rows that hold one document each: NaN for tokens beyond their pages."""
+        check_one_document(self.spans)
+        new = _whole(k, self.axis), _whole(v, self.axis)
+        pages = [old.write(x, self.position, axis=2) for old, x in zip(held, new, strict=True)]
+        count = self.position + new[0].shape[2]
+        keys, values = (PagedKeys.of((x,), count, self.q.dtype) for x in pages)
+        offset = self.position + self.own
+        found = attend_cache(self.rule, self.q, keys, values, offset)
+        y = _finished(self.rule, found, self.q, self.sinks, self.shared)
+        fits = offset[:, None] + jnp.arange(self.q.shape[1]) < keys.shape[2]
+        return jnp.where(fits[..., None, None], y, jnp.nan), (pages[0], pages[1])
 
 
 def _whole(x: Array, axis: str | None) -> Array:

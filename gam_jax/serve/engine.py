@@ -10,7 +10,7 @@ from collections.abc import Callable
 from gam_jax.serve.drafts import Draft
 from gam_jax.serve.executor import Executor
 from gam_jax.serve.request import Closed, Counts, Full, Request
-from gam_jax.serve.rows import Settings
+from gam_jax.serve.seating import Settings
 from gam_jax.serve.service import Service
 from gam_jax.serve.text import Text
 from sharding.errors import UserError
@@ -116,7 +116,8 @@ class Engine:
             while self._take_in():
                 self._service.turn()
                 self._take_stock()
-            self._service.rows.carries.close()
+            self._service.seats.carries.close()
+            self._take_stock()
         except Exception as error:
             with self._changed:
                 self._failure = f"{type(error).__name__}: {error}"
@@ -138,7 +139,7 @@ class Engine:
                     return True
                 if self._deadline is not None:
                     return False
-            if not self._service.rows.carries.settle():
+            if not self._service.seats.carries.settle():
                 with self._changed:
                     if not (self._inbox or self._cancelled or self._deadline is not None):
                         self._changed.wait()

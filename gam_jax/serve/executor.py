@@ -61,7 +61,8 @@ class Draws:
       presence_penalty: taken from the logit of each token that was written.
       frequency_penalty: taken from it as often as it was written.
       bias: what is added to logits, by id; at most `MOST_BIASED`.
-      top: the likeliest tokens whose log probabilities are given out, at most `MOST_TOP`.
+      top: the likeliest tokens whose log probabilities are given out, at most `MOST_TOP`; 0 for
+        that of the token alone, -1 for none.
     """
 
     temperature: float = 1.0
@@ -72,7 +73,7 @@ class Draws:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     bias: tuple[tuple[int, float], ...] = ()
-    top: int = 0
+    top: int = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,9 +110,10 @@ class Drawn:
       right: int32 [S]: how many tokens of the block stand, those that are known and the guesses
         that were drawn. The row has read the block if that is W; else it has read nothing of it.
       sound: bool [S]: whether the logits of its new text were numbers.
-      log_probs: float32 [S, W], of the tokens drawn, before temperature and filters.
-      top_ids: int32 [S, W, MOST_TOP], the likeliest tokens; zeros if no row asked for them.
-      top_log_probs: float32 [S, W, MOST_TOP], theirs.
+      log_probs: float32 [S, W], of the tokens drawn, before all settings; 0 in rows that asked for
+        none.
+      top_ids: int32 [S, W, MOST_TOP], the likeliest tokens; zeros likewise.
+      top_log_probs: float32 [S, W, MOST_TOP], theirs; -inf where there are no more tokens.
     """
 
     tokens: Int[np.ndarray, "S W"]

@@ -81,7 +81,9 @@ class Pace:
         return self._seconds[self._block] / self._seconds[1]
 
     def timed(self, width: int, seconds: float) -> None:
-        """Takes the seconds of a pass of some width."""
+        """Takes the seconds of a pass of some width; none if no clock runs."""
+        if seconds <= 0:
+            return
         if not self._timed:  # all were in a unit of its own
             unit = seconds / self._seconds[width]
             self._seconds = {width: unit * number for width, number in self._seconds.items()}

@@ -1,196 +1,247 @@
-"""Who sits in which row, with which pages, and what is remembered when he leaves."""
+"""The carry of rows that are served: where it lies, and how one row of it is taken and put back.
+
+Each block has arrays of its own, so that all are written in place. A growing cache is a pool of
+pages; what is called a carry here holds the pool alone in its place, and `with_tables` makes of it
+what layers read.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
+import functools
+from collections.abc import Callable
+from typing import Any
 
-import numpy as np
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Int
 
-from gam_jax.serve.carries import Carries
-from gam_jax.serve.drafts import Draft
-from gam_jax.serve.executor import Executor, Saved
-from gam_jax.serve.pages import Pages, pages_of
-from gam_jax.serve.scheduler import Turns
-from gam_jax.serve.text import Parked, Text
-from sharding.bounds import Count, Size, check_bounds
+from gam_jax.models.carry import ModelCarry
+from gam_jax.models.language import LanguageModel
+from gam_jax.ops.pages import Pages
+from gam_jax.params import Param, zeros
+from sharding import collectives
+from sharding.axes import Axes
+from sharding.layout import Layout
 
-WORTH = 16
-"""Tokens that a snapshot must save over the one before it."""
+COUNTER = Param((0,), ("batch",), zeros, dtype="int32")
+"""`ModelCarry.position`, as a table has it."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """How an engine shares out its rows.
-
-    Attributes:
-      prefill_budget: tokens of prompts that are read in one turn, at most.
-      queue: requests that may wait for a row.
-      snapshots: bytes of remembered states in memory, and of those in the folder; 0 for none.
-      folder: where remembered states outlive the process; empty for nowhere.
-      exact: whether what is remembered must not change a single bit: states are then remembered
-        only where a prompt that is read from its start has a border of blocks too.
-
-    Raises:
-      UserError: a number outside its bounds.
-    """
-
-    prefill_budget: Size = 512
-    queue: Count = 1024
-    snapshots: Count = 2**28
-    folder: str = ""
-    exact: bool = False
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
-
-
 class Rows:
-    """The rows of an executor, and the pages that their texts share.
+    """S rows of one model on a mesh.
 
-    Args:
-      executor: whose rows they are.
-      settings: how they are shared out.
-      draft: is told who sits where.
+    Rows are split over `data` and `expert` where these divide them. Where a cache grows they are
+    not: its pages belong to any row, so all devices of those axes hold them, and compute alike.
 
     Attributes:
-      texts: of each row; None where it is free.
-      parked: texts that had to leave their row.
-      pool: pages of all rows.
-      carries: what is remembered.
-      cached: tokens of prompts that were remembered.
+      model: for texts of at most the length that is served.
+      layout: the mesh, see `Layout.whole`.
+      rows: S.
+      page: tokens of a page; 0 where no cache grows.
+      pages: of the pool.
+      limit: the most tokens of a row; 0 for any number.
     """
 
-    def __init__(self, executor: Executor, settings: Settings, draft: Draft | None) -> None:
-        self._executor, self._settings, self._draft = executor, settings, draft
-        self._sizes = sizes = executor.sizes
-        self.pool = Pages(sizes.pages if sizes.page else 1)
-        folder = Path(settings.folder) if settings.folder else None
-        kind = "exact" if settings.exact else ""
-        live = 2 * sizes.rows
-        self.carries = Carries(executor, self.pool, settings.snapshots, folder, live, kind)
-        self.texts: list[Text | None] = [None] * sizes.rows
-        self.parked: list[Text] = []
-        self._seated, self.cached = 0, 0
+    model: LanguageModel
+    layout: Layout
+    rows: int
+    page: int
+    pages: int
+    limit: int
 
     @property
-    def running(self) -> list[Text]:
-        """Texts that have a row, in the order in which they got their first."""
-        return sorted((text for text in self.texts if text), key=lambda text: text.seated)
+    def row_pages(self) -> int:
+        """N, the most pages of a row; 0 where no cache grows."""
+        return -(-self.limit // self.page) if self.page else 0
 
-    def give(self, queue: Turns[Text]) -> list[Text]:
-        """Gives free rows to texts, those that had to leave theirs first; returns those texts."""
-        given = []
-        for row, text in enumerate(self.texts):
-            if text is not None:
-                continue
-            text = self._next(queue)
-            if text is None:
-                break
-            self.texts[row], text.row = text, row
-            self._seat(text, row)
-            given.append(text)
-        return given
+    @functools.cached_property
+    def table(self) -> ModelCarry:
+        """The carry as a table, each block's by itself; a pool in the place of a growing cache."""
+        table = self.model.trunk.carry_table(self.rows)
+        if self.model.streams == 1:
+            table = self.model.stack.apart(table, lambda param, _: _inner(param))
+        table = _map(self._stored, table)
+        position = dataclasses.replace(COUNTER, shape=(self.rows,))
+        return ModelCarry(position, table)  # type: ignore[arg-type]
 
-    def _next(self, queue: Turns[Text]) -> Text | None:
-        """Takes out the text whose turn it is, if it has the pages it needs now."""
-        if self.parked:
-            text = min(self.parked, key=lambda text: text.seated)
-            if text.flying or not self._fits(text):
-                return None
-            self.parked.remove(text)
-            return text
-        return queue.pop() if queue and self._fits(next(iter(queue))) else None
+    def _stored(self, param: Param) -> Param:
+        """The dtype that it is stored in; of a cache that grows, the pool."""
+        dtype = self.model.dtype if param.cache else param.dtype
+        if not grows(param):
+            return dataclasses.replace(param, dtype=dtype)
+        sizes = {"batch": self.pages, "token": self.page}
+        pairs = zip(param.axes, param.shape, strict=True)
+        shape = tuple(sizes.get(axis or "", size) for axis, size in pairs)
+        return dataclasses.replace(param, shape=shape, dtype=dtype)
 
-    def _fits(self, text: Text) -> bool:
-        """Whether there are pages for all that it has, and a token."""
-        need = pages_of(len(text.tokens) + 1, self._sizes.page)
-        lone = self.carries.lone_pages
-        return need <= self.pool.free + lone or not any(self.texts)
+    @property
+    def axes(self) -> Axes:
+        """The mesh axes of a step of all rows."""
+        axes = dataclasses.replace(self.layout.axes, seq=None)
+        split: dict[str, str | None] = {"data": None, "expert": None}
+        left = 0 if any(map(grows, _leaves(self.table))) else self.rows
+        for name in axes.rows:
+            size = self.layout.mesh.shape[name]
+            if left and left % size == 0:
+                split[name], left = name, left // size
+        return dataclasses.replace(axes, **split)
 
-    def _seat(self, text: Text, row: int) -> None:
-        request = text.request
-        prompt = np.asarray(request.prompt, np.int32)
-        written = np.asarray(text.tokens[len(prompt) :], np.int32)
-        if text.parked is not None:
-            while self.pool.free < text.parked.pages and self.carries.give_up_pages():
-                pass
-            text.pages = [self.pool.take() for _ in range(text.parked.pages)]
-            saved = self._executor.from_bytes(text.parked.data, tuple(text.pages))
-            text.parked = None
-        else:
-            self._seated += 1
-            text.seated = self._seated
-            saved = self._remembered(text)
-        self._executor.seat(row, request.seed, request.draws, prompt, written)
-        self._executor.load(row, saved)
-        if self._draft is not None:
-            self._draft.seat(row, request.seed, request.draws, request.prompt)
+    @property
+    def row_axes(self) -> Axes:
+        """The mesh axes of a program of one row."""
+        return dataclasses.replace(self.axes, data=None, expert=None)
 
-    def _remembered(self, text: Text) -> Saved | None:
-        """Takes the pages of the longest remembered beginning, and returns its state."""
-        prompt = text.request.prompt[:-1]
-        saved = None
-        if not text.request.scores_prompt:
-            text.read, saved, pages = self.carries.find(prompt)
-            text.cached = text.kept = text.read
-            text.pages = list(pages)
-            self.cached += text.cached
-        width = self._sizes.widths[0]
-        places = {len(prompt), self.carries.parts(prompt)}
-        if self._settings.exact:
-            places = {place // width * width for place in places}
-        text.borders = frozenset(place for place in places if place - text.read >= WORTH)
-        return saved
+    def specs(self, rows: tuple[str, ...]) -> ModelCarry:
+        """How the carry lies, its rows split over these mesh axes."""
 
-    def park(self, text: Text) -> None:
-        """Takes a text out of its row, with its state and the content of its pages."""
-        assert text.row is not None
-        pages = text.pages[: pages_of(text.read, self._sizes.page)]
-        data = self._executor.bytes_of(self._executor.save(text.row), tuple(pages))
-        text.parked = Parked(data, len(pages))
-        self.parked.append(text)
-        self.leave(text)
+        def spec(param: Param) -> PartitionSpec:
+            own = tuple(None if axis in ("batch", "token") else axis for axis in param.axes)
+            entries = list(self.layout.spec("carry", param.shape, own))
+            if not grows(param):
+                entries[param.axes.index("batch")] = rows or None
+            return PartitionSpec(*entries)
 
-    def leave(self, text: Text) -> None:
-        """Frees a text's row and pages, if it has any."""
-        if text.row is not None:
-            if self._draft is not None:
-                self._draft.leave(text.row)
-            self.texts[text.row], text.row = None, None
-        self.pool.release(text.pages)
-        text.pages = []
+        return _map(spec, self.table)
 
-    def remember(self, text: Text) -> None:
-        """Remembers the state of a text, as far as it has been told to read."""
-        if text.row is not None and text.read - text.kept >= WORTH:
-            text.kept = text.read
-            pages = text.pages[: pages_of(text.read, self._sizes.page)]
-            self.carries.put(text.tokens[: text.read], text.row, pages)
+    def shapes(self, rows: int) -> ModelCarry:
+        """Shapes of the carry of so many rows; of one that is saved, without pools."""
 
-    def space(self, text: Text, end: int) -> bool:
-        """Sees to pages for a text's tokens up to `end`, of its own where it will write.
+        def shape(param: Param) -> jax.ShapeDtypeStruct:
+            pairs = zip(param.axes, param.shape, strict=True)
+            batch = tuple(rows if axis == "batch" else size for axis, size in pairs)
+            return jax.ShapeDtypeStruct(param.shape if grows(param) else batch, param.dtype)
 
-        Snapshots give up theirs first, then the youngest text its row.
+        return _map(shape, self.table)
 
-        Returns:
-          False if that was the text itself.
+    @property
+    def page_shapes(self) -> ModelCarry:
+        """Shapes of one page of each pool; of all else, those of one row."""
+
+        def shape(param: Param, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            if not grows(param):
+                return x
+            at = param.axes.index("batch")
+            return jax.ShapeDtypeStruct((*x.shape[:at], 1, *x.shape[at + 1 :]), x.dtype)
+
+        return _map(shape, self.table, self.shapes(1))
+
+    def with_tables(self, carry: ModelCarry, pages: Int[Array, "B N"]) -> ModelCarry:
+        """The carry as layers read it: a pool and its rows' pages."""
+
+        def one(param: Param, x: Array) -> Any:
+            if not grows(param):
+                return x
+            lead = x.shape[: param.axes.index("batch")]
+            return Pages(x, jnp.broadcast_to(pages, (*lead, *pages.shape)))
+
+        return _map(one, self.table, carry)
+
+    def without_tables(self, carry: ModelCarry) -> ModelCarry:
+        """The inverse."""
+        return _map(lambda param, x: x.pool if grows(param) else x, self.table, carry)
+
+    def take(self, carry: ModelCarry, row: Int[Array, ""], rows: tuple[str, ...]) -> ModelCarry:
+        """One row of the carry, alike on all devices that split the rows; pools as they are."""
+
+        def one(param: Param, x: Array) -> Array:
+            if grows(param):
+                return x
+            at = param.axes.index("batch")
+            index, here = _own(row, x.shape[at], rows)
+            found = lax.dynamic_slice_in_dim(x, index, 1, axis=at)
+            return collectives.psum(jnp.where(here, found, 0), rows) if rows else found
+
+        return _map(one, self.table, carry)
+
+    def put(
+        self, carry: ModelCarry, row: Int[Array, ""], one: ModelCarry, rows: tuple[str, ...]
+    ) -> ModelCarry:
+        """The carry with another row in that place, and the pools of `one`."""
+
+        def into(param: Param, x: Array, new: Array) -> Array:
+            if grows(param):
+                return new
+            at = param.axes.index("batch")
+            index, here = _own(row, x.shape[at], rows)
+            new = new.astype(x.dtype)
+            if rows:
+                new = jnp.where(here, new, lax.dynamic_slice_in_dim(x, index, 1, axis=at))
+            return lax.dynamic_update_slice_in_dim(x, new, index, axis=at)
+
+        return _map(into, self.table, carry, one)
+
+    def where(self, rows: Bool[Array, S], after: ModelCarry, before: ModelCarry) -> ModelCarry:
+        """Rows of `after` where said so, else of `before`; the pools of `after`.
+
+        What a row has written to its pages and not kept lies behind its position, where nobody
+        looks, and is written again.
         """
-        page = self._sizes.page
-        if not page:
-            return True
-        need, shared = self.pool.wanted(text.pages, text.read, end, page)
-        while need > self.pool.free:
-            if not self.carries.give_up_pages():
-                youngest = self.running[-1]
-                self.park(youngest)
-                if youngest is text:
-                    return False
-            need, shared = self.pool.wanted(text.pages, text.read, end, page)
-        if shared:
-            place, own = text.read // page, self.pool.take()
-            self._executor.copy_page(text.pages[place], own)
-            self.pool.release([text.pages[place]])
-            text.pages[place] = own
-        text.pages += [self.pool.take() for _ in range(need - shared)]
-        return True
+
+        def one(param: Param, x: Array, y: Array) -> Array:
+            if grows(param):
+                return x
+            behind = x.ndim - 1 - param.axes.index("batch")
+            return jnp.where(rows.reshape(-1, *(1,) * behind), x.astype(y.dtype), y)
+
+        return _map(one, self.table, after, before)
+
+    def pools(self, function: Callable[[Array, int], Any], carry: ModelCarry) -> ModelCarry:
+        """The carry with `function(pool, axis of pages)` in the place of each pool."""
+
+        def one(param: Param, x: Array) -> Any:
+            return function(x, param.axes.index("batch")) if grows(param) else x
+
+        return _map(one, self.table, carry)
+
+    def parted(self, carry: ModelCarry) -> tuple[list[Any], list[Any]]:
+        """What a row has of its own, and the pools, each in order."""
+        pairs = zip(_leaves(self.table), jax.tree.leaves(carry), strict=True)
+        own: list[Any] = []
+        pools: list[Any] = []
+        for param, x in pairs:
+            (pools if grows(param) else own).append(x)
+        return own, pools
+
+    def joined(self, own: list[Any], pools: list[Any]) -> ModelCarry:
+        """The inverse of `parted`."""
+        own, pools = list(own), list(pools)
+        return _map(lambda param: (pools if grows(param) else own).pop(0), self.table)
+
+
+def has_growing_cache(model: LanguageModel) -> bool:
+    """Whether a row of it needs pages."""
+    return any(map(grows, _leaves(model.trunk.carry_table(1))))
+
+
+def grows(param: Param) -> bool:
+    """Whether it has a place for each token of a text."""
+    return "token" in param.axes
+
+
+def _inner(param: Param) -> Param:
+    """Of one of stacked blocks."""
+    return dataclasses.replace(param, shape=param.shape[1:], axes=param.axes[1:])
+
+
+def _own(row: Array, size: int, rows: tuple[str, ...]) -> tuple[Array, Array | bool]:
+    """The place of a row among this device's, and whether it is one of them."""
+    if not rows:
+        return row, True
+    place = row - collectives.axis_index(rows) * size
+    return jnp.clip(place, 0, size - 1), (place >= 0) & (place < size)
+
+
+def _is_param(leaf: object) -> bool:
+    return isinstance(leaf, Param)
+
+
+def _leaves(table: Any) -> list[Param]:
+    return jax.tree.leaves(table, is_leaf=_is_param)
+
+
+def _map(function: Callable[..., Any], table: Any, *rest: Any) -> Any:
+    return jax.tree.map(function, table, *rest, is_leaf=_is_param)

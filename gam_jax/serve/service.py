@@ -14,8 +14,8 @@ from gam_jax.serve.drafts import Draft
 from gam_jax.serve.executor import Drawn, Executor, Pending, Work
 from gam_jax.serve.pace import Pace
 from gam_jax.serve.request import Counts
-from gam_jax.serve.rows import Rows, Settings
 from gam_jax.serve.scheduler import Turns, deal
+from gam_jax.serve.seating import Seating, Settings
 from gam_jax.serve.text import Text
 from sharding.errors import UserError
 
@@ -65,7 +65,7 @@ class Service:
 
     Attributes:
       queue: texts that wait for their first row.
-      rows: who sits where.
+      seats: who sits where.
 
     Raises:
       UserError: a budget in which the widest block of a prompt has no place.
@@ -88,7 +88,7 @@ class Service:
         self._draft = draft if sizes.block > 1 else None
         self._pace = Pace(sizes.block, draft.free) if self._draft and draft else Pace(1)
         self.queue: Turns[Text] = Turns()
-        self.rows = Rows(executor, settings, self._draft)
+        self.seats = Seating(executor, settings, self._draft)
         self._flights: collections.deque[Flight] = collections.deque()
         self._served = 0
         self._done: collections.Counter[str] = collections.Counter()
@@ -98,29 +98,29 @@ class Service:
     @property
     def busy(self) -> bool:
         """Whether a text is in progress or waits, or the device has not been heard."""
-        return bool(self.queue or self.rows.parked or self._flights or any(self.rows.texts))
+        return bool(self.queue or self.seats.parked or self._flights or any(self.seats.texts))
 
     def counts(self) -> Counts:
         """What was done, and is in hand."""
         names = ("read", "written", "wasted", "guessed", "accepted", "passes")
         return Counts(
-            queued=len(self.queue) + len(self.rows.parked),
-            rows=len(self.rows.running),
-            pages=self.rows.pool.used,
-            cached=self.rows.cached,
+            queued=len(self.queue) + len(self.seats.parked),
+            rows=len(self.seats.running),
+            pages=self.seats.pool.used,
+            cached=self.seats.cached,
             requests=tuple(sorted(self._ends.items())),
             **{name: self._done[name] for name in names},
         )
 
     def all(self) -> list[Text]:
         """Texts that have not ended."""
-        return [*self.queue, *self.rows.parked, *self.rows.running]
+        return [*self.queue, *self.seats.parked, *self.seats.running]
 
     def cancel(self, numbers: set[int]) -> None:
         """Ends texts, and frees their rows and pages."""
         for text in self.queue.remove(lambda text: text.number in numbers):
             self._end(text, "cancelled")
-        for text in [*self.rows.parked, *self.rows.running]:
+        for text in [*self.seats.parked, *self.seats.running]:
             if text.number in numbers:
                 self._end(text, "cancelled")
 
@@ -130,7 +130,7 @@ class Service:
             with contextlib.suppress(Exception):
                 text.finish("error", error)
             self._ends["error"] += 1
-        self.queue, self.rows = Turns(), Rows(self._executor, Settings(snapshots=0), None)
+        self.queue, self.seats = Turns(), Seating(self._executor, Settings(snapshots=0), None)
         self._flights.clear()
 
     def turn(self) -> None:
@@ -138,7 +138,7 @@ class Service:
         guesses = self._pace.pays
         if guesses or any(flight.width > 1 for flight in self._flights):
             self._hear(0)  # what a guess follows must be seen
-        for text in self.rows.give(self.queue):
+        for text in self.seats.give(self.queue):
             if text.request.scores_prompt and not text.read:
                 with self._guard(text):
                     text.tell_prompt(0, None, 0)
@@ -160,10 +160,10 @@ class Service:
         self._ends[text.end.reason] += 1
         self._pace.left(text.number)
         if text.end.reason in ("stop", "length") and not self._settings.exact:
-            self.rows.remember(text)
-        if text in self.rows.parked:
-            self.rows.parked.remove(text)
-        self.rows.leave(text)
+            self.seats.remember(text)
+        if text in self.seats.parked:
+            self.seats.parked.remove(text)
+        self.seats.leave(text)
 
     @contextlib.contextmanager
     def _guard(self, text: Text) -> Iterator[None]:
@@ -176,7 +176,7 @@ class Service:
     # Reading.
 
     def _read_prompts(self, guesses: bool) -> None:
-        reading = [text for text in self.rows.running if self._reads(text, guesses)]
+        reading = [text for text in self.seats.running if self._reads(text, guesses)]
         reading.sort(key=lambda text: text.served)
         blocks = deal(
             [text.unread for text in reading],
@@ -186,7 +186,7 @@ class Service:
         )
         for number, width in blocks:
             text = reading[number]
-            if text.row is not None and self.rows.space(text, text.read + width):
+            if text.row is not None and self.seats.space(text, text.read + width):
                 self._served += 1
                 text.served = self._served
                 self._read(text, width)
@@ -210,14 +210,14 @@ class Service:
             if scored:
                 self._flights.append(Flight(pending, (Seat(text, row, width),), width, start))
             if text.read in text.borders:
-                self.rows.remember(text)
+                self.seats.remember(text)
 
     # Writing.
 
     def _begin(self, guesses: bool) -> bool:
         """Begins a step of all rows that can write; False if there is none."""
         self._end_unwritten(guesses)
-        texts = [text for text in self.rows.running if self._writes(text, guesses)]
+        texts = [text for text in self.seats.running if self._writes(text, guesses)]
         guessed = self._guesses(texts) if guesses else {}
         width = self._sizes.block if guesses else 1
         seats: list[Seat] = []
@@ -225,7 +225,7 @@ class Service:
         masks: list[np.ndarray | None] = []
         for text in texts:
             own = guessed.get(text.number, [])
-            if text.row is None or not self.rows.space(text, text.read + text.unread + len(own)):
+            if text.row is None or not self.seats.space(text, text.read + text.unread + len(own)):
                 continue
             row = text.row
             with self._guard(text):
@@ -252,7 +252,7 @@ class Service:
 
     def _end_unwritten(self, guesses: bool) -> None:
         """Ends texts whose prompts were asked about alone."""
-        read = [text for text in self.rows.running if not text.request.max_tokens]
+        read = [text for text in self.seats.running if not text.request.max_tokens]
         read = [text for text in read if not self._reads(text, guesses)]
         if read:
             self._hear(0)

@@ -189,9 +189,9 @@ def memory_of_writing(model):
         jnp.zeros((2, 32)),
         decode._to_write(model, model.carry(2)),
     )
-    keys, seen = sampling.row_keys(jax.random.key(0), 2), jnp.zeros((2, 32), bool)
+    keys, past = sampling.row_keys(jax.random.key(0), 2), sampling.Past.of(np.zeros((2, 32), bool))
     settings = sampling.Settings().of_rows(2)
-    lowered = decode._write.lower(decoder, *state, keys, settings, seen)
+    lowered = decode._write.lower(decoder, *state, keys, settings, past)
     return lowered.compile().memory_analysis()
 
 

@@ -12,24 +12,26 @@ import numpy as np
 import pytest
 
 from gam_jax import sampling
-from gam_jax.sampling import Settings
+from gam_jax.sampling import Past, Settings
 from sharding.errors import UserError
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "sampling.npz"
 NAMES = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+TAKEN = ("presence_penalty", "frequency_penalty")
 ROWS, VOCAB = 12, 24
 filtered = jax.jit(sampling.filtered)
 choose = jax.jit(sampling.choose)
 
 
 def probabilities(logits, settings, seen):
-    left = filtered(jnp.asarray(logits), settings.of_rows(len(logits)), jnp.asarray(seen))
+    left = filtered(jnp.asarray(logits), settings.of_rows(len(logits)), Past.of(seen))
     return np.asarray(jax.nn.softmax(left, axis=-1))
 
 
-def oracle(logits, temperature, top_p, top_k, min_p, penalty, seen):
-    """The equations for one row, in float64."""
+def oracle(logits, temperature, top_p, top_k, min_p, penalty, seen, change=0.0):
+    """The equations for one row, in float64; `change` is what is added before temperature."""
     logits = np.where(seen, np.where(logits < 0, logits * penalty, logits / penalty), logits)
+    logits = logits + change
     if temperature == 0:
         return (np.arange(len(logits)) == np.argmax(logits)).astype(float)
     weights = np.exp((logits - logits.max()) / temperature)
@@ -56,20 +58,32 @@ def test_each_row_is_filtered_by_its_own_settings_as_transformers_does():
 
 def test_what_is_left_is_what_the_equations_leave():
     random = np.random.default_rng(1)
-    for _ in range(20):
+    for some in (False, True) * 10:
         logits = (4 * random.standard_normal((ROWS, VOCAB))).astype(np.float32)
-        seen = random.random((ROWS, VOCAB)) < 0.3
+        read, written = random.random((ROWS, VOCAB)) < 0.3, random.poisson(0.2, (ROWS, VOCAB))
+        past = Past(jnp.asarray(read), jnp.asarray(written, jnp.int32))
+        ids = np.stack([random.permutation(VOCAB + 3)[:5] for _ in range(ROWS)])  # V and on: none
+        bias = some * random.normal(0, 3, (ROWS, 5)).astype(np.float32)
+        allowed = random.random((ROWS, VOCAB)) < (0.6 if some else 2)
+        allowed[:, 0] = True
         drawn = {
             "temperature": random.choice([0, 0.3, 1, 2], ROWS),
             "top_p": random.choice([0, 0.5, 0.9, 1], ROWS),
             "top_k": random.choice([0, 1, 6, 1000], ROWS),
             "min_p": random.choice([0, 0.02, 0.3, 1], ROWS),
             "repetition_penalty": random.choice([0.5, 1, 1.4], ROWS),
+            **{name: some * random.choice([-1.5, 0, 0.4], ROWS) for name in TAKEN},
         }
-        found = probabilities(logits, Settings(**drawn), seen)
+        rows = Settings(**drawn).of_rows(ROWS).replace(biased=jnp.asarray(ids), bias=bias)
+        found = jax.nn.softmax(filtered(logits, rows, past, allowed), axis=-1)
         for row in range(ROWS):
             own = [drawn[name][row] for name in NAMES]
-            want = oracle(logits[row].astype(np.float64), *own, seen[row])
+            presence, frequency = (drawn[name][row] for name in TAKEN)
+            change = np.where(allowed[row], 0.0, -np.inf)
+            np.add.at(change, ids[row][ids[row] < VOCAB], bias[row][ids[row] < VOCAB])
+            change -= presence * (written[row] > 0) + frequency * written[row]
+            seen = read[row] | (written[row] > 0)
+            want = oracle(logits[row].astype(np.float64), *own, seen, change)
             np.testing.assert_allclose(found[row], want, atol=3e-6, err_msg=str(own))
 
 
@@ -104,13 +118,13 @@ def least_of_part(scaled, rows):
 
 def test_a_row_gets_what_it_gets_alone_whatever_the_others_ask_for():
     logits = 3 * jax.random.normal(jax.random.key(0), (3, VOCAB))
-    seen, keys = jnp.zeros((3, VOCAB), bool), jax.random.split(jax.random.key(1), 3)
+    past, keys = Past.of(jnp.zeros((3, VOCAB), bool)), jax.random.split(jax.random.key(1), 3)
     settings = Settings(temperature=(0.0, 1.0, 1.0), top_k=(0, 0, 4), top_p=(1.0, 1.0, 0.8))
     rows = settings.of_rows(3)
-    together = choose(logits, keys, rows, seen)
-    left = filtered(logits, rows, seen)
+    together = choose(logits, keys, rows, past)
+    left = filtered(logits, rows, past)
     for row in range(3):
-        own = [jax.tree.map(lambda x, at=row: x[at : at + 1], each) for each in (rows, seen)]
+        own = [jax.tree.map(lambda x, at=row: x[at : at + 1], each) for each in (rows, past)]
         one = logits[row : row + 1]
         np.testing.assert_array_equal(filtered(one, *own)[0], left[row])
         assert choose(one, keys[row : row + 1], *own)[0] == together[row]
@@ -118,16 +132,16 @@ def test_a_row_gets_what_it_gets_alone_whatever_the_others_ask_for():
 
 def test_no_setting_compiles_anything():
     program = jax.jit(lambda *args: sampling.filtered(*args))
-    logits, seen = jnp.zeros((2, VOCAB)), jnp.zeros((2, VOCAB), bool)
+    logits, past = jnp.zeros((2, VOCAB)), Past.of(jnp.zeros((2, VOCAB), bool))
     for settings in (Settings(), Settings(0.0), Settings(0.5, 0.9, 3, 0.1, (1.3, 1.0))):
-        program(logits, settings.of_rows(2), seen)
+        program(logits, settings.of_rows(2), past)
     assert program._cache_size() == 1
 
 
 def test_draws_follow_the_softmax():
     many = jnp.broadcast_to(jnp.log(jnp.array([0.6, 0.3, 0.1])), (20_000, 3))
     keys = sampling.row_keys(jax.random.key(0), 20_000)
-    drawn = choose(many, keys, Settings().of_rows(20_000), jnp.zeros(many.shape, bool))
+    drawn = choose(many, keys, Settings().of_rows(20_000), Past.of(jnp.zeros(many.shape, bool)))
     np.testing.assert_allclose(np.bincount(drawn) / 20_000, [0.6, 0.3, 0.1], atol=0.02)
 
 
@@ -137,7 +151,7 @@ def test_greedy_takes_the_first_of_equals():
         logits,
         sampling.row_keys(jax.random.key(0), 1),
         Settings(0.0).of_rows(1),
-        jnp.zeros((1, 4), bool),
+        Past.of(jnp.zeros((1, 4), bool)),
     )
     assert drawn.tolist() == [1]
 
@@ -162,5 +176,19 @@ def test_settings_that_make_no_sense_are_refused(settings, words):
 def test_every_setting_has_an_array():
     fields = {field.name for field in dataclasses.fields(Settings)}
     rows = dataclasses.asdict(Settings().of_rows(2))
-    assert fields == rows.keys() == set(NAMES)
-    assert all(x.shape == (2,) for x in rows.values())
+    assert fields | {"biased", "bias"} == rows.keys() == {*NAMES, *TAKEN, "biased", "bias"}
+    assert all(x.shape == (2,) for name, x in rows.items() if name in fields)
+
+
+def test_log_probabilities_are_before_all_settings_and_filled_up():
+    logits = np.random.default_rng(0).normal(0, 3, (2, 3, 5)).astype(np.float32)
+    ids = np.array([[0, 4, 2], [1, 1, 3]])
+    own, top, values = sampling.log_probs_of(jnp.asarray(logits), jnp.asarray(ids), 7)
+    whole = logits - np.log(np.sum(np.exp(np.float64(logits)), axis=-1, keepdims=True))
+    np.testing.assert_allclose(
+        own, np.take_along_axis(whole, ids[..., None], -1)[..., 0], atol=1e-5
+    )
+    np.testing.assert_array_equal(top[..., :5], np.argsort(-whole, axis=-1))
+    np.testing.assert_allclose(values[..., :5], -np.sort(-whole, axis=-1), atol=1e-5)
+    assert np.all(np.isneginf(values[..., 5:]))
+    assert not np.any(top[..., 5:])

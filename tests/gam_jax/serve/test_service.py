@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from gam_jax.continuations import Continuation
 from gam_jax.serve.drafts import NgramDraft, RunDraft
 from gam_jax.serve.executor import Draws, Sizes
+from gam_jax.serve.pace import Pace
 from gam_jax.serve.request import End, Request, Token
-from gam_jax.serve.rows import Settings
+from gam_jax.serve.seating import Settings
 from gam_jax.serve.service import Service
 from gam_jax.serve.text import Text
 from tests.gam_jax.serve.fake import FakeExecutor, alone
@@ -70,12 +71,18 @@ def asked(prompt, count=5, seed=0, draws=Draws(), ends=(), stops=(), **options):
     return Asked(request, told)
 
 
+class Always(Pace):
+    """Guesses in each step."""
+
+    pays = True
+
+
 class Load:
     """A service, and what it was asked."""
 
     def __init__(self, sizes, options=Settings(prefill_budget=BUDGET), draft=None, executor=None):
         self.executor = executor or FakeExecutor(sizes)
-        self.service = Service(self.executor, options, draft)
+        self.service = Service(self.executor, options, draft, clock=lambda: 0.0)
         self.all: list[Asked] = []
         self.fed: list[list] = []
         self.budget = options.prefill_budget
@@ -95,8 +102,8 @@ class Load:
         assert sum(kind == "step" for kind, _, _ in turn) <= 1
         prompts = [count for kind, count, _ in turn if kind == "read"]
         assert sum(prompts) <= self.budget
-        rows = [text.row for text in self.service.rows.texts if text]
-        assert rows == [row for row, text in enumerate(self.service.rows.texts) if text]
+        rows = [text.row for text in self.service.seats.texts if text]
+        assert rows == [row for row, text in enumerate(self.service.seats.texts) if text]
 
     def run(self):
         for _ in range(3000):
@@ -108,11 +115,10 @@ class Load:
     def check_nothing_is_left(self):
         service = self.service
         assert service.counts().rows == service.counts().queued == 0
-        service.rows.carries.close()
-        assert service.rows.pool.used == 0
-        assert service.rows.pool.free == max(self.executor.sizes.pages - 1, 0) * (
-            service.rows.pool.free > 0
-        )
+        service.seats.carries.close()
+        assert service.seats.pool.used == 0
+        if self.executor.sizes.page:
+            assert service.seats.pool.free == self.executor.sizes.pages - 1
 
 
 def test_one_text_is_that_of_the_model():
@@ -167,7 +173,7 @@ def test_any_load(actions, rows, place, block, snapshots, exact, drafts, pays):
         draft = RunDraft(FakeExecutor(other))
     load = Load(sizes, Settings(BUDGET, snapshots=snapshots, exact=exact), draft)
     if pays and block > 1 and draft:
-        load.service._pace.rate = 1e9  # guesses from the start
+        load.service._pace = Always(block)
     cancelled = set()
     for action in actions:
         if isinstance(action, dict):

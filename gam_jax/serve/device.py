@@ -1,0 +1,301 @@
+"""Rows of any language model on any mesh: the executor that really runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jaxtyping import Int
+
+from gam_jax.layers.base import Layer, layers_in
+from gam_jax.layers.moe import MoE
+from gam_jax.models.language import LanguageModel
+from gam_jax.models.suits import positions_in
+from gam_jax.params import Params, shardings
+from gam_jax.sampling import Past, Sampling
+from gam_jax.serve.executor import MOST_BIASED, Drawn, Draws, Saved, Scores, Sizes, Work
+from gam_jax.serve.programs import WHOLE, Programs, Seats, State, empty_seats, packed
+from gam_jax.serve.rows import Rows, has_growing_cache
+from sharding.errors import UserError
+from sharding.layout import Layout
+from sharding.mesh import make_mesh
+
+WIDTHS = (256, 64, 16, 4, 1)
+"""Of the blocks of a prompt."""
+PAGE = 64
+"""Tokens of a page."""
+NO, YES = np.zeros((), bool), np.ones((), bool)
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawnLater:
+    """A step's answer, perhaps still being computed.
+
+    Attributes:
+      told: arrays on the device.
+      whole: whether some row asked for log probabilities; else they are not fetched.
+    """
+
+    told: Any
+    whole: bool
+
+    def result(self) -> Drawn:
+        """Waits for it."""
+        told = self.told
+        asked = told.log_probs, told.top_ids, told.top_log_probs
+        scores = (np.asarray(x) if self.whole else np.zeros(x.shape, x.dtype) for x in asked)
+        return Drawn(*map(np.asarray, (told.tokens, told.right, told.sound)), *scores)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoresLater:
+    """A read's answer; `scored` is None where none was asked for."""
+
+    scored: Any
+
+    def result(self) -> Scores | None:
+        """Waits for it."""
+        return None if self.scored is None else Scores(*map(np.asarray, self.scored))
+
+
+class Device:
+    """`executor.Executor` of a model. Not for several threads at once.
+
+    Args:
+      model: any language model whose rows do not meet.
+      params: its parameters, on the layout's mesh.
+      rows: S.
+      layout: the mesh; None for one device.
+      limit: the most tokens of a row; 0 for what the model can take at most.
+      tokens: of all rows together that growing caches have room for; 0 for S times the limit.
+      block: W, tokens of a row in a step with guesses; 1 for none.
+      page: tokens of a page.
+      widths: of the blocks of a prompt, falling to 1.
+
+    Raises:
+      UserError: a model that cannot be served so, see `served`; sizes that make no sense.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        params: Params,
+        rows: int,
+        *,
+        layout: Layout | None = None,
+        limit: int = 0,
+        tokens: int = 0,
+        block: int = 1,
+        page: int = PAGE,
+        widths: tuple[int, ...] = WIDTHS,
+    ) -> None:
+        model, limit = served(model, limit)
+        layout = (layout or Layout(make_mesh())).whole
+        page = page if has_growing_cache(model) else 0
+        pages = 1 + max(-(-(tokens or rows * limit) // page), -(-limit // page)) if page else 0
+        self._rows = Rows(model, layout, rows, page, pages, limit)
+        self._programs = Programs(self._rows)
+        widths = tuple(w for w in widths if not limit or w <= limit)
+        vocab = model.ids()["inputs"]
+        if limit and block > limit:
+            raise UserError(f"a block of {block} tokens is longer than a text of {limit}")
+        self.sizes = Sizes(rows, widths, block, page, pages, self._rows.row_pages, limit, vocab)
+        lie = functools.partial(shardings, layout=layout)
+        ready = jax.jit(self._programs.ready, out_shardings=lie(self._programs.param_specs))
+        self._params = ready(params)
+        self._lies = lie(self._programs.state_specs)
+        self._state = jax.jit(self._empty, out_shardings=self._lies)()
+        self._start = jax.jit(self._empty_row, out_shardings=NamedSharding(layout.mesh, WHOLE))()
+        self._compiled: dict[str, Any] = {}
+        self._tops = np.full(rows, -1)
+        words = np.full((rows, -(-vocab // 32)), 2**32 - 1, np.uint32)
+        self._any = jax.device_put(words, NamedSharding(layout.mesh, WHOLE))
+
+    def _empty(self) -> State:
+        shapes = self._rows.shapes(self._rows.rows)
+        carry = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return State(carry, empty_seats(self._rows.rows, self._rows.model.ids()["inputs"]))
+
+    def _empty_row(self) -> list[Any]:
+        own, _ = self._rows.parted(self._rows.shapes(1))
+        return [jnp.zeros(x.shape, x.dtype) for x in own]
+
+    def compile(self) -> tuple[str, ...]:
+        """Compiles every program that there is, and returns their names."""
+        sizes, programs = self.sizes, self._programs
+        states = programs.state_specs
+        own, pools = self._rows.parted(self._rows.specs(()))
+        params = self._params, programs.param_specs
+        row = np.zeros((), np.int32), WHOLE
+        table = np.zeros(sizes.row_pages, np.int32), WHOLE
+        for width in sorted({1, sizes.block}):
+            work = np.zeros((sizes.rows, width + 2 + sizes.row_pages), np.int32), WHOLE
+            words = self._any, WHOLE
+            told = states, WHOLE
+            self._build(f"step {width}", programs.step, told, params, work, words, (NO, WHOLE))
+        for width in sizes.widths:
+            work = np.zeros((2, width), np.int32), WHOLE
+            told = states, WHOLE
+            self._build(f"read {width}", programs.read, told, params, row, work, table, (NO, WHOLE))
+        seats = self._seats(0, Draws(), np.zeros(0, int), None), WHOLE
+        self._build("seat", programs.seat, states, row, seats)
+        self._build("load", programs.load, states, row, (self._start, own))
+        self._build("save", programs.save, own, row, changes=False)
+        if sizes.page:
+            page = self._rows.parted(self._rows.page_shapes)[1], pools
+            self._build("copy a page", programs.copy_page, states, row, row)
+            self._build("take a page", programs.page, pools, row, changes=False)
+            self._build("put a page", programs.put_page, states, row, page)
+        return tuple(self._compiled)
+
+    def _build(
+        self, name: str, program: Any, gives: Any, *rest: tuple[Any, Any], changes: bool = True
+    ) -> None:
+        """Compiles a program of one device, of the state and arguments with their specs."""
+        layout, takes = self._rows.layout, (self._programs.state_specs, *(spec for _, spec in rest))
+        jitted = jax.jit(
+            self._programs.on_mesh(program, takes, gives),
+            in_shardings=shardings(takes, layout),
+            out_shardings=shardings(gives, layout),
+            donate_argnums=0 if changes else (),
+        )
+        given = (self._state, *(array for array, _ in rest))
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), given)
+        self._compiled[name] = jitted.lower(*shapes).compile()
+
+    def seat(
+        self,
+        row: int,
+        key: int,
+        draws: Draws,
+        seen: Int[np.ndarray, T],
+        written: Int[np.ndarray, N] | None = None,
+    ) -> None:
+        """Gives a row to a text, see `Executor.seat`."""
+        self._tops[row] = draws.top
+        self._change("seat", np.int32(row), self._seats(key, draws, seen, written))
+
+    def load(self, row: int, saved: Saved | None) -> None:
+        """Puts a state in the place of a row's own; None for the start of a text."""
+        self._change("load", np.int32(row), self._start if saved is None else saved)
+
+    def save(self, row: int) -> Saved:
+        """A copy of a row's state, without its pages."""
+        return self._compiled["save"](self._state, np.int32(row))
+
+    def copy_page(self, source: int, target: int) -> None:
+        """Copies a page of every growing cache."""
+        self._change("copy a page", np.int32(source), np.int32(target))
+
+    def read(
+        self,
+        row: int,
+        tokens: Int[np.ndarray, W],
+        pages: Int[np.ndarray, N],
+        follows: Int[np.ndarray, W] | None = None,
+    ) -> ScoresLater:
+        """Feeds a block of a prompt, see `Executor.read`."""
+        work = np.stack([tokens, tokens if follows is None else follows]).astype(np.int32)
+        table, asked = np.asarray(pages, np.int32), NO if follows is None else YES
+        self._state, scored = self._compiled[f"read {len(tokens)}"](
+            self._state, self._params, np.int32(row), work, table, asked
+        )
+        return ScoresLater(None if follows is None else _sent(scored))
+
+    def step(self, work: Work) -> DrawnLater:
+        """Feeds W tokens of each row and draws, see `Executor.step`."""
+        words, constrained = (self._any, NO) if work.allowed is None else (work.allowed, YES)
+        self._state, told = self._compiled[f"step {work.tokens.shape[1]}"](
+            self._state, self._params, packed(work), words, constrained
+        )
+        whole = bool(np.any(self._tops[work.known > 0] >= 0))
+        asked = told if whole else told.replace(log_probs=None, top_ids=None, top_log_probs=None)
+        _sent(asked)
+        return DrawnLater(told, whole)
+
+    def row_bytes(self) -> tuple[int, int]:
+        """Bytes of a row's state without pages, and of one page of all caches."""
+        own, _ = self._rows.parted(self._rows.shapes(1))
+        _, pages = self._rows.parted(self._rows.page_shapes)
+        return sum(map(_bytes, own)), sum(map(_bytes, pages)) if self.sizes.page else 0
+
+    def memory(self, name: str) -> Any:
+        """What a compiled program needs, as XLA counts it."""
+        return self._compiled[name].memory_analysis()
+
+    def _change(self, name: str, *args: Any) -> None:
+        self._state = self._compiled[name](self._state, *args)
+
+    def _seats(self, key: int, draws: Draws, seen: Any, written: Any) -> Seats:
+        """What a row draws with, as arrays of one row."""
+        vocab = self.sizes.vocab
+        read, counts = np.zeros((1, vocab), bool), np.zeros((1, vocab), np.int32)
+        read[0, seen] = True
+        if written is not None:
+            np.add.at(counts[0], written, 1)
+        biased = np.full((1, MOST_BIASED), vocab, np.int32)
+        bias = np.zeros((1, MOST_BIASED), np.float32)
+        for place, (token, value) in enumerate(draws.bias):
+            biased[0, place], bias[0, place] = token, value
+        one = {
+            field.name: np.full(1, getattr(draws, field.name), np.float32)
+            for field in dataclasses.fields(Sampling)
+            if field.name not in ("biased", "bias", "top_k")
+        }
+        top_k = np.full(1, draws.top_k, np.int32)
+        sampling = Sampling(**one, top_k=top_k, biased=biased, bias=bias)  # type: ignore[arg-type]
+        seed, top = np.full(1, key % 2**32, np.uint32), np.full(1, draws.top, np.int32)
+        past = Past(read, counts)  # type: ignore[arg-type]
+        return Seats(np.zeros(1, np.int32), seed, top, sampling, past)  # type: ignore[arg-type]
+
+
+def served(model: LanguageModel, limit: int) -> tuple[LanguageModel, int]:
+    """The model for texts of at most so many tokens, and how many that is; 0 for any number.
+
+    Raises:
+      UserError: a text so long does not fit it; positions that turn by a text's own length; rows
+        that meet, in experts that all rows compete for.
+    """
+    if meets(model.block):
+        raise UserError(
+            "rows of this model meet: its experts have a capacity that all texts at once compete "
+            "for (capacity.tokens=0), so load would change texts: give capacity.tokens, or factor=0"
+        )
+    limit = limit or model.limit
+    if not limit:
+        return model, 0
+    for positions in positions_in(model):
+        reach = dataclasses.replace(positions, length=0).reach
+        if limit > reach:
+            raise UserError(
+                f"texts of {limit} tokens: {positions.kind} positions turn by the length of a "
+                f"text beyond {reach:.0f} tokens, which is not known while it is written: serve "
+                f"texts of at most {reach:.0f}"
+            )
+    try:
+        return model.for_length(limit), limit
+    except ValueError as error:
+        raise UserError(f"texts of at most {limit} tokens: {error}") from error
+
+
+def meets(layer: Layer) -> bool:
+    """Whether what one row gets depends on other rows: experts whose room is that of all rows."""
+    if isinstance(layer, MoE) and layer.capacity.factor and not layer.capacity.tokens:
+        return True
+    return any(map(meets, layers_in(layer)))
+
+
+def _sent(told: Any) -> Any:
+    """The same; it is on its way to the host as soon as it is computed."""
+    for x in jax.tree.leaves(told):
+        x.copy_to_host_async()
+    return told
+
+
+def _bytes(x: Any) -> int:
+    return x.size * x.dtype.itemsize

@@ -1,0 +1,311 @@
+"""The programs of rows: a step of all, a block of one, and what moves states about.
+
+Each is the program of one device of the mesh. All change one `State`, which is given away and
+written in place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, UInt
+
+from gam_jax.models.carry import ModelCarry
+from gam_jax.models.language import LanguageModel
+from gam_jax.models.trunk import Trunk
+from gam_jax.params import Params, rule_specs
+from gam_jax.sampling import Past, Sampling, choose, drawable, log_probs_of
+from gam_jax.serve.executor import LAST_DRAWN, MOST_BIASED, MOST_TOP, Work
+from gam_jax.serve.rows import Rows
+from sharding import collectives
+
+WHOLE = PartitionSpec()
+
+
+@flax.struct.dataclass
+class Seats:
+    """How each row draws, alike on all devices.
+
+    Attributes:
+      last: int32 [S], the token that a row drew last.
+      seed: uint32 [S].
+      top: int32 [S], see `executor.Draws`.
+      sampling: the settings.
+      past: what was read and written.
+    """
+
+    last: Int[Array, S]
+    seed: UInt[Array, S]
+    top: Int[Array, S]
+    sampling: Sampling
+    past: Past
+
+
+@flax.struct.dataclass
+class State:
+    """All that rows have on the device: their carry with its pools, and how they draw."""
+
+    carry: ModelCarry
+    seats: Seats
+
+
+@flax.struct.dataclass
+class Told:
+    """What a step tells: see `executor.Drawn`."""
+
+    tokens: Int[Array, "S W"]
+    right: Int[Array, S]
+    sound: Bool[Array, S]
+    log_probs: Float[Array, "S W"]
+    top_ids: Int[Array, "S W N"]
+    top_log_probs: Float[Array, "S W N"]
+
+
+def packed(work: Work) -> Int[np.ndarray, "S W+2+N"]:
+    """A step's numbers in one array, for one transfer: tokens, known, guesses, pages."""
+    counts = work.known[:, None], work.guesses[:, None]
+    return np.concatenate([work.tokens, *counts, work.pages], axis=1, dtype=np.int32)
+
+
+def empty_seats(rows: int, vocab: int) -> Seats:
+    """Rows that take the likeliest token and have seen nothing."""
+    number, share = jnp.zeros(rows, jnp.int32), jnp.ones(rows, jnp.float32)
+    biased = jnp.full((rows, MOST_BIASED), vocab, jnp.int32)
+    zero = jnp.zeros_like(share)
+    sampling = Sampling(
+        zero, share, number, zero, share, zero, zero, biased, biased.astype(jnp.float32) * 0
+    )
+    past = Past.of(jnp.zeros((rows, vocab), bool))
+    return Seats(number, number.astype(jnp.uint32), number - 1, sampling, past)
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """The programs, before they are compiled.
+
+    Attributes:
+      rows: whose they are.
+    """
+
+    rows: Rows
+
+    @property
+    def model(self) -> LanguageModel:
+        """What the rows are of."""
+        return self.rows.model
+
+    def ready(self, params: Params) -> Params:
+        """Parameters as every program reads them, see `Trunk.ready`."""
+        return params if self.model.streams > 1 else self._trunk.ready(params, self.model.dtype)
+
+    @property
+    def param_specs(self) -> Params:
+        """How what `ready` returns lies."""
+        specs = rule_specs(self.model.table(), self.rows.layout)
+        if self.model.streams > 1:
+            return specs
+        return self._trunk.apart_params(specs, lambda spec, _: PartitionSpec(*spec[1:]))
+
+    @property
+    def _trunk(self) -> Trunk:
+        return Trunk(self.model.stack, self.model.norm)
+
+    @property
+    def state_specs(self) -> State:
+        """How the state lies."""
+        seats = jax.eval_shape(lambda: empty_seats(1, 1))
+        return State(self.carry_specs, jax.tree.map(lambda _: WHOLE, seats))  # type: ignore
+
+    @property
+    def carry_specs(self) -> ModelCarry:
+        """How its carry lies."""
+        return self.rows.specs(self.rows.axes.rows)
+
+    def on_mesh(self, program: Any, takes: tuple[Any, ...], gives: Any) -> Any:
+        """A program of one device over the mesh."""
+        mesh = self.rows.layout.mesh
+        return jax.shard_map(program, mesh=mesh, in_specs=takes, out_specs=gives)
+
+    def step(
+        self,
+        state: State,
+        params: Params,
+        work: Int[Array, "S W+2+N"],
+        allowed: UInt[Array, "S Q"],
+        constrained: Bool[Array, ""],
+    ) -> tuple[State, Told]:
+        """Feeds a block of each row and draws, see `executor.Work`, which comes `packed`."""
+        table = work.shape[1] - self.rows.row_pages
+        tokens, known, guesses = work[:, : table - 2], work[:, table - 2], work[:, table - 1]
+        axes, seats, carry = self.rows.axes, state.seats, state.carry
+        busy = known > 0
+        tokens = jnp.where(tokens == LAST_DRAWN, seats.last[:, None], tokens)
+        tokens = jnp.where(busy[:, None], tokens, 0)
+        pages = jnp.where(busy[:, None], work[:, table:], 0)
+        places = collectives.all_gather(carry.position, axes.rows, dim=0)
+        own = collectives.own_shard(tokens, axes.rows, dim=0)
+        logits, after = self.model(params, own, self.rows.with_tables(carry, pages), axes)
+        logits = collectives.all_gather(logits, axes.rows, dim=0)
+        seats, told = _draw(logits, places, tokens, known, guesses, seats, allowed, constrained)
+        keeps = collectives.own_shard(busy & (told.right == tokens.shape[1]), axes.rows, dim=0)
+        carry = self.rows.where(keeps, self.rows.without_tables(after), carry)
+        return State(carry, seats), told
+
+    def read(
+        self,
+        state: State,
+        params: Params,
+        row: Int[Array, ""],
+        work: Int[Array, "2 W"],
+        pages: Int[Array, N],
+        asked: Bool[Array, ""],
+    ) -> tuple[State, tuple[Array, Array, Array]]:
+        """Feeds a block of one row; scores of what follows each token, zeros if none are asked."""
+        axes, split = self.rows.row_axes, self.rows.axes.rows
+        tokens, follows = work[None, 0], work[None, 1]
+        carry = self.rows.take(state.carry, row, split)
+        hidden, after = self.model.hidden(
+            params, tokens, self.rows.with_tables(carry, pages[None]), axes
+        )
+
+        def scores() -> Any:
+            found = log_probs_of(self.model.logits(params, hidden, axes), follows, MOST_TOP)
+            return jax.tree.map(lambda x: x[0], found)
+
+        def none() -> Any:
+            top = jnp.zeros((tokens.shape[1], MOST_TOP), jnp.float32)
+            return top[:, 0], top.astype(jnp.int32), top
+
+        scored = lax.cond(asked, scores, none)
+        after = self.rows.without_tables(after)
+        return dataclasses.replace(
+            state, carry=self.rows.put(state.carry, row, after, split)
+        ), scored
+
+    def seat(self, state: State, row: Array, seats: Seats) -> State:
+        """Gives a row what `seats`, of one row, says."""
+
+        def put(x: Array, new: Array) -> Array:
+            return lax.dynamic_update_slice_in_dim(x, new, row, axis=0)
+
+        return dataclasses.replace(state, seats=jax.tree.map(put, state.seats, seats))
+
+    def load(self, state: State, row: Array, own: list[Array]) -> State:
+        """Puts what a row has of its own in its place."""
+        pools = self.rows.parted(state.carry)[1]
+        one = self.rows.joined(own, pools)
+        return dataclasses.replace(
+            state, carry=self.rows.put(state.carry, row, one, self.rows.axes.rows)
+        )
+
+    def save(self, state: State, row: Array) -> list[Array]:
+        """A copy of what a row has of its own."""
+        return self.rows.parted(self.rows.take(state.carry, row, self.rows.axes.rows))[0]
+
+    def copy_page(self, state: State, source: Array, target: Array) -> State:
+        """Copies a page in all pools."""
+
+        def copy(pool: Array, axis: int) -> Array:
+            page = lax.dynamic_slice_in_dim(pool, source, 1, axis)
+            return lax.dynamic_update_slice_in_dim(pool, page, target, axis)
+
+        return dataclasses.replace(state, carry=self.rows.pools(copy, state.carry))
+
+    def page(self, state: State, number: Array) -> list[Array]:
+        """What a page of all pools holds."""
+
+        def take(pool: Array, axis: int) -> Array:
+            return lax.dynamic_slice_in_dim(pool, number, 1, axis)
+
+        return self.rows.parted(self.rows.pools(take, state.carry))[1]
+
+    def put_page(self, state: State, number: Array, pages: list[Array]) -> State:
+        """The inverse."""
+        pages = list(pages)
+
+        def put(pool: Array, axis: int) -> Array:
+            return lax.dynamic_update_slice_in_dim(pool, pages.pop(0), number, axis)
+
+        return dataclasses.replace(state, carry=self.rows.pools(put, state.carry))
+
+
+def _draw(
+    logits: Float[Array, "S W V"],
+    places: Int[Array, S],
+    tokens: Int[Array, "S W"],
+    known: Int[Array, S],
+    guesses: Int[Array, S],
+    seats: Seats,
+    words: UInt[Array, "S Q"],
+    constrained: Bool[Array, ""],
+) -> tuple[Seats, Told]:
+    """The draw after each token, place by place, as if each guess before it stood."""
+    (rows, width, vocab), sampling = logits.shape, seats.sampling
+    keys = jax.vmap(jax.random.key)(seats.seed)
+    allowed = lax.cond(
+        constrained, lambda: _unpacked(words, vocab), lambda: jnp.ones((rows, vocab), bool)
+    )
+
+    def draw(past: Past, x: tuple[Array, Array, Array]) -> tuple[Past, Array]:
+        own, i, token = x
+        guessed = (i >= known) & (i < known + guesses)
+        past = past.add(token, guessed.astype(jnp.int32))
+        drawn_by = jax.vmap(jax.random.fold_in)(keys, places + i + 1)
+        may = allowed | (i != known - 1)[:, None]
+        return past, choose(own, drawn_by, sampling, past, may)
+
+    xs = jnp.moveaxis(logits, 1, 0), jnp.arange(width), tokens.T
+    if width == 1:
+        past, drawn = draw(seats.past, jax.tree.map(lambda x: x[0], xs))
+        drawn = drawn[:, None]
+    else:
+        past, drawn = lax.scan(draw, seats.past, xs)
+        drawn = drawn.T
+    place = jnp.arange(width)
+    stands = (place[1:] < known[:, None] + guesses[:, None]) & (tokens[:, 1:] == drawn[:, :-1])
+    stands = jnp.concatenate([known[:, None] > 0, stands | (place[1:] < known[:, None])], axis=1)
+    right = jnp.sum(jnp.cumprod(stands, axis=1), axis=1, dtype=jnp.int32)
+    past = _without(past, tokens, known, guesses, right)
+    last = jnp.take_along_axis(drawn, jnp.maximum(right - 1, 0)[:, None], axis=1)[:, 0]
+    busy = known > 0
+    past = past.add(last, busy.astype(jnp.int32))
+    seats = dataclasses.replace(seats, past=past, last=jnp.where(busy, last, seats.last))
+    new = (place >= known[:, None] - 1) & (place < right[:, None])
+    sound = jnp.all(drawable(logits) | ~new, axis=1)
+    return seats, Told(drawn, right, sound, *_told(logits, drawn, seats.top))
+
+
+def _without(past: Past, tokens: Array, known: Array, guesses: Array, right: Array) -> Past:
+    """Without the guesses that do not stand, which were written on trial."""
+    place = jnp.arange(tokens.shape[1])
+    wrong = (place >= jnp.maximum(known, right)[:, None]) & (place < (known + guesses)[:, None])
+    return past.add(tokens, -wrong.astype(jnp.int32))
+
+
+def _told(logits: Array, drawn: Array, top: Array) -> tuple[Array, Array, Array]:
+    """Log probabilities for the rows that ask for any."""
+
+    def found() -> tuple[Array, Array, Array]:
+        own, ids, values = log_probs_of(logits, drawn, MOST_TOP)
+        asks = (top >= 0)[:, None]
+        wants = asks[..., None]
+        return jnp.where(asks, own, 0), jnp.where(wants, ids, 0), jnp.where(wants, values, 0)
+
+    def none() -> tuple[Array, Array, Array]:
+        zeros = jnp.zeros((*drawn.shape, MOST_TOP), jnp.float32)
+        return zeros[..., 0], zeros.astype(jnp.int32), zeros
+
+    return lax.cond(jnp.any(top >= 0), found, none)
+
+
+def _unpacked(words: UInt[Array, "S Q"], vocab: int) -> Bool[Array, "S V"]:
+    """A bit for each token, the lowest first."""
+    bits = (words[..., None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
+    return bits.reshape(len(words), -1)[:, :vocab].astype(bool)

@@ -1,0 +1,91 @@
+"""Drafts guess, and are given up where they do not pay."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gam_jax.serve.drafts import NgramDraft, repeated
+from gam_jax.serve.executor import Draws
+from gam_jax.serve.pace import EXCESS, MARGIN, Pace, Shadow
+from gam_jax.serve.seating import Settings
+from tests.gam_jax.serve.test_service import BUDGET, Always, Load, sizes_of
+
+
+def slow_repeated(tokens, most, longest):
+    """By its words: the longest end that stands in the text before, and its latest place."""
+    for size in range(min(longest, len(tokens) - 1), 0, -1):
+        for start in range(len(tokens) - size - 1, -1, -1):
+            if tokens[start : start + size] == tokens[-size:]:
+                follows = list(tokens)
+                while len(follows) < len(tokens) + most:
+                    follows.append(follows[start + size + len(follows) - len(tokens)])
+                return follows[len(tokens) :]
+    return []
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(0, 9), st.integers(1, 4))
+def test_an_ngram_draft_is_prompt_lookup(tokens, most, longest):
+    assert repeated(tokens, most, longest) == slow_repeated(tokens, most, longest) * (most > 0)
+
+
+@given(st.integers(2, 9), st.integers(0, 10**6), st.integers(1, 60))
+def test_the_shadow_of_a_draft_counts_the_passes_that_it_would_have_saved(block, seed, count):
+    """Beside the service with that draft switched on from the start."""
+    draws, vocab = Draws(temperature=0), 5
+    load = Load(sizes_of(1, block, vocab=vocab), Settings(BUDGET, snapshots=0), NgramDraft())
+    load.service._pace = Always(block)
+    text = load.ask([1, 2, 3, 1, 2], count=count, seed=seed, draws=draws)
+    load.run()
+    tokens, shadow, passes = [1, 2, 3, 1, 2], Shadow(block), []
+    for token in text.tokens:
+        tokens.append(token)
+        passes += shadow.push(tokens, 1, repeated)
+    counts = load.service.counts()
+    # The service asks for no more guesses than the text has room for.
+    assert 0 <= counts.passes - len(passes) <= 2
+
+
+def simulated(pace, gives, cost, passes):
+    """Time with and without a draft that gives so many tokens a pass, of a text that is written."""
+    time = tokens = 0.0
+    pace.timed(1, 1.0)
+    pace.timed(16, cost)
+    for place in range(passes):
+        if pace.pays:
+            pace.guessed(0, gives(place))
+            time, tokens = time + cost, tokens + gives(place)
+        else:
+            pace._total += 1.0
+            if pace._free:
+                pace._gave(gives(place))
+            time, tokens = time + 1, tokens + 1
+    return time, tokens
+
+
+@given(st.booleans(), st.floats(1.5, 6), st.integers(0, 10**6))
+def test_a_draft_that_does_not_pay_costs_a_twentieth_at_most(free, cost, seed):
+    rng = np.random.default_rng(seed)
+    time, tokens = simulated(Pace(16, free, cost), lambda _: 1 + (rng.random() < 0.1), cost, 2000)
+    first = 0 if free else 24 * cost  # it must be tried once
+    assert time <= tokens * (1 + EXCESS) * 1.01 + first + 8 * cost
+
+
+@given(st.booleans(), st.floats(1.2, 4))
+def test_a_draft_that_pays_is_kept(free, cost):
+    gave = int(cost * MARGIN * 1.5) + 1
+    time, tokens = simulated(Pace(16, free, cost), lambda _: gave, cost, 3000)
+    assert time / tokens < 1.15 * cost / gave
+
+
+def test_a_text_that_repeats_itself_takes_fewer_passes():
+    draws = Draws(temperature=0)
+    counts = []
+    for draft in (None, NgramDraft()):
+        load = Load(sizes_of(2, 6, vocab=3), Settings(BUDGET), draft)
+        texts = [load.ask([1, seed % 3], count=120, seed=seed, draws=draws) for seed in range(4)]
+        load.run()
+        counts.append(load.service.counts())
+        assert [len(text.tokens) for text in texts] == [120] * 4
+    assert counts[0].passes == 480
+    assert counts[1].passes < 480 / 1.5
+    assert counts[1].accepted <= counts[1].guessed
