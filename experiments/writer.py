@@ -123,7 +123,7 @@ def encoded(tokenizer: Tokenizer, text: str, special: bool) -> np.ndarray:
 
 
 def end_ids(tokenizer: Tokenizer, path: pathlib.Path, vocab: int) -> tuple[int, ...]:
-    """The ids that end a text, see `TextRun.ends`; `path` is a generation_config.json or nothing."""
+    """The ids that end a text, see `TextRun.ends`; a generation_config.json need not be there."""
     found = {tokenizer.separator}
     if path.is_file():
         given = read_json(path, finite=False).get("eos_token_id")

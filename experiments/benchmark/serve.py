@@ -24,11 +24,12 @@ from gam_jax.serve.drafts import NgramDraft
 from gam_jax.serve.engine import Engine
 from gam_jax.serve.executor import Draws
 from gam_jax.serve.request import End, Request, Token
-from gam_jax.serve.rows import Settings
+from gam_jax.serve.seating import Settings
 from gam_jax.training.progress import Progress
 
 WIDTH, DEPTH, VOCAB, CONTEXT = 128, 4, 256, 4096
 MIXERS = ("GAM", "LinearMemory.gated_deltanet")
+KINDS = (*MIXERS, "Mamba2", "Attention", "FalconH1")
 ROWS = (1, 8, 16)
 PROMPT, WRITTEN = 32, 128
 PASTS = (64, 192, 256, 320, 384, 512, 768, 1024)
@@ -44,7 +45,7 @@ def run(repeats: int, short: bool = False) -> Rows:
       repeats: timed turns of each.
       short: the smallest sizes alone.
     """
-    progress, rows = Progress(), Rows()
+    progress, rows = Progress(), _held(KINDS[:1] if short else KINDS)
     for name in MIXERS[:1] if short else MIXERS:
         progress.say(f"{name} ...")
         rows |= _full(name, ROWS[:2] if short else ROWS, repeats)
@@ -132,6 +133,19 @@ def _turns(calls: dict[str, Callable[[], float]], repeats: int) -> dict[str, lis
             if turn:
                 found[name].append(seconds)
     return found
+
+
+def _held(names: Sequence[str]) -> Rows:
+    """Bytes of a row, without pages of growing caches and of such a page."""
+    rows = Rows()
+    for name in names:
+        device = Device(*_model(name), 1, limit=CONTEXT)
+        state, page = device.row_bytes()
+        rows[f"{name}, a row of {DEPTH} blocks of width {WIDTH}"] = {
+            "state": Quantity.exactly(state, "B"),
+            f"page of {device.sizes.page or 0} tokens": Quantity.exactly(page, "B"),
+        }
+    return rows
 
 
 def _full(name: str, sizes: Sequence[int], repeats: int) -> Rows:

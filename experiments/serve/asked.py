@@ -144,7 +144,7 @@ def _asked(
     most = default
     for name in ("max_tokens", "max_completion_tokens"):
         if name in body:
-            most = body.whole(name, 1, 1, MOST_TOKENS)
+            most = body.whole(name, 1, 0 if body.get("echo") is True else 1, MOST_TOKENS)
     seed = body.whole("seed", 0, -(2**63), 2**63 - 1) if "seed" in body else None
     stream = body.flag("stream")
     options = body.object("stream_options", ("include_usage",))
@@ -160,7 +160,7 @@ def _asked(
         n=body.whole("n", 1, 1, MOST_ANSWERS),
         max_tokens=most,
         min_tokens=body.whole("min_tokens", 0, 0, MOST_TOKENS),
-        draws=_draws(body, top),
+        draws=_draws(body, top if log_probs else -1),
         stop=body.texts("stop", MOST_STOPS, LONGEST_STOP),
         stop_ids=_ids("stop_token_ids", body.get("stop_token_ids", []), MOST_STOPS, least=0),
         seed=None if seed is None else seed % 2**32,

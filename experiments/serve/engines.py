@@ -19,10 +19,9 @@ from gam_jax.serve.device import Device
 from gam_jax.serve.drafts import Draft, NgramDraft, RunDraft
 from gam_jax.serve.engine import Engine
 from gam_jax.serve.request import Constraint
-from gam_jax.serve.rows import Settings
+from gam_jax.serve.seating import Settings
 from sharding.errors import UserError
 from sharding.layout import Layout
-
 
 NGRAM, RUN = "ngram", "run:"
 ENDINGS = 8

@@ -142,7 +142,7 @@ class Served:
     def _room(self, asked: Asked, ids: Ids) -> int:
         """Tokens that may be written after the prompt."""
         field = "messages" if asked.chat else "prompt"
-        left = self.limit - len(ids) if self.limit else asked.max_tokens or LONGEST
+        left = self.limit - len(ids) if self.limit else max(asked.max_tokens or LONGEST, 1)
         if left < 1:
             raise Refused(
                 400,
@@ -159,7 +159,7 @@ class Served:
                 "max_tokens",
                 "context_length_exceeded",
             )
-        return asked.max_tokens or min(left, LONGEST)
+        return min(left, LONGEST) if asked.max_tokens is None else asked.max_tokens
 
     def _constraint(self, grammar: Grammar | None, ends: Ids) -> Constraint | None:
         if grammar is None:

@@ -163,5 +163,5 @@ class Text:
         self.request.tell(self.end)
 
     def _top(self, ids: np.ndarray, log_probs: np.ndarray) -> tuple[tuple[int, float], ...]:
-        count = self.request.draws.top
+        count = max(self.request.draws.top, 0)
         return tuple(zip(ids[:count].tolist(), log_probs[:count].tolist(), strict=True))

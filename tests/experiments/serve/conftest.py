@@ -14,7 +14,7 @@ from experiments.serve.engines import Options, served_of
 from experiments.serve.models import open_run
 from experiments.serve.server import listen, serve
 from gam_jax.serve.engine import Engine
-from gam_jax.serve.rows import Settings
+from gam_jax.serve.seating import Settings
 from sharding.layout import Layout
 from sharding.mesh import make_mesh
 

@@ -78,18 +78,16 @@ def drawn_bodies(count, seed=0):
 def test_under_load_each_text_is_that_of_its_request_alone(server):
     """Two hundred requests, a fifth of whose clients leave; nothing is left, nothing compiled."""
     bodies = list(drawn_bodies(160))
-    alone = [answer(server, **body)["choices"] for body in bodies[:40]]
+    alone = [answer(server, **body)["choices"] for body in bodies]
     programs = len(compiled)
     leaving = [threading.Thread(target=leave, args=(server, body)) for body in drawn_bodies(40, 1)]
     with concurrent.futures.ThreadPoolExecutor(32) as pool:
         for thread in leaving:
             thread.start()
         together = list(pool.map(lambda body: answer(server, **body)["choices"], bodies))
-        again = list(pool.map(lambda body: answer(server, **body)["choices"], reversed(bodies)))
     for thread in leaving:
         thread.join()
-    assert together[:40] == alone
-    assert together == again[::-1]
+    assert together == alone
     counts = settled(server)
     assert len(compiled) == programs
     assert counts.accepted > 0
