@@ -33,12 +33,14 @@ def run(
     takes_command: bool = False,
     takes: str = "",
     files: Mapping[str, int] | None = None,
+    otherwise: str = "",
 ) -> NoReturn:
     """Defines and parses the flags, then runs `main`; never shows a trace for bad input.
 
     With `choices`, the command takes one word of them, which is given to `main`, and after it as
-    many files as `files` says. With `takes_command`, all that follows `--` is given to it. With
-    `takes`, which says what they are, any number of words, but at least one.
+    many files as `files` says; it is `otherwise` where none is given. With `takes_command`, all
+    that follows `--` is given to it. With `takes`, which says what they are, any number of words,
+    but at least one.
     """
     before = set(flags.FLAGS)
     try:
@@ -50,7 +52,12 @@ def run(
     own = [flags.FLAGS[name] for name in new if "." not in name]  # overrides are of --config
     description = sys.modules[main.__module__].__doc__ or ""
     parse = functools.partial(
-        _parse, choices=choices, takes=takes, files=files, paths=not takes_command
+        _parse,
+        choices=choices,
+        takes=takes,
+        files=files,
+        paths=not takes_command,
+        otherwise=otherwise,
     )
 
     def parser(argv: list[str]) -> list[str]:
@@ -136,9 +143,12 @@ def _parse(
     takes: str,
     files: Mapping[str, int] | None,
     paths: bool,
+    otherwise: str,
 ) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
+        if otherwise and len(rest) == 1:
+            rest.append(otherwise)
         _check_finite()
         if "config" in flags.FLAGS:
             file: Any = flags.FLAGS["config"].value

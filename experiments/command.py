@@ -39,6 +39,8 @@ COMMANDS = {
     "report": Command("experiments.report", "one page about several runs"),
     "launch": Command("experiments.launch", "run a command as several processes of this host"),
     "audit": Command("experiments.audit", "what a training step sends and holds on a mesh"),
+    "plan": Command("experiments.plan", "which mesh for machines that need not be here"),
+    "measure": Command("experiments.measure", "what this machine can do, as a profile to plan for"),
     "benchmark": Command("experiments.benchmark", "measure this machine"),
     "study": Command("experiments.study", "what papers claim, and what is seen of it here"),
     "compare": Command("experiments.compare", "architectures side by side on one text"),

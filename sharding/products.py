@@ -59,6 +59,11 @@ def product_flops(jaxpr: Any, scopes: Collection[str] = (RECOMPUTED,)) -> Flops:
     return _walk(live, "", scopes)
 
 
+def own_flops(eqn: Any) -> int:
+    """Operations of one equation if it is a product, else 0; not what is inside it."""
+    return sum(_own(eqn, "").values())
+
+
 def _walk(jaxpr: Any, scope: str, scopes: Collection[str]) -> Flops:
     total = Flops()
     for eqn in jaxpr.eqns:

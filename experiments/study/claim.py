@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import decimal
 import itertools
 import math
 import statistics
@@ -23,6 +24,7 @@ KINDS = (
     "times_at_most",
     "times_at_least",
     "ordered",
+    "printed",
 )
 PAIRS = ("lower", "higher", "faster", "times_at_most", "times_at_least")
 """Kinds that are about two arms."""
@@ -130,11 +132,14 @@ class Claim:
         "near": every arm's mean is within `tolerance` of `value`;
         "at_most", "at_least": every arm's mean against `value`;
         "times_at_most", "times_at_least": the first arm's mean against `value` times the second's;
-        "ordered": every arm is lower than the next, as by "lower".
+        "ordered": every arm is lower than the next, as by "lower";
+        "printed": every arm's mean is its figure of `figures`, rounded to the digits of that
+        figure; or within `tolerance` of it, as a part of it, where that is given.
       arms: by name.
       measure: by name.
       value, tolerance: see `kind`.
       source: who says so: a table or a section of the paper, or "ours".
+      figures: one an arm, as the paper prints them: "0.273", "1e26".
     """
 
     text: str
@@ -144,12 +149,15 @@ class Claim:
     value: float = 0.0
     tolerance: float = 0.0
     source: str = ""
+    figures: tuple[str, ...] = ()
 
     def check(self, arms: Container[str], measures: Container[str], study: str) -> None:
         """Raises a ValueError if the claim names what the study does not have."""
         counts = {"ordered": range(2, 99), **dict.fromkeys(PAIRS, (2,))}
         if self.kind not in KINDS or len(self.arms) not in counts.get(self.kind, range(1, 99)):
             raise ValueError(f"study {study}: claim '{self.text}' has no such kind, or other arms")
+        if len(self.figures) != (len(self.arms) if self.kind == "printed" else 0):
+            raise ValueError(f"study {study}: claim '{self.text}' has not one figure an arm")
         missing = [name for name in self.arms if name not in arms]
         if missing or self.measure not in measures:
             raise ValueError(f"study {study}: claim '{self.text}' names {missing or self.measure}")
@@ -166,6 +174,8 @@ class Claim:
             return _differ(*values, sign=1 if self.kind == "lower" else -1)
         if self.kind == "faster":
             return _faster(*values)
+        if self.kind == "printed":
+            return self._printed(values)
         if self.kind.startswith("times"):
             return self._times(*values)
         worst = _worst([self._bounded(own) for own in values])
@@ -182,7 +192,19 @@ class Claim:
         low, high = ranges[0][0] / ranges[1][1], ranges[0][1] / ranges[1][0]
         if low < self.value < high:
             return Verdict(UNCLEAR, detail)
-        return Verdict(HOLDS if (ratio <= self.value) == most else REVERSED, detail)
+        holds = ratio <= self.value if most else ratio >= self.value
+        return Verdict(HOLDS if holds else REVERSED, detail)
+
+    def _printed(self, values: Sequence[Values]) -> Verdict:
+        """Ours against the printed figures; the detail says those that are off."""
+        off = []
+        for name, own, figure in zip(self.arms, values, self.figures, strict=True):
+            room = self.tolerance * abs(float(figure)) or last_digit(figure) / 2
+            # A tie, as of 0.5 %, is rounded either way.
+            if abs(own.mean - float(figure)) > room * (1 + 1e-9):
+                off.append(f"{name} {_number(own.mean)}, printed {figure}")
+        held = f"{len(values) - len(off)} of {len(values)} as printed"
+        return Verdict(REVERSED if off else HOLDS, "; ".join([held, *off]))
 
     @property
     def _wanted(self) -> str:
@@ -205,6 +227,11 @@ class Claim:
         else:
             inside = mean <= self.value if self.kind == "at_most" else mean >= self.value
         return Verdict(HOLDS if inside else REVERSED, detail)
+
+
+def last_digit(figure: str) -> float:
+    """One unit of the last digit of a printed number: 0.01 of "1.25", 1e25 of "1.2e26"."""
+    return 10.0 ** int(decimal.Decimal(figure).as_tuple().exponent)
 
 
 def _number(value: float) -> str:

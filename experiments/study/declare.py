@@ -123,6 +123,33 @@ class Published:
     table: str
 
 
+def as_printed(claims: Sequence[Claim]) -> tuple[Published, ...]:
+    """The published figures of claims of the kind "printed"."""
+    return tuple(
+        Published(arm, claim.measure, float(figure), claim.source)
+        for claim in claims
+        for arm, figure in zip(claim.arms, claim.figures, strict=False)
+    )
+
+
+def closed(title: str, numbers: Callable[[], Numbers]) -> Arm:
+    """An arm of a closed formula, in which neither a setting nor a seed plays a part."""
+    return Arm(title, numbers=lambda setting, seed: numbers(), exact=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Absent:
+    """What a paper publishes and cannot be had here.
+
+    Attributes:
+      text: the figure or the claim.
+      reason: why.
+    """
+
+    text: str
+    reason: str
+
+
 @dataclasses.dataclass(frozen=True)
 class Study:
     """A paper's question.
@@ -140,6 +167,7 @@ class Study:
       groups: named subsets of the arms, such as a table of the paper.
       figure: draws what was found; None for points of the first measure.
       notes: what a reader of the figures must know.
+      absent: what the paper publishes and is not seen here, for the page of claims.
     """
 
     name: str
@@ -154,6 +182,7 @@ class Study:
     groups: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     figure: Callable[[Study, Found, pathlib.Path], None] | None = None
     notes: tuple[str, ...] = ()
+    absent: tuple[Absent, ...] = ()
 
     def __post_init__(self) -> None:
         for claim in self.claims:

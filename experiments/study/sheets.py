@@ -141,8 +141,8 @@ def page(studies: Mapping[str, Study], found: Mapping[str, Mapping[str, Found]])
         "again.\n",
         "HOLDS and REVERSED: beyond two standard errors of the differences between seeds, or, of "
         "times, beyond quartiles. UNCLEAR: not beyond. ONE SEED: one run tells no noise. NOT RUN: "
-        "nobody has measured it. Commands followed by (before) print their figures by loops that "
-        "are gone.\n",
+        "nobody has measured it. NOT HERE: it cannot be had here, and why. Commands "
+        "followed by (before) print their figures by loops that are gone.\n",
     ]
     for name, study in studies.items():
         parts.append(f"## {study.title}\n")
@@ -159,6 +159,11 @@ def page(studies: Mapping[str, Study], found: Mapping[str, Mapping[str, Found]])
                 line.command,
             )
             for line in lines(study, found.get(name, {}))
+        ]
+        rows += [
+            (escaped(one.text), escaped(study.source), f"**NOT HERE** {escaped(one.reason)}")
+            + ("",) * 4
+            for one in study.absent
         ]
         parts.append(table(head, rows, text=True) + "\n")
     return "\n".join(parts)

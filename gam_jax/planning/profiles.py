@@ -129,8 +129,12 @@ class Profile:
     def flops(self, dtype: str) -> float:
         """Operations a second that dense products of factors of that dtype reach.
 
-        That is the peak, times the share of it that is reached where it is known.
+        That is the peak, times the share of it that is reached where it is known. Of float32
+        it is the rate of factors that are rounded to TensorFloat-32, as JAX does by default,
+        where a device has that.
         """
+        if dtype == "float32" and "flops.tensorfloat32" in self.figures:
+            dtype = "tensorfloat32"
         return self.value(f"flops.{dtype}") * self.known(f"reached.{dtype}", 1.0)
 
     @property

@@ -8,27 +8,20 @@ the rows that go on from it; then, as bytes, in the host's memory; and last in a
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from gam_jax.data.storage import say, written_whole
 from gam_jax.serve.executor import Executor, Saved
+from gam_jax.serve.folder import Folder, Key, Tally
 from gam_jax.serve.pages import Pages, pages_of
 from sharding.errors import UserError
 
-SUFFIX = ".carry"
 RECENT = 128
 """Prompts that are remembered, to see where a new one parts from them."""
-SUM = hashlib.sha256().digest_size
-
-Key = tuple[int, bytes]
-"""How many tokens were read, and the hash of them."""
 
 
 @dataclasses.dataclass
@@ -41,7 +34,7 @@ class Snapshot:
       data: the state and its pages as bytes; None if `saved` holds it.
     """
 
-    saved: Saved | None
+    saved: Saved | None = None
     pages: tuple[int, ...] = ()
     data: bytes | None = None
 
@@ -67,27 +60,25 @@ class Carries:
         live: int = 0,
         kind: str = "",
     ) -> None:
-        self._executor, self._pool, self._size, self._live = executor, pool, size, live
-        self._folder = folder if size else None
+        self._executor, self._pool, self._size, self._most_live = executor, pool, size, live
         self._seed = hashlib.sha256(f"{executor.fingerprint} {kind}".encode())
         self._state_bytes, self._page_bytes = executor.row_bytes()
+        self._folder = Folder(folder if size else None, size)
         self._memory: collections.OrderedDict[Key, Snapshot] = collections.OrderedDict()
-        self._shares: collections.Counter[int] = collections.Counter()
+        self._live: dict[Key, None] = {}  # in the order of their last use, as those in memory
+        self._unwritten: dict[Key, None] = {}
+        self._shares, self._lengths = Tally(), Tally()
         self._host_bytes = 0
-        self._files: collections.OrderedDict[Key, int] = collections.OrderedDict()
         self._prompts: collections.deque[np.ndarray] = collections.deque(maxlen=RECENT)
-        if self._folder is not None:
-            self._files.update(_files_in(self._folder))
-            self._trim_folder()
 
     def __len__(self) -> int:
-        return len(self._memory.keys() | self._files.keys())
+        return len(self._memory.keys() | set(self._folder))
 
     @property
     def bytes(self) -> int:
         """Bytes of all snapshots in memory; a page that several share counts once."""
-        live = sum(snapshot.saved is not None for snapshot in self._memory.values())
-        return live * self._state_bytes + len(self._shares) * self._page_bytes + self._host_bytes
+        on_device = len(self._live) * self._state_bytes + len(self._shares) * self._page_bytes
+        return on_device + self._host_bytes
 
     @property
     def lone_pages(self) -> int:
@@ -106,29 +97,30 @@ class Carries:
             return
         key = next(self._keys(tokens, [len(tokens)]))
         if key in self._memory:
-            self._memory.move_to_end(key)
+            self._used(key)
             return
+        snapshot = self._add(key, Snapshot())
         self._pool.hold(pages)
-        self._memory[key] = Snapshot(self._executor.save(row), tuple(pages))
-        self._shares.update(pages)
+        self._lives(key, snapshot, self._executor.save(row), tuple(pages))
+        if self._folder.keeps and key not in self._folder:
+            self._unwritten[key] = None
         self._trim()
 
-    def find(self, tokens: Sequence[int]) -> tuple[int, Saved, tuple[int, ...]]:
+    def find(self, tokens: Sequence[int]) -> tuple[int, Saved | None, tuple[int, ...]]:
         """The longest remembered beginning of some tokens.
 
         Returns:
           How many tokens it is of, the state, and its pages, of which the caller is a holder; none
           of 0 tokens if nothing is remembered.
         """
-        lengths = {length for length, _ in (*self._memory, *self._files) if length <= len(tokens)}
-        for key in reversed(list(self._keys(tokens, sorted(lengths)))):
-            snapshot = self._memory.get(key)
-            if snapshot is None and key in self._files:
-                snapshot = self._read(key)
+        lengths = self._lengths.keys() | self._folder.lengths.keys()
+        lengths = sorted(length for length in lengths if length <= len(tokens))
+        for key in reversed(list(self._keys(tokens, lengths))):
+            snapshot = self._memory.get(key) or self._from_folder(key)
             if snapshot is not None and self._wake(key, snapshot):
-                pages = snapshot.pages
+                saved, pages = snapshot.saved, snapshot.pages
                 self._pool.hold(pages)
-                saved = snapshot.saved
+                self._used(key)
                 self._trim()
                 return key[0], saved, pages
         return 0, None, ()
@@ -142,12 +134,12 @@ class Carries:
         return longest
 
     def give_up_pages(self) -> bool:
-        """Makes pages free: the least recently used snapshot on the device leaves it.
+        """Makes pages free: the least recently used snapshot with pages leaves the device.
 
         Returns:
-          Whether there was one with pages.
+          Whether there was one.
         """
-        key = next((key for key, snapshot in self._memory.items() if snapshot.pages), None)
+        key = next((key for key in self._live if self._memory[key].pages), None)
         if key is None:
             return False
         self._to_host(key)
@@ -156,9 +148,7 @@ class Carries:
 
     def settle(self) -> bool:
         """Writes one snapshot to the folder that is not there; False if there is none."""
-        if self._folder is None:
-            return False
-        key = next((key for key in reversed(self._memory) if key not in self._files), None)
+        key = next(reversed(self._unwritten), None)
         if key is None:
             return False
         self._write(key)
@@ -177,35 +167,53 @@ class Carries:
             start = length
             yield length, found.digest()[:16]
 
-    def _release(self, snapshot: Snapshot) -> None:
-        self._shares.subtract(snapshot.pages)
-        self._shares = +self._shares
-        self._pool.release(snapshot.pages)
-        snapshot.pages, snapshot.saved = (), None
+    def _add(self, key: Key, snapshot: Snapshot) -> Snapshot:
+        self._memory[key] = snapshot
+        self._lengths[key[0]] += 1
+        return snapshot
+
+    def _used(self, key: Key) -> None:
+        self._memory.move_to_end(key)
+        if key in self._live:
+            self._live[key] = self._live.pop(key)
+
+    def _lives(self, key: Key, snapshot: Snapshot, saved: Saved, pages: tuple[int, ...]) -> None:
+        """Takes the caller's part in the pages."""
+        snapshot.saved, snapshot.pages = saved, pages
+        self._live[key] = None
+        self._shares.update(pages)
+
+    def _leaves(self, key: Key, snapshot: Snapshot) -> None:
+        """The inverse."""
+        if key in self._live:
+            del self._live[key]
+            self._shares.less(snapshot.pages)
+            self._pool.release(snapshot.pages)
+            snapshot.saved, snapshot.pages = None, ()
 
     def _wake(self, key: Key, snapshot: Snapshot) -> bool:
-        """Puts a snapshot on the device, if it is not there and has room."""
-        if snapshot.saved is None:
-            assert snapshot.data is not None
-            need = pages_of(key[0], self._executor.sizes.page)
-            self._memory.pop(key, None)  # else it could be the one that leaves
-            self._host_bytes -= len(snapshot.data)
-            while self._pool.free < need and self.give_up_pages():
-                pass
-            if self._pool.free < need:
-                self._keep(key, snapshot.data)
+        """Puts a snapshot on the device; False if there is no room, or it is damaged."""
+        if key in self._live:
+            return True
+        assert snapshot.data is not None
+        need = pages_of(key[0], self._executor.sizes.page)
+        self._used(key)
+        while self._pool.free < need and self.give_up_pages():
+            if key not in self._memory:
                 return False
-            pages = tuple(self._pool.take() for _ in range(need))
-            try:
-                saved = self._executor.from_bytes(snapshot.data, pages)
-            except UserError:
-                self._pool.release(pages)
-                self._unlink(key)
-                return False
-            snapshot.saved, snapshot.pages, snapshot.data = saved, pages, None
-            self._memory[key] = snapshot
-            self._shares.update(pages)
-        self._memory.move_to_end(key)
+        if self._pool.free < need:
+            return False
+        pages = tuple(self._pool.take() for _ in range(need))
+        try:
+            saved = self._executor.from_bytes(snapshot.data, pages)
+        except UserError:
+            self._pool.release(pages)
+            self._forget(key)
+            self._folder.remove(key)
+            return False
+        self._host_bytes -= len(snapshot.data)
+        snapshot.data = None
+        self._lives(key, snapshot, saved, pages)
         return True
 
     def _to_host(self, key: Key) -> None:
@@ -213,85 +221,42 @@ class Carries:
         snapshot = self._memory[key]
         snapshot.data = self._executor.bytes_of(snapshot.saved, snapshot.pages)
         self._host_bytes += len(snapshot.data)
-        self._release(snapshot)
+        self._leaves(key, snapshot)
 
-    def _keep(self, key: Key, data: bytes) -> None:
-        self._memory[key] = Snapshot(None, (), data)
+    def _from_folder(self, key: Key) -> Snapshot | None:
+        data = self._folder.read(key)
+        if data is None:
+            return None
         self._host_bytes += len(data)
+        return self._add(key, Snapshot(data=data))
 
     def _trim(self) -> None:
         """Holds the number on the device, and the bytes in memory."""
-        live = [key for key, snapshot in self._memory.items() if snapshot.saved is not None]
-        for key in live[: max(len(live) - self._live, 0)]:
-            self._to_host(key)
+        while len(self._live) > self._most_live:
+            self._to_host(next(iter(self._live)))
         while self._memory and self.bytes > self._size:
             self._drop(next(iter(self._memory)))
 
     def _drop(self, key: Key) -> None:
-        self._write(key)
+        if key in self._unwritten:
+            self._write(key)
+        self._forget(key)
+
+    def _forget(self, key: Key) -> None:
         snapshot = self._memory.pop(key)
+        self._lengths.less([key[0]])
+        self._unwritten.pop(key, None)
         self._host_bytes -= len(snapshot.data or b"")
-        self._release(snapshot)
+        self._leaves(key, snapshot)
 
     def _write(self, key: Key) -> None:
-        if self._folder is None or key in self._files:
-            return
         snapshot = self._memory[key]
         data = snapshot.data
         if data is None:
             data = self._executor.bytes_of(snapshot.saved, snapshot.pages)
-        if len(data) + SUM > self._size:
-            return
-        try:
-            with written_whole(self._path(key)) as temporary:
-                temporary.write_bytes(hashlib.sha256(data).digest() + data)
-        except UserError as error:
-            say(f"no more snapshots are written or read: {error}")
-            self._folder = None
-            self._files.clear()
-            return
-        self._files[key] = len(data) + SUM
-        self._trim_folder()
-
-    def _read(self, key: Key) -> Snapshot | None:
-        """A snapshot of the folder, in memory; None if its file is damaged or gone."""
-        content = b""
-        with contextlib.suppress(OSError):
-            content = self._path(key).read_bytes()
-            os.utime(self._path(key))
-        if hashlib.sha256(content[SUM:]).digest() != content[:SUM]:
-            self._unlink(key)
-            return None
-        self._files.move_to_end(key)
-        self._keep(key, content[SUM:])
-        return self._memory[key]
-
-    def _trim_folder(self) -> None:
-        while sum(self._files.values()) > self._size:
-            self._unlink(next(iter(self._files)))
-
-    def _unlink(self, key: Key) -> None:
-        if self._files.pop(key, None) is not None:
-            with contextlib.suppress(OSError):
-                self._path(key).unlink()
-
-    def _path(self, key: Key) -> Path:
-        assert self._folder is not None
-        return self._folder / f"{key[0]}-{key[1].hex()}{SUFFIX}"
-
-
-def _files_in(folder: Path) -> Iterator[tuple[Key, int]]:
-    """Keys and bytes of the snapshots in a folder, the least recently used first."""
-    if not folder.is_dir():
-        return
-    found = []
-    for path in folder.glob(f"*{SUFFIX}"):
-        length, _, name = path.name.removesuffix(SUFFIX).partition("-")
-        with contextlib.suppress(ValueError, OSError):
-            stat = path.stat()
-            found.append((stat.st_mtime_ns, (int(length), bytes.fromhex(name)), stat.st_size))
-    for _, key, size in sorted(found):
-        yield key, size
+        self._unwritten.pop(key)
+        if not self._folder.write(key, data) and not self._folder.keeps:
+            self._unwritten.clear()
 
 
 def _common(one: np.ndarray, other: np.ndarray) -> int:

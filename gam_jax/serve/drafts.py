@@ -7,9 +7,10 @@ from typing import Protocol
 
 import numpy as np
 
-from gam_jax.serve.executor import LAST_DRAWN, Draws, Executor, Pending, Saved, Work
+from gam_jax.serve.executor import LAST_DRAWN, Draws, Executor, Pending, Saved, Sizes, Work
 from gam_jax.serve.pages import Pages, pages_of
 from gam_jax.serve.scheduler import block_of
+from sharding.errors import UserError
 
 LONGEST = 4
 """Tokens by which an n-gram draft looks for a text's end in the text before."""
@@ -98,12 +99,20 @@ class RunDraft:
 
     Args:
       executor: of that model, compiled; with pages for all rows, each of the most tokens.
+      of: the sizes of the one it guesses for.
+
+    Raises:
+      UserError: it has another number of rows, or another vocabulary.
     """
 
     free = False
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, executor: Executor, of: Sizes) -> None:
         self._executor, sizes = executor, executor.sizes
+        for name in ("rows", "vocab"):
+            own, other = getattr(sizes, name), getattr(of, name)
+            if own != other:
+                raise UserError(f"draft: its {name} are {own}, and those of the model {other}")
         self._pages = Pages(sizes.pages if sizes.page else 1)
         self._own: dict[int, list[int]] = {}
         self._read: dict[int, list[int]] = {}

@@ -109,6 +109,13 @@ class Pace:
         self._excess = max(self._excess + spent - new * self._seconds[1], 0)
         self._gave(new)
 
+    def held(self, new: int) -> None:
+        """Takes tokens of a text for which nothing may be guessed: no pass gives it more."""
+        self._total += new * self._seconds[1]
+        if self._free:
+            for _ in range(new):
+                self._gave(1)
+
     def left(self, number: int) -> None:
         """Forgets a text."""
         self._shadows.pop(number, None)

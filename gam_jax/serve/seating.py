@@ -104,9 +104,8 @@ class Seating:
 
     def _fits(self, text: Text) -> bool:
         """Whether there are pages for all that it has, and a token."""
-        need = pages_of(len(text.tokens) + 1, self._sizes.page)
-        lone = self.carries.lone_pages
-        return need <= self.pool.free + lone or not any(self.texts)
+        need = pages_of(len(text.tokens) + 1, self._sizes.page) - self.pool.free
+        return need <= 0 or need <= self.carries.lone_pages or not any(self.texts)
 
     def _seat(self, text: Text, row: int) -> None:
         request = text.request
@@ -121,11 +120,33 @@ class Seating:
         else:
             self._seated += 1
             text.seated = self._seated
+            text.leader = self._leader(text)
             saved = self._remembered(text)
         self._executor.seat(row, request.seed, request.draws, prompt, written)
         self._executor.load(row, saved)
         if self._draft is not None:
             self._draft.seat(row, request.seed, request.draws, request.prompt)
+
+    def _leader(self, text: Text) -> Text | None:
+        """Who reads the same prompt, so that it need not be read twice."""
+        prompt, scored = text.request.prompt, text.request.scores_prompt
+        if not self._settings.snapshots or scored or len(prompt) <= WORTH:
+            return None
+        same = (other for other in self.running if other.request.prompt == prompt)
+        return next((o for o in same if o is not text and not o.begun and not o.leader), None)
+
+    def follow(self, text: Text) -> bool:
+        """Whether a text need not wait (any more) for its leader, whose state it then takes."""
+        if text.leader is None:
+            return True
+        if text.leader.row is not None and not text.leader.begun:
+            return False
+        text.leader = None
+        if text.row is not None and text.read == text.cached:
+            self.cached -= text.cached
+            self.pool.release(text.pages)
+            self._executor.load(text.row, self._remembered(text))
+        return True
 
     def _remembered(self, text: Text) -> Saved | None:
         """Takes the pages of the longest remembered beginning, and returns its state."""

@@ -176,7 +176,8 @@ class Service:
     # Reading.
 
     def _read_prompts(self, guesses: bool) -> None:
-        reading = [text for text in self.seats.running if self._reads(text, guesses)]
+        running = [text for text in self.seats.running if self.seats.follow(text)]
+        reading = [text for text in running if self._reads(text, guesses)]
         reading.sort(key=lambda text: text.served)
         blocks = deal(
             [text.unread for text in reading],
@@ -247,7 +248,7 @@ class Service:
         return True
 
     def _writes(self, text: Text, guesses: bool) -> bool:
-        waits = text.held and text.flying
+        waits = text.leader is not None or (text.held and text.flying)
         return not waits and not self._reads(text, guesses) and text.room > 0
 
     def _end_unwritten(self, guesses: bool) -> None:
@@ -344,11 +345,13 @@ class Service:
     def _judge(self, text: Text, width: int, new: int) -> None:
         """Tells the pace what a pass has given."""
         draft = self._draft
-        if draft is None or text.held or text.gone:
+        if draft is None or text.gone:
             return
         if width > 1:
             self._pace.guessed(text.number, new)
-        elif draft.free:
+        elif text.held:
+            self._pace.held(new)
+        else:
 
             def guess(tokens: Sequence[int], most: int) -> list[int]:
                 return draft.guess({0: (tokens, most)})[0]

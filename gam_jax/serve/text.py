@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -35,6 +36,7 @@ class Text:
       cached: tokens of the prompt whose state was remembered.
       kept: tokens of the longest of its states that is remembered.
       borders: numbers of tokens after which its state is worth remembering.
+      leader: a text with the same prompt that is being read, whose state it waits for.
       parked: its state, if it had to leave its row.
       seated: a number that grows with each text that gets its first row.
       served: a number that grows with each turn in which some of the prompt was read.
@@ -52,6 +54,7 @@ class Text:
         self.borders: frozenset[int] = frozenset()
         self.parked: Parked | None = None
         self.seated, self.served, self.begun = 0, 0, False
+        self.leader: Text | None = None
         self.end: End | None = None
         self.gone = False
 
@@ -164,4 +167,5 @@ class Text:
 
     def _top(self, ids: np.ndarray, log_probs: np.ndarray) -> tuple[tuple[int, float], ...]:
         count = max(self.request.draws.top, 0)
-        return tuple(zip(ids[:count].tolist(), log_probs[:count].tolist(), strict=True))
+        found = zip(ids[:count].tolist(), log_probs[:count].tolist(), strict=True)
+        return tuple((token, value) for token, value in found if value > -math.inf)

@@ -190,3 +190,36 @@ def test_a_claim_that_names_what_there_is_not_is_refused():
 )
 def test_a_bound_of_several_arms_is_a_bound_of_each(second, word):
     assert verdict("at_most", seeds(1.2, 1.21), second, value=2.0) == word
+
+
+@pytest.mark.parametrize(
+    ("figure", "ours", "word"),
+    [
+        ("1.75", 1.7549, HOLDS),
+        ("1.75", 1.7551, REVERSED),
+        ("-92", -91.6, HOLDS),
+        ("1.2e26", 1.2e26, HOLDS),
+        ("1.2e26", 1.26e26, REVERSED),
+        ("47", 47.5, HOLDS),  # a tie is rounded either way
+        ("0", 0.6, REVERSED),
+    ],
+)
+def test_a_printed_figure_holds_to_its_last_digit(figure, ours, word):
+    claim = Claim("", "printed", ("a",), "loss", figures=(figure,))
+    assert claim.judge({"a": exact(ours)}).word == word
+
+
+def test_of_printed_figures_those_that_are_off_are_named():
+    claim = Claim("", "printed", ("a", "b"), "loss", tolerance=0.01, figures=("100", "100"))
+    found = claim.judge({"a": exact(100.9), "b": exact(101.1)})
+    assert (found.word, found.detail) == (REVERSED, "1 of 2 as printed; b 101.1, printed 100")
+    for wrong in ((), ("1",)):
+        with pytest.raises(ValueError, match="one figure an arm"):
+            Claim("", "printed", ("a", "b"), "loss", figures=wrong).check("ab", ["loss"], "s")
+    with pytest.raises(ValueError, match="one figure an arm"):
+        Claim("", "near", ("a",), "loss", figures=("1",)).check("ab", ["loss"], "s")
+
+
+def test_as_much_as_a_bound_of_times_is_within_it():
+    for kind in ("times_at_most", "times_at_least"):
+        assert verdict(kind, exact(2.0), exact(2.0), value=1.0) == HOLDS

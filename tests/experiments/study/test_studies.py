@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from experiments.papers import STUDIES
+from experiments.report.markdown import escaped
 from experiments.study.declare import SHORT, Setting, Study
 from experiments.study.found import read
 from experiments.study.run import Request, experiment_of, run_study
@@ -145,4 +146,4 @@ def test_the_page_of_claims_is_that_of_what_was_found(tmp_path):
         assert file.read() == made
     for study in STUDIES.values():
         for claim in study.claims:
-            assert claim.text.replace("|", "\\|") in made, claim.text
+            assert escaped(claim.text) in made, claim.text

@@ -135,3 +135,15 @@ def test_snapshots_leave_the_device_before_rows_do():
         assert not load.service.seats.parked
     assert all(one.tokens == one.alone for one in both)
     assert cached(load, [3, *PROMPT]) > 0  # from the host's memory
+
+
+@PLACES
+@pytest.mark.parametrize("exact", [False, True])
+def test_several_answers_to_one_prompt_read_it_once(place, exact):
+    load = Load(sizes_of(4, 1, *place), Settings(BUDGET, exact=exact))
+    ones = [load.ask(PROMPT, count=9, seed=seed) for seed in range(6)]
+    load.run()
+    assert all(one.tokens == one.alone for one in ones)
+    again = 60 - 56 if exact else 1
+    assert load.service.counts().read == len(PROMPT) + 5 * again
+    load.check_nothing_is_left()

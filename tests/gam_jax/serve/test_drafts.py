@@ -1,13 +1,16 @@
 """Drafts guess, and are given up where they do not pay."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gam_jax.serve.drafts import NgramDraft, repeated
+from gam_jax.serve.drafts import NgramDraft, RunDraft, repeated
 from gam_jax.serve.executor import Draws
 from gam_jax.serve.pace import EXCESS, MARGIN, Pace, Shadow
 from gam_jax.serve.seating import Settings
+from sharding.errors import UserError
+from tests.gam_jax.serve.fake import FakeExecutor
 from tests.gam_jax.serve.test_service import BUDGET, Always, Load, sizes_of
 
 
@@ -89,3 +92,9 @@ def test_a_text_that_repeats_itself_takes_fewer_passes():
     assert counts[0].passes == 480
     assert counts[1].passes < 480 / 1.5
     assert counts[1].accepted <= counts[1].guessed
+
+
+def test_a_draft_of_another_vocabulary_or_number_of_rows_is_refused():
+    for other, message in ((sizes_of(2, vocab=9), "vocab are 9, "), (sizes_of(3), "rows are 3, ")):
+        with pytest.raises(UserError, match=message):
+            RunDraft(FakeExecutor(other), sizes_of(2))

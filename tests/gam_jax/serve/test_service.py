@@ -170,7 +170,7 @@ def test_any_load(actions, rows, place, block, snapshots, exact, drafts, pays):
     draft = {"none": None, "ngram": NgramDraft()}.get(drafts)
     if drafts == "run":
         other = sizes_of(rows, 1, 4 if page else 0, 12, 44 if page else 0)
-        draft = RunDraft(FakeExecutor(other))
+        draft = RunDraft(FakeExecutor(other), sizes)
     load = Load(sizes, Settings(BUDGET, snapshots=snapshots, exact=exact), draft)
     if pays and block > 1 and draft:
         load.service._pace = Always(block)

@@ -1,0 +1,31 @@
+"""An experiment as the planner takes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from gam_jax.models.base import Model
+from gam_jax.params import abstract_params
+from gam_jax.planning.traces import Program, Run
+from gam_jax.training.experiment import Experiment
+from gam_jax.training.step import make_gradients
+from sharding.layout import Layout
+
+
+def run_of(experiment: Experiment) -> Run:
+    """What is planned, of an experiment whose model is fitted to its data."""
+    window = getattr(experiment.data, "window", 0)
+    batch = experiment.train.batch
+    return Run(experiment.model, experiment.optimizer, batch, window, _program(experiment))
+
+
+def _program(experiment: Experiment) -> Program:
+    def program(model: Model, layout: Layout, rows: int) -> Any:
+        batch = dict(experiment.data.batch(rows * layout.row_parts))
+        params = abstract_params(model.stored_table())
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        return jax.make_jaxpr(make_gradients(model, layout))(params, batch, key).jaxpr
+
+    return program

@@ -1,0 +1,180 @@
+"""Many devices of one kind and the levels of links that join them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import pathlib
+import re
+
+from gam_jax.planning.profiles import Profile, profile, read_profiles
+from sharding.errors import UserError
+
+TORUS = "torus"
+NETWORK = "network"
+"""The level that joins hosts of GPUs, or slices of TPUs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """Links that join groups of devices which stand one after another.
+
+    Attributes:
+      name: as the profile has it.
+      devices: of a group, all that these links and those of inner levels join.
+      bandwidth: bytes a second that a device sends, one way.
+      latency: seconds of a message; 0 where nobody has said it.
+      shape: of a torus, the outermost direction first; () where any device reaches any other.
+      ring: of a torus, the least size of a direction that closes to a ring.
+    """
+
+    name: str
+    devices: int
+    bandwidth: float
+    latency: float = 0.0
+    shape: tuple[int, ...] = ()
+    ring: int = 1
+
+    def along(self, stride: int, size: int) -> float:
+        """Bytes a second that one mesh axis has of these links, see `Cluster.crossed`.
+
+        A torus has two links in each of its directions. An axis has both of each direction that it
+        covers as a ring, and one of each that it covers in part.
+
+        Args:
+          stride: devices between two neighbours of the axis.
+          size: members of the axis here.
+        """
+        if not self.shape:
+            return self.bandwidth
+        links, inner = 0, 1
+        for direction in reversed(self.shape):
+            covered = min(stride * size, inner * direction) / max(stride, inner)
+            if covered > 1:
+                links += 2 if covered == direction >= max(self.ring, 3) else 1
+            inner *= direction
+        return self.bandwidth * max(links, 1) / (2 * len(self.shape))
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """Devices in the order in which a mesh takes them: the inner levels' groups stand together.
+
+    Attributes:
+      name: as it was asked for.
+      profile: of each device.
+      levels: the innermost first; the last joins all.
+    """
+
+    name: str
+    profile: Profile
+    levels: tuple[Level, ...]
+
+    @property
+    def devices(self) -> int:
+        """How many there are."""
+        return self.levels[-1].devices if self.levels else 1
+
+    def crossed(self, stride: int, size: int) -> list[tuple[int, float, float]]:
+        """The levels that a mesh axis crosses, the innermost first.
+
+        Args:
+          stride: devices between two neighbours of the axis: the product of the axes inside it.
+          size: of the axis.
+
+        Returns:
+          Members that a level joins beyond those of the levels inside it, its bytes a second and
+          its latency.
+        """
+        found, inside = [], 1
+        for level in self.levels:
+            reach = math.gcd(size, max(level.devices // stride, 1))
+            members = max(reach // inside, 1)
+            if members > 1:
+                along = level.along(stride * inside, members)
+                found.append((members, along, level.latency))
+                inside *= members
+        return found
+
+
+def cluster(text: str, what: str = "--cluster") -> Cluster:
+    """The cluster that a command line asks for.
+
+    Args:
+      text: NAME:SHAPE of a torus of TPUs, as "v5e:16x16", or NAME:SHAPE*SLICES; NAME:HOSTSxDEVICES
+        of others, as "h100:2x8"; FILE.toml:DEVICES, of the one profile in that file.
+      what: names it in a message.
+
+    Raises:
+      UserError: an unknown name, a shape that there is not, links that nobody has told of.
+    """
+    name, _, shape = text.rpartition(":") if ":" in text else (text, "", "")
+    found = _profile(name, f"{what}={text}")
+    sizes = re.fullmatch(r"(\d{1,6}(?:x\d{1,6})*)(?:\*(\d{1,6}))?", shape)
+    if sizes is None or 0 in (numbers := [int(n) for n in re.findall(r"\d+", shape)]):
+        raise UserError(f"{what}={text}: give a shape, as {name}:{_like(found)}")
+    slices = numbers.pop() if sizes[2] else 1
+    wanted = int(found.known("links.torus.axes", 0))
+    if wanted and len(numbers) != wanted:
+        raise UserError(f"{what}={text}: give {wanted} numbers, as {name}:{_like(found)}")
+    if not wanted and (len(numbers) > 2 or sizes[2]):
+        raise UserError(f"{what}={text}: give HOSTSxDEVICES, as {name}:{_like(found)}")
+    levels = _torus(found, numbers, slices) if wanted else _hosts(found, numbers)
+    return Cluster(text, found, tuple(level for level in levels if level.devices > 1))
+
+
+def _profile(name: str, what: str) -> Profile:
+    if not name.endswith(".toml"):
+        return profile(name, what)
+    found = list(read_profiles(pathlib.Path(name)).values())
+    if len(found) != 1:
+        raise UserError(f"{what}: {name} has {len(found)} profiles: leave one in it")
+    return found[0]
+
+
+def _like(profile: Profile) -> str:
+    axes = int(profile.known("links.torus.axes", 0))
+    return "x".join("4" * axes) if axes else "2x8"
+
+
+def _torus(profile: Profile, shape: list[int], slices: int) -> list[Level]:
+    size = math.prod(shape)
+    size *= int(profile.known("chip.devices", 1))
+    ring = int(profile.known("links.torus.ring", 1))
+    found = []
+    if size > 1:
+        found.append(_level(profile, TORUS, size, tuple(shape), ring))
+    if slices > 1:
+        found.append(_level(profile, NETWORK, size * slices))
+    return found
+
+
+def _hosts(profile: Profile, numbers: list[int]) -> list[Level]:
+    """The profile's own levels inside a host, then its host, then the network."""
+    hosts, inside = (1, *numbers) if len(numbers) == 1 else numbers
+    names = [name for name in profile.levels if name != NETWORK]
+    found = []
+    for name in names:
+        size = int(min(profile.known(f"links.{name}.devices", math.inf), inside))
+        if size > (found[-1].devices if found else 1):
+            found.append(_level(profile, name, size))
+    if inside > (found[-1].devices if found else 1):
+        found.append(_level(profile, NETWORK, inside))
+    if hosts > 1:
+        found.append(_level(profile, NETWORK, hosts * inside))
+    return found
+
+
+def _level(
+    profile: Profile, name: str, devices: int, shape: tuple[int, ...] = (), ring: int = 1
+) -> Level:
+    bandwidth = profile.value(f"links.{name}.bandwidth")
+    latency = profile.known(f"links.{name}.latency", 0.0)
+    return Level(name, devices, bandwidth, latency, shape, ring)
+
+
+def strides(sizes: dict[str, int]) -> dict[str, int]:
+    """Devices between two neighbours of each axis of a mesh, the outermost axis first."""
+    inner = itertools.accumulate(reversed(list(sizes.values())), lambda x, y: x * y, initial=1)
+    return dict(zip(reversed(list(sizes)), inner, strict=False))

@@ -1,0 +1,231 @@
+"""What the program of one device holds in memory while it runs, and moves, read from its jaxpr.
+
+Compilers make no array of what is computed element by element and read by the next operation: they
+fuse the two. So arrays are written only for products, sums, messages, loops and whatever these
+read. Everything else lives in what it is computed from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.extend import core
+
+from sharding.messages import inner_jaxprs
+from sharding.products import own_flops
+
+LOOPS = ("scan", "while", "cond")
+SHAPES = ("reshape", "squeeze", "expand_dims", "pvary", "pcast", "copy", "optimization_barrier")
+"""What changes how an array is seen, and no byte of it."""
+FUSED = frozenset(
+    (
+        *SHAPES,
+        *("broadcast_in_dim", "convert_element_type", "iota", "transpose", "slice", "name"),
+        *("reduce_precision", "stop_gradient", "select_n", "clamp", "concatenate", "pad", "rev"),
+        *("dynamic_slice", "add", "sub", "mul", "div", "neg", "max", "min", "pow", "integer_pow"),
+        *("exp", "exp2", "expm1", "log", "log1p", "tanh", "logistic", "sqrt", "rsqrt", "cbrt"),
+        *("erf", "erf_inv", "erfc", "sin", "cos", "square", "sign", "abs", "floor", "ceil"),
+        *("round", "is_finite", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not", "xor"),
+        *("shift_left", "shift_right_logical", "shift_right_arithmetic", "rem", "add_any"),
+        *("random_bits", "random_wrap", "random_unwrap", "random_fold_in", "axis_index"),
+    )
+)
+"""What compilers compute within whatever reads it."""
+REDUCED = frozenset(("reduce_sum", "reduce_max", "reduce_min", "reduce_and", "reduce_or", "argmax"))
+"""What writes an array, and computes what it reads on the way."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Lives:
+    """The arrays that a program writes, and when each is held.
+
+    Attributes:
+      sizes: bytes of each array, int64 [N].
+      alive: which of them are held at each point of the program, bool [P, N]. Arguments are not
+        among them.
+      moved: how often each is written or read while the program runs, [N].
+      operands: how often products read or write each of them, [N]; among `moved` too.
+      stacked: those that a loop stacks for a later one, bool [N].
+      flops: operations of each product, all its turns together, [M].
+      dtypes: of the factors of each product.
+    """
+
+    sizes: np.ndarray
+    alive: np.ndarray
+    moved: np.ndarray
+    operands: np.ndarray
+    stacked: np.ndarray
+    flops: np.ndarray
+    dtypes: tuple[str, ...]
+
+    @property
+    def peak(self) -> int:
+        """Bytes held at the point that holds most."""
+        return int((self.alive @ self.sizes).max(initial=0))
+
+
+class _Eqn(NamedTuple):
+    """An equation after all calls are written out; inputs that are literals are left out."""
+
+    name: str
+    eqn: Any
+    inputs: tuple[Any, ...]
+    outputs: tuple[Any, ...]
+
+
+@dataclasses.dataclass
+class _Found:
+    """What is gathered on the way."""
+
+    sizes: list[int] = dataclasses.field(default_factory=list)
+    moved: list[float] = dataclasses.field(default_factory=list)
+    operands: list[float] = dataclasses.field(default_factory=list)
+    stacked: list[bool] = dataclasses.field(default_factory=list)
+    points: list[frozenset[int]] = dataclasses.field(default_factory=list)
+    flops: list[float] = dataclasses.field(default_factory=list)
+    dtypes: list[str] = dataclasses.field(default_factory=list)
+
+    def add(self, size: int) -> int:
+        """A new array's number."""
+        self.moved.append(0.0)
+        self.operands.append(0.0)
+        self.stacked.append(False)
+        self.sizes.append(size)
+        return len(self.sizes) - 1
+
+
+def lives(jaxpr: Any) -> Lives:
+    """Follows a program from its first equation to its last.
+
+    Args:
+      jaxpr: open, of the program; without what no result depends on. What is inside
+        `jax.shard_map` is that of one device.
+    """
+    found = _Found()
+    _follow(jaxpr, found, frozenset(), 1.0)
+    alive = np.zeros((len(found.points), len(found.sizes)), bool)
+    for row, held in zip(alive, found.points, strict=True):
+        row[list(held)] = True
+    return Lives(
+        np.asarray(found.sizes, np.int64),
+        alive,
+        np.asarray(found.moved),
+        np.asarray(found.operands),
+        np.asarray(found.stacked, bool),
+        np.asarray(found.flops),
+        tuple(found.dtypes),
+    )
+
+
+def _follow(jaxpr: Any, found: _Found, around: frozenset[int], turns: float) -> None:
+    """Adds the arrays of one jaxpr; `around` are those held while it runs."""
+    env: dict[Any, Any] = {}
+    eqns = list(_written_out(jaxpr, env))
+    outs = [env.get(v, v) for v in jaxpr.outvars if not isinstance(v, core.Literal)]
+    reads, own = _arrays(eqns, outs, found)
+    last = {array: i for i, read in enumerate(reads) for array in read}
+    roots = _roots_of(eqns, own)
+    for v in outs:
+        for array in roots.get(v, ()):
+            last[array] = len(eqns)
+    held: set[int] = set()
+    for i, (eqn, read) in enumerate(zip(eqns, reads, strict=True)):
+        written = [own[v] for v in eqn.outputs if v in own]
+        _count(eqn, read, written, found, turns)
+        if eqn.name in LOOPS:
+            _loop(eqn, found, around | held | set(written), written, turns)
+        held.update(written)
+        found.points.append(around | held)
+        held = {array for array in held if last.get(array, i) > i}
+
+
+def _loop(
+    eqn: _Eqn, found: _Found, around: frozenset[int], written: list[int], turns: float
+) -> None:
+    """What runs inside a loop or a branch, beside `around`, which holds what it writes too."""
+    if eqn.name == "scan":
+        numbers = dict(zip(eqn.outputs, written, strict=True))
+        for v in eqn.outputs[eqn.eqn.params["num_carry"] :]:
+            found.stacked[numbers[v]] = True
+    times = turns * (eqn.eqn.params["length"] if eqn.name == "scan" else 1)
+    for part in inner_jaxprs(eqn.eqn):
+        _follow(part, found, around, times)
+
+
+def _count(
+    eqn: _Eqn, read: frozenset[int], written: list[int], found: _Found, turns: float
+) -> None:
+    """Adds what an equation moves and multiplies."""
+    if eqn.name in LOOPS:
+        return
+    product = own_flops(eqn.eqn)
+    if product:
+        found.flops.append(turns * product)
+        found.dtypes.append(str(eqn.eqn.invars[0].aval.dtype))
+    for array in (*read, *written):
+        found.moved[array] += turns
+        found.operands[array] += turns * bool(product)
+
+
+def _written_out(jaxpr: Any, env: dict[Any, Any]) -> Iterator[_Eqn]:
+    """The equations with those of every call in its place."""
+
+    def named(v: Any) -> Any:
+        return None if isinstance(v, core.Literal) else env.get(v, v)
+
+    for eqn in jaxpr.eqns:
+        name = eqn.primitive.name
+        inner = () if name in LOOPS or name == "pallas_call" else tuple(inner_jaxprs(eqn))
+        if not inner or "reduce" in name or name.startswith(("scatter", "sort", "cum")):
+            inputs = tuple(named(v) for v in eqn.invars if not isinstance(v, core.Literal))
+            yield _Eqn(name, eqn, inputs, tuple(eqn.outvars))
+            continue
+        called = inner[0]
+        given = eqn.invars[len(eqn.invars) - len(called.invars) :]
+        own = {v: named(o) for v, o in zip(called.invars, given, strict=True)}
+        yield from _written_out(called, own)
+        for v, o in zip(called.outvars, eqn.outvars, strict=True):
+            env[o] = None if isinstance(v, core.Literal) else own.get(v, v)
+
+
+def _arrays(
+    eqns: list[_Eqn], outs: list[Any], found: _Found
+) -> tuple[list[frozenset[int]], dict[Any, int]]:
+    """Which arrays each equation reads, and the number of each value that is one."""
+    needed = {v for v in outs if v is not None}
+    for eqn in eqns:
+        if eqn.name not in FUSED and eqn.name not in REDUCED:
+            needed.update(v for v in eqn.inputs if v is not None)
+    own: dict[Any, int] = {}
+    for eqn in eqns:
+        if eqn.name in SHAPES or (eqn.name in FUSED and needed.isdisjoint(eqn.outputs)):
+            continue
+        for v in eqn.outputs:
+            if eqn.name not in FUSED or v in needed:
+                own[v] = found.add(_bytes(v.aval))
+    roots = _roots_of(eqns, own)
+    reads = []
+    for eqn in eqns:
+        fused = eqn.name in FUSED and not any(v in own for v in eqn.outputs)
+        inputs = () if fused else eqn.inputs
+        reads.append(frozenset(array for v in inputs for array in roots.get(v, ())))
+    return reads, own
+
+
+def _roots_of(eqns: list[_Eqn], own: Mapping[Any, int]) -> dict[Any, frozenset[int]]:
+    """The arrays that a value is read from."""
+    roots: dict[Any, frozenset[int]] = {}
+    for eqn in eqns:
+        below = frozenset(array for v in eqn.inputs for array in roots.get(v, ()))
+        for v in eqn.outputs:
+            roots[v] = frozenset((own[v],)) if v in own else below
+    return roots
+
+
+def _bytes(aval: Any) -> int:
+    itemsize = getattr(aval.dtype, "itemsize", 4)
+    return math.prod(aval.shape) * itemsize

@@ -1,0 +1,229 @@
+"""Every way to run an experiment on a cluster, priced; and why some are none."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+
+from gam_jax.params import stored_specs
+from gam_jax.planning.cluster import Cluster
+from gam_jax.planning.cost import Cost, cost
+from gam_jax.planning.traces import SCALED, Class, Run, Traced, trace
+from gam_jax.planning.work import Candidate, state_of, work_of
+from gam_jax.traffic.memory import StateBytes
+from sharding.errors import UserError
+from sharding.layout import WORDS
+from sharding.mesh import AXIS_NAMES
+
+DATA_WORDS = ("data", "zero1", "fully_sharded")
+
+ROWS = "the batch does not divide"
+PARAMETERS = "a parameter does not divide"
+REFUSED = "the model refuses these devices"
+MEMORY = "a device has too little memory"
+REASONS = (ROWS, PARAMETERS, REFUSED, MEMORY)
+"""Why a candidate is none, in the order in which that is asked."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+    """Which candidates there are.
+
+    Attributes:
+      axes: of the mesh that may have several devices.
+      data_words: uses of `data`, see `sharding.layout.WORDS`.
+      tensor_word: the use of `tensor`.
+      remats: whether blocks are computed again, each choice.
+      parts: the most parts that a batch is taken in.
+    """
+
+    axes: tuple[str, ...] = ("data", "tensor")
+    data_words: tuple[str, ...] = DATA_WORDS
+    tensor_word: str = "tensor_tokens"
+    remats: tuple[bool, ...] = (True,)
+    parts: int = 64
+
+    def candidates(self, devices: int, batch: int) -> Iterator[Candidate]:
+        """All of them, whether they fit or not."""
+        parts = [n for n in _divisors(batch) if n <= self.parts]
+        for sizes in _splits(devices, len(self.axes)):
+            own = dict(zip(self.axes, sizes, strict=True))
+            mesh = tuple((name, own.get(name, 1)) for name in AXIS_NAMES)
+            for preset in self._presets(own):
+                for accumulate, remat in itertools.product(parts, self.remats):
+                    yield Candidate(mesh, preset, accumulate, remat)
+
+    def _presets(self, sizes: dict[str, int]) -> Iterator[str]:
+        inner = [word for word in ("sequence", self.tensor_word) if sizes.get(WORDS[word], 1) > 1]
+        for word in self.data_words if sizes.get("data", 1) > 1 else ("data",):
+            yield "+".join((word, *inner))
+
+
+@dataclasses.dataclass(frozen=True)
+class Priced:
+    """A candidate and what it costs."""
+
+    candidate: Candidate
+    cost: Cost
+
+
+@dataclasses.dataclass(frozen=True)
+class Refused:
+    """A candidate that is none.
+
+    Attributes:
+      candidate: the candidate.
+      reason: one of `REASONS`.
+      why: in one line.
+    """
+
+    candidate: Candidate
+    reason: str
+    why: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What was found.
+
+    Attributes:
+      priced: those that fit, the fastest first.
+      refused: the others.
+      traced: what is known of each class of programs.
+    """
+
+    priced: tuple[Priced, ...]
+    refused: tuple[Refused, ...]
+    traced: Mapping[Class, Traced]
+
+    @property
+    def traces(self) -> int:
+        """How many programs were traced."""
+        return sum(each.traces for each in self.traced.values())
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """How many were refused, by reason."""
+        counts = collections.Counter(each.reason for each in self.refused)
+        return {reason: counts[reason] for reason in REASONS if counts[reason]}
+
+
+def plan(
+    run: Run,
+    cluster: Cluster,
+    candidates: Collection[Candidate],
+    overlap: str = "none",
+    margin: float = 1.0,
+    known: Mapping[Class, Traced] | None = None,
+) -> Plan:
+    """Prices every candidate.
+
+    Args:
+      run: what is planned.
+      cluster: that all candidates take.
+      candidates: see `Space`.
+      overlap: see `gam_jax.planning.cost.cost`.
+      margin: what is held counts so many times.
+      known: classes that an earlier plan of the same run has traced.
+
+    Raises:
+      UserError: a figure of the cluster that nobody has said, or no formulas for the model.
+    """
+    checked = _Checked(run)
+    refused, kept = [], []
+    for candidate in candidates:
+        reason, why = checked.refusal(candidate)
+        if reason:
+            refused.append(Refused(candidate, reason, why))
+        else:
+            kept.append(candidate)
+    traced = _traced(run, kept, known or {})
+    priced = []
+    for candidate in kept:
+        program = traced[candidate.kind]
+        if isinstance(program, str):
+            refused.append(Refused(candidate, REFUSED, program))
+            continue
+        found = cost(work_of(run, candidate, program, checked.state(candidate)), cluster, overlap)
+        if found.held * margin > found.capacity:
+            why = f"needs {found.held:,.0f} bytes of {found.capacity:,.0f}"
+            refused.append(Refused(candidate, MEMORY, why))
+        else:
+            priced.append(Priced(candidate, found))
+    priced.sort(key=lambda each: (each.cost.seconds, each.cost.held))
+    programs = {one: each for one, each in traced.items() if isinstance(each, Traced)}
+    return Plan(tuple(priced), tuple(refused), programs)
+
+
+class _Checked:
+    """Whether candidates divide; what many of them have in common is asked once."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._meshes: dict[tuple[object, str], str] = {}
+        self._states: dict[tuple[object, str], StateBytes] = {}
+
+    def refusal(self, candidate: Candidate) -> tuple[str, str]:
+        """The reason and the line; empty where there is none."""
+        key, run = (candidate.mesh, candidate.preset), self._run
+        if run.batch % candidate.accumulate:
+            return ROWS, f"a batch of {run.batch} rows, in {candidate.accumulate} parts"
+        rows = run.batch // candidate.accumulate
+        if why := _said(lambda: candidate.layout.check_batch(rows, run.window or None)):
+            return ROWS, why
+        if key not in self._meshes:
+            layout = candidate.layout
+            self._meshes[key] = _said(lambda: run.model.check_mesh(layout)) or _said(
+                lambda: stored_specs(run.model.table(), layout)
+            )
+        return (PARAMETERS, self._meshes[key]) if self._meshes[key] else ("", "")
+
+    def state(self, candidate: Candidate) -> StateBytes:
+        """`state_of` the candidate."""
+        key = candidate.mesh, candidate.preset
+        if key not in self._states:
+            self._states[key] = state_of(self._run, candidate)
+        return self._states[key]
+
+
+def _said(check: Callable[[], object]) -> str:
+    """What a check says no with; empty if it does not."""
+    try:
+        check()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _traced(
+    run: Run, kept: Sequence[Candidate], known: Mapping[Class, Traced]
+) -> dict[Class, Traced | str]:
+    """What is known of each class; why its program cannot be where it cannot."""
+    classes: dict[Class, list[Candidate]] = {}
+    for candidate in kept:
+        classes.setdefault(candidate.kind, []).append(candidate)
+    found: dict[Class, Traced | str] = {}
+    for one, members in classes.items():
+        sizes = [candidate.sizes for candidate in members]
+        asked = {name: {each[name] for each in sizes} for name in ("data", *SCALED)}
+        try:
+            found[one] = known[one] if one in known else trace(run, one, asked)
+        except (ValueError, ArithmeticError) as error:  # a UserError is a ValueError
+            found[one] = str(error).splitlines()[0]
+    return found
+
+
+def _splits(devices: int, axes: int) -> Iterator[tuple[int, ...]]:
+    """Every way to write a number of devices as a product of so many sizes."""
+    if axes == 1:
+        yield (devices,)
+        return
+    for inner in _divisors(devices):
+        for outer in _splits(devices // inner, axes - 1):
+            yield (*outer, inner)
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]

@@ -1,0 +1,271 @@
+"""What the program of a training step multiplies, moves and holds, for meshes of any size.
+
+Programs of one class differ in sizes alone. So one or two of a class are traced, and the rest is
+scaled from them: an array whose bytes have the rows of a device as a factor grows with them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.interpreters import partial_eval
+from jax.sharding import AbstractMesh, AxisType
+
+from gam_jax.models.base import Model
+from gam_jax.optimizer import OptimizerConfig
+from gam_jax.params import Param, shard_dims, shardings, stored_specs
+from gam_jax.planning.live import Lives, lives
+from sharding.layout import Layout, Parallel
+from sharding.mesh import AXIS_NAMES
+
+PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71)
+"""Rows of a device that is traced: one that is no factor of any size in a model."""
+
+
+Program = Callable[[Model, Layout, int], Any]
+"""(model, layout, rows of a device) -> the jaxpr of a step's gradients."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What is planned.
+
+    Attributes:
+      model: fitted to its data.
+      optimizer: its configuration.
+      batch: rows of a step, all devices together.
+      window: tokens of a row; 0 where rows are no sequences.
+      program: of one device and one part of a batch.
+    """
+
+    model: Model
+    optimizer: OptimizerConfig
+    batch: int
+    window: int
+    program: Program
+
+    def with_remat(self, remat: bool) -> Model:
+        """The model with blocks computed again in the backward pass, or not."""
+        model: Any = self.model
+        return model if model.remat == remat else dataclasses.replace(model, remat=remat)
+
+
+SCALED = ("tensor", "seq")
+"""Axes whose sizes a program of a class may have any of."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Class:
+    """What makes programs differ, and not in their sizes alone.
+
+    Attributes:
+      preset: words that change the program of a device, see `class_of`.
+      remat: whether blocks are computed again in the backward pass.
+      split: which axes of `SCALED` have several devices.
+      sizes: of the other axes but `data`, whose programs are not scaled.
+    """
+
+    preset: str
+    remat: bool
+    split: tuple[str, ...]
+    sizes: tuple[tuple[str, int], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Terms:
+    """Sums whose terms grow with what a device has.
+
+    Attributes:
+      exponents: of rows, 1 / tensor, 1 / seq and 1 / data in each term, [K, 4].
+      amounts: of each term where all are as traced, [..., K].
+    """
+
+    exponents: np.ndarray
+    amounts: np.ndarray
+
+    def at(self, scale: np.ndarray) -> np.ndarray:
+        """The sums where these are that many times as large, see `Traced.scale`."""
+        return self.amounts @ np.prod(scale**self.exponents, axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """What a class of programs does, of one device and one part of a batch.
+
+    Attributes:
+      rows: of a device, in the program that was traced.
+      sizes: of its mesh.
+      peak: bytes held besides the state, at each point.
+      stacked: bytes that loops stack for later ones.
+      moved: bytes written or read, by what is no product.
+      operands: bytes written or read by products.
+      flops: operations of products, by the dtype of their factors.
+      traces: how many programs were traced for it.
+    """
+
+    rows: int
+    sizes: Mapping[str, int]
+    peak: Terms
+    stacked: Terms
+    moved: Terms
+    operands: Terms
+    flops: Mapping[str, Terms]
+    traces: int
+
+    def scale(self, rows: float, mesh: Mapping[str, int]) -> np.ndarray:
+        """What `Terms.at` takes, of a device with so many rows on a mesh of these sizes."""
+        parts = (self.sizes.get(name, 1) / mesh.get(name, 1) for name in (*SCALED, "data"))
+        return np.asarray((rows / self.rows, *parts))
+
+
+def class_of(preset: str, remat: bool, mesh: Mapping[str, int]) -> Class:
+    """The class of a step's program.
+
+    The program of a device between its first sum and its last is the same under `data` and
+    `zero1`.
+    """
+    words = {"zero1": "data"}
+    kept = "+".join(words.get(word, word) for word in preset.split("+"))
+    sizes = tuple(
+        (name, mesh[name])
+        for name in AXIS_NAMES
+        if name not in ("data", *SCALED) and mesh.get(name, 1) > 1
+    )
+    split = tuple(name for name in SCALED if mesh.get(name, 1) > 1)
+    return Class(kept, remat, split, sizes)
+
+
+def trace(run: Run, one: Class, asked: Mapping[str, Iterable[int]]) -> Traced:
+    """Traces a program of a class, and one more for each axis that has more than one size.
+
+    Args:
+      run: what is planned.
+      one: the class.
+      asked: the sizes of `data`, `tensor` and `seq` that are asked about; the largest of `data` is
+        traced, and the two smallest of the others.
+
+    Raises:
+      ValueError: the model refuses these devices.
+    """
+    model = run.with_remat(one.remat)
+    rows = _unlike(model)
+    many = {name: sorted(set(asked.get(name, (1,)))) for name in SCALED}
+    sizes = {name: least for name, (least, *_) in many.items()}
+    sizes |= {"data": max(asked.get("data", (1,))), **dict(one.sizes)}
+
+    def read(sizes: Mapping[str, int]) -> Lives:
+        return lives(_live(run.program(model, abstract_layout(sizes, one.preset), rows)))
+
+    first = read(sizes)
+    others = {
+        name: (read({**sizes, name: more[1]}), more[1] / more[0])
+        for name, more in many.items()
+        if len(more) > 1
+    }
+    shards = _shards(model, abstract_layout(sizes, one.preset))
+    found = _terms(first, others, rows, shards)
+    return Traced(rows, sizes, *found, traces=1 + len(others))
+
+
+def _live(jaxpr: Any) -> Any:
+    """What some result depends on."""
+    return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
+
+
+def abstract_layout(sizes: Mapping[str, int], preset: str) -> Layout:
+    """A mesh of no devices."""
+    shape = tuple(sizes.get(name, 1) for name in AXIS_NAMES)
+    mesh = AbstractMesh(shape, AXIS_NAMES, axis_types=(AxisType.Auto,) * len(shape))
+    return Layout(mesh, Parallel(preset))  # type: ignore[arg-type]
+
+
+def _unlike(model: Any) -> int:
+    """A number of rows that is no factor of any size in the model."""
+    leaves = jax.tree.leaves(model.table(), is_leaf=lambda x: isinstance(x, Param))
+    sizes = {size for param in leaves for size in param.shape}
+    return next(n for n in PRIMES if all(size % n for size in sizes))
+
+
+def _shards(model: Any, layout: Layout) -> frozenset[int]:
+    """Bytes that a shard of a parameter may have, of one block or of all; none without shards."""
+    if not layout.shards_params:
+        return frozenset()
+    table = model.table()
+    leaves = jax.tree.leaves(table, is_leaf=lambda x: isinstance(x, Param))
+    placed = jax.tree.leaves(shardings(stored_specs(table, layout), layout))
+    dims = jax.tree.leaves(shard_dims(table, layout))
+    found = set()
+    for param, spec, dim in zip(leaves, placed, dims, strict=True):
+        numbers = math.prod(spec.shard_shape(param.shape)) if dim else 0
+        layers = math.prod(
+            size for size, axis in zip(param.shape, param.axes, strict=True) if axis == "layer"
+        )
+        found |= {numbers * 4, numbers * 2, numbers // layers * 4, numbers // layers * 2}
+    return frozenset(found)
+
+
+def _terms(
+    first: Lives, others: Mapping[str, tuple[Lives, float]], rows: int, shards: frozenset[int]
+) -> tuple[Terms, Terms, Terms, Terms, dict[str, Terms]]:
+    """All that is known of a class, from its programs: one, and others by the axis that differs."""
+
+    def exponents(amounts: np.ndarray, of: Callable[[Lives], np.ndarray]) -> np.ndarray:
+        sharded = np.asarray([amount in shards for amount in amounts.tolist()], float)
+        inside = [_falls(amounts, of, others.get(name)) for name in SCALED]
+        return np.stack((_powers(amounts, rows), *inside, sharded), axis=1)
+
+    sizes = exponents(first.sizes, lambda found: found.sizes)
+    peak = _grouped(sizes, first.alive * first.sizes)
+    stacked = _grouped(sizes, first.stacked * first.sizes)
+    both = (first.moved - first.operands, first.operands)
+    moved, operands = (_grouped(sizes, weight * first.sizes) for weight in both)
+    own = exponents(np.rint(first.flops).astype(np.int64), lambda found: found.flops)
+    flops = {
+        dtype: _grouped(own, first.flops * (np.asarray(first.dtypes) == dtype))
+        for dtype in sorted(set(first.dtypes))
+    }
+    peak = dataclasses.replace(peak, amounts=_undominated(peak.amounts))
+    return peak, stacked, moved, operands, flops
+
+
+def _falls(
+    amounts: np.ndarray, of: Callable[[Lives], np.ndarray], other: tuple[Lives, float] | None
+) -> np.ndarray:
+    """With which power of an axis' size each amount falls: 0 where nothing tells."""
+    if other is None or len(of(other[0])) != len(amounts):
+        return np.zeros(len(amounts))
+    ratio = amounts / np.maximum(of(other[0]), 1)
+    return np.round(np.log(np.where(amounts > 0, ratio, 1)) / math.log(other[1]), 3)
+
+
+def _powers(amounts: np.ndarray, prime: int) -> np.ndarray:
+    """How often a prime is a factor of each amount; never where it is 0."""
+    found, left = np.zeros(len(amounts), int), amounts.copy()
+    while (again := (left > 0) & (left % prime == 0)).any():
+        found += again
+        left = np.where(again, left // prime, left)
+    return found
+
+
+def _grouped(exponents: np.ndarray, amounts: np.ndarray) -> Terms:
+    """Amounts [..., N] with those of equal exponents [N, 4] added up."""
+    kinds, where = np.unique(exponents, axis=0, return_inverse=True)
+    added = np.zeros((*amounts.shape[:-1], len(kinds)))
+    for kind in range(len(kinds)):
+        added[..., kind] = amounts[..., where.reshape(-1) == kind].sum(axis=-1)
+    return Terms(kinds, added)
+
+
+def _undominated(points: np.ndarray) -> np.ndarray:
+    """The points of which no other one has at least as much in every term."""
+    points = np.unique(points, axis=0)[::-1]
+    kept: list[np.ndarray] = []
+    for point in points:
+        if not any((other >= point).all() for other in kept):
+            kept.append(point)
+    return np.asarray(kept).reshape(-1, points.shape[-1])

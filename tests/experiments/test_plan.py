@@ -1,0 +1,103 @@
+"""`gam plan` prints the best meshes for machines that are not here, and flags for `train`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from experiments import plan_check
+from tests.experiments import commands
+from tests.sharding.test_topology import there
+
+SMALL = (
+    "--config.model.width=32",
+    "--config.model.depth=2",
+    "--config.data.window=64",
+    "--config.model.vocab=256",
+)
+
+
+@pytest.fixture
+def plan(monkeypatch, capsys):
+    """Runs `gam plan` in this process."""
+    return lambda *words: commands.in_process(monkeypatch, capsys, "plan", *words, *SMALL)
+
+
+def test_the_best_are_printed_with_their_flags_and_refusals_by_reason(plan, tmp_path):
+    links = [[1e9] * 4 for _ in range(4)]
+    (tmp_path / "links.json").write_text(json.dumps({"bandwidth": links}))
+    words = ("--cluster=h100:1x4", "--config.train.batch=6", "--json", "--presets=zero1")
+    ended = plan(*words, f"--order={tmp_path / 'links.json'}")
+    assert (ended.code, ended.err) == (0, "")
+    found = json.loads(ended.out)
+    assert found["devices"] == 4
+    assert sum(found["refused"].values()) < found["candidates"]
+    assert found["refused"]["the batch does not divide"] > 0
+    best = found["best"][0]
+    parts = best["products"] + best["memory"] + sum(best["messages"].values()) + best["idle"]
+    assert best["seconds"] == pytest.approx(parts)
+    assert best["held"] < best["capacity"]
+    assert best["flags"].startswith("gam train --config=gam_small --mesh=")
+    assert found["best"] == sorted(found["best"], key=lambda each: each["seconds"])
+    assert found["order"]["seconds"] == found["order"]["as_they_are"]  # uniform links
+    assert found["without_latency"] == ["node"]
+
+
+def test_what_fits_nowhere_is_an_answer(plan):
+    ended = plan(
+        "--cluster=h100:1x1", "--config.train.batch=1048576", "--presets=data", "--parts=1"
+    )
+    assert ended.code == 0
+    assert "none fits" in ended.out
+    assert "a device has too little memory" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((), "--cluster is not given"),
+        (("--cluster=h1000:1x8",), "did you mean 'h100'"),
+        (("--cluster=v4:2x2x1",), "v4 has no figure links.torus.bandwidth"),
+        (("--cluster=h100:1x8", "--axes=data", "--config.train.batch=7"), "a batch of 7 rows"),
+        (("--cluster=h100:1x8", "--axes=data,width"), "'width' is no axis of a mesh"),
+        (("--cluster=h100:1x8", "--presets=zero4"), "'zero4' is none of data"),
+        (("--cluster=h100:1x8", "--order=nothing.json"), "no matrix that gam measure wrote"),
+        (("serve",), "say one of train, check"),
+    ],
+)
+def test_bad_input_is_one_line(plan, words, says):
+    ended = plan(*words)
+    assert ended.code == 2
+    assert says in ended.err
+    assert ended.err.count("\n") == 1
+
+
+def row(predicted, compiled, memory=100):
+    """One case."""
+    return plan_check.Row("a case", predicted, compiled, memory)
+
+
+def test_errors_are_told_by_mean_ninth_tenth_and_worst():
+    found = [row(90, 100), row(130, 100), row(100, 100), row(999, None)]
+    told = plan_check.errors(found)
+    assert told["mean"] == pytest.approx(0.4 / 3)
+    assert told["worst"] == pytest.approx(0.3)
+    assert plan_check.errors([row(1, None)]) == {}
+
+
+def test_a_case_is_wrong_if_it_is_said_to_fit_and_does_not():
+    assert row(90, None).wrong
+    assert row(90, 101).wrong
+    assert not row(101, None).wrong
+    assert not row(101, 90).wrong
+
+
+@pytest.mark.slow
+@there
+def test_predicted_memory_is_near_the_compilers():
+    from sharding.topology import topology
+
+    rows = list(plan_check.rows(topology("v5e:2x4"), plan_check.CASES[:3]))
+    assert not any(each.wrong for each in rows)
+    assert plan_check.errors(rows)["worst"] < 0.3

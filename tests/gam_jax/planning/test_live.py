@@ -1,0 +1,64 @@
+"""What a program writes and holds, read from its jaxpr, is what can be counted by hand."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+from jax.interpreters import partial_eval
+
+from gam_jax.planning.live import lives
+from sharding.products import product_flops
+
+ROWS, WIDTH, LAYERS = 8, 16, 5
+ARRAY = ROWS * WIDTH * 4
+X, W = jnp.ones((ROWS, WIDTH)), jnp.ones((WIDTH, WIDTH))
+
+
+def of(function, *args):
+    """The lives of a function's arrays."""
+    jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+    return lives(partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
+
+
+def test_what_is_computed_element_by_element_is_written_once_in_the_end():
+    found = of(lambda x: jnp.tanh(2 * x + 1) * x, X)
+    assert found.sizes.tolist() == [ARRAY]
+    assert found.peak == ARRAY
+
+
+def test_what_is_summed_is_not_written():
+    assert of(lambda x: jnp.sum(x * x), X).sizes.tolist() == [4]
+
+
+def test_a_product_reads_and_writes_arrays():
+    found = of(lambda x, w: jnp.sin(x @ w) @ w, X, W)
+    assert found.sizes.tolist() == [ARRAY] * 3  # of the first product, its sine, of the second
+    assert found.peak == 2 * ARRAY  # the sine may lie where the product lay, not beside the next
+    assert found.flops.tolist() == [2 * ROWS * WIDTH**2] * 2
+    assert found.dtypes == ("float32",) * 2
+
+
+def loop(x, w):
+    """A loop whose backward pass needs what every turn has seen."""
+    return jnp.sum(lax.scan(lambda h, _: (jnp.tanh(h @ w), None), x, length=LAYERS)[0])
+
+
+def test_a_loop_stacks_what_its_backward_pass_reads():
+    found = of(jax.grad(loop, argnums=(0, 1)), X, W)
+    assert ARRAY * LAYERS in found.sizes[found.stacked].tolist()
+    assert found.peak >= found.sizes[found.stacked].max()
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_products_of_loops_are_counted_as_often_as_they_turn(remat):
+    body = jax.checkpoint(loop) if remat else loop
+    gradient = jax.grad(body, argnums=(0, 1))
+    found = of(gradient, X, W)
+    assert found.flops.sum() == product_flops(jax.make_jaxpr(gradient)(X, W).jaxpr).total()
+
+
+def test_calls_are_read_through():
+    inner = jax.jit(lambda x: jnp.exp(x) + 1)
+    assert of(lambda x: inner(x) * 2, X).sizes.tolist() == [ARRAY]

@@ -1,0 +1,125 @@
+"""Candidates: all that there are, each priced or refused for a reason, scaled as traced."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from jax.interpreters import partial_eval
+
+from experiments.planned import run_of
+from gam_jax.data.text import Text
+from gam_jax.layers import GAM, Block
+from gam_jax.models.language import LanguageModel
+from gam_jax.planning.cluster import Level
+from gam_jax.planning.live import lives
+from gam_jax.planning.search import MEMORY, PARAMETERS, REASONS, REFUSED, ROWS, Space, plan
+from gam_jax.planning.traces import abstract_layout
+from gam_jax.planning.work import work_of
+from gam_jax.traffic import state_bytes, step_traffic
+from gam_jax.training.experiment import Experiment, TrainConfig
+from sharding.mesh import AXIS_NAMES
+from tests.gam_jax.planning.made import made
+
+MODEL = LanguageModel(Block(GAM(slots=32, kernel=4)), width=32, depth=3, vocab=256)
+EXPERIMENT = Experiment(MODEL, Text(window=32), TrainConfig(batch=48))
+RUN = run_of(EXPERIMENT)
+LINKS = (Level("node", 4, 1e9), Level("network", 16, 1e8))
+SPACE = Space(("data", "tensor"), data_words=("zero1", "fully_sharded"), parts=4)
+CANDIDATES = list(SPACE.candidates(16, RUN.batch))
+
+
+@pytest.fixture(scope="module")
+def found():
+    """All candidates on sixteen devices with room for every one."""
+    return plan(RUN, made(*LINKS, capacity=1e12), CANDIDATES)
+
+
+def test_every_mesh_of_all_devices_is_among_the_candidates_once():
+    assert len(set(CANDIDATES)) == len(CANDIDATES)
+    for candidate in CANDIDATES:
+        assert math.prod(candidate.sizes.values()) == 16
+        assert tuple(candidate.sizes) == AXIS_NAMES
+    meshes = {(each.sizes["data"], each.sizes["tensor"]) for each in CANDIDATES}
+    assert meshes == {(16, 1), (8, 2), (4, 4), (2, 8), (1, 16)}
+    assert {each.accumulate for each in CANDIDATES} == {1, 2, 3, 4}
+
+
+def test_every_refused_candidate_has_a_reason_and_every_other_one_a_price(found):
+    priced = [each.candidate for each in found.priced]
+    refused = [each.candidate for each in found.refused]
+    assert sorted(map(repr, priced + refused)) == sorted(map(repr, CANDIDATES))
+    for each in found.refused:
+        assert each.reason in REASONS
+        assert each.why
+    assert sum(found.reasons.values()) == len(refused)
+    assert set(found.reasons) == {ROWS}
+    assert all(each.cost.seconds > 0 for each in found.priced)
+    seconds = [each.cost.seconds for each in found.priced]
+    assert seconds == sorted(seconds)
+
+
+def test_few_programs_are_traced(found):
+    """Of data alone, and two sizes of a split width; parameters whole, or in shards."""
+    assert found.traces == (1 + 2) * 2
+
+
+def test_what_is_stacked_is_that_of_the_candidates_own_program(found):
+    drawn = np.random.default_rng(0).choice(len(found.priced), 10, replace=False)
+    for each in (found.priced[i].candidate for i in drawn):
+        traced = found.traced[each.kind]
+        layout = abstract_layout(each.sizes, each.preset)
+        rows = RUN.batch // each.accumulate // layout.row_parts
+        jaxpr = RUN.program(RUN.with_remat(each.remat), layout, rows)
+        own = lives(partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
+        scale = traced.scale(rows, each.sizes)
+        assert float(traced.stacked.at(scale)) == pytest.approx(own.sizes[own.stacked].sum())
+        assert float(traced.peak.at(scale).max()) == pytest.approx(own.peak, rel=0.02)
+        flops = sum(float(terms.at(scale)) for terms in traced.flops.values())
+        assert flops == pytest.approx(own.flops.sum())
+
+
+def test_state_and_messages_are_those_of_the_formulas(found):
+    each = found.priced[0].candidate
+    work = work_of(RUN, each, found.traced[each.kind])
+    model = RUN.with_remat(each.remat)
+    assert list(work.messages) == step_traffic(model, each.layout, 48, 32, each.accumulate)
+    assert work.held > state_bytes(MODEL, EXPERIMENT.optimizer, each.layout).total
+
+
+def test_less_memory_refuses_more_and_nothing_that_fits(found):
+    held = sorted(each.cost.held for each in found.priced)
+    half = held[len(held) // 2]
+    small = made(*LINKS, capacity=half)
+    few = plan(RUN, small, CANDIDATES, known=found.traced)
+    assert few.reasons[MEMORY] == sum(each > half for each in held)
+    tight = plan(RUN, small, CANDIDATES, margin=2.0, known=found.traced)
+    assert {each.candidate for each in tight.priced} < {each.candidate for each in few.priced}
+
+
+def test_what_does_not_divide_says_what():
+    odd = dataclasses.replace(RUN, model=dataclasses.replace(MODEL, width=24))
+    model = dataclasses.replace(odd.model, block=Block(GAM(slots=24, kernel=4)))
+    odd = dataclasses.replace(odd, model=model)
+    some = [each for each in CANDIDATES if each.sizes["tensor"] == 16]
+    refused = plan(odd, made(*LINKS), some).refused
+    assert {each.reason for each in refused} == {PARAMETERS}
+    assert "not divisible by mesh axis tensor=16" in refused[0].why
+
+
+def test_a_program_that_the_model_refuses_is_a_reason():
+    def program(model, layout, rows):
+        raise ValueError("a shard is shorter than the reach")
+
+    some = plan(dataclasses.replace(RUN, program=program), made(*LINKS), CANDIDATES[:1])
+    assert [(each.reason, each.why) for each in some.refused] == [
+        (REFUSED, "a shard is shorter than the reach")
+    ]
+
+
+def test_flags_say_the_candidate(found):
+    each = next(p.candidate for p in found.priced if p.candidate.sizes["tensor"] == 2)
+    assert "--mesh=data=8,tensor=2" in each.flags
+    assert f"--config.parallel.preset={each.preset}" in each.flags
