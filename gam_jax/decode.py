@@ -80,10 +80,8 @@ class Decoder:
 
     def writing_specs(self, batch: int, axes: Axes) -> ModelCarry:
         """How what `_to_write` returns lies."""
-        specs, model = self.carry_specs(batch, axes), self.model
-        if model.streams > 1:
-            return specs
-        layers = model.stack.apart(specs.layers, lambda spec, _: PartitionSpec(*spec[1:]))
+        specs, trunk = self.carry_specs(batch, axes), self.model.trunk
+        layers = trunk.apart(specs.layers, lambda spec, _: PartitionSpec(*spec[1:]))
         return dataclasses.replace(specs, layers=layers)
 
     @property
@@ -94,8 +92,6 @@ class Decoder:
     @property
     def ready_specs(self) -> Params:
         """How what `_ready` returns lies."""
-        if self.model.streams > 1:
-            return self.param_specs
         return _trunk(self.model).apart_params(
             self.param_specs, lambda spec, _: PartitionSpec(*spec[1:])
         )
@@ -157,7 +153,7 @@ def _read(
 @functools.partial(jax.jit, static_argnums=0)
 def _ready(model: LanguageModel, params: Params) -> Params:
     """Parameters of blocks as `_write` reads them at each token, see `Trunk.ready`."""
-    return params if model.streams > 1 else _trunk(model).ready(params, model.dtype)
+    return _trunk(model).ready(params, model.dtype)
 
 
 def _trunk(model: LanguageModel) -> Trunk:
@@ -166,12 +162,9 @@ def _trunk(model: LanguageModel) -> Trunk:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _to_write(model: LanguageModel, carry: ModelCarry) -> ModelCarry:
-    """A copy to be written to in place, that of each block by itself where there is one stream."""
-    if model.streams == 1:
-        carry = dataclasses.replace(
-            carry, layers=model.stack.apart(carry.layers, lambda x, i: x[i])
-        )
-    return jax.tree.map(jnp.copy, carry)
+    """A copy to be written to in place, that of each block by itself."""
+    layers = model.trunk.apart(carry.layers, lambda x, i: x[i])
+    return jax.tree.map(jnp.copy, dataclasses.replace(carry, layers=layers))
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)

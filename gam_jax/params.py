@@ -284,6 +284,11 @@ def stack(table: Table, depth: int, axis: str = "layer") -> Table:
     )
 
 
+def one_of_stack(param: Param) -> Param:
+    """That of one of stacked layers."""
+    return dataclasses.replace(param, shape=param.shape[1:], axes=param.axes[1:])
+
+
 def zero_shards(table: Any, axes: Axes) -> Any:
     """Zeros in the shapes of a carry's table, this device's part; rows are its own already."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
@@ -19,11 +20,21 @@ from gam_jax.layers.base import (
     row_counter,
     told,
 )
+from gam_jax.layers.block import Apart
 from gam_jax.nested import with_held
 from gam_jax.ops import documents
 from gam_jax.ops.linear import linear
 from gam_jax.ops.pages import Pages
-from gam_jax.params import Param, Params, Table, fan_in, normal, path_name, zeros
+from gam_jax.params import (
+    Param,
+    Params,
+    Table,
+    fan_in,
+    normal,
+    one_of_stack,
+    path_name,
+    zeros,
+)
 from sharding import collectives, zero
 from sharding.axes import Axes
 from sharding.bounds import Count, Rate, Share, Size, check_bounds
@@ -144,6 +155,12 @@ class ParScale(Layer):
 
         return {"seen": row_counter(batch), "streams": _map(rows, inner)}
 
+    def apart(self, carry: Carry, part: Callable[[Any, int], Any]) -> Carry:
+        """The inner layer's."""
+        if self.streams == 1:
+            return self.inner.apart(carry, part)
+        return {**carry, "streams": self.varied.apart(carry["streams"], part)}
+
     def __call__(
         self,
         params: Params,
@@ -174,7 +191,7 @@ class ParScale(Layer):
             tokens *= collectives.axis_size(name)
         seen = jnp.zeros(batch, jnp.int32) if carry is None else carry["seen"]
         seen = seen + tokens if starts is None else documents.places(starts, seen, axes.seq)[1]
-        table = self.varied.carry_table(batch)
+        table = self._table_like(before, batch)
         streams = _map(lambda param, leaf: _split(param, leaf, own), table, after)
         return y.reshape(x.shape), {"seen": seen, "streams": streams}
 
@@ -182,7 +199,12 @@ class ParScale(Layer):
         """The carry of the inner layer: streams are rows, as it sees them."""
         if self.streams == 1:
             return carry
-        return _map(_join, self.varied.carry_table(1), carry["streams"])
+        return _map(_join, self._table_like(carry["streams"], 1), carry["streams"])
+
+    def _table_like(self, carry: Carry, batch: int) -> Any:
+        """The table of the inner carry, apart if that is."""
+        table = self.varied.carry_table(batch)
+        return self.varied.apart(table, lambda p, _: one_of_stack(p)) if _is_apart(carry) else table
 
     def first(self, params: Params, streams: int) -> Params:
         """What the first of P streams have: their starts, and the aggregator over them alone.
@@ -215,29 +237,34 @@ class ParScale(Layer):
 
     def _begin(self, starts: Params, carry: Carry | None, rows: int, axes: Axes) -> Carry:
         """The inner carry [P B, ...]: as it was left, or the learned start."""
-        table = self.varied.carry_table(rows)
 
-        def start(path: Any, param: Param, zero: Array) -> Array | None:
+        def learned(path: Any, param: Param) -> Array | None:
             if param.cache or _name(path) not in starts:
-                return None if param.cache else zero
-            learned = starts[_name(path)].astype(param.dtype)
-            return jnp.repeat(learned, rows // axes.streams, axis=param.axes.index("batch"))
+                return None
+            start = starts[_name(path)].astype(param.dtype)
+            return jnp.repeat(start, rows // axes.streams, axis=param.axes.index("batch"))
 
-        zeros = self.varied.carry(rows, axes)
-        begin = jax.tree_util.tree_map_with_path(start, table, zeros, is_leaf=_is_param)
+        table = self.varied.carry_table(rows)
+        begin = jax.tree_util.tree_map_with_path(learned, table, is_leaf=_is_param)
         if carry is None:
-            return begin
-        left = self.sequences(carry)
 
+            def begun_with(param: Param, zero: Array, start: Array | None) -> Array | None:
+                return (None if param.cache else zero) if start is None else start
+
+            return _map(begun_with, table, self.varied.carry(rows, axes), begin)
+        left = self.sequences(carry)
+        if _is_apart(left):
+            table = self._table_like(left, rows)
+            begin = self.varied.apart(begin, lambda x, i: x[i])
         begun = jnp.tile(carry["seen"] > 0, axes.streams)
 
-        def chosen(path: Any, param: Param, x: Array, begin: Any) -> Array:
-            if _name(path) not in starts:
+        def chosen(param: Param, x: Array, start: Array | None) -> Array:
+            if start is None:
                 return x
             behind = x.ndim - 1 - param.axes.index("batch")
-            return jnp.where(begun.reshape(-1, *(1,) * behind), x, begin)
+            return jnp.where(begun.reshape(-1, *(1,) * behind), x, start)
 
-        return jax.tree_util.tree_map_with_path(chosen, table, left, begin, is_leaf=_is_param)
+        return _map(chosen, table, left, begin)
 
     def _mixed(
         self, params: Params, hidden: Float[Array, "p N D"], axis: str | None
@@ -278,6 +305,12 @@ def with_starts(layer: LayerType, prefix: int, offset: bool) -> LayerType:
 
 def _name(path: Any) -> str:
     return path_name(path).replace("/", ".") or "carry"
+
+
+def _is_apart(carry: Carry) -> bool:
+    """Whether stacked blocks have a carry each, see `Layer.apart`."""
+    leaves = jax.tree.leaves(carry, is_leaf=lambda part: isinstance(part, Apart))
+    return any(isinstance(part, Apart) for part in leaves)
 
 
 def _is_param(leaf: object) -> bool:

@@ -37,6 +37,10 @@ class Trunk(Layer):
         """That of the blocks."""
         return self.stack.carry_table(batch)
 
+    def apart(self, carry: Carry, part: Callable[[Any, int], Any]) -> Carry:
+        """That of the blocks."""
+        return self.stack.apart(carry, part)
+
     def ready(self, params: Params, dtype: str) -> Params:
         """Parameters as a loop over tokens reads them, beside a carry `apart`."""
         blocks = tables.cast(self.stack.table(), params["blocks"], dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 from typing import Any
 
 import jax
@@ -19,8 +20,9 @@ from gam_jax.models.suits import positions_in
 from gam_jax.params import Params, shardings
 from gam_jax.sampling import Past, Sampling
 from gam_jax.serve.executor import MOST_BIASED, Drawn, Draws, Saved, Scores, Sizes, Work
-from gam_jax.serve.programs import WHOLE, Programs, Seats, State, empty_seats, packed
+from gam_jax.serve.programs import WHOLE, Programs, Seats, State, empty_seats, marks, packed
 from gam_jax.serve.rows import Rows, has_growing_cache
+from gam_jax.serve.saved import from_bytes, to_bytes
 from sharding.errors import UserError
 from sharding.layout import Layout
 from sharding.mesh import make_mesh
@@ -46,10 +48,10 @@ class DrawnLater:
 
     def result(self) -> Drawn:
         """Waits for it."""
-        told = self.told
+        told, numbers = self.told, np.asarray(self.told.numbers)
         asked = told.log_probs, told.top_ids, told.top_log_probs
         scores = (np.asarray(x) if self.whole else np.zeros(x.shape, x.dtype) for x in asked)
-        return Drawn(*map(np.asarray, (told.tokens, told.right, told.sound)), *scores)
+        return Drawn(numbers[:, :-2], numbers[:, -2], numbers[:, -1] != 0, *scores)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +100,7 @@ class Device:
         layout = (layout or Layout(make_mesh())).whole
         page = page if has_growing_cache(model) else 0
         pages = 1 + max(-(-(tokens or rows * limit) // page), -(-limit // page)) if page else 0
+        name = f"{model} {page}"
         self._rows = Rows(model, layout, rows, page, pages, limit)
         self._programs = Programs(self._rows)
         widths = tuple(w for w in widths if not limit or w <= limit)
@@ -108,13 +111,17 @@ class Device:
         lie = functools.partial(shardings, layout=layout)
         ready = jax.jit(self._programs.ready, out_shardings=lie(self._programs.param_specs))
         self._params = ready(params)
+        numbers = np.asarray(jax.jit(marks)(self._params)).tobytes()
+        self._mark = hashlib.sha256(name.encode() + numbers)
+        self.fingerprint = self._mark.hexdigest()
         self._lies = lie(self._programs.state_specs)
         self._state = jax.jit(self._empty, out_shardings=self._lies)()
-        self._start = jax.jit(self._empty_row, out_shardings=NamedSharding(layout.mesh, WHOLE))()
+        self._own_lies = lie(self._rows.parted(self._rows.specs(()))[0])
+        self._start = jax.jit(self._empty_row, out_shardings=self._own_lies)()
         self._compiled: dict[str, Any] = {}
         self._tops = np.full(rows, -1)
         words = np.full((rows, -(-vocab // 32)), 2**32 - 1, np.uint32)
-        self._any = jax.device_put(words, NamedSharding(layout.mesh, WHOLE))
+        self._any, self._no = jax.device_put((words, NO), NamedSharding(layout.mesh, WHOLE))
 
     def _empty(self) -> State:
         shapes = self._rows.shapes(self._rows.rows)
@@ -209,14 +216,33 @@ class Device:
 
     def step(self, work: Work) -> DrawnLater:
         """Feeds W tokens of each row and draws, see `Executor.step`."""
-        words, constrained = (self._any, NO) if work.allowed is None else (work.allowed, YES)
+        words, constrained = (self._any, self._no) if work.allowed is None else (work.allowed, YES)
         self._state, told = self._compiled[f"step {work.tokens.shape[1]}"](
             self._state, self._params, packed(work), words, constrained
         )
         whole = bool(np.any(self._tops[work.known > 0] >= 0))
-        asked = told if whole else told.replace(log_probs=None, top_ids=None, top_log_probs=None)
-        _sent(asked)
+        _sent(told if whole else told.numbers)
         return DrawnLater(told, whole)
+
+    def bytes_of(self, saved: Saved, pages: tuple[int, ...]) -> bytes:
+        """A row's state and the content of its pages, for a file; it waits for the device."""
+        take = self._compiled.get("take a page")
+        found = [*saved, *(x for page in pages for x in take(self._state, np.int32(page)))]
+        return to_bytes(self._mark.digest(), list(map(np.asarray, found)))
+
+    def from_bytes(self, data: bytes, pages: tuple[int, ...]) -> Saved:
+        """The inverse, into pages that are the caller's.
+
+        Raises:
+          UserError: data that are damaged, or of another model; no page is changed then.
+        """
+        own = self._rows.parted(self._rows.shapes(1))[0]
+        of_page = self._rows.parted(self._rows.page_shapes)[1]
+        arrays = from_bytes(self._mark.digest(), data, [*own, *of_page * len(pages)])
+        for place, page in enumerate(pages):
+            at = len(own) + place * len(of_page)
+            self._change("put a page", np.int32(page), arrays[at : at + len(of_page)])
+        return jax.device_put(arrays[: len(own)], self._own_lies)
 
     def row_bytes(self) -> tuple[int, int]:
         """Bytes of a row's state without pages, and of one page of all caches."""

@@ -58,14 +58,28 @@ class State:
 
 @flax.struct.dataclass
 class Told:
-    """What a step tells: see `executor.Drawn`."""
+    """What a step tells, see `executor.Drawn`.
 
-    tokens: Int[Array, "S W"]
-    right: Int[Array, S]
-    sound: Bool[Array, S]
+    Attributes:
+      numbers: tokens, then right and sound: one array, for one transfer.
+      log_probs, top_ids, top_log_probs: as there.
+    """
+
+    numbers: Int[Array, "S W+2"]
     log_probs: Float[Array, "S W"]
     top_ids: Int[Array, "S W N"]
     top_log_probs: Float[Array, "S W N"]
+
+
+def marks(params: Params) -> UInt[Array, N]:
+    """A number for each array of parameters, by which others are told; no checksum of order."""
+
+    def mark(x: Array) -> Array:
+        bits = lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
+        bits = bits.astype(jnp.uint32)
+        return jnp.sum((bits ^ (bits >> 15)) * (bits | 1), dtype=jnp.uint32)
+
+    return jnp.stack([mark(x) for x in jax.tree.leaves(params)])
 
 
 def packed(work: Work) -> Int[np.ndarray, "S W+2+N"]:
@@ -103,14 +117,12 @@ class Programs:
 
     def ready(self, params: Params) -> Params:
         """Parameters as every program reads them, see `Trunk.ready`."""
-        return params if self.model.streams > 1 else self._trunk.ready(params, self.model.dtype)
+        return self._trunk.ready(params, self.model.dtype)
 
     @property
     def param_specs(self) -> Params:
         """How what `ready` returns lies."""
         specs = rule_specs(self.model.table(), self.rows.layout)
-        if self.model.streams > 1:
-            return specs
         return self._trunk.apart_params(specs, lambda spec, _: PartitionSpec(*spec[1:]))
 
     @property
@@ -154,7 +166,9 @@ class Programs:
         logits, after = self.model(params, own, self.rows.with_tables(carry, pages), axes)
         logits = collectives.all_gather(logits, axes.rows, dim=0)
         seats, told = _draw(logits, places, tokens, known, guesses, seats, allowed, constrained)
-        keeps = collectives.own_shard(busy & (told.right == tokens.shape[1]), axes.rows, dim=0)
+        keeps = collectives.own_shard(
+            busy & (told.numbers[:, -2] == tokens.shape[1]), axes.rows, dim=0
+        )
         carry = self.rows.where(keeps, self.rows.without_tables(after), carry)
         return State(carry, seats), told
 
@@ -255,8 +269,9 @@ def _draw(
 
     def draw(past: Past, x: tuple[Array, Array, Array]) -> tuple[Past, Array]:
         own, i, token = x
-        guessed = (i >= known) & (i < known + guesses)
-        past = past.add(token, guessed.astype(jnp.int32))
+        if width > 1:
+            guessed = (i >= known) & (i < known + guesses)
+            past = past.add(token, guessed.astype(jnp.int32))
         drawn_by = jax.vmap(jax.random.fold_in)(keys, places + i + 1)
         may = allowed | (i != known - 1)[:, None]
         return past, choose(own, drawn_by, sampling, past, may)
@@ -272,14 +287,15 @@ def _draw(
     stands = (place[1:] < known[:, None] + guesses[:, None]) & (tokens[:, 1:] == drawn[:, :-1])
     stands = jnp.concatenate([known[:, None] > 0, stands | (place[1:] < known[:, None])], axis=1)
     right = jnp.sum(jnp.cumprod(stands, axis=1), axis=1, dtype=jnp.int32)
-    past = _without(past, tokens, known, guesses, right)
+    past = past if width == 1 else _without(past, tokens, known, guesses, right)
     last = jnp.take_along_axis(drawn, jnp.maximum(right - 1, 0)[:, None], axis=1)[:, 0]
     busy = known > 0
     past = past.add(last, busy.astype(jnp.int32))
     seats = dataclasses.replace(seats, past=past, last=jnp.where(busy, last, seats.last))
     new = (place >= known[:, None] - 1) & (place < right[:, None])
     sound = jnp.all(drawable(logits) | ~new, axis=1)
-    return seats, Told(drawn, right, sound, *_told(logits, drawn, seats.top))
+    numbers = jnp.concatenate([drawn, right[:, None], sound[:, None].astype(jnp.int32)], axis=1)
+    return seats, Told(numbers, *_told(logits, drawn, seats.top))  # type: ignore[call-arg]
 
 
 def _without(past: Past, tokens: Array, known: Array, guesses: Array, right: Array) -> Past:

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Int
 from gam_jax.models.carry import ModelCarry
 from gam_jax.models.language import LanguageModel
 from gam_jax.ops.pages import Pages
-from gam_jax.params import Param, zeros
+from gam_jax.params import Param, one_of_stack, zeros
 from sharding import collectives
 from sharding.axes import Axes
 from sharding.layout import Layout
@@ -61,9 +61,8 @@ class Rows:
     @functools.cached_property
     def table(self) -> ModelCarry:
         """The carry as a table, each block's by itself; a pool in the place of a growing cache."""
-        table = self.model.trunk.carry_table(self.rows)
-        if self.model.streams == 1:
-            table = self.model.stack.apart(table, lambda param, _: _inner(param))
+        trunk = self.model.trunk
+        table = trunk.apart(trunk.carry_table(self.rows), lambda param, _: one_of_stack(param))
         table = _map(self._stored, table)
         position = dataclasses.replace(COUNTER, shape=(self.rows,))
         return ModelCarry(position, table)  # type: ignore[arg-type]
@@ -220,11 +219,6 @@ def has_growing_cache(model: LanguageModel) -> bool:
 def grows(param: Param) -> bool:
     """Whether it has a place for each token of a text."""
     return "token" in param.axes
-
-
-def _inner(param: Param) -> Param:
-    """Of one of stacked blocks."""
-    return dataclasses.replace(param, shape=param.shape[1:], axes=param.axes[1:])
 
 
 def _own(row: Array, size: int, rows: tuple[str, ...]) -> tuple[Array, Array | bool]:

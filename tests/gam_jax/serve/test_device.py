@@ -24,9 +24,11 @@ from gam_jax.ops.rotary import Positions
 from gam_jax.ops.routing import Capacity
 from gam_jax.serve.device import Device
 from gam_jax.serve.executor import Draws
+from gam_jax.serve.saved import to_bytes
 from sharding.errors import UserError
 from tests.examples import EXAMPLES, WIDTH, random_like
-from tests.gam_jax.serve.turns import Text, run
+from tests.gam_jax.serve.turns import Text, Turns, run
+from tests.meshes import layout_of
 
 VOCAB, LIMIT = 19, 32
 COMPILED: list[str] = []
@@ -156,6 +158,60 @@ def test_pages_are_written_to_where_they_lie():
     (small, of_small), (large, of_large) = map(memory_of_a_step, (64, 6400))
     assert of_large.alias_size_in_bytes - of_small.alias_size_in_bytes == large - small
     assert of_large.temp_size_in_bytes == of_small.temp_size_in_bytes
+
+
+def of_devices(name):
+    return pytest.param(MODELS[name], id=name, marks=() if name == "GAM" else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    "model", [of_devices(n) for n in ("GAM", "of many", "streams", "LinearMemory gla")]
+)
+def test_devices_write_what_one_writes(model):
+    """Rows are split over two, channels over two; a row is copied from one device to another."""
+    device, random = device_of(model, rows=4, layout=layout_of((2, 1, 2))), np.random.default_rng(5)
+    asked = texts(random, 6)
+    found = run(device, asked, random, departures=0)
+    want = run(device_of(model, rows=3, block=4), asked, random, departures=0)
+    assert [text.ids for text in found] == [text.ids for text in want]
+    saved = [device.bytes_of(device.save(row), ()) for row in range(4)]
+    device.load(3, device.from_bytes(saved[0], ()))
+    assert saved[0] != saved[3]
+    assert [device.bytes_of(device.save(row), ()) for row in (0, 1, 2, 3)] == [*saved[:3], saved[0]]
+
+
+def test_a_row_goes_on_from_bytes_in_other_pages_and_damage_is_told():
+    model = MODELS["of many"]
+    device, random = device_of(model, rows=3, block=4), np.random.default_rng(4)
+    (text,) = texts(random, 1)
+    (whole,) = run(device, [text], random, departures=0)
+    turns = Turns(device, random)
+    row = turns.seat(text, 1)
+    while len(row.left):
+        turns.read(row)
+    turns.step([row], [0])
+    data = device.bytes_of(device.save(1), tuple(row.pages))
+    turns.step([row], [0])
+    other = turns.seat(text, 2)
+    other.pages = [int(turns.free.pop()) for _ in row.pages]
+    for bad, words in (
+        (data[:-1], "damaged"),
+        (data[:50] + b"?" + data[51:], "damaged"),
+        (to_bytes(bytes(32), []), "another model"),
+    ):
+        with pytest.raises(UserError, match=words):
+            device.from_bytes(bad, tuple(other.pages))
+    with pytest.raises(UserError, match="give as many pages"):
+        device.from_bytes(data, ())
+    device.load(2, device.from_bytes(data, tuple(other.pages)))
+    device.copy_page(other.pages[0], page := int(turns.free.pop()))
+    other.pages[0] = page
+    device.seat(2, text.key, text.draws, text.prompt, np.array(whole.ids[:1]))
+    other.left, other.read = row.left[:0], len(text.prompt)
+    other.ids, other.unread = whole.ids[:1], whole.ids[:1]
+    while not other.done:
+        turns.step([other], [0])
+    assert other.ids == whole.ids
 
 
 REFUSED = {

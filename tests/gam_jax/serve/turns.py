@@ -38,7 +38,7 @@ class Row:
 
 
 class Turns:
-    def __init__(self, device, random, departures, share, plain):
+    def __init__(self, device, random, departures=0.0, share=0.0, plain=None):
         self.device, self.random = device, random
         self.departures, self.share, self.plain = departures, share, plain
         self.free = list(random.permutation(np.arange(1, device.sizes.pages)))
