@@ -18,6 +18,7 @@ from gam_jax.serve.constraints import Constraints
 from gam_jax.serve.device import Device
 from gam_jax.serve.drafts import Draft, NgramDraft, RunDraft
 from gam_jax.serve.engine import Engine
+from gam_jax.serve.executor import Sizes
 from gam_jax.serve.request import Constraint
 from gam_jax.serve.seating import Settings
 from sharding.errors import UserError
@@ -75,8 +76,8 @@ def served_of(opened: Opened, layout: Layout, options: Options) -> Served:
       UserError: a model that cannot be served; parameters that cannot be read; a draft of another
         vocabulary.
     """
-    draft = _draft(opened, layout, options)
     device = _device(opened, layout, options, options.block)
+    draft = _draft(opened, layout, options, device.sizes)
     settings = options.settings
     if settings.folder:
         folder = str(pathlib.Path(settings.folder) / opened.name)
@@ -130,7 +131,7 @@ def _device(opened: Opened, layout: Layout, options: Options, block: int) -> Dev
     return device
 
 
-def _draft(opened: Opened, layout: Layout, options: Options) -> Draft | None:
+def _draft(opened: Opened, layout: Layout, options: Options, of: Sizes) -> Draft | None:
     if not options.draft:
         return None
     if options.draft == NGRAM:
@@ -138,4 +139,4 @@ def _draft(opened: Opened, layout: Layout, options: Options) -> Draft | None:
     other = open_run(options.draft.removeprefix(RUN), "latest", "")
     if other.tokenizer.fingerprint != opened.tokenizer.fingerprint:
         raise UserError(f"--draft={options.draft} has another tokenizer than {opened.name}")
-    return RunDraft(_device(other, layout, options, 1))
+    return RunDraft(_device(other, layout, options, 1), of)
