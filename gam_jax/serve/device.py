@@ -226,8 +226,9 @@ class Device:
 
     def bytes_of(self, saved: Saved, pages: tuple[int, ...]) -> bytes:
         """A row's state and the content of its pages, for a file; it waits for the device."""
-        take = self._compiled.get("take a page")
-        found = [*saved, *(x for page in pages for x in take(self._state, np.int32(page)))]
+        found = list(saved)
+        for page in pages:
+            found += self._compiled["take a page"](self._state, np.int32(page))
         return to_bytes(self._mark.digest(), list(map(np.asarray, found)))
 
     def from_bytes(self, data: bytes, pages: tuple[int, ...]) -> Saved:
