@@ -10,6 +10,7 @@
   gam benchmark selective    the selective scan, by method and chunk
   gam benchmark memory       bytes that each op sets aside, to 65,536 tokens
   gam benchmark attention    attention in blocks, and all scores at once
+  gam benchmark loss         the loss by tokens and vocabulary, beside PyTorch
   gam benchmark bank         one read, 4,096 to 1,048,576 slots
   gam benchmark peers        writing and prompts, beside transformers
   gam benchmark serve        many texts at once, remembered states, guesses
@@ -44,6 +45,7 @@ from experiments.benchmark import (
     decode,
     experts,
     length,
+    loss,
     memory,
     mesh,
     mofme,
@@ -73,6 +75,7 @@ ON_ONE: dict[str, Callable[..., Rows]] = {
     "selective": selective.run,
     "memory": memory.run,
     "attention": attention.run,
+    "loss": loss.run,
     "bank": bank.run,
     "experts": experts.run,
     "mofme": mofme.run,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +31,9 @@ from gam_jax.models.token_scores import TokenMeasure, TokenScores
 from gam_jax.models.trunk import Trunk
 from gam_jax.ops import documents
 from gam_jax.ops.cache import known_most
+from gam_jax.ops.cross_entropy import capped, token_losses, token_scores
 from gam_jax.ops.dropout import dropout
-from gam_jax.ops.vocabulary import capped, embed, padded_rows, token_hits, token_losses
+from gam_jax.ops.vocabulary import embed, padded_rows
 from gam_jax.params import Param, Params, Table
 from sharding import collectives, residual
 from sharding.axes import Axes
@@ -158,9 +160,7 @@ class LanguageModel(Model):
 
     def cannot_pack(self) -> str:
         """What of the model cannot keep the documents of a row apart; empty if all can."""
-        if layer := refuses_documents(self.block):
-            return layer
-        return "" if self.trunk.documents else f"model.streams={self.streams}"
+        return refuses_documents(self.block)
 
     def check_mesh(self, layout: Layout) -> None:
         """Refuses devices for parallel streams that there are not, see `suits.check_streams`."""
@@ -309,7 +309,7 @@ class LanguageModel(Model):
         """
         given, params = batch.get("starts"), self._own(params, axes)
         hidden, carry = self._hidden(params, batch["inputs"], None, axes, key=key, starts=given)
-        total = self._scores(params, hidden, batch, axes).sum(token_losses)
+        total = self._scores(params, hidden, batch, axes).loss()
         penalty, measures = reported(self.trunk.sequences(carry.layers), axes)
         return total, penalty, measures
 
@@ -317,21 +317,18 @@ class LanguageModel(Model):
         """The loss, and the accuracy: how often the likeliest token is the target."""
         count, params = self.count(batch, axes), self._own(params, axes)
         hidden, _ = self._hidden(params, batch["inputs"], None, axes, starts=batch.get("starts"))
-        scores = self._scores(params, hidden, batch, axes)
-        loss, hits = scores.sum(token_losses), scores.sum(token_hits)
+        loss, hits = self._scores(params, hidden, batch, axes).sums(token_scores)
         return {"loss": (loss, count), "accuracy": (hits, count)}
 
     def losses(self, params: Params, batch: Batch, axes: Axes = WHOLE) -> Float[Array, "B T"]:
         """The cross-entropy of each token in nats."""
-        return self.of_tokens(params, batch, axes, token_losses)[0]
+        return self.of_tokens(params, batch, axes, token_losses)
 
-    def of_tokens(
-        self, params: Params, batch: Batch, axes: Axes, *measures: TokenMeasure
-    ) -> tuple[Float[Array, "B T"], ...]:
-        """What each measure finds for each token."""
+    def of_tokens(self, params: Params, batch: Batch, axes: Axes, measure: TokenMeasure) -> Any:
+        """What a measure finds for each token, [B, T]."""
         params = self._own(params, axes)
         hidden, _ = self._hidden(params, batch["inputs"], None, axes, starts=batch.get("starts"))
-        return tuple(map(self._scores(params, hidden, batch, axes).whole, measures))
+        return self._scores(params, hidden, batch, axes).whole(measure)
 
     def _scores(self, params: Params, hidden: Array, batch: Batch, axes: Axes) -> TokenScores:
         return TokenScores(

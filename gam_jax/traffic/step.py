@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from gam_jax.layers import InOrder, Layer, LayerNorm, Pattern, Stack
 from gam_jax.layers.base import known, statistics
 from gam_jax.models import ImageClassifier, LanguageModel, Model
+from gam_jax.ops.cross_entropy import block_size, blocks
 from gam_jax.params import Param, rule_specs, shard_dims, shardings
 from gam_jax.traffic.documents import knows_starts, row_numbers
 from gam_jax.traffic.layers import FLOAT, Sizes, added_last, gathers, layer_traffic
@@ -85,7 +86,8 @@ def _language(model: LanguageModel, layout: Layout, rows: int, tokens: int) -> l
     trunk: Any = model.trunk.varied
     streams = sizes.rows * model.streams // mesh["stream"]
     inside = dataclasses.replace(sizes, rows=streams, streams=model.streams > 1)
-    parts = [*layer_traffic(trunk.stack, inside), *_outside(model, sizes)]
+    most = block_size(layout.axes.backend)
+    parts = [*layer_traffic(trunk.stack, inside), *_outside(model, sizes, most)]
     if model.packed and model.context:
         parts.append(row_numbers(sizes))  # of which documents begin, for learned positions
     parts += [*_mixing(model, layout, sizes), *_reports(trunk.stack, layout)]
@@ -116,10 +118,14 @@ MODEL_TRAFFIC: dict[type, Callable[[Any, Layout, int, int], list[Message]]] = {
 """Kind of model -> what a device sends for one part of a batch, given rows and tokens of it."""
 
 
-def _outside(model: LanguageModel, sizes: Sizes) -> Iterator[Message]:
-    """Embedding, final norm, head and loss; the embedding is looked up in float32."""
+def _outside(model: LanguageModel, sizes: Sizes, most: int) -> Iterator[Message]:
+    """Embedding, final norm, head and loss; the embedding is looked up in float32.
+
+    The loss is that of blocks of at most so many tokens, one after another.
+    """
     stream32 = sizes.stream // sizes.itemsize * FLOAT
-    yield sizes.over_tensor("all_reduce", sizes.rows * sizes.tokens * FLOAT, 3)  # the loss
+    count, tokens = blocks(sizes.rows * sizes.tokens, most)
+    yield sizes.over_tensor("all_reduce", tokens * FLOAT, 3 * count)  # the loss
     vocab = known(model.vocab, "vocab", model)
     if vocab % sizes.tensor:  # it is padded: the gradients of all rows, from those who have them
         rows = -(-vocab // sizes.tensor) * sizes.width * FLOAT
