@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import jax
 from absl import flags
@@ -24,6 +24,9 @@ from experiments.devices import define_cache_flag, define_device_flags, join_dev
 from sharding.errors import UserError
 from sharding.layout import Layout
 from sharding.mesh import mesh_from_text
+
+if TYPE_CHECKING:
+    from experiments.serve.models import Opened
 
 KEY = "GAM_API_KEY"
 """Of the environment: what stands in the arguments is seen by all users of a machine."""
@@ -66,7 +69,8 @@ def main() -> None:
     try:
         from experiments.serve.app import State
         from experiments.serve.engines import Options, served_of
-        from experiments.serve.models import Opened, open_folder, open_run
+        from experiments.serve.models import open_folder, open_run
+        from experiments.serve.served import Served
         from experiments.serve.server import listen, serve
     except ImportError as error:
         raise UserError(f"gam serve needs {error.name}: pip install 'gam_jax[serve]'") from error
@@ -85,14 +89,14 @@ def main() -> None:
     shown = f"[{args.host}]" if ":" in args.host else args.host
     print(f"http://{shown}:{bound.getsockname()[1]}/", flush=True)
 
-    def load() -> Mapping[str, object]:
+    def load() -> dict[str, Served]:
         pairs = zip(opened, layouts, strict=True)
         return {one.name: served_of(one, layout, options) for one, layout in pairs}
 
     sys.exit(serve(State(args.api_key or os.environ.get(KEY, "")), bound, load, args.drain))
 
 
-def _layouts(opened: list) -> list[Layout]:
+def _layouts(opened: list[Opened]) -> list[Layout]:
     """A mesh for each model: of --mesh=A;B the first for the first, or one for all."""
     args = flags.FLAGS
     join_devices()
