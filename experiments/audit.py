@@ -39,6 +39,7 @@ from gam_jax.nested import with_held
 from gam_jax.optimizer import make_optimizer
 from gam_jax.params import shardings
 from gam_jax.traffic import has_formula, state_bytes, step_traffic
+from gam_jax.traffic.pipeline import Stages, stages_of
 from gam_jax.training.checks import check_batch, check_fits
 from gam_jax.training.experiment import Experiment
 from gam_jax.training.step import abstract_state, batch_specs, state_shardings
@@ -148,6 +149,9 @@ def audit(
         "memory": state_memory(experiment, layout),
         "memory_by_formula": memory_by_formula(experiment, layout),
     }
+    if layout.stages > 1 and formula is not None:
+        result["schedule"] = experiment.parallel.schedule
+        result["stages"] = dataclasses.asdict(kept_by_stages(experiment, layout))
     if compiles and machine is not None:
         found = dataclasses.asdict(compiled(step, (state, batch), machine))
         by_formula = {"arguments_by_formula": argument_bytes(experiment, layout)}
@@ -176,6 +180,13 @@ def expected_traffic(experiment: Experiment, layout: Layout) -> dict[Kind, Total
     return totals(
         step_traffic(experiment.model, layout, settings.batch, window, settings.accumulate)
     )
+
+
+def kept_by_stages(experiment: Experiment, layout: Layout) -> Stages:
+    """What the schedule of the stages costs."""
+    settings, window = experiment.train, getattr(experiment.data, "window", 0)
+    rows = settings.batch // settings.accumulate
+    return stages_of(experiment.model, layout, rows, window, settings.accumulate)
 
 
 def _row(kind: Kind, counted: dict[Kind, Total], expected: dict[Kind, Total]) -> dict[str, Any]:
@@ -276,6 +287,8 @@ def _print(result: dict[str, Any]) -> None:
         formula = result["memory_by_formula"].get(name)
         memory.add_row(name, f"{size:,}", "-" if formula is None else f"{formula:,}")
     print_table(memory)
+    if "stages" in result:
+        _print_stages(result["schedule"], result["stages"])
     if "topology" in result:
         _print_machine(result["topology"])
     if result["longer"]:
@@ -283,6 +296,22 @@ def _print(result: dict[str, Any]) -> None:
         for row in result["longer"]:
             longer.add_row(*(f"{value:,}" for value in row.values()))
         print_table(longer)
+
+
+def _print_stages(schedule: str, found: dict[str, Any]) -> None:
+    """What a schedule leaves idle and keeps."""
+    print(
+        f"{schedule}: {found['parts']} parts through {found['stages']} stages, chunks a stage: "
+        f"{found['turns']}; {found['ticks']} ticks each way"
+    )
+    print(
+        f"idle {found['idle']:.1%} by the table, {found['idle_by_formula']:.1%} by "
+        f"(p - 1) / (v m + p - 1); idle stages work too, and send as much"
+    )
+    print(
+        f"kept between ticks, each of {found['input_bytes']:,} bytes: inputs "
+        f"{found['inputs_kept']}, gradients {found['gradients_kept']}"
+    )
 
 
 def _print_machine(found: dict[str, Any]) -> None:

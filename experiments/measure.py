@@ -24,21 +24,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments import cli
 from gam_jax.config import unknown
+from gam_jax.planning.stream import BEGIN, KERNELS, self_check
 from sharding import processes
 from sharding.errors import UserError
 from sharding.mesh import make_mesh
 from sharding.whole_file import check_place, write_named
 
 WORD = 8
-"""Bytes of STREAM's numbers: its rule counts 16 n bytes for copy and scale, 24 n for the others."""
-
-KERNELS: dict[str, tuple[Callable[..., Any], int]] = {
-    "copy": (lambda a, b, c: a + 0, 2),
-    "scale": (lambda a, b, c: 3.0 * c, 2),
-    "add": (lambda a, b, c: a + b, 3),
-    "triad": (lambda a, b, c: b + 3.0 * c, 3),
-}
-"""STREAM's kernels and how many arrays each passes over (McCalpin 1995)."""
+"""Bytes of STREAM's numbers."""
 
 DTYPES = ("float32", "bfloat16")
 
@@ -105,19 +98,19 @@ def stream(size: int, repeats: int) -> dict[str, float]:
     """Bytes a second of each kernel, of one device; arrays have `size` bytes each.
 
     Raises:
-      UserError: a kernel has not computed what STREAM's own check asks for.
+      UserError: the kernels have not computed what STREAM's own check asks for.
     """
     with jax.enable_x64(True):
-        start = (jnp.full(size // WORD, value) for value in (1.0, 2.0, 0.5))
-        a, b, c = (jax.block_until_ready(array) for array in start)
+        if self_check(1000) > 1e-12:
+            raise UserError("STREAM's kernels are computed wrongly on this machine")
+        count = size // WORD
+        arrays = {name: jnp.full(count, value) for name, value in BEGIN.items()}
         found = {}
-        for name, (kernel, arrays) in KERNELS.items():
-            compiled = jax.jit(kernel)
-            result = jax.block_until_ready(compiled(a, b, c))
-            if float(result[-1]) != kernel(1.0, 2.0, 0.5):
-                raise UserError(f"STREAM's {name} is computed wrongly on this machine")
-            best = _best(lambda call=compiled: call(a, b, c), repeats)
-            found[name] = arrays * result.size * WORD / best
+        for name, kernel in KERNELS.items():
+            compiled, read = jax.jit(kernel.formula), [arrays[each] for each in kernel.reads]
+            jax.block_until_ready(compiled(*read))
+            best = _best(lambda call=compiled, read=read: call(*read), repeats)
+            found[name] = kernel.bytes(count, WORD) / best
     return found
 
 

@@ -54,6 +54,11 @@ class Decoder:
     layout: Layout
 
     @property
+    def apart(self) -> bool:
+        """Whether each block's carry and parameters lie by themselves while it writes."""
+        return self.layout.stages == 1
+
+    @property
     def chunk(self) -> int:
         """Tokens of a prompt that are read at once."""
         return PREFILL_CHUNK * self.layout.mesh.shape["seq"]
@@ -81,6 +86,8 @@ class Decoder:
     def writing_specs(self, batch: int, axes: Axes) -> ModelCarry:
         """How what `_to_write` returns lies."""
         specs, trunk = self.carry_specs(batch, axes), self.model.trunk
+        if not self.apart:
+            return specs
         layers = trunk.apart(specs.layers, lambda spec, _: PartitionSpec(*spec[1:]))
         return dataclasses.replace(specs, layers=layers)
 
@@ -92,6 +99,8 @@ class Decoder:
     @property
     def ready_specs(self) -> Params:
         """How what `_ready` returns lies."""
+        if not self.apart:
+            return self.param_specs
         return _trunk(self.model).apart_params(
             self.param_specs, lambda spec, _: PartitionSpec(*spec[1:])
         )
@@ -151,9 +160,10 @@ def _read(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _ready(model: LanguageModel, params: Params) -> Params:
+def _ready(decoder: Decoder, params: Params) -> Params:
     """Parameters of blocks as `_write` reads them at each token, see `Trunk.ready`."""
-    return _trunk(model).ready(params, model.dtype)
+    model = decoder.model
+    return _trunk(model).ready(params, model.dtype) if decoder.apart else params
 
 
 def _trunk(model: LanguageModel) -> Trunk:
@@ -161,10 +171,12 @@ def _trunk(model: LanguageModel) -> Trunk:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _to_write(model: LanguageModel, carry: ModelCarry) -> ModelCarry:
-    """A copy to be written to in place, that of each block by itself."""
-    layers = model.trunk.apart(carry.layers, lambda x, i: x[i])
-    return jax.tree.map(jnp.copy, dataclasses.replace(carry, layers=layers))
+def _to_write(decoder: Decoder, carry: ModelCarry) -> ModelCarry:
+    """A copy to be written to in place, that of each block by itself where they are `apart`."""
+    if decoder.apart:
+        layers = decoder.model.trunk.apart(carry.layers, lambda x, i: x[i])
+        carry = dataclasses.replace(carry, layers=layers)
+    return jax.tree.map(jnp.copy, carry)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
@@ -359,7 +371,7 @@ def _pieces(
     begun, keys = np.asarray(carry.position), row_keys(key, logits.shape[0])
     # It lies as `_write` gives it back, else that would be compiled twice.
     past = jax.device_put(Past.of(seen), NamedSharding(decoder.layout.mesh, PartitionSpec()))
-    carry, params = _to_write(model, carry), _ready(model, params)
+    carry, params = _to_write(decoder, carry), _ready(decoder, params)
     ended = np.zeros(len(ends), bool)
     for start in range(0, tokens, WRITE_CHUNK):
         new, sound, logits, carry, past = _write(

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from gam_jax.decode import Decoder
 from gam_jax.ids import check_ids
 from gam_jax.models.language import LanguageModel
-from gam_jax.ops.vocabulary import token_hits, token_losses
+from gam_jax.ops.cross_entropy import token_scores
 from gam_jax.params import Params, rule_specs
 from sharding import collectives
 from sharding.axes import Axes
@@ -164,7 +164,7 @@ def _score(
 
     def program(params: Params, inputs: Array, targets: Array) -> tuple[Array, Array]:
         batch = {"inputs": inputs, "targets": targets, "weights": jnp.ones(inputs.shape)}
-        losses, hits = model.of_tokens(params, batch, axes, token_losses, token_hits)
+        losses, hits = model.of_tokens(params, batch, axes, token_scores)
         gather = functools.partial(collectives.all_gather, axis=axes.rows, dim=0)
         return gather(losses), gather(hits)
 

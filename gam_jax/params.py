@@ -200,6 +200,11 @@ def trained_mask(table: Table) -> Any:
     return _map(lambda param: not param.sign_step, table)
 
 
+def stacked_mask(table: Table) -> Any:
+    """A bool for each parameter: is its first axis that of stacked layers?"""
+    return _map(lambda param: param.axes[:1] == ("layer",), table)
+
+
 def sign_steps(table: Table) -> Any:
     """The `sign_step` of each parameter."""
     return _map(lambda param: param.sign_step, table)
@@ -293,7 +298,9 @@ def zero_shards(table: Any, axes: Axes) -> Any:
     """Zeros in the shapes of a carry's table, this device's part; rows are its own already."""
 
     def start(param: Param) -> Array:
-        parts = [collectives.axis_size(axes.of(axis)) if axis else 1 for axis in param.axes]
+        split = [axes.of(axis) if axis else None for axis in param.axes]
+        once = [axis if axis not in split[:place] else None for place, axis in enumerate(split)]
+        parts = [collectives.axis_size(axis) for axis in once]
         shape = [size // part for size, part in zip(param.shape, parts, strict=True)]
         return jnp.zeros(shape, param.dtype)
 

@@ -20,6 +20,7 @@ class Axes:
         (stream, row); 0 where they are the batch's rows and no more.
       expert: axis that further splits the batch, between layers whose experts it splits.
       splits: (logical axis, mesh axis) for every logical axis that is split, see `rules`.
+      turns: chunks of layers that a device of the axis of `layer` holds, see `sharding.pipeline`.
       backend: what the devices are, "cpu", "gpu" or "tpu", where an op has a program for each;
         None for JAX's default.
     """
@@ -30,11 +31,18 @@ class Axes:
     streams: int = 0
     expert: str | None = None
     splits: tuple[tuple[str, str], ...] = ()
+    turns: int = 1
     backend: str | None = None
 
     def of(self, logical: str) -> str | None:
         """The mesh axis that splits a logical axis ("channel", "slot", "ffn", "vocab", ...)."""
         return dict(self.splits).get(logical)
+
+    @property
+    def within_stage(self) -> Axes:
+        """The axes as the layers of one stage know them: that of stages is not among them."""
+        splits = tuple(pair for pair in self.splits if pair[0] != "layer")
+        return dataclasses.replace(self, splits=splits, turns=1)
 
     @property
     def rows(self) -> tuple[str, ...]:

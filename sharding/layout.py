@@ -12,8 +12,10 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from sharding.axes import Axes
+from sharding.bounds import Size, check_bounds
 from sharding.errors import UserError
 from sharding.mesh import in_words
+from sharding.pipeline.tables import ONE_F_ONE_B, check_schedule
 from sharding.rules import DEFAULT_RULES, Rules, partition_spec
 
 WORDS = {
@@ -26,7 +28,7 @@ WORDS = {
 }
 """Word of a preset -> the mesh axis that it gives work to."""
 
-OWN_WORK = frozenset({"stream", "expert"})
+OWN_WORK = frozenset({"stream", "expert", "pipe"})
 """Mesh axes with one use only, which a model has or has not; no word asks for it."""
 
 
@@ -43,12 +45,19 @@ class Parallel:
         tensor: slots, heads, channels, hidden units and vocabulary are split over `tensor`;
         tensor_tokens: likewise, and between layers tokens are split over `tensor` as well.
       rules: changes to the table of `sharding.rules`, as "ffn=none,slot=tensor".
+      schedule: in which order the stages of the mesh axis `pipe` take the parts of a batch: gpipe,
+        1f1b or interleaved, see `sharding.pipeline.tables`.
+      turns: chunks of layers that each stage of an interleaved schedule holds.
     """
 
     preset: str = "data+sequence+tensor"
     rules: str = ""
+    schedule: str = ONE_F_ONE_B
+    turns: Size = 1
 
     def __post_init__(self) -> None:
+        check_bounds(self, "parallel")
+        check_schedule(self.schedule, self.turns)
         used: dict[str, str] = {}
         for word in self.words:
             if word not in WORDS:
@@ -127,6 +136,7 @@ class Layout:
             residual=self._split("tensor") if tokens else None,
             expert=self._split("expert"),
             splits=tuple(sorted(splits.items())),
+            turns=self.parallel.turns if "layer" in splits else 1,
             backend=self._backend,
         )
 
@@ -142,11 +152,23 @@ class Layout:
         return self.shard_axis is not None and "fully_sharded" in self.parallel.words
 
     @property
+    def stages(self) -> int:
+        """Stages that the layers of a model are split into."""
+        return self._size("pipe")
+
+    @property
+    def in_order(self) -> Layout:
+        """The same mesh, each stage with layers that follow one another: as they are read."""
+        parallel = dataclasses.replace(self.parallel, schedule=ONE_F_ONE_B, turns=1)
+        return dataclasses.replace(self, parallel=parallel)
+
+    @property
     def whole(self) -> Layout:
-        """The same mesh without ZeRO or split residual streams, as for decoding."""
+        """The same mesh without ZeRO, split residual streams or turns, as for decoding."""
         plain = {"zero1": "data", "fully_sharded": "data", "tensor_tokens": "tensor"}
         preset = "+".join(plain.get(word, word) for word in self.parallel.words)
-        return Layout(self.mesh, dataclasses.replace(self.parallel, preset=preset))
+        parallel = dataclasses.replace(self.in_order.parallel, preset=preset)
+        return Layout(self.mesh, parallel)
 
     def spec(self, name: str, shape: Sequence[int], axes: Sequence[str | None]) -> PartitionSpec:
         """How a parameter is split by the rules alone: what a layer is given.

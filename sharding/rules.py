@@ -25,12 +25,12 @@ DEFAULT_RULES: Rules = MappingProxyType(
         "latent": None,
         "position": None,
         "token": None,
-        "layer": None,
+        "layer": "pipe",
     }
 )
 """Tensor parallelism as the layers are written for it; a mesh whose tensor axis is 1 splits
 nothing. `embed` is the width of the residual stream, `channel` the width inside a mixer, `latent` a
-narrow width between two matrices."""
+narrow width between two matrices, `layer` the layers of a stack."""
 
 
 def partition_spec(
@@ -41,6 +41,9 @@ def partition_spec(
     rules: Rules = DEFAULT_RULES,
 ) -> PartitionSpec:
     """The PartitionSpec of one parameter.
+
+    Where two dimensions have the same mesh axis, as the layers of a stack inside a stack, it
+    splits the first.
 
     Args:
       name: the parameter's path, for the error message.
@@ -56,7 +59,7 @@ def partition_spec(
     for size, axis in zip(shape, axes, strict=True):
         if axis is not None and axis not in rules:
             raise UserError(f"parameter {name}: logical axis '{axis}' has no rule; add one")
-        mesh_axis = None if axis is None else rules[axis]
+        mesh_axis = None if axis is None or rules[axis] in entries else rules[axis]
         if mesh_axis is not None and size % mesh.shape[mesh_axis]:
             raise UserError(
                 f"parameter {name} of shape {tuple(shape)}: '{axis}' = {size} is not divisible "

@@ -291,6 +291,28 @@ EXAMPLES: dict[str, Layer] = {
     "Stack of recurrences": Stack(Block(LSTM(), width=WIDTH), depth=2),
     "Stack remat": Stack(Block(GAM(slots=16), width=WIDTH), depth=2, remat=True),
     "Stack unrolled": Stack(Block(GAM(slots=16), width=WIDTH), depth=3, unroll=2),
+    "ParScale of state spaces": ParScale(
+        InTurn((Residual(Mamba(state=4)), Residual(Mamba2(inner=32, head=4, state=4)))),
+        width=WIDTH,
+    ),
+    "ParScale of recurrences": ParScale(
+        InTurn((Residual(Elman()), Residual(LSTM()), Residual(GRU()), Residual(MinimalRNN()))),
+        width=WIDTH,
+    ),
+    "ParScale of memories": ParScale(
+        InTurn(
+            (
+                Residual(LinearMemory(variant="kimi_delta", chunk=4, **HEADS)),
+                Residual(LinearMemory(variant="gla", **HEADS)),
+                Residual(FusedDelta(long=5, **HEADS)),
+            )
+        ),
+        width=WIDTH,
+    ),
+    "ParScale of mixtures": ParScale(
+        Pattern((SoftMixture(GAM(slots=16), 2), Shallow(Residual(TCN(levels=2)), 2)), (0, 1, 0)),
+        width=WIDTH,
+    ),
 }
 
 TOKENS = 8
@@ -372,6 +394,10 @@ VARIANTS = frozenset(
         "Adapted attention",
         "Stack of adapted blocks",
         "ParScale of chunks",
+        "ParScale of state spaces",
+        "ParScale of recurrences",
+        "ParScale of memories",
+        "ParScale of mixtures",
         "Chunked whose carry is whole",
         "Stack remat",
         "Stack unrolled",

@@ -37,6 +37,7 @@ ROUNDING = 1e-9
 ONE = ((1, 1, 1), "data+sequence+tensor")
 
 AXES = ("data", "seq", "tensor", "stream", "expert")
+EVERY_AXIS = (*AXES, "pipe")
 STATES = ("data", "zero1", "fully_sharded")
 TENSORS = ("tensor", "tensor_tokens")
 WORDS = (*STATES, "sequence", *TENSORS)
@@ -59,7 +60,7 @@ def pairs(cases: Iterable[tuple[tuple[int, ...], str]]) -> set[tuple[str, str]]:
     return {
         (axis, word)
         for shape, preset in cases
-        for axis, size in zip(AXES, shape, strict=False)
+        for axis, size in zip(EVERY_AXIS, shape, strict=False)
         if size > 1
         for word in preset.split("+")
     }
@@ -81,11 +82,16 @@ def slow_unless_chosen(cases: Iterable[tuple], chosen: Collection[tuple]) -> lis
     ]
 
 
-def layout_of(shape: tuple[int, ...], preset: str = ONE[1], rules: str = "") -> Layout:
-    """A layout on the first devices: data, seq, tensor and, if not 1, stream and expert."""
-    data, seq, tensor, stream, expert = (*shape, 1, 1)[:5]
-    mesh = make_mesh(data, seq, tensor, stream=stream, expert=expert)
-    return Layout(mesh, Parallel(preset, rules))
+def layout_of(
+    shape: tuple[int, ...],
+    preset: str = ONE[1],
+    rules: str = "",
+    schedule: str = "1f1b",
+    turns: int = 1,
+) -> Layout:
+    """A layout on the first devices: data, seq, tensor and, if not 1, stream, expert and pipe."""
+    sizes = dict(zip(EVERY_AXIS, (*shape, 1, 1, 1), strict=False))
+    return Layout(make_mesh(**sizes), Parallel(preset, rules, schedule, turns))
 
 
 def mean_loss(sums: Any) -> float:

@@ -10,8 +10,10 @@
   gam benchmark selective    the selective scan, by method and chunk
   gam benchmark memory       bytes that each op sets aside, to 65,536 tokens
   gam benchmark attention    attention in blocks, and all scores at once
+  gam benchmark loss         the loss by tokens and vocabulary, beside PyTorch
   gam benchmark bank         one read, 4,096 to 1,048,576 slots
   gam benchmark peers        writing and prompts, beside transformers
+  gam benchmark serve        many texts at once, remembered states, guesses
   gam benchmark experts      experts in blocks, by ragged_dot, all for all
   gam benchmark mofme        modulated experts beside feed-forward experts
   gam benchmark mesh         a training step on 1 to 8 emulated devices
@@ -43,12 +45,14 @@ from experiments.benchmark import (
     decode,
     experts,
     length,
+    loss,
     memory,
     mesh,
     mofme,
     peers,
     scan,
     selective,
+    serve,
     step,
 )
 from experiments.benchmark.against import compare, print_changes
@@ -71,10 +75,12 @@ ON_ONE: dict[str, Callable[..., Rows]] = {
     "selective": selective.run,
     "memory": memory.run,
     "attention": attention.run,
+    "loss": loss.run,
     "bank": bank.run,
     "experts": experts.run,
     "mofme": mofme.run,
     "peers": peers.run,
+    "serve": serve.run,
 }
 OVER_MESHES: dict[str, Callable[..., Rows]] = {
     "mesh": mesh.run,

@@ -68,8 +68,7 @@ def mixed(
     groups = grouped.make_groups(owner.reshape(-1), len(weight), method=method)
     place = groups.place.reshape(owner.shape)
     rows = grouped.spread(x, groups.source, place)
-    hidden = jax.nn.silu(grouped.grouped_product(groups, rows, weight))
-    rows = grouped.grouped_product_transposed(groups, hidden, weight)
+    rows = grouped.grouped_feed_forward(groups, rows, [weight], [], weight, jax.nn.silu)
     return grouped.collect(rows, jnp.ones(owner.shape), groups.source, place)
 
 

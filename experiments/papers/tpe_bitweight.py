@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -27,7 +28,8 @@ EVERY = np.arange(-128, 128)
 def counts() -> tuple[np.ndarray, np.ndarray]:
     """Digits other than zero of all 256 numbers: by this coding, and by Booth's."""
     x = jnp.asarray(EVERY, jnp.int8)
-    own, booth = (jnp.sum(code(x) != 0, -1) for code in (digits, booth_digits))
+    both = jax.jit(lambda x: [jnp.sum(code(x) != 0, -1) for code in (digits, booth_digits)])
+    own, booth = both(x)
     return np.asarray(own), np.asarray(booth)
 
 

@@ -185,13 +185,47 @@ class Layer:
           x: the inputs. Where `axes.residual` is set, x and y hold this device's tokens alone.
           carry: what the chunk before has left; None starts a sequence. A layer hands None on to
             the layers inside, so that attention makes and reads no empty cache. A start that is
-            learned (`ParScale`) is a carry that holds None for each cache.
+            learned (`ParScale`) is a carry that holds None for each cache; beside `starts` it comes
+            in pairs, which a layer with a state takes apart (`parted`).
           axes: the mesh axes that this program runs over, see `sharding.axes.Axes`.
           key: for dropout; None for none.
           starts: true at the first token of each document, over all T tokens of this device's
             shard of the sequence; None where all tokens belong to one. See `documents`.
         """
         raise NotImplementedError
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Paired:
+    """An array of a carry, and what it is at the start of each document that begins in the call.
+
+    Both in the shape of the carry's table. A layer finds such pairs in its carry where starts are
+    learned (`ParScale`) and it is told where documents begin; elsewhere documents begin with zeros.
+    """
+
+    now: Any
+    start: Any
+
+
+def parted(carry: Carry) -> tuple[Carry, Any]:
+    """A carry without its pairs, and likewise what documents begin with: None where zeros."""
+
+    def is_pair(leaf: object) -> bool:
+        return isinstance(leaf, Paired)
+
+    now = jax.tree.map(lambda x: x.now if is_pair(x) else x, carry, is_leaf=is_pair)
+    return now, jax.tree.map(lambda x: x.start if is_pair(x) else None, carry, is_leaf=is_pair)
+
+
+def paired(carry: Carry, start: Any) -> Carry:
+    """The inverse of `parted`."""
+    return jax.tree.map(
+        lambda x, begin: x if begin is None else Paired(x, begin),
+        carry,
+        start,
+        is_leaf=lambda leaf: leaf is None,
+    )
 
 
 def told(starts: Bool[Array, "B T"] | None) -> dict[str, Array]:

@@ -17,9 +17,10 @@ from gam_jax.layers.in_order import gathered
 from gam_jax.layers.mlp import MLP
 from gam_jax.layers.norm import LayerNorm
 from gam_jax.params import Params, Table, stack
-from sharding import zero
+from sharding import collectives, zero
 from sharding.axes import Axes
 from sharding.bounds import Rate, Size, check_bounds
+from sharding.pipeline import stages
 
 FORMS = ("sequential", "parallel")
 NORMS = ("pre", "post", "sandwich", "out")
@@ -223,13 +224,28 @@ class Stack(Layer):
         *,
         key: Array | None = None,
         starts: Bool[Array, "B T"] | None = None,
+        before: Array | int = 0,
     ) -> tuple[Float[Array, "B T D"], Carry]:
         """Runs the blocks in order; layer i draws its randomness from fold_in(key, i).
 
         Given a carry `apart`, it is not a scan, and the carry after is apart too; the parameters
-        may be so as well.
+        may be so as well. Where a mesh axis splits the layers, its stages work in turn, and the
+        carry is that of this device's own layers.
+
+        Args:
+          before: layers that stand before the first of these, in a stage of a pipeline.
         """
-        return _run_blocks(self, axes, params, x, carry, key, starts)
+        axis = axes.of("layer")
+        if axis is None:
+            return _run_blocks(self, axes, params, x, carry, key, starts, before)
+        count = axes.turns * collectives.axis_size(axis)
+        chunk = dataclasses.replace(self, depth=self.depth // count)
+
+        def run(own: Params, x: Array, carry: Carry, place: Array) -> tuple[Array, Carry]:
+            first = place * chunk.depth
+            return _run_blocks(chunk, axes.within_stage, own, x, carry, key, starts, first)
+
+        return stages.in_turn(run, axis, axes.turns, params, x, carry)
 
     def apart(self, carry: Any, part: Callable[[Any, int], Any]) -> Apart:
         """A carry or parameters, each block's by itself."""
@@ -250,6 +266,7 @@ def _run_blocks(
     carry: Carry | None,
     key: Array | None,
     starts: Array | None,
+    before: Array | int,
 ) -> tuple[Array, Carry]:
     def step(h: Array, layer: tuple[Params, Carry, Array]) -> tuple[Array, Carry]:
         block_params, block_carry, index = layer
@@ -270,4 +287,5 @@ def _run_blocks(
         step = jax.checkpoint(step, prevent_cse=unroll > 1)
     elif zero.has_shards(params) and not stack.block.loops:
         step = jax.checkpoint(step, prevent_cse=False, policy=zero.keeps)
-    return lax.scan(step, x, (params, carry, jnp.arange(stack.depth)), unroll=unroll)
+    layers = before + jnp.arange(stack.depth)
+    return lax.scan(step, x, (params, carry, layers), unroll=min(unroll, stack.depth))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from gam_jax.layers.base import WHOLE, Carry, Layer, inherit, told
+from gam_jax.layers.base import WHOLE, Carry, Layer, inherit, paired, parted, told
 from gam_jax.params import Params, Table
 from sharding import collectives
 from sharding.axes import Axes
@@ -70,6 +70,7 @@ class Chunked(Layer):
         def step(carry: Carry, chunk: tuple[Array, Array, Array | None]) -> tuple[Carry, Array]:
             part, index, begins = chunk
             own = None if key is None else jax.random.fold_in(key, index)
+            carry = paired(carry, begin)
             y, carry = self.inner(params, part, carry, axes, key=own, **told(begins))
             return carry, y
 
@@ -77,7 +78,7 @@ class Chunked(Layer):
             parts = x[:, : count * self.size].reshape(batch, count, self.size, *x.shape[2:])
             return jnp.moveaxis(parts, 1, 0)
 
-        carry = self.begun(carry, x, axes)
+        carry, begin = parted(self.begun(carry, x, axes))
         chunks = (cut(x), jnp.arange(count), None if starts is None else cut(starts))
         first = jax.tree.map(lambda part: part[0], chunks)
         carry = collectives.typed_as(carry, jax.eval_shape(step, carry, first)[0])

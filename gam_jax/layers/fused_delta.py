@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from gam_jax.layers.base import WHOLE, Carry, Layer, known
+from gam_jax.layers.base import WHOLE, Carry, Layer, known, parted
 from gam_jax.ops.activation import gelu
 from gam_jax.ops.conv import segmented_conv
 from gam_jax.ops.documents import segments
@@ -146,7 +147,7 @@ class FusedDelta(Layer):
         starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
         """Heads are split inside, hidden units in the gates' network; sums on the way out."""
-        before: Carry = self.carry(x.shape[0], axes) if carry is None else carry
+        before, anew = parted(self.carry(x.shape[0], axes) if carry is None else carry)
         after: dict[str, Array] = {}
         x = residual.enter(x, axes, "heads", "ffn")
         flat, w_qkv = x.reshape(-1, x.shape[-1]), params["w_qkv"]
@@ -154,10 +155,16 @@ class FusedDelta(Layer):
 
         def convolved(name: str, values: Array) -> Array:  # [B, T, H, C]
             taps, tail = params[name], before[name]
-            begin = tail.astype(x.dtype).reshape(*tail.shape[:2], -1)
+            channels = math.prod(taps.shape[1:])
+            state, begin = jax.tree.map(
+                lambda part: part.astype(x.dtype).reshape(*part.shape[:2], channels),
+                (tail, anew[name]),
+            )
             rows, bias = values.reshape(*values.shape[:2], -1), jnp.zeros((), x.dtype)
             filters = taps.reshape(taps.shape[0], -1)
-            y, last = segmented_conv(rows, filters, bias, begin, axes.seq, segments=own)
+            y, last = segmented_conv(
+                rows, filters, bias, state, axes.seq, segments=own, begin=begin
+            )
             after[name] = last.astype(tail.dtype).reshape(tail.shape)
             return y.reshape(values.shape)
 
@@ -179,6 +186,7 @@ class FusedDelta(Layer):
             chunk=self.chunk,
             axis=axes.seq,
             starts=starts,
+            begin=anew["state"],
         )
         paths = jnp.stack([convolved("short", v), convolved("long", v), read, v], axis=3)
         gates = self._gates(params, flat, paths, axes)

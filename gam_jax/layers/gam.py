@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from gam_jax.layers.base import WHOLE, Carry, Layer, known
+from gam_jax.layers.base import WHOLE, Carry, Layer, known, parted
 from gam_jax.ops.conv import causal_conv, reach
 from gam_jax.ops.linear import linear
 from gam_jax.ops.memory import memory_read
@@ -111,8 +111,9 @@ class GAM(Layer):
         starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
         """Channels are split between the two pathways and their fusion, slots inside the read."""
-        before: Carry = self.carry(x.shape[0], axes) if carry is None else carry
+        before, begin = parted(self.carry(x.shape[0], axes) if carry is None else carry)
         after, offset = (before["tail"], before["offset"]) if self._moves else (before, None)
+        begin = begin["tail"] if self._moves else begin
         channels = axes.of("channel")
         x = residual.enter(x, axes, "channel")
         flat = x.reshape(-1, x.shape[-1])
@@ -127,6 +128,7 @@ class GAM(Layer):
                 dilation=self.dilation,
                 axis=axes.seq,
                 starts=starts,
+                begin=begin,
             )
             pathways.append(local.reshape(flat.shape[0], -1))
         if self._reads:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from gam_jax.layers.base import WHOLE, Carry, Layer, known, row_counter
+from gam_jax.layers.base import WHOLE, Carry, Layer, known, parted, row_counter
 from gam_jax.layers.mamba import log_step_sizes
 from gam_jax.ops import documents
 from gam_jax.ops.cache import known_most
@@ -264,10 +264,11 @@ class LinearMemory(Layer):
         starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
         """Heads are split inside, and summed on the way out."""
-        before: Carry = self.carry(x.shape[0], axes) if carry is None else carry
+        fresh = carry is None
+        before, begin = parted(self.carry(x.shape[0], axes) if fresh else carry)
         x = residual.enter(x, axes, "heads")
         flat = x.reshape(-1, x.shape[-1])
-        q, k, v, after = self._written(params, x, flat, before, carry is None, axes, starts)
+        q, k, v, after = self._written(params, x, flat, before, begin, fresh, axes, starts)
         beta, log_decay = None, self._log_decay(params, flat, axes)
         if self.recipe.beta:
             beta = jax.nn.sigmoid(linear(flat, params["w_beta"]).astype(jnp.float32))
@@ -286,6 +287,7 @@ class LinearMemory(Layer):
             chunk=self.chunk,
             axis=axes.seq,
             starts=starts,
+            begin=begin["state"],
         )
         if self.averages:
             y = y[..., :-1] / (y[..., -1:] + SUM_EPS)
@@ -302,21 +304,27 @@ class LinearMemory(Layer):
         x: Array,
         flat: Array,
         carry: Carry,
+        begin: Any,
         fresh: bool,
         axes: Axes,
         starts: Array | None,
     ) -> tuple[Array, Array, Array, dict[str, Array]]:
         """Queries and keys [B, T, G, K], values [B, T, H, N (+ 1)], and carries but the state.
 
-        Where `fresh`, the carry is that of the start of a sequence.
+        Where `fresh`, the carry is that of the start of a sequence; documents start with `begin`.
         """
         recipe, w_qkv = self.recipe, params["w_qkv"]
         after: dict[str, Array] = {}
         mixed = linear(flat, w_qkv.reshape(w_qkv.shape[0], -1)).reshape(*x.shape[:2], -1)
         if recipe.kernel > 1:
             taps, tail = params["conv"], carry["conv"]
-            filters, begin = taps.reshape(taps.shape[0], -1), tail.reshape(*tail.shape[:2], -1)
-            mixed, last = causal_conv(mixed, filters, state=begin, axis=axes.seq, starts=starts)
+            filters = taps.reshape(taps.shape[0], -1)
+            before, anew = jax.tree.map(
+                lambda part: part.reshape(*part.shape[:2], -1), (tail, begin["conv"])
+            )
+            mixed, last = causal_conv(
+                mixed, filters, state=before, axis=axes.seq, starts=starts, begin=anew
+            )
             mixed = jax.nn.silu(mixed)
             after["conv"] = last.reshape(tail.shape)
         mixed = mixed.reshape(*x.shape[:2], *w_qkv.shape[1:])
@@ -324,9 +332,9 @@ class LinearMemory(Layer):
         v = v.reshape(*x.shape[:2], -1, self.values)
         q, k = (FEATURES[recipe.feature](part) for part in (q, k))
         if recipe.turned:
-            begin, tokens = carry["position"], x.shape[1]
-            places, after["position"] = _places(begin, fresh, tokens, axes.seq, starts)
-            end = known_most(begin) + tokens * collectives.axis_size(axes.seq)
+            seen, tokens = carry["position"], x.shape[1]
+            places, after["position"] = _places(seen, fresh, tokens, axes.seq, starts)
+            end = known_most(seen) + tokens * collectives.axis_size(axes.seq)
             positions = self.positions.reaching(end, whole=fresh and starts is None)
             q, k = (rotary(part, places, THETA, positions) for part in (q, k))
         if self.averages:

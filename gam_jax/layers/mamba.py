@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from gam_jax.layers.base import WHOLE, Carry, Layer, known
+from gam_jax.layers.base import WHOLE, Carry, Layer, known, parted
 from gam_jax.ops.conv import causal_conv
 from gam_jax.ops.linear import linear, linear_transposed
 from gam_jax.ops.norm import rms_norm
@@ -133,7 +133,7 @@ class Mamba(Layer):
         starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
         """Inner channels are split; what they find of steps, b and c is summed."""
-        before: Carry = self.carry(x.shape[0], axes) if carry is None else carry
+        before, begin = parted(self.carry(x.shape[0], axes) if carry is None else carry)
         channels = axes.of("channel")
         x = residual.enter(x, axes, "channel")
         batch, tokens, width = x.shape
@@ -147,6 +147,7 @@ class Mamba(Layer):
             state=before["conv"],
             axis=axes.seq,
             starts=starts,
+            begin=begin["conv"],
         )
         u = jax.nn.silu(u)
         flat = u.reshape(z.shape)
@@ -167,6 +168,7 @@ class Mamba(Layer):
             state=before["state"],
             axis=axes.seq,
             starts=starts,
+            begin=begin["state"],
         )
         gated = (y.reshape(flat.shape) + params["skip"] * flat) * jax.nn.silu(z)
         partial = linear_transposed(gated, params["w_out"]).reshape(x.shape)

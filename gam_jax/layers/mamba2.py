@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from gam_jax.layers.base import WHOLE, Carry, Layer, known
+from gam_jax.layers.base import WHOLE, Carry, Layer, known, parted
 from gam_jax.layers.mamba import log_step_sizes
 from gam_jax.ops.conv import segmented_conv
 from gam_jax.ops.documents import segments
@@ -183,13 +183,13 @@ class Mamba2(Layer):
         starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
         """Heads are split; each device finds b and c of all groups."""
-        before: Carry = self.carry(x.shape[0], axes) if carry is None else carry
+        before, begin = parted(self.carry(x.shape[0], axes) if carry is None else carry)
         x = residual.enter(x, axes, "heads")
         z, v, bc, dt = self._project(params, x)
         after: dict[str, Array] = {}
         own = None if starts is None else segments(starts, axes.seq)
-        v, after["conv_x"] = _convolve(params, "conv_x", v, before, axes, own)
-        bc, tail = _convolve(params, "conv_bc", bc, before, axes, own)
+        v, after["conv_x"] = _convolve(params, "conv_x", v, before, begin, axes, own)
+        bc, tail = _convolve(params, "conv_bc", bc, before, begin, axes, own)
         after["conv_bc"] = collectives.from_last(tail, axes.of("heads"))  # the same on all
         b, c = self._own_groups(bc, axes)
         v = v.reshape(*x.shape[:2], -1, self.head)
@@ -204,6 +204,7 @@ class Mamba2(Layer):
             chunk=self.chunk,
             axis=axes.seq,
             starts=starts,
+            begin=begin["state"],
         )
         y = self._gate(params, y + params["skip"][:, None] * v, z.reshape(v.shape), axes)
         flat = y.astype(x.dtype).reshape(x.shape[0] * x.shape[1], -1)
@@ -267,18 +268,17 @@ def _convolve(
     name: str,
     x: Array,
     carry: Carry,
+    start: Any,
     axes: Axes,
     own: Int[Array, "B T"] | None,
 ) -> tuple[Array, Array]:
     """silu(conv(x)) and the tail in the carry's shape and dtype."""
     weight, before = params[name], carry[name]
-    bias = params.get(f"{name}_bias")
-    y, tail = segmented_conv(
-        x,
-        weight.reshape(weight.shape[0], -1),
-        jnp.zeros((), x.dtype) if bias is None else bias.reshape(-1),
-        before.astype(x.dtype).reshape(*before.shape[:2], x.shape[2]),
-        axes.seq,
-        segments=own,
+    filters, bias = weight.reshape(weight.shape[0], -1), params.get(f"{name}_bias")
+    bias = jnp.zeros((), x.dtype) if bias is None else bias.reshape(-1)
+    state, begin = jax.tree.map(
+        lambda part: part.astype(x.dtype).reshape(*part.shape[:2], x.shape[2]),
+        (before, start[name]),
     )
+    y, tail = segmented_conv(x, filters, bias, state, axes.seq, segments=own, begin=begin)
     return jax.nn.silu(y), tail.astype(before.dtype).reshape(before.shape)

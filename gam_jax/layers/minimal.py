@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from gam_jax.layers.base import WHOLE, Layer, known
+from gam_jax.layers.base import WHOLE, Layer, known, parted
 from gam_jax.ops.linear import linear, linear_transposed
 from gam_jax.ops.scan import diagonal_scan
 from gam_jax.params import Param, Params, Table, fan_in, zeros
@@ -78,7 +78,7 @@ class MinimalRNN(Layer):
         starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B E"]]:
         """Channels of the state are split, and summed on the way out."""
-        carry = self.carry(x.shape[0], axes) if carry is None else carry
+        state, begin = parted(self.carry(x.shape[0], axes) if carry is None else carry)
         x = residual.enter(x, axes, "channel")
         flat, w_in = x.reshape(-1, x.shape[-1]), params["w_in"]
         logits = linear(flat, w_in.reshape(w_in.shape[0], -1)).astype(jnp.float32)
@@ -89,10 +89,11 @@ class MinimalRNN(Layer):
         states, last = diagonal_scan(
             keep.reshape(shape),
             (jnp.exp(write) * candidate).reshape(shape),
-            state=carry,
+            state=state,
             method=self.method,
             axis=axes.seq,
             starts=starts,
+            begin=begin,
         )
         states = states.reshape(candidate.shape).astype(x.dtype)
         partial = linear_transposed(states, params["w_out"]).reshape(x.shape)

@@ -74,7 +74,7 @@ class MLP(Layer):
         width = known(self.width, "width", self)
         hidden = self.hidden or self.expansion * width
         table: dict[str, Param] = {}
-        for name in ("in", "gate") if self.activation in GATED else ("in",):
+        for name in self.inward:
             table[f"w_{name}"] = Param((width, hidden), ("embed", "ffn"), fan_in(width))
             if self.bias:
                 table[f"b_{name}"] = Param((hidden,), ("ffn",), fan_in(width), decay=False)
@@ -106,31 +106,22 @@ class MLP(Layer):
         bias = params["b_out"]
         return bias if self.out_scale == 1 else self.out_scale * bias
 
-    def partial(
-        self,
-        params: Params,
-        x: Float[Array, "N D"],
-        product: Callable[[Array, Array, Array | None], Array] = linear,
-        transposed: Callable[[Array, Array], Array] = linear_transposed,
-    ) -> Float[Array, "N D"]:
-        """What this device's hidden units add, without b_out.
+    @property
+    def inward(self) -> tuple[str, ...]:
+        """Names of the maps whose results `activated` takes."""
+        return ("in", "gate") if self.activation in GATED else ("in",)
 
-        Args:
-          params: its own units'.
-          x: rows.
-          product: (rows, weight, bias), for weights that depend on the row.
-          transposed: (rows, weight), likewise with the weight transposed.
-        """
-        hidden = product(x, params["w_in"], params.get("b_in"))
-        if self.activation in GATED:
-            gate = product(x, params["w_gate"], params.get("b_gate"))
-            hidden = self._gated(gate if self.gate_scale == 1 else self.gate_scale * gate, hidden)
-        else:
-            hidden = PLAIN[self.activation](hidden)
-        partial = transposed(hidden, params["w_out"])
+    def partial(self, params: Params, x: Float[Array, "N D"]) -> Float[Array, "N D"]:
+        """What this device's hidden units add, without b_out; `params` are its own units'."""
+        found = (linear(x, params[f"w_{name}"], params.get(f"b_{name}")) for name in self.inward)
+        partial = linear_transposed(self.activated(*found), params["w_out"])
         return partial if self.out_scale == 1 else self.out_scale * partial
 
-    def _gated(self, gate: Array, hidden: Array) -> Array:
+    def activated(self, hidden: Array, gate: Array | None = None) -> Array:
+        """The hidden units, number by number."""
+        if gate is None:
+            return PLAIN[self.activation](hidden)
+        gate = gate if self.gate_scale == 1 else self.gate_scale * gate
         if self.activation != CLAMPED:
             return PLAIN[GATED[self.activation]](gate) * hidden
         gate = jnp.minimum(gate, self.clamp)

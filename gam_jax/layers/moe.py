@@ -363,12 +363,13 @@ class MoE(Layer):
     def _through_experts(
         self, params: Params, rows: Float[Array, "M D"], groups: grouped.Groups, axes: Axes
     ) -> Float[Array, "M D"]:
-        out = self.ffn.partial(
-            params,
-            rows,
-            lambda x, weight, bias: grouped.grouped_product(groups, x, weight, bias),
-            lambda x, weight: grouped.grouped_product_transposed(groups, x, weight),
+        names = self.ffn.inward
+        biases = [params[f"b_{name}"] for name in names] if self.ffn.bias else []
+        weights = [params[f"w_{name}"] for name in names]
+        out = grouped.grouped_feed_forward(
+            groups, rows, weights, biases, params["w_out"], self.ffn.activated
         )
+        out = out if self.ffn.out_scale == 1 else self.ffn.out_scale * out
         if not self.ffn.bias:
             return out
         return out + grouped.row_bias(groups, _own_part(self.ffn.scaled_bias(params), axes))

@@ -17,6 +17,8 @@ from gam_jax.layers.base import (
     Statistics,
     inherit,
     known,
+    paired,
+    parted,
     row_counter,
     told,
 )
@@ -91,16 +93,6 @@ class ParScale(Layer):
                 "ParScale.inner has nothing to begin with that could differ between streams: "
                 "give a layer with a carry, or ParScale.prefix to attention"
             )
-
-    @property
-    def documents(self) -> bool:
-        """Whether the inner layer keeps documents apart, and streams differ in what stays alone.
-
-        Attention's prefix is seen by every query, in whichever document. A layer with a state would
-        have to begin each document with what its stream has learned; layers begin it with zeros.
-        """
-        learned = self._starts() if self.streams > 1 else {}
-        return all(name.endswith(STAYING) for name in learned) and self.inner.documents
 
     @property
     def varied(self) -> Layer:
@@ -183,7 +175,9 @@ class ParScale(Layer):
             x, inside = jax.tree.map(lambda p: collectives.as_varying(p, axis), (x, inside))
         rows = jnp.broadcast_to(x, (own, *x.shape)).reshape(own * batch, *x.shape[1:])
         inner_axes = dataclasses.replace(axes, streams=own)
-        before = self._begin(params["starts"], carry, own * batch, inner_axes)
+        carry, _ = parted(carry)  # each sequence begins with what this layer has learned
+        before, begin = self._begin(params["starts"], carry, own * batch, inner_axes)
+        before = before if starts is None else paired(before, begin)
         told_rows = told(None if starts is None else jnp.tile(starts, (own, 1)))
         hidden, after = self.varied(inside, rows, before, inner_axes, key=key, **told_rows)
         y = self._mixed(params["aggregator"], hidden.reshape(own, -1, hidden.shape[-1]), axis)
@@ -235,8 +229,13 @@ class ParScale(Layer):
         }
         return {**kept, "starts": starts, "aggregator": aggregator}
 
-    def _begin(self, starts: Params, carry: Carry | None, rows: int, axes: Axes) -> Carry:
-        """The inner carry [P B, ...]: as it was left, or the learned start."""
+    def _begin(
+        self, starts: Params, carry: Carry | None, rows: int, axes: Axes
+    ) -> tuple[Carry, Any]:
+        """The inner carry [P B, ...], as left or the learned start; what documents begin with.
+
+        That is None in the place of zeros, and of what stays: every document sees it.
+        """
 
         def learned(path: Any, param: Param) -> Array | None:
             if param.cache or _name(path) not in starts:
@@ -244,18 +243,22 @@ class ParScale(Layer):
             start = starts[_name(path)].astype(param.dtype)
             return jnp.repeat(start, rows // axes.streams, axis=param.axes.index("batch"))
 
+        def anew(path: Any, _: Param, start: Array | None) -> Array | None:
+            return None if _name(path).endswith(STAYING) else start
+
         table = self.varied.carry_table(rows)
         begin = jax.tree_util.tree_map_with_path(learned, table, is_leaf=_is_param)
+        each = jax.tree_util.tree_map_with_path(anew, table, begin, is_leaf=_is_param)
         if carry is None:
 
             def begun_with(param: Param, zero: Array, start: Array | None) -> Array | None:
                 return (None if param.cache else zero) if start is None else start
 
-            return _map(begun_with, table, self.varied.carry(rows, axes), begin)
+            return _map(begun_with, table, self.varied.carry(rows, axes), begin), each
         left = self.sequences(carry)
         if _is_apart(left):
             table = self._table_like(left, rows)
-            begin = self.varied.apart(begin, lambda x, i: x[i])
+            begin, each = (self.varied.apart(x, lambda x, i: x[i]) for x in (begin, each))
         begun = jnp.tile(carry["seen"] > 0, axes.streams)
 
         def chosen(param: Param, x: Array, start: Array | None) -> Array:
@@ -264,7 +267,7 @@ class ParScale(Layer):
             behind = x.ndim - 1 - param.axes.index("batch")
             return jnp.where(begun.reshape(-1, *(1,) * behind), x, start)
 
-        return _map(chosen, table, left, begin)
+        return _map(chosen, table, left, begin), each
 
     def _mixed(
         self, params: Params, hidden: Float[Array, "p N D"], axis: str | None
@@ -332,7 +335,8 @@ def _split(param: Param, leaf: Any, own: int) -> Any:
     at = param.axes.index("batch")
     if isinstance(leaf, Pages):
         return leaf.split_streams(at, own)
-    return leaf.reshape(*leaf.shape[:at], own, -1, *leaf.shape[at + 1 :])
+    rows = leaf.shape[at] // own  # of an empty array -1 says nothing
+    return leaf.reshape(*leaf.shape[:at], own, rows, *leaf.shape[at + 1 :])
 
 
 def _join(param: Param, leaf: Any) -> Any:
@@ -342,4 +346,5 @@ def _join(param: Param, leaf: Any) -> Any:
     at = param.axes.index("batch")
     if isinstance(leaf, Pages):
         return leaf.join_streams(at)
-    return leaf.reshape(*leaf.shape[:at], -1, *leaf.shape[at + 2 :])
+    rows = leaf.shape[at] * leaf.shape[at + 1]
+    return leaf.reshape(*leaf.shape[:at], rows, *leaf.shape[at + 2 :])

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from gam_jax.layers.base import WHOLE, Carry, Layer, known
+from gam_jax.layers.base import WHOLE, Carry, Layer, known, parted
 from gam_jax.ops.linear import linear
 from gam_jax.ops.recurrence import Product, elman_step, gru_step, lstm_step, recurrent_scan
 from gam_jax.params import Param, Params, Table, fan_in, zeros
@@ -81,7 +81,7 @@ class Recurrent(Layer):
         inner = {name: params[name] for name in params if name not in ("w_in", "bias")}
         names = sorted(collectives.varying(given))
         inner = jax.tree.map(lambda p: collectives.as_varying(p, names), inner)
-        state = self.carry(x.shape[0], axes) if carry is None else carry
+        state, begin = parted(self.carry(x.shape[0], axes) if carry is None else carry)
         states, after = recurrent_scan(
             lambda state, given: self._step(inner, state, given, channels),
             state,
@@ -89,6 +89,7 @@ class Recurrent(Layer):
             axes.seq,
             self.unroll,
             starts,
+            begin if jax.tree.leaves(begin) else None,
         )
         return residual.leave_channels(self._output(states).astype(x.dtype), channels, axes), after
 

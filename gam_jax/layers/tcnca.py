@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from gam_jax.layers.base import WHOLE, Carry, Layer, known, row_counter
+from gam_jax.layers.base import WHOLE, Carry, Layer, known, parted, row_counter
 from gam_jax.ops.chunk_attention import chunk_attention
 from gam_jax.ops.conv import reach, segmented_conv
 from gam_jax.ops.documents import segments
@@ -107,7 +107,8 @@ class TCN(Layer):
         starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T d"], Carry]:
         """The stack on this device's channels."""
-        tails = iter(self.carry(x.shape[0], axes) if carry is None else carry)
+        before, begin = parted(self.carry(x.shape[0], axes) if carry is None else carry)
+        tails, begins = iter(before), iter(begin)
         own = None if starts is None else segments(starts, axes.seq)
         after = []
         for level in range(self.levels):
@@ -115,7 +116,9 @@ class TCN(Layer):
             for i in range(self.convs):
                 weight, bias = params["conv"][level, i], params["conv_bias"][level, i]
                 tail, dilation = next(tails).astype(x.dtype), self.factor**level
-                y, tail = segmented_conv(y, weight, bias, tail, axes.seq, dilation, own)
+                y, tail = segmented_conv(
+                    y, weight, bias, tail, axes.seq, dilation, own, next(begins)
+                )
                 y = jax.nn.silu(y)
                 after.append(tail.astype(jnp.float32))
             x = x + y

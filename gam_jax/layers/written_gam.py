@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from gam_jax.layers.base import WHOLE, Carry, Layer, inherit, known, told
+from gam_jax.layers.base import WHOLE, Carry, Layer, inherit, known, parted, told
 from gam_jax.ops.conv import causal_conv
 from gam_jax.ops.linear import linear
 from gam_jax.ops.memory import memory_read
@@ -80,15 +80,23 @@ class WrittenGAM(Layer):
         starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
         """Channels are split between pathways and fusion; the memory is split as it is alone."""
-        begin = None if carry is None else carry["memory"]
-        memory, written = self.memory(params["memory"], x, begin, axes, key=key, **told(starts))
-        tail = self.carry(x.shape[0], axes)["local"] if carry is None else carry["local"]
+        inside = None if carry is None else carry["memory"]
+        memory, written = self.memory(params["memory"], x, inside, axes, key=key, **told(starts))
+        before = self.carry(x.shape[0], axes) if carry is None else carry
+        tail, begin = parted(before["local"])
         channels = axes.of("channel")
         x, memory = (residual.enter(part, axes, "channel") for part in (x, memory))
         flat = x.reshape(-1, x.shape[-1])
         own, memory = (collectives.own_shard(part, channels, dim=2) for part in (x, memory))
-        conv, conv_bias = params["conv"], params["conv_bias"]
-        local, after = causal_conv(own, conv, conv_bias, state=tail, axis=axes.seq, starts=starts)
+        local, after = causal_conv(
+            own,
+            params["conv"],
+            params["conv_bias"],
+            state=tail,
+            axis=axes.seq,
+            starts=starts,
+            begin=begin,
+        )
         pathways = [part.reshape(flat.shape[0], -1) for part in (local, memory)]
         if self.slots:
             pathways.append(memory_read(flat, params["bank"], axes.of("slot"), channels))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -18,6 +20,7 @@ from sharding.axes import Axes
 from sharding.bounds import check_bounds
 from sharding.errors import UserError
 from sharding.layout import Layout
+from sharding.pipeline import stages
 
 PARAM_DTYPES = (FLOAT32, "bfloat16")
 BATCH, TOKEN = "batch", "token"
@@ -28,6 +31,44 @@ Batch = Mapping[str, Any]
 
 Measures = dict[str, tuple[Any, Any]]
 """Name -> (sum, count): what is told of a batch is sum / count, over all devices and parts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """A model as what its layers stand between, for stages of a pipeline.
+
+    The objective is `last` of `layers` of `first`.
+
+    Attributes:
+      blocks: name of the parameters of the layers, each [layers, ...].
+      depth: how many layers there are.
+      own: (parameters, axes) -> those that the others are given; linear, and done once a step.
+      first: (parameters, batch, axes, key) -> the stream that enters the first layer.
+      layers: (parameters of some layers, stream, batch, axes, key, layers before them, how many)
+        -> stream, and their carry.
+      last: (parameters, stream, carry of all layers, batch, axes) -> what `Model.objective` gives.
+    """
+
+    blocks: str
+    depth: int
+    own: Callable[[Params, Axes], Params]
+    first: Callable[[Params, Batch, Axes, Array | None], Array]
+    layers: Callable[
+        [Params, Array, Batch, Axes, Array | None, Array | int, int], tuple[Array, Any]
+    ]
+    last: Callable[
+        [Params, Array, Any, Batch, Axes],
+        tuple[Float[Array, ""], Float[Array, ""] | float, Measures],
+    ]
+
+    def objective(
+        self, params: Params, batch: Batch, axes: Axes, key: Array | None
+    ) -> tuple[Float[Array, ""], Float[Array, ""] | float, Measures]:
+        """All three, one after another."""
+        params = self.own(params, axes)
+        x = self.first(params, batch, axes, key)
+        x, carry = self.layers(params[self.blocks], x, batch, axes, key, 0, self.depth)
+        return self.last(params, x, carry, batch, axes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +133,10 @@ class Model:
         """
         raise NotImplementedError
 
+    def parts(self) -> Parts | None:
+        """The objective in three, for stages of a pipeline; None, the default, where it is not."""
+        return None
+
     def count(self, batch: Batch, axes: Axes = WHOLE) -> Float[Array, ""]:
         """The sum of the weights of all devices, known from the batch alone."""
         weights = batch["weights"]
@@ -129,8 +174,10 @@ class Model:
         """Refuses a mesh on which some axis would have no work.
 
         Raises:
-          UserError: devices along `stream`, or along `seq` where no array of a batch has tokens.
+          UserError: devices along `stream`, or along `seq` where no array of a batch has tokens;
+            devices along `pipe`, see `check_stages`.
         """
+        check_stages(self, layout)
         sizes = layout.mesh.shape
         name = type(self).__name__
         if sizes.get("stream", 1) > 1:
@@ -153,6 +200,35 @@ class Model:
         return None
 
 
+def check_stages(model: Model, layout: Layout) -> None:
+    """Refuses a model that cannot be split into the stages of the mesh.
+
+    Raises:
+      UserError: one without `parts`, or layers that do not divide into stages and turns.
+    """
+    if layout.stages == 1:
+        return
+    parts, turns = model.parts(), layout.parallel.turns
+    if parts is None:
+        kind = type(model).__name__
+        more = " with parallel streams" if getattr(model, "streams", 1) > 1 else ""
+        raise UserError(
+            f"mesh axis pipe={layout.stages}: {kind}{more} does not say its parts, which stages "
+            f"are made of: make it 1"
+        )
+    chunks = layout.stages * turns
+    if parts.depth < chunks:
+        raise UserError(
+            f"mesh axis pipe={layout.stages} with parallel.turns={turns} needs at least {chunks} "
+            f"layers, and the model has {parts.depth}: change the one or the other"
+        )
+    if parts.depth % chunks:
+        raise UserError(
+            f"{parts.depth} layers do not divide into mesh axis pipe={layout.stages} x "
+            f"parallel.turns={turns}: change the one or the other"
+        )
+
+
 def reported(carry: Any, axes: Axes) -> tuple[Float[Array, ""] | float, Measures]:
     """The penalties that layers add, and what they tell, as `Model.objective` gives them.
 
@@ -167,6 +243,9 @@ def reported(carry: Any, axes: Axes) -> tuple[Float[Array, ""] | float, Measures
     penalty: Array | float = 0.0
     measures: Measures = {}
     for path, found in statistics(carry).items():
+        if axis := axes.of("layer"):  # each stage has counted for its own layers
+            gather = functools.partial(stages.gathered, axis=axis, turns=axes.turns)
+            found = jax.tree.map(gather, found)
         own, told = found.report(axes)
         penalty = penalty + own
         measures |= {f"{path}/{name}": (x, jnp.ones(())) for name, x in told.items()}

@@ -13,7 +13,7 @@ from gam_jax.data.base import Dataset
 from gam_jax.layers.base import WHOLE, Carry, Layer, inherit, known
 from gam_jax.layers.block import Stack
 from gam_jax.layers.norm import LayerNorm
-from gam_jax.models.base import BATCH, Batch, Measures, Model, reported
+from gam_jax.models.base import BATCH, Batch, Measures, Model, Parts, reported
 from gam_jax.ops.linear import linear
 from gam_jax.params import Param, Params, Table, fan_in, normal, zeros
 from sharding import collectives
@@ -132,7 +132,37 @@ class ImageClassifier(Model):
           axes: mesh axes, inside `jax.shard_map`.
           key: for randomness in layers.
         """
-        logits, carry = self._run(params, batch["images"], axes, key)
+        return self.parts().objective(params, batch, axes, key)
+
+    def parts(self) -> Parts:
+        """Patches and positions; blocks; norm, mean, head and loss."""
+
+        def first(params: Params, batch: Batch, axes: Axes, key: Array | None) -> Array:
+            return self._embedded(params, batch["images"], axes)
+
+        def layers(
+            blocks: Params,
+            x: Array,
+            batch: Batch,
+            axes: Axes,
+            key: Array | None,
+            before: Array | int,
+            depth: int,
+        ) -> tuple[Array, Carry]:
+            stack = dataclasses.replace(self.stack, depth=depth)
+            return stack(blocks, x, None, axes, key=key, before=before)
+
+        def last(
+            params: Params, x: Array, carry: Carry, batch: Batch, axes: Axes
+        ) -> tuple[Array, Array | float, Measures]:
+            return self._told(self._logits(params, x, axes), carry, batch, axes)
+
+        return Parts("blocks", self.depth, lambda params, axes: params, first, layers, last)
+
+    def _told(
+        self, logits: Array, carry: Carry, batch: Batch, axes: Axes
+    ) -> tuple[Array, Array | float, Measures]:
+        """What `objective` gives, from logits."""
         labels, weights = batch["labels"], batch["weights"]
         losses = self._losses(logits, labels)
         right = jnp.where(jnp.isnan(losses), jnp.nan, jnp.argmax(logits, axis=-1) == labels)
@@ -167,11 +197,19 @@ class ImageClassifier(Model):
         self, params: Params, images: Array, axes: Axes, key: Array | None
     ) -> tuple[Array, Carry]:
         """Logits, and what the blocks hand on: their statistics are in it."""
+        x = self._embedded(params, images, axes)
+        x, carry = self.stack(params["blocks"], x, None, axes, key=key)
+        return self._logits(params, x, axes), carry
+
+    def _embedded(self, params: Params, images: Array, axes: Axes) -> Array:
+        """What enters the first block."""
         count, p = known(self.side, "side", self) // self.patch, self.patch
         patches = images.reshape(-1, count, p, count, p).swapaxes(2, 3).reshape(-1, p * p)
         x = linear(patches, params["patches"]).reshape(len(images), count**2, self.width)
-        x = collectives.own_shard(x + params["positions"], axes.residual, dim=1)
-        x, carry = self.stack(params["blocks"], x, None, axes, key=key)
+        return collectives.own_shard(x + params["positions"], axes.residual, dim=1)
+
+    def _logits(self, params: Params, x: Array, axes: Axes) -> Array:
+        """Scores of classes, from what leaves the last block."""
         x, _ = LayerNorm(self.width)(params["norm"], x, None, axes)
-        mean = collectives.psum(jnp.sum(x, axis=1), axes.residual) / count**2
-        return linear(mean, params["head"], params["head_bias"]), carry
+        mean = collectives.psum(jnp.sum(x, axis=1), axes.residual) / self.patches
+        return linear(mean, params["head"], params["head_bias"])

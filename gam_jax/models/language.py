@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,15 +24,16 @@ from gam_jax.layers.block import Stack
 from gam_jax.layers.norm import LayerNorm
 from gam_jax.layers.parscale import ParScale
 from gam_jax.layers.pattern import Pattern
-from gam_jax.models import suits
-from gam_jax.models.base import BATCH, TOKEN, Batch, Measures, Model, reported
+from gam_jax.models import language_parts, suits
+from gam_jax.models.base import BATCH, TOKEN, Batch, Measures, Model, Parts, check_stages, reported
 from gam_jax.models.carry import ModelCarry
 from gam_jax.models.token_scores import TokenMeasure, TokenScores
 from gam_jax.models.trunk import Trunk
 from gam_jax.ops import documents
 from gam_jax.ops.cache import known_most
+from gam_jax.ops.cross_entropy import capped, token_losses, token_scores
 from gam_jax.ops.dropout import dropout
-from gam_jax.ops.vocabulary import capped, embed, padded_rows, token_hits, token_losses
+from gam_jax.ops.vocabulary import embed, padded_rows
 from gam_jax.params import Param, Params, Table
 from sharding import collectives, residual
 from sharding.axes import Axes
@@ -158,12 +160,11 @@ class LanguageModel(Model):
 
     def cannot_pack(self) -> str:
         """What of the model cannot keep the documents of a row apart; empty if all can."""
-        if layer := refuses_documents(self.block):
-            return layer
-        return "" if self.trunk.documents else f"model.streams={self.streams}"
+        return refuses_documents(self.block)
 
     def check_mesh(self, layout: Layout) -> None:
-        """Refuses devices for parallel streams that there are not, see `suits.check_streams`."""
+        """Refuses devices for streams or stages that there are not, see `suits.check_streams`."""
+        check_stages(self, layout)
         suits.check_streams(self.streams, layout.mesh.shape["stream"])
 
     def carry(self, batch: int, axes: Axes = WHOLE) -> ModelCarry:
@@ -222,7 +223,7 @@ class LanguageModel(Model):
           ValueError: more tokens than learned positions, or than a cache holds (where the
             position is traced and not known when this is compiled, the logits beyond are NaN).
         """
-        params = self._own(params, axes)
+        params = self.own(params, axes)
         hidden, carry = self._hidden(params, tokens, carry, axes, key=key, starts=starts)
         hidden = collectives.all_gather(hidden, axes.residual, dim=1)
         return self._logits(params, hidden, axes), carry
@@ -235,7 +236,7 @@ class LanguageModel(Model):
         axes: Axes = WHOLE,
     ) -> tuple[Float[Array, "B V"], ModelCarry]:
         """As a call, the logits after the last token alone."""
-        params = self._own(params, axes)
+        params = self.own(params, axes)
         hidden, carry = self._hidden(params, tokens, carry, axes)
         last = hidden[:, -1:]
         for axis in reversed(axes.tokens):
@@ -246,7 +247,7 @@ class LanguageModel(Model):
         self, params: Params, hidden: Float[Array, "B T D"], axes: Axes = WHOLE
     ) -> Float[Array, "B T V"]:
         """Float32 logits of what `hidden` gives, where the stream's tokens are whole."""
-        return self._logits(self._own(params, axes), hidden, axes)
+        return self._logits(self.own(params, axes), hidden, axes)
 
     def _logits(self, params: Params, hidden: Array, axes: Axes) -> Array:
         head = self._head(params).astype(hidden.dtype)
@@ -257,7 +258,7 @@ class LanguageModel(Model):
     def _head(self, params: Params) -> Array:
         return params["embedding" if self.tied else "head"]
 
-    def _own(self, params: Params, axes: Axes) -> Params:
+    def own(self, params: Params, axes: Axes) -> Params:
         """Parameters with this device's rows of a padded vocabulary, found once for all uses."""
         axis = axes.of("vocab")
         if axis is None or self._padded(axes) is None:
@@ -307,31 +308,39 @@ class LanguageModel(Model):
           (`layers.base.Statistics`), and each measure by the path of its layer and its own name,
           as "ffn/routed/load".
         """
-        given, params = batch.get("starts"), self._own(params, axes)
+        if (parts := self.parts()) is not None:
+            return parts.objective(params, batch, axes, key)
+        given, params = batch.get("starts"), self.own(params, axes)
         hidden, carry = self._hidden(params, batch["inputs"], None, axes, key=key, starts=given)
-        total = self._scores(params, hidden, batch, axes).sum(token_losses)
-        penalty, measures = reported(self.trunk.sequences(carry.layers), axes)
-        return total, penalty, measures
+        return self.told(params, hidden, self.trunk.sequences(carry.layers), batch, axes)
+
+    def told(
+        self, params: Params, hidden: Array, carry: Any, batch: Batch, axes: Axes
+    ) -> tuple[Array, Array | float, Measures]:
+        """What `objective` gives, from what `hidden` gives and the carry of the blocks."""
+        total = self._scores(params, hidden, batch, axes).loss()
+        return total, *reported(carry, axes)
+
+    def parts(self) -> Parts | None:
+        """The objective in three. None of parallel streams, each of which begins every layer."""
+        return language_parts.parts(self) if self.streams == 1 else None
 
     def scored(self, params: Params, batch: Batch, axes: Axes = WHOLE) -> Measures:
         """The loss, and the accuracy: how often the likeliest token is the target."""
-        count, params = self.count(batch, axes), self._own(params, axes)
+        count, params = self.count(batch, axes), self.own(params, axes)
         hidden, _ = self._hidden(params, batch["inputs"], None, axes, starts=batch.get("starts"))
-        scores = self._scores(params, hidden, batch, axes)
-        loss, hits = scores.sum(token_losses), scores.sum(token_hits)
+        loss, hits = self._scores(params, hidden, batch, axes).sums(token_scores)
         return {"loss": (loss, count), "accuracy": (hits, count)}
 
     def losses(self, params: Params, batch: Batch, axes: Axes = WHOLE) -> Float[Array, "B T"]:
         """The cross-entropy of each token in nats."""
-        return self.of_tokens(params, batch, axes, token_losses)[0]
+        return self.of_tokens(params, batch, axes, token_losses)
 
-    def of_tokens(
-        self, params: Params, batch: Batch, axes: Axes, *measures: TokenMeasure
-    ) -> tuple[Float[Array, "B T"], ...]:
-        """What each measure finds for each token."""
-        params = self._own(params, axes)
+    def of_tokens(self, params: Params, batch: Batch, axes: Axes, measure: TokenMeasure) -> Any:
+        """What a measure finds for each token, [B, T]."""
+        params = self.own(params, axes)
         hidden, _ = self._hidden(params, batch["inputs"], None, axes, starts=batch.get("starts"))
-        return tuple(map(self._scores(params, hidden, batch, axes).whole, measures))
+        return self._scores(params, hidden, batch, axes).whole(measure)
 
     def _scores(self, params: Params, hidden: Array, batch: Batch, axes: Axes) -> TokenScores:
         return TokenScores(
@@ -355,7 +364,7 @@ class LanguageModel(Model):
         Raises:
           ValueError: `starts`, and a layer that cannot keep documents apart; too many tokens.
         """
-        params = self._own(params, axes)
+        params = self.own(params, axes)
         return self._hidden(params, tokens, carry, axes, key=key, starts=starts)
 
     def _hidden(
@@ -369,16 +378,34 @@ class LanguageModel(Model):
         starts: Array | None = None,
     ) -> tuple[Array, ModelCarry]:
         """`hidden`, given this device's own parameters."""
+        embedding_key, blocks_key = (None, None) if key is None else jax.random.split(key)
+        x, after = self.embedded(params, tokens, carry, axes, key=embedding_key, starts=starts)
+        layers = None if carry is None else carry.layers
+        x, layers = self.trunk(params, x, layers, axes, key=blocks_key, **told(starts))
+        return self.scaled(x), ModelCarry(after, layers)
+
+    def scaled(self, x: Array) -> Array:
+        """What the last norm gives, as the head is given it."""
+        return x if self.logit_scale == 1 else self.logit_scale * x
+
+    def embedded(
+        self,
+        params: Params,
+        tokens: Array,
+        carry: ModelCarry | None,
+        axes: Axes,
+        *,
+        key: Array | None = None,
+        starts: Array | None = None,
+    ) -> tuple[Array, Array]:
+        """What enters the first block, and the position after the last token."""
         if starts is not None and (layer := self.cannot_pack()):
             raise ValueError(
                 f"{layer} cannot keep the documents of a row apart: give each a row of its own"
             )
         before = 0 if carry is None else carry.position[:, None]
-        if carry is None:
-            carry = ModelCarry(jnp.zeros(tokens.shape[0], jnp.int32), None)
-        position, length = carry.position, tokens.shape[1] * collectives.axis_size(axes.seq)
-        embedding_key, blocks_key = (None, None) if key is None else jax.random.split(key)
-
+        position = jnp.zeros(tokens.shape[0], jnp.int32) if carry is None else carry.position
+        length = tokens.shape[1] * collectives.axis_size(axes.seq)
         x = embed(tokens, params["embedding"], axes, self._padded(axes)).astype(jnp.float32)
         x = x if self.embedding_scale == 1 else self.embedding_scale * x
         self.check_length(known_most(position) + length)
@@ -389,10 +416,7 @@ class LanguageModel(Model):
             places = collectives.own_shard(places, axes.residual, dim=1)
         if self.context:
             x = x + jnp.take(params["positions"], places, axis=0, mode="fill", fill_value=jnp.nan)
-        x = dropout(x, self.dropout, embedding_key, axes).astype(self.dtype)
-        x, layers = self.trunk(params, x, carry.layers, axes, key=blocks_key, **told(starts))
-        x = x if self.logit_scale == 1 else self.logit_scale * x
-        return x, ModelCarry(after, layers)
+        return dropout(x, self.dropout, key, axes).astype(self.dtype), after
 
     @property
     def limit(self) -> int:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gam_jax.models.base import Batch
+from gam_jax.ops.cross_entropy import Head, block_size, loss_sum
 from sharding import collectives, residual
 from sharding.axes import Axes
 
-TokenMeasure = Callable[[Array, Array, Array, str | None, int | None, float], Array]
-"""(hidden [N, D], head, targets [N], axis of the vocabulary, its size if padded, cap) -> [N]."""
+TokenMeasure = Callable[[Array, Array, Array, Head], Any]
+"""(hidden [N, D], head, targets [N], how) -> arrays [N], see `ops.cross_entropy`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +30,7 @@ class TokenScores:
       batch: targets and weights, [B, T].
       axes: mesh axes.
       size: V where rows of the head are padded; None where they are not.
-      cap: of the logits, see `ops.vocabulary.capped`.
+      cap: of the logits, see `ops.cross_entropy.capped`.
     """
 
     head: Array
@@ -36,26 +40,46 @@ class TokenScores:
     size: int | None = None
     cap: float = 0.0
 
-    def sum(self, measure: TokenMeasure) -> Float[Array, ""]:
-        """The weighted sum over all devices of what is found for a token."""
-        found, weights, split = self._each(measure)
-        spread = self.axes.batch if split is None else (*self.axes.batch, split)
-        return collectives.psum(jnp.sum(found * weights), spread)
+    def loss(self) -> Float[Array, ""]:
+        """The weighted sum of cross-entropies in nats, over all devices."""
+        arrays, weights, how = self._given()
+        return self._over_devices(loss_sum(*arrays, weights.reshape(-1), how))
 
-    def whole(self, measure: TokenMeasure) -> Float[Array, "B T"]:
-        """What is found for each token of this device's shard of the sequence."""
-        found, _, split = self._each(measure)
-        return collectives.all_gather(found, split, dim=1)
+    def sums(self, measure: TokenMeasure) -> Any:
+        """The weighted sums over all devices of what is found for a token."""
+        arrays, weights, how = self._given()
+        each = weights.reshape(-1)
+        return jax.tree.map(
+            lambda found: self._over_devices(jnp.sum(found * each)), measure(*arrays, how)
+        )
 
-    def _each(self, measure: TokenMeasure) -> tuple[Array, Array, str | None]:
-        """What is found for a token [B, t], its weight, and what splits T into t, if any."""
+    def whole(self, measure: TokenMeasure) -> Any:
+        """What is found for each token of this device's shard of the sequence, [B, T]."""
+        arrays, weights, how = self._given()
+
+        def gather(found: Array) -> Array:
+            return collectives.all_gather(found.reshape(weights.shape), self._split, dim=1)
+
+        return jax.tree.map(gather, measure(*arrays, how))
+
+    @property
+    def _split(self) -> str | None:
+        """What splits the tokens T that are scored here, if anything."""
+        return self.axes.residual if self.axes.of("vocab") is None else None
+
+    def _over_devices(self, total: Array) -> Array:
+        spread = self.axes.batch if self._split is None else (*self.axes.batch, self._split)
+        return collectives.psum(total, spread)
+
+    def _given(self) -> tuple[tuple[Array, Array, Array], Array, Head]:
+        """Outputs [N, D], the head and targets [N] of this device; weights; how logits come."""
         targets, weights, hidden = self.batch["targets"], self.batch["weights"], self.hidden
         vocab = self.axes.of("vocab")
-        split = self.axes.residual if vocab is None else None
         if vocab is not None:
             hidden = residual.enter(hidden, self.axes, "vocab")
-        elif split is not None:  # each device scores its own tokens of the stream
-            targets, weights = (collectives.own_shard(x, split, dim=1) for x in (targets, weights))
+        elif self._split:  # each device scores its own tokens of the stream
+            own = functools.partial(collectives.own_shard, axis=self._split, dim=1)
+            targets, weights = own(targets), own(weights)
+        how = Head(vocab, self.size, self.cap, block_size(self.axes.backend))
         head, rows = self.head.astype(hidden.dtype), hidden.reshape(-1, hidden.shape[-1])
-        found = measure(rows, head, targets.reshape(-1), vocab, self.size, self.cap)
-        return found.reshape(targets.shape), weights, split
+        return (rows, head, targets.reshape(-1)), weights, how

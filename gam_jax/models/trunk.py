@@ -63,9 +63,39 @@ class Trunk(Layer):
         """One after the other."""
         blocks = params["blocks"]
         if isinstance(blocks, Ready):
-            blocks = blocks.blocks
+            x, after = self.stack(blocks.blocks, x, carry, axes, key=key, **told(starts))
         else:
-            blocks = tables.cast(self.stack.table(), blocks, x.dtype)
-        x, after = self.stack(blocks, x, carry, axes, key=key, **told(starts))
-        x, _ = self.norm(params["final_norm"], x, None, axes)
-        return x, after
+            x, after = self.run(blocks, x, carry, axes, key=key, starts=starts)
+        return self.normed(params, x, axes), after
+
+    def run(
+        self,
+        blocks: Params,
+        x: Array,
+        carry: Carry | None,
+        axes: Axes,
+        *,
+        key: Array | None = None,
+        starts: Array | None = None,
+        before: Array | int = 0,
+        depth: int = 0,
+    ) -> tuple[Array, Carry]:
+        """The blocks alone.
+
+        Args:
+          blocks: their parameters.
+          x: the inputs.
+          carry: see `Layer.__call__`.
+          axes: mesh axes.
+          key: for dropout.
+          starts: see `Layer.__call__`.
+          before: blocks that stand before the first of these.
+          depth: how many these are; 0 for all.
+        """
+        stack = dataclasses.replace(self.stack, depth=depth or self.stack.depth)
+        blocks = tables.cast(self.stack.table(), blocks, x.dtype)
+        return stack(blocks, x, carry, axes, key=key, before=before, **told(starts))
+
+    def normed(self, params: Params, x: Array, axes: Axes) -> Array:
+        """The last norm alone."""
+        return self.norm(params["final_norm"], x, None, axes)[0]

@@ -2,51 +2,49 @@
 
 Entries (a token and an expert that it goes to) are put in the order of their groups, multiplied
 by their group's weight, and put back. `lax.ragged_dot` does that on accelerators; on CPU XLA
-makes it a product of all rows with all weights, so there each group is padded to whole blocks,
-and a block is multiplied by one weight (MegaBlocks, arXiv 2211.15841, section 5).
+makes it a product of all rows with all weights, so there a loop runs over groups, and over blocks
+of their rows (`gam_jax.ops.group_blocks`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from gam_jax.ops.linear import transposed_product
+from gam_jax.ops.group_blocks import Rule, block_rows, by_blocks
 from sharding import collectives
 
 METHODS = ("auto", "blocks", "ragged")
-LEAST_BLOCK, LARGEST_BLOCK = 8, 256
-"""Rows of a block. Padding is half a block a group, and a block reads its weight once."""
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["source", "place", "owner", "sizes"],
-    meta_fields=["block"],
+    data_fields=["source", "place", "sizes"],
+    meta_fields=["most", "method"],
 )
 @dataclasses.dataclass(frozen=True)
 class Groups:
     """Where N entries of G groups stand among M rows in the order of the groups.
 
     Attributes:
-      source: [M], the entry that stands in a row; N where none does.
+      source: [M], the entry that stands in a row; N where none does, which is at the end.
       place: [N], the row of an entry; M for one that is in no group.
-      owner: [M / block], the group of each block of rows; G for blocks without entries.
       sizes: [G], entries of each group.
-      block: rows of a block; 1 for `lax.ragged_dot`.
+      most: a bound on the entries that are in a group.
+      method: "blocks" or "ragged".
     """
 
     source: Int[Array, M]
     place: Int[Array, N]
-    owner: Int[Array, blocks]
     sizes: Int[Array, G]
-    block: int
+    most: int
+    method: str
 
 
 def ranks(owner: Int[Array, N], groups: int) -> tuple[Int[Array, G], Int[Array, N]]:
@@ -72,7 +70,6 @@ def make_groups(
     groups: int,
     most: int = 0,
     method: str = "auto",
-    block: int = 0,
     backend: str | None = None,
 ) -> Groups:
     """The order of entries for `grouped_product`.
@@ -82,7 +79,6 @@ def make_groups(
       groups: G.
       most: a bound on entries that are in a group, where it is known to be below N; 0 for N.
       method: "blocks", "ragged", or "auto": blocks on CPU.
-      block: rows of a block; 0 for a power of two such that padding is about an eighth.
       backend: where it will run, as "cpu"; None for JAX's default.
     """
     if method not in METHODS:
@@ -91,23 +87,16 @@ def make_groups(
     most = min(most, count) if most else count
     if method == "auto":
         method = "blocks" if (backend or jax.default_backend()) == "cpu" else "ragged"
-    if method == "ragged":
-        block = 1
-    elif not block:
-        wanted = max(most // (4 * groups), 1)
-        block = min(max(1 << (wanted.bit_length() - 1), LEAST_BLOCK), LARGEST_BLOCK)
-    used = min(groups, most)
-    blocks = (most - used) // block + used  # of `used` groups that each end in a part of a block
-    rows = blocks * block
-    sizes, rank = ranks(owner, groups)
-    ends = jnp.cumsum(-(-sizes // block))
-    starts = jnp.concatenate([(ends - -(-sizes // block)) * block, jnp.array([rows])])
-    place = jnp.where(owner < groups, starts[owner] + rank, rows).astype(jnp.int32)
-    source = jnp.full(rows, count, jnp.int32)
+    beyond = block_rows(most, groups)[-1] if method == "blocks" else 0
+    rows = most + beyond  # where the last block may reach
+    order = jnp.argsort(owner, stable=True).astype(jnp.int32)
+    sizes = jnp.bincount(owner, length=groups + 1).astype(jnp.int32)[:groups]
     entries = jnp.arange(count, dtype=jnp.int32)
-    source = source.at[place].set(entries, mode="drop", unique_indices=True)
-    owners = jnp.searchsorted(ends, jnp.arange(blocks), side="right").astype(jnp.int32)
-    return Groups(source, place, owners, sizes, block)
+    place = jnp.zeros_like(order).at[order].set(entries, unique_indices=True)
+    place = jnp.where(owner < groups, place, rows)
+    source = jnp.pad(order[:most], (0, rows - most))
+    source = jnp.where(jnp.arange(rows) < jnp.sum(sizes), source, count)
+    return Groups(source, place, sizes, most, method)
 
 
 def spread(
@@ -183,106 +172,56 @@ def grouped_product(
 
     Rows in which no entry stands have no meaning.
     """
-    if groups.block == 1:
-        x, weight, sizes = collectives.vary_alike(x, weight, groups.sizes)
-        y = lax.ragged_dot(x, weight, sizes)
-    else:
-        y = jnp.asarray(_product(*collectives.vary_alike(x, weight, groups.owner), groups.block))
-    return y if bias is None else y + row_bias(groups, bias)
+    return _grouped(groups, _same, x, (weight,), () if bias is None else (bias,), ())
 
 
-def grouped_product_transposed(
-    groups: Groups, x: Float[Array, "M F"], weight: Float[Array, "G D F"]
+def grouped_feed_forward(
+    groups: Groups,
+    x: Float[Array, "M D"],
+    weights: Sequence[Float[Array, "G D F"]],
+    biases: Sequence[Float[Array, "G F"]],
+    out: Float[Array, "G D F"],
+    activation: Callable[..., Array],
 ) -> Float[Array, "M D"]:
-    """Each row times the transposed weight of its group."""
-    if groups.block == 1:
-        x, weight, sizes = collectives.vary_alike(x, weight, groups.sizes)
-        return lax.ragged_dot(x, jnp.swapaxes(weight, 1, 2), sizes)
-    return _product_transposed(*collectives.vary_alike(x, weight, groups.owner), groups.block)
+    """activation(x W_1 + b_1, x W_2 + b_2, ...) W_out^T of each row, by its group's weights.
+
+    Args:
+      groups: of the rows.
+      x: rows; those in which no entry stands have no meaning here and in the result.
+      weights: W_1, W_2, ...
+      biases: b_1, b_2, ..., or none.
+      out: W_out.
+      activation: of as many arrays of rows as there are weights, number by number.
+    """
+    return _grouped(groups, activation, x, tuple(weights), tuple(biases), (out,))
 
 
 def row_bias(groups: Groups, bias: Float[Array, "G F"]) -> Float[Array, "M F"]:
     """The bias of each row's group."""
-    rows = groups.source.shape[0]
-    if groups.block == 1:
-        ends = jnp.cumsum(groups.sizes)
-        owner = jnp.searchsorted(ends, jnp.arange(rows), side="right")
-        return jnp.take(bias, owner, axis=0, mode="clip")
-    return jnp.repeat(jnp.take(bias, groups.owner, axis=0, mode="clip"), groups.block, axis=0)
+    rows = jnp.arange(groups.source.shape[0])
+    owner = jnp.searchsorted(jnp.cumsum(groups.sizes), rows, side="right")
+    return jnp.take(bias, owner, axis=0, mode="clip")
 
 
-Product = Callable[[Array, Array], Array]
+def _same(x: Array) -> Array:
+    return x
 
 
-def _by_block(product: Product, x: Array, weight: Array, owner: Array, block: int) -> Array:
-    """`product` of each block of rows and its group's weight; zeros for blocks without entries."""
-    groups = weight.shape[0]
-
-    def one(_: None, turn: tuple[Array, Array]) -> tuple[None, Array]:
-        rows, group = turn
-
-        def do(rows: Array) -> Array:
-            own = lax.dynamic_index_in_dim(weight, group, keepdims=False)
-            return product(rows, own)
-
-        shape = jax.eval_shape(do, rows)
-        nothing = collectives.typed_as(jnp.zeros(shape.shape, shape.dtype), shape)
-        return None, lax.cond(group < groups, do, lambda _: nothing, rows)
-
-    _, y = lax.scan(one, None, (x.reshape(-1, block, x.shape[1]), owner))
-    return y.reshape(x.shape[0], -1)
-
-
-def _weight_gradient(like: Array, left: Array, right: Array, owner: Array, block: int) -> Array:
-    """Sums left^T right over the blocks of each group, in float32."""
-    groups = like.shape[0]
-
-    def one(total: Array, turn: tuple[Array, Array, Array]) -> tuple[Array, None]:
-        left, right, group = turn
-        total = lax.cond(
-            group < groups,
-            lambda total: total.at[group].add(transposed_product(left, right)),
-            lambda total: total,
-            total,
-        )
-        return total, None
-
-    start = collectives.typed_as(jnp.zeros(like.shape, jnp.float32), left)
-    parts = (left.reshape(-1, block, left.shape[1]), right.reshape(-1, block, right.shape[1]))
-    total, _ = lax.scan(one, start, (*parts, owner))
-    return total.astype(like.dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _product(x: Array, weight: Array, owner: Array, block: int) -> Array:
-    return _by_block(jnp.dot, x, weight, owner, block)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _product_transposed(x: Array, weight: Array, owner: Array, block: int) -> Array:
-    return _by_block(lambda rows, own: jnp.dot(rows, own.T), x, weight, owner, block)
-
-
-def _product_backward(
-    block: int, saved: tuple[Array, Array, Array], g: Array
-) -> tuple[Array, Array, None]:
-    x, weight, owner = saved
-    to_weight = _weight_gradient(weight, x, g, owner, block)
-    return _product_transposed(g, weight, owner, block), to_weight, None
-
-
-def _transposed_backward(
-    block: int, saved: tuple[Array, Array, Array], g: Array
-) -> tuple[Array, Array, None]:
-    x, weight, owner = saved
-    to_weight = _weight_gradient(weight, g, x, owner, block)
-    return _product(g, weight, owner, block), to_weight, None
-
-
-_product.defvjp(
-    lambda x, w, owner, block: (_product(x, w, owner, block), (x, w, owner)), _product_backward
-)
-_product_transposed.defvjp(
-    lambda x, w, owner, block: (_product_transposed(x, w, owner, block), (x, w, owner)),
-    _transposed_backward,
-)
+def _grouped(
+    groups: Groups,
+    activation: Callable[..., Array],
+    x: Array,
+    weights: tuple[Array, ...],
+    biases: tuple[Array, ...],
+    out: tuple[Array, ...],
+) -> Array:
+    arrays, structure = jax.tree.flatten((x, weights, biases, out, groups.sizes))
+    x, weights, biases, out, sizes = structure.unflatten(collectives.vary_alike(*arrays))
+    if groups.method == "blocks":
+        rule = Rule(activation, groups.most)
+        return jnp.asarray(by_blocks(rule, x, weights, biases, out, sizes))
+    found = [lax.ragged_dot(x, weight, sizes) for weight in weights]
+    if biases:
+        found = [y + row_bias(groups, bias) for y, bias in zip(found, biases, strict=True)]
+    y = activation(*found)
+    return lax.ragged_dot(y, jnp.swapaxes(out[0], 1, 2), sizes) if out else y

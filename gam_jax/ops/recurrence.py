@@ -69,6 +69,7 @@ def recurrent_scan(
     axis: str | None = None,
     unroll: int = 1,
     starts: Bool[Array, "B T"] | None = None,
+    begin: State | None = None,
 ) -> tuple[State, State]:
     """Runs `step` token after token: the states after each, [B, T, ...], and the last.
 
@@ -79,23 +80,27 @@ def recurrent_scan(
       axis: mesh axis that splits the tokens. A shard then waits for those to its left: see
         `exchange.relay`.
       unroll: steps in one turn of the loop.
-      starts: true at the first token of each document, where the state begins with zeros.
+      starts: true at the first token of each document, where the state begins anew.
+      begin: what it then begins with, like `state`; None for zeros.
     """
     by_time = jnp.moveaxis(given, 1, 0)
     begins = None if starts is None else jnp.moveaxis(starts, 1, 0)
-    state = collectives.typed_as(state, jax.eval_shape(step, state, by_time[0]))
+    after = jax.eval_shape(step, state, by_time[0])
+    state = collectives.typed_as(state, after)
+    anew = None if begin is None else collectives.typed_as(begin, after)
 
     def run(state: State) -> tuple[State, State]:
         def once(state: State, now: tuple[Array, Array | None]) -> tuple[State, State]:
-            given, begin = now
-            if begin is not None:
-                state = jax.tree.map(lambda x: jnp.where(begin[:, None], 0, x), state)
+            given, there = now
+            if there is not None:
+                first = jax.tree.map(jnp.zeros_like, state) if anew is None else anew
+                state = jax.tree.map(lambda x, y: jnp.where(there[:, None], y, x), state, first)
             after = step(state, given)
             return after, after
 
         return lax.scan(once, state, (by_time, begins), unroll=unroll)
 
-    begin = exchange.relay(lambda state: run(state)[0], state, axis)
-    last, states = run(begin)
+    entered = exchange.relay(lambda state: run(state)[0], state, axis)
+    last, states = run(entered)
     states = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), states)
     return states, jax.tree.map(lambda x: collectives.from_last(x, axis), last)

@@ -32,6 +32,13 @@ class Tokens(NamedTuple):
     starts: Array | None = None
 
 
+class Fixed(NamedTuple):
+    """What all tokens have: a [N, D], and what documents begin with, [B, N, D] or None."""
+
+    a: Array
+    begin: Array | None
+
+
 def selective_scan(
     x: Float[Array, "B T D"],
     dt: Float[Array, "B T D"],
@@ -44,6 +51,7 @@ def selective_scan(
     chunk: int = 8,
     axis: str | None = None,
     starts: Bool[Array, "B T"] | None = None,
+    begin: Float[Array, "B N D"] | None = None,
 ) -> tuple[Float[Array, "B T D"], Float[Array, "B N D"]]:
     """h_t = exp(dt_t a) h_{t-1} + dt_t x_t b_t, read as y_t = sum_n c_t h_t, for each channel.
 
@@ -67,8 +75,9 @@ def selective_scan(
       chunk: tokens in a chunk; the program grows with it.
       axis: mesh axis that splits the tokens. Each shard sends a decay and a state. It then runs
         again from the state that it was given.
-      starts: true where documents begin: there the state is zeros before the token is written.
-        None where all tokens belong to one.
+      starts: true where documents begin: there the state is `begin` before the token decays it
+        and is written. None where all tokens belong to one.
+      begin: what documents begin with, like `state`; None for zeros.
 
     Returns:
       y in the dtype of x, and the float32 state after the last token.
@@ -77,24 +86,26 @@ def selective_scan(
       UserError: an unknown method, a chunk below 1, shapes that do not fit, `starts` that is not
         bool.
     """
-    _check(x, dt, a, b, c, state, starts, method, chunk)
+    _check(x, dt, a, b, c, state, begin, starts, method, chunk)
     run, dtype = METHODS[method], x.dtype
     if state is None:
         state = jnp.zeros((x.shape[0], *a.shape), jnp.float32)
     state, a = state.astype(jnp.float32), a.astype(jnp.float32)
     tokens = Tokens(*(jnp.moveaxis(v, 1, 0).astype(jnp.float32) for v in (x, dt, b, c)))
+    fixed = Fixed(a, None)
     if starts is not None:
         tokens = tokens._replace(starts=starts.T)
+        fixed = Fixed(a, None if begin is None else begin.astype(jnp.float32))
     if axis is None:
-        last, y = run(*_alike(state, a, tokens), chunk)
+        last, y = run(*_alike(state, fixed, tokens), chunk)
     else:
-        own, _ = run(*_alike(jnp.zeros_like(state), a, tokens), chunk)
+        own, _ = run(*_alike(jnp.zeros_like(state), fixed, tokens), chunk)
         decay = jnp.exp(jnp.sum(tokens.dt, 0)[:, None] * a)
         if starts is not None:
             decay = jnp.where(jnp.any(starts, axis=1)[:, None, None], 0.0, decay)
         unit = jnp.ones(state.shape, jnp.float32)
         (_, before), (_, last) = prefix((decay, own), _combine, axis, (unit, state))
-        _, y = run(*_alike(before, a, tokens), chunk)
+        _, y = run(*_alike(before, fixed, tokens), chunk)
     return jnp.moveaxis(y, 0, 1).astype(dtype), last
 
 
@@ -105,6 +116,7 @@ def _check(
     b: Array,
     c: Array,
     state: Array | None,
+    begin: Array | None,
     starts: Array | None,
     method: str,
     chunk: int,
@@ -119,13 +131,14 @@ def _check(
         raise UserError(f"{op}: a {a.shape} is not [N, D] with D = {channels}")
     for name, weights in (("b", b), ("c", c)):
         check_shape(op, name, weights, (rows, tokens, a.shape[0]))
-    check_shape(op, "state", state, (rows, *a.shape))
+    for name, one in (("state", state), ("begin", begin)):
+        check_shape(op, name, one, (rows, *a.shape))
     check_starts(op, starts, (rows, tokens))
 
 
-def _alike(state: Array, a: Array, tokens: Tokens) -> tuple[Array, Array, Tokens]:
+def _alike(state: Array, fixed: Fixed, tokens: Tokens) -> tuple[Array, Fixed, Tokens]:
     """Types all arrays as varying over the same mesh axes."""
-    arrays, structure = jax.tree.flatten((state, a, tokens))
+    arrays, structure = jax.tree.flatten((state, fixed, tokens))
     return structure.unflatten(collectives.vary_alike(*arrays))
 
 
@@ -133,23 +146,23 @@ def _combine(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Arr
     return left[0] * right[0], right[0] * left[1] + right[1]
 
 
-def _recurrent(state: Array, a: Array, tokens: Tokens, chunk: int) -> tuple[Array, Array]:
+def _recurrent(state: Array, fixed: Fixed, tokens: Tokens, chunk: int) -> tuple[Array, Array]:
     def step(state: Array, token: Tokens) -> tuple[Array, Array]:
-        decay, write = _decay_and_write(a, token)
+        decay, write = _decay_and_write(fixed, token)
         state = decay * state + write
         return state, _read(state, token.c)
 
     return lax.scan(step, state, tokens)
 
 
-def _associative(state: Array, a: Array, tokens: Tokens, chunk: int) -> tuple[Array, Array]:
-    decay, write = _decay_and_write(a, tokens)
+def _associative(state: Array, fixed: Fixed, tokens: Tokens, chunk: int) -> tuple[Array, Array]:
+    decay, write = _decay_and_write(fixed, tokens)
     write = write.at[0].add(decay[0] * state)
     _, states = lax.associative_scan(_combine, (decay, write))
     return states[-1], _read(states, tokens.c)
 
 
-def _chunked(state: Array, a: Array, tokens: Tokens, chunk: int) -> tuple[Array, Array]:
+def _chunked(state: Array, fixed: Fixed, tokens: Tokens, chunk: int) -> tuple[Array, Array]:
     count = tokens.x.shape[0]
     chunk = min(chunk, count)
     missing = -count % chunk  # steps of size 0 change nothing
@@ -159,33 +172,42 @@ def _chunked(state: Array, a: Array, tokens: Tokens, chunk: int) -> tuple[Array,
         return padded.reshape(-1, chunk, *x.shape[1:])
 
     state, y = lax.scan(
-        lambda state, part: _chunk(state, a, part), state, jax.tree.map(chunks, tokens)
+        lambda state, part: _chunk(state, fixed, part), state, jax.tree.map(chunks, tokens)
     )
     return state, y.reshape(-1, *y.shape[2:])[:count]
 
 
-METHODS: dict[str, Callable[[Array, Array, Tokens, int], tuple[Array, Array]]] = {
+METHODS: dict[str, Callable[[Array, Fixed, Tokens, int], tuple[Array, Array]]] = {
     "chunked": _chunked,
     "associative": _associative,
     "recurrent": _recurrent,
 }
 
 
-def _decay_and_write(a: Array, tokens: Tokens) -> tuple[Array, Array]:
-    """exp(dt a), 0 where a document begins, and dt x b, each [..., B, N, D]."""
-    decay = jnp.exp(tokens.dt[..., None, :] * a)
+def _decay_and_write(fixed: Fixed, tokens: Tokens) -> tuple[Array, Array]:
+    """exp(dt a), 0 where a document begins, and dt x b, each [..., B, N, D].
+
+    What is left of a document's start after its first token is written with it.
+    """
+    decay = jnp.exp(tokens.dt[..., None, :] * fixed.a)
+    write = (tokens.dt * tokens.x)[..., None, :] * tokens.b[..., None]
     if tokens.starts is not None:
-        decay = decay * ~tokens.starts[..., None, None]  # a select costs more
-    return decay, (tokens.dt * tokens.x)[..., None, :] * tokens.b[..., None]
+        there = tokens.starts[..., None, None]
+        if fixed.begin is not None:
+            write = write + decay * there * fixed.begin
+        decay = decay * ~there  # a select costs more
+    return decay, write
 
 
 def _read(states: Array, c: Array) -> Array:
-    return jnp.sum(states * c[..., None], axis=-2)
+    # A product: XLA on CPU merges a sum into the product after it, which then takes four times as
+    # long. Float32 on accelerators too.
+    return jnp.einsum("...nd,...n->...d", states, c, precision=lax.Precision.HIGHEST)
 
 
-def _states(state: Array, a: Array, tokens: Tokens) -> tuple[Array, Array]:
+def _states(state: Array, fixed: Fixed, tokens: Tokens) -> tuple[Array, Array]:
     """All decays and all states [T, B, N, D] of a few tokens."""
-    decay, write = _decay_and_write(a, tokens)
+    decay, write = _decay_and_write(fixed, tokens)
     return decay, _in_turn(decay, write, state)
 
 
@@ -200,33 +222,38 @@ def _in_turn(decay: Array, write: Array, begin: Array, reverse: bool = False) ->
 
 
 @jax.custom_vjp
-def _chunk(state: Array, a: Array, tokens: Tokens) -> tuple[Array, Array]:
+def _chunk(state: Array, fixed: Fixed, tokens: Tokens) -> tuple[Array, Array]:
     """The state after a chunk, and what is read in it; stores its arguments alone."""
-    _, states = _states(state, a, tokens)
+    _, states = _states(state, fixed, tokens)
     return states[-1], _read(states, tokens.c)
 
 
 def _chunk_backward(
-    saved: tuple[Array, Array, Tokens], gradients: tuple[Array, Array]
-) -> tuple[Array, Array, Tokens]:
+    saved: tuple[Array, Fixed, Tokens], gradients: tuple[Array, Array]
+) -> tuple[Array, Fixed, Tokens]:
     """The recurrence of the gradients by the states runs from right to left."""
-    state, a, tokens = saved
+    state, fixed, tokens = saved
     by_last, by_y = gradients
-    decay, states = _states(state, a, tokens)
+    decay, states = _states(state, fixed, tokens)
     by_read = by_y[:, :, None] * tokens.c[..., None]
     following = jnp.concatenate([decay[1:], jnp.ones_like(decay[:1])])
     by_state = _in_turn(following, by_read, by_last, reverse=True)
     before = jnp.concatenate([state[None], states[:-1]])
     by_exponent = by_state * decay * before
+    by_begin = None
+    if fixed.begin is not None and tokens.starts is not None:
+        left = jnp.exp(tokens.dt[:, :, None] * fixed.a) * tokens.starts[..., None, None]
+        by_exponent = by_exponent + by_state * left * fixed.begin
+        by_begin = jnp.sum(by_state * left, axis=0)
     by_write = jnp.sum(by_state * tokens.b[..., None], axis=-2)  # by dt x
     by_tokens = Tokens(
         x=by_write * tokens.dt,
-        dt=by_write * tokens.x + jnp.sum(by_exponent * a, axis=-2),
+        dt=by_write * tokens.x + jnp.sum(by_exponent * fixed.a, axis=-2),
         b=jnp.sum(by_state * (tokens.dt * tokens.x)[:, :, None], axis=-1),
         c=jnp.sum(states * by_y[:, :, None], axis=-1),
     )
     by_a = jnp.sum(by_exponent * tokens.dt[:, :, None], axis=(0, 1))
-    return decay[0] * by_state[0], by_a, by_tokens
+    return decay[0] * by_state[0], Fixed(by_a, by_begin), by_tokens
 
 
 _chunk.defvjp(lambda *args: (_chunk(*args), args), _chunk_backward)

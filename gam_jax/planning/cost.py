@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from gam_jax.planning.cluster import Cluster, strides
+from gam_jax.planning.overlap import decomposed
 from gam_jax.planning.work import Work
 from sharding.messages import Message
 
@@ -100,9 +101,8 @@ def _exposed(
         parts = devices[axes]
         if overlap == "ideal":
             left = max(seconds - beside, 0.0)
-        else:  # t_c + (N - 1) max(t_c, t_p) in place of T_mm + T_comm
-            step, sent = beside / parts, seconds / (parts - 1)
-            left = min(step + (parts - 1) * max(step, sent) - beside, seconds)
+        else:
+            left = min(decomposed(beside, seconds, parts) - beside, seconds)
         found[axes] = max(left, 0.0)
     return found
 

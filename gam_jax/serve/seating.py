@@ -96,7 +96,7 @@ class Seating:
         """Takes out the text whose turn it is, if it has the pages it needs now."""
         if self.parked:
             text = min(self.parked, key=lambda text: text.seated)
-            if text.flying or not self._fits(text):
+            if not self._fits(text):
                 return None
             self.parked.remove(text)
             return text

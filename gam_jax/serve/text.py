@@ -118,7 +118,7 @@ class Text:
             return
         for place in range(size):
             token = self.tokens[start + place + 1]
-            top = self._top(scores.top_ids[place], scores.top_log_probs[place])
+            top = self._top(scores, place)
             self.request.tell(Token(token, "", float(scores.log_probs[place]), top))
 
     def take(self, drawn: Drawn, row: int, known: int) -> None:
@@ -128,7 +128,6 @@ class Text:
           drawn: by the step.
           row: where it was.
           known: tokens that were known in the step.
-
         """
         places = range(known - 1, int(drawn.right[row]))
         if self.held:
@@ -137,7 +136,7 @@ class Text:
         self.tokens += new
         for place, token in zip(places, new, strict=True):
             if self.end is None:
-                top = self._top(drawn.top_ids[row, place], drawn.top_log_probs[row, place])
+                top = self._top(drawn, (row, place))
                 self._tell(token, float(drawn.log_probs[row, place]), top)
 
     def _tell(self, token: int, log_prob: float, top: tuple[tuple[int, float], ...]) -> None:
@@ -165,7 +164,12 @@ class Text:
         self.end = End(reason, text, prompt, self.cached, continuation.tokens, error)
         self.request.tell(self.end)
 
-    def _top(self, ids: np.ndarray, log_probs: np.ndarray) -> tuple[tuple[int, float], ...]:
-        count = max(self.request.draws.top, 0)
-        found = zip(ids[:count].tolist(), log_probs[:count].tolist(), strict=True)
-        return tuple((token, value) for token, value in found if value > -math.inf)
+    def _top(
+        self, found: Drawn | Scores, place: int | tuple[int, int]
+    ) -> tuple[tuple[int, float], ...]:
+        count = self.request.draws.top
+        if count <= 0:
+            return ()
+        ids, log_probs = found.top_ids[place][:count], found.top_log_probs[place][:count]
+        pairs = zip(ids.tolist(), log_probs.tolist(), strict=True)
+        return tuple((token, value) for token, value in pairs if value > -math.inf)

@@ -24,7 +24,7 @@ from gam_jax.layers import (
     Stack,
 )
 from gam_jax.layers.adapted import ADAPTERS, Factor
-from gam_jax.traffic.documents import starts_traffic
+from gam_jax.traffic.documents import places_traffic, starts_traffic
 from gam_jax.traffic.sizes import FLOAT, Sizes, constants, layer_traffic, sums
 from sharding.messages import Message
 from sharding.rules import DEFAULT_RULES
@@ -130,8 +130,11 @@ def _(layer: Stack, sizes: Sizes) -> Iterator[Message]:
     for message in constants(layer.block, own):  # the loop over layers is left with what changes
         yield message.times(1 + layer.depth * enter_again)
     if sizes.packed and sizes.seq > 1:
+        once = 1 + layer.depth * layer.remat
         for message in starts_traffic(layer.block, own):
-            yield message.times(1 + layer.depth * layer.remat)
+            yield message.times(once)
+        for message in places_traffic(layer.block, own):
+            yield message.times(layer.depth * own.runs if sizes.streams else once)
 
 
 @constants.register

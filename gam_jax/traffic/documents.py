@@ -7,6 +7,7 @@ parameters make run again keeps it.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 
@@ -27,6 +28,7 @@ from gam_jax.layers import (
     Pattern,
     ProductMemory,
     RMSNorm,
+    Shallow,
     SoftMixture,
     Stack,
     WrittenGAM,
@@ -55,6 +57,17 @@ def starts_traffic(layer: Layer, sizes: Sizes) -> Iterator[Message]:
         )
     for one in layers:
         yield from starts_traffic(one, sizes)
+
+
+@functools.singledispatch
+def places_traffic(layer: Layer, sizes: Sizes) -> Iterator[Message]:
+    """The part of it that comes of counting places from a row's counter.
+
+    Layers at the start of a sequence have none. With learned starts each has its own, so that
+    this changes from layer to layer.
+    """
+    for one in layers_in(layer):
+        yield from places_traffic(one, sizes)
 
 
 def knows_starts(layer: Layer) -> bool:
@@ -88,8 +101,10 @@ def _convolved(sizes: Sizes, *reaches: int) -> Iterator[Message]:
 @starts_traffic.register(ProductMemory)
 @starts_traffic.register(MinimalRNN)
 @starts_traffic.register(Recurrent)
+@starts_traffic.register(Attention)
+@starts_traffic.register(LatentAttention)
 def _(layer: Layer, sizes: Sizes) -> Iterator[Message]:
-    """Tokens alone, or a state that is sent anyway."""
+    """Tokens alone, a state that is sent anyway, or places."""
     yield from ()
 
 
@@ -130,7 +145,7 @@ def _(layer: TCNCA, sizes: Sizes) -> Iterator[Message]:
     yield row_numbers(sizes)
 
 
-@starts_traffic.register
+@places_traffic.register
 def _(layer: Attention, sizes: Sizes) -> Iterator[Message]:
     """Where documents begin goes to its place in zigzag order, as queries do."""
     yield row_numbers(sizes)
@@ -138,7 +153,7 @@ def _(layer: Attention, sizes: Sizes) -> Iterator[Message]:
         yield sizes.over_seq("permute", sizes.rows * sizes.tokens // 2 * INT, 2)
 
 
-@starts_traffic.register
+@places_traffic.register
 def _(layer: LatentAttention, sizes: Sizes) -> Iterator[Message]:
     yield row_numbers(sizes)
 
@@ -149,12 +164,28 @@ def _(layer: SoftMixture, sizes: Sizes) -> Iterator[Message]:
         yield message.times(layer.experts)
 
 
+@places_traffic.register
+def _(layer: SoftMixture, sizes: Sizes) -> Iterator[Message]:
+    for message in places_traffic(layer.inner, sizes):
+        yield message.times(layer.experts)
+
+
+@places_traffic.register
+def _(layer: Shallow, sizes: Sizes) -> Iterator[Message]:
+    blocks = layer.depth if sizes.streams else 1
+    for message in places_traffic(layer.block, sizes):  # of all blocks in one
+        yield dataclasses.replace(message, size=blocks * message.size)
+
+
 @starts_traffic.register
 def _(layer: LinearMemory, sizes: Sizes) -> Iterator[Message]:
-    recipe = layer.recipe
-    if recipe.kernel > 1:
-        yield from _convolved(sizes, recipe.kernel - 1)
-    if recipe.turned:
+    if layer.recipe.kernel > 1:
+        yield from _convolved(sizes, layer.recipe.kernel - 1)
+
+
+@places_traffic.register
+def _(layer: LinearMemory, sizes: Sizes) -> Iterator[Message]:
+    if layer.recipe.turned:
         yield row_numbers(sizes)
 
 

@@ -77,8 +77,9 @@ def _(layer: Mamba2, sizes: Sizes) -> Iterator[Message]:
     yield from sums(sizes, sizes.width * one, *[one] * vectors)
     for channels in (heads * layer.head, shared):
         yield from halo(sizes, layer.kernel - 1, channels)
-    if sizes.streams:  # what these convolutions begin with
-        yield from sums(sizes, sizes.rows * (layer.kernel - 1) * one)
+    if sizes.streams:  # what these convolutions begin with; and each document in a row
+        begins = [sizes.rows * (layer.kernel - 1) * one] * (1 + sizes.packed)
+        yield from sums(sizes, *begins)
     one = sizes.rows * heads * FLOAT  # a number a head
     yield from prefix(sizes, one, one * layer.state * layer.head)
     if layer.norm != "none" and layer.groups % sizes.tensor:  # groups lie on several devices

@@ -11,6 +11,7 @@ from gam_jax.models.base import TOKEN, Model
 from gam_jax.optimizer import make_optimizer
 from gam_jax.params import abstract_params, stored_specs
 from gam_jax.training.experiment import Experiment
+from gam_jax.training.pipeline import table_of
 from gam_jax.training.step import make_eval_step
 from sharding.errors import UserError
 from sharding.layout import Layout
@@ -40,8 +41,9 @@ def check_arrays(model: Model, batch: Mapping[str, Any], name: str) -> None:
 
 
 def check_batch(experiment: Experiment, layout: Layout) -> None:
-    """Raises a UserError if the rows or tokens of a training batch do not divide."""
+    """Raises a UserError if the rows, tokens or parts of a training batch do not divide."""
     settings = experiment.train
+    table_of(layout, settings.accumulate)
     rows = settings.batch // settings.accumulate
     window = getattr(experiment.data, "window", None)
     layout.check_batch(rows, window if _reads_tokens(experiment.model) else None)

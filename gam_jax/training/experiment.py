@@ -128,6 +128,8 @@ FREE_TO_CHANGE = {
     "data.workers",
     "parallel.preset",
     "parallel.rules",
+    "parallel.schedule",
+    "parallel.turns",
 }
 """Fields that do not change what a run computes, so they may differ when it is resumed."""
 

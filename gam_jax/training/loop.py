@@ -20,6 +20,7 @@ from gam_jax.training.expert_load import SPLIT, routing_lines, routing_scalars
 from gam_jax.training.folder import RunFolder, describe, logical_axes
 from gam_jax.training.heartbeat import TRAINING, Heartbeat
 from gam_jax.training.metrics import MetricsWriter, peak_memory, read_metrics
+from gam_jax.training.order import moves
 from gam_jax.training.profile import Span, Tracer
 from gam_jax.training.progress import Progress
 from gam_jax.training.scoring import NotANumber, Score, score
@@ -124,6 +125,7 @@ class _Run:
         self.checkpoints, self.metrics, self.progress = checkpoints, metrics, progress
         model, settings = experiment.model, experiment.train
         optimizer = make_optimizer(experiment.optimizer, settings.steps, model.table())
+        self.to_stages, self.from_stages = moves(model, optimizer, layout)
         self.train_step = make_train_step(model, optimizer, layout, settings.accumulate)
         self.eval_step = make_eval_step(model, layout)
         self.rate = learning_rate_schedule(experiment.optimizer, settings.steps)
@@ -138,6 +140,7 @@ class _Run:
         """Steps until the last one, or until a signal."""
         settings = self.experiment.train
         step = int(state.step)
+        state = self.to_stages(state)
         batches = TrainFeed(
             self.data,
             self.experiment.model,
@@ -174,12 +177,12 @@ class _Run:
                 improved = settings.validates(step) and self._validate(step, state)
                 due = improved or step % self.experiment.checkpoint.every == 0
                 if due and not self._ends(step):  # the last is saved below, validated
-                    self.save(step, state, batches.position)
+                    self.save(step, self.from_stages(state), batches.position)
             self._report()
             self.tracer.stop(step, state)
             if self._ends(step) and (self.last is None or self.last[0] != step):
                 self._validate(step, state)
-            self.save(step, state, batches.position, last=True)
+            self.save(step, self.from_stages(state), batches.position, last=True)
             self.heartbeat.beat(step, "ending")
         speed = sorted(self.speeds)[len(self.speeds) // 2] if self.speeds else 0.0
         last = self.last and self.last[1]

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from gam_jax.master import begun, like_params, put_first, updated
-from gam_jax.models.base import BATCH, TOKEN, Batch, Measures, Model
+from gam_jax.models.base import BATCH, TOKEN, Batch, Measures, Model, check_stages
 from gam_jax.optimizer import trained
 from gam_jax.params import (
     Params,
@@ -28,6 +28,7 @@ from gam_jax.params import (
     widened,
     without_signs,
 )
+from gam_jax.training.pipeline import through_stages
 from sharding import collectives, zero
 from sharding.layout import Layout
 
@@ -117,7 +118,7 @@ def begun_from(state: TrainState, wide: Params) -> TrainState:
 
 
 def make_gradients(
-    model: Model, layout: Layout, accumulate: int = 1
+    model: Model, layout: Layout, accumulate: int = 1, fill: float = 0.0
 ) -> Callable[[Params, Batch, Array], tuple[dict[str, Array], Params]]:
     """(params, batch, key) -> (measures, gradients), a program over the whole mesh.
 
@@ -136,27 +137,36 @@ def make_gradients(
     Args:
       model: what is trained.
       layout: the mesh and its uses.
-      accumulate: parts that a batch [accumulate, rows, ...] is taken in, one after another.
+      accumulate: parts that a batch [accumulate, rows, ...] is taken in, one after another, or
+        through the stages of the mesh axis `pipe`.
+      fill: what buffers between stages hold at first, see `sharding.pipeline.executor.run`.
+
+    Raises:
+      UserError: a model or parts that cannot go through the stages of the mesh.
     """
-    table, axes = model.table(), layout.axes
+    check_stages(model, layout)
+    table, axes = model.table(), layout.axes.within_stage
     dims, shard_axis = shard_dims(table, layout), layout.shard_axis
     spread = _spread_over(table, layout)
+    every = (*axes.batch, "pipe") if layout.stages > 1 else axes.batch
+
+    def weighed(found: Any, scale: Array) -> tuple[Array, Measures]:
+        total, penalty, measures = found
+        total, measures = _over_devices((total, measures), axes.batch)
+        sums = {"loss": (total, jnp.ones(())), **measures}
+        if isinstance(penalty, float) and not penalty:
+            return total * scale, sums
+        share = jnp.asarray(penalty, jnp.float32) / accumulate
+        return total * scale + share, {**sums, "penalty": (share, jnp.ones(()))}
 
     def one(params: Params, part: Batch, key: Array, scale: Array) -> tuple[Measures, Params]:
         def objective(params: Params) -> tuple[Array, Measures]:
-            whole = gathered(table, params)
-            total, penalty, measures = model.objective(whole, part, axes, key=key)
-            total, measures = _over_devices((total, measures), axes.batch)
-            sums = {"loss": (total, jnp.ones(())), **measures}
-            if isinstance(penalty, float) and not penalty:
-                return total * scale, sums
-            share = jnp.asarray(penalty, jnp.float32) / accumulate
-            return total * scale + share, {**sums, "penalty": (share, jnp.ones(()))}
+            return weighed(model.objective(gathered(table, params), part, axes, key=key), scale)
 
         (_, sums), grads = jax.value_and_grad(objective, has_aux=True)(params)
         return sums, grads
 
-    def own(params: Params, batch: Batch, key: Array, scale: Array) -> tuple[Measures, Params]:
+    def in_order(params: Params, batch: Batch, key: Array, scale: Array) -> tuple[Measures, Params]:
         if accumulate == 1:
             return one(params, batch, key, scale)
 
@@ -171,9 +181,13 @@ def make_gradients(
         total, _ = lax.scan(add, start, (dict(batch), jnp.arange(accumulate)))
         return total
 
+    own = in_order
+    if layout.stages > 1:
+        own = through_stages(model, layout, accumulate, weighed, fill)
+
     def gradients(params: Params, batch: Batch, key: Array) -> tuple[dict[str, Array], Params]:
         params = widened(params)
-        params = jax.tree.map(lambda x: collectives.as_varying(x, axes.batch), params)
+        params = jax.tree.map(lambda x: collectives.as_varying(x, every), params)
         if layout.shards_params:
             params = zero.shards(params, dims, shard_axis)
         count = _over_devices(model.count(_joined(batch, accumulate), axes), axes.batch)
@@ -221,9 +235,10 @@ def _mean(total: Array, count: Array) -> Array:
 
 def _spread_over(table: Any, layout: Layout) -> Any:
     """The mesh axes over which each parameter's gradient is spread: of a split one, not its own."""
+    axes = (*layout.axes.batch, "pipe") if layout.stages > 1 else layout.axes.batch
 
     def others(spec: PartitionSpec) -> tuple[str, ...]:
-        return tuple(name for name in layout.axes.batch if name not in jax.tree.leaves(tuple(spec)))
+        return tuple(name for name in axes if name not in jax.tree.leaves(tuple(spec)))
 
     return jax.tree.map(others, rule_specs(table, layout))
 
@@ -233,6 +248,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     layout: Layout,
     accumulate: int = 1,
+    fill: float = 0.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """A compiled (state, batch) -> (state, metrics); the state given is used up.
 
@@ -242,13 +258,14 @@ def make_train_step(
         arithmetic is done on shards where its state is in shards.
       layout: the mesh and its uses.
       accumulate: parts of a batch [accumulate, rows, ...], see `make_gradients`.
+      fill: likewise.
 
     Returns:
       A function whose metrics are float32: the scalars loss and grad_norm, and the measures of
       the model's `objective`.
     """
     table = model.table()
-    gradients = make_gradients(model, layout, accumulate)
+    gradients = make_gradients(model, layout, accumulate, fill)
     stored = shardings(stored_specs(table, layout), layout)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:

@@ -17,6 +17,7 @@ class Times:
       input: of the gradient of its input.
       weights: of the gradient of its weights.
       message: for which a stage is busy with each message that it sends.
+      latency: from there until the message is where it is needed; the stage does not wait for it.
       stages: factor of each stage's times; () where all are alike.
     """
 
@@ -24,6 +25,7 @@ class Times:
     input: float = 1.0
     weights: float = 1.0
     message: float = 0.0
+    latency: float = 0.0
     stages: tuple[float, ...] = ()
 
     def of(self, work: Work, stage: int, turns: int) -> float:
@@ -91,7 +93,8 @@ def simulate(orders: Orders, times: Times = Times()) -> Timeline:
     """Lets every stage do its tasks in its order, each as soon as what it needs is there.
 
     A message is sent by whoever computed it: the stage is busy with it before it begins another
-    task, and it is there when that is done. Chunks of one stage that follow one another send none.
+    task, and it is there when that is done and the latency is over. Chunks of one stage that
+    follow one another send none.
 
     Args:
       orders: of the stages.
@@ -115,7 +118,11 @@ def simulate(orders: Orders, times: Times = Times()) -> Timeline:
                 if any(need not in done for need in needed):
                     break
                 free = ends[stage][-1] if ends[stage] else 0.0
-                begin = max([free, *(done[need] for need in needed)])
+                ready = (
+                    done[need] + times.latency * (orders.chunk(need[2])[0] != stage)
+                    for need in needed
+                )
+                begin = max([free, *ready])
                 sends = times.message if _sends(orders, work, stage, place, last) else 0.0
                 end = begin + times.of(work, stage, orders.turns) + sends
                 kind = INPUT if work.kind == BACKWARD else work.kind

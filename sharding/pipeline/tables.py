@@ -159,13 +159,7 @@ def make_table(schedule: str, stages: int, parts: int, turns: int = 1) -> Table:
       UserError: an unknown schedule, turns that it does not have, or parts that interleaving
         cannot group by stages.
     """
-    if schedule not in SCHEDULES:
-        raise UserError(f"parallel.schedule={schedule}: it is one of {', '.join(SCHEDULES)}")
-    if schedule != INTERLEAVED and turns != 1:
-        raise UserError(
-            f"parallel.turns={turns}: only parallel.schedule={INTERLEAVED} has turns, "
-            f"{schedule} has none: leave it at 1"
-        )
+    check_schedule(schedule, turns)
     if schedule == INTERLEAVED and parts % stages:
         raise UserError(
             f"train.accumulate={parts}: interleaved parts go in groups of {stages}, one a stage: "
@@ -174,6 +168,17 @@ def make_table(schedule: str, stages: int, parts: int, turns: int = 1) -> Table:
     if schedule == GPIPE:
         return _gpipe(stages, parts)
     return _paired(stages, parts, turns)
+
+
+def check_schedule(schedule: str, turns: int) -> None:
+    """Raises a UserError if there is no such schedule, or it has no turns."""
+    if schedule not in SCHEDULES:
+        raise UserError(f"parallel.schedule={schedule}: it is one of {', '.join(SCHEDULES)}")
+    if schedule != INTERLEAVED and turns != 1:
+        raise UserError(
+            f"parallel.turns={turns}: only parallel.schedule={INTERLEAVED} has turns, "
+            f"{schedule} has none: leave it at 1"
+        )
 
 
 def _gpipe(stages: int, parts: int) -> Table:

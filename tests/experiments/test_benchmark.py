@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from experiments.benchmark import peers
+from experiments.benchmark import loss, peers
 from experiments.benchmark.__main__ import BENCHMARKS
 from experiments.benchmark.against import compare
 from experiments.benchmark.collect import Measured, read
@@ -100,6 +101,15 @@ def test_beside_peers_each_row_has_both_speeds_and_their_ratio():
     for row in rows.values():
         assert row["gam_jax"].median > 0 < row["transformers"].median
         assert row["time, ours over theirs"].unit == ""
+
+
+def test_the_loss_is_timed_and_its_bytes_are_counted():
+    (row,) = loss.run(2, short=True).values()
+    assert row["gam_jax"].unit == "s"
+    assert row["all logits"].median == 256 * 1000 * 4 / 2**20
+    assert ("torch" in row) == (importlib.util.find_spec("torch") is not None)
+    # Logits, what their exponentials become, and the gradients before they are scaled.
+    assert row["temporary"].median < (2 * 256 * 1000 + 2 * 1256 * 512) * 4 / 2**20
 
 
 @pytest.mark.slow

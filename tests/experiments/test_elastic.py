@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -138,6 +139,41 @@ def test_a_run_of_two_times_four_devices_is_killed_and_goes_on_on_eight_and_on_t
         assert resumed.code == 0, resumed.err
         assert f"taking over {run} from process " in resumed.err
         assert_same_run(metrics_of(run), trained, last=stop)
+
+
+PARTS = ("--config.model.depth=4", "--config.train.batch=16", "--config.train.accumulate=4")
+TURNS = ("--config.parallel.schedule=interleaved", "--config.parallel.turns=2")
+
+
+@pytest.mark.slow
+def test_a_run_in_stages_is_killed_and_goes_on_in_others_and_in_none(job, workshop, tmp_path):
+    """Two processes, a stage each; then without stages, and with other stages on the way."""
+
+    def trains(run, stop, *flags):
+        end = (f"--config.train.stop_at={stop}", "--config.checkpoint.every=5")
+        result = workshop.run("train", f"--run={run}", *flags, *end)
+        assert result.code == 0, result.err
+
+    trains(tmp_path / "whole", 20, "--emulate=1", *workshop.settings, *PARTS)
+    whole = types.SimpleNamespace(metrics=metrics_of(tmp_path / "whole"))
+    launched = job(
+        *("--processes=2", "--devices-per-process=1", "--config.checkpoint.every=5"),
+        *("--mesh=pipe=2", *PARTS),
+    )
+    strike(launched, tmp_path / "temporary", tmp_path / "run", 0, signal.SIGKILL, step=12)
+    assert commands.finish(launched).code == 128 + signal.SIGKILL
+    ways = {
+        "none": [(20, "data=4", ())],
+        "more": [(20, "pipe=4", TURNS[:1])],
+        "turns, then none": [(15, "pipe=2", TURNS), (20, "data=4", ())],
+    }
+    for name, way in ways.items():
+        run = tmp_path / name
+        shutil.copytree(tmp_path / "run", run)
+        for stop, mesh, flags in way:
+            plain = flags or ("--config.parallel.schedule=1f1b", "--config.parallel.turns=1")
+            trains(run, stop, "--resume", "--emulate=4", f"--mesh={mesh}", *plain)
+        assert_same_run(metrics_of(run), whole, last=20)
 
 
 SLOW = """

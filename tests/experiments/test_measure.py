@@ -39,10 +39,6 @@ def test_a_measured_profile_is_one_that_plans_read(monkeypatch, capsys, tmp_path
     assert cluster(f"{out}:{len(links)}").levels[0].bandwidth == min(map(min, links))
 
 
-def test_bytes_are_counted_as_stream_counts_them():
-    assert [arrays for _, arrays in measure.KERNELS.values()] == [2, 2, 3, 3]  # 16n, 16n, 24n, 24n
-
-
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -185,9 +185,9 @@ def test_parameters_are_read_where_they_lie():
 def memory_of_writing(model):
     decoder = decode.Decoder(model, Layout(make_mesh()).whole)
     state = (
-        decode._ready(model, random_like(model.table())),
+        decode._ready(decoder, random_like(model.table())),
         jnp.zeros((2, 32)),
-        decode._to_write(model, model.carry(2)),
+        decode._to_write(decoder, model.carry(2)),
     )
     keys, past = sampling.row_keys(jax.random.key(0), 2), sampling.Past.of(np.zeros((2, 32), bool))
     settings = sampling.Settings().of_rows(2)

@@ -16,6 +16,7 @@ from gam_jax.layers import (
     Series,
     Stack,
 )
+from gam_jax.ops.cross_entropy import block_size, blocks
 from gam_jax.ops.routing import Router
 from gam_jax.traffic.layers import layer_traffic
 from gam_jax.traffic.step import has_formula, step_traffic
@@ -52,6 +53,18 @@ EVERY_PRESET = tuple(f"{s}+sequence+{t}" for s, t in itertools.product(STATES, T
 )
 def test_on_every_mesh(shape, preset):
     assert_formula(MODEL, shape, preset)
+
+
+def test_of_more_tokens_than_the_loss_takes_at_once():
+    """Blocks without empty places, and a last one with two."""
+    model = dataclasses.replace(MODEL, context=250)
+    layout = layout_of((1, 1, 8), "data+tensor")
+    for rows, tokens in ((8, 250), (7, 211)):
+        count, size = blocks(rows * tokens, block_size("cpu"))
+        assert count > 2
+        found = totals(step_traffic(model, layout, rows, tokens))
+        assert counted(model, layout, rows, tokens) == found
+        assert size * count - rows * tokens == (0 if rows == 8 else 2)
 
 
 @pytest.mark.slow

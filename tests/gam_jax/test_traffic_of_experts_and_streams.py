@@ -19,6 +19,7 @@ from gam_jax.layers import (
     MoE,
     MoFME,
     RMSNorm,
+    Shallow,
     SoftMixture,
 )
 from gam_jax.ops.attention import Rule
@@ -32,6 +33,7 @@ from sharding.layout import Layout, bytes_held
 from sharding.mesh import make_mesh
 from sharding.messages import Total, compiled_messages, messages_of, totals
 from tests.gam_jax.traffic_cases import (
+    LATENT,
     LINEAR,
     MEMORIES,
     MODEL,
@@ -76,6 +78,25 @@ def test_of_parallel_streams(name, shape, preset):
     assert_formula(
         dataclasses.replace(MODEL, block=STREAMS[name], streams=4, prefix=3), shape, preset
     )
+
+
+PACKED_STREAMS = STREAMS | {
+    "of counted places": Shallow(Block(SoftMixture(LINEAR["retnet"], 2), LATENT), 2),
+}
+PACKED_CASES = tuple(zip(PACKED_STREAMS, itertools.cycle(STREAM_MESHES[1:]), STREAM_PRESETS * 2))
+
+
+@pytest.mark.parametrize("remat", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("name", "shape", "preset"),
+    slow_unless_chosen(
+        itertools.product(PACKED_STREAMS, STREAM_MESHES[1:], STREAM_PRESETS), PACKED_CASES[1::2]
+    ),
+)
+def test_of_streams_whose_rows_hold_documents(name, shape, preset, remat):
+    """Each layer has a counter of its own, and is told with what documents begin."""
+    changes = {"streams": 4, "prefix": 3, "packed": True, "remat": remat}
+    assert_formula(dataclasses.replace(MODEL, block=PACKED_STREAMS[name], **changes), shape, preset)
 
 
 @pytest.mark.parametrize("depth", [1, 4])

@@ -27,7 +27,7 @@ from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.training.step import TrainState, abstract_state, state_shardings
 from sharding.checkpoint import Checkpoints, names
 from sharding.checkpoint.manifest import files_of
-from tests.meshes import AXES, EXPERT_SHAPES, SHAPES, WORDS, layout_of, pairs
+from tests.meshes import EVERY_AXIS, EXPERT_SHAPES, SHAPES, WORDS, layout_of, pairs
 
 EXPERTS = MoE(ffn=MLP(expansion=1), router=Router(bias_step=0.1))
 MODEL = LanguageModel(
@@ -41,7 +41,8 @@ PRESETS = (
     "fully_sharded+sequence+tensor_tokens",
 )
 STREAM_SHAPES = ((1, 1, 1, 2), (2, 1, 2, 2), (1, 2, 1, 2, 2))
-ALL_SHAPES = SHAPES + EXPERT_SHAPES + STREAM_SHAPES
+PIPE_SHAPES = ((1, 2, 1, 1, 1, 2), (2, 1, 2, 1, 1, 2))
+ALL_SHAPES = SHAPES + EXPERT_SHAPES + STREAM_SHAPES + PIPE_SHAPES
 LAYOUTS = st.tuples(st.sampled_from(ALL_SHAPES), st.sampled_from(PRESETS))
 
 
@@ -121,13 +122,15 @@ FROM_AND_TO = (
     (((1, 2, 2, 2), PRESETS[1]), ((4, 2, 1), PRESETS[3])),
     (((2, 1, 2, 2), PRESETS[3]), ((1, 1, 1), PRESETS[0])),
     (((2, 2, 2), PRESETS[0]), ((2, 1, 2, 1, 2), PRESETS[0])),
+    (((1, 2, 1, 1, 1, 2), PRESETS[0]), ((2, 1, 2, 1, 1, 2), PRESETS[3])),
+    (((2, 1, 2, 1, 1, 2), PRESETS[1]), ((4, 1, 1), PRESETS[2])),
 )
 """Layouts that are always tested: each axis is split under each word of a preset."""
 
 
 def test_each_axis_is_split_under_each_word_of_a_preset():
     layouts = itertools.chain.from_iterable(FROM_AND_TO)
-    assert pairs(layouts) == set(itertools.product(AXES, WORDS))
+    assert pairs(layouts) == set(itertools.product(EVERY_AXIS, WORDS))
 
 
 @pytest.mark.parametrize(("source", "target"), FROM_AND_TO, ids=str)

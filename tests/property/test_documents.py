@@ -121,7 +121,7 @@ def test_layers_that_refuse_are_known():
     assert set(LAYERS) >= REFUSING
 
 
-REFUSING = {"Bidirectional", "MHS", "MoE", "ParScale"}
+REFUSING = {"Bidirectional", "MHS", "MoE"}
 """The kinds of layers some of which cannot keep documents apart."""
 
 

@@ -69,8 +69,8 @@ def memory(rule, decay=None, beta=False):
     tokens |= {"log_decay": (H, K) if decay == "channel" else (H,)} if decay else {}
     tokens |= {"beta": (H,)} if beta else {}
 
-    def call(given, _, **how):
-        return ops.memory_scan(**given, rule=rule, chunk=4, **how)
+    def call(given, weights, **how):
+        return ops.memory_scan(**given, **weights, rule=rule, chunk=4, **how)
 
     def step(state, given, _):
         log = given.get("log_decay")
@@ -141,7 +141,7 @@ def each_op(*chosen):
 
 
 def draw(case, seed=0, rows=ROWS):
-    """Arguments, a state, and where many short documents begin."""
+    """Arguments, a state, and where many short documents begin; with what, beside the weights."""
     random = np.random.default_rng(seed)
 
     def made(name, shape):
@@ -149,17 +149,19 @@ def draw(case, seed=0, rows=ROWS):
 
     tokens = {name: made(name, (rows, TOKENS, *shape)) for name, shape in case.tokens.items()}
     weights = {name: made(name, shape) for name, shape in case.weights.items()}
+    weights["begin"] = made("begin", (rows, *case.state))
     starts = random.random((rows, TOKENS)) < 0.4
     starts[0, 1:4] = True
     return tokens, weights, made("state", (rows, *case.state)), starts
 
 
 def plain(case, tokens, weights, state, starts):
-    """One token after another; documents begin with zeros."""
+    """One token after another."""
 
     def step(state, now):
         given, begins = now
-        state = jnp.where(begins.reshape(-1, *(1,) * (state.ndim - 1)), 0, state)
+        there = begins.reshape(-1, *(1,) * (state.ndim - 1))
+        state = jnp.where(there, weights["begin"], state)
         return case.step(state, given, weights)
 
     by_time = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (tokens, starts))
@@ -253,12 +255,12 @@ def test_a_vmap_is_a_loop(name):
     def by_three(x):
         return x.reshape(3, ROWS, *x.shape[1:])
 
-    def call(tokens, state, starts):
-        return case.call(tokens, weights, state=state, starts=starts)
+    def call(tokens, begin, state, starts):
+        return case.call(tokens, {**weights, "begin": begin}, state=state, starts=starts)
 
-    stacked = jax.tree.map(by_three, (tokens, state, starts))
-    found = jax.jit(jax.vmap(call))(*stacked)
-    close(found, jax.tree.map(by_three, jax.jit(call)(tokens, state, starts)))
+    args = (tokens, weights["begin"], state, starts)
+    found = jax.jit(jax.vmap(call))(*jax.tree.map(by_three, args))
+    close(found, jax.tree.map(by_three, jax.jit(call)(*args)))
 
 
 @each_op("kimi delta", "conv, dense and dilated")

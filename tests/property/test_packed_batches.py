@@ -21,7 +21,7 @@ SSM = Mamba2(head=2, state=4, norm="none")
 MIXER = FalconH1(Attention(heads=2, context=32), SSM)
 MODEL = LanguageModel(Block(MIXER), width=8, depth=1, vocab=16, context=16)
 PACKED = dataclasses.replace(MODEL, packed=True)
-PARAMS = random_like(MODEL.table())
+STREAMS = dataclasses.replace(MODEL, streams=2, prefix=2)
 WINDOW, LENGTHS = 16, np.array([3, 9, 5, 25, 2, 1, 7])
 """One of them is longer than a row, and cut."""
 
@@ -35,6 +35,11 @@ def batch_of(packed, multiple):
 
 
 @functools.cache
+def params_of(model):
+    return random_like(model.table())
+
+
+@functools.cache
 def found(model, packed, accumulate, shape, preset):
     """Loss and gradients of all documents as one batch."""
     layout = layout_of(shape, preset)
@@ -42,7 +47,7 @@ def found(model, packed, accumulate, shape, preset):
     if accumulate > 1:
         batch = {k: x.reshape(accumulate, -1, *x.shape[1:]) for k, x in batch.items()}
     step = jax.jit(make_gradients(model, layout, accumulate))
-    measures, gradients = step(PARAMS, put_batch(model, layout, batch, accumulate), KEY)
+    measures, gradients = step(params_of(model), put_batch(model, layout, batch, accumulate), KEY)
     return float(measures["loss"]), jax.tree.map(np.asarray, gradients)
 
 
@@ -65,6 +70,15 @@ def test_loss_and_gradients_are_those_of_a_row_for_each_document(accumulate, sha
     assert_leaves_close(gradients, wanted_gradients, tolerance=2e-5)
 
 
+def test_streams_learn_the_start_of_every_document():
+    """Each begins with what its stream has learned, and has a part in the gradient by that."""
+    packed = dataclasses.replace(STREAMS, packed=True)
+    loss, gradients = found(packed, True, 1, (1, 2, 2, 2), "fully_sharded+sequence+tensor_tokens")
+    wanted, wanted_gradients = found(STREAMS, False, 1, *ONE)
+    assert loss == pytest.approx(wanted, rel=1e-6)
+    assert_leaves_close(gradients, wanted_gradients, tolerance=1e-4)
+
+
 def test_a_model_learns_from_its_data_whether_rows_are_packed():
     packed, joined = (Text(documents=form).sizes() for form in ("packed", "joined"))
     assert (packed["packed"], joined["packed"]) == (1, 0)
@@ -84,13 +98,12 @@ def test_a_layer_of_one_s_own_that_takes_no_starts_is_named():
 
 
 def test_a_layer_that_cannot_keep_documents_apart_is_named(monkeypatch):
-    streams = dataclasses.replace(MODEL, streams=2, prefix=2)
-    assert streams.cannot_pack() == "model.streams=2"
+    assert not STREAMS.cannot_pack()
     monkeypatch.setattr(Mamba2, "documents", False)
-    assert MODEL.cannot_pack() == "Mamba2"
+    assert MODEL.cannot_pack() == STREAMS.cannot_pack() == "Mamba2"
     starts = np.zeros((1, 4), bool)
     with pytest.raises(ValueError, match="Mamba2 cannot keep the documents of a row apart"):
-        MODEL.hidden(PARAMS, np.ones((1, 4), np.int32), starts=starts)
+        MODEL.hidden(params_of(MODEL), np.ones((1, 4), np.int32), starts=starts)
 
 
 def test_a_fitted_model_refuses_packed_rows_that_it_cannot_read(monkeypatch):

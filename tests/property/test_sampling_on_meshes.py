@@ -49,6 +49,21 @@ def test_the_same_text_is_written_on_every_mesh(shape, rows):
     np.testing.assert_array_equal(sampled(shape, rows), sampled((1, 1, 1), rows))
 
 
+def test_stages_of_layers_write_in_turn_what_one_device_writes():
+    """Each has the caches of its own layers; prompts of unlike length."""
+    lengths, stages = (20, 1), (1, 1, 1, 1, 1, 2)
+    found, want = (
+        sampled(shape, 2, CACHING, tokens=20, lengths=lengths) for shape in (stages, (1, 1, 1))
+    )
+    np.testing.assert_array_equal(found, want)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(2, 1, 2, 1, 1, 2), (1, 4, 1, 1, 1, 2)], ids=str)
+def test_stages_with_rows_tokens_and_heads_split_too(shape):
+    np.testing.assert_array_equal(sampled(shape, 4), sampled((1, 1, 1), 4))
+
+
 @pytest.mark.slow
 def test_caches_are_written_to_in_shards():
     """Heads and rows are split, the layers' caches lie apart, and each row has its own length."""

@@ -23,6 +23,7 @@ def diagonal_scan(
     chunk: int = 64,
     axis: str | None = None,
     starts: Bool[Array, "B T"] | None = None,
+    begin: Float[Array, B * S] | None = None,
 ) -> tuple[Float[Array, "B T *S"], Float[Array, B * S]]:
     """All states of h_t = exp(log_decay_t) h_{t-1} + write_t, and the last.
 
@@ -37,8 +38,9 @@ def diagonal_scan(
         chunk to chunk; "associative" is `lax.associative_scan`; "recurrent" token by token.
       chunk: tokens in a chunk.
       axis: mesh axis that splits the tokens. Each shard sends a decay and a state.
-      starts: true where documents begin: there the state is zeros before the token is written.
+      starts: true where documents begin: there the state is `begin` before the token decays it.
         None where all tokens belong to one.
+      begin: what documents begin with, like `state`; None for zeros.
 
     Returns:
       states in the dtype of `write`, and the float32 state after the last token.
@@ -51,14 +53,19 @@ def diagonal_scan(
     if state is None:
         state = jnp.zeros(write[:, 0].shape, jnp.float32)
     if starts is not None:
+        if begin is not None:
+            there = starts.reshape(*starts.shape, *(1,) * (write.ndim - 2))
+            write = write + jnp.where(
+                there, jnp.exp(log_decay.astype(jnp.float32)) * begin[:, None], 0
+            )
         log_decay = begun(log_decay, starts)
     before = state.astype(jnp.float32)
     decays, writes = (
         jnp.moveaxis(x, 1, 0).astype(jnp.float32) for x in collectives.vary_alike(log_decay, write)
     )
-    begin = before if axis is None else jnp.zeros_like(before)
-    decays, writes, begin = collectives.vary_alike(decays, writes, begin)
-    states, last = _METHODS[method](decays, writes, begin, chunk)
+    first = before if axis is None else jnp.zeros_like(before)
+    decays, writes, first = collectives.vary_alike(decays, writes, first)
+    states, last = _METHODS[method](decays, writes, first, chunk)
     if axis is not None:
         start = running(decays, 0).from_start()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -16,6 +18,7 @@ from gam_jax.ops.checks import (
 )
 from gam_jax.ops.scan import chunks, steps, tree
 from gam_jax.ops.scan.decays import begun, running
+from gam_jax.ops.scan.diagonal import diagonal_scan
 from gam_jax.ops.scan.layout import Inputs
 from sharding import collectives
 from sharding.errors import UserError
@@ -28,6 +31,19 @@ METHODS: dict[str, Run] = {
     "recurrent": steps.run,
 }
 RULES = ("hebb", "delta")
+
+
+class Begin(NamedTuple):
+    """What documents begin with, in the layout of `Inputs`.
+
+    Attributes:
+      state: S_0 [P, R, K, N].
+      decay: [P, R, T, 1 or K], what is left of it at each token if it decays and nothing else
+        happens, c_t; 0 where the document began before this shard or this call.
+    """
+
+    state: Array
+    decay: Array
 
 
 def memory_scan(
@@ -43,6 +59,7 @@ def memory_scan(
     chunk: int = 64,
     axis: str | None = None,
     starts: Bool[Array, "B T"] | None = None,
+    begin: Float[Array, "B H K N"] | None = None,
 ) -> tuple[Float[Array, "B T H N"], Float[Array, "B H K N"]]:
     """S_t = transition_t S_{t-1} + beta_t k_t v_t^T, read as y_t = S_t^T q_t.
 
@@ -70,8 +87,10 @@ def memory_scan(
       chunk: tokens in a chunk; the chunked method rounds it up to a power of two.
       axis: mesh axis that splits the tokens. Each shard sends its state and what became of the
         state it was given: nothing, the decay (1 or K numbers a head) or a K x K matrix (delta).
-      starts: true where documents begin: there the memory is empty before the token is written.
-        None where all tokens belong to one. It makes a memory without decay one with a decay.
+      starts: true where documents begin: there the memory is empty, or `begin`, before the token
+        decays it and is written. None where all tokens belong to one. It makes a memory without
+        decay one with a decay.
+      begin: what documents begin with, like `state`; None for zeros.
 
     Returns:
       y in the dtype of v, and the float32 state after the last token.
@@ -79,26 +98,32 @@ def memory_scan(
     Raises:
       UserError: an unknown rule or method, shapes that do not fit, `starts` that is not bool.
     """
-    _check(q, k, v, log_decay, beta, state, starts, rule, method, chunk)
+    _check(q, k, v, log_decay, beta, state, begin, starts, rule, method, chunk)
     batch, tokens, heads, width = v.shape
     groups, keys = k.shape[2:]
     if state is None:
         state = jnp.zeros((batch, heads, keys, width), jnp.float32)
     state = state.astype(jnp.float32).reshape(batch * groups, -1, keys, width)
+    anew = None
     if log_decay is not None and log_decay.ndim == 3:
         log_decay = log_decay[..., None]
     if starts is not None:
         kept = jnp.zeros((batch, tokens, groups, 1)) if log_decay is None else log_decay
         log_decay = begun(kept, starts)
+        if begin is not None:
+            ones = jnp.ones(kept[:, 0].shape, jnp.float32)
+            left, _ = diagonal_scan(kept, jnp.zeros(kept.shape), starts=starts, begin=ones)
+            begin = begin.astype(jnp.float32).reshape(state.shape)
+            anew = Begin(begin, _by_group(left, groups))
         starts = jnp.broadcast_to(starts[..., None, None], (batch, tokens, groups, 1))
     beta = None if beta is None else beta[..., None]
     inputs = Inputs(q, k, v, log_decay, beta, starts).map(lambda x: _by_group(x, groups))
     if axis is None:
         method = "recurrent" if tokens == 1 else method
-        y, state = _run_alike(inputs, state, rule, method, chunk)
+        y, state = _run_alike(inputs, state, anew, rule, method, chunk)
     else:
         over = _delta_over_shards if rule == "delta" else _hebb_over_shards
-        y, state = over(inputs, state, method, chunk, axis)
+        y, state = over(inputs, state, anew, method, chunk, axis)
     y = jnp.moveaxis(y.reshape(batch, heads, tokens, width), 1, 2).astype(v.dtype)
     return y, state.reshape(batch, heads, keys, width)
 
@@ -110,20 +135,38 @@ def _by_group(x: Array, groups: int) -> Array:
 
 
 def _run_alike(
-    inputs: Inputs, state: Array, rule: str, method: str, chunk: int
+    inputs: Inputs, state: Array, anew: Begin | None, rule: str, method: str, chunk: int
 ) -> tuple[Array, Array]:
-    """Runs a method with all arrays typed as varying over the same mesh axes."""
-    present = [x for x in (*inputs, state) if x is not None]
-    *_, state = collectives.vary_alike(*present)
-    inputs = inputs.map(lambda x: collectives.vary_alike(x, state)[0])
-    return METHODS[method](inputs, state, rule, chunk)
+    """Runs a method with all arrays typed as varying over the same mesh axes.
+
+    Where documents begin with a state S_0, what they make of it is S = S' + c S_0, and S' begins
+    with zeros. For "hebb" that is linear; for "delta" put S into its recurrence: c S_0 decays as S
+    does, so S' obeys the same recurrence with v - (c S_0)^T k in the place of v.
+    """
+    *_, state = collectives.vary_alike(*jax.tree.leaves((inputs, anew, state)))
+    inputs, anew = jax.tree.map(lambda x: collectives.vary_alike(x, state)[0], (inputs, anew))
+    run = METHODS[method]
+    if anew is None:
+        return run(inputs, state, rule, chunk)
+    if rule == "delta":
+        inputs = inputs._replace(v=inputs.v - _read(inputs.k, anew.decay, anew.state))
+    y, last = run(inputs, state, rule, chunk)
+    left = jnp.swapaxes(anew.decay[..., -1:, :], -1, -2)
+    return y + _read(inputs.q, anew.decay, anew.state), last + left * anew.state
+
+
+def _read(q: Array, decay: Array, state: Array) -> Array:
+    """What queries [P, 1, T, K] find in a state [P, R, K, N] that has decayed since."""
+    if decay.shape[-1] == 1:
+        return decay * (q @ state)
+    return (decay * q) @ state
 
 
 def _hebb_over_shards(
-    inputs: Inputs, state: Array, method: str, chunk: int, axis: str
+    inputs: Inputs, state: Array, anew: Begin | None, method: str, chunk: int, axis: str
 ) -> tuple[Array, Array]:
     """The shard from zeros, then what the state before it adds: q_t . decay since the start."""
-    y, own = _run_alike(inputs, jnp.zeros_like(state), "hebb", method, chunk)
+    y, own = _run_alike(inputs, jnp.zeros_like(state), anew, "hebb", method, chunk)
     if inputs.log_decay is None:
         before, total = prefix(own, jnp.add, axis, state)
         return y + inputs.q @ before, total
@@ -135,13 +178,11 @@ def _hebb_over_shards(
 
     unit = jnp.ones(whole.shape, jnp.float32)
     (_, before), (_, total) = prefix((whole, own), combine, axis, (unit, state))
-    if start.shape[-1] == 1:
-        return y + start * (inputs.q @ before), total
-    return y + (start * inputs.q) @ before, total
+    return y + _read(inputs.q, start, before), total
 
 
 def _delta_over_shards(
-    inputs: Inputs, state: Array, method: str, chunk: int, axis: str
+    inputs: Inputs, state: Array, anew: Begin | None, method: str, chunk: int, axis: str
 ) -> tuple[Array, Array]:
     """The shard from zeros and, as further columns of the values, from the identity.
 
@@ -153,7 +194,9 @@ def _delta_over_shards(
     nothing = jnp.zeros((*inputs.v.shape[:-1], keys), jnp.float32)
     wide = inputs._replace(v=jnp.concatenate([inputs.v, nothing], axis=-1))
     begin = jnp.concatenate([jnp.zeros_like(state), eye], axis=-1)
-    y, own = _run_alike(wide, begin, "delta", method, chunk)
+    if anew is not None:  # of which nothing is a matter of what came before
+        anew = anew._replace(state=jnp.concatenate([anew.state, jnp.zeros_like(eye)], axis=-1))
+    y, own = _run_alike(wide, begin, anew, "delta", method, chunk)
 
     def combine(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
         return right[0] @ left[0], right[0] @ left[1] + right[1]
@@ -170,6 +213,7 @@ def _check(
     log_decay: Array | None,
     beta: Array | None,
     state: Array | None,
+    begin: Array | None,
     starts: Array | None,
     rule: str,
     method: str,
@@ -192,5 +236,6 @@ def _check(
             f"{op}: log_decay {log_decay.shape} is not [B, T, H] or [B, T, H, K] = {(*heads, keys)}"
         )
     check_shape(op, "beta", beta, heads)
-    check_shape(op, "state", state, (heads[0], heads[2], keys, v.shape[3]))
+    for name, x in (("state", state), ("begin", begin)):
+        check_shape(op, name, x, (heads[0], heads[2], keys, v.shape[3]))
     check_starts(op, starts, heads[:2])

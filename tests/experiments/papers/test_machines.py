@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import jax
+import numpy as np
 import pytest
 
 from experiments.papers import STUDIES
+from experiments.papers.intar import FEW, in_chunks, scores
 from experiments.study import Setting
 from experiments.study.claim import HOLDS, NOT_RUN, Values
 from experiments.study.declare import SHORT
@@ -40,3 +43,8 @@ def test_a_study_that_trains_nothing_writes_into_a_new_folder(command, tmp_path)
     assert result.code == 0, result.err
     assert {path.suffix for path in (tmp_path / "new").iterdir()} == {".json", ".md", ".png"}
     assert "-91.9" in result.out
+
+
+def test_attention_in_chunks_of_queries_is_that_of_the_whole():
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 2 * FEW, 8))
+    np.testing.assert_allclose(in_chunks(q, k, v), scores(q, k, v), rtol=1e-5, atol=1e-6)

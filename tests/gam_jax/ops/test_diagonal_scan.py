@@ -16,8 +16,8 @@ from tests.gam_jax.ops.test_scan import EXTREME, assert_close
 
 @functools.partial(jax.jit, static_argnames=("method", "chunk"))
 def run_and_pull(args, cotangents, starts=None, *, method, chunk):
-    def function(log, write, state):
-        how = {"method": method, "chunk": chunk, "starts": starts}
+    def function(log, write, state, begin):
+        how = {"method": method, "chunk": chunk, "starts": starts, "begin": begin}
         return diagonal_scan(log, write, state=state, **how)
 
     outputs, pull = jax.vjp(function, *args)
@@ -31,16 +31,16 @@ def run_and_pull(args, cotangents, starts=None, *, method, chunk):
     ids=str,
 )
 def test_values_and_gradients_are_those_of_the_equation(shape, packed, method):
-    """Where rows are packed with documents, each of these begins with zeros."""
+    """Where rows are packed with documents, each of these begins with a state that is given."""
     random = np.random.default_rng(0)
     with np.errstate(divide="ignore"):
         log = np.log(random.choice(EXTREME, (2, *shape)))
-    arrays = (log, random.normal(size=(2, *shape)), random.normal(size=(2, *shape[1:])))
-    args = tuple(x.astype(np.float32) for x in arrays)
-    cotangents = tuple(random.normal(size=x.shape).astype(np.float32) for x in args[1:])
+    write, *states = (random.normal(size=(2, *n)) for n in (shape, shape[1:], shape[1:]))
+    args = tuple(x.astype(np.float32) for x in (log, write, *states))
+    cotangents = tuple(random.normal(size=x.shape).astype(np.float32) for x in args[1:3])
     starts = random.random((2, shape[0])) < 0.3 if packed else None
     outputs, gradients = run_and_pull(args, cotangents, starts, method=method, chunk=8)
-    states, pull = scan_oracle.diagonal(*args, starts)
+    states, pull = scan_oracle.diagonal(*args[:3], starts, args[3])
     assert_close(outputs, (states, states[:, -1]))
     last = cotangents[0].astype(np.float64)
     last[:, -1] += cotangents[1]

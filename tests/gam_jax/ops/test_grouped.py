@@ -12,17 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gam_jax.ops.group_blocks import block_rows, each_block
 from gam_jax.ops.grouped import (
     collect,
+    grouped_feed_forward,
     grouped_product,
-    grouped_product_transposed,
     make_groups,
     ranks,
     spread,
 )
 from sharding.products import product_flops
 
-METHODS = {"ragged": {"method": "ragged"}, "blocks": {"method": "blocks", "block": 4}}
+METHODS = ("ragged", "blocks")
 TOKENS, CHOSEN, GROUPS, WIDTH, HIDDEN = 12, 2, 5, 6, 7
 
 
@@ -35,28 +36,21 @@ def problem(seed, tokens=TOKENS, chosen=CHOSEN, groups=GROUPS, width=WIDTH, hidd
     return x, w_in, w_out, bias, owner, random.normal(size=(tokens, chosen))
 
 
-@functools.partial(jax.jit, static_argnames=("method", "block"))
-def mixed(x, w_in, w_out, bias, weights, owner, method="auto", block=0):
+@functools.partial(jax.jit, static_argnames="method")
+def mixed(x, w_in, w_out, bias, weights, owner, method="auto"):
     """sum_k weights_k tanh(x W_in + b) W_out^T, each of the group that owns the choice."""
-    groups = make_groups(owner.reshape(-1), len(w_in), method=method, block=block)
+    groups = make_groups(owner.reshape(-1), len(w_in), method=method)
     place = groups.place.reshape(owner.shape)
     rows = spread(x, groups.source, place)
-    hidden = jnp.tanh(grouped_product(groups, rows, w_in, bias))
-    rows = grouped_product_transposed(groups, hidden, w_out)
+    rows = grouped_feed_forward(groups, rows, [w_in], [bias], w_out, jnp.tanh)
     return collect(rows, weights, groups.source, place)
 
 
-def loop(x, w_in, w_out, bias, weights, owner):
-    """The same, one choice at a time."""
-    rows = []
-    for token, owners in enumerate(owner):
-        row = 0 * x[token]
-        for k, group in enumerate(owners):
-            if group < len(w_in):
-                hidden = jnp.tanh(x[token] @ w_in[group] + bias[group])
-                row = row + weights[token, k] * (w_out[group] @ hidden)
-        rows.append(row)
-    return jnp.stack(rows)
+def every_group(x, w_in, w_out, bias, weights, owner):
+    """The same, of all groups for every token, most of them weighted with 0."""
+    hidden = jnp.tanh(jnp.einsum("nd,gdf->ngf", x, w_in) + bias)
+    share = jnp.einsum("nk,nkg->ng", weights, jax.nn.one_hot(owner, len(w_in)))
+    return jnp.einsum("ngf,gdf,ng->nd", hidden, w_out, share)
 
 
 @given(seed=st.integers(0, 99))
@@ -68,23 +62,47 @@ def test_both_methods_equal_a_loop_over_choices(seed):
             hidden = np.tanh(x[token] @ w_in[group] + bias[group])
             want[token] += weights[token, k] * (w_out[group] @ hidden)
     args = [jnp.asarray(a, jnp.float32) for a in (x, w_in, w_out, bias, weights)]
-    for options in METHODS.values():
-        found = mixed(*args, jnp.asarray(owner), **options)
+    for method in METHODS:
+        found = mixed(*args, jnp.asarray(owner), method=method)
         np.testing.assert_allclose(found, want, atol=2e-5, rtol=2e-5)
 
 
-@pytest.mark.parametrize("options", METHODS.values(), ids=METHODS)
-def test_gradients_are_those_of_the_loop(options):
-    x, w_in, w_out, bias, owner, weights = problem(3)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("tokens", [TOKENS, 260], ids=["small blocks", "two sizes of blocks"])
+def test_gradients_are_those_of_the_loop(method, tokens):
+    x, w_in, w_out, bias, owner, weights = problem(3, tokens)
     args = [jnp.asarray(a, jnp.float32) for a in (x, w_in, w_out, bias, weights)]
 
     def of(function):
         loss = lambda *args: jnp.sum(jnp.sin(function(*args)))  # noqa: E731
-        return jax.jit(jax.grad(loss, argnums=tuple(range(5))))(*args)
+        return jax.jit(jax.value_and_grad(loss, argnums=tuple(range(5))))(*args)
 
-    found = of(lambda *args: mixed(*args, jnp.asarray(owner), **options))
-    want = of(lambda *args: loop(*args, owner))
-    chex.assert_trees_all_close(found, want, atol=1e-5, rtol=1e-5)
+    found = of(lambda *args: mixed(*args, jnp.asarray(owner), method=method))
+    want = of(lambda *args: every_group(*args, jnp.asarray(owner)))
+    chex.assert_trees_all_close(found, want, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_of_one_product_too(method):
+    x, w_in, _, bias, owner, _ = (jnp.asarray(a, "float32") for a in problem(1, 90, chosen=1))
+    owner = owner[:, 0].astype(jnp.int32)
+
+    def product(x, weight, bias):
+        groups = make_groups(owner, GROUPS, method=method)
+        rows = grouped_product(
+            groups, spread(x, groups.source, groups.place[:, None]), weight, bias
+        )
+        return jnp.take(rows, groups.place, axis=0, mode="fill", fill_value=0)
+
+    def plain(x, weight, bias):
+        found = jnp.einsum("nd,gdf->ngf", x, weight) + bias
+        return jnp.einsum("ngf,ng->nf", found, jax.nn.one_hot(owner, GROUPS))
+
+    def of(function):
+        loss = lambda *args: jnp.sum(jnp.sin(function(*args)))  # noqa: E731
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(x, w_in, bias)
+
+    chex.assert_trees_all_close(of(product), of(plain), atol=2e-5, rtol=2e-5)
 
 
 def test_blocks_cost_what_their_rows_cost_and_ragged_products_on_cpu_as_many_times_as_groups():
@@ -106,24 +124,50 @@ def test_blocks_cost_what_their_rows_cost_and_ragged_products_on_cpu_as_many_tim
     assert compiled.cost_analysis()["flops"] > 7 * true
 
 
-@functools.partial(jax.jit, static_argnames="block")
-def ordered(owner, block):
-    return make_groups(owner, 4, method="blocks", block=block), ranks(owner, 4)
+@jax.jit
+def ordered(owner):
+    return make_groups(owner, 4, method="blocks"), ranks(owner, 4)
 
 
-@given(owner=st.lists(st.integers(0, 4), min_size=24, max_size=24), block=st.sampled_from([2, 8]))
-def test_every_entry_of_a_group_stands_once_in_blocks_of_that_group(owner, block):
-    groups, (sizes, rank) = jax.tree.map(np.asarray, ordered(jnp.asarray(owner), block))
-    stood = 0
-    for row, entry in enumerate(groups.source.tolist()):
-        if entry < len(owner):
-            assert groups.place[entry] == row
-            assert groups.owner[row // block] == owner[entry]
-            assert rank[entry] == owner[:entry].count(owner[entry])
-            stood += 1
-    assert stood == sum(groups.sizes.tolist()) == sum(sizes.tolist())
-    assert stood == sum(entry < 4 for entry in owner)
-    assert all(groups.place[i] == len(groups.source) for i, o in enumerate(owner) if o == 4)
+@given(owner=st.lists(st.integers(0, 4), min_size=24, max_size=24))
+def test_entries_stand_in_the_order_of_their_groups(owner):
+    groups, (sizes, rank) = jax.tree.map(np.asarray, ordered(jnp.asarray(owner)))
+    stood = [entry for entry in groups.source.tolist() if entry < len(owner)]
+    assert stood == sorted((i for i, o in enumerate(owner) if o < 4), key=owner.__getitem__)
+    assert groups.source[: len(stood)].tolist() == stood
+    assert groups.sizes.tolist() == sizes.tolist() == [owner.count(group) for group in range(4)]
+    for entry, own in enumerate(owner):
+        if own < 4:
+            assert stood[groups.place[entry]] == entry
+            assert rank[entry] == owner[:entry].count(own)
+        else:
+            assert groups.place[entry] == len(groups.source)
+
+
+@given(
+    sizes=st.lists(st.integers(0, 70), min_size=3, max_size=3),
+    largest=st.sampled_from([8, 32, 256]),
+)
+def test_blocks_cover_each_group_in_order_and_reach_less_than_a_block_beyond(sizes, largest):
+    def of_group(group):
+        def block(start, left, rows, state):
+            owner, at, count = state
+            place = start + jnp.arange(rows)
+            owner = owner.at[place].set(group, mode="drop")
+            return owner, at.at[count].set(jnp.stack([start, left, rows])), count + 1
+
+        return block
+
+    state = jnp.full(300, -1), jnp.zeros((99, 3), jnp.int32), 0
+    sums = each_block(210, jnp.asarray(sizes), largest, of_group, state)
+    owner, at, count = jax.tree.map(np.asarray, sums)
+    total = sum(sizes)
+    assert owner[:total].tolist() == np.repeat(np.arange(3), sizes).tolist()
+    ends = np.repeat(np.cumsum(sizes), sizes)
+    for start, left, rows in at[:count].tolist():
+        assert left == ends[start] - start
+        assert rows <= max(largest, left + block_rows(210, 3, largest)[-1])
+    assert np.all(owner[total + block_rows(210, 3, largest)[-1] :] == -1)
 
 
 def test_an_unknown_method_is_named():

@@ -17,11 +17,12 @@ from jax.sharding import PartitionSpec as P
 
 from gam_jax.ops.activation import gelu
 from gam_jax.ops.conv import causal_conv
+from gam_jax.ops.cross_entropy import Head, loss_sum, token_losses, token_scores
 from gam_jax.ops.dropout import dropout
 from gam_jax.ops.linear import linear, linear_transposed
 from gam_jax.ops.memory import memory_read
 from gam_jax.ops.norm import layer_norm, rms_norm
-from gam_jax.ops.vocabulary import embed, padded_rows, token_hits, token_losses
+from gam_jax.ops.vocabulary import embed, padded_rows
 from sharding.axes import Axes
 from sharding.mesh import make_mesh
 
@@ -116,9 +117,27 @@ OPS = {
         [normal(5, 4), normal(8, 4)],
     ),
     "token losses, capped": (
-        lambda hidden, embedding: token_losses(hidden, embedding, jnp.asarray(TARGETS), cap=1.5),
+        lambda hidden, embedding: token_losses(
+            hidden, embedding, jnp.asarray(TARGETS), Head(cap=1.5)
+        ),
         functools.partial(losses_formula, cap=1.5),
         [normal(5, 4), normal(8, 4)],
+    ),
+    "token losses, in blocks": (
+        lambda hidden, embedding: token_losses(
+            hidden, embedding, jnp.asarray(TARGETS), Head(block=2)
+        ),
+        losses_formula,
+        [normal(5, 4), normal(8, 4)],
+    ),
+    "sum of losses, capped, in blocks": (
+        lambda hidden, embedding, weights: loss_sum(
+            hidden, embedding, jnp.asarray(TARGETS), weights, Head(cap=1.5, block=3)
+        ),
+        lambda hidden, embedding, weights: np.sum(
+            weights * losses_formula(hidden, embedding, cap=1.5)
+        ),
+        [normal(5, 4), normal(8, 4), normal(5)],
     ),
     "embed": (
         lambda table: embed(jnp.asarray(TOKENS), table),
@@ -294,9 +313,19 @@ SPLIT = {
         P(None, AXIS),
     ),
     "token losses": (
-        lambda hidden, table, axis=None: token_losses(hidden, table, jnp.asarray(TARGETS), axis),
+        lambda hidden, table, axis=None: token_losses(
+            hidden, table, jnp.asarray(TARGETS), Head(axis)
+        ),
         [normal(5, 4), normal(8, 4)],
         (P(), P(AXIS)),
+        P(),
+    ),
+    "sum of losses, in blocks": (
+        lambda hidden, table, weights, axis=None: loss_sum(
+            hidden, table, jnp.asarray(TARGETS), weights, Head(axis, block=2)
+        ),
+        [normal(5, 4), normal(8, 4), normal(5)],
+        (P(), P(AXIS), P()),
         P(),
     ),
     "embed": (
@@ -349,12 +378,9 @@ def test_rows_that_four_devices_do_not_divide_are_padded_with_nothing(size):
         if axis:
             axes, rows = Axes(splits=(("vocab", axis),)), padded_rows(table, axis)
         padded = size if axis else None
-        losses = token_losses(hidden, rows, ids, axis, padded, cap=1.5)
-        return (
-            embed(ids[None], rows, axes, padded),
-            losses,
-            token_hits(hidden, rows, ids, axis, padded),
-        )
+        losses = token_losses(hidden, rows, ids, Head(axis, padded, cap=1.5))
+        scores = token_scores(hidden, rows, ids, Head(axis, padded))
+        return embed(ids[None], rows, axes, padded), losses, scores
 
     split = jax.shard_map(
         functools.partial(program, axis=AXIS),
@@ -364,11 +390,11 @@ def test_rows_that_four_devices_do_not_divide_are_padded_with_nothing(size):
     )
 
     def loss(run, hidden, table):
-        rows, losses, hits = run(hidden, table)
+        rows, losses, scores = run(hidden, table)
         return jnp.sum(jnp.where(known, losses, 0)) + jnp.sum(rows[:, known] ** 2), (
             rows,
             losses,
-            hits,
+            scores,
         )
 
     found, want = (
@@ -395,8 +421,8 @@ def test_ids_outside_the_vocabulary_give_nan_where_they_stand_and_nowhere_else(s
 
     def program(hidden, table, axis=None):
         axes = Axes(splits=(("vocab", axis),) if axis else ())
-        hits = token_hits(hidden, table, ids, axis)
-        return embed(ids[None], table, axes)[0], token_losses(hidden, table, ids, axis), hits
+        _, hits = token_scores(hidden, table, ids, Head(axis))
+        return embed(ids[None], table, axes)[0], token_losses(hidden, table, ids, Head(axis)), hits
 
     def loss(hidden, table):
         rows, losses, hits = run(hidden, table)

@@ -36,8 +36,9 @@ def draw(rows, tokens, groups, heads, keys, width, decay, beta=True, seed=0):
     )
 
 
-def scan(q, k, v, log_decay, beta, state, **how):
-    return memory_scan(q, k, v, log_decay=log_decay, beta=beta, state=state, **how)
+def scan(q, k, v, log_decay, beta, state, begin=None, **how):
+    how |= {"beta": beta, "state": state, "begin": begin}
+    return memory_scan(q, k, v, log_decay=log_decay, **how)
 
 
 @functools.partial(jax.jit, static_argnames=("rule", "method", "chunk"))
@@ -47,7 +48,7 @@ def run(args, *, rule, method="chunked", chunk=8):
 
 @functools.partial(jax.jit, static_argnames=("rule", "method", "chunk"))
 def run_and_pull(args, cotangents, starts=None, *, rule, method="chunked", chunk=8):
-    """Outputs, and gradients by every argument that is there."""
+    """Outputs, and gradients by every argument that is there, as `scan` has them."""
     there = [i for i, x in enumerate(args) if x is not None]
 
     def function(*given):
@@ -81,9 +82,10 @@ def test_values_and_gradients_are_those_of_the_equations(rule, decay, method):
     assert_close(gradients, pull(*cotangents))
 
 
-PACKED = [("chunked", rule, decay) for rule in RULES for decay in DECAYS]
-PACKED += [("associative", "hebb", "none"), ("associative", "delta", "channel")]
-PACKED += [("recurrent", "hebb", "channel"), ("recurrent", "delta", "none")]
+PACKED = [("chunked", rule, decay, True) for rule in RULES for decay in DECAYS]
+PACKED += [("chunked", "hebb", "none", False), ("chunked", "delta", "channel", False)]
+PACKED += [("associative", "hebb", "none", False), ("associative", "delta", "channel", True)]
+PACKED += [("recurrent", "hebb", "channel", True), ("recurrent", "delta", "none", False)]
 
 
 def packing(rows, tokens):
@@ -93,15 +95,17 @@ def packing(rows, tokens):
     return starts
 
 
-@pytest.mark.parametrize(("method", "rule", "decay"), PACKED)
-def test_documents_begin_with_an_empty_memory(method, rule, decay):
+@pytest.mark.parametrize(("method", "rule", "decay", "given"), PACKED)
+def test_documents_begin_with_an_empty_memory_or_the_one_given(method, rule, decay, given):
     """The rest of the equations stays; no gradient reaches over a beginning."""
     args, starts = draw(3, 37, 2, 4, 4, 3, decay), packing(3, 37)
     random = np.random.default_rng(1)
     shapes = (3, 37, 4, 3), (3, 4, 4, 3)
+    begin = random.normal(size=shapes[1]).astype(np.float32) if given else None
+    args = (*args, begin)
     cotangents = tuple(random.normal(size=shape).astype(np.float32) for shape in shapes)
     outputs, gradients = run_and_pull(args, cotangents, starts, rule=rule, method=method)
-    *wanted, pull = scan_oracle.memory(*args, rule, starts)
+    *wanted, pull = scan_oracle.memory(*args[:-1], rule, starts, begin)
     assert_close(outputs, wanted)
     assert_close(gradients, pull(*cotangents))
 
@@ -249,6 +253,7 @@ def test_the_backward_pass_of_chunks_stores_states_a_stretch_not_a_token(rule, d
         ({"beta": np.ones((1, 4, 3))}, "beta"),
         ({"log_decay": np.ones((1, 4, 2, 3))}, "log_decay"),
         ({"starts": np.ones((1, 3), bool)}, "starts"),
+        ({"begin": np.ones((1, 2, 3, 4))}, "begin"),
         ({"starts": np.ones((1, 4))}, "starts is float.., not bool: true at each document's first"),
         ({"state": np.ones((1, 2, 4, 5))}, r"state \(1, 2, 4, 5\) is not \(1, 2, 5, 4\)"),
         ({"q": np.ones((4, 2, 5))}, r"q \(4, 2, 5\) is not \[B, T, G, K\]"),

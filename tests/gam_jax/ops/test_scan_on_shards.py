@@ -23,13 +23,13 @@ KINDS = [("hebb", "none"), ("hebb", "head"), ("hebb", "channel"), ("delta", "hea
 KINDS += [("delta", "channel")]
 
 
-def over_shards(function, args, size):
-    """`function` of arguments [B, T, ...], the last of them a state, over `size` shards."""
-    specs = tuple(None if x is None else SPLIT for x in args[:-1])
+def over_shards(function, args, size, states=1):
+    """`function` of arguments [B, T, ...], but for states [B, H, ...], over `size` shards."""
+    specs = tuple(None if x is None else SPLIT for x in args[:-states])
     return jax.shard_map(
         functools.partial(function, axis="seq"),
         mesh=make_mesh(seq=size),
-        in_specs=(*specs, WHOLE),
+        in_specs=(*specs, *[WHOLE] * states),
         out_specs=(SPLIT, WHOLE),
     )
 
@@ -77,14 +77,17 @@ def with_starts(function, starts):
 
 @pytest.mark.parametrize(("rule", "decay"), KINDS)
 def test_a_shard_in_which_a_document_begins_hands_on_nothing_of_what_came_in(rule, decay):
+    """Documents begin with a memory that is given, and go on over shards from it."""
     args, starts = draw(2, TOKENS, GROUPS, HEADS, KEYS, WIDTH, decay), packing()
     random = np.random.default_rng(1)
     shapes = (2, TOKENS, HEADS, WIDTH), (2, HEADS, KEYS, WIDTH)
     cotangents = tuple(random.normal(size=shape).astype(np.float32) for shape in shapes)
+    begin = random.normal(size=shapes[1]).astype(np.float32)
+    args = (*args, begin)
     function = with_starts(functools.partial(scan, rule=rule, chunk=4), jnp.asarray(starts))
-    program = over_shards(function, args, 4)
+    program = over_shards(function, args, 4, states=2)
     outputs, gradients = jax.jit(lambda args, g: pulled(program, args, g))(args, cotangents)
-    *wanted, pull = scan_oracle.memory(*args, rule, starts)
+    *wanted, pull = scan_oracle.memory(*args[:-1], rule, starts, begin)
     assert_close(outputs, wanted)
     assert_close(gradients, pull(*cotangents))
 
@@ -112,18 +115,18 @@ def test_of_the_diagonal_scan_likewise(size, packed):
     random = np.random.default_rng(0)
     log = np.log(random.choice([1e-6, 0.5, 0.999], (2, TOKENS, 3))).astype(np.float32)
     log[0, 5] = -np.inf
-    write, state = random.normal(size=(2, TOKENS, 3)), random.normal(size=(2, 3))
-    args = (log, write.astype(np.float32), state.astype(np.float32))
+    write, state, begin = (random.normal(size=(2, *n)) for n in ((TOKENS, 3), (3,), (3,)))
+    args = (log, *(x.astype(np.float32) for x in (write, state, begin)))
 
-    def function(log, write, state, **where):
-        return diagonal_scan(log, write, state=state, chunk=4, **where)
+    def function(log, write, state, begin, **where):
+        return diagonal_scan(log, write, state=state, begin=begin, chunk=4, **where)
 
     starts = packing() if packed else None
     if packed:
         function = with_starts(function, jnp.asarray(starts))
     cotangents = random.normal(size=write.shape).astype(np.float32), np.zeros((2, 3), np.float32)
-    program = over_shards(function, args, size)
+    program = over_shards(function, args, size, states=2)
     outputs, gradients = jax.jit(lambda args, g: pulled(program, args, g))(args, cotangents)
-    states, pull = scan_oracle.diagonal(*args, starts)
+    states, pull = scan_oracle.diagonal(*args[:3], starts, begin)
     assert_close(outputs, (states, states[:, -1]))
     assert_close(gradients, pull(cotangents[0]))

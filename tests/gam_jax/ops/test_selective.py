@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from gam_jax.ops.selective import METHODS, selective_scan
 from tests.meshes import layout_of
 
-NAMES = ("x", "dt", "a", "b", "c", "state")
+NAMES = ("x", "dt", "a", "b", "c", "state", "begin")
 STEPS = {"usual": (1e-3, 1e-1), "none": (0.0, 0.0), "tiny": (0.0, 1e-6), "large": (0.0, 60.0)}
 
 
@@ -26,19 +26,21 @@ def problem(tokens, steps="usual", channels=3, numbers=4, batch=2):
         "b": normal(size=(batch, tokens, numbers)),
         "c": normal(size=(batch, tokens, numbers)),
         "state": normal(size=(batch, numbers, channels)),
+        "begin": normal(size=(batch, numbers, channels)),
     }
 
 
-def oracle(x, dt, a, b, c, state, starts=None):
+def oracle(x, dt, a, b, c, state, begin, starts=None):
     """The recurrence in float64, a row, a token and a channel at a time: y and the last state.
 
-    Where `starts` [B, T] is true, nothing is left of the state before.
+    Where `starts` [B, T] is true, `begin` stands in the place of the state before.
     """
     y, last = np.zeros_like(x), state.copy()
     for row in range(x.shape[0]):
         for t in range(x.shape[1]):
             for channel in range(x.shape[2]):
-                h = last[row, :, channel] * (starts is None or not starts[row, t])
+                anew = starts is not None and starts[row, t]
+                h = (begin if anew else last)[row, :, channel]
                 step = dt[row, t, channel]
                 h = np.exp(step * a[:, channel]) * h + step * b[row, t] * x[row, t, channel]
                 last[row, :, channel] = h
@@ -48,7 +50,7 @@ def oracle(x, dt, a, b, c, state, starts=None):
 
 def oracle_gradients(given, by_y, by_last, starts=None):
     """Gradients of sum(y by_y) + sum(last by_last), from right to left in float64."""
-    x, dt, a, b, c, state = (given[name] for name in NAMES)
+    x, dt, a, b, c, state, begin = (given[name] for name in NAMES)
     states = [state]
     for t in range(x.shape[1]):
         part = {**given, "state": states[-1]}
@@ -58,12 +60,12 @@ def oracle_gradients(given, by_y, by_last, starts=None):
     found = {name: np.zeros_like(given[name]) for name in NAMES}
     g = by_last.copy()
     for t in reversed(range(x.shape[1])):
-        step, h, before = dt[:, t, None], states[t + 1], states[t]
+        step, h, before = dt[:, t, None], states[t + 1], states[t].copy()
+        anew = np.zeros(len(x), bool) if starts is None else starts[:, t]
+        before[anew] = begin[anew]
         found["c"][:, t] = np.einsum("bd,bnd->bn", by_y[:, t], h)
         g = g + c[:, t, :, None] * by_y[:, t, None]
         decay = np.exp(step * a)
-        if starts is not None:
-            decay[starts[:, t]] = 0.0
         by_exponent = g * decay * before
         by_write = np.einsum("bnd,bn->bd", g, b[:, t])
         found["a"] += np.sum(by_exponent * step, 0)
@@ -71,14 +73,17 @@ def oracle_gradients(given, by_y, by_last, starts=None):
         found["x"][:, t] = by_write * dt[:, t]
         found["b"][:, t] = np.einsum("bnd,bd->bn", g, dt[:, t] * x[:, t])
         g = g * decay
+        found["begin"][anew] += g[anew]
+        g[anew] = 0
     return {**found, "state": g}
 
 
 @functools.partial(jax.jit, static_argnames=("method", "chunk"))
 def run(given, by_y, by_last, method, chunk, starts=None):
     def objective(given):
-        args, how = [given[name] for name in NAMES[:-1]], {"method": method, "chunk": chunk}
-        y, last = selective_scan(*args, state=given["state"], starts=starts, **how)
+        *args, state, begin = (given[name] for name in NAMES)
+        how = {"method": method, "chunk": chunk, "starts": starts, "begin": begin}
+        y, last = selective_scan(*args, state=state, **how)
         return jnp.sum(y * by_y) + jnp.sum(last * by_last), (y, last)
 
     (_, outputs), gradients = jax.value_and_grad(objective, has_aux=True)(given)
@@ -117,7 +122,7 @@ def test_values_and_gradients_are_those_of_the_recurrence_in_float64(method, ste
 @pytest.mark.parametrize("chunk", [1, 4, 16])
 def test_any_chunk_and_length_give_what_token_by_token_gives(tokens, chunk):
     given = jax.tree.map(jnp.float32, problem(tokens))
-    args = [given[name] for name in NAMES[:-1]]
+    args = [given[name] for name in NAMES[:-2]]
     wanted = selective_scan(*args, state=given["state"], method="recurrent")
     found = selective_scan(*args, state=given["state"], chunk=chunk)
     for one, other in zip(found, wanted, strict=True):
@@ -126,7 +131,7 @@ def test_any_chunk_and_length_give_what_token_by_token_gives(tokens, chunk):
 
 def test_no_state_is_a_state_of_zeros():
     given = jax.tree.map(jnp.float32, problem(5))
-    args = [given[name] for name in NAMES[:-1]]
+    args = [given[name] for name in NAMES[:-2]]
     for one, other in zip(
         selective_scan(*args),
         selective_scan(*args, state=jnp.zeros_like(given["state"])),
@@ -145,14 +150,15 @@ def test_shards_of_a_sequence_give_values_and_gradients_of_the_whole(shards, pac
 
     def objective(given, axis):
         def scan(starts, *args):
-            *args, state = args
-            return selective_scan(*args, state=state, chunk=4, axis=axis, starts=starts)
+            *args, state, begin = args
+            how = {"state": state, "chunk": 4, "axis": axis, "starts": starts, "begin": begin}
+            return selective_scan(*args, **how)
 
         if axis is not None:
             scan = jax.shard_map(
                 scan,
                 mesh=layout.mesh,
-                in_specs=(split, split, split, P(), split, split, P()),
+                in_specs=(split, split, split, P(), split, split, P(), P()),
                 out_specs=(split, P()),
             )
         y, last = scan(starts, *(given[name] for name in NAMES))

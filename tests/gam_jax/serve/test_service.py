@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -143,20 +144,26 @@ REQUESTS = st.fixed_dictionaries(
         "user": st.sampled_from(["", "a", "b"]),
     }
 )
-ACTIONS = st.one_of(
-    REQUESTS,
-    st.tuples(st.just("turns"), st.integers(1, 12)),
-    st.tuples(st.just("cancel"), st.integers(0, 20)),
+FEW = st.fixed_dictionaries(
+    {
+        "prompt": st.tuples(st.integers(1, 2), st.lists(st.integers(0, 1), max_size=2)).map(
+            lambda parts: [parts[0]] * 20 + parts[1]
+        ),
+        "count": st.integers(1, 20),
+        "seed": st.integers(0, 1),
+        "draws": st.sampled_from([Draws(), Draws(presence_penalty=1)]),
+    }
 )
-PLACES = st.sampled_from([(0, 1), (4, 22), (4, 40), (8, 12), (16, 60)])
-"""Tokens of a page, and pages; some hardly hold one text."""
+"""Long enough to be remembered, and like each other."""
+TURNS = st.tuples(st.just("turns"), st.integers(1, 12))
+CANCELS = st.tuples(st.just("cancel"), st.integers(0, 20))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
-    actions=st.lists(ACTIONS, min_size=1, max_size=14),
+    actions=st.lists(st.one_of(REQUESTS, TURNS, CANCELS), min_size=1, max_size=14),
     rows=st.integers(1, 4),
-    place=PLACES,
+    place=st.sampled_from([(0, 1), (4, 22), (4, 40), (8, 12), (16, 60)]),
     block=st.sampled_from([1, 2, 6]),
     snapshots=st.sampled_from([0, 300, 1500, 10**6]),
     exact=st.booleans(),
@@ -164,13 +171,39 @@ PLACES = st.sampled_from([(0, 1), (4, 22), (4, 40), (8, 12), (16, 60)])
     pays=st.booleans(),
 )
 def test_any_load(actions, rows, place, block, snapshots, exact, drafts, pays):
+    check_load(actions, rows, place, block, snapshots, exact, drafts, pays)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    actions=st.lists(st.one_of(FEW, FEW, TURNS, CANCELS), min_size=6, max_size=14),
+    rows=st.integers(2, 4),
+    place=st.sampled_from([(0, 1), (4, 12), (4, 16), (4, 30), (8, 9)]),
+    snapshots=st.sampled_from([700, 10**6]),
+    exact=st.booleans(),
+    guesses=st.booleans(),
+)
+def test_like_prompts_and_few_pages(actions, rows, place, snapshots, exact, guesses):
+    drafts, block = ("run", 4) if guesses else ("none", 1)
+    check_load(actions, rows, place, block, snapshots, exact, drafts, pays=True)
+
+
+class OftenRight(FakeExecutor):
+    """Draws as the model, but at some places."""
+
+    def _draw(self, work, row, seen, first):
+        return (super()._draw(work, row, seen, first) + (len(seen) % 5 == 0)) % self.sizes.vocab
+
+
+def check_load(actions, rows, place, block, snapshots, exact, drafts, pays):
+    """Does what is said, and looks at all that is promised."""
     page, pages = place
     limit = (pages - 1) * page if page else 0
     sizes = sizes_of(rows, block, page, pages, limit)
     draft = {"none": None, "ngram": NgramDraft()}.get(drafts)
     if drafts == "run":
         other = sizes_of(rows, 1, 4 if page else 0, 12, 44 if page else 0)
-        draft = RunDraft(FakeExecutor(other), sizes)
+        draft = RunDraft(OftenRight(other), sizes)
     load = Load(sizes, Settings(BUDGET, snapshots=snapshots, exact=exact), draft)
     if pays and block > 1 and draft:
         load.service._pace = Always(block)
@@ -208,3 +241,15 @@ def test_any_load(actions, rows, place, block, snapshots, exact, drafts, pays):
         assert fed == counts.read + counts.written - len(load.all) + counts.wasted
         assert counts.read + counts.cached == sum(len(one.request.prompt) for one in load.all)
     load.check_nothing_is_left()
+
+
+@pytest.mark.parametrize("place", [(0, 1), (4, 60)])
+def test_a_draft_that_was_wrong_goes_on_from_what_was_written(place):
+    sizes = sizes_of(2, 6, *place)
+    load = Load(sizes, Settings(BUDGET), RunDraft(OftenRight(sizes_of(2, 1, *place)), sizes))
+    load.service._pace = Always(6)
+    ones = [load.ask([seed] * 9, count=60, seed=seed) for seed in range(2)]
+    load.run()
+    assert all(one.tokens == one.alone for one in ones)
+    counts = load.service.counts()
+    assert 0.5 * counts.guessed < counts.accepted < counts.guessed

@@ -177,3 +177,17 @@ def _is_work(action):
 def _work(action, like):
     kind = KINDS[action.computation_type.name]
     return Work(kind, action.microbatch_index, like.chunk(action.stage_index)[1])
+
+
+@given(
+    st.integers(2, 6), st.integers(1, 4), st.floats(0.1, 2), st.floats(0.1, 4), st.floats(0, 0.3)
+)
+def test_with_a_latency_that_no_stage_waits_for_it_takes_the_closed_forms(p, k, f, b, share):
+    """GPipe: (n - 1 + p) C + 2 (p - 1) c; 1F1B of n = k p parts: one hop pair less a turn."""
+    n, whole = k * p, f + b
+    hop = share * whole
+    times = Times(forward=f, input=b / 2, weights=b / 2, latency=hop)
+    all_forward = (n - 1 + p) * whole + 2 * (p - 1) * hop
+    assert simulate(orders.gpipe(p, n), times).makespan == pytest.approx(all_forward)
+    turns = k * (p * whole + 2 * (p - 1) * hop) + (p - 1) * whole + 2 * (p - 2) * hop
+    assert simulate(orders.one_f_one_b(p, n), times).makespan == pytest.approx(turns)

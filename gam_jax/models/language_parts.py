@@ -1,0 +1,48 @@
+"""A language model as what its blocks stand between, for stages of a pipeline."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+from jaxtyping import Array
+
+from gam_jax.models.base import Batch, Measures, Parts
+from gam_jax.models.trunk import Trunk
+from gam_jax.params import Params
+from sharding.axes import Axes
+
+if TYPE_CHECKING:
+    from gam_jax.models.language import LanguageModel
+
+
+def parts(model: LanguageModel) -> Parts:
+    """Embedding; blocks; norm, head and loss, of a model without parallel streams."""
+    trunk = Trunk(model.stack, model.norm)
+
+    def keys(key: Array | None) -> Any:
+        return (None, None) if key is None else jax.random.split(key)
+
+    def first(params: Params, batch: Batch, axes: Axes, key: Array | None) -> Array:
+        tokens, given = batch["inputs"], batch.get("starts")
+        return model.embedded(params, tokens, None, axes, key=keys(key)[0], starts=given)[0]
+
+    def layers(
+        blocks: Params,
+        x: Array,
+        batch: Batch,
+        axes: Axes,
+        key: Array | None,
+        before: Array | int,
+        depth: int,
+    ) -> tuple[Array, Any]:
+        key, given = keys(key)[1], batch.get("starts")
+        return trunk.run(blocks, x, None, axes, key=key, starts=given, before=before, depth=depth)
+
+    def last(
+        params: Params, x: Array, carry: Any, batch: Batch, axes: Axes
+    ) -> tuple[Array, Array | float, Measures]:
+        hidden = model.scaled(trunk.normed(params, x, axes))
+        return model.told(params, hidden, carry, batch, axes)
+
+    return Parts("blocks", model.depth, model.own, first, layers, last)

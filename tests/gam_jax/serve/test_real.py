@@ -1,0 +1,125 @@
+"""The engine on real rows: a text is that of the request alone, whatever is served beside it."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from gam_jax.layers import GAM, MLP, Attention, Block
+from gam_jax.models.language import LanguageModel
+from gam_jax.serve.device import Device
+from gam_jax.serve.drafts import NgramDraft, RunDraft
+from gam_jax.serve.executor import Draws
+from gam_jax.serve.seating import Settings
+from gam_jax.serve.service import Service
+from gam_jax.serve.text import Text
+from tests.examples import WIDTH, random_like
+from tests.gam_jax.serve.test_service import Always, asked
+
+VOCAB, LIMIT, BLOCK = 23, 48, 4
+MIXERS = {"gam": GAM(slots=8), "attention": Attention(heads=2, context=64)}
+COLD = Settings(prefill_budget=8, snapshots=0)
+COMPILED: list[str] = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, seconds, **kw: COMPILED.append(event) if "backend_compile" in event else None
+)
+
+
+@functools.cache
+def device_of(mixer, block=BLOCK, tokens=3 * LIMIT):
+    model = LanguageModel(Block(MIXERS[mixer], MLP(expansion=1)), WIDTH, depth=1, vocab=VOCAB)
+    params = random_like(model.table())
+    sizes = {"limit": LIMIT, "page": 4, "widths": (8, 4, 1), "block": block, "tokens": tokens}
+    device = Device(model, params, 3, **sizes)
+    device.compile()
+    return device
+
+
+def requests(random, count):
+    """Prompts that share beginnings; likeliest tokens, drawn ones, penalties, stops."""
+    found = []
+    head = random.integers(0, VOCAB, 20).tolist()
+    for number in range(count):
+        prompt = [*head[: random.integers(1, 21)], *random.integers(0, VOCAB, 4).tolist()]
+        draws = (Draws(temperature=0), Draws(), Draws(0.8, 0.9, presence_penalty=0.5, top=2))
+        ends = random.integers(0, VOCAB, number % 3).tolist()
+        options = {"count": int(random.integers(1, 20)), "seed": number, "ends": ends}
+        found.append({"prompt": prompt, "draws": draws[number % 3], **options})
+    return found
+
+
+def served(device, wanted, settings=COLD, draft=None, always=False, departures=()):
+    """Asks for all, a few turns apart, and runs to the end."""
+    service = Service(device, settings, draft, clock=lambda: 0.0)
+    if always:
+        service._pace = Always(BLOCK)
+    ones = [asked(**one) for one in wanted]
+    for number, one in enumerate(ones):
+        service.queue.push(str(number % 2), Text(number, one.request))
+        for _ in range(number % 3):
+            service.turn()
+        if number in departures:
+            service.cancel({number})
+    while service.busy:
+        service.turn()
+    service.seats.carries.close()
+    assert service.counts().rows == service.counts().pages == 0
+    return ones, service.counts()
+
+
+def told(ones):
+    return [[(t.id, t.log_prob, t.top) for t in one.told[:-1]] for one in ones]
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_load_remembered_states_and_drafts_change_no_text(mixer):
+    device = device_of(mixer)
+    wanted = requests(np.random.default_rng(0), 7)
+    alone = [served(device, [one])[0][0] for one in wanted]
+    itself = RunDraft(device_of(mixer, block=1), device.sizes) if mixer == "gam" else None
+    before = len(COMPILED)
+    together, counts = served(device, wanted)
+    assert told(together) == told(alone)  # log probabilities bit for bit
+    assert counts.read == sum(len(one["prompt"]) for one in wanted)
+    texts = [one.tokens for one in alone]
+    warm, counts = served(device, [*wanted, *wanted], Settings(prefill_budget=8))
+    assert [one.tokens for one in warm] == texts * 2
+    assert counts.cached > 0
+    exact, counts = served(device, [*wanted, *wanted], Settings(prefill_budget=8, exact=True))
+    assert told(exact) == told(alone) * 2
+    assert counts.cached > 0
+    drafted, counts = served(device, wanted, draft=NgramDraft(), always=True)
+    assert [one.tokens for one in drafted] == texts
+    assert 0 < counts.accepted < counts.guessed
+    if itself is not None:
+        drafted, counts = served(device, wanted, draft=itself, always=True)
+        assert [one.tokens for one in drafted] == texts
+        assert counts.accepted > 0.9 * counts.guessed  # its own draft draws the same
+    left, _ = served(device, wanted, departures=(1, 4))
+    for number, one in enumerate(left):
+        assert one.tokens == texts[number][: len(one.tokens)]
+        assert number in (1, 4) or one.tokens == texts[number]
+    assert len(COMPILED) == before
+
+
+@pytest.mark.slow
+def test_rows_that_leave_for_want_of_pages_go_on_with_the_same_bits():
+    wanted = [{**one, "count": 20, "ends": ()} for one in requests(np.random.default_rng(1), 5)]
+    alone = [served(device_of("attention"), [one])[0][0] for one in wanted]
+    small = device_of("attention", tokens=LIMIT + 12)
+    assert small.sizes.pages < device_of("attention").sizes.pages
+    together, _ = served(small, wanted)
+    assert told(together) == told(alone)
+
+
+def test_what_was_written_to_a_folder_is_read_by_another_process_of_the_same_model(tmp_path):
+    device = device_of("attention")
+    wanted = requests(np.random.default_rng(2), 3)
+    settings = Settings(prefill_budget=8, folder=str(tmp_path))
+    first, _ = served(device, wanted, settings)
+    again, counts = served(device, wanted, settings)
+    assert [one.tokens for one in again] == [one.tokens for one in first]
+    assert counts.cached > 0

@@ -1,0 +1,87 @@
+"""What cannot be split into stages is refused in a line; layers move to stages and back."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from gam_jax.data import Recall
+from gam_jax.layers import GAM, Attention, Block
+from gam_jax.models.base import Model
+from gam_jax.models.language import LanguageModel
+from gam_jax.optimizer import OptimizerConfig, make_optimizer
+from gam_jax.training.checks import check_batch, check_fits
+from gam_jax.training.experiment import Experiment, TrainConfig
+from gam_jax.training.order import moves
+from gam_jax.training.step import make_gradients, new_state
+from sharding.errors import UserError
+from sharding.layout import Parallel
+from tests.meshes import ONE, layout_of
+
+MODEL = LanguageModel(Block(GAM(slots=16)), width=16, depth=4, vocab=32, dropout=0.0)
+PIPE = (1, 1, 1, 1, 1, 2)
+
+
+class Whole(Model):
+    """A model that does not say its parts."""
+
+    def batch_axes(self):
+        return {"weights": ("batch",)}
+
+
+STREAMS = dataclasses.replace(
+    MODEL, block=Block(GAM(slots=16), Attention(heads=2, context=32)), streams=2, prefix=3
+)
+
+
+@pytest.mark.parametrize(
+    ("model", "turns", "says"),
+    [
+        (dataclasses.replace(MODEL, depth=1), 1, "needs at least 2 layers, and the model has 1"),
+        (MODEL, 3, "pipe=2 with parallel.turns=3 needs at least 6 layers"),
+        (dataclasses.replace(MODEL, depth=5), 1, "5 layers do not divide into mesh axis pipe=2"),
+        (dataclasses.replace(MODEL, depth=6), 2, "6 layers do not divide"),
+        (STREAMS, 1, "LanguageModel with parallel streams does not say its parts"),
+        (Whole(), 1, "mesh axis pipe=2: Whole does not say its parts"),
+    ],
+)
+def test_a_model_that_cannot_be_split_is_refused(model, turns, says):
+    schedule = "1f1b" if turns == 1 else "interleaved"
+    layout = layout_of(PIPE, schedule=schedule, turns=turns)
+    with pytest.raises(UserError, match=says):
+        model.check_mesh(layout)
+    with pytest.raises(UserError, match=says):
+        make_gradients(model, layout, 2)
+
+
+def test_a_run_that_does_not_fit_is_refused_before_it_compiles():
+    settings = TrainConfig(batch=6, accumulate=3, steps=2)
+    run = Experiment(dataclasses.replace(MODEL, depth=3), Recall(), settings)
+    with pytest.raises(UserError, match=r"train.accumulate=3: interleaved parts go in groups of 2"):
+        check_batch(run, layout_of(PIPE, schedule="interleaved", turns=2))
+    with pytest.raises(UserError, match="3 layers do not divide"):
+        check_fits(run, layout_of(PIPE))
+    with pytest.raises(UserError, match=r"parallel.schedule=none"):
+        Parallel(schedule="none")
+    with pytest.raises(UserError, match=r"parallel.turns=0"):
+        Parallel(turns=0)
+
+
+def test_layers_move_to_stages_of_several_turns_and_back():
+    layout = layout_of(PIPE, "zero1", schedule="interleaved", turns=2)
+    optimizer = make_optimizer(OptimizerConfig(warmup=1), 10, MODEL.table())
+    state = new_state(MODEL, optimizer, jax.random.key(0))
+    state = state.replace(opt_state=jax.tree.map(lambda x: x + 1, state.opt_state))
+    to_stages, from_stages = moves(MODEL, optimizer, layout)
+    there = to_stages(state)
+    weights = state.params["blocks"]["ffn"]["w_in"], there.params["blocks"]["ffn"]["w_in"]
+    np.testing.assert_array_equal(weights[1], np.asarray(weights[0])[[0, 2, 1, 3]])
+    back = from_stages(there)
+    for own, other in zip(jax.tree.leaves(back), jax.tree.leaves(state), strict=True):
+        if not jax.dtypes.issubdtype(own.dtype, jax.dtypes.prng_key):
+            np.testing.assert_array_equal(np.asarray(own), np.asarray(other))
+    one = moves(MODEL, optimizer, layout_of(*ONE))
+    assert all(move(state) is state for move in one)
