@@ -57,7 +57,8 @@ def staged(
     table = make_table(parallel.schedule, pipe, accumulate, parallel.turns)
     tokens = model.patches if isinstance(model, ImageClassifier) else tokens
     sizes = sizes_of(model, layout, rows, tokens)
-    whole, layout = on_stages(model, layout)  # with a layer for each place
+    placed, layout = on_stages(model, layout)
+    whole: Any = placed  # with a layer for each place
     depth = whole.depth // (pipe * parallel.turns)
     chunk = dataclasses.replace(model.stack, depth=depth)
     language = isinstance(model, LanguageModel)
