@@ -43,17 +43,17 @@ class Shadow:
           How many tokens each pass would have given that is whole by now.
         """
         passes: list[int] = []
-        for place in range(len(tokens) - new, len(tokens)):
-            if self._guesses is None:
-                self._guesses = guess(tokens[:place], self._block - self._unread)
+        for end in range(len(tokens) - new + 1, len(tokens) + 1):
             guesses, stood = self._guesses, self._stood
-            if stood < len(guesses) and guesses[stood] == tokens[place]:
-                self._stood += 1
-                continue
-            passes.append(stood + 1)
-            right = self._unread + stood
-            self._unread = 1 if right == self._block else right + 1
-            self._guesses, self._stood = None, 0
+            if guesses is not None:
+                if stood < len(guesses) and guesses[stood] == tokens[end - 1]:
+                    self._stood += 1
+                    continue
+                passes.append(stood + 1)
+                right = self._unread + stood
+                self._unread = 1 if right == self._block else right + 1
+            known = tokens if end == len(tokens) else tokens[:end]
+            self._guesses, self._stood = guess(known, self._block - self._unread), 0
         return passes
 
 

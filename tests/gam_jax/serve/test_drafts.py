@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gam_jax.serve.drafts import NgramDraft, RunDraft, repeated
+from gam_jax.serve.drafts import Lookup, NgramDraft, RunDraft
 from gam_jax.serve.executor import Draws
 from gam_jax.serve.pace import EXCESS, MARGIN, Pace, Shadow
 from gam_jax.serve.seating import Settings
@@ -26,9 +26,12 @@ def slow_repeated(tokens, most, longest):
     return []
 
 
-@given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(0, 9), st.integers(1, 4))
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.integers(1, 9), st.integers(1, 4))
 def test_an_ngram_draft_is_prompt_lookup(tokens, most, longest):
-    assert repeated(tokens, most, longest) == slow_repeated(tokens, most, longest) * (most > 0)
+    lookup = Lookup(longest)
+    for end in range(1, len(tokens) + 1):
+        assert lookup.guess(tokens[:end], most) == slow_repeated(tokens[:end], most, longest)
+    assert lookup.guess(tokens, 0) == []
 
 
 @given(st.integers(2, 9), st.integers(0, 10**6), st.integers(1, 60))
@@ -39,10 +42,10 @@ def test_the_shadow_of_a_draft_counts_the_passes_that_it_would_have_saved(block,
     load.service._pace = Always(block)
     text = load.ask([1, 2, 3, 1, 2], count=count, seed=seed, draws=draws)
     load.run()
-    tokens, shadow, passes = [1, 2, 3, 1, 2], Shadow(block), []
-    for token in text.tokens:
+    tokens, shadow, lookup, passes = [1, 2, 3, 1], Shadow(block), Lookup(), []
+    for token in [2, *text.tokens]:
         tokens.append(token)
-        passes += shadow.push(tokens, 1, repeated)
+        passes += shadow.push(tokens, 1, lookup.guess)
     counts = load.service.counts()
     # The service asks for no more guesses than the text has room for.
     assert 0 <= counts.passes - len(passes) <= 2
