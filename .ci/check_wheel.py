@@ -14,7 +14,7 @@ def main(wheel: str) -> None:
         path.relative_to(ROOT).as_posix()
         for package in PACKAGES
         for path in (ROOT / package).rglob("*")
-        if path.suffix in (".py", ".css", ".json", ".toml") or path.name == "py.typed"
+        if path.suffix in (".py", ".css", ".html", ".json", ".toml") or path.name == "py.typed"
     }
     if names != wanted:
         sys.exit(f"too much: {sorted(names - wanted)}; missing: {sorted(wanted - names)}")

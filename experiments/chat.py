@@ -11,12 +11,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.writer import Asked, TextRun, Writer
+from experiments.writer import Asked, TextRun, Writer, encoded
 from gam_jax import decode, sampling
 from gam_jax.continuations import Continuation, follow
 from gam_jax.data.chat_template import ChatTemplate, find_template
 from gam_jax.data.counted import NO_CHARACTERS
 from gam_jax.data.text_dataset import kept_template
+from gam_jax.data.tokenizer import Tokenizer
 from gam_jax.models.carry import ModelCarry
 from gam_jax.models.language import LanguageModel
 from sharding.errors import UserError
@@ -44,7 +45,7 @@ def template_of(run: TextRun) -> ChatTemplate:
     return template
 
 
-def with_end_of_turn(asked: Asked, run: TextRun, template: ChatTemplate) -> Asked:
+def with_end_of_turn(asked: Asked, tokenizer: Tokenizer, template: ChatTemplate) -> Asked:
     """`asked`, with what the template writes after an answer as one more end.
 
     That is the first special token there; a stop text where there is none.
@@ -52,13 +53,22 @@ def with_end_of_turn(asked: Asked, run: TextRun, template: ChatTemplate) -> Aske
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": SENTINEL}]
     text = template.written(messages, None, HERE)
     after = text[text.rfind(SENTINEL) + len(SENTINEL) :]
-    places = {name: at for name in run.tokenizer.special_tokens if (at := after.find(name)) >= 0}
+    places = {name: at for name in tokenizer.special_tokens if (at := after.find(name)) >= 0}
     if places:
         first = min(places, key=lambda name: (places[name], -len(name)))
-        ends = (*asked.ends, int(run.encode(first, special=True)[0]))
+        ends = (*asked.ends, int(encoded(tokenizer, first, special=True)[0]))
         return dataclasses.replace(asked, ends=ends)
     stop = after.rstrip() or after
     return dataclasses.replace(asked, stops=(*asked.stops, *([stop] if stop else [])))
+
+
+def check_said(text: str, tokenizer: Tokenizer) -> None:
+    """Raises a UserError for a message that spells what the chat template alone may write."""
+    never = (*sorted(tokenizer.special_tokens), *NO_CHARACTERS)
+    if spelled := next((name for name in never if name and name in text), None):
+        raise UserError(
+            f"a message spells {spelled!a}, which the chat template alone may write: take it out"
+        )
 
 
 @dataclasses.dataclass
@@ -94,12 +104,7 @@ class Conversation:
         Raises:
           UserError: it spells what the template alone may write.
         """
-        never = (*sorted(self.writer.run.tokenizer.special_tokens), *NO_CHARACTERS)
-        if spelled := next((name for name in never if name and name in text), None):
-            raise UserError(
-                f"a message spells {spelled!a}, which the chat template alone may write: take it "
-                f"out"
-            )
+        check_said(text, self.writer.run.tokenizer)
         self.messages.append({"role": role, "content": text})
 
     def answer(self, row: Continuation) -> Iterator[str]:

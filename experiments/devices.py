@@ -63,6 +63,14 @@ def layout_from_flags(
             raise UserError("--topology and --emulate both say which devices there are: give one")
         mesh = mesh_from_text(args.mesh, args.across, topology.devices, topology.hosts)
         return Layout(mesh, parallel)
+    join_devices()
+    text = args.mesh or ("data=1" if one_device else "")
+    return Layout(mesh_from_text(text, args.across), parallel)
+
+
+def join_devices() -> None:
+    """Makes the devices ready that the flags ask for, and the cache of compiled programs."""
+    args = flags.FLAGS
     if "compile_cache" in args:
         keep_programs(args.compile_cache or "")
     if args.emulate:
@@ -70,8 +78,6 @@ def layout_from_flags(
     else:
         processes.emulate_from_environment()
     processes.join()
-    text = args.mesh or ("data=1" if one_device else "")
-    return Layout(mesh_from_text(text, args.across), parallel)
 
 
 def say_where(used: int | None = None) -> None:

@@ -4,6 +4,7 @@
   gam plan --cluster=h100:4x8 --confirm=3   compiles the best: extra `compilers`
   gam plan --cluster=local.toml:8           a profile that `gam measure` wrote
   gam plan check --topology=v5e:2x4         memory beside a compiler's, by case
+  gam plan measured --cluster=local.toml:8  seconds beside measured ones, here
 
 Meshes, presets, parts of a batch and recomputation are priced by formulas, and the best are
 printed with the flags that `gam train` takes. Times are predicted: nothing is run.
@@ -21,27 +22,31 @@ import numpy as np
 from absl import flags
 from rich.table import Table as TextTable
 
-from experiments import cli, plan_check
+from experiments import cli, plan_check, plan_measured
 from experiments.abstract_step import lowered
 from experiments.audit import unread
 from experiments.config_flags import config_title, define_config_flag, experiment_from_flags
 from experiments.planned import run_of
 from experiments.tables import print_table
 from gam_jax.params import Param
-from gam_jax.planning.cluster import Cluster, cluster
-from gam_jax.planning.cost import OVERLAPS
+from gam_jax.planning.between import between
+from gam_jax.planning.cluster import Cluster, clusters
+from gam_jax.planning.cost import OVERLAPS, PENALTY
 from gam_jax.planning.order import best_order, seconds
 from gam_jax.planning.search import DATA_WORDS, ROWS, Plan, Priced, Space, plan
 from gam_jax.planning.traces import Run
-from gam_jax.planning.work import work_of
+from gam_jax.planning.work import Work, work_of
 from gam_jax.training.checks import check_fits
 from gam_jax.training.experiment import Experiment
+from sharding import processes
 from sharding.errors import UserError
 from sharding.layout import Layout, Parallel
 from sharding.mesh import AXIS_NAMES, in_words, mesh_from_text
 from sharding.topology import MACHINES, Topology, compiled, topology
 
-WORDS = ("train", "check")
+WORDS = ("train", "check", "measured")
+REPEATS = 5
+"""Steps that are measured on each mesh."""
 COMPILERS = {"a100_80": "a100"}
 """Profile -> the name that `sharding.topology` has for it, where that is another one."""
 
@@ -52,8 +57,8 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "cluster",
         "",
-        "NAME:SHAPE of TPUs, or *SLICES after it; NAME:HOSTSxDEVICES; FILE.toml:DEVICES. Names "
-        "are those of gam_jax/planning/profiles.toml.",
+        "NAME:SHAPE of TPUs, or *SLICES after it; NAME:HOSTSxDEVICES; FILE.toml:DEVICES; A+B for "
+        "two joined by a network. Names are those of gam_jax/planning/profiles.toml.",
     )
     flags.DEFINE_list("axes", [], "Mesh axes that may have several devices; by the model if empty.")
     flags.DEFINE_list("presets", list(DATA_WORDS), "Uses of the data axis.")
@@ -63,6 +68,9 @@ def define_flags() -> None:
     )
     flags.DEFINE_integer("parts", 64, "The most parts that a batch is taken in.", 1)
     flags.DEFINE_enum("overlap", "none", OVERLAPS, "Of messages with products.")
+    flags.DEFINE_float(
+        "penalty", PENALTY, "decomposed: by what part small products are slower.", 0.0, 10.0
+    )
     flags.DEFINE_float("margin", 1.1, "What is held counts so many times.", 1.0, 10.0)
     flags.DEFINE_integer("best", 3, "How many are printed.", 1, 1000)
     flags.DEFINE_integer("confirm", 0, "Compile so many for the machine itself.", 0, 1000)
@@ -81,7 +89,10 @@ def main(which: str) -> None:
         return
     if not args.cluster:
         raise UserError("--cluster is not given: say what to plan for, as v5e:16x16 or h100:2x8")
-    machines = cluster(args.cluster)
+    machines = clusters(args.cluster)
+    if which == "measured":
+        _measured(machines, args.json)
+        return
     experiment = unread(experiment_from_flags())
     run, space = run_of(experiment), _space(experiment)
     matrix = _matrix(args.order, machines.devices) if args.order else None
@@ -90,6 +101,7 @@ def main(which: str) -> None:
         machines,
         list(space.candidates(machines.devices, run.batch)),
         args.overlap,
+        args.penalty,
         args.margin,
     )
     if not found.priced and set(found.reasons) == {ROWS}:
@@ -101,6 +113,9 @@ def main(which: str) -> None:
     result = _result(found, best, struck, machines)
     if matrix is not None and best:
         result["order"] = _order(run, found, best[0][0], matrix)
+    if machines.parts and best:
+        told = between(run, best[0][0].candidate, _work(run, found, best[0][0]), machines)
+        result["between"] = {**dataclasses.asdict(told), "outermost": told.outermost}
     if args.json:
         print(json.dumps(result))
     else:
@@ -248,11 +263,15 @@ def _matrix(name: str, devices: int) -> np.ndarray:
     return found
 
 
+def _work(run: Run, found: Plan, best: Priced) -> Work:
+    return work_of(run, best.candidate, found.traced[best.candidate.kind])
+
+
 def _order(run: Run, found: Plan, best: Priced, matrix: np.ndarray) -> dict[str, Any]:
     """Where devices stand on the best mesh, and what that is worth."""
     sizes = best.candidate.sizes
     sent = dict.fromkeys(sizes, 0.0)
-    for message in work_of(run, best.candidate, found.traced[best.candidate.kind]).messages:
+    for message in _work(run, found, best).messages:
         for name in message.axes:
             sent[name] += message.sent / len(message.axes)
     order, best_seconds = best_order(matrix, sizes, sent)
@@ -298,10 +317,35 @@ def _print(result: dict[str, Any]) -> None:
     print_table(table)
     for each in result["best"]:
         print(each["flags"])
+    if "between" in result:
+        told = result["between"]
+        print(f"groups over {', '.join(told['crossing']) or 'no axis'} cross the clusters")
+        print(
+            f"outermost should be {told['outermost']}: data sends {told['data']:.3g} s a step "
+            f"between them, a pipeline {told['pipe']:.3g}"
+        )
     if "order" in result:
         order = result["order"]
         print(f"devices in the order {','.join(map(str, order['devices']))}:")
         print(f"messages {order['seconds']:.3g} s a step, {order['as_they_are']:.3g} as they are")
+
+
+def _measured(machines: Cluster, as_json: bool) -> None:
+    """Prints predicted seconds beside measured ones, mesh by mesh, and their rank correlation."""
+    if machines.devices != plan_measured.DEVICES:
+        raise UserError(f"measured: give {plan_measured.DEVICES} devices, as local.toml:8")
+    processes.emulate(plan_measured.DEVICES)
+    rows = []
+    for row in plan_measured.timed(machines, REPEATS):
+        rows.append(row)
+        if not as_json:
+            shown = f"{row.mesh} {row.preset}, {row.parts} parts"
+            print(f"{shown}: predicted {row.predicted:.4g} s, measured {row.measured:.4g} s")
+    rank = plan_measured.correlation(rows)
+    if as_json:
+        print(json.dumps({"rows": [dataclasses.asdict(row) for row in rows], "rank": rank}))
+    else:
+        print(f"rank correlation {rank:.2f}")
 
 
 def _check(machine: Topology, as_json: bool) -> None:

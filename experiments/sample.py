@@ -63,7 +63,7 @@ def main() -> None:
     wanted, key = asked(run), jax.random.key(args.seed)
     if args.chat:
         template = chat.template_of(run)
-        wanted = chat.with_end_of_turn(wanted, run, template)
+        wanted = chat.with_end_of_turn(wanted, run.tokenizer, template)
         writer = _loaded(run)
         with at(writer.where):
             conversation = chat.Conversation(writer, template, wanted, key)

@@ -77,13 +77,7 @@ class TextRun:
         Raises:
           UserError: a text that cannot be written as UTF-8.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise UserError("it is not UTF-8") from error
-        if special:
-            return self.tokenizer.encode_places([text], special=True)[0][0]
-        return self.tokenizer.encode(text)
+        return encoded(self.tokenizer, text, special)
 
     def ends(self) -> tuple[int, ...]:
         """The ids that end a text: the tokenizer's separator, and those of generation_config.json.
@@ -93,20 +87,8 @@ class TextRun:
         Raises:
           UserError: its eos_token_id is no id of the vocabulary, and no list of such.
         """
-        found = {self.tokenizer.separator}
-        path = self.folder.source / GENERATION
-        if path.is_file():
-            given = read_json(path, finite=False).get("eos_token_id")
-            ids = given if isinstance(given, list) else [given]
-            vocab = self.model.ids()["inputs"]
-            for one in ids:
-                if one is not None and not (type(one) is int and 0 <= one < vocab):
-                    raise UserError(
-                        f"{path}: eos_token_id {str(one)[:60]} is no id from 0 to {vocab - 1}: "
-                        f"mend it, or say --nostop_at_end"
-                    )
-            found.update(ids)
-        return tuple(sorted(one for one in found if one is not None))
+        vocab = self.model.ids()["inputs"]
+        return end_ids(self.tokenizer, self.folder.source / GENERATION, vocab)
 
     def load(self, checkpoint: str, streams: int) -> Writer:
         """The run with its parameters, on the devices that the flags ask for.
@@ -127,6 +109,33 @@ class TextRun:
         model, params = merged(model, params, layout)  # adapters cost nothing from here on
         say_where(layout.mesh.size)
         return Writer(self, model, params, layout, step)
+
+
+def encoded(tokenizer: Tokenizer, text: str, special: bool) -> np.ndarray:
+    """int32 ids of a text, see `TextRun.encode`."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError("it is not UTF-8") from error
+    if special:
+        return tokenizer.encode_places([text], special=True)[0][0]
+    return tokenizer.encode(text)
+
+
+def end_ids(tokenizer: Tokenizer, path: pathlib.Path, vocab: int) -> tuple[int, ...]:
+    """The ids that end a text, see `TextRun.ends`; a generation_config.json need not be there."""
+    found = {tokenizer.separator}
+    if path.is_file():
+        given = read_json(path, finite=False).get("eos_token_id")
+        ids = given if isinstance(given, list) else [given]
+        for one in ids:
+            if one is not None and not (type(one) is int and 0 <= one < vocab):
+                raise UserError(
+                    f"{path}: eos_token_id {str(one)[:60]} is no id from 0 to {vocab - 1}: "
+                    f"mend it, or say --nostop_at_end"
+                )
+        found.update(ids)
+    return tuple(sorted(one for one in found if one is not None))
 
 
 @dataclasses.dataclass(frozen=True)

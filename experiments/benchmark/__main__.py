@@ -13,6 +13,7 @@
   gam benchmark loss         the loss by tokens and vocabulary, beside PyTorch
   gam benchmark bank         one read, 4,096 to 1,048,576 slots
   gam benchmark peers        writing, layers and steps, beside PyTorch
+  gam benchmark serve        many texts at once, remembered states, guesses
   gam benchmark experts      experts in blocks, by ragged_dot, all for all
   gam benchmark mofme        modulated experts beside feed-forward experts
   gam benchmark mesh         a training step on 1 to 8 emulated devices
@@ -51,6 +52,7 @@ from experiments.benchmark import (
     peers,
     scan,
     selective,
+    serve,
     step,
 )
 from experiments.benchmark.against import compare, print_changes
@@ -78,6 +80,7 @@ ON_ONE: dict[str, Callable[..., Rows]] = {
     "experts": experts.run,
     "mofme": mofme.run,
     "peers": peers.run,
+    "serve": serve.run,
 }
 OVER_MESHES: dict[str, Callable[..., Rows]] = {
     "mesh": mesh.run,

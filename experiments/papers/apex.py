@@ -279,15 +279,16 @@ STUDY = Study(
     },
     published=as_printed(CLAIMS),
     claims=CLAIMS,
-    notes=("simulated requests run on a synthetic device whose time is linear in tokens",),
+    notes=(
+        "simulated requests run on a synthetic device whose time is linear in tokens",
+        "the released loop (commit d96aa5f), given such times that know no context, has the same "
+        "tokens in each of 26,584 iterations and the same ends, in 200 drawn traces with room for "
+        "all; compared once, no part of the tests",
+    ),
     absent=(
         Absent(
             "Up to 3.37 times faster than heuristic plans; TTFT, TPOT and tokens/s of H100",
             "from tables of measured operators, which are no part of small clones",
-        ),
-        Absent(
-            "The released engine on synthetic tables",
-            "it is not run here; its decoding takes length 1 and drops the last iterations",
         ),
     ),
 )

@@ -116,6 +116,8 @@ STUDY = Study(
         "times: a model of ours with round bandwidths, CXL memory 4 times slower to work on, and a "
         "card that is copied from as fast as the host's memory; from a slower card, placing by use "
         "may lose to striping",
+        "the released allocator (commit 222848b) places alike in all 13,047 of 20,000 drawn cases "
+        "that it places, and refuses 61 that fit; compared once, no part of the tests",
     ),
     absent=(
         Absent(

@@ -59,7 +59,9 @@ def in_jax(setting: Setting) -> Mapping[str, Callable[[], Any]]:
     size = SIZE[setting.scale]
     b, c = jnp.full((size,), 2.0), jnp.full((size,), 0.5)
     held = [jnp.zeros((size,))]
-    triad = jax.jit(lambda a, b, c: KERNELS["triad"].formula(b, c), donate_argnums=0)
+    triad = jax.jit(
+        lambda a, b, c: KERNELS["triad"].formula(b, c), donate_argnums=0, keep_unused=True
+    )
 
     def call() -> Any:
         held[0] = triad(held[0], b, c)

@@ -187,6 +187,7 @@ class FusedDelta(Layer):
             axis=axes.seq,
             starts=starts,
             begin=anew["state"],
+            backend=axes.backend,
         )
         paths = jnp.stack([convolved("short", v), convolved("long", v), read, v], axis=3)
         gates = self._gates(params, flat, paths, axes)

@@ -288,6 +288,7 @@ class LinearMemory(Layer):
             axis=axes.seq,
             starts=starts,
             begin=begin["state"],
+            backend=axes.backend,
         )
         if self.averages:
             y = y[..., :-1] / (y[..., -1:] + SUM_EPS)

@@ -169,6 +169,7 @@ class Mamba(Layer):
             axis=axes.seq,
             starts=starts,
             begin=begin["state"],
+            backend=axes.backend,
         )
         gated = (y.reshape(flat.shape) + params["skip"] * flat) * jax.nn.silu(z)
         partial = linear_transposed(gated, params["w_out"]).reshape(x.shape)

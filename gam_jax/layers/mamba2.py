@@ -205,6 +205,7 @@ class Mamba2(Layer):
             axis=axes.seq,
             starts=starts,
             begin=begin["state"],
+            backend=axes.backend,
         )
         y = self._gate(params, y + params["skip"][:, None] * v, z.reshape(v.shape), axes)
         flat = y.astype(x.dtype).reshape(x.shape[0] * x.shape[1], -1)

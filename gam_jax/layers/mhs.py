@@ -136,7 +136,7 @@ class MHS(Layer):
             u = lax.all_gather(u, channels, axis=1, tiled=True)
         w_head = params["w_head"]
         heads = linear(u, w_head.reshape(width, -1)).reshape(batch, tokens, *w_head.shape[1:])
-        heads = self._scan(params, heads, channels)
+        heads = self._scan(params, heads, channels, axes.backend)
         scale, bias = params["head_scale"].reshape(-1), params["head_bias"].reshape(-1)
         flat = layer_norm(heads.reshape(batch * tokens, -1), scale, bias, axis=channels)
         parts = linear(flat, params["w_out"].reshape(-1, width))
@@ -146,7 +146,11 @@ class MHS(Layer):
         return residual.leave_channels(y, channels, axes), ()
 
     def _scan(
-        self, params: Params, x: Float[Array, "B T H S"], channels: str | None
+        self,
+        params: Params,
+        x: Float[Array, "B T H S"],
+        channels: str | None,
+        backend: str | None,
     ) -> Float[Array, "B T H S"]:
         """Each head along its four routes and back in the image's order, fused."""
         tokens = x.shape[1]
@@ -160,7 +164,7 @@ class MHS(Layer):
         steps = jnp.einsum("hrbtk,hrks->hrbts", small[..., :rank], params["w_dt"])
         dt = jax.nn.softplus(steps + params["dt_bias"][:, :, None, None])
         b, c = jnp.split(small[..., rank:], 2, axis=-1)
-        scan = jax.vmap(jax.vmap(lambda *a: selective_scan(*a)[0]))
+        scan = jax.vmap(jax.vmap(lambda *a: selective_scan(*a, backend=backend)[0]))
         y = scan(seen, dt, -jnp.exp(params["a_log"].astype(jnp.float32)), b, c)
         y = y + params["skip"][:, :, None, None] * seen
         y = jax.vmap(jax.vmap(lambda y, order: y[:, order]))(y, jnp.asarray(back))

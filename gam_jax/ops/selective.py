@@ -21,6 +21,9 @@ from sharding import collectives
 from sharding.errors import UserError
 from sharding.exchange import prefix
 
+SEGMENT = 64
+"""Tokens of what runs side by side on accelerators."""
+
 
 class Tokens(NamedTuple):
     """What a token brings, time first: x and dt [T, B, D], b and c [T, B, N], starts [T, B]."""
@@ -52,6 +55,7 @@ def selective_scan(
     axis: str | None = None,
     starts: Bool[Array, "B T"] | None = None,
     begin: Float[Array, "B N D"] | None = None,
+    backend: str | None = None,
 ) -> tuple[Float[Array, "B T D"], Float[Array, "B N D"]]:
     """h_t = exp(dt_t a) h_{t-1} + dt_t x_t b_t, read as y_t = sum_n c_t h_t, for each channel.
 
@@ -61,7 +65,9 @@ def selective_scan(
 
     Every state number has a decay of its own, so there is no product of matrices to be had. The
     chunked method holds the N D numbers of a token's state for one chunk at a time: it keeps the
-    state before each chunk, and its hand-written backward pass computes the others again.
+    state before each chunk, and its hand-written backward pass computes the others again. On
+    accelerators segments of `SEGMENT` tokens run side by side, twice: from zeros, then from the
+    states that they begin with, so that the steps which must follow one another do not grow with T.
 
     Args:
       x: inputs.
@@ -78,6 +84,7 @@ def selective_scan(
       starts: true where documents begin: there the state is `begin` before the token decays it
         and is written. None where all tokens belong to one.
       begin: what documents begin with, like `state`; None for zeros.
+      backend: where it will run, as "cpu"; None for JAX's default.
 
     Returns:
       y in the dtype of x, and the float32 state after the last token.
@@ -88,6 +95,8 @@ def selective_scan(
     """
     _check(x, dt, a, b, c, state, begin, starts, method, chunk)
     run, dtype = METHODS[method], x.dtype
+    if method == "chunked" and (backend or jax.default_backend()) != "cpu":
+        run = _segmented
     if state is None:
         state = jnp.zeros((x.shape[0], *a.shape), jnp.float32)
     state, a = state.astype(jnp.float32), a.astype(jnp.float32)
@@ -175,6 +184,36 @@ def _chunked(state: Array, fixed: Fixed, tokens: Tokens, chunk: int) -> tuple[Ar
         lambda state, part: _chunk(state, fixed, part), state, jax.tree.map(chunks, tokens)
     )
     return state, y.reshape(-1, *y.shape[2:])[:count]
+
+
+def _segmented(state: Array, fixed: Fixed, tokens: Tokens, chunk: int) -> tuple[Array, Array]:
+    """`_chunked`, with the segments of a sequence as rows beside each other."""
+    count, rows, channels = tokens.x.shape
+    if count <= SEGMENT:
+        return _chunked(state, fixed, tokens, chunk)
+    segments = -(-count // SEGMENT)
+    many = None if fixed.begin is None else jnp.tile(fixed.begin, (segments, 1, 1))
+    many = Fixed(fixed.a, many)
+
+    def beside(x: Array) -> Array:  # [T, B, ...] as [SEGMENT, segments, B, ...]
+        x = jnp.pad(x, [(0, segments * SEGMENT - count)] + [(0, 0)] * (x.ndim - 1))
+        return jnp.moveaxis(x.reshape(segments, SEGMENT, *x.shape[1:]), 1, 0)
+
+    def run(states: Array, parts: Tokens) -> tuple[Array, Array]:
+        rows = jax.tree.map(lambda x: x.reshape(SEGMENT, -1, *x.shape[3:]), parts)
+        last, y = _chunked(states.reshape(-1, *fixed.a.shape), many, rows, chunk)
+        return last.reshape(states.shape), y.reshape(SEGMENT, segments, -1, channels)
+
+    parts = jax.tree.map(beside, tokens)
+    zeros = collectives.typed_as(jnp.zeros((segments, *state.shape), state.dtype), state)
+    own = jax.checkpoint(lambda parts: run(zeros, parts)[0])(parts)  # no states of two runs at once
+    decay = jnp.exp(jnp.sum(parts.dt, 0)[..., None, :] * fixed.a)
+    if parts.starts is not None:
+        decay = jnp.where(jnp.any(parts.starts, axis=0)[..., None, None], 0.0, decay)
+    own = own.at[0].add(decay[0] * state)
+    _, after = lax.associative_scan(_combine, (decay, own))
+    last, y = run(jnp.concatenate([state[None], after[:-1]]), parts)
+    return last[-1], jnp.moveaxis(y, 1, 0).reshape(-1, rows, channels)[:count]
 
 
 METHODS: dict[str, Callable[[Array, Fixed, Tokens, int], tuple[Array, Array]]] = {

@@ -14,6 +14,8 @@ from sharding.errors import UserError
 TORUS = "torus"
 NETWORK = "network"
 """The level that joins hosts of GPUs, or slices of TPUs."""
+BETWEEN = "between"
+"""The level that joins clusters."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,13 +65,15 @@ class Cluster:
 
     Attributes:
       name: as it was asked for.
-      profile: of each device.
+      profile: of each device; of several clusters together the least of each figure.
       levels: the innermost first; the last joins all.
+      parts: the clusters that are joined; () where it is one.
     """
 
     name: str
     profile: Profile
     levels: tuple[Level, ...]
+    parts: tuple[Cluster, ...] = ()
 
     @property
     def devices(self) -> int:
@@ -96,6 +100,34 @@ class Cluster:
                 found.append((members, along, level.latency))
                 inside *= members
         return found
+
+
+def clusters(text: str, what: str = "--cluster") -> Cluster:
+    """One cluster, or several joined by the slowest network of theirs: "A+B", see `cluster`.
+
+    A step is as fast as its slowest device, so each figure is the least of all.
+
+    Raises:
+      UserError: see `cluster`; clusters of unequal numbers of devices, or of levels that differ.
+    """
+    parts = [cluster(part, what) for part in text.split("+")]
+    if len(parts) == 1:
+        return parts[0]
+    if len({tuple(level.devices for level in part.levels) for part in parts}) > 1:
+        raise UserError(f"{what}={text}: the clusters differ in devices: give as many of each")
+    figures = {
+        name: min((part.profile.figures[name] for part in parts), key=lambda each: each.value)
+        for name in parts[0].profile.figures
+        if all(name in part.profile.figures for part in parts)
+    }
+    slowest = dataclasses.replace(parts[0].profile, name=text, figures=figures)
+    inside = tuple(
+        min((part.levels[i] for part in parts), key=lambda level: level.bandwidth)
+        for i in range(len(parts[0].levels))
+    )
+    between = dataclasses.replace(_level(slowest, NETWORK, 0), name=BETWEEN)
+    whole = dataclasses.replace(between, devices=len(parts) * parts[0].devices)
+    return Cluster(text, slowest, (*inside, whole), tuple(parts))
 
 
 def cluster(text: str, what: str = "--cluster") -> Cluster:

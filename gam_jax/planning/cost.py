@@ -12,6 +12,8 @@ from gam_jax.planning.work import Work
 from sharding.messages import Message
 
 OVERLAPS = ("none", "decomposed", "ideal")
+PENALTY = 0.1
+"""By what part products in steps are slower, where nobody has measured it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Cost:
         return max(parts, key=lambda name: parts[name])
 
 
-def cost(work: Work, cluster: Cluster, overlap: str = "none") -> Cost:
+def cost(work: Work, cluster: Cluster, overlap: str = "none", penalty: float = PENALTY) -> Cost:
     """What work costs on a cluster.
 
     Products and passes over memory follow a roofline: products take their arithmetic or their
@@ -62,10 +64,10 @@ def cost(work: Work, cluster: Cluster, overlap: str = "none") -> Cost:
     Args:
       work: of one device.
       cluster: whose devices.
-      overlap: of messages with products. "none": one after the other. "decomposed": each message
-        goes in as many parts as its axis has devices, beside as many parts of a product, whose
-        first none hides (Wang et al., ASPLOS 2023). "ideal": messages cost what products do not
-        hide.
+      overlap: of messages with products, see `gam_jax.planning.overlap`. "none": one after the
+        other. "decomposed": both in as many steps as an axis has devices. "ideal": likewise, and
+        small products are as fast as a large one.
+      penalty: by what part small products are slower, where they are not.
 
     Raises:
       UserError: a figure of the profile that nobody has said.
@@ -75,36 +77,26 @@ def cost(work: Work, cluster: Cluster, overlap: str = "none") -> Cost:
     arithmetic = sum(count / rates[dtype] for dtype, count in work.flops.items())
     products = max(arithmetic, work.product_bytes / profile.bandwidth)
     memory = work.other_bytes / profile.bandwidth
-    by_axes: dict[str, float] = {}
-    devices: dict[str, int] = {}
+    sent: dict[tuple[str, ...], tuple[float, int]] = {}
     for message in work.messages:
-        if message.devices == 1 or not message.count:
-            continue
-        axes = " x ".join(message.axes)
-        seconds = seconds_of(message, cluster, work.mesh)
-        by_axes[axes] = by_axes.get(axes, 0.0) + seconds
-        devices[axes] = message.devices
-    shown = _exposed(by_axes, devices, products, overlap)
+        if message.devices > 1 and message.count:
+            before, _ = sent.get(message.axes, (0.0, 0))
+            took = before + seconds_of(message, cluster, work.mesh)
+            sent[message.axes] = took, message.devices
+    total = sum(seconds for seconds, _ in sent.values())
+    shown = {}
+    for axes, (seconds, devices) in sent.items():
+        beside = products * seconds / total if total else 0.0  # each axis has its share of them
+        shown[" x ".join(axes)] = _exposed(beside, seconds, devices, overlap, penalty)
     return Cost(products, memory, shown, work.idle, work.held, profile.memory.capacity)
 
 
-def _exposed(
-    messages: Mapping[str, float], devices: Mapping[str, int], products: float, overlap: str
-) -> dict[str, float]:
-    """Seconds of messages that products do not hide."""
-    total = sum(messages.values())
-    if overlap == "none" or not total:
-        return dict(messages)
-    found = {}
-    for axes, seconds in messages.items():
-        beside = products * seconds / total  # each axis has its share of the products
-        parts = devices[axes]
-        if overlap == "ideal":
-            left = max(seconds - beside, 0.0)
-        else:
-            left = min(decomposed(beside, seconds, parts) - beside, seconds)
-        found[axes] = max(left, 0.0)
-    return found
+def _exposed(products: float, seconds: float, devices: int, how: str, penalty: float) -> float:
+    """Seconds of messages that the products beside them do not hide."""
+    if how == "none":
+        return seconds
+    steps = decomposed(products, seconds, devices, penalty if how == "decomposed" else 0.0)
+    return min(max(steps - products, 0.0), seconds)  # nobody takes steps that are slower
 
 
 def seconds_of(message: Message, cluster: Cluster, mesh: Mapping[str, int]) -> float:

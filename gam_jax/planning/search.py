@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from gam_jax.params import stored_specs
 from gam_jax.planning.cluster import Cluster
-from gam_jax.planning.cost import Cost, cost
+from gam_jax.planning.cost import PENALTY, Cost, cost
 from gam_jax.planning.traces import SCALED, Class, Run, Traced, trace
 from gam_jax.planning.work import Candidate, state_of, work_of
 from gam_jax.traffic.memory import StateBytes
@@ -115,6 +115,7 @@ def plan(
     cluster: Cluster,
     candidates: Collection[Candidate],
     overlap: str = "none",
+    penalty: float = PENALTY,
     margin: float = 1.0,
     known: Mapping[Class, Traced] | None = None,
 ) -> Plan:
@@ -124,7 +125,7 @@ def plan(
       run: what is planned.
       cluster: that all candidates take.
       candidates: see `Space`.
-      overlap: see `gam_jax.planning.cost.cost`.
+      overlap, penalty: see `gam_jax.planning.cost.cost`.
       margin: what is held counts so many times.
       known: classes that an earlier plan of the same run has traced.
 
@@ -146,7 +147,8 @@ def plan(
         if isinstance(program, str):
             refused.append(Refused(candidate, REFUSED, program))
             continue
-        found = cost(work_of(run, candidate, program, checked.state(candidate)), cluster, overlap)
+        work = work_of(run, candidate, program, checked.state(candidate))
+        found = cost(work, cluster, overlap, penalty)
         if found.held * margin > found.capacity:
             why = f"needs {found.held:,.0f} bytes of {found.capacity:,.0f}"
             refused.append(Refused(candidate, MEMORY, why))

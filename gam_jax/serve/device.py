@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -119,9 +120,11 @@ class Device:
         self._own_lies = lie(self._rows.parted(self._rows.specs(()))[0])
         self._start = jax.jit(self._empty_row, out_shardings=self._own_lies)()
         self._compiled: dict[str, Any] = {}
+        self._lowered: dict[str, Callable[[], Any]] = {}
         self._tops = np.full(rows, -1)
         words = np.full((rows, -(-vocab // 32)), 2**32 - 1, np.uint32)
         self._any, self._no = jax.device_put((words, NO), NamedSharding(layout.mesh, WHOLE))
+        self._plan()
 
     def _empty(self) -> State:
         shapes = self._rows.shapes(self._rows.rows)
@@ -134,6 +137,16 @@ class Device:
 
     def compile(self) -> tuple[str, ...]:
         """Compiles every program that there is, and returns their names."""
+        self._compiled = {name: lower().compile() for name, lower in self._lowered.items()}
+        return tuple(self._compiled)
+
+    def memory(self, name: str) -> Any:
+        """What a program needs, as XLA counts it; it need not be compiled yet."""
+        program = self._compiled.get(name) or self._lowered[name]().compile()
+        return program.memory_analysis()
+
+    def _plan(self) -> None:
+        """Says how each program is lowered."""
         sizes, programs = self.sizes, self._programs
         states = programs.state_specs
         own, pools = self._rows.parted(self._rows.specs(()))
@@ -158,12 +171,11 @@ class Device:
             self._build("copy a page", programs.copy_page, states, row, row)
             self._build("take a page", programs.page, pools, row, changes=False)
             self._build("put a page", programs.put_page, states, row, page)
-        return tuple(self._compiled)
 
     def _build(
         self, name: str, program: Any, gives: Any, *rest: tuple[Any, Any], changes: bool = True
     ) -> None:
-        """Compiles a program of one device, of the state and arguments with their specs."""
+        """A program of one device, of the state and arguments with their specs."""
         layout, takes = self._rows.layout, (self._programs.state_specs, *(spec for _, spec in rest))
         jitted = jax.jit(
             self._programs.on_mesh(program, takes, gives),
@@ -173,7 +185,7 @@ class Device:
         )
         given = (self._state, *(array for array, _ in rest))
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), given)
-        self._compiled[name] = jitted.lower(*shapes).compile()
+        self._lowered[name] = lambda: jitted.lower(*shapes)
 
     def seat(
         self,
@@ -250,10 +262,6 @@ class Device:
         own, _ = self._rows.parted(self._rows.shapes(1))
         _, pages = self._rows.parted(self._rows.page_shapes)
         return sum(map(_bytes, own)), sum(map(_bytes, pages)) if self.sizes.page else 0
-
-    def memory(self, name: str) -> Any:
-        """What a compiled program needs, as XLA counts it."""
-        return self._compiled[name].memory_analysis()
 
     def _change(self, name: str, *args: Any) -> None:
         self._state = self._compiled[name](self._state, *args)

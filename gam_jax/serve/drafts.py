@@ -45,50 +45,54 @@ class Draft(Protocol):
         ...
 
 
-def repeated(tokens: Sequence[int], most: int, longest: int = LONGEST) -> list[int]:
-    """What followed the last place where the text's last tokens stood before.
+class Lookup:
+    """Finds what followed the last place where a text's last tokens stood before.
 
     Prompt lookup (Saxena 2023, github.com/apoorvumang/prompt-lookup-decoding): the longest end of
-    up to `longest` tokens that stands in the text before is looked for, the latest place counts.
+    the text that stands in it before is looked for, and its latest place counts. A text that
+    repeats itself up to its end goes on so.
 
     Args:
-      tokens: of the text so far.
-      most: guesses, at most.
-      longest: tokens of the end that is looked for.
+      longest: tokens of the end that is looked for, at most.
     """
-    if most <= 0:
+
+    def __init__(self, longest: int = LONGEST) -> None:
+        self._longest, self._seen = longest, 0
+        self._places: dict[tuple[int, ...], int] = {}
+
+    def guess(self, tokens: Sequence[int], most: int) -> list[int]:
+        """Guesses, at most so many; each call is with the tokens of the one before, and more."""
+        for place in range(max(self._seen, 1), len(tokens)):
+            for size in range(1, min(self._longest, place) + 1):
+                self._places[tuple(tokens[place - size : place])] = place
+        self._seen = max(self._seen, len(tokens))
+        for size in range(min(self._longest, len(tokens) - 1), 0, -1):
+            place = self._places.get(tuple(tokens[-size:]), len(tokens))
+            if place < len(tokens):
+                found = list(tokens[place : place + most])
+                return [found[i % len(found)] for i in range(most)] if found else []
         return []
-    ids = np.asarray(tokens)
-    for size in range(min(longest, len(ids) - 1), 0, -1):
-        found = np.ones(len(ids) - size, bool)
-        for place in range(size):
-            found &= ids[place : len(ids) - size + place] == ids[len(ids) - size + place]
-        places = np.flatnonzero(found)
-        if len(places):
-            start = int(places[-1]) + size
-            return _unrolled(ids[start : start + most].tolist(), most)
-    return []
-
-
-def _unrolled(guesses: list[int], most: int) -> list[int]:
-    """A text that repeats itself up to its end goes on so."""
-    return [guesses[place % len(guesses)] for place in range(most)]
 
 
 class NgramDraft:
-    """Guesses what stood in the same text before, see `repeated`."""
+    """Guesses what stood in the same text before, see `Lookup`."""
 
     free = True
 
+    def __init__(self) -> None:
+        self._lookups: dict[int, Lookup] = {}
+
     def seat(self, row: int, key: int, draws: Draws, prompt: Sequence[int]) -> None:
-        """Nothing is kept."""
+        """See `Draft`."""
+        self._lookups[row] = Lookup()
 
     def leave(self, row: int) -> None:
-        """Nothing is kept."""
+        """See `Draft`."""
+        del self._lookups[row]
 
     def guess(self, asked: Mapping[int, tuple[Sequence[int], int]]) -> dict[int, list[int]]:
         """See `Draft`."""
-        return {row: repeated(tokens, most) for row, (tokens, most) in asked.items()}
+        return {row: self._lookups[row].guess(*wanted) for row, wanted in asked.items()}
 
 
 class RunDraft:

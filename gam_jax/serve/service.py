@@ -135,7 +135,7 @@ class Service:
 
     def turn(self) -> None:
         """Gives free rows to texts, reads blocks of prompts, begins a step, tells the last one."""
-        guesses = self._pace.pays
+        guesses = self._pace.pays()
         if guesses or any(flight.width > 1 for flight in self._flights):
             self._hear(0)  # what a guess follows must be seen
         for text in self.seats.give(self.queue):
@@ -344,8 +344,8 @@ class Service:
 
     def _judge(self, text: Text, width: int, new: int) -> None:
         """Tells the pace what a pass has given."""
-        draft = self._draft
-        if draft is None or text.gone:
+        draft, row = self._draft, text.row
+        if draft is None or row is None:
             return
         if width > 1:
             self._pace.guessed(text.number, new)
@@ -354,6 +354,6 @@ class Service:
         else:
 
             def guess(tokens: Sequence[int], most: int) -> list[int]:
-                return draft.guess({0: (tokens, most)})[0]
+                return draft.guess({row: (tokens, most)})[row]
 
             self._pace.plain(text.number, text.tokens, new, guess)

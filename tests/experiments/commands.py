@@ -19,7 +19,7 @@ WORDS = {
     "launch": {"takes_command": True},
     "parscale": {"choices": ("law", "stages", "cost")},
     "data": {"choices": ("show",)},
-    "plan": {"choices": ("train", "check"), "otherwise": "train"},
+    "plan": {"choices": ("train", "check", "measured"), "otherwise": "train"},
     "report.__main__": {"takes": "run folders"},
     "study.__main__": {"choices": ("list", "run", "claims"), "files": {"run": 1}},
     "benchmark.__main__": {

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from experiments import plan_check
+from experiments import plan_check, plan_measured
 from tests.experiments import commands
 from tests.sharding.test_topology import there
 
@@ -63,7 +63,8 @@ def test_what_fits_nowhere_is_an_answer(plan):
         (("--cluster=h100:1x8", "--axes=data,width"), "'width' is no axis of a mesh"),
         (("--cluster=h100:1x8", "--presets=zero4"), "'zero4' is none of data"),
         (("--cluster=h100:1x8", "--order=nothing.json"), "no matrix that gam measure wrote"),
-        (("serve",), "say one of train, check"),
+        (("measured", "--cluster=h100:1x4"), "measured: give 8 devices"),
+        (("serve",), "say one of train, check, measured"),
     ],
 )
 def test_bad_input_is_one_line(plan, words, says):
@@ -91,6 +92,15 @@ def test_a_case_is_wrong_if_it_is_said_to_fit_and_does_not():
     assert row(90, 101).wrong
     assert not row(101, None).wrong
     assert not row(101, 90).wrong
+
+
+def test_rank_correlation_is_one_where_both_rank_alike_and_less_where_not():
+    def rows(*pairs):
+        return [plan_measured.Timed("a mesh", "data", 1, *pair) for pair in pairs]
+
+    assert plan_measured.correlation(rows((1, 10), (2, 11), (3, 40))) == pytest.approx(1)
+    assert plan_measured.correlation(rows((1, 40), (2, 11), (3, 10))) == pytest.approx(-1)
+    assert plan_measured.correlation(rows((1, 10), (3, 11), (2, 40))) == pytest.approx(0.5)
 
 
 @pytest.mark.slow

@@ -8,6 +8,9 @@ Gated DeltaNet (2412.06464, section 3.3) for the delta rule as a system of I + L
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -17,35 +20,131 @@ from gam_jax.ops.scan.decays import Decays, running, together
 from gam_jax.ops.scan.layout import Inputs
 from gam_jax.ops.scan.triangle import BASE, grow, unit_lower_solve
 
-AT_ONCE = 16
+AT_ONCE = {"cpu": 16}
 """Rows x heads x chunks that are worked on at once: enough for batched products, and in cache."""
+MOST_AT_ONCE = 2**24
+"""Numbers of the largest array of all of these on accelerators, whose limit it is: 64 MiB."""
 
 
 def run(
-    inputs: Inputs, state: Float[Array, "P R K N"], rule: str, chunk: int
+    inputs: Inputs,
+    state: Float[Array, "P R K N"],
+    rule: str,
+    chunk: int,
+    backend: str | None = None,
 ) -> tuple[Float[Array, "P R T N"], Float[Array, "P R K N"]]:
     """Runs the memory scan chunk by chunk, several chunks in one turn of a loop.
 
     For the backward pass the inputs and one state a turn are stored; all else is computed again.
+    On accelerators one turn has all chunks, unless they are very many, see `_side_by_side`.
     See `memory_scan` for the arguments, in the layout of `Inputs`.
     """
     rows, heads, tokens, _ = inputs.v.shape
+    backend = backend or jax.default_backend()
     size = 1 << (min(chunk, tokens) - 1).bit_length()
     count = -(-tokens // size)
-    turns = -(-count // max(1, AT_ONCE // (rows * heads)))
+    turns = -(-count // max(1, _most(inputs, size, backend) // (rows * heads)))
     at_once = -(-count // turns)
     padded = inputs.padded(turns * at_once * size).map(
         lambda x: jnp.moveaxis(x.reshape(*x.shape[:2], turns, at_once, size, x.shape[-1]), 2, 0)
     )
 
     def turn(state: Array, part: Inputs) -> tuple[Array, Array]:
-        return _chunks(part, state, rule)
+        if backend in AT_ONCE:
+            return _chunks(part, state, rule)
+        return _side_by_side(part, state, rule, again=turns == 1)
 
     if turns > 1:
         turn = jax.checkpoint(turn, prevent_cse=False)
     state, y = lax.scan(turn, state, padded)
     y = jnp.moveaxis(y, 0, 2).reshape(rows, heads, -1, y.shape[-1])
     return y[:, :, :tokens], state
+
+
+def _most(inputs: Inputs, size: int, backend: str) -> int:
+    """How many chunks of that size are worked on at once."""
+    keys, width = inputs.k.shape[-1], inputs.v.shape[-1]
+    largest = max(size, keys) * max(size, keys, width)  # of scores, of tokens, of the state
+    return AT_ONCE.get(backend, MOST_AT_ONCE // largest)
+
+
+def _side_by_side(part: Inputs, state: Array, rule: str, again: bool) -> tuple[Array, Array]:
+    """Chunks [P, R, chunks, C, ...], whose products are not in the loop over states.
+
+    What chunks do to a state is found for all of them, then the states one after another, then
+    what is read. Only the second step waits for the chunk before: its turn is a sum of what is kept
+    and what is written, and for the delta rule two products with the state.
+
+    Args:
+      part: the chunks.
+      state: before the first.
+      rule: see `memory_scan`.
+      again: store inputs and states for the backward pass, and for the delta rule what is written;
+        and make the products of the first and third step again.
+    """
+    stage: Callable[..., Any] = jax.checkpoint if again else lambda function: function
+    effects = stage(lambda part: _effects(part, rule))(part)
+    effects = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), effects)
+    last, held = lax.scan(_after, state, effects)
+    return last, stage(_read)(part, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2), held))
+
+
+class _Write(NamedTuple):
+    """What a chunk does to the state S: whole^T S + stored.
+
+    Attributes:
+      whole: decay of the chunk, [..., 1, 1 or K]; None for none.
+      stored: what it leaves of what it writes.
+    """
+
+    whole: Array | None
+    stored: Array
+
+
+class _Overwrite(NamedTuple):
+    """Likewise for the delta rule: whole^T S, and write - decayed S stored under the keys.
+
+    Attributes:
+      whole: as of `_Write`.
+      write, decayed: see `_overwritten`.
+      keys, to_end: of the chunk, see `_stored`.
+    """
+
+    whole: Array | None
+    write: Array
+    decayed: Array
+    keys: Array
+    to_end: Array | None
+
+
+def _effects(part: Inputs, rule: str) -> _Write | _Overwrite:
+    inside = _Chunk(part.k, part.log_decay, part.starts)
+    write = _written(part)
+    if rule == "hebb":
+        return _Write(inside.whole, _stored(part.k, inside.to_end, write))
+    write, decayed = _overwritten(inside, write, part.beta)
+    return _Overwrite(inside.whole, write, decayed, part.k, inside.to_end)
+
+
+def _written(part: Inputs) -> Array:
+    return part.v if part.beta is None else part.beta * part.v
+
+
+def _after(state: Array, chunk: _Write | _Overwrite) -> tuple[Array, tuple[Array, Array | None]]:
+    """The state after a chunk; that before it, and what the delta rule writes there."""
+    kept = state if chunk.whole is None else jnp.swapaxes(chunk.whole, -1, -2) * state
+    if isinstance(chunk, _Write):
+        return kept + chunk.stored, (state, None)
+    write = chunk.write - chunk.decayed @ state
+    return kept + _stored(chunk.keys, chunk.to_end, write), (state, write)
+
+
+def _read(part: Inputs, held: tuple[Array, Array | None]) -> Array:
+    """What queries find in the state that entered their chunk, and in what it has written."""
+    states, writes = held
+    inside = _Chunk(part.k, part.log_decay, part.starts)
+    writes = _written(part) if writes is None else writes
+    return inside.products(part.q) @ writes + inside.read(part.q, states)
 
 
 def _chunks(part: Inputs, state: Array, rule: str) -> tuple[Array, Array]:

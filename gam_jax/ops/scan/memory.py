@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -24,7 +25,8 @@ from sharding import collectives
 from sharding.errors import UserError
 from sharding.exchange import prefix
 
-Run = Callable[[Inputs, Array, str, int], tuple[Array, Array]]
+Run = Callable[..., tuple[Array, Array]]
+"""(inputs, state, rule=, chunk=, backend=) -> y and the last state."""
 METHODS: dict[str, Run] = {
     "chunked": chunks.run,
     "associative": tree.run,
@@ -60,6 +62,7 @@ def memory_scan(
     axis: str | None = None,
     starts: Bool[Array, "B T"] | None = None,
     begin: Float[Array, "B H K N"] | None = None,
+    backend: str | None = None,
 ) -> tuple[Float[Array, "B T H N"], Float[Array, "B H K N"]]:
     """S_t = transition_t S_{t-1} + beta_t k_t v_t^T, read as y_t = S_t^T q_t.
 
@@ -91,6 +94,8 @@ def memory_scan(
         decays it and is written. None where all tokens belong to one. It makes a memory without
         decay one with a decay.
       begin: what documents begin with, like `state`; None for zeros.
+      backend: where it will run, as "cpu"; None for JAX's default. On accelerators the products of
+        all chunks are made at once, and only states wait for each other.
 
     Returns:
       y in the dtype of v, and the float32 state after the last token.
@@ -118,12 +123,13 @@ def memory_scan(
         starts = jnp.broadcast_to(starts[..., None, None], (batch, tokens, groups, 1))
     beta = None if beta is None else beta[..., None]
     inputs = Inputs(q, k, v, log_decay, beta, starts).map(lambda x: _by_group(x, groups))
+    method = "recurrent" if tokens == 1 and axis is None else method
+    run = functools.partial(METHODS[method], rule=rule, chunk=chunk, backend=backend)
     if axis is None:
-        method = "recurrent" if tokens == 1 else method
-        y, state = _run_alike(inputs, state, anew, rule, method, chunk)
+        y, state = _run_alike(inputs, state, anew, rule, run)
     else:
         over = _delta_over_shards if rule == "delta" else _hebb_over_shards
-        y, state = over(inputs, state, anew, method, chunk, axis)
+        y, state = over(inputs, state, anew, run, axis)
     y = jnp.moveaxis(y.reshape(batch, heads, tokens, width), 1, 2).astype(v.dtype)
     return y, state.reshape(batch, heads, keys, width)
 
@@ -135,7 +141,7 @@ def _by_group(x: Array, groups: int) -> Array:
 
 
 def _run_alike(
-    inputs: Inputs, state: Array, anew: Begin | None, rule: str, method: str, chunk: int
+    inputs: Inputs, state: Array, anew: Begin | None, rule: str, run: Run
 ) -> tuple[Array, Array]:
     """Runs a method with all arrays typed as varying over the same mesh axes.
 
@@ -145,12 +151,11 @@ def _run_alike(
     """
     *_, state = collectives.vary_alike(*jax.tree.leaves((inputs, anew, state)))
     inputs, anew = jax.tree.map(lambda x: collectives.vary_alike(x, state)[0], (inputs, anew))
-    run = METHODS[method]
     if anew is None:
-        return run(inputs, state, rule, chunk)
+        return run(inputs, state)
     if rule == "delta":
         inputs = inputs._replace(v=inputs.v - _read(inputs.k, anew.decay, anew.state))
-    y, last = run(inputs, state, rule, chunk)
+    y, last = run(inputs, state)
     left = jnp.swapaxes(anew.decay[..., -1:, :], -1, -2)
     return y + _read(inputs.q, anew.decay, anew.state), last + left * anew.state
 
@@ -163,10 +168,10 @@ def _read(q: Array, decay: Array, state: Array) -> Array:
 
 
 def _hebb_over_shards(
-    inputs: Inputs, state: Array, anew: Begin | None, method: str, chunk: int, axis: str
+    inputs: Inputs, state: Array, anew: Begin | None, run: Run, axis: str
 ) -> tuple[Array, Array]:
     """The shard from zeros, then what the state before it adds: q_t . decay since the start."""
-    y, own = _run_alike(inputs, jnp.zeros_like(state), anew, "hebb", method, chunk)
+    y, own = _run_alike(inputs, jnp.zeros_like(state), anew, "hebb", run)
     if inputs.log_decay is None:
         before, total = prefix(own, jnp.add, axis, state)
         return y + inputs.q @ before, total
@@ -182,7 +187,7 @@ def _hebb_over_shards(
 
 
 def _delta_over_shards(
-    inputs: Inputs, state: Array, anew: Begin | None, method: str, chunk: int, axis: str
+    inputs: Inputs, state: Array, anew: Begin | None, run: Run, axis: str
 ) -> tuple[Array, Array]:
     """The shard from zeros and, as further columns of the values, from the identity.
 
@@ -196,7 +201,7 @@ def _delta_over_shards(
     begin = jnp.concatenate([jnp.zeros_like(state), eye], axis=-1)
     if anew is not None:  # of which nothing is a matter of what came before
         anew = anew._replace(state=jnp.concatenate([anew.state, jnp.zeros_like(eye)], axis=-1))
-    y, own = _run_alike(wide, begin, anew, "delta", method, chunk)
+    y, own = _run_alike(wide, begin, anew, "delta", run)
 
     def combine(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
         return right[0] @ left[0], right[0] @ left[1] + right[1]

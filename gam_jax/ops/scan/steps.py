@@ -29,9 +29,16 @@ def step(
 
 
 def run(
-    inputs: Inputs, state: Float[Array, "P R K N"], rule: str, chunk: int
+    inputs: Inputs,
+    state: Float[Array, "P R K N"],
+    rule: str,
+    chunk: int,
+    backend: str | None = None,
 ) -> tuple[Float[Array, "P R T N"], Float[Array, "P R K N"]]:
-    """A scan over tokens. States are stored once a chunk and recomputed in the backward pass."""
+    """A scan over tokens. States are stored once a chunk and recomputed in the backward pass.
+
+    `backend` is not used.
+    """
     tokens = inputs.v.shape[-2]
     if tokens == 1:
         state, y = step(state, inputs.token(0), rule)

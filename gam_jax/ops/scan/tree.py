@@ -14,14 +14,18 @@ Element = tuple[Array, Array]
 
 
 def run(
-    inputs: Inputs, state: Float[Array, "P R K N"], rule: str, chunk: int
+    inputs: Inputs,
+    state: Float[Array, "P R K N"],
+    rule: str,
+    chunk: int,
+    backend: str | None = None,
 ) -> tuple[Float[Array, "P R T N"], Float[Array, "P R K N"]]:
     """Runs the memory scan as `lax.associative_scan`.
 
     Token t maps the state S to A_t S + W_t: A_t is its transition, W_t what it writes. Two tokens
     one after the other are the pair (A2 A1, A2 W1 + W2), and this product is associative. For
     "hebb" A is diagonal and held as its logarithm; for "delta" it is a K x K matrix. Only the
-    inputs are stored for the backward pass. `chunk` is not used.
+    inputs are stored for the backward pass. `chunk` and `backend` are not used.
     """
     elements, combine = (_delta, _compose) if rule == "delta" else (_hebb, _decay_and_add)
 

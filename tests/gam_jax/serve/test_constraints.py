@@ -10,9 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gam_jax.continuations import Continuation
 from gam_jax.data.tokenizer import ByteTokenizer, HFTokenizer
 from gam_jax.serve.constraints import MOST_BYTES, Constraints
+from gam_jax.serve.drafts import NgramDraft
+from gam_jax.serve.executor import Draws
+from gam_jax.serve.request import Request
+from gam_jax.serve.seating import Settings
+from gam_jax.serve.text import Text
 from sharding.errors import UserError
+from tests.gam_jax.serve.test_service import BUDGET, Load, sizes_of
 
 pytest.importorskip("llguidance")
 
@@ -136,3 +143,22 @@ def test_a_token_that_is_not_allowed_is_an_error():
     constraint = TOKENIZERS["bytes"].choice(["yes"])
     with pytest.raises(UserError, match="the constraint: "):
         constraint.push(ord("n"))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_answer_that_ends_by_itself_parses(seed):
+    """Through the service; the double of the model draws what is allowed next."""
+    load = Load(sizes_of(2, 4, vocab=256), Settings(BUDGET), NgramDraft())
+    made = TOKENIZERS["bytes that end"]
+    told: list = []
+    continuation = Continuation(BYTES.stream(), ends=[0])
+    shape = {"type": "object", "properties": {"a": {"enum": ["xy", 7, None]}}, "required": ["a"]}
+    shape["additionalProperties"] = False
+    request = Request(
+        (1, 2), 90, Draws(), continuation, told.append, seed, constraint=made.json_schema(shape)
+    )
+    load.service.queue.push("", Text(1, request))
+    load.run()
+    assert told[-1].reason in ("stop", "length")
+    if told[-1].reason == "stop":
+        assert json.loads("".join(one.text for one in told))["a"] in ("xy", 7, None)

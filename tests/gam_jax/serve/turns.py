@@ -30,7 +30,7 @@ class Row:
     read: int = 0
     ids: list[int] = dataclasses.field(default_factory=list)
     log_probs: list[float] = dataclasses.field(default_factory=list)
-    parts: float = 0
+    stepped: bool = False
 
     @property
     def done(self):
@@ -82,7 +82,7 @@ class Turns:
         for row, place in zip(rows, places, strict=True):
             guessed = self.guesses(row, place, width - len(row.unread))
             own = row.unread + guessed
-            if width == 1 and row.ids and self.random.random() < 0.5:
+            if width == 1 and row.stepped and self.random.random() < 0.5:
                 own = [LAST_DRAWN]
             tokens[row.number, : len(own)] = own
             known[row.number], count[row.number] = len(row.unread), len(guessed)
@@ -91,6 +91,7 @@ class Turns:
         for row in rows:
             n, right = row.unread, int(drawn.right[row.number])
             assert drawn.sound[row.number]
+            row.stepped = True
             assert len(n) <= right <= width
             new = drawn.tokens[row.number, len(n) - 1 : right].tolist()
             row.ids += new

@@ -1,0 +1,254 @@
+"""Serving: many texts at once beside one by one, remembered conversations, guesses."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import numpy as np
+
+from experiments.benchmark.length import mixer_of
+from experiments.benchmark.timing import Quantity, Rows
+from gam_jax import decode
+from gam_jax.continuations import Continuation
+from gam_jax.data.tokenizer import ByteTokenizer
+from gam_jax.layers import Block
+from gam_jax.models.language import LanguageModel
+from gam_jax.params import Params
+from gam_jax.serve.device import Device
+from gam_jax.serve.drafts import NgramDraft
+from gam_jax.serve.engine import Engine
+from gam_jax.serve.executor import Draws
+from gam_jax.serve.request import End, Request, Token
+from gam_jax.serve.seating import Settings
+from gam_jax.training.progress import Progress
+
+WIDTH, DEPTH, VOCAB, CONTEXT = 128, 4, 256, 4096
+MIXERS = ("GAM", "LinearMemory.gated_deltanet")
+KINDS = (*MIXERS, "Mamba2", "Attention", "FalconH1")
+ROWS = (1, 8, 16)
+PROMPT, WRITTEN = 32, 128
+PASTS = (64, 192, 256, 320, 384, 512, 768, 1024)
+"""Tokens before those that attention writes: unlike ones, 440 on average, and 512 in a batch."""
+TURN = 2048
+GREEDY = Draws(temperature=0)
+
+
+def run(repeats: int, short: bool = False) -> Rows:
+    """Texts of several servers, which take turns; greedy, but for what says otherwise.
+
+    Args:
+      repeats: timed turns of each.
+      short: the smallest sizes alone.
+    """
+    progress, rows = Progress(), _held(KINDS[:1] if short else KINDS)
+    for name in MIXERS[:1] if short else MIXERS:
+        progress.say(f"{name} ...")
+        rows |= _full(name, ROWS[:2] if short else ROWS, repeats)
+    progress.say("Attention ...")
+    rows |= _unlike(repeats, PASTS[:2] if short else PASTS)
+    progress.say("conversations ...")
+    rows |= _second_turn(repeats, 256 if short else TURN)
+    progress.say("guesses ...")
+    return rows | _guessed(repeats, 64 if short else WRITTEN)
+
+
+@dataclasses.dataclass
+class Asked:
+    """A request, and when its tokens came.
+
+    Attributes:
+      prompt: ids.
+      tokens: to be written.
+      draws: how.
+      times: of the start, and of each token.
+    """
+
+    prompt: Sequence[int]
+    tokens: int
+    draws: Draws = GREEDY
+    times: list[float] = dataclasses.field(default_factory=list)
+
+    @property
+    def first(self) -> float:
+        """Seconds to the first token."""
+        return self.times[1] - self.times[0]
+
+
+def _model(name: str) -> tuple[LanguageModel, Params]:
+    mixer = mixer_of(name, CONTEXT, slots=WIDTH)
+    model = LanguageModel(Block(mixer), width=WIDTH, depth=DEPTH, vocab=VOCAB)
+    return model, model.init_params(jax.random.key(0))
+
+
+@contextlib.contextmanager
+def _engine(
+    model: LanguageModel, params: Params, rows: int, snapshots: int = 0, block: int = 1
+) -> Iterator[Engine]:
+    device = Device(model, params, rows, limit=CONTEXT, block=block)
+    device.compile()
+    settings = Settings(snapshots=snapshots)
+    engine = Engine(device, settings, NgramDraft() if block > 1 else None)
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.stop(0)
+
+
+def _ask(engine: Engine, asked: Sequence[Asked]) -> float:
+    """Seconds until all have been answered."""
+    left, done = len(asked), threading.Semaphore(0)
+    begun = time.perf_counter()
+    for number, one in enumerate(asked):
+
+        def tell(event: Token | End, one: Asked = one) -> None:
+            one.times.append(time.perf_counter())
+            if isinstance(event, End):
+                done.release()
+
+        one.times[:] = [time.perf_counter()]
+        row = Continuation(ByteTokenizer().stream())
+        engine.submit(Request(tuple(one.prompt), one.tokens, one.draws, row, tell, seed=number))
+    for _ in range(left):
+        done.acquire()
+    return time.perf_counter() - begun
+
+
+def _prompts(lengths: Sequence[int]) -> list[list[int]]:
+    random = np.random.default_rng(0)
+    return [random.integers(1, VOCAB, length).tolist() for length in lengths]
+
+
+def _turns(calls: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    """What calls say they took, in turns; the first turn does not count."""
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(repeats + 1):
+        for name, call in calls.items():
+            seconds = call()
+            if turn:
+                found[name].append(seconds)
+    return found
+
+
+def _held(names: Sequence[str]) -> Rows:
+    """Bytes of a row, without pages of growing caches and of such a page."""
+    rows = Rows()
+    for name in names:
+        device = Device(*_model(name), 1, limit=CONTEXT)
+        state, page = device.row_bytes()
+        rows[f"{name}, a row of {DEPTH} blocks of width {WIDTH}"] = {
+            "state": Quantity.exactly(state, "B"),
+            f"page of {device.sizes.page or 0} tokens": Quantity.exactly(page, "B"),
+        }
+    return rows
+
+
+def _full(name: str, sizes: Sequence[int], repeats: int) -> Rows:
+    """Tokens a second of servers of several sizes, each of them full, and over that of one row."""
+    model, params = _model(name)
+    with contextlib.ExitStack() as stack:
+        calls: dict[str, Callable[[], float]] = {}
+        for size in sizes:
+            engine = stack.enter_context(_engine(model, params, size))
+            asked = [Asked(prompt, WRITTEN) for prompt in _prompts([PROMPT] * size)]
+            calls[str(size)] = lambda engine=engine, asked=asked: _ask(engine, asked)
+        taken = _turns(calls, repeats)
+    speeds = {size: [size * WRITTEN / seconds for seconds in taken[str(size)]] for size in sizes}
+    one = speeds[sizes[0]]
+    return {
+        f"{name}, {size} rows": {
+            "speed": Quantity.of(own, "tokens/s"),
+            "over one row": Quantity.of([x / y for x, y in zip(own, one, strict=True)], ""),
+        }
+        for size, own in speeds.items()
+    }
+
+
+def _unlike(repeats: int, pasts: Sequence[int]) -> Rows:
+    """Attention, a row for each past, beside `decode.write` of as many equal ones."""
+    model, params = _model("Attention")
+    equal = [512] * len(pasts)
+    prompts = np.asarray(_prompts(equal), np.int32)
+    fitted = model.for_length(512 + WRITTEN)
+    logits, carry = decode.prefill(fitted, params, prompts)
+
+    def write() -> float:
+        begun = time.perf_counter()
+        for _ in decode.write(
+            fitted, params, logits, carry, WRITTEN, jax.random.key(0), temperature=0.0
+        ):
+            pass
+        return time.perf_counter() - begun
+
+    with _engine(model, params, len(pasts)) as engine:
+        asked = [Asked(prompt, WRITTEN) for prompt in _prompts(pasts)]
+
+        def serve() -> float:
+            """From the first moment at which all rows write."""
+            _ask(engine, asked)
+            return max(one.times[-1] for one in asked) - max(one.times[1] for one in asked)
+
+        taken = _turns({"serve": serve, "write": write}, repeats)
+    count = len(pasts) * WRITTEN
+    ratios = [x / y for x, y in zip(taken["serve"], taken["write"], strict=True)]
+    return {
+        f"Attention, {len(pasts)} rows of {min(pasts)} to {max(pasts)}": {
+            "speed": Quantity.of([count / seconds for seconds in taken["serve"]], "tokens/s"),
+            "time over decode's equal rows": Quantity.of(ratios, ""),
+        }
+    }
+
+
+def _second_turn(repeats: int, tokens: int) -> Rows:
+    """Seconds to the first token, of a conversation that is read first, and of its next turn."""
+    rows = Rows()
+    for name in ("GAM", "Attention"):
+        model, params = _model(name)
+        with _engine(model, params, 1, snapshots=2**28) as engine:
+            found: dict[str, list[float]] = {"cold": [], "second turn": []}
+            for turn in range(repeats + 1):
+                random = np.random.default_rng(turn)
+                prompt = random.integers(1, VOCAB, tokens).tolist()
+                cold, next_one = Asked(prompt, 8), Asked([*prompt, *prompt[:16]], 8)
+                for kind, one in (("cold", cold), ("second turn", next_one)):
+                    _ask(engine, [one])
+                    if turn:
+                        found[kind].append(one.first)
+        ratios = [y / x for x, y in zip(*found.values(), strict=True)]
+        rows[f"{name}, first token after {tokens:,}"] = {
+            **{kind: Quantity.of(own, "s") for kind, own in found.items()},
+            "second over cold": Quantity.of(ratios, ""),
+        }
+    return rows
+
+
+def _guessed(repeats: int, tokens: int) -> Rows:
+    """Guesses by n-grams: of greedy text, which repeats itself, and of noise, where none is right.
+
+    Weights are random; how well a trained model's text is guessed is told by /metrics.
+    """
+    model, params = _model("GAM")
+    prompt, rows = _prompts([PROMPT])[0], Rows()
+    with _engine(model, params, 1) as plain, _engine(model, params, 1, block=16) as guessing:
+        for kind, draws in (("greedy", GREEDY), ("noise", Draws())):
+            before = guessing.counts()
+            calls = {
+                name: lambda engine=engine, draws=draws: _ask(
+                    engine, [Asked(prompt, tokens, draws)]
+                )
+                for name, engine in (("plain", plain), ("guessing", guessing))
+            }
+            taken = _turns(calls, repeats)
+            after = guessing.counts()
+            passes = (after.passes - before.passes) / max(after.written - before.written, 1)
+            ratios = [y / x for x, y in zip(taken["plain"], taken["guessing"], strict=True)]
+            rows[f"GAM, guesses of {kind} text"] = {
+                "passes a token": Quantity.exactly(passes),
+                "time over plain": Quantity.of(ratios, ""),
+            }
+    return rows

@@ -1,0 +1,1 @@
+"""Models behind a port: the OpenAI API over engines of rows."""

@@ -1,0 +1,115 @@
+"""Serves trained runs and model folders behind the OpenAI API.
+
+  gam serve --run=runs/gam_small
+  gam serve --run=small=runs/a --run=large=runs/b --port=8001
+  gam serve --hf=FOLDER --rows=16 --mesh=data=2,tensor=2
+
+/v1/completions, /v1/chat/completions, /v1/models, /tokenize, /health, /metrics, and / to try it. A
+text depends on its own request alone, never on what else is served. Ctrl-C or SIGTERM lets running
+answers end, for at most --drain seconds, and refuses new ones.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import jax
+from absl import flags
+
+from experiments import cli
+from experiments.config_flags import define_classes_flag, register_classes
+from experiments.devices import define_cache_flag, define_device_flags, join_devices, say_where
+from sharding.errors import UserError
+from sharding.layout import Layout
+from sharding.mesh import mesh_from_text
+
+if TYPE_CHECKING:
+    from experiments.serve.models import Opened
+
+KEY = "GAM_API_KEY"
+"""Of the environment: what stands in the arguments is seen by all users of a machine."""
+
+
+def define_flags() -> None:
+    """The command line."""
+    define_classes_flag()
+    flags.DEFINE_multi_string("run", [], "Run folder, or NAME=FOLDER; may be given several times.")
+    flags.DEFINE_multi_string("hf", [], "Model folder of Hugging Face, or NAME=FOLDER; likewise.")
+    flags.DEFINE_string(
+        "checkpoint", "latest", "Of runs: latest, latest-good, best (validation loss), or a step."
+    )
+    cli.define_path("chat_template", "", "File with a chat template, in place of the model's own.")
+    flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 for all.")
+    flags.DEFINE_integer("port", 8000, "Port to listen on; 0 for any that is free.", 0, 65535)
+    flags.DEFINE_string("api_key", "", f"What clients must give; better in {KEY}.")
+    flags.DEFINE_integer("rows", 8, "Texts in progress at once, of each model.", 1, 4096)
+    flags.DEFINE_integer(
+        "cache_tokens", 0, "Tokens in the KV caches of all rows; 0 for --rows times the limit.", 0
+    )
+    flags.DEFINE_integer("prefill_budget", 512, "Tokens of prompts read between two steps.", 256)
+    flags.DEFINE_integer("queue", 256, "Requests that may wait for a row.", 1)
+    flags.DEFINE_integer(
+        "snapshots", 2**28, "Bytes of states that are remembered in host memory; 0 for none.", 0
+    )
+    cli.define_path("snapshot_dir", "", "Folder where states are remembered over a restart.")
+    flags.DEFINE_string("draft", "", "Who guesses ahead: ngram, or run:PATH; nobody if empty.")
+    flags.DEFINE_integer("block", 16, "With --draft: tokens of a row that are checked at once.", 2)
+    flags.DEFINE_bool("exact", False, "Texts after a remembered state are those of a cold one.")
+    flags.DEFINE_float("drain", 30, "Seconds that running answers have to end after a signal.", 0)
+    define_device_flags()
+    define_cache_flag()
+
+
+def main() -> None:
+    """Looks at everything that was asked for, then listens, and reads and compiles meanwhile."""
+    args = flags.FLAGS
+    register_classes()
+    try:
+        from experiments.serve.app import State
+        from experiments.serve.engines import Options, served_of
+        from experiments.serve.models import open_folder, open_run
+        from experiments.serve.served import Served
+        from experiments.serve.server import listen, serve
+    except ImportError as error:
+        raise UserError(f"gam serve needs {error.name}: pip install 'gam_jax[serve]'") from error
+    opened: list[Opened] = [
+        open_run(path, args.checkpoint, args.chat_template) for path in args.run
+    ]
+    opened += [open_folder(path, args.chat_template) for path in args.hf]
+    names = [one.name for one in opened]
+    if not opened:
+        raise UserError("give what to serve: --run=FOLDER or --hf=FOLDER")
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"two models are called '{twice}': say --run=NAME=FOLDER for one of them")
+    options = Options.from_flags()
+    layouts = _layouts(opened)
+    bound = listen(args.host, args.port)
+    shown = f"[{args.host}]" if ":" in args.host else args.host
+    print(f"http://{shown}:{bound.getsockname()[1]}/", flush=True)
+
+    def load() -> dict[str, Served]:
+        pairs = zip(opened, layouts, strict=True)
+        return {one.name: served_of(one, layout, options) for one, layout in pairs}
+
+    sys.exit(serve(State(args.api_key or os.environ.get(KEY, "")), bound, load, args.drain))
+
+
+def _layouts(opened: list[Opened]) -> list[Layout]:
+    """A mesh for each model: of --mesh=A;B the first for the first, or one for all."""
+    args = flags.FLAGS
+    join_devices()
+    if jax.process_count() > 1:
+        raise UserError("gam serve runs as one process, on the devices of one host")
+    texts = args.mesh.split(";")
+    texts = texts * len(opened) if len(texts) == 1 else texts
+    if len(texts) != len(opened):
+        raise UserError(f"--mesh names {len(texts)} meshes for {len(opened)} models")
+    meshes = [mesh_from_text(text, args.across) for text in texts]
+    say_where(max(mesh.size for mesh in meshes))
+    return [Layout(mesh, one.parallel).whole for mesh, one in zip(meshes, opened, strict=True)]
+
+
+if __name__ == "__main__":
+    cli.run(main, define_flags)

@@ -1,0 +1,142 @@
+"""Engines for models that were opened: their parameters read, their programs compiled."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import pathlib
+import sys
+import time
+
+from absl import flags
+
+from experiments.serve.asked import Grammar
+from experiments.serve.models import Opened, open_run
+from experiments.serve.served import Ids, Served
+from gam_jax.serve.constraints import Constraints
+from gam_jax.serve.device import Device
+from gam_jax.serve.drafts import Draft, NgramDraft, RunDraft
+from gam_jax.serve.engine import Engine
+from gam_jax.serve.executor import Sizes
+from gam_jax.serve.request import Constraint
+from gam_jax.serve.seating import Settings
+from sharding.errors import UserError
+from sharding.layout import Layout
+
+NGRAM, RUN = "ngram", "run:"
+ENDINGS = 8
+"""Sets of ids that end answers, for which what constraints need is kept."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How models are served.
+
+    Attributes:
+      rows: texts in progress at once.
+      cache_tokens: that growing caches have room for, of all rows together; 0 for all they can
+        take.
+      block: tokens of a row that are checked at once; 1 where nobody guesses.
+      draft: who guesses: "ngram" or "run:PATH"; nobody if empty.
+      settings: how an engine shares out its rows.
+    """
+
+    rows: int
+    cache_tokens: int
+    block: int
+    draft: str
+    settings: Settings
+
+    @classmethod
+    def from_flags(cls) -> Options:
+        """What the flags of `gam serve` say.
+
+        Raises:
+          UserError: a draft that there is not.
+        """
+        args = flags.FLAGS
+        if args.draft not in ("", NGRAM) and not args.draft.startswith(RUN):
+            raise UserError(f"--draft={args.draft}: say {NGRAM} or {RUN}PATH, or leave it out")
+        settings = Settings(
+            prefill_budget=args.prefill_budget,
+            queue=args.queue,
+            snapshots=args.snapshots,
+            folder=args.snapshot_dir,
+            exact=args.exact,
+        )
+        block = args.block if args.draft else 1
+        return cls(args.rows, args.cache_tokens, block, args.draft, settings)
+
+
+def served_of(opened: Opened, layout: Layout, options: Options) -> Served:
+    """Reads the parameters, compiles, and starts the engine.
+
+    Raises:
+      UserError: a model that cannot be served; parameters that cannot be read; a draft of another
+        vocabulary.
+    """
+    device = _device(opened, layout, options, options.block)
+    draft = _draft(opened, layout, options, device.sizes)
+    settings = options.settings
+    if settings.folder:
+        folder = str(pathlib.Path(settings.folder) / opened.name)
+        settings = dataclasses.replace(settings, folder=folder)
+    engine = Engine(device, settings, draft)
+    engine.start()
+    vocab = device.sizes.vocab
+    made = functools.lru_cache(ENDINGS)(functools.partial(Constraints, opened.tokenizer, vocab))
+
+    def grammars(grammar: Grammar, ends: Ids) -> Constraint:
+        return _constraint(made(ends), grammar)
+
+    return Served(
+        name=opened.name,
+        created=opened.created,
+        tokenizer=opened.tokenizer,
+        vocab=vocab,
+        limit=device.sizes.limit,
+        ends=opened.ends,
+        begins=opened.begins,
+        template=opened.template,
+        engine=engine,
+        grammars=grammars,
+    )
+
+
+def _constraint(constraints: Constraints, grammar: Grammar) -> Constraint:
+    if grammar.kind == "json_object":
+        return constraints.json_object()
+    if grammar.kind == "json_schema":
+        return constraints.json_schema(grammar.text)
+    if grammar.kind == "regex":
+        return constraints.regex(grammar.text)
+    return constraints.choice(json.loads(grammar.text))
+
+
+def _device(opened: Opened, layout: Layout, options: Options, block: int) -> Device:
+    begun = time.perf_counter()
+    model, params = opened.read(layout)
+    tokens = options.cache_tokens
+    device = Device(model, params, options.rows, layout=layout, tokens=tokens, block=block)
+    names = device.compile()
+    state, page = device.row_bytes()
+    print(
+        f"{opened.name}: {len(names)} programs in {time.perf_counter() - begun:.1f} s "
+        f"({', '.join(names)}); a row holds {state:,} bytes"
+        + (f", and {page:,} for each {device.sizes.page} tokens" if page else ""),
+        file=sys.stderr,
+        flush=True,
+    )
+    return device
+
+
+def _draft(opened: Opened, layout: Layout, options: Options, of: Sizes) -> Draft | None:
+    if not options.draft:
+        return None
+    if options.draft == NGRAM:
+        return NgramDraft()
+    other = open_run(options.draft.removeprefix(RUN), "latest", "")
+    if other.tokenizer.fingerprint != opened.tokenizer.fingerprint:
+        raise UserError(f"--draft={options.draft} has another tokenizer than {opened.name}")
+    return RunDraft(_device(other, layout, options, 1), of)

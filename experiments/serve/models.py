@@ -1,0 +1,132 @@
+"""What can be served: runs and model folders, opened before their numbers are read."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+import time
+from collections.abc import Callable
+
+from experiments.chat import template_of
+from experiments.imported import Imported
+from experiments.streams import check_tokenizer, params_of_streams
+from experiments.writer import GENERATION, TextRun, end_ids
+from gam_jax.adapters import merged
+from gam_jax.convert.hf import from_hf
+from gam_jax.convert.new_tokens import tokenizer_of
+from gam_jax.data.chat_template import ChatTemplate, find_template
+from gam_jax.data.tokenizer import Tokenizer
+from gam_jax.models import LanguageModel
+from gam_jax.params import Params
+from sharding.errors import UserError
+from sharding.layout import Layout, Parallel
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A model whose parameters are not read yet.
+
+    Attributes:
+      name: by which it is asked for.
+      created: in seconds since 1970.
+      model: as it was trained.
+      parallel: how it is split over a mesh.
+      tokenizer: of its texts.
+      ends: ids that end a text.
+      begins: the id that stands before a text; None for none.
+      template: how conversations are written; None for no conversations.
+      read: (layout) -> the model that runs and its parameters there.
+    """
+
+    name: str
+    created: int
+    model: LanguageModel
+    parallel: Parallel
+    tokenizer: Tokenizer
+    ends: tuple[int, ...]
+    begins: int | None
+    template: ChatTemplate | None
+    read: Callable[[Layout], tuple[LanguageModel, Params]]
+
+
+def open_run(path: str, checkpoint: str, template: str) -> Opened:
+    """A run.
+
+    Args:
+      path: of its folder; NAME=PATH for another name than the folder's.
+      checkpoint: which one, as latest, best or a step.
+      template: a file with a chat template; empty for the run's own.
+
+    Raises:
+      UserError: no run of a language model on text.
+    """
+    name, folder = _named(path)
+    run = TextRun.open(str(folder))
+    imported = run.folder.source.is_dir()
+
+    def read(layout: Layout) -> tuple[LanguageModel, Params]:
+        run.model.check_mesh(layout)
+        step, params = params_of_streams(run.folder, run.experiment, layout, checkpoint, 0)
+        check_tokenizer(run.folder, step, run.tokenizer)
+        return merged(run.model, params, layout)
+
+    return Opened(
+        name=name,
+        created=int(folder.stat().st_mtime),
+        model=run.model,
+        parallel=run.experiment.parallel,
+        tokenizer=run.tokenizer,
+        ends=run.ends(),
+        begins=run.tokenizer.begins if imported else None,
+        template=_template(template, functools.partial(template_of, run)),
+        read=read,
+    )
+
+
+def open_folder(path: str, template: str) -> Opened:
+    """A model folder of Hugging Face, as it was published.
+
+    Args:
+      path: of the folder; NAME=PATH for another name than the folder's.
+      template: a file with a chat template; empty for the folder's own.
+
+    Raises:
+      UserError: what `convert.from_hf` refuses.
+    """
+    name, folder = _named(path)
+    imported = Imported.open(folder)
+    tokenizer = tokenizer_of(imported.source, folder)
+    vocab = imported.model.ids()["inputs"]
+
+    def read(layout: Layout) -> tuple[LanguageModel, Params]:
+        model, params = from_hf(folder, layout)
+        return merged(model, params, layout)
+
+    return Opened(
+        name=name,
+        created=int(time.time()),
+        model=imported.model,
+        parallel=Parallel(),
+        tokenizer=tokenizer,
+        ends=end_ids(tokenizer, folder / GENERATION, vocab),
+        begins=tokenizer.begins,
+        template=_template(template, functools.partial(find_template, str(folder))),
+        read=read,
+    )
+
+
+def _named(path: str) -> tuple[str, pathlib.Path]:
+    name, equals, rest = path.partition("=")
+    folder = pathlib.Path(rest if equals else path).expanduser()
+    return (name if equals else folder.resolve().name), folder
+
+
+def _template(path: str, own: Callable[[], ChatTemplate]) -> ChatTemplate | None:
+    """The template of a file, or the model's own, which it need not have."""
+    if path:
+        return find_template("bytes", path)
+    try:
+        return own()
+    except UserError:
+        return None
