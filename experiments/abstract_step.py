@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from gam_jax.models.base import on_stages
 from gam_jax.optimizer import make_optimizer
 from gam_jax.training.experiment import Experiment
 from gam_jax.training.step import abstract_state, make_train_step
@@ -17,7 +18,8 @@ def lowered(experiment: Experiment, layout: Layout) -> tuple[Any, Any, Any]:
     model, settings = experiment.model, experiment.train
     optimizer = make_optimizer(experiment.optimizer, settings.steps, model.table())
     step = make_train_step(model, optimizer, layout, settings.accumulate)
-    return step, abstract_state(model, optimizer), abstract_batch(experiment)
+    state = abstract_state(on_stages(model, layout)[0], optimizer)
+    return step, state, abstract_batch(experiment)
 
 
 def abstract_batch(experiment: Experiment) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from gam_jax.data.base import Unread
 from gam_jax.data.text import Text
 from gam_jax.master import Mastered
 from gam_jax.models import LanguageModel
+from gam_jax.models.base import on_stages
 from gam_jax.nested import with_held
 from gam_jax.optimizer import make_optimizer
 from gam_jax.params import shardings
@@ -205,7 +206,7 @@ def state_memory(experiment: Experiment, layout: Layout) -> dict[str, int]:
     """Bytes of parameters and optimizer state on each device, and on one device alone."""
     model = experiment.model
     optimizer = make_optimizer(experiment.optimizer, experiment.train.steps, model.table())
-    state = abstract_state(model, optimizer)
+    state = abstract_state(on_stages(model, layout)[0], optimizer)
     placed = state_shardings(model, optimizer, layout)
 
     held = {

@@ -192,7 +192,7 @@ def _as_run(experiment: Experiment, priced: Priced) -> Experiment:
         experiment,
         model=dataclasses.replace(experiment.model, remat=one.remat),  # type: ignore[call-arg]
         train=dataclasses.replace(experiment.train, accumulate=one.accumulate),
-        parallel=Parallel(one.preset),
+        parallel=Parallel(one.preset, schedule=one.schedule, turns=one.turns),
     )
 
 
@@ -231,6 +231,8 @@ def _shown(priced: Priced, answer: dict[str, Any] | None) -> dict[str, Any]:
         "preset": one.preset,
         "accumulate": one.accumulate,
         "remat": one.remat,
+        "schedule": one.schedule if one.sizes["pipe"] > 1 else None,
+        "turns": one.turns,
         "seconds": price.seconds,
         "products": price.products,
         "memory": price.memory,

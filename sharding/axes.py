@@ -21,6 +21,8 @@ class Axes:
       expert: axis that further splits the batch, between layers whose experts it splits.
       splits: (logical axis, mesh axis) for every logical axis that is split, see `rules`.
       turns: chunks of layers that a device of the axis of `layer` holds, see `sharding.pipeline`.
+      layers: how many layers each device along that axis has, where these differ; a device then
+        has places for as many as the fullest. () where all have as many.
       backend: what the devices are, "cpu", "gpu" or "tpu", where an op has a program for each;
         None for JAX's default.
     """
@@ -32,6 +34,7 @@ class Axes:
     expert: str | None = None
     splits: tuple[tuple[str, str], ...] = ()
     turns: int = 1
+    layers: tuple[int, ...] = ()
     backend: str | None = None
 
     def of(self, logical: str) -> str | None:
@@ -42,7 +45,7 @@ class Axes:
     def within_stage(self) -> Axes:
         """The axes as the layers of one stage know them: that of stages is not among them."""
         splits = tuple(pair for pair in self.splits if pair[0] != "layer")
-        return dataclasses.replace(self, splits=splits, turns=1)
+        return dataclasses.replace(self, splits=splits, turns=1, layers=())
 
     @property
     def rows(self) -> tuple[str, ...]:

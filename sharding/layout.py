@@ -15,6 +15,7 @@ from sharding.axes import Axes
 from sharding.bounds import Size, check_bounds
 from sharding.errors import UserError
 from sharding.mesh import in_words
+from sharding.pipeline.balance import balance, parsed
 from sharding.pipeline.tables import ONE_F_ONE_B, check_schedule
 from sharding.rules import DEFAULT_RULES, Rules, partition_spec
 
@@ -48,16 +49,31 @@ class Parallel:
       schedule: in which order the stages of the mesh axis `pipe` take the parts of a batch: gpipe,
         1f1b or interleaved, see `sharding.pipeline.tables`.
       turns: chunks of layers that each stage of an interleaved schedule holds.
+      stages: layers of each stage, as "5,3"; empty for as many on each.
+      speeds: of each stage, as "197,160": the layers are dealt out so that the slowest stage is as
+        fast as can be, see `sharding.pipeline.balance`; empty for equal ones.
     """
 
     preset: str = "data+sequence+tensor"
     rules: str = ""
     schedule: str = ONE_F_ONE_B
     turns: Size = 1
+    stages: str = ""
+    speeds: str = ""
 
     def __post_init__(self) -> None:
         check_bounds(self, "parallel")
         check_schedule(self.schedule, self.turns)
+        given = [name for name in ("stages", "speeds") if getattr(self, name)]
+        if len(given) > 1:
+            raise UserError("parallel.stages and parallel.speeds both deal out layers: give one")
+        if given and self.turns > 1:
+            raise UserError(
+                f"parallel.{given[0]}={getattr(self, given[0])}: stages of unlike size have one "
+                f"chunk each: leave parallel.turns at 1"
+            )
+        parsed(self.stages, "parallel.stages", int)
+        parsed(self.speeds, "parallel.speeds", float)
         used: dict[str, str] = {}
         for word in self.words:
             if word not in WORDS:
@@ -137,6 +153,7 @@ class Layout:
             expert=self._split("expert"),
             splits=tuple(sorted(splits.items())),
             turns=self.parallel.turns if "layer" in splits else 1,
+            layers=self._unlike if "layer" in splits else (),
             backend=self._backend,
         )
 
@@ -159,7 +176,50 @@ class Layout:
     @property
     def in_order(self) -> Layout:
         """The same mesh, each stage with layers that follow one another: as they are read."""
-        parallel = dataclasses.replace(self.parallel, schedule=ONE_F_ONE_B, turns=1)
+        parallel = dataclasses.replace(
+            self.parallel, schedule=ONE_F_ONE_B, turns=1, stages="", speeds=""
+        )
+        return dataclasses.replace(self, parallel=parallel)
+
+    def layers_of_stages(self, depth: int) -> tuple[int, ...]:
+        """How many layers each stage has, of `depth` in all; () where all have as many.
+
+        Raises:
+          UserError: `parallel.stages` or `parallel.speeds` of another number of stages, or layers.
+        """
+        parallel, stages = self.parallel, self.stages
+        given = parallel.stages or parallel.speeds
+        if stages == 1 or not given:
+            return ()
+        field = "stages" if parallel.stages else "speeds"
+        numbers = parsed(given, f"parallel.{field}", int if parallel.stages else float)
+        if len(numbers) != stages:
+            raise UserError(
+                f"parallel.{field}={given}: {len(numbers)} numbers, and mesh axis pipe={stages}: "
+                f"give one for each stage"
+            )
+        if parallel.stages and sum(numbers) != depth:
+            raise UserError(
+                f"parallel.stages={given} is {sum(numbers)} layers, and the model has {depth}"
+            )
+        found = tuple(map(int, numbers)) if parallel.stages else balance([1.0] * depth, numbers)
+        return () if len(set(found)) == 1 else found
+
+    def as_read(self, depth: int) -> Layout:
+        """How a state lies that is read, or written, in the order and number of a checkpoint.
+
+        Where stages have unlike numbers of layers, every stage holds all layers meanwhile.
+        """
+        if not self.layers_of_stages(depth):
+            return self
+        rules = ",".join(filter(None, (self.parallel.rules, "layer=none")))
+        parallel = dataclasses.replace(self.in_order.parallel, rules=rules)
+        return dataclasses.replace(self, parallel=parallel)
+
+    def with_layers(self, depth: int) -> Layout:
+        """The layout with `parallel.stages` in the place of `parallel.speeds`."""
+        found = self.layers_of_stages(depth)
+        parallel = dataclasses.replace(self.parallel, speeds="", stages=",".join(map(str, found)))
         return dataclasses.replace(self, parallel=parallel)
 
     @property
@@ -240,6 +300,12 @@ class Layout:
     def row_parts(self) -> int:
         """How many parts the rows of a batch are split into."""
         return math.prod(self._size(name) for name in self.axes.rows)
+
+    @property
+    def _unlike(self) -> tuple[int, ...]:
+        """The layers of stages where these are given, and differ."""
+        found = tuple(map(int, parsed(self.parallel.stages, "parallel.stages", int)))
+        return () if len(set(found)) < 2 else found
 
     @property
     def _backend(self) -> str | None:

@@ -88,10 +88,11 @@ def layout_of(
     rules: str = "",
     schedule: str = "1f1b",
     turns: int = 1,
+    stages: str = "",
 ) -> Layout:
     """A layout on the first devices: data, seq, tensor and, if not 1, stream, expert and pipe."""
     sizes = dict(zip(EVERY_AXIS, (*shape, 1, 1, 1), strict=False))
-    return Layout(make_mesh(**sizes), Parallel(preset, rules, schedule, turns))
+    return Layout(make_mesh(**sizes), Parallel(preset, rules, schedule, turns, stages))
 
 
 def mean_loss(sums: Any) -> float:

@@ -137,7 +137,9 @@ class Served:
         written = Written(1, {}, asked.stop, (*self.ends, *asked.stop_ids))
         if asked.chat and self.template is not None:
             written = with_end_of_turn(written, self.tokenizer, self.template)
-        return tuple(written.ends), tuple(written.stops)
+        # What must be JSON may hold the text that ends another answer, and ends by itself.
+        stops = written.stops if asked.grammar is None else asked.stop
+        return tuple(written.ends), tuple(stops)
 
     def _room(self, asked: Asked, ids: Ids) -> int:
         """Tokens that may be written after the prompt."""

@@ -225,6 +225,7 @@ class Stack(Layer):
         key: Array | None = None,
         starts: Bool[Array, "B T"] | None = None,
         before: Array | int = 0,
+        count: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
         """Runs the blocks in order; layer i draws its randomness from fold_in(key, i).
 
@@ -234,16 +235,18 @@ class Stack(Layer):
 
         Args:
           before: layers that stand before the first of these, in a stage of a pipeline.
+          count: how many of these there are; the others are empty places, which hand on what they
+            are given. None: all.
         """
         axis = axes.of("layer")
         if axis is None:
-            return _run_blocks(self, axes, params, x, carry, key, starts, before)
-        count = axes.turns * collectives.axis_size(axis)
-        chunk = dataclasses.replace(self, depth=self.depth // count)
+            return _run_blocks(self, axes, params, x, carry, key, starts, before, count)
+        chunks = axes.turns * collectives.axis_size(axis)
+        chunk = dataclasses.replace(self, depth=self.depth // chunks)
 
         def run(own: Params, x: Array, carry: Carry, place: Array) -> tuple[Array, Carry]:
-            first = place * chunk.depth
-            return _run_blocks(chunk, axes.within_stage, own, x, carry, key, starts, first)
+            span = stages.span(place, chunk.depth, axes.layers)
+            return _run_blocks(chunk, axes.within_stage, own, x, carry, key, starts, *span)
 
         return stages.in_turn(run, axis, axes.turns, params, x, carry)
 
@@ -267,9 +270,23 @@ def _run_blocks(
     key: Array | None,
     starts: Array | None,
     before: Array | int,
+    count: Array | None,
 ) -> tuple[Array, Carry]:
     def step(h: Array, layer: tuple[Params, Carry, Array]) -> tuple[Array, Carry]:
         block_params, block_carry, index = layer
+        if count is None:
+            return of_block(h, block_params, block_carry, index)
+        # What is computed in an empty place has no gradient, whatever it is.
+        there = index - before < count
+        block_params, x = jax.tree.map(
+            lambda p: jnp.where(there, p, lax.stop_gradient(p)), (block_params, h)
+        )
+        y, after = of_block(x, block_params, block_carry, index)
+        return jnp.where(there, y, h), after
+
+    def of_block(
+        h: Array, block_params: Params, block_carry: Carry, index: Array
+    ) -> tuple[Array, Carry]:
         block_key = None if key is None else jax.random.fold_in(key, index)
         own = gathered(stack.block, block_params)
         return stack.block(own, h, block_carry, axes, key=block_key, **told(starts))

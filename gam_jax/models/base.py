@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,20 @@ Measures = dict[str, tuple[Any, Any]]
 """Name -> (sum, count): what is told of a batch is sum / count, over all devices and parts."""
 
 
+class Span(NamedTuple):
+    """Some layers of a model.
+
+    Attributes:
+      before: layers that stand before the first of them.
+      depth: places for layers.
+      count: how many of these hold one; None for all.
+    """
+
+    before: Array | int
+    depth: int
+    count: Array | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class Parts:
     """A model as what its layers stand between, for stages of a pipeline.
@@ -44,8 +58,8 @@ class Parts:
       depth: how many layers there are.
       own: (parameters, axes) -> those that the others are given; linear, and done once a step.
       first: (parameters, batch, axes, key) -> the stream that enters the first layer.
-      layers: (parameters of some layers, stream, batch, axes, key, layers before them, how many)
-        -> stream, and their carry.
+      layers: (parameters of some layers, stream, batch, axes, key, span) -> stream, their carry.
+      deepened: the same model with another number of layers.
       last: (parameters, stream, carry of all layers, batch, axes) -> what `Model.objective` gives.
     """
 
@@ -53,13 +67,12 @@ class Parts:
     depth: int
     own: Callable[[Params, Axes], Params]
     first: Callable[[Params, Batch, Axes, Array | None], Array]
-    layers: Callable[
-        [Params, Array, Batch, Axes, Array | None, Array | int, int], tuple[Array, Any]
-    ]
+    layers: Callable[[Params, Array, Batch, Axes, Array | None, Span], tuple[Array, Any]]
     last: Callable[
         [Params, Array, Any, Batch, Axes],
         tuple[Float[Array, ""], Float[Array, ""] | float, Measures],
     ]
+    deepened: Callable[[int], Model]
 
     def objective(
         self, params: Params, batch: Batch, axes: Axes, key: Array | None
@@ -67,7 +80,7 @@ class Parts:
         """All three, one after another."""
         params = self.own(params, axes)
         x = self.first(params, batch, axes, key)
-        x, carry = self.layers(params[self.blocks], x, batch, axes, key, 0, self.depth)
+        x, carry = self.layers(params[self.blocks], x, batch, axes, key, Span(0, self.depth))
         return self.last(params, x, carry, batch, axes)
 
 
@@ -209,6 +222,7 @@ def check_stages(model: Model, layout: Layout) -> None:
     if layout.stages == 1:
         return
     parts, turns = model.parts(), layout.parallel.turns
+    dealt = layout.parallel.stages or layout.parallel.speeds
     if parts is None:
         kind = type(model).__name__
         more = " with parallel streams" if getattr(model, "streams", 1) > 1 else ""
@@ -222,11 +236,32 @@ def check_stages(model: Model, layout: Layout) -> None:
             f"mesh axis pipe={layout.stages} with parallel.turns={turns} needs at least {chunks} "
             f"layers, and the model has {parts.depth}: change the one or the other"
         )
-    if parts.depth % chunks:
+    if dealt:
+        layout.layers_of_stages(parts.depth)
+    elif parts.depth % chunks:
         raise UserError(
             f"{parts.depth} layers do not divide into mesh axis pipe={layout.stages} x "
-            f"parallel.turns={turns}: change the one or the other"
+            f"parallel.turns={turns}: change the one or the other, or set parallel.stages"
         )
+
+
+def on_stages(model: Model, layout: Layout) -> tuple[Model, Layout]:
+    """A model and a mesh as a step is compiled for them.
+
+    Where stages have unlike numbers of layers the model has a layer for every place on them: its
+    parameters are those that lie on the mesh, zeros where no layer is. Otherwise both are as given.
+    """
+    parts = None if layout.stages == 1 else model.parts()
+    layers = () if parts is None else layout.layers_of_stages(parts.depth)
+    if parts is None or not layers:
+        return model, layout
+    return parts.deepened(layout.stages * max(layers)), layout.with_layers(parts.depth)
+
+
+def as_read(model: Model, layout: Layout) -> Layout:
+    """How a state of the model lies while it is read or written, see `Layout.as_read`."""
+    parts = None if layout.stages == 1 else model.parts()
+    return layout if parts is None else layout.as_read(parts.depth)
 
 
 def reported(carry: Any, axes: Axes) -> tuple[Float[Array, ""] | float, Measures]:
@@ -244,7 +279,9 @@ def reported(carry: Any, axes: Axes) -> tuple[Float[Array, ""] | float, Measures
     measures: Measures = {}
     for path, found in statistics(carry).items():
         if axis := axes.of("layer"):  # each stage has counted for its own layers
-            gather = functools.partial(stages.gathered, axis=axis, turns=axes.turns)
+            gather = functools.partial(
+                stages.gathered, axis=axis, turns=axes.turns, layers=axes.layers
+            )
             found = jax.tree.map(gather, found)
         own, told = found.report(axes)
         penalty = penalty + own

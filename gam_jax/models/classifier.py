@@ -13,7 +13,7 @@ from gam_jax.data.base import Dataset
 from gam_jax.layers.base import WHOLE, Carry, Layer, inherit, known
 from gam_jax.layers.block import Stack
 from gam_jax.layers.norm import LayerNorm
-from gam_jax.models.base import BATCH, Batch, Measures, Model, Parts, reported
+from gam_jax.models.base import BATCH, Batch, Measures, Model, Parts, Span, reported
 from gam_jax.ops.linear import linear
 from gam_jax.params import Param, Params, Table, fan_in, normal, zeros
 from sharding import collectives
@@ -146,18 +146,23 @@ class ImageClassifier(Model):
             batch: Batch,
             axes: Axes,
             key: Array | None,
-            before: Array | int,
-            depth: int,
+            span: Span,
         ) -> tuple[Array, Carry]:
-            stack = dataclasses.replace(self.stack, depth=depth)
-            return stack(blocks, x, None, axes, key=key, before=before)
+            stack = dataclasses.replace(self.stack, depth=span.depth)
+            return stack(blocks, x, None, axes, key=key, before=span.before, count=span.count)
 
         def last(
             params: Params, x: Array, carry: Carry, batch: Batch, axes: Axes
         ) -> tuple[Array, Array | float, Measures]:
             return self._told(self._logits(params, x, axes), carry, batch, axes)
 
-        return Parts("blocks", self.depth, lambda params, axes: params, first, layers, last)
+        def own(params: Params, axes: Axes) -> Params:
+            return params
+
+        def deepened(depth: int) -> ImageClassifier:
+            return dataclasses.replace(self, depth=depth)
+
+        return Parts("blocks", self.depth, own, first, layers, last, deepened)
 
     def _told(
         self, logits: Array, carry: Carry, batch: Batch, axes: Axes

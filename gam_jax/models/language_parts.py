@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import jax
 from jaxtyping import Array
 
-from gam_jax.models.base import Batch, Measures, Parts
+from gam_jax.models.base import Batch, Measures, Parts, Span
 from gam_jax.models.trunk import Trunk
 from gam_jax.params import Params
 from sharding.axes import Axes
@@ -33,11 +34,10 @@ def parts(model: LanguageModel) -> Parts:
         batch: Batch,
         axes: Axes,
         key: Array | None,
-        before: Array | int,
-        depth: int,
+        span: Span,
     ) -> tuple[Array, Any]:
         key, given = keys(key)[1], batch.get("starts")
-        return trunk.run(blocks, x, None, axes, key=key, starts=given, before=before, depth=depth)
+        return trunk.run(blocks, x, None, axes, key=key, starts=given, **span._asdict())
 
     def last(
         params: Params, x: Array, carry: Any, batch: Batch, axes: Axes
@@ -45,4 +45,7 @@ def parts(model: LanguageModel) -> Parts:
         hidden = model.scaled(trunk.normed(params, x, axes))
         return model.told(params, hidden, carry, batch, axes)
 
-    return Parts("blocks", model.depth, model.own, first, layers, last)
+    def deepened(depth: int) -> LanguageModel:
+        return dataclasses.replace(model, depth=depth)
+
+    return Parts("blocks", model.depth, model.own, first, layers, last, deepened)

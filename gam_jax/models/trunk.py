@@ -79,6 +79,7 @@ class Trunk(Layer):
         starts: Array | None = None,
         before: Array | int = 0,
         depth: int = 0,
+        count: Array | None = None,
     ) -> tuple[Array, Carry]:
         """The blocks alone.
 
@@ -91,10 +92,11 @@ class Trunk(Layer):
           starts: see `Layer.__call__`.
           before: blocks that stand before the first of these.
           depth: how many these are; 0 for all.
+          count: see `Stack`.
         """
         stack = dataclasses.replace(self.stack, depth=depth or self.stack.depth)
         blocks = tables.cast(self.stack.table(), blocks, x.dtype)
-        return stack(blocks, x, carry, axes, key=key, before=before, **told(starts))
+        return stack(blocks, x, carry, axes, key=key, before=before, count=count, **told(starts))
 
     def normed(self, params: Params, x: Array, axes: Axes) -> Array:
         """The last norm alone."""

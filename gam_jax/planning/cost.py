@@ -88,7 +88,8 @@ def cost(work: Work, cluster: Cluster, overlap: str = "none", penalty: float = P
     for axes, (seconds, devices) in sent.items():
         beside = products * seconds / total if total else 0.0  # each axis has its share of them
         shown[" x ".join(axes)] = _exposed(beside, seconds, devices, overlap, penalty)
-    return Cost(products, memory, shown, work.idle, work.held, profile.memory.capacity)
+    idle = (products + memory) * work.idle
+    return Cost(products, memory, shown, idle, work.held, profile.memory.capacity)
 
 
 def _exposed(products: float, seconds: float, devices: int, how: str, penalty: float) -> float:

@@ -16,6 +16,7 @@ from gam_jax.traffic.memory import StateBytes
 from sharding.errors import UserError
 from sharding.layout import WORDS
 from sharding.mesh import AXIS_NAMES
+from sharding.pipeline.tables import make_table
 
 DATA_WORDS = ("data", "zero1", "fully_sharded")
 
@@ -23,7 +24,8 @@ ROWS = "the batch does not divide"
 PARAMETERS = "a parameter does not divide"
 REFUSED = "the model refuses these devices"
 MEMORY = "a device has too little memory"
-REASONS = (ROWS, PARAMETERS, REFUSED, MEMORY)
+STAGES = "the schedule does not take these parts"
+REASONS = (ROWS, STAGES, PARAMETERS, REFUSED, MEMORY)
 """Why a candidate is none, in the order in which that is asked."""
 
 
@@ -37,6 +39,7 @@ class Space:
       tensor_word: the use of `tensor`.
       remats: whether blocks are computed again, each choice.
       parts: the most parts that a batch is taken in.
+      schedules: of stages where there are several, and turns of each.
     """
 
     axes: tuple[str, ...] = ("data", "tensor")
@@ -44,6 +47,7 @@ class Space:
     tensor_word: str = "tensor_tokens"
     remats: tuple[bool, ...] = (True,)
     parts: int = 64
+    schedules: tuple[tuple[str, int], ...] = (("1f1b", 1), ("interleaved", 2))
 
     def candidates(self, devices: int, batch: int) -> Iterator[Candidate]:
         """All of them, whether they fit or not."""
@@ -52,8 +56,11 @@ class Space:
             own = dict(zip(self.axes, sizes, strict=True))
             mesh = tuple((name, own.get(name, 1)) for name in AXIS_NAMES)
             for preset in self._presets(own):
-                for accumulate, remat in itertools.product(parts, self.remats):
-                    yield Candidate(mesh, preset, accumulate, remat)
+                staged = own.get("pipe", 1) > 1
+                schedules = self.schedules if staged else (("1f1b", 1),)
+                for more in itertools.product(parts, self.remats, schedules):
+                    accumulate, remat, (schedule, turns) = more
+                    yield Candidate(mesh, preset, accumulate, remat, schedule, turns)
 
     def _presets(self, sizes: dict[str, int]) -> Iterator[str]:
         inner = [word for word in ("sequence", self.tensor_word) if sizes.get(WORDS[word], 1) > 1]
@@ -125,7 +132,8 @@ def plan(
       run: what is planned.
       cluster: that all candidates take.
       candidates: see `Space`.
-      overlap, penalty: see `gam_jax.planning.cost.cost`.
+      overlap: see `gam_jax.planning.cost.cost`.
+      penalty: likewise.
       margin: what is held counts so many times.
       known: classes that an earlier plan of the same run has traced.
 
@@ -164,23 +172,34 @@ class _Checked:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._meshes: dict[tuple[object, str], str] = {}
+        self._meshes: dict[tuple[object, str, int], str] = {}
+        self._schedules: dict[tuple[str, int, int, int], str] = {}
         self._states: dict[tuple[object, str], StateBytes] = {}
 
     def refusal(self, candidate: Candidate) -> tuple[str, str]:
         """The reason and the line; empty where there is none."""
-        key, run = (candidate.mesh, candidate.preset), self._run
+        key, run = (candidate.mesh, candidate.preset, candidate.turns), self._run
         if run.batch % candidate.accumulate:
             return ROWS, f"a batch of {run.batch} rows, in {candidate.accumulate} parts"
         rows = run.batch // candidate.accumulate
         if why := _said(lambda: candidate.layout.check_batch(rows, run.window or None)):
             return ROWS, why
+        if why := self._schedule(candidate):
+            return STAGES, why
         if key not in self._meshes:
             layout = candidate.layout
             self._meshes[key] = _said(lambda: run.model.check_mesh(layout)) or _said(
                 lambda: stored_specs(run.model.table(), layout)
             )
         return (PARAMETERS, self._meshes[key]) if self._meshes[key] else ("", "")
+
+    def _schedule(self, candidate: Candidate) -> str:
+        """Why stages cannot take the parts; empty where they can."""
+        stages, schedule = candidate.sizes["pipe"], candidate.schedule
+        key = schedule, stages, candidate.accumulate, candidate.turns
+        if stages > 1 and key not in self._schedules:
+            self._schedules[key] = _said(lambda: make_table(*key))
+        return self._schedules.get(key, "")
 
     def state(self, candidate: Candidate) -> StateBytes:
         """`state_of` the candidate."""

@@ -67,7 +67,7 @@ class Class:
       preset: words that change the program of a device, see `class_of`.
       remat: whether blocks are computed again in the backward pass.
       split: which axes of `SCALED` have several devices.
-      sizes: of the other axes but `data`, whose programs are not scaled.
+      sizes: of the other axes but `data` and `pipe`, whose programs are not scaled.
     """
 
     preset: str
@@ -134,7 +134,7 @@ def class_of(preset: str, remat: bool, mesh: Mapping[str, int]) -> Class:
     sizes = tuple(
         (name, mesh[name])
         for name in AXIS_NAMES
-        if name not in ("data", *SCALED) and mesh.get(name, 1) > 1
+        if name not in ("pipe", "data", *SCALED) and mesh.get(name, 1) > 1
     )
     split = tuple(name for name in SCALED if mesh.get(name, 1) > 1)
     return Class(kept, remat, split, sizes)
@@ -177,11 +177,13 @@ def _live(jaxpr: Any) -> Any:
     return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
 
 
-def abstract_layout(sizes: Mapping[str, int], preset: str) -> Layout:
+def abstract_layout(
+    sizes: Mapping[str, int], preset: str, schedule: str = "1f1b", turns: int = 1
+) -> Layout:
     """A mesh of no devices."""
     shape = tuple(sizes.get(name, 1) for name in AXIS_NAMES)
     mesh = AbstractMesh(shape, AXIS_NAMES, axis_types=(AxisType.Auto,) * len(shape))
-    return Layout(mesh, Parallel(preset))  # type: ignore[arg-type]
+    return Layout(mesh, Parallel(preset, schedule=schedule, turns=turns))  # type: ignore[arg-type]
 
 
 def _unlike(model: Any) -> int:

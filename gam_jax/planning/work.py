@@ -16,6 +16,7 @@ from sharding.errors import UserError
 from sharding.layout import Layout
 from sharding.mesh import in_words
 from sharding.messages import Message
+from sharding.pipeline.tables import make_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Work:
       other_bytes: that everything else reads and writes.
       messages: that the device sends.
       held: bytes at most.
-      idle: seconds that it waits for other stages of a pipeline.
+      idle: seconds that it waits for other stages of a pipeline, as a share of those in which it
+        computes.
     """
 
     mesh: Mapping[str, int]
@@ -50,12 +52,16 @@ class Candidate:
       preset: what the axes are used for, see `sharding.layout.Parallel`.
       accumulate: parts of a batch.
       remat: whether blocks are computed again in the backward pass.
+      schedule: of stages, see `sharding.layout.Parallel`.
+      turns: likewise.
     """
 
     mesh: tuple[tuple[str, int], ...]
     preset: str
     accumulate: int
     remat: bool
+    schedule: str = "1f1b"
+    turns: int = 1
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -65,7 +71,7 @@ class Candidate:
     @property
     def layout(self) -> Layout:
         """The mesh, of no devices."""
-        return abstract_layout(self.sizes, self.preset)
+        return abstract_layout(self.sizes, self.preset, self.schedule, self.turns)
 
     @property
     def kind(self) -> Class:
@@ -79,8 +85,15 @@ class Candidate:
         return (
             f"--mesh={axes} --config.parallel.preset={self.preset} "
             f"--config.train.accumulate={self.accumulate} "
-            f"--config.model.remat={str(self.remat).lower()}"
+            f"--config.model.remat={str(self.remat).lower()}{self._stages}"
         )
+
+    @property
+    def _stages(self) -> str:
+        if self.sizes["pipe"] == 1:
+            return ""
+        turns = f" --config.parallel.turns={self.turns}" if self.turns > 1 else ""
+        return f" --config.parallel.schedule={self.schedule}{turns}"
 
     @property
     def shown(self) -> str:
@@ -115,13 +128,47 @@ def work_of(
     held = state.total + float(traced.peak.at(scale).max(initial=0.0))
     if parts > 1:  # what earlier parts have found, beside what this one finds
         held += gradients
-    return Work(
+    work = Work(
         candidate.sizes,
         {dtype: parts * float(terms.at(scale)) for dtype, terms in traced.flops.items()},
         parts * float(traced.operands.at(scale)),
-        parts * float(traced.moved.at(scale)) + 2 * state.total + gradients,
+        parts * float(traced.moved.at(scale)),
         tuple(messages),
         held,
+    )
+    if layout.stages > 1:
+        work = _of_a_stage(work, run, candidate, rows, float(traced.stacked.at(scale)))
+    return dataclasses.replace(work, other_bytes=work.other_bytes + 2 * state.total + gradients)
+
+
+def _of_a_stage(work: Work, run: Run, candidate: Candidate, rows: float, stacked: float) -> Work:
+    """The work of one stage, from that of all layers.
+
+    A stage goes forward again before it goes backward, and keeps of each part in flight the input
+    of its layers alone. Embedding and head are computed on every stage.
+    """
+    layout, parts = candidate.layout, candidate.accumulate
+    stages, model = layout.stages, run.model
+    table = make_table(candidate.schedule, stages, parts, candidate.turns)
+    passes = 4 if candidate.remat else 3  # a forward one, one again, and two backward
+    again = 1 + 1 / passes
+    tokens = rows * max(run.window, 1) / candidate.sizes["seq"]
+    vocab, width = (getattr(model, name, 0) or 0 for name in ("vocab", "width"))
+    head = parts * 6 * tokens * vocab * width / candidate.sizes["tensor"]
+    whole = sum(work.flops.values())
+    share = ((whole - head) / stages + head) / whole * again
+    residual = getattr(model, "dtype", "float32")
+    entering = tokens * width * jnp.dtype(residual).itemsize
+    if layout.axes.residual is not None:
+        entering /= candidate.sizes["tensor"]
+    flight = min(stages * candidate.turns, parts)
+    return dataclasses.replace(
+        work,
+        flops={dtype: share * count for dtype, count in work.flops.items()},
+        product_bytes=share * work.product_bytes,
+        other_bytes=share * work.other_bytes,
+        held=work.held - stacked * (1 - 1 / stages) + flight * entering,
+        idle=table.time(1, passes) / (parts * (1 + passes)) - 1,
     )
 
 

@@ -9,8 +9,9 @@ Guess = Callable[[Sequence[int], int], list[int]]
 
 MEMORY = 1 / 24
 """The part of an average that the newest value is."""
-MARGIN = 1.03
-"""How much more than it costs a pass with guesses must give."""
+MARGIN = 1.15
+"""How much more than it costs a pass with guesses must give to be begun with; to go on, as much.
+Between the two nothing changes, since each change of mode has tokens read again."""
 EXCESS = 0.04
 """The part of all time that guesses may have cost more than they gave."""
 TRIAL = 8
@@ -72,7 +73,7 @@ class Pace:
         self.rate = 1.0 if free else HOPE * cost
         self._seconds = {1: 1.0, block: cost}
         self._timed: set[int] = set()
-        self._excess, self._total = 0.0, 0.0
+        self._excess, self._total, self._on = 0.0, 0.0, False
         self._shadows: dict[int, Shadow] = {}
 
     @property
@@ -120,17 +121,15 @@ class Pace:
         """Forgets a text."""
         self._shadows.pop(number, None)
 
-    @property
     def pays(self) -> bool:
         """Whether the next pass is to be with guesses."""
         if self._block == 1:
             return False
-        if self.rate > self.cost * MARGIN and self._excess <= EXCESS * self._total + self._trial:
-            return True
-        if not self._free and self._excess + self._trial <= EXCESS * self._total:
-            self.rate = HOPE * self.cost
-            return True
-        return False
+        least = self.cost * (1 if self._on else MARGIN)
+        self._on = self.rate > least and self._excess <= EXCESS * self._total + self._trial
+        if not self._on and not self._free and self._excess + self._trial <= EXCESS * self._total:
+            self.rate, self._on = HOPE * self.cost, True
+        return self._on
 
     @property
     def _trial(self) -> float:

@@ -135,7 +135,7 @@ class Service:
 
     def turn(self) -> None:
         """Gives free rows to texts, reads blocks of prompts, begins a step, tells the last one."""
-        guesses = self._pace.pays
+        guesses = self._pace.pays()
         if guesses or any(flight.width > 1 for flight in self._flights):
             self._hear(0)  # what a guess follows must be seen
         for text in self.seats.give(self.queue):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from gam_jax.models.base import Model
+from gam_jax.models.base import Model, on_stages
 from gam_jax.optimizer import OptimizerConfig, make_optimizer, trained
 from gam_jax.params import FLOAT32, Param, param_specs, path_name, stored_specs
 from gam_jax.traffic.sizes import FLOAT
@@ -53,6 +53,8 @@ def state_bytes(model: Model, config: OptimizerConfig, layout: Layout | None = N
       config: of the optimizer.
       layout: the mesh and its uses; None for one device alone.
     """
+    if layout is not None:
+        model, layout = on_stages(model, layout)
     table: Any = model.stored_table()
     paths = jax.tree_util.tree_leaves_with_path(
         trained(make_optimizer(config, 10**9, table), table), is_leaf=_is_param

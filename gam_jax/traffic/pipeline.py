@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from gam_jax.layers import Layer, LayerNorm, Stack
 from gam_jax.layers.base import statistics
 from gam_jax.models import ImageClassifier, LanguageModel
-from gam_jax.models.base import reported
+from gam_jax.models.base import on_stages, reported
 from gam_jax.ops.cross_entropy import block_size
 from gam_jax.params import Param
 from gam_jax.traffic.documents import row_numbers, starts_traffic
@@ -57,7 +57,9 @@ def staged(
     table = make_table(parallel.schedule, pipe, accumulate, parallel.turns)
     tokens = model.patches if isinstance(model, ImageClassifier) else tokens
     sizes = sizes_of(model, layout, rows, tokens)
-    depth = model.depth // (pipe * parallel.turns)
+    placed, layout = on_stages(model, layout)
+    whole: Any = placed  # with a layer for each place
+    depth = whole.depth // (pipe * parallel.turns)
     chunk = dataclasses.replace(model.stack, depth=depth)
     language = isinstance(model, LanguageModel)
     ahead = [*_forward(chunk, sizes)]
@@ -73,13 +75,13 @@ def staged(
         yield from padded(model, sizes)
     else:
         back += _around_images(model, layout, sizes)
-    gathered, scattered = _layers_gathered(model, layout, chunk, sizes)
-    state = list(_handed_on(model, sizes, pipe))
+    gathered, scattered = _layers_gathered(whole, layout, chunk, sizes)
+    state = list(_handed_on(model, sizes, layout))
     for message in (*ahead, *gathered, *state):
         yield message.times(table.forward_ticks)
     for message in (*back, *scattered, *state):
         yield message.times(table.backward_ticks)
-    yield from _shared_gathered(model, layout)
+    yield from _shared_gathered(whole, layout)
     for size in _sums(model):
         yield Message("all_reduce", ("pipe",), pipe, size)
 
@@ -125,7 +127,9 @@ def stages_of(model: Any, layout: Layout, rows: int, tokens: int, accumulate: in
         idle_by_formula=(pipe - 1) / (parallel.turns * accumulate + pipe - 1),
         inputs_kept=max(plan.inputs, 1),
         gradients_kept=max(plan.gradients, 1),
-        input_bytes=sum(message.size for message in _handed_on(model, sizes, pipe)),
+        input_bytes=sum(
+            message.size for message in _handed_on(model, sizes, on_stages(model, layout)[1])
+        ),
     )
 
 
@@ -168,11 +172,13 @@ def _around_images(model: ImageClassifier, layout: Layout, sizes: Sizes) -> Iter
         yield from layer_traffic(LayerNorm(model.width), sizes)
 
 
-def _handed_on(model: Any, sizes: Sizes, pipe: int) -> Iterator[Message]:
-    """The stream, and what all layers have counted so far."""
+def _handed_on(model: Any, sizes: Sizes, layout: Layout) -> Iterator[Message]:
+    """The stream, and what all layers have counted so far; after these, room for a chunk's rows."""
+    pipe, unlike = layout.stages, layout.axes.layers
+    stack = dataclasses.replace(model.stack, depth=model.depth + max(unlike, default=0))
     held = sizes.stream // (sizes.tensor if sizes.split else 1)
     yield Message("permute", ("pipe",), pipe, held)
-    for found in statistics(model.stack.carry_table(sizes.rows)).values():
+    for found in statistics(stack.carry_table(sizes.rows)).values():
         for param in jax.tree.leaves(found, is_leaf=lambda x: isinstance(x, Param)):
             size = math.prod(param.shape) * jnp.dtype(param.dtype).itemsize
             yield Message("permute", ("pipe",), pipe, size)

@@ -14,6 +14,7 @@ from typing import Any
 
 from gam_jax.layers import LayerNorm
 from gam_jax.models import ImageClassifier, LanguageModel, Model
+from gam_jax.models.base import on_stages
 from gam_jax.ops.cross_entropy import block_size
 from gam_jax.traffic.documents import knows_starts, row_numbers
 from gam_jax.traffic.layers import FLOAT, layer_traffic
@@ -47,7 +48,8 @@ def step_traffic(
       TypeError: there are no formulas for this kind of model, see `has_formula`.
     """
     batch = math.prod(layout.mesh.shape[axis] for axis in layout.axes.batch)
-    once = [Message("all_reduce", layout.axes.batch, batch, FLOAT), *_summed(model, layout)]
+    summed = _summed(*on_stages(model, layout))
+    once = [Message("all_reduce", layout.axes.batch, batch, FLOAT), *summed]
     if layout.stages > 1:
         return [*staged(model, layout, rows // accumulate, tokens, accumulate), *once]
     parts = MODEL_TRAFFIC[type(model)](model, layout, rows // accumulate, tokens)

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from gam_jax.models.base import TOKEN, Model
+from gam_jax.models.base import TOKEN, Model, on_stages
 from gam_jax.optimizer import make_optimizer
 from gam_jax.params import abstract_params, stored_specs
 from gam_jax.training.experiment import Experiment
@@ -63,9 +63,11 @@ def check_fits(
       batch: shapes of a batch of `layout.row_parts` rows; those that the data's configuration
         tells if None.
     """
-    model, table = experiment.model, experiment.model.table()
+    model = experiment.model
     model.check_mesh(layout)
-    stored_specs(table, layout)
+    placed, own = on_stages(model, layout)
+    table = placed.table()
+    stored_specs(table, own)
     make_optimizer(experiment.optimizer, experiment.train.steps, table)
     batch = experiment.data.batch(layout.row_parts) if batch is None else batch
     check_arrays(model, batch, experiment.data.name)

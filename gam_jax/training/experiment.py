@@ -130,6 +130,8 @@ FREE_TO_CHANGE = {
     "parallel.rules",
     "parallel.schedule",
     "parallel.turns",
+    "parallel.stages",
+    "parallel.speeds",
 }
 """Fields that do not change what a run computes, so they may differ when it is resumed."""
 

@@ -16,6 +16,7 @@ import jax
 from gam_jax.config import from_dict, to_dict
 from gam_jax.data import DATA, Data, Dataset
 from gam_jax.master import like_params
+from gam_jax.models.base import as_read
 from gam_jax.optimizer import make_optimizer
 from gam_jax.params import Param, Params
 from gam_jax.training.experiment import Changes, Experiment, changed_fields, may_change
@@ -264,6 +265,7 @@ def abstract_on_mesh(experiment: Experiment, layout: Layout) -> TrainState:
     """Shapes, dtypes and shardings of a run's state: what a checkpoint is restored to."""
     model = experiment.model
     optimizer = make_optimizer(experiment.optimizer, experiment.train.steps, model.table())
+    layout = as_read(model, layout)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         abstract_state(model, optimizer),

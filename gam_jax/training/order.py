@@ -6,11 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array
 
 from gam_jax.master import like_params
-from gam_jax.models.base import Model
+from gam_jax.models.base import Model, as_read
 from gam_jax.params import stacked_mask
 from gam_jax.training.step import TrainState, abstract_state, state_shardings
 from sharding.layout import Layout
@@ -24,26 +26,44 @@ def moves(
 ) -> tuple[Moved, Moved]:
     """(state as it is read -> as it is trained, and back). Where both are one, nothing is done.
 
-    Only the order of layers differs, see `sharding.pipeline.stages.order`: a stage with several
-    turns holds chunks that do not follow one another.
+    Only the order of layers differs, see `sharding.pipeline.stages`: a stage with several turns
+    holds chunks that do not follow one another. Where stages have unlike numbers of layers, each
+    has places for as many as the fullest; zeros stand in those that are empty.
     """
     parts, turns = model.parts(), layout.parallel.turns
-    if layout.stages == 1 or turns == 1 or parts is None:
-        return (lambda state: state), (lambda state: state)
-    abstract = abstract_state(model, optimizer)
+    if layout.stages == 1 or parts is None:
+        return _as_it_is, _as_it_is
+    unlike = layout.layers_of_stages(parts.depth)
+    if turns == 1 and not unlike:
+        return _as_it_is, _as_it_is
     stacked = stacked_mask(model.table())
-    kept = like_params(optimizer, abstract.opt_state, stacked, lambda _: False)
+    kept = like_params(
+        optimizer, abstract_state(model, optimizer).opt_state, stacked, lambda _: False
+    )
+    read = state_shardings(model, optimizer, as_read(model, layout))
     placed = state_shardings(model, optimizer, layout)
-    there = stages.order(parts.depth, layout.stages, turns)
 
-    def moved(places: np.ndarray) -> Moved:
+    def moved(change: Callable[[Array], Array], before: Any, after: Any) -> Moved:
         def move(state: TrainState) -> TrainState:
             def one(x: Any, layers: bool) -> Any:
-                return x[places] if layers else x
+                return change(x) if layers else x
 
             params = jax.tree.map(one, state.params, stacked)
             return state.replace(params=params, opt_state=jax.tree.map(one, state.opt_state, kept))
 
-        return jax.jit(move, in_shardings=(placed,), out_shardings=placed)
+        return jax.jit(move, in_shardings=(before,), out_shardings=after)
 
-    return moved(there), moved(np.argsort(there))
+    if not unlike:
+        there = stages.order(parts.depth, layout.stages, turns)
+        back = np.argsort(there)
+        return moved(lambda x: x[there], read, placed), moved(lambda x: x[back], placed, read)
+    places, slots = stages.places(unlike), layout.stages * max(unlike)
+
+    def spread(x: Array) -> Array:
+        return jnp.zeros((slots, *x.shape[1:]), x.dtype).at[places].set(x)
+
+    return moved(spread, read, placed), moved(lambda x: x[places], placed, read)
+
+
+def _as_it_is(state: TrainState) -> TrainState:
+    return state

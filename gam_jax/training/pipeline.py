@@ -11,11 +11,12 @@ from jax import lax
 from jaxtyping import Array
 
 from gam_jax.layers.base import statistics
-from gam_jax.models.base import Batch, Measures, Model
+from gam_jax.models.base import Batch, Measures, Model, Span
 from gam_jax.params import Params, gathered
 from sharding import collectives
 from sharding.layout import Layout
 from sharding.pipeline import executor
+from sharding.pipeline.stages import span
 from sharding.pipeline.tables import Table, make_table
 
 Weighed = Callable[[Any, Array], tuple[Array, Measures]]
@@ -52,7 +53,9 @@ def through_stages(
     axis, stages, schedule = "pipe", layout.stages, table_of(layout, accumulate)
     cut = model.parts()
     assert cut is not None
-    depth = cut.depth // (stages * layout.parallel.turns)
+    depth, unlike = cut.depth // (stages * layout.parallel.turns), layout.axes.layers
+    # The empty places of a chunk write into the rows of what follows it, which are written later.
+    rows = sum(unlike) + depth if unlike else cut.depth
 
     def own(params: Params, batch: Batch, key: Array, scale: Array) -> tuple[Measures, Params]:
         whole, pull = jax.vjp(lambda params: cut.own(gathered(table, params), axes), params)
@@ -77,19 +80,19 @@ def through_stages(
             """Zeros in the place of what all layers will have counted."""
             one = jax.tree.map(lambda p: p[0], layers)
             _, carry = jax.eval_shape(
-                lambda: cut.layers(one, x, part, axes, key, jnp.int32(0), depth)
+                lambda: cut.layers(one, x, part, axes, key, Span(jnp.int32(0), depth))
             )
 
             def zeros(found: Any) -> Array:
-                counted = jnp.zeros((cut.depth, *found.shape[1:]), found.dtype)
+                counted = jnp.zeros((rows, *found.shape[1:]), found.dtype)
                 return collectives.typed_as(counted, found)
 
             return jax.tree.map(zeros, dict(statistics(carry)))
 
         def chunk(shared: Params, own: Params, state: Any, number: Array, place: Array) -> Any:
             (x, counted), (part, key) = state, part_of(number)
-            before = place * depth
-            x, carry = cut.layers(own, x, part, axes, key, before, depth)
+            before, count = span(place, depth, unlike)
+            x, carry = cut.layers(own, x, part, axes, key, Span(before, depth, count))
 
             def put(all_: Array, new: Array) -> Array:
                 names = sorted(collectives.varying(all_) | collectives.varying(new) | {axis})
@@ -101,6 +104,8 @@ def through_stages(
         def last(shared: Params, state: Any, number: Array) -> tuple[Array, Measures]:
             part, _ = part_of(number)
             x, counted = state
+            if unlike:
+                counted = jax.tree.map(lambda found: found[: sum(unlike)], counted)
             return weighed(cut.last(shared, x, counted, part, axes), scale)
 
         program = executor.Program(first, chunk, last)

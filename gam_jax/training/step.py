@@ -14,7 +14,16 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from gam_jax.master import begun, like_params, put_first, updated
-from gam_jax.models.base import BATCH, TOKEN, Batch, Measures, Model, check_stages
+from gam_jax.models.base import (
+    BATCH,
+    TOKEN,
+    Batch,
+    Measures,
+    Model,
+    as_read,
+    check_stages,
+    on_stages,
+)
 from gam_jax.optimizer import trained
 from gam_jax.params import (
     Params,
@@ -79,6 +88,7 @@ def state_shardings(model: Model, optimizer: optax.GradientTransformation, layou
     Moments and the master lie as their parameters do, or split further where ZeRO splits the
     optimizer's state.
     """
+    model, layout = on_stages(model, layout)
     table = model.table()
     whole = NamedSharding(layout.mesh, PartitionSpec())
     abstract = abstract_state(model, optimizer)
@@ -105,8 +115,8 @@ def abstract_state(model: Model, optimizer: optax.GradientTransformation) -> Any
 def init_state(
     model: Model, optimizer: optax.GradientTransformation, layout: Layout, seed: int
 ) -> TrainState:
-    """`new_state` placed on the mesh."""
-    placed = state_shardings(model, optimizer, layout)
+    """`new_state` placed on the mesh, as it is read: see `gam_jax.training.order`."""
+    placed = state_shardings(model, optimizer, as_read(model, layout))
     init = jax.jit(lambda key: new_state(model, optimizer, key), out_shardings=placed)
     return init(jax.random.key(seed))
 
@@ -145,6 +155,7 @@ def make_gradients(
       UserError: a model or parts that cannot go through the stages of the mesh.
     """
     check_stages(model, layout)
+    model, layout = on_stages(model, layout)
     table, axes = model.table(), layout.axes.within_stage
     dims, shard_axis = shard_dims(table, layout), layout.shard_axis
     spread = _spread_over(table, layout)
@@ -264,8 +275,10 @@ def make_train_step(
       A function whose metrics are float32: the scalars loss and grad_norm, and the measures of
       the model's `objective`.
     """
-    table = model.table()
     gradients = make_gradients(model, layout, accumulate, fill)
+    placed = state_shardings(model, optimizer, layout)
+    model, layout = on_stages(model, layout)
+    table = model.table()
     stored = shardings(stored_specs(table, layout), layout)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
@@ -278,7 +291,6 @@ def make_train_step(
         norm = optax.tree.norm(trained(optimizer, without_signs(table, grads)))
         return after, {**measures, "grad_norm": norm}
 
-    placed = state_shardings(model, optimizer, layout)
     batches = shardings(batch_specs(model, layout, accumulate), layout)
     return jax.jit(
         step, donate_argnums=0, in_shardings=(placed, batches), out_shardings=(placed, None)
@@ -306,6 +318,7 @@ def make_eval_step(model: Model, layout: Layout) -> Callable[[Params, Batch], Me
 
     "loss" is the first of the names; the others are the scalar measures of `Model.scored`.
     """
+    model, layout = on_stages(model, layout)
 
     def evaluate(params: Params, batch: Batch) -> Measures:
         found = model.scored(params, batch, layout.axes)
@@ -320,6 +333,7 @@ def make_nan_finder(model: Model, layout: Layout) -> Callable[[Params, Batch], A
 
     None of a model that does not tell its `losses`.
     """
+    model, layout = on_stages(model, layout)
 
     def find(params: Params, batch: Batch) -> Array | None:
         losses = model.losses(params, batch, layout.axes)

@@ -52,6 +52,26 @@ def balance(costs: Sequence[float], speeds: Sequence[float]) -> tuple[int, ...]:
     return tuple(reversed(found))
 
 
+def parsed(text: str, name: str, kind: type[int] | type[float]) -> tuple[float, ...]:
+    """Numbers of stages as a command line gives them, "5,3"; () for none.
+
+    Args:
+      text: what is given.
+      name: of the field, for the message.
+      kind: of the numbers.
+
+    Raises:
+      UserError: what is no number, or not above 0.
+    """
+    try:
+        found = tuple(kind(word) for word in text.split(",")) if text else ()
+    except ValueError:
+        found = (0,)
+    if not all(math.isfinite(x) and x > 0 for x in found):
+        raise UserError(f"{name}={text}: give a number above 0 for each stage, as 5,3")
+    return found
+
+
 def slowest(costs: Sequence[float], speeds: Sequence[float], layers: Sequence[int]) -> float:
     """The time of the slowest stage."""
     groups = split(costs, layers)

@@ -7,7 +7,7 @@ in order. With one turn that is the order of the layers themselves.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -28,10 +28,32 @@ def order(layers: int, stages: int, turns: int) -> np.ndarray:
     return chunks.swapaxes(0, 1).reshape(-1)
 
 
-def gathered(x: Array, axis: str, turns: int) -> Array:
+def places(layers: Sequence[int]) -> np.ndarray:
+    """int [sum of layers]: where each layer lies, if every stage has places for the most layers."""
+    most = max(layers)
+    return np.concatenate([stage * most + np.arange(n) for stage, n in enumerate(layers)])
+
+
+def span(place: Array, depth: int, layers: Sequence[int]) -> tuple[Array, Array | None]:
+    """The layers before a chunk; and how many are in it, None for `depth`.
+
+    Args:
+      place: of the chunk.
+      depth: places for layers in it.
+      layers: of each stage, where these differ; else ().
+    """
+    if not layers:
+        return place * depth, None
+    before = np.cumsum([0, *layers[:-1]])
+    return jnp.asarray(before)[place], jnp.asarray(layers)[place]
+
+
+def gathered(x: Array, axis: str, turns: int, layers: Sequence[int] = ()) -> Array:
     """[layers, ...] in their own order, on every stage, from what each stage has of its own."""
     stages = collectives.axis_size(axis)
     whole = collectives.all_gather(x, axis, dim=0)
+    if layers:
+        return whole[places(layers)]
     return whole[np.argsort(order(whole.shape[0], stages, turns))]
 
 

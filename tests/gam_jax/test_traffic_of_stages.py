@@ -38,6 +38,21 @@ CASES = {
 }
 
 
+UNLIKE = {
+    "alone": ("2,1", DEEP, ALONE, "data", "1f1b"),
+    "experts in shards": ("1,2", PIPED["experts"], EXPERTS, "fully_sharded", "gpipe"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", UNLIKE)
+def test_stages_of_unlike_size(name):
+    stages, model, shape, preset, schedule = UNLIKE[name]
+    model = dataclasses.replace(model, depth=3)
+    layout = layout_of(shape, preset, schedule=schedule, stages=stages)
+    assert counted(model, layout, 8, 32, 2) == totals(step_traffic(model, layout, 8, 32, 2))
+
+
 FIRST = next(iter(CASES))
 """The one that is always tried."""
 

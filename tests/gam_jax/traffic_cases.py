@@ -37,6 +37,7 @@ from gam_jax.layers import (
     WrittenGAM,
 )
 from gam_jax.layers.linear_memory import RECIPES
+from gam_jax.models.base import on_stages
 from gam_jax.models.language import LanguageModel
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.traffic.step import step_traffic
@@ -57,7 +58,7 @@ def abstract_step(model, layout, rows, tokens, accumulate=1):
     if model.packed:
         batch["starts"] = jax.ShapeDtypeStruct(shape, jnp.bool)
     step = make_train_step(model, optimizer, layout, accumulate)
-    return step, abstract_state(model, optimizer), batch
+    return step, abstract_state(on_stages(model, layout)[0], optimizer), batch
 
 
 def counted(*args):

@@ -13,6 +13,7 @@ from gam_jax.models import ImageClassifier
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.training.order import moves
 from gam_jax.training.step import init_state, make_eval_step, make_train_step
+from sharding.pipeline.stages import places as in_places
 from tests.meshes import ONE, WORDS, assert_leaves_close, layout_of, pairs
 from tests.property.test_meshes import MODEL, MODELS
 from tests.property.test_models_on_meshes import MODELS as CLASSIFIERS
@@ -61,27 +62,41 @@ def batches(model):
 
 
 @functools.cache
-def run(name, depth, shape, preset, schedule="1f1b", turns=1):
+def run(name, depth, shape, preset, schedule="1f1b", turns=1, stages=""):
     """Losses, first gradients, last parameters and evaluation; NaN in all buffers at first."""
     model = PIPED[name]
     model = dataclasses.replace(model, depth=depth or model.depth)
-    layout = layout_of(shape, preset, schedule=schedule, turns=turns)
+    layout = layout_of(shape, preset, schedule=schedule, turns=turns, stages=stages)
     optimizer = make_optimizer(OptimizerConfig(warmup=1, eps=1e-4), 10, model.table())
     to_stages, from_stages = moves(model, optimizer, layout)
     state = to_stages(init_state(model, optimizer, layout, seed=0))
+    empty = _empty_places(stages, state)
     step = make_train_step(model, optimizer, layout, PARTS, fill=float("nan"))
     told, gradients = [], None
     for batch in batches(model):
         state, metrics = step(state, batch)
         told.append(jax.tree.map(np.asarray, metrics))
         if gradients is None:
-            leaves = jax.tree.leaves(from_stages(state).opt_state, is_leaf=_is_adam)
-            gradients = jax.tree.map(np.asarray, next(s for s in leaves if _is_adam(s)).mu)
+            gradients = jax.tree.map(np.asarray, gradients_of(from_stages(state)))
+    for leaf in jax.tree.leaves((state.params["blocks"], gradients_of(state)["blocks"])):
+        assert np.all(np.asarray(leaf)[empty] == 0)  # they never move
     part = {array: x[0] for array, x in batch.items()}
     part["weights"][3:] = 0
     evaluation = make_eval_step(model, layout)(state.params, part)
     params = jax.tree.map(np.asarray, from_stages(state).params)
     return told, gradients, params, jax.tree.map(np.asarray, evaluation)
+
+
+def gradients_of(state):
+    """The first moment, which after the first step is the gradient but for a factor."""
+    return next(s for s in jax.tree.leaves(state.opt_state, is_leaf=_is_adam) if _is_adam(s)).mu
+
+
+def _empty_places(stages, state):
+    """Those on stages that no layer takes."""
+    places = len(jax.tree.leaves(state.params["blocks"])[0])
+    layers = tuple(map(int, stages.split(","))) if stages else (places,)
+    return np.setdiff1d(np.arange(places), in_places(layers))
 
 
 def _is_adam(state):
@@ -101,6 +116,27 @@ def test_losses_gradients_parameters_and_scores_equal_those_of_one_device(case):
     depth = shape[-1] * turns if shape[-1] * turns > 2 else 0
     want = run(name, depth, *ONE)
     found = run(name, depth, shape, preset, schedule, turns)
+    for one, other in zip(found, want, strict=True):
+        assert_leaves_close(one, other)
+
+
+UNLIKE = (
+    ("gam", (1, 1, 1, 1, 1, 2), "zero1", "1f1b", "2,1"),
+    ("experts", (1, 1, 1, 1, 2, 2), "fully_sharded", "gpipe", "1,2"),
+    ("image, experts", (2, 1, 1, 1, 1, 2), "data", "1f1b", "1,2"),
+    ("remat", (1, 2, 1, 1, 1, 4), "data+sequence", "interleaved", "1,2,1,3"),
+)
+"""Model, mesh, preset, schedule, layers of each stage."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", UNLIKE, ids=str)
+def test_stages_of_unlike_size_give_the_run_of_one_device(case):
+    """Places that no layer takes are zeros at the end, parameters and moments."""
+    name, shape, preset, schedule, stages = case
+    depth = sum(map(int, stages.split(",")))
+    want = run(name, depth, *ONE)
+    found = run(name, depth, shape, preset, schedule, 1, stages)
     for one, other in zip(found, want, strict=True):
         assert_leaves_close(one, other)
 

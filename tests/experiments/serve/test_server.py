@@ -160,6 +160,10 @@ def test_what_must_be_json_is(server):
     found = answer(server, prompt="x", max_tokens=200, seed=3, response_format=wanted)
     assert found["choices"][0]["finish_reason"] == "stop"
     assert set(json.loads(found["choices"][0]["text"])) == {"a"}
+    said = [{"role": "user", "content": "the"}]  # an answer that ends with a line otherwise
+    chat = {"messages": said, "max_tokens": 200, "seed": 4, "response_format": wanted}
+    found = server.post("/v1/chat/completions", **chat).json()
+    assert set(json.loads(found["choices"][0]["message"]["content"])) == {"a"}
 
 
 def test_a_second_turn_reads_what_is_new_alone(server):

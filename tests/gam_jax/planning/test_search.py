@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import jax
 import numpy as np
 import pytest
 from jax.interpreters import partial_eval
@@ -13,14 +14,17 @@ from experiments.planned import run_of
 from gam_jax.data.text import Text
 from gam_jax.layers import GAM, Block
 from gam_jax.models.language import LanguageModel
+from gam_jax.params import abstract_params
 from gam_jax.planning.cluster import Level
 from gam_jax.planning.live import lives
 from gam_jax.planning.search import MEMORY, PARAMETERS, REASONS, REFUSED, ROWS, Space, plan
-from gam_jax.planning.traces import abstract_layout
-from gam_jax.planning.work import work_of
+from gam_jax.planning.traces import abstract_layout, trace
+from gam_jax.planning.work import Candidate, work_of
 from gam_jax.traffic import state_bytes, step_traffic
 from gam_jax.training.experiment import Experiment, TrainConfig
+from gam_jax.training.step import make_gradients
 from sharding.mesh import AXIS_NAMES
+from sharding.products import product_flops
 from tests.gam_jax.planning.made import made
 
 MODEL = LanguageModel(Block(GAM(slots=32, kernel=4)), width=32, depth=3, vocab=256)
@@ -123,3 +127,42 @@ def test_flags_say_the_candidate(found):
     each = next(p.candidate for p in found.priced if p.candidate.sizes["tensor"] == 2)
     assert "--mesh=data=8,tensor=2" in each.flags
     assert f"--config.parallel.preset={each.preset}" in each.flags
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_stages_multiply_what_their_own_program_does_masked_ticks_too(remat):
+    model = dataclasses.replace(MODEL, depth=4, remat=remat)
+    experiment = dataclasses.replace(EXPERIMENT, model=model, train=TrainConfig(batch=64))
+    run, parts = run_of(experiment), 4
+    mesh = tuple((name, {"pipe": 2, "data": 4}.get(name, 1)) for name in AXIS_NAMES)
+    one = Candidate(mesh, "data", parts, remat)
+    traced = trace(run, one.kind, {"data": (4,)})
+    work = work_of(run, one, traced)
+    expected = sum(work.flops.values()) * (1 + work.idle)
+
+    rows = {name: (parts, *x.shape) for name, x in experiment.data.batch(64 // parts).items()}
+    kinds = {name: x.dtype for name, x in experiment.data.batch(1).items()}
+    batch = {name: jax.ShapeDtypeStruct(shape, kinds[name]) for name, shape in rows.items()}
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    params = abstract_params(model.stored_table())
+    gradients = make_gradients(model, one.layout, parts)
+    own = product_flops(jax.make_jaxpr(gradients)(params, batch, key).jaxpr).total()
+    assert expected == pytest.approx(own, rel=0.15)
+
+
+def test_stages_hold_less_state_and_idle_less_with_more_parts():
+    model = dataclasses.replace(MODEL, depth=4)
+    run = run_of(dataclasses.replace(EXPERIMENT, model=model, train=TrainConfig(batch=64)))
+    space = Space(("pipe", "data"), data_words=("data",), parts=16)
+    found = plan(run, made(*LINKS, capacity=1e12), list(space.candidates(8, 64)))
+    staged = [each for each in found.priced if each.candidate.sizes["pipe"] == 2]
+    assert {each.candidate.schedule for each in staged} == {"1f1b", "interleaved"}
+    plain = [each for each in staged if each.candidate.schedule == "1f1b"]
+    shares = {
+        each.candidate.accumulate: each.cost.idle / (each.cost.products + each.cost.memory)
+        for each in plain
+    }
+    assert len(shares) > 2
+    assert list(map(shares.get, sorted(shares))) == sorted(shares.values(), reverse=True)
+    assert {each.reason for each in found.refused} <= set(REASONS)
+    assert any("--config.parallel.schedule=1f1b" in each.candidate.flags for each in plain)

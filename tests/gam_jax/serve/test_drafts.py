@@ -1,5 +1,10 @@
 """Drafts guess, and are given up where they do not pay."""
 
+import argparse
+import heapq
+import inspect
+import textwrap
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -57,7 +62,7 @@ def simulated(pace, gives, cost, passes):
     pace.timed(1, 1.0)
     pace.timed(16, cost)
     for place in range(passes):
-        if pace.pays:
+        if pace.pays():
             pace.guessed(0, gives(place))
             time, tokens = time + cost, tokens + gives(place)
         else:
@@ -101,3 +106,28 @@ def test_a_draft_of_another_vocabulary_or_number_of_rows_is_refused():
     for other, message in ((sizes_of(2, vocab=9), "vocab are 9, "), (sizes_of(3), "rows are 3, ")):
         with pytest.raises(UserError, match=message):
             RunDraft(FakeExecutor(other), sizes_of(2))
+
+
+@pytest.mark.parametrize("module", [argparse, heapq, textwrap], ids=lambda module: module.__name__)
+def test_library_code_is_written_in_two_thirds_of_the_passes(module):
+    """By a model that writes just this code; bytes, blocks of 16."""
+    code = list(inspect.getsource(module).encode())[:5000]
+    shadow, lookup = Shadow(16), Lookup()
+    passes = [len(shadow.push(code[:end], 1, lookup.guess)) for end in range(1000, len(code))]
+    assert sum(passes) < (len(code) - 1000) / 1.5
+
+
+def test_a_mode_is_kept_while_it_is_about_as_good_as_the_other():
+    pace = Pace(16, cost=2.0)
+    modes = []
+    for number in range(400):
+        pace.rate = 2.1 + 0.09 * (-1) ** number  # never worth a beginning, always worth going on
+        modes.append(pace.pays())
+    assert not any(modes)
+    pace.rate = 2.5
+    assert pace.pays()
+    for number in range(100):
+        pace.rate = 2.1 + 0.09 * (-1) ** number
+        assert pace.pays()
+    pace.rate = 1.9
+    assert not pace.pays()

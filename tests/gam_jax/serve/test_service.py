@@ -75,7 +75,8 @@ def asked(prompt, count=5, seed=0, draws=Draws(), ends=(), stops=(), **options):
 class Always(Pace):
     """Guesses in each step."""
 
-    pays = True
+    def pays(self):
+        return True
 
 
 class Load:

@@ -18,7 +18,7 @@ from gam_jax.training.experiment import Experiment, TrainConfig
 from gam_jax.training.order import moves
 from gam_jax.training.step import make_gradients, new_state
 from sharding.errors import UserError
-from sharding.layout import Parallel
+from sharding.layout import Layout, Parallel
 from tests.meshes import ONE, layout_of
 
 MODEL = LanguageModel(Block(GAM(slots=16)), width=16, depth=4, vocab=32, dropout=0.0)
@@ -68,6 +68,39 @@ def test_a_run_that_does_not_fit_is_refused_before_it_compiles():
         Parallel(schedule="none")
     with pytest.raises(UserError, match=r"parallel.turns=0"):
         Parallel(turns=0)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"stages": "2,1"}, "parallel.stages=2,1 is 3 layers, and the model has 4"),
+        ({"stages": "4"}, "parallel.stages=4: 1 numbers, and mesh axis pipe=2"),
+        ({"speeds": "1,2,3"}, "parallel.speeds=1,2,3: 3 numbers, and mesh axis pipe=2"),
+        ({"stages": "4,0"}, "parallel.stages=4,0: give a number above 0 for each stage"),
+        ({"speeds": "fast"}, "parallel.speeds=fast: give a number above 0"),
+        ({"stages": "2,2", "speeds": "1,1"}, "both deal out layers: give one"),
+        ({"stages": "1,3", "schedule": "interleaved", "turns": 2}, "leave parallel.turns at 1"),
+    ],
+)
+def test_stages_that_cannot_be_are_refused(given, says):
+    mesh = layout_of(PIPE).mesh
+    with pytest.raises(UserError, match=says):
+        MODEL.check_mesh(Layout(mesh, Parallel(**given)))
+
+
+def test_speeds_deal_out_layers_and_unlike_stages_hold_zeros_in_what_is_empty():
+    layout = Layout(layout_of(PIPE).mesh, Parallel(speeds="1,3"))
+    assert layout.layers_of_stages(4) == (1, 3)
+    assert layout.layers_of_stages(2) == ()
+    optimizer = make_optimizer(OptimizerConfig(warmup=1), 10, MODEL.table())
+    state = new_state(MODEL, optimizer, jax.random.key(0))
+    to_stages, from_stages = moves(MODEL, optimizer, layout)
+    there = to_stages(state)
+    own, spread = (one.params["blocks"]["ffn"]["w_in"] for one in (state, there))
+    np.testing.assert_array_equal(np.asarray(spread)[[0, 3, 4, 5]], own)
+    assert np.all(np.asarray(spread)[1:3] == 0)
+    back = from_stages(there).params["blocks"]["ffn"]["w_in"]
+    np.testing.assert_array_equal(np.asarray(back), own)
 
 
 def test_layers_move_to_stages_of_several_turns_and_back():
