@@ -12,7 +12,7 @@
   gam benchmark attention    attention in blocks, and all scores at once
   gam benchmark loss         the loss by tokens and vocabulary, beside PyTorch
   gam benchmark bank         one read, 4,096 to 1,048,576 slots
-  gam benchmark peers        writing and prompts, beside transformers
+  gam benchmark peers        writing, layers and steps, beside PyTorch
   gam benchmark serve        many texts at once, remembered states, guesses
   gam benchmark experts      experts in blocks, by ragged_dot, all for all
   gam benchmark mofme        modulated experts beside feed-forward experts

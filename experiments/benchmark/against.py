@@ -13,7 +13,7 @@ from experiments.benchmark.timing import Quantity
 from experiments.tables import print_table
 
 LESS = ("s", "us", "B")
-MORE = ("tokens/s", "GFLOP/s")
+MORE = ("tokens/s", "calls/s", "GFLOP/s")
 TIMES = ("s", "us", *MORE)
 SAME_MACHINE = ("processor", "cores", "backend")
 

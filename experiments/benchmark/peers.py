@@ -1,16 +1,20 @@
-"""Reading prompts and writing text, beside Hugging Face transformers with the same weights."""
+"""Prompts, writing, layers and training steps, beside transformers and PyTorch."""
 
 from __future__ import annotations
 
 import importlib.util
+import itertools
+import os
 import pathlib
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from experiments.benchmark import peer_layers, peer_steps
 from experiments.benchmark.timing import Quantity, Rows, samples
 from gam_jax import decode
 from gam_jax.convert import from_hf
@@ -54,27 +58,40 @@ def installed() -> bool:
 
 
 def run(repeats: int, short: bool = False) -> Rows:
-    """Greedy writing after 128 tokens, and a prompt of 512; both take turns, on all cores.
+    """Greedy writing after 128 tokens, a prompt of 512, layers, and training steps.
+
+    Both take turns, on the cores that this process may use, and times are the processor's: what
+    else runs on the machine counts little. Of an even comparison, give it one core.
 
     Args:
       repeats: timed turns of each.
-      short: Llama alone, one row.
+      short: Llama alone, one row, and the smallest attention.
 
     Returns:
-      For each model and number of rows tokens/s here and there, and the ratio of the times, above
-      1 where this is slower.
+      For each work tokens or calls a second of the processor here and there, and the ratio of the
+      times, above 1 where this is slower.
 
     Raises:
       UserError: torch or transformers is missing.
     """
     if not installed():
         raise UserError("benchmark peers needs torch: pip install 'gam_jax[official]'")
+    import torch  # type: ignore[import-not-found]
+
+    if hasattr(os, "sched_getaffinity"):
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
     result: Rows = {}
     progress = Progress()
     for kind in list(MODELS)[: 1 if short else None]:
         for rows in ROWS[: 1 if short else None]:
             progress.say(f"{kind}, rows {rows} ...")
             result |= _rows(kind, rows, repeats)
+    for name, ours, theirs in itertools.chain(
+        peer_layers.pairs(short), () if short else peer_steps.pairs()
+    ):
+        progress.say(f"{name} ...")
+        times = samples({"ours": ours, "theirs": theirs}, repeats, clock=time.process_time)
+        result[name] = _beside(times["ours"], times["theirs"], 1, ("PyTorch", "calls/s"))
     return result
 
 
@@ -95,6 +112,7 @@ def _rows(kind: str, rows: int, repeats: int) -> Rows:
             "forward": _reading(theirs, prompt),
         },
         repeats,
+        clock=time.process_time,
     )
     written = [
         long - one for long, one in zip(times["generate"], times["generate one"], strict=True)
@@ -107,11 +125,18 @@ def _rows(kind: str, rows: int, repeats: int) -> Rows:
     }
 
 
-def _beside(ours: list[float], theirs: list[float], tokens: int) -> dict[str, Quantity]:
+def _beside(
+    ours: list[float],
+    theirs: list[float],
+    count: int,
+    of: tuple[str, str] = ("transformers", "tokens/s"),
+) -> dict[str, Quantity]:
+    """Speeds of two that took turns, `count` of something a call, and the ratio of times."""
+    peer, unit = of
     ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
     return {
-        "gam_jax": Quantity.of([tokens / x for x in ours], "tokens/s"),
-        "transformers": Quantity.of([tokens / x for x in theirs], "tokens/s"),
+        "gam_jax": Quantity.of([count / x for x in ours], unit),
+        peer: Quantity.of([count / x for x in theirs], unit),
         "time, ours over theirs": Quantity.of(ratios, ""),
     }
 

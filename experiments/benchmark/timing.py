@@ -69,19 +69,22 @@ def medians(
 
 
 def samples(
-    calls: Mapping[Name, Callable[[], Any]], repeats: int, warmup: int = 2
+    calls: Mapping[Name, Callable[[], Any]],
+    repeats: int,
+    warmup: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[Name, list[float]]:
-    """Seconds of each call, one a turn; the calls take turns, so all see one machine.
+    """Seconds of each call by a clock, one a turn; the calls take turns, so all see one machine.
 
     What a call returns is waited for.
     """
     times: dict[Name, list[float]] = {name: [] for name in calls}
     for turn in range(warmup + repeats):
         for name, call in calls.items():
-            start = time.perf_counter()
+            start = clock()
             jax.block_until_ready(call())
             if turn >= warmup:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock() - start)
     return times
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from experiments.benchmark import loss, peers
+from experiments.benchmark import loss, peer_layers, peers
 from experiments.benchmark.__main__ import BENCHMARKS
 from experiments.benchmark.against import compare
 from experiments.benchmark.collect import Measured, read
@@ -97,9 +98,11 @@ def test_beside_peers_each_row_has_both_speeds_and_their_ratio():
     if not peers.installed():
         pytest.skip("torch and transformers are not here")
     rows = peers.run(2, short=True)
-    assert list(rows) == ["Llama, 1 rows, writing", "Llama, 1 rows, a prompt of 512"]
-    for row in rows.values():
-        assert row["gam_jax"].median > 0 < row["transformers"].median
+    attention = "attention, 1 rows of 1,024, forward and backward"
+    assert list(rows) == ["Llama, 1 rows, writing", "Llama, 1 rows, a prompt of 512", attention]
+    for name, row in rows.items():
+        other = "PyTorch" if name == attention else "transformers"
+        assert row["gam_jax"].median > 0 < row[other].median
         assert row["time, ours over theirs"].unit == ""
 
 
@@ -110,6 +113,19 @@ def test_the_loss_is_timed_and_its_bytes_are_counted():
     assert ("torch" in row) == (importlib.util.find_spec("torch") is not None)
     # Logits, what their exponentials become, and the gradients before they are scaled.
     assert row["temporary"].median < (2 * 256 * 1000 + 2 * 1256 * 512) * 4 / 2**20
+
+
+def test_the_scan_in_chunks_that_mamba_2_is_timed_beside_is_its_recurrence():
+    torch = pytest.importorskip("torch")
+    random = np.random.default_rng(0)
+    c, b = random.normal(size=(2, 1, 128, 1, 5))
+    x, decay = random.normal(size=(1, 128, 2, 3)), -random.uniform(0, 1, (1, 128, 2))
+    state, want = np.zeros((2, 5, 3)), []
+    for t in range(128):
+        state = np.exp(decay[0, t])[:, None, None] * state + b[0, t, 0][:, None] * x[0, t, :, None]
+        want.append(np.einsum("hnp,n->hp", state, c[0, t, 0]))
+    found = peer_layers.scan_in_chunks(*map(torch.tensor, (c, b, x, decay)))
+    np.testing.assert_allclose(found.numpy()[0], want, atol=1e-10)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ They are run here on the processor, told that it is a TPU.
 import dataclasses
 import functools
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +21,12 @@ from gam_jax.ops.selective import SEGMENT
 from gam_jax.params import abstract_params
 from sharding.axes import Axes
 from sharding.chains import longest_chain
+from sharding.topology import topology
 from tests import scan_oracle
 from tests.gam_jax.ops import test_selective as selective
 from tests.gam_jax.ops.test_scan import DECAYS, assert_close, draw, packing
 from tests.meshes import layout_of, slow_unless_chosen
+from tests.sharding.test_topology import there
 
 MEMORIES = tuple(itertools.product(RULES, DECAYS, (False, True)))
 CHOSEN = tuple((rule, decay, rule == "delta") for rule in RULES for decay in DECAYS)
@@ -125,6 +128,25 @@ def test_the_turns_of_the_selective_scan_do_not_grow_with_the_tokens():
     short, long = (found(tokens, "tpu") for tokens in (1024, 8192))
     assert short == long <= 6 * SEGMENT
     assert found(8192, "cpu") == found(8192, None) == 2 * 8192
+
+
+@there
+@pytest.mark.slow
+def test_a_gpu_s_compiler_keeps_the_turns():
+    """The state's own loops, forward and backward, and those in segments, eight tokens a turn."""
+    first = jax.sharding.SingleDeviceSharding(topology("h100:1x1").devices[0])
+    array, few = (1, 512, 16, 8), (1, 512, 4)
+
+    def loops(function, *shapes):
+        given = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=first) for shape in shapes]
+        gradient = jax.grad(lambda *args: jnp.sum(jnp.sin(function(*args)[0])), range(len(given)))
+        text = jax.jit(gradient).lower(*given).compile().as_text()
+        return [int(n) for n in re.findall(r'"known_trip_count":\{"n":"(\d+)"\}', text)]
+
+    assert loops(functools.partial(memory_scan, backend="gpu"), array, array, array) == [8, 8]
+    scan = functools.partial(selective_scan, backend="gpu")
+    found = loops(scan, array[:3], array[:3], (4, 16), few, few)
+    assert set(found) == {SEGMENT // 8}
 
 
 @pytest.mark.parametrize("op", [pytest.param("memory", marks=pytest.mark.slow), "selective"])
