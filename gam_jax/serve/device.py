@@ -24,6 +24,7 @@ from gam_jax.serve.executor import MOST_BIASED, Drawn, Draws, Saved, Scores, Siz
 from gam_jax.serve.programs import WHOLE, Programs, Seats, State, empty_seats, marks, packed
 from gam_jax.serve.rows import Rows, has_growing_cache
 from gam_jax.serve.saved import from_bytes, to_bytes
+from sharding.bounds import Count, Size, check_number
 from sharding.errors import UserError
 from sharding.layout import Layout
 from sharding.mesh import make_mesh
@@ -97,11 +98,17 @@ class Device:
         page: int = PAGE,
         widths: tuple[int, ...] = WIDTHS,
     ) -> None:
-        model, limit = served(model, limit)
+        check_number("rows", rows, Size)
+        check_number("block", block, Size)
+        check_number("page", page, Size)
+        check_number("limit", limit, Count)
+        check_number("tokens", tokens, Count)
+        named = str(model)
         layout = (layout or Layout(make_mesh())).whole
+        model.check_mesh(layout)
+        model, limit = served(model, limit)
         page = page if has_growing_cache(model) else 0
         pages = 1 + max(-(-(tokens or rows * limit) // page), -(-limit // page)) if page else 0
-        name = f"{model} {page}"
         self._rows = Rows(model, layout, rows, page, pages, limit)
         self._programs = Programs(self._rows)
         widths = tuple(w for w in widths if not limit or w <= limit)
@@ -113,7 +120,7 @@ class Device:
         ready = jax.jit(self._programs.ready, out_shardings=lie(self._programs.param_specs))
         self._params = ready(params)
         numbers = np.asarray(jax.jit(marks)(self._params)).tobytes()
-        self._mark = hashlib.sha256(name.encode() + numbers)
+        self._mark = hashlib.sha256(f"{named} {page}".encode() + numbers)
         self.fingerprint = self._mark.hexdigest()
         self._lies = lie(self._programs.state_specs)
         self._state = jax.jit(self._empty, out_shardings=self._lies)()
@@ -275,7 +282,11 @@ class Device:
             np.add.at(counts[0], written, 1)
         biased = np.full((1, MOST_BIASED), vocab, np.int32)
         bias = np.zeros((1, MOST_BIASED), np.float32)
+        if len(draws.bias) > MOST_BIASED:
+            raise UserError(f"bias: {len(draws.bias)} tokens; give at most {MOST_BIASED}")
         for place, (token, value) in enumerate(draws.bias):
+            if not 0 <= token < vocab:
+                raise UserError(f"bias: {token} is no id of the vocabulary of {vocab}")
             biased[0, place], bias[0, place] = token, value
         one = {
             field.name: np.full(1, getattr(draws, field.name), np.float32)

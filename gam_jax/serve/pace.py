@@ -14,6 +14,8 @@ MARGIN = 1.15
 Between the two nothing changes, since each change of mode has tokens read again."""
 EXCESS = 0.04
 """The part of all time that guesses may have cost more than they gave."""
+PAUSE = 3
+"""Tokens, see `Shadow`."""
 TRIAL = 8
 """Passes by which a draft that was given up is tried again."""
 HOPE = 1.4
@@ -25,10 +27,12 @@ class Shadow:
 
     Args:
       block: tokens of a pass.
+      pause: tokens for which nothing is guessed after a pass in which no guess stood: guessing for
+        a text that cannot be guessed takes time too.
     """
 
-    def __init__(self, block: int) -> None:
-        self._block, self._unread = block, 1
+    def __init__(self, block: int, pause: int = 0) -> None:
+        self._block, self._unread, self._pause, self._left = block, 1, pause, 0
         self._guesses: list[int] | None = None
         self._stood = 0
 
@@ -53,6 +57,11 @@ class Shadow:
                 passes.append(stood + 1)
                 right = self._unread + stood
                 self._unread = 1 if right == self._block else right + 1
+                if self._pause and not stood:
+                    self._unread, self._left, self._guesses = 1, self._pause, None
+            if self._left:
+                self._left -= 1
+                continue
             known = tokens if end == len(tokens) else tokens[:end]
             self._guesses, self._stood = guess(known, self._block - self._unread), 0
         return passes
@@ -79,10 +88,13 @@ class Pace:
     @property
     def cost(self) -> float:
         """Of a pass with guesses, in plain ones."""
-        return self._seconds[self._block] / self._seconds[1]
+        return max(self._seconds[self._block] / self._seconds[1], 1.0)
 
     def timed(self, width: int, seconds: float) -> None:
-        """Takes the seconds of a pass of some width; none if no clock runs."""
+        """Takes the seconds of a pass of some width; none if no clock runs.
+
+        What is kept is a running median: a pass that had to wait for the machine counts as one.
+        """
         if seconds <= 0:
             return
         if not self._timed:  # all were in a unit of its own
@@ -92,13 +104,13 @@ class Pace:
         elif width not in self._timed:
             self._seconds[width] = seconds
         self._timed.add(width)
-        self._seconds[width] += (seconds - self._seconds[width]) * MEMORY
+        self._seconds[width] *= 1 + MEMORY * (1 if seconds > self._seconds[width] else -1)
 
     def plain(self, number: int, tokens: Sequence[int], new: int, guess: Guess) -> None:
         """Takes what a plain pass has given a text, see `Shadow.push`."""
         self._total += new * self._seconds[1]
         if self._free:
-            shadow = self._shadows.setdefault(number, Shadow(self._block))
+            shadow = self._shadows.setdefault(number, Shadow(self._block, PAUSE))
             for gave in shadow.push(tokens, new, guess):
                 self._gave(gave)
 

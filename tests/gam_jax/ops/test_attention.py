@@ -296,3 +296,13 @@ def test_every_device_of_a_ring_computes_as_many_blocks(shards, documents, monke
     jax.block_until_ready(jax.jit(jax.grad(lambda *a: ring(*a).sum(), argnums=(0, 1, 2)))(q, q, q))
     jax.effects_barrier()
     assert computed == dict.fromkeys(range(shards), 2 * halves)
+
+
+def test_the_blocks_of_a_processor_give_what_one_block_gives():
+    """Of tokens that fill no whole number of them, in documents too."""
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 300, 2, 8))
+    first = jnp.asarray(begun(300, (0, 130, 131), (0, 290)))
+    for starts in (None, first):
+        one = attend_tokens(Rule(0.4), q, k, v, 0, 0 if starts is None else starts)[0]
+        found = fused(Rule(0.4), q, k, v, "cpu", starts)
+        np.testing.assert_allclose(found, one, atol=2e-6)

@@ -189,16 +189,24 @@ def test_pages_are_written_to_where_they_lie():
     assert of_large.temp_size_in_bytes == of_small.temp_size_in_bytes
 
 
-def of_devices(name):
-    return pytest.param(MODELS[name], id=name, marks=() if name == "GAM" else pytest.mark.slow)
+def of_devices(name, shape):
+    marks = () if name == "GAM" else pytest.mark.slow
+    return pytest.param(MODELS[name], shape, id=f"{name} {shape}", marks=marks)
 
 
 @pytest.mark.parametrize(
-    "model", [of_devices(n) for n in ("GAM", "of many", "streams", "LinearMemory gla")]
+    ("model", "shape"),
+    [
+        of_devices("GAM", (2, 1, 2)),
+        of_devices("of many", (2, 1, 2)),
+        of_devices("streams", (2, 1, 2)),
+        of_devices("streams", (1, 1, 2, 2)),
+        of_devices("LinearMemory gla", (2, 1, 2)),
+    ],
 )
-def test_devices_write_what_one_writes(model):
+def test_devices_write_what_one_writes(model, shape):
     """Rows are split over two, channels over two; a row is copied from one device to another."""
-    device, random = device_of(model, rows=4, layout=layout_of((2, 1, 2))), np.random.default_rng(5)
+    device, random = device_of(model, rows=4, layout=layout_of(shape)), np.random.default_rng(5)
     asked = unbiased(random, 6)
     found = run(device, asked, random, departures=0)
     assert [text.ids for text in found] == generated(model, asked)
@@ -240,6 +248,23 @@ def test_a_row_goes_on_from_bytes_in_other_pages_and_damage_is_told():
     while not other.done:
         turns.step([other], [0])
     assert other.ids == whole.ids
+
+
+@pytest.mark.parametrize(
+    ("bias", "words"),
+    [(((VOCAB, 1.0),), "19 is no id"), (((-1, 1.0),), "-1 is no"), (((1, 1.0),) * 301, "at most")],
+)
+def test_a_bias_that_cannot_be_given_is_refused(bias, words):
+    device = device_of(MODELS["of many"], rows=3, block=4)
+    with pytest.raises(UserError, match=words):
+        device.seat(0, 0, Draws(bias=bias), np.zeros(0, int))
+
+
+def test_sizes_that_make_no_sense_are_refused():
+    params = random_like(MODELS["GAM"].table())
+    for sizes in ({"rows": 0}, {"rows": 2, "block": 0}, {"rows": 2, "limit": -1}):
+        with pytest.raises(UserError, match=f"{list(sizes)[-1]}="):
+            Device(MODELS["GAM"], params, **sizes)
 
 
 REFUSED = {

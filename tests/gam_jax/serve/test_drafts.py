@@ -131,3 +131,27 @@ def test_a_mode_is_kept_while_it_is_about_as_good_as_the_other():
         assert pace.pays()
     pace.rate = 1.9
     assert not pace.pays()
+
+
+def test_a_pass_that_waits_for_the_machine_hardly_counts():
+    pace, rng = Pace(16), np.random.default_rng(0)
+    for _ in range(300):
+        for width, seconds in ((1, 1e-3), (16, 3e-3)):
+            late = rng.random() < 0.1
+            pace.timed(width, seconds * rng.uniform(0.9, 1.1) * (100 if late else 1))
+    assert pace.cost == pytest.approx(3, rel=0.25)
+
+
+def test_a_text_that_cannot_be_guessed_is_seldom_guessed():
+    guessed = []
+
+    def guess(tokens, most):
+        guessed.append(len(tokens))
+        return [-1]
+
+    tokens, shadow, passes = [], Shadow(4, pause=3), []
+    for token in range(101):
+        tokens.append(token)
+        passes += shadow.push(tokens, 1, guess)
+    assert passes == [1] * 25
+    assert guessed == list(range(1, 102, 4))
