@@ -140,7 +140,8 @@ def scan_in_chunks(c: Any, b: Any, x: Any, decay: Any) -> Any:
     weighted by decays, between chunks by their last states.
 
     Args:
-      c, b: [B, T, 1, N].
+      c: [B, T, 1, N].
+      b: likewise.
       x: [B, T, H, P].
       decay: logarithms [B, T, H], at most 0.
     """
