@@ -21,6 +21,7 @@ from gam_jax.models import LanguageModel
 from gam_jax.params import Params
 from sharding.errors import UserError
 from sharding.layout import Layout, Parallel
+from sharding.paths import local_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +119,7 @@ def open_folder(path: str, template: str) -> Opened:
 
 def _named(path: str) -> tuple[str, pathlib.Path]:
     name, equals, rest = path.partition("=")
-    folder = pathlib.Path(rest if equals else path).expanduser()
+    folder = local_path(rest if equals else path)
     return (name if equals else folder.resolve().name), folder
 
 

@@ -109,5 +109,5 @@ def test_no_flag_that_names_a_file_or_folder_is_a_plain_text():
                 text = help_text.value if isinstance(help_text, ast.Constant) else ""
                 if any(word in str(text).lower() for word in words):
                     names.add(name.value)  # type: ignore[attr-defined]
-    # Files that must be there; the name of a data set; numbers of steps.
-    assert names == {"config", "data", "profile", "tasks"}
+    # Files that must be there, a name or a file; the name of a data set; numbers of steps.
+    assert names == {"cluster", "config", "data", "draft", "name", "profile", "tasks"}

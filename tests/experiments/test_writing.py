@@ -150,7 +150,7 @@ def test_an_answer_is_what_the_whole_conversation_is_continued_by(name, run_with
     said("hello", "and the dog?", "one cat.")
     answers = sample("--chat", "--system=be a cat", "--stop=e", "--repetition_penalty=1.3", run=run)
     assert len(answers) == 3
-    ending = with_end_of_turn(Asked(1, {}, (), ()), talk, template_of(talk)).stops
+    ending = with_end_of_turn(Asked(1, {}, (), ()), talk.tokenizer, template_of(talk)).stops
     assert ending == (("\n",) if name == "names" else ("<|im_end|>",))
     messages, before = [{"role": "system", "content": "be a cat"}], ""
     for line, answer in zip(("hello", "and the dog?", "one cat."), answers, strict=True):
@@ -175,7 +175,7 @@ def test_an_answer_ends_with_the_special_token_that_the_template_writes_after_on
     own = TextRun.open(str(trained.path))
     run = TextRun(own.folder, own.experiment, HFTokenizer(make_tokenizer()))
     template = ChatTemplate(TEMPLATES[name].source, (("bos_token", BOS), ("eos_token", EOS)))
-    asked = with_end_of_turn(Asked(1, {}, ("x",), (5,)), run, template)
+    asked = with_end_of_turn(Asked(1, {}, ("x",), (5,)), run.tokenizer, template)
     [end] = run.encode(ENDS[name], special=True)
     assert (asked.stops, asked.ends) == (("x",), (5, end))
     assert len(run.encode(ENDS[name])) > 1

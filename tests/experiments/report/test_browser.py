@@ -79,7 +79,7 @@ def report(runs, tmp_path):
     """A report on runs with long names, long fields and more runs than colours."""
     for i in range(9):
         name = f"a_rather_long_name_without_any_space_number_{i}" if i % 3 == 0 else f"run{i}"
-        path = f"text:/a/long/path/of/many/words/to/some/text/{i}.txt"
+        path = f"/a/long/path/of/many/words/to/some/text/{i}.txt"
         size = {"width": 16 * (1 + i % 4), "kernel": 3 + i, "speed": 900.0 - 70 * i}
         runs.add(name, 1.2 + 0.1 * i, **size, dir=path)
     out = tmp_path / "report.html"
