@@ -104,6 +104,7 @@ def test_a_killed_process_is_named_by_its_signal_and_none_is_left(launch, tmp_pa
     assert not any(alive(pid) for pid in pids)
 
 
+@pytest.mark.slow
 def test_who_ends_because_it_misses_a_frozen_one_is_not_accused(launch, tmp_path):
     """JAX aborts a process that misses another for long, before the launcher's own limit."""
     script = (

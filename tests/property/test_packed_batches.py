@@ -70,6 +70,7 @@ def test_loss_and_gradients_are_those_of_a_row_for_each_document(accumulate, sha
     assert_leaves_close(gradients, wanted_gradients, tolerance=2e-5)
 
 
+@pytest.mark.slow
 def test_streams_learn_the_start_of_every_document():
     """Each begins with what its stream has learned, and has a part in the gradient by that."""
     packed = dataclasses.replace(STREAMS, packed=True)
