@@ -10,7 +10,9 @@ devices, in rounds in which each device talks to one other. Emulated devices sha
 from __future__ import annotations
 
 import json
+import os
 import pathlib
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -53,6 +55,8 @@ def main() -> None:
     args = flags.FLAGS
     if not args.out:
         raise UserError("--out is not given: say which file to write, as local.toml")
+    if not re.fullmatch(r"\w+", args.name, re.ASCII):
+        raise UserError(f"--name={args.name}: give letters, digits and _ alone, as cpu_local")
     for dtype in args.dtypes:
         if dtype not in (*DTYPES, "float16"):
             raise UserError(f"--dtypes: {unknown(dtype, (*DTYPES, 'float16'), 'dtype')}")
@@ -166,8 +170,7 @@ def _capacity() -> float:
     told = jax.devices()[0].memory_stats() or {}
     if "bytes_limit" in told:
         return float(told["bytes_limit"])
-    pages = pathlib.Path("/proc/meminfo").read_text(encoding="utf-8").split()
-    return float(pages[1]) * 1024
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def _best(call: Callable[[], Any], repeats: int) -> float:

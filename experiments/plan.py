@@ -40,6 +40,7 @@ from gam_jax.training.checks import check_fits
 from gam_jax.training.experiment import Experiment
 from sharding import processes
 from sharding.errors import UserError
+from sharding.json_file import read_json
 from sharding.layout import Layout, Parallel
 from sharding.mesh import AXIS_NAMES, in_words, mesh_from_text
 from sharding.topology import MACHINES, Topology, compiled, topology
@@ -249,7 +250,7 @@ def _shown(priced: Priced, answer: dict[str, Any] | None) -> dict[str, Any]:
 def _matrix(name: str, devices: int) -> np.ndarray:
     """Bandwidths between devices, bytes a second [N, N]."""
     try:
-        found = np.asarray(json.loads(pathlib.Path(name).read_text())["bandwidth"], float)
+        found = np.asarray(read_json(pathlib.Path(name), finite=False)["bandwidth"], float)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"--order={name}: it is no matrix that gam measure wrote: {error}"

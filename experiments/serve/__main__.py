@@ -21,6 +21,7 @@ from absl import flags
 from experiments import cli
 from experiments.config_flags import define_classes_flag, register_classes
 from experiments.devices import define_cache_flag, define_device_flags, join_devices, say_where
+from gam_jax.serve.device import check_mesh
 from sharding.errors import UserError
 from sharding.layout import Layout
 from sharding.mesh import mesh_from_text
@@ -48,14 +49,18 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "cache_tokens", 0, "Tokens in the KV caches of all rows; 0 for --rows times the limit.", 0
     )
-    flags.DEFINE_integer("prefill_budget", 512, "Tokens of prompts read between two steps.", 256)
-    flags.DEFINE_integer("queue", 256, "Requests that may wait for a row.", 1)
+    flags.DEFINE_integer(
+        "prefill_budget", 512, "Tokens of prompts read between two steps.", 256, 2**20
+    )
+    flags.DEFINE_integer("queue", 256, "Requests that may wait for a row.", 1, 2**20)
     flags.DEFINE_integer(
         "snapshots", 2**28, "Bytes of states that are remembered in host memory; 0 for none.", 0
     )
     cli.define_path("snapshot_dir", "", "Folder where states are remembered over a restart.")
     flags.DEFINE_string("draft", "", "Who guesses ahead: ngram, or run:PATH; nobody if empty.")
-    flags.DEFINE_integer("block", 16, "With --draft: tokens of a row that are checked at once.", 2)
+    flags.DEFINE_integer(
+        "block", 16, "With --draft: tokens of a row that are checked at once.", 2, 256
+    )
     flags.DEFINE_bool("exact", False, "Texts after a remembered state are those of a cold one.")
     flags.DEFINE_float("drain", 30, "Seconds that running answers have to end after a signal.", 0)
     define_device_flags()
@@ -83,7 +88,7 @@ def main() -> None:
         raise UserError("give what to serve: --run=FOLDER or --hf=FOLDER")
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"two models are called '{twice}': say --run=NAME=FOLDER for one of them")
-    options = Options.from_flags()
+    options = Options.from_flags(opened)
     layouts = _layouts(opened)
     bound = listen(args.host, args.port)
     shown = f"[{args.host}]" if ":" in args.host else args.host
@@ -108,7 +113,10 @@ def _layouts(opened: list[Opened]) -> list[Layout]:
         raise UserError(f"--mesh names {len(texts)} meshes for {len(opened)} models")
     meshes = [mesh_from_text(text, args.across) for text in texts]
     say_where(max(mesh.size for mesh in meshes))
-    return [Layout(mesh, one.parallel).whole for mesh, one in zip(meshes, opened, strict=True)]
+    layouts = [Layout(mesh, one.parallel).whole for mesh, one in zip(meshes, opened, strict=True)]
+    for layout in layouts:
+        check_mesh(layout)
+    return layouts
 
 
 if __name__ == "__main__":

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import hmac
 import pathlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -108,7 +110,7 @@ def make_app(state: State) -> Starlette:
     async def tokenize(request: Request) -> Response:
         body = Body(await _content(request), ("model", "prompt"))
         served = state.model(body.get("model"))
-        ids = served.encode(body.text("prompt", "", MOST_BYTES), special=served.begins is not None)
+        ids = served.encode(body.text("prompt", "", MOST_BYTES))
         texts = [shown(served.tokenizer, one) for one in ids]
         most = served.limit or None
         return JSONResponse({"tokens": ids, "texts": texts, "count": len(ids), "limit": most})
@@ -133,8 +135,22 @@ def make_app(state: State) -> Starlette:
             Route("/health", health),
             Route("/metrics", metrics),
             Route("/", page),
-        ]
+        ],
+        exception_handlers={HTTPException: _no_such_route, Exception: _fault},
     )
+
+
+async def _no_such_route(request: Request, error: Exception) -> Response:
+    """What no route answers, in OpenAI's form too."""
+    assert isinstance(error, HTTPException)
+    told = Refused(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+    return JSONResponse(told.body, told.status, headers=error.headers)
+
+
+async def _fault(request: Request, error: Exception) -> Response:
+    """A fault of the server itself, whose trace goes to standard error."""
+    told = Refused(500, f"a fault of the server ({type(error).__name__})", code="fault")
+    return JSONResponse(told.body, told.status)
 
 
 def _guarded(state: State, endpoint: Endpoint) -> Endpoint:
@@ -170,6 +186,8 @@ async def _answer(
 ) -> Response:
     body = Body(await _content(request), fields)
     served, asked = state.model(body.get("model")), read(body)
+    if not asked.user and request.client is not None:
+        asked = dataclasses.replace(asked, user=request.client.host)
     prompts = await asyncio.to_thread(served.prompts, asked)
     live = Live(served.engine, state.metrics.times)
     requests = await asyncio.to_thread(served.requests, asked, prompts, live.tell)

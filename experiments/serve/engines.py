@@ -8,6 +8,7 @@ import json
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -38,26 +39,24 @@ class Options:
       cache_tokens: that growing caches have room for, of all rows together; 0 for all they can
         take.
       block: tokens of a row that are checked at once; 1 where nobody guesses.
-      draft: who guesses: "ngram" or "run:PATH"; nobody if empty.
+      draft: who guesses: "ngram", or a run of its own; None for nobody.
       settings: how an engine shares out its rows.
     """
 
     rows: int
     cache_tokens: int
     block: int
-    draft: str
+    draft: str | Opened | None
     settings: Settings
 
     @classmethod
-    def from_flags(cls) -> Options:
-        """What the flags of `gam serve` say.
+    def from_flags(cls, models: Sequence[Opened]) -> Options:
+        """What the flags of `gam serve` say, for some models.
 
         Raises:
-          UserError: a draft that there is not.
+          UserError: a draft that there is not, or that has another tokenizer than a model.
         """
         args = flags.FLAGS
-        if args.draft not in ("", NGRAM) and not args.draft.startswith(RUN):
-            raise UserError(f"--draft={args.draft}: say {NGRAM} or {RUN}PATH, or leave it out")
         settings = Settings(
             prefill_budget=args.prefill_budget,
             queue=args.queue,
@@ -66,7 +65,20 @@ class Options:
             exact=args.exact,
         )
         block = args.block if args.draft else 1
-        return cls(args.rows, args.cache_tokens, block, args.draft, settings)
+        return cls(args.rows, args.cache_tokens, block, _drafter(args.draft, models), settings)
+
+
+def _drafter(text: str, models: Sequence[Opened]) -> str | Opened | None:
+    """Who guesses, as --draft says it."""
+    if text in ("", NGRAM):
+        return text or None
+    if not text.startswith(RUN):
+        raise UserError(f"--draft={text}: say {NGRAM} or {RUN}PATH, or leave it out")
+    found = open_run(text.removeprefix(RUN), "latest", "")
+    for model in models:
+        if found.tokenizer.fingerprint != model.tokenizer.fingerprint:
+            raise UserError(f"--draft={text} has another tokenizer than {model.name}")
+    return found
 
 
 def served_of(opened: Opened, layout: Layout, options: Options) -> Served:
@@ -74,10 +86,10 @@ def served_of(opened: Opened, layout: Layout, options: Options) -> Served:
 
     Raises:
       UserError: a model that cannot be served; parameters that cannot be read; a draft of another
-        vocabulary.
+        vocabulary than the model's.
     """
-    device = _device(opened, layout, options, options.block)
-    draft = _draft(opened, layout, options, device.sizes)
+    device = _device(opened, layout, options.rows, options.cache_tokens, options.block)
+    draft = _draft(layout, options, device.sizes)
     settings = options.settings
     if settings.folder:
         folder = str(pathlib.Path(settings.folder) / opened.name)
@@ -98,6 +110,7 @@ def served_of(opened: Opened, layout: Layout, options: Options) -> Served:
         limit=device.sizes.limit,
         ends=opened.ends,
         begins=opened.begins,
+        special=opened.special,
         template=opened.template,
         engine=engine,
         grammars=grammars,
@@ -114,11 +127,10 @@ def _constraint(constraints: Constraints, grammar: Grammar) -> Constraint:
     return constraints.choice(json.loads(grammar.text))
 
 
-def _device(opened: Opened, layout: Layout, options: Options, block: int) -> Device:
+def _device(opened: Opened, layout: Layout, rows: int, tokens: int, block: int) -> Device:
     begun = time.perf_counter()
     model, params = opened.read(layout)
-    tokens = options.cache_tokens
-    device = Device(model, params, options.rows, layout=layout, tokens=tokens, block=block)
+    device = Device(model, params, rows, layout=layout, tokens=tokens, block=block)
     names = device.compile()
     state, page = device.row_bytes()
     print(
@@ -131,12 +143,7 @@ def _device(opened: Opened, layout: Layout, options: Options, block: int) -> Dev
     return device
 
 
-def _draft(opened: Opened, layout: Layout, options: Options, of: Sizes) -> Draft | None:
-    if not options.draft:
-        return None
-    if options.draft == NGRAM:
-        return NgramDraft()
-    other = open_run(options.draft.removeprefix(RUN), "latest", "")
-    if other.tokenizer.fingerprint != opened.tokenizer.fingerprint:
-        raise UserError(f"--draft={options.draft} has another tokenizer than {opened.name}")
-    return RunDraft(_device(other, layout, options, 1), of)
+def _draft(layout: Layout, options: Options, of: Sizes) -> Draft | None:
+    if isinstance(options.draft, Opened):
+        return RunDraft(_device(options.draft, layout, options.rows, 0, 1), of)
+    return NgramDraft() if options.draft else None

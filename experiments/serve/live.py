@@ -69,7 +69,7 @@ class Live:
         """What becomes of the answers, until all have ended.
 
         Raises:
-          Refused: the engine failed, or was told to end.
+          Refused: an answer or the whole engine failed, or the server was told to end.
         """
         while self._running:
             number, event = await self._events.get()
@@ -77,7 +77,7 @@ class Live:
                 self._running.pop(number, None)
                 if event.reason == "error":
                     self.cancel()
-                    raise Refused(500, f"the engine failed: {event.error}", code="engine_failed")
+                    raise Refused(500, f"the answer failed: {event.error}", code="answer_failed")
                 if event.reason == "cancelled":
                     self.cancel()
                     raise Refused(503, "the server ended before the answer did", code="draining")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
+import re
 import time
 from collections.abc import Callable
 
@@ -23,6 +24,9 @@ from sharding.errors import UserError
 from sharding.layout import Layout, Parallel
 from sharding.paths import local_path
 
+NAME = re.compile(r"[\w.-]+")
+"""A model's, where a person gives one."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
@@ -36,6 +40,7 @@ class Opened:
       tokenizer: of its texts.
       ends: ids that end a text.
       begins: the id that stands before a text; None for none.
+      special: whether the name of a special token in a text is that token, as in model folders.
       template: how conversations are written; None for no conversations.
       read: (layout) -> the model that runs and its parameters there.
     """
@@ -47,6 +52,7 @@ class Opened:
     tokenizer: Tokenizer
     ends: tuple[int, ...]
     begins: int | None
+    special: bool
     template: ChatTemplate | None
     read: Callable[[Layout], tuple[LanguageModel, Params]]
 
@@ -80,6 +86,7 @@ def open_run(path: str, checkpoint: str, template: str) -> Opened:
         tokenizer=run.tokenizer,
         ends=run.ends(),
         begins=run.tokenizer.begins if imported else None,
+        special=imported,
         template=_template(template, functools.partial(template_of, run)),
         read=read,
     )
@@ -112,15 +119,18 @@ def open_folder(path: str, template: str) -> Opened:
         tokenizer=tokenizer,
         ends=end_ids(tokenizer, folder / GENERATION, vocab),
         begins=tokenizer.begins,
+        special=True,
         template=_template(template, functools.partial(find_template, str(folder))),
         read=read,
     )
 
 
 def _named(path: str) -> tuple[str, pathlib.Path]:
+    """The name and the folder of NAME=FOLDER, or of a folder, in whose own name a = may stand."""
     name, equals, rest = path.partition("=")
-    folder = local_path(rest if equals else path)
-    return (name if equals else folder.resolve().name), folder
+    given = bool(equals) and NAME.fullmatch(name) is not None
+    folder = local_path(rest if given else path)
+    return (name if given else folder.resolve().name), folder
 
 
 def _template(path: str, own: Callable[[], ChatTemplate]) -> ChatTemplate | None:

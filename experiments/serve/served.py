@@ -37,6 +37,7 @@ class Served:
       limit: the most tokens of prompt and answer together; 0 for any number.
       ends: ids that end a text.
       begins: the id that stands before a text; None for none.
+      special: whether the name of a special token in a text is that token, as in model folders.
       template: how conversations are written; None for no conversations.
       engine: what runs it.
       grammars: makes constraints.
@@ -49,6 +50,7 @@ class Served:
     limit: int
     ends: Ids
     begins: int | None
+    special: bool
     template: ChatTemplate | None
     engine: Engine
     grammars: Grammars
@@ -67,14 +69,14 @@ class Served:
         if not isinstance(prompt, str):
             self._check_ids("prompt", prompt)
             return prompt
-        ids = self.encode(prompt, special=self.begins is not None)
+        ids = self.encode(prompt)
         if not ids:
             raise wrong("prompt", "it holds no token: give at least one character")
         return ids
 
-    def encode(self, text: str, special: bool) -> Ids:
+    def encode(self, text: str) -> Ids:
         """Ids of a text, after the one that begins texts if there is such."""
-        ids = tuple(encoded(self.tokenizer, text, special).tolist())
+        ids = tuple(encoded(self.tokenizer, text, self.special).tolist())
         if self.begins is None or ids[:1] == (self.begins,):
             return ids
         return (self.begins, *ids)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import pathlib
 import re
 
 from gam_jax.planning.profiles import Profile, profile, read_profiles
 from sharding.errors import UserError
+from sharding.paths import local_path
+from sharding.topology import MOST
 
 TORUS = "torus"
 NETWORK = "network"
@@ -146,6 +147,8 @@ def cluster(text: str, what: str = "--cluster") -> Cluster:
     sizes = re.fullmatch(r"(\d{1,6}(?:x\d{1,6})*)(?:\*(\d{1,6}))?", shape)
     if sizes is None or 0 in (numbers := [int(n) for n in re.findall(r"\d+", shape)]):
         raise UserError(f"{what}={text}: give a shape, as {name}:{_like(found)}")
+    if math.prod(numbers) > MOST:
+        raise UserError(f"{what}={text}: that is more than {MOST:,} devices")
     slices = numbers.pop() if sizes[2] else 1
     wanted = int(found.known("links.torus.axes", 0))
     if wanted and len(numbers) != wanted:
@@ -159,7 +162,7 @@ def cluster(text: str, what: str = "--cluster") -> Cluster:
 def _profile(name: str, what: str) -> Profile:
     if not name.endswith(".toml"):
         return profile(name, what)
-    found = list(read_profiles(pathlib.Path(name)).values())
+    found = list(read_profiles(local_path(name)).values())
     if len(found) != 1:
         raise UserError(f"{what}: {name} has {len(found)} profiles: leave one in it")
     return found[0]

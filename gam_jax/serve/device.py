@@ -105,6 +105,7 @@ class Device:
         check_number("tokens", tokens, Count)
         named = str(model)
         layout = (layout or Layout(make_mesh())).whole
+        check_mesh(layout)
         model.check_mesh(layout)
         model, limit = served(model, limit)
         page = page if has_growing_cache(model) else 0
@@ -298,6 +299,15 @@ class Device:
         seed, top = np.full(1, key % 2**32, np.uint32), np.full(1, draws.top, np.int32)
         past = Past(read, counts)  # type: ignore[arg-type]
         return Seats(np.zeros(1, np.int32), seed, top, sampling, past)  # type: ignore[arg-type]
+
+
+def check_mesh(layout: Layout) -> None:
+    """Raises a UserError for layers in stages: one row would wait for each of them in turn."""
+    if layout.stages > 1:
+        raise UserError(
+            f"mesh axis pipe={layout.stages}: rows are not served through stages: split the model "
+            f"over tensor in their place"
+        )
 
 
 def served(model: LanguageModel, limit: int) -> tuple[LanguageModel, int]:

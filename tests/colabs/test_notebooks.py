@@ -15,7 +15,16 @@ from colabs.execute import Kernel
 
 ROOT = pathlib.Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "colabs").glob("*.ipynb"))
-LONG = ("any_mesh", "checkpoints", "finetune", "ops", "recall", "serving", "streaming")
+LONG = (
+    "any_mesh",
+    "checkpoints",
+    "finetune",
+    "ops",
+    "recall",
+    "serving",
+    "streaming",
+    "your_own_model",
+)
 """What they run, other tests run too: laws of meshes, checkpoints, streams, rows and ops."""
 NOWHERE = "http://127.0.0.1:9"
 """A proxy that refuses: what a notebook would download fails."""

@@ -44,6 +44,7 @@ def test_a_measured_profile_is_one_that_plans_read(monkeypatch, capsys, tmp_path
     [
         ((), "--out is not given"),
         (("--out=x.toml", "--dtypes=float33"), "did you mean 'float32'"),
+        (("--out=x.toml", "--name=my laptop"), "give letters, digits and _ alone"),
     ],
 )
 def test_bad_input_is_one_line(monkeypatch, capsys, words, says):

@@ -140,6 +140,7 @@ def test_a_table_has_the_papers_figures_beside_ours_and_verdicts_below():
     assert "of 22.6 M parameters on WikiText-2" in page
 
 
+@pytest.mark.slow
 def test_table2_tells_time_and_memory_of_each_length(tmp_path, command):
     args = ("table2", "--scale=short", "--lengths=16,24", "--repeats=1", f"--out={tmp_path}")
     assert command("papers.gam.__main__", *args).code == 0

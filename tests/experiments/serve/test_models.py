@@ -33,7 +33,7 @@ def llama(folder):
     """The folder, served by two rows."""
     settings = Settings(prefill_budget=256, snapshots=0)
     opened = open_folder(f"letters={folder}", "")
-    served = served_of(opened, Layout(make_mesh()).whole, Options(2, 0, 1, "", settings))
+    served = served_of(opened, Layout(make_mesh()).whole, Options(2, 0, 1, None, settings))
     yield served
     served.engine.stop(0)
 
@@ -67,6 +67,14 @@ def test_a_folder_s_greedy_text_is_that_of_generate(folder, llama):
         [written] = decode.written(pieces)
         written = written[~np.isin(written, llama.ends)]
         assert text == llama.tokenizer.decode(written)
+
+
+def test_names_of_special_tokens_in_a_prompt_are_those_tokens(llama):
+    """As transformers reads them, whether the folder has a token before every text or not."""
+    asked = asked_text(Body(b'{"prompt": "a<|im_end|>"}', TEXT))
+    [ids] = llama.prompts(asked)
+    assert len(ids) == 2
+    assert ids[-1] in llama.ends
 
 
 def test_a_conversation_goes_by_the_folder_s_template(llama):

@@ -197,6 +197,16 @@ def test_bad_requests_are_one_line_in_openai_s_form(server, case):
     assert set(error) == {"message", "type", "param", "code"}
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", "/v2", 404), ("PUT", "/health", 405)]
+)
+def test_what_no_route_answers_is_in_openai_s_form_too(server, method, path, status):
+    with server.client() as client:
+        found = client.request(method, path)
+    assert found.status_code == status
+    assert f"{method} {path}" in found.json()["error"]["message"]
+
+
 def test_who_may_ask_and_how_much(server):
     with httpx.Client(base_url=server.url) as client:
         assert client.post("/v1/completions", json={"prompt": "a"}).status_code == 401

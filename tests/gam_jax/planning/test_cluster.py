@@ -76,6 +76,8 @@ def test_the_levels_of_all_axes_join_all_devices(sizes, levels):
         ("v4:2x2x1", r"v4 has no figure links\.torus\.bandwidth"),
         ("h200:2x8", r"h200 has no figure links\.network\.bandwidth"),
         ("nowhere.toml:8", "no file of profiles"),
+        ("gs://a/b.toml:8", "no path of a file system"),
+        ("h100:99999x8", "more than 65,536 devices"),
     ],
 )
 def test_what_there_is_not_is_refused_in_one_line(text, says):
