@@ -60,7 +60,7 @@ def test_it_ends_in_peace(trained):
         (("--run={run}", "--draft=run:/nowhere"), "/nowhere holds no run"),
         (("--run=/no/rate=0.1",), "/no/rate=0.1 holds no run"),
         (("--run={run}", "--mesh=data=1;data=1"), "names 2 meshes for 1 models"),
-        (("--run={run}", "--emulate=2", "--mesh=pipe=2"), "rows are not served through stages"),
+        (("--run={run}", "--mesh=pipe=2"), "rows are not served through stages"),
         (("--run={run}", "--chat_template=/nowhere"), "/nowhere"),
         (("--run={run}", "--port={taken}"), "Address already in use; give another port"),
     ],
