@@ -121,7 +121,8 @@ class LinearMemory(Layer):
       negative: double the strength of writes, so that transitions have eigenvalues down to -1.
       eps: of the norm.
       chunk: of the scan.
-      method: of the scan.
+      method: of the scan, see `gam_jax.ops.scan.memory_scan`; "pallas", a kernel for TPUs, has
+        been compiled for them and not timed.
     """
 
     width: Size | None = None
