@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from sharding.axes import Axes
@@ -29,7 +30,7 @@ WORDS = {
 }
 """Word of a preset -> the mesh axis that it gives work to."""
 
-OWN_WORK = frozenset({"stream", "expert", "pipe"})
+OWN_WORK = frozenset({"stream", "expert", "pipe", "worker"})
 """Mesh axes with one use only, which a model has or has not; no word asks for it."""
 
 
@@ -172,6 +173,24 @@ class Layout:
     def stages(self) -> int:
         """Stages that the layers of a model are split into."""
         return self._size("pipe")
+
+    @property
+    def worker_axis(self) -> str | None:
+        """The axis that splits workers which meet now and then; None where each device has all."""
+        return self._split("worker")
+
+    @property
+    def without_workers(self) -> Layout:
+        """The same devices, those of `worker` along `data` too: how workers validate together."""
+        if self.worker_axis is None:
+            return self
+        names = self.mesh.axis_names
+        worker, data = names.index("worker"), names.index("data")
+        shape = [*self.mesh.devices.shape]
+        shape[worker], shape[data] = 1, shape[worker] * shape[data]
+        beside = np.moveaxis(self.mesh.devices, worker, data - 1)  # just outside of `data`
+        mesh = Mesh(beside.reshape(shape), names, axis_types=self.mesh.axis_types)
+        return dataclasses.replace(self, mesh=mesh)
 
     @property
     def in_order(self) -> Layout:
