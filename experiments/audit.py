@@ -24,7 +24,7 @@ from absl import flags
 from jax.sharding import NamedSharding, PartitionSpec
 from rich.table import Table as TextTable
 
-from experiments import cli, every_layer
+from experiments import cli, every_layer, rings
 from experiments.abstract_step import lowered
 from experiments.adapt import adapt_from_flags, define_adapter_flags
 from experiments.config_flags import define_config_flag, experiment_from_flags
@@ -70,6 +70,13 @@ def define_flags() -> None:
         False,
         f"Compile a small step of every layer for --topology, and write {every_layer.PAGE}.",
     )
+    flags.DEFINE_string(
+        "rates",
+        "",
+        "Operations and bytes a second, as 200e12,150e9: what products and messages at the ends of "
+        "layers take, one by one and in a ring. A third number: by what part products in steps "
+        "are slower.",
+    )
     flags.DEFINE_bool("json", False, "Print one JSON object.")
     define_adapter_flags()
     define_device_flags()
@@ -86,11 +93,15 @@ def main() -> None:
     layout = layout_from_flags(experiment.parallel, topology=machine)
     check_batch(experiment, layout)
     check_fits(experiment, layout)
-    result = audit(experiment, layout, args.compile, machine)
+    rates = rings.rates_of(args.rates) if args.rates else None
+    doors = rings.times(experiment, layout, rates) if rates else []
+    result = audit(experiment, layout, args.compile, machine) | ({"doors": doors} if rates else {})
     if args.json:
         print(json.dumps(result))
     else:
         _print(result)
+        if rates:
+            rings.print_times(doors, rates)
 
 
 def _every_layer(name: str) -> None:
