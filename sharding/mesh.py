@@ -14,9 +14,9 @@ from jax.sharding import AxisType, Mesh
 
 from sharding.errors import UserError
 
-AXIS_NAMES = ("pipe", "data", "stream", "seq", "expert", "tensor")
-"""The outer axes first: those may cross hosts. `pipe` talks least, and is crossed first; `tensor`,
-which talks most, stays inside one."""
+AXIS_NAMES = ("worker", "pipe", "data", "stream", "seq", "expert", "tensor")
+"""The outer axes first: those may cross hosts. `worker` and `pipe` talk least, and are crossed
+first; `tensor`, which talks most, stays inside one."""
 
 ALWAYS_SHOWN = ("data", "seq", "tensor")
 """Axes that any model can use; words for a mesh leave the others out where they are one device."""
@@ -30,6 +30,7 @@ def make_mesh(
     stream: int = 1,
     expert: int = 1,
     pipe: int = 1,
+    worker: int = 1,
     devices: Sequence[Any] | None = None,
     hosts: Sequence[int] | None = None,
     across: Mapping[str, int] | None = None,
@@ -45,6 +46,7 @@ def make_mesh(
       stream: devices that parallel streams are split over.
       expert: devices that the experts of a mixture are split over.
       pipe: devices that layers are split over, in stages.
+      worker: devices that workers which meet now and then are split over.
       devices: to choose from; all if None.
       hosts: a number for the fast network that each of them is on; by `host_of` if None.
       across: how many hosts each axis crosses, where the devices are on several; what is left of
@@ -54,7 +56,7 @@ def make_mesh(
       UserError: an axis below one, more devices asked for than there are, or hosts that do not
         fit the axes.
     """
-    sizes = (pipe, data, stream, seq, expert, tensor)
+    sizes = (worker, pipe, data, stream, seq, expert, tensor)
     for name, size in zip(AXIS_NAMES, sizes, strict=True):
         if size < 1:
             raise UserError(f"mesh axis {name}={size}: give a size of at least 1")

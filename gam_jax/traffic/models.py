@@ -17,6 +17,7 @@ from gam_jax.params import Param, rule_specs, shard_dims, shardings
 from gam_jax.traffic.layers import FLOAT, Sizes, added_last, gathers, layer_traffic
 from sharding.layout import Layout
 from sharding.messages import Message
+from sharding.overlap import RING, TWO_WAY
 
 
 def sizes_of(model: Any, layout: Layout, rows: int, tokens: int) -> Sizes:
@@ -33,6 +34,7 @@ def sizes_of(model: Any, layout: Layout, rows: int, tokens: int) -> Sizes:
         enter_again=layout.shards_params,  # what is kept beside shards leaves such gathers out
         expert=mesh["expert"],
         packed=getattr(model, "packed", False),
+        rings={None: 0, RING: 1, TWO_WAY: 2}[layout.axes.overlap],
     )
 
 
