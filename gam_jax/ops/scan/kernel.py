@@ -154,7 +154,7 @@ def _backward(
 
         own = tree.unflatten([ref[...] for ref in given])
         chunk = functools.partial(one_chunk, rule=how.rule)
-        _, pull = jax.vjp(chunk, own, state[...])
+        pull = jax.vjp(chunk, own, state[...])[1]
         to_part, held[...] = pull((by_y[...], held[...]))
         for ref, gradient in zip(found, jax.tree.leaves(to_part), strict=True):
             ref[...] = gradient
