@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -143,9 +143,13 @@ def _span(level: int, size: int) -> Bool[Array, "C C"]:
     return (other > jnp.minimum(row, middle)) & (other <= jnp.maximum(row, middle))
 
 
-@jax.custom_vjp
 def unit_lower_solve(lower: Float[Array, "C C"], right: Float[Array, "C N"]) -> Float[Array, "C N"]:
     """W of (I + lower) W = right, `lower` strictly lower triangular; see `triangle`."""
+    return cast(Array, _solved(lower, right))
+
+
+@jax.custom_vjp
+def _solved(lower: Array, right: Array) -> Array:
     return _solve(lower, _inverse_blocks(lower), right, lower.shape[0])
 
 
@@ -162,7 +166,7 @@ def _backward(saved: tuple[Array, Array, Array], g: Array) -> tuple[Array, Array
     return jnp.where(other < row, -_exact(to_right, found, "right"), 0.0), to_right
 
 
-unit_lower_solve.defvjp(_forward, _backward)
+_solved.defvjp(_forward, _backward)
 
 
 def _solve(lower: Array, inverses: Array, right: Array, size: int, turned: str = "") -> Array:
@@ -221,9 +225,13 @@ def _exact(a: Array, b: Array, turned: str = "") -> Array:
     return _dot(a, b, turned, EXACT)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def product(a: Array, b: Array, turned: str = "", precision: lax.Precision | None = None) -> Array:
     """a b, a^T b ("left") or a b^T ("right") of matrices; its derivatives turn no array either."""
+    return cast(Array, _product(a, b, turned, precision))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _product(a: Array, b: Array, turned: str, precision: lax.Precision | None) -> Array:
     return _dot(a, b, turned, precision)
 
 
@@ -246,4 +254,4 @@ def _product_backward(
     return to_a, to_b
 
 
-product.defvjp(_product_forward, _product_backward)
+_product.defvjp(_product_forward, _product_backward)
