@@ -15,9 +15,10 @@ from absl import flags
 from experiments.serve.asked import Grammar
 from experiments.serve.models import Opened, open_run
 from experiments.serve.served import Ids, Served
+from gam_jax.models import LexicalUnits
 from gam_jax.serve.constraints import Constraints
 from gam_jax.serve.device import Device
-from gam_jax.serve.drafts import Draft, NgramDraft, RunDraft
+from gam_jax.serve.drafts import Draft, NgramDraft, RunDraft, UnitsDraft
 from gam_jax.serve.engine import Engine
 from gam_jax.serve.executor import Sizes
 from gam_jax.serve.request import Constraint
@@ -25,7 +26,7 @@ from gam_jax.serve.seating import Settings
 from sharding.errors import UserError
 from sharding.layout import Layout
 
-NGRAM, RUN = "ngram", "run:"
+NGRAM, UNITS, RUN = "ngram", "units", "run:"
 ENDINGS = 8
 """Sets of ids that end answers, for which what constraints need is kept."""
 
@@ -39,7 +40,7 @@ class Options:
       cache_tokens: that growing caches have room for, of all rows together; 0 for all they can
         take.
       block: tokens of a row that are checked at once; 1 where nobody guesses.
-      draft: who guesses: "ngram", or a run of its own; None for nobody.
+      draft: who guesses: "ngram", "units", or a run of its own; None for nobody.
       settings: how an engine shares out its rows.
     """
 
@@ -72,8 +73,16 @@ def _drafter(text: str, models: Sequence[Opened]) -> str | Opened | None:
     """Who guesses, as --draft says it."""
     if text in ("", NGRAM):
         return text or None
+    if text == UNITS:
+        for model in models:
+            if not isinstance(model.model, LexicalUnits):
+                raise UserError(
+                    f"--draft={UNITS}: {model.name} was not trained to look ahead: gam draft units "
+                    f"--run={model.name} does so"
+                )
+        return text
     if not text.startswith(RUN):
-        raise UserError(f"--draft={text}: say {NGRAM} or {RUN}PATH, or leave it out")
+        raise UserError(f"--draft={text}: say {NGRAM}, {UNITS} or {RUN}PATH, or leave it out")
     found = open_run(text.removeprefix(RUN), "latest", "")
     for model in models:
         if found.tokenizer.fingerprint != model.tokenizer.fingerprint:
@@ -89,7 +98,7 @@ def served_of(opened: Opened, layout: Layout, options: Options) -> Served:
         vocabulary than the model's.
     """
     device = _device(opened, layout, options.rows, options.cache_tokens, options.block)
-    draft = _draft(layout, options, device.sizes)
+    draft = _draft(opened, layout, options, device.sizes)
     settings = options.settings
     if settings.folder:
         folder = str(pathlib.Path(settings.folder) / opened.name)
@@ -143,7 +152,10 @@ def _device(opened: Opened, layout: Layout, rows: int, tokens: int, block: int) 
     return device
 
 
-def _draft(layout: Layout, options: Options, of: Sizes) -> Draft | None:
+def _draft(opened: Opened, layout: Layout, options: Options, of: Sizes) -> Draft | None:
     if isinstance(options.draft, Opened):
         return RunDraft(_device(options.draft, layout, options.rows, 0, 1), of)
+    if options.draft == UNITS:
+        assert isinstance(opened.model, LexicalUnits)
+        return UnitsDraft(opened.model.placeholder, opened.model.unit)
     return NgramDraft() if options.draft else None

@@ -3,9 +3,11 @@
 from gam_jax.models.base import BATCH, TOKEN, Batch, Measures, Model
 from gam_jax.models.classifier import ImageClassifier
 from gam_jax.models.language import LanguageModel
+from gam_jax.models.semi import SemiDrafter
+from gam_jax.models.units import LexicalUnits
 
 MODELS: dict[str, type[Model]] = {
-    model.__name__: model for model in (ImageClassifier, LanguageModel)
+    model.__name__: model for model in (ImageClassifier, LanguageModel, LexicalUnits, SemiDrafter)
 }
 """Every model by name: configurations name them, tests run their laws over all of them."""
 
@@ -16,6 +18,8 @@ __all__ = [
     "Batch",
     "ImageClassifier",
     "LanguageModel",
+    "LexicalUnits",
     "Measures",
     "Model",
+    "SemiDrafter",
 ]

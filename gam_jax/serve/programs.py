@@ -20,9 +20,10 @@ from jaxtyping import Array, Bool, Float, Int, UInt
 from gam_jax.models.carry import ModelCarry
 from gam_jax.models.language import LanguageModel
 from gam_jax.models.trunk import Trunk
+from gam_jax.models.units import LexicalUnits
 from gam_jax.params import Params, rule_specs
 from gam_jax.sampling import Past, Sampling, choose, drawable, log_probs_of
-from gam_jax.serve.executor import LAST_DRAWN, MOST_BIASED, MOST_TOP, Work
+from gam_jax.serve.executor import LAST_DRAWN, MOST_BIASED, MOST_TOP, UNSURE, Work
 from gam_jax.serve.rows import Rows
 from sharding import collectives
 
@@ -166,6 +167,8 @@ class Programs:
         logits, after = self.model(params, own, self.rows.with_tables(carry, pages), axes)
         logits = collectives.all_gather(logits, axes.rows, dim=0)
         seats, told = _draw(logits, places, tokens, known, guesses, seats, allowed, constrained)
+        if isinstance(self.model, LexicalUnits):
+            told = _where_sure(told, logits, tokens, self.model)
         keeps = collectives.own_shard(
             busy & (told.numbers[:, -2] == tokens.shape[1]), axes.rows, dim=0
         )
@@ -296,6 +299,15 @@ def _draw(
     sound = jnp.all(drawable(logits) | ~new, axis=1)
     numbers = jnp.concatenate([drawn, right[:, None], sound[:, None].astype(jnp.int32)], axis=1)
     return seats, Told(numbers, *_told(logits, drawn, seats.top))  # type: ignore[call-arg]
+
+
+def _where_sure(told: Told, logits: Array, tokens: Array, model: LexicalUnits) -> Told:
+    """With `UNSURE` at placeholders where no token is as likely as a guess must be."""
+    likeliest = jnp.exp(jnp.max(logits, axis=-1) - jax.nn.logsumexp(logits, axis=-1))
+    unsure = (tokens == model.placeholder) & ~(likeliest >= model.accept)
+    width = tokens.shape[1]
+    drawn = jnp.where(unsure, UNSURE, told.numbers[:, :width])
+    return dataclasses.replace(told, numbers=told.numbers.at[:, :width].set(drawn))
 
 
 def _without(past: Past, tokens: Array, known: Array, guesses: Array, right: Array) -> Past:
