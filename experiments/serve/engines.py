@@ -13,20 +13,19 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments.serve.asked import Grammar
-from experiments.serve.models import Opened, open_run
+from experiments.serve.models import Opened, OpenedDrafter, open_drafter, open_run
 from experiments.serve.served import Ids, Served
 from gam_jax.models import LexicalUnits
 from gam_jax.serve.constraints import Constraints
 from gam_jax.serve.device import Device
-from gam_jax.serve.drafts import Draft, NgramDraft, RunDraft, UnitsDraft
+from gam_jax.serve.drafts import Draft, NgramDraft, RunDraft, SemiDraft, UnitsDraft
 from gam_jax.serve.engine import Engine
-from gam_jax.serve.executor import Sizes
 from gam_jax.serve.request import Constraint
 from gam_jax.serve.seating import Settings
 from sharding.errors import UserError
 from sharding.layout import Layout
 
-NGRAM, UNITS, RUN = "ngram", "units", "run:"
+NGRAM, UNITS, RUN, SEMI = "ngram", "units", "run:", "semi:"
 ENDINGS = 8
 """Sets of ids that end answers, for which what constraints need is kept."""
 
@@ -40,14 +39,14 @@ class Options:
       cache_tokens: that growing caches have room for, of all rows together; 0 for all they can
         take.
       block: tokens of a row that are checked at once; 1 where nobody guesses.
-      draft: who guesses: "ngram", "units", or a run of its own; None for nobody.
+      draft: who guesses: "ngram", "units", a run, or a drafter beside the model; None for nobody.
       settings: how an engine shares out its rows.
     """
 
     rows: int
     cache_tokens: int
     block: int
-    draft: str | Opened | None
+    draft: str | Opened | OpenedDrafter | None
     settings: Settings
 
     @classmethod
@@ -69,7 +68,7 @@ class Options:
         return cls(args.rows, args.cache_tokens, block, _drafter(args.draft, models), settings)
 
 
-def _drafter(text: str, models: Sequence[Opened]) -> str | Opened | None:
+def _drafter(text: str, models: Sequence[Opened]) -> str | Opened | OpenedDrafter | None:
     """Who guesses, as --draft says it."""
     if text in ("", NGRAM):
         return text or None
@@ -81,8 +80,12 @@ def _drafter(text: str, models: Sequence[Opened]) -> str | Opened | None:
                     f"--run={model.name} does so"
                 )
         return text
+    if text.startswith(SEMI):
+        return open_drafter(text.removeprefix(SEMI), models)
     if not text.startswith(RUN):
-        raise UserError(f"--draft={text}: say {NGRAM}, {UNITS} or {RUN}PATH, or leave it out")
+        raise UserError(
+            f"--draft={text}: say {NGRAM}, {UNITS}, {RUN}PATH or {SEMI}PATH, or leave it out"
+        )
     found = open_run(text.removeprefix(RUN), "latest", "")
     for model in models:
         if found.tokenizer.fingerprint != model.tokenizer.fingerprint:
@@ -97,8 +100,9 @@ def served_of(opened: Opened, layout: Layout, options: Options) -> Served:
       UserError: a model that cannot be served; parameters that cannot be read; a draft of another
         vocabulary than the model's.
     """
-    device = _device(opened, layout, options.rows, options.cache_tokens, options.block)
-    draft = _draft(opened, layout, options, device.sizes)
+    beside = options.draft if isinstance(options.draft, OpenedDrafter) else None
+    device = _device(opened, layout, options.rows, options.cache_tokens, options.block, beside)
+    draft = _draft(opened, layout, options, device)
     settings = options.settings
     if settings.folder:
         folder = str(pathlib.Path(settings.folder) / opened.name)
@@ -136,10 +140,18 @@ def _constraint(constraints: Constraints, grammar: Grammar) -> Constraint:
     return constraints.choice(json.loads(grammar.text))
 
 
-def _device(opened: Opened, layout: Layout, rows: int, tokens: int, block: int) -> Device:
+def _device(
+    opened: Opened,
+    layout: Layout,
+    rows: int,
+    tokens: int,
+    block: int,
+    beside: OpenedDrafter | None = None,
+) -> Device:
     begun = time.perf_counter()
     model, params = opened.read(layout)
-    device = Device(model, params, rows, layout=layout, tokens=tokens, block=block)
+    drafter = None if beside is None else (beside.model, beside.read(layout))
+    device = Device(model, params, rows, layout=layout, tokens=tokens, block=block, drafter=drafter)
     names = device.compile()
     state, page = device.row_bytes()
     print(
@@ -152,9 +164,11 @@ def _device(opened: Opened, layout: Layout, rows: int, tokens: int, block: int) 
     return device
 
 
-def _draft(opened: Opened, layout: Layout, options: Options, of: Sizes) -> Draft | None:
+def _draft(opened: Opened, layout: Layout, options: Options, device: Device) -> Draft | None:
+    if isinstance(options.draft, OpenedDrafter):
+        return SemiDraft(device)
     if isinstance(options.draft, Opened):
-        return RunDraft(_device(options.draft, layout, options.rows, 0, 1), of)
+        return RunDraft(_device(options.draft, layout, options.rows, 0, 1), device.sizes)
     if options.draft == UNITS:
         assert isinstance(opened.model, LexicalUnits)
         return UnitsDraft(opened.model.placeholder, opened.model.unit)

@@ -80,31 +80,31 @@ class SemiDrafter(Model):
                 f"SemiDrafter.window={self.window} is no multiple of ahead={self.ahead}: change "
                 f"the one or the other"
             )
-        if self.width % (2 * self.heads):
+        if self._width % (2 * self.heads):
             raise ValueError(
-                f"SemiDrafter.heads={self.heads} do not divide a width of {self.width} in even "
+                f"SemiDrafter.heads={self.heads} do not divide a width of {self._width} in even "
                 f"parts: give another number"
             )
 
     @property
-    def width(self) -> int:
+    def _width(self) -> int:
         """D, the model's."""
         return self.target.width
 
     @property
     def _ffn(self) -> MLP:
-        return MLP(width=self.width, dropout=0.0)
+        return MLP(width=self._width, dropout=0.0)
 
     @property
     def _norm(self) -> RMSNorm:
-        return RMSNorm(width=self.width)
+        return RMSNorm(width=self._width)
 
     def table(self) -> Table:
         """target; drafter, which lies whole on every device: join [2D, D], attention, MLP, norms.
 
         Beside them progress, the part of the training that is done.
         """
-        width = self.width
+        width = self._width
         whole: dict[str, Any] = {
             "join": Param((2 * width, width), (None, None), fan_in(2 * width)),
             "mixer_norm": self._norm.table(),

@@ -144,8 +144,8 @@ class LexicalUnits(LanguageModel):
         }
         total = self._scores(params, guessed, wanted, axes).loss()
         first = weights[:, ends] * (jnp.asarray(ends < size - 1, jnp.float32))
-        counts = jnp.sum(wanted["weights"]), jnp.sum(first)
-        return total, *(collectives.psum(count, axes.batch) for count in counts)
+        count, begun = jnp.sum(wanted["weights"]), jnp.sum(first)
+        return total, collectives.psum(count, axes.batch), collectives.psum(begun, axes.batch)
 
     def _looking_ahead(
         self, params: Params, tokens: Array, axes: Axes

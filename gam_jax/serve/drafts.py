@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -239,3 +240,29 @@ class UnitsDraft(Draft):
         """See `Draft`."""
         guesses = list(itertools.takewhile(lambda token: token != UNSURE, beyond[: self._ahead]))
         self._next[row] = len(tokens), guesses
+
+
+class FromFeatures(Protocol):
+    """Rows whose executor has a drafter, see `device.Device`."""
+
+    def guess(self, asked: Mapping[int, Sequence[int]]) -> np.ndarray:
+        """Guesses for each row, [S, G], of some rows' tokens so far."""
+        ...
+
+
+class SemiDraft(Draft):
+    """Guesses by a small network from what the model has found, see `models.semi`.
+
+    Args:
+      rows: of the model, with a drafter.
+    """
+
+    def __init__(self, rows: FromFeatures) -> None:
+        self._rows = rows
+
+    def guess(self, asked: Mapping[int, tuple[Sequence[int], int]]) -> dict[int, list[int]]:
+        """See `Draft`."""
+        if not asked:
+            return {}
+        found = self._rows.guess({row: tokens for row, (tokens, _) in asked.items()})
+        return {row: found[row, :most].tolist() for row, (_, most) in asked.items()}

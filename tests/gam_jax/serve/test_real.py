@@ -10,9 +10,10 @@ import pytest
 
 from gam_jax.layers import GAM, MLP, Attention, Block
 from gam_jax.models.language import LanguageModel
+from gam_jax.models.semi import SemiDrafter
 from gam_jax.models.units import as_units
 from gam_jax.serve.device import Device
-from gam_jax.serve.drafts import NgramDraft, RunDraft, UnitsDraft
+from gam_jax.serve.drafts import NgramDraft, RunDraft, SemiDraft, UnitsDraft
 from gam_jax.serve.executor import Draws
 from gam_jax.serve.seating import Settings
 from gam_jax.serve.service import Service
@@ -121,6 +122,28 @@ def test_a_model_that_looks_ahead_writes_the_same(mixer):
     unsure, counts = served(device, wanted, draft=UnitsDraft(VOCAB, 1), always=True)
     assert [one.tokens for one in unsure] == [one.tokens for one in plain]
     assert counts.guessed == 0
+
+
+@pytest.mark.parametrize("mixer", ["gam", pytest.param("attention", marks=pytest.mark.slow)])
+def test_a_drafter_from_features_changes_no_text(mixer):
+    """A text that goes on from a remembered state has none at first."""
+    model = LanguageModel(Block(MIXERS[mixer], MLP(expansion=1)), WIDTH, depth=1, vocab=VOCAB)
+    drafter = SemiDrafter(model, ahead=2, window=6, heads=2)
+    params = random_like(drafter.table())
+    beside = drafter, params["drafter"]
+    device = Device(model, params["target"], 3, **SIZES, drafter=beside)
+    assert "guess" in device.compile()
+    wanted = requests(np.random.default_rng(4), 5)
+    plain, _ = served(device, wanted)
+    before = len(COMPILED)
+    drafted, counts = served(device, wanted, draft=SemiDraft(device), always=True)
+    assert [one.tokens for one in drafted] == [one.tokens for one in plain]
+    assert 0 < counts.accepted < counts.guessed
+    options = Settings(prefill_budget=8)
+    warm, counts = served(device, wanted * 2, options, SemiDraft(device), always=True)
+    assert [one.tokens for one in warm] == [one.tokens for one in plain] * 2
+    assert counts.cached > 0
+    assert len(COMPILED) == before
 
 
 @pytest.mark.slow
