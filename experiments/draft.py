@@ -1,8 +1,8 @@
 """Trains what guesses how a run's texts go on, so that they are served in fewer passes.
 
-  gam draft units --run=runs/gam_small            # the run itself learns to look ahead
+  gam draft units --run=runs/gam_small       # the run learns to look ahead
   gam serve --run=runs/gam_small-units --draft=units
-  gam draft semi --run=runs/gam_small             # a small network beside the run, which stays
+  gam draft semi --run=runs/gam_small        # a small network beside the run
   gam serve --run=runs/gam_small --draft=semi:runs/gam_small-semi
 
 Both train on the run's own data, with its batch and optimizer unless flags say otherwise, into a
@@ -21,10 +21,10 @@ from absl import flags
 from experiments import cli
 from experiments.config_flags import define_classes_flag, register_classes
 from experiments.devices import define_cache_flag, define_device_flags, layout_from_flags
+from experiments.drafting import beside, semi_of, units_of
 from experiments.writer import TextRun
 from gam_jax.params import Params
 from gam_jax.training.beginning import Beginning
-from gam_jax.training.drafting import beside, semi_of, units_of
 from gam_jax.training.experiment import Experiment
 from gam_jax.training.fit import Fitted, check_beginning, fit, summary
 from gam_jax.training.folder import RunFolder, load_params
