@@ -83,16 +83,20 @@ def slow_unless_chosen(cases: Iterable[tuple], chosen: Collection[tuple]) -> lis
 
 
 def layout_of(
-    shape: tuple[int, ...],
+    shape: tuple[Any, ...],
     preset: str = ONE[1],
     rules: str = "",
     schedule: str = "1f1b",
     turns: int = 1,
     stages: str = "",
+    **fields: str,
 ) -> Layout:
-    """A layout on the first devices: data, seq, tensor and, if not 1, stream, expert and pipe."""
+    """A layout on the first devices: data, seq, tensor and, if not 1, stream, expert and pipe.
+
+    Several numbers for data are its levels. Other fields are those of `Parallel`.
+    """
     sizes = dict(zip(EVERY_AXIS, (*shape, 1, 1, 1), strict=False))
-    return Layout(make_mesh(**sizes), Parallel(preset, rules, schedule, turns, stages))
+    return Layout(make_mesh(**sizes), Parallel(preset, rules, schedule, turns, stages, **fields))
 
 
 def mean_loss(sums: Any) -> float:

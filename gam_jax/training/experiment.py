@@ -132,6 +132,7 @@ FREE_TO_CHANGE = {
     "parallel.turns",
     "parallel.stages",
     "parallel.speeds",
+    "parallel.shards",
 }
 """Fields that do not change what a run computes, so they may differ when it is resumed."""
 
