@@ -23,6 +23,8 @@ class Axes:
       turns: chunks of layers that a device of the axis of `layer` holds, see `sharding.pipeline`.
       layers: how many layers each device along that axis has, where these differ; a device then
         has places for as many as the fullest. () where all have as many.
+      overlap: how products at the ends of a layer go along with the messages over `residual`:
+        "ring" or "two_way", see `sharding.overlap`; None for one after the other.
       backend: what the devices are, "cpu", "gpu" or "tpu", where an op has a program for each;
         None for JAX's default.
     """
@@ -35,6 +37,7 @@ class Axes:
     splits: tuple[tuple[str, str], ...] = ()
     turns: int = 1
     layers: tuple[int, ...] = ()
+    overlap: str | None = None
     backend: str | None = None
 
     def of(self, logical: str) -> str | None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from sharding.axes import Axes
@@ -16,6 +17,7 @@ from sharding.degrees import IN_LEVELS, TABLE, Degrees, check_levels
 from sharding.degrees import parsed as parsed_degrees
 from sharding.errors import UserError, unknown
 from sharding.mesh import axis_of, in_words
+from sharding.overlap import OVERLAPS
 from sharding.pipeline.balance import balance, parsed
 from sharding.pipeline.tables import ONE_F_ONE_B, check_schedule
 from sharding.rules import DEFAULT_RULES, Rules, partition_spec
@@ -28,7 +30,7 @@ WORDS = {
 }
 """Word of a preset -> the mesh axis that it gives work to."""
 
-OWN_WORK = frozenset({"stream", "expert", "pipe"})
+OWN_WORK = frozenset({"stream", "expert", "pipe", "worker"})
 """Mesh axes with one use only, which a model has or has not; no word asks for it."""
 
 
@@ -54,6 +56,9 @@ class Parallel:
       stages: layers of each stage, as "5,3"; empty for as many on each.
       speeds: of each stage, as "197,160": the layers are dealt out so that the slowest stage is as
         fast as can be, see `sharding.pipeline.balance`; empty for equal ones.
+      overlap: beside tensor_tokens, how the products at the ends of a layer go along with the
+        messages over `tensor`: none, one after the other; ring, in steps of a ring; two_way, in two
+        rings, each with half of the tokens; see `sharding.overlap`.
       shards: over how many devices of `data` weights, gradients and the optimizer's state are
         split, as "weights:2,gradients:4,state:8,secondary:1", in the place of what a word says;
         see `sharding.degrees`.
@@ -65,6 +70,7 @@ class Parallel:
     turns: Size = 1
     stages: str = ""
     speeds: str = ""
+    overlap: str = OVERLAPS[0]
     shards: str = ""
 
     def __post_init__(self) -> None:
@@ -90,6 +96,7 @@ class Parallel:
                     f"decide what the {WORDS[word]} axis does: keep one"
                 )
             used[WORDS[word]] = word
+        self._check_overlap()
         if self.shards:
             parsed_degrees(self.shards)
             if (word := used.get("data", "data")) != "data":
@@ -98,6 +105,15 @@ class Parallel:
                     f"state is split: give one"
                 )
         _ = self.table
+
+    def _check_overlap(self) -> None:
+        if self.overlap not in OVERLAPS:
+            raise UserError(f"parallel.overlap={self.overlap}: {unknown(self.overlap, OVERLAPS)}")
+        if self.overlap != OVERLAPS[0] and "tensor_tokens" not in self.words:
+            raise UserError(
+                f"parallel.overlap={self.overlap} needs messages that it can overlap with: put "
+                f"tensor_tokens into parallel.preset={self.preset}"
+            )
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -166,6 +182,12 @@ class Layout:
                 f"parallel.preset={self.parallel.preset}: '{alone.pop()}' needs mesh axis "
                 f"data={levels[0]} in levels, as --mesh=data=2x4"
             )
+        if self.worker_axis and (len(levels) > 1 or self.parallel.shards):
+            raise UserError(
+                f"mesh axis worker={self._size('worker')} is joined with data when the run is "
+                f"validated: give data in one level, and a word of parallel.preset for "
+                f"parallel.shards"
+            )
         if self.parallel.shards and math.prod(levels) > 1:
             check_levels(self.degrees, levels, f"parallel.shards={self.parallel.shards}")
 
@@ -188,6 +210,7 @@ class Layout:
             splits=tuple(sorted(splits.items())),
             turns=self.parallel.turns if "layer" in splits else 1,
             layers=self._unlike if "layer" in splits else (),
+            overlap=None if self.parallel.overlap == OVERLAPS[0] else self.parallel.overlap,
             backend=self._backend,
         )
 
@@ -225,6 +248,24 @@ class Layout:
     def stages(self) -> int:
         """Stages that the layers of a model are split into."""
         return self._size("pipe")
+
+    @property
+    def worker_axis(self) -> str | None:
+        """The axis that splits workers which meet now and then; None where each device has all."""
+        return self._split("worker")
+
+    @property
+    def without_workers(self) -> Layout:
+        """The same devices, those of `worker` along `data` too: how workers validate together."""
+        if self.worker_axis is None:
+            return self
+        names = self.mesh.axis_names
+        worker, data = names.index("worker"), names.index("data")
+        shape = [*self.mesh.devices.shape]
+        shape[worker], shape[data] = 1, shape[worker] * shape[data]
+        beside = np.moveaxis(self.mesh.devices, worker, data - 1)  # just outside of `data`
+        mesh = Mesh(beside.reshape(shape), names, axis_types=self.mesh.axis_types)
+        return dataclasses.replace(self, mesh=mesh)
 
     @property
     def in_order(self) -> Layout:
@@ -280,7 +321,9 @@ class Layout:
         """The same mesh without ZeRO, split residual streams or turns, as for decoding."""
         plain = dict.fromkeys(TABLE, "data") | {"tensor_tokens": "tensor"}
         preset = "+".join(plain.get(word, word) for word in self.parallel.words)
-        parallel = dataclasses.replace(self.in_order.parallel, preset=preset, shards="")
+        parallel = dataclasses.replace(
+            self.in_order.parallel, preset=preset, shards="", overlap=OVERLAPS[0]
+        )
         return Layout(self.mesh, parallel)
 
     def spec(self, name: str, shape: Sequence[int], axes: Sequence[str | None]) -> PartitionSpec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,9 +16,9 @@ from jax.sharding import AxisType, Mesh
 
 from sharding.errors import UserError
 
-AXIS_NAMES = ("pipe", "data", "stream", "seq", "expert", "tensor")
-"""The outer axes first: those may cross hosts. `pipe` talks least, and is crossed first; `tensor`,
-which talks most, stays inside one."""
+AXIS_NAMES = ("worker", "pipe", "data", "stream", "seq", "expert", "tensor")
+"""The outer axes first: those may cross hosts. `worker` and `pipe` talk least, and are crossed
+first; `tensor`, which talks most, stays inside one."""
 
 ALWAYS_SHOWN = ("data", "seq", "tensor")
 """Axes that any model can use; words for a mesh leave the others out where they are one device."""
@@ -41,6 +42,7 @@ def make_mesh(
     stream: int = 1,
     expert: int = 1,
     pipe: int = 1,
+    worker: int = 1,
     devices: Sequence[Any] | None = None,
     hosts: Sequence[int] | None = None,
     across: Mapping[str, int] | None = None,
@@ -57,6 +59,7 @@ def make_mesh(
       stream: devices that parallel streams are split over.
       expert: devices that the experts of a mixture are split over.
       pipe: devices that layers are split over, in stages.
+      worker: devices that workers which meet now and then are split over.
       devices: to choose from; all if None.
       hosts: a number for the fast network that each of them is on; by `host_of` if None.
       across: how many hosts each axis crosses, where the devices are on several; what is left of
@@ -67,8 +70,12 @@ def make_mesh(
         fit the axes.
     """
     levels = (data,) if isinstance(data, int) else tuple(data)
-    names = (AXIS_NAMES[0], *level_names(len(levels)), *AXIS_NAMES[2:])
-    sizes = (pipe, *levels, stream, seq, expert, tensor)
+    names = tuple(
+        itertools.chain.from_iterable(
+            level_names(len(levels)) if name == "data" else (name,) for name in AXIS_NAMES
+        )
+    )
+    sizes = (worker, pipe, *levels, stream, seq, expert, tensor)
     shown = in_words(dict(zip(names, sizes, strict=True)))
     for name, size in zip(names, sizes, strict=True):
         if size < 1:

@@ -18,6 +18,7 @@ from gam_jax.traffic import levels
 from gam_jax.traffic.layers import FLOAT, Sizes, added_last, gathers, layer_traffic
 from sharding.layout import Layout
 from sharding.messages import Message
+from sharding.overlap import RING, TWO_WAY
 
 
 def sizes_of(model: Any, layout: Layout, rows: int, tokens: int) -> Sizes:
@@ -34,6 +35,7 @@ def sizes_of(model: Any, layout: Layout, rows: int, tokens: int) -> Sizes:
         enter_again=bool(layout.layer_axes),  # what is kept beside shards leaves such gathers out
         expert=mesh["expert"],
         packed=getattr(model, "packed", False),
+        rings={None: 0, RING: 1, TWO_WAY: 2}[layout.axes.overlap],
     )
 
 

@@ -93,9 +93,16 @@ def state_shardings(model: Model, optimizer: optax.GradientTransformation, layou
     whole = NamedSharding(layout.mesh, PartitionSpec())
     abstract = abstract_state(model, optimizer)
     stored = shardings(stored_specs(table, layout), layout)
-    opt_state = like_params(optimizer, abstract.opt_state, stored, lambda _: whole)
+    opt_state = like_params(
+        optimizer, abstract.opt_state, stored, lambda _: whole, lambda one: of_workers(one, layout)
+    )
     params = shardings(param_specs(table, layout), layout)
     return abstract.replace(step=whole, params=params, opt_state=opt_state, key=whole)
+
+
+def of_workers(lies: NamedSharding, layout: Layout) -> NamedSharding:
+    """How an array lies that each worker has its own of, [workers, ...]."""
+    return NamedSharding(layout.mesh, PartitionSpec(layout.worker_axis, *lies.spec))
 
 
 def new_state(model: Model, optimizer: optax.GradientTransformation, key: Array) -> TrainState:
@@ -131,6 +138,28 @@ def make_gradients(
     model: Model, layout: Layout, accumulate: int = 1, fill: float = 0.0
 ) -> Callable[[Params, Batch, Array], tuple[dict[str, Array], Params]]:
     """(params, batch, key) -> (measures, gradients), a program over the whole mesh.
+
+    See `own_gradients`, which it is made of.
+    """
+    own = own_gradients(model, layout, accumulate, fill)
+    model, layout = on_stages(model, layout)
+    table = model.table()
+    return jax.shard_map(
+        own,
+        mesh=layout.mesh,
+        in_specs=(
+            param_specs(table, layout),
+            batch_specs(model, layout, accumulate),
+            PartitionSpec(),
+        ),
+        out_specs=(PartitionSpec(), stored_specs(table, layout)),
+    )
+
+
+def own_gradients(
+    model: Model, layout: Layout, accumulate: int = 1, fill: float = 0.0
+) -> Callable[[Params, Batch, Array], tuple[dict[str, Array], Params]]:
+    """(params, batch, key) -> (measures, gradients), the program of one device.
 
     What is differentiated is total / count of the whole batch, plus the mean penalty of its parts:
     every row and token weighs alike, whichever part and device it is in. A batch whose weights are
@@ -212,16 +241,7 @@ def make_gradients(
         grads = zero.sum_gradients(grads, dims, layout.state_axes, split, spread)
         return measures, mean_of_signs(table, grads, accumulate)
 
-    return jax.shard_map(
-        gradients,
-        mesh=layout.mesh,
-        in_specs=(
-            param_specs(table, layout),
-            batch_specs(model, layout, accumulate),
-            PartitionSpec(),
-        ),
-        out_specs=(PartitionSpec(), stored_specs(table, layout)),
-    )
+    return gradients
 
 
 def _second_copy(params: Params, dims: Any, layout: Layout) -> Params:
@@ -293,7 +313,7 @@ def make_train_step(
         params = lax.with_sharding_constraint(state.params, stored)
         with jax.named_scope(OPTIMIZER):
             params, opt_state = updated(optimizer, grads, state.opt_state, params)
-            params = _spread(params, table, layout)
+            params = spread(params, table, layout)
         after = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
         norm = optax.tree.norm(trained(optimizer, without_signs(table, grads)))
         return after, {**measures, "grad_norm": norm}
@@ -304,8 +324,11 @@ def make_train_step(
     )
 
 
-def _spread(params: Any, table: Any, layout: Layout) -> Any:
-    """Gives devices the parameters that ZeRO updated in smaller parts than they are stored in."""
+def spread(params: Any, table: Any, layout: Layout, workers: bool = False) -> Any:
+    """Gives devices the parameters that ZeRO updated in smaller parts than they are stored in.
+
+    With `workers` each array is [workers, ...], and one worker's are gathered after another's.
+    """
     over = layout.state_axes[len(layout.weight_axes) :]
     if not over:
         return params
@@ -320,7 +343,14 @@ def _spread(params: Any, table: Any, layout: Layout) -> Any:
         return jax.tree.map(one, params, dims)
 
     specs = stored_specs(table, layout), param_specs(table, layout)
-    return jax.shard_map(gather, mesh=layout.mesh, in_specs=specs[:1], out_specs=specs[1])(params)
+    program = gather
+    if workers:
+        specs = jax.tree.map(lambda spec: PartitionSpec(layout.worker_axis, *spec), specs)
+
+        def program(params: Params) -> Params:
+            return lax.map(gather, params)
+
+    return jax.shard_map(program, mesh=layout.mesh, in_specs=specs[:1], out_specs=specs[1])(params)
 
 
 def make_eval_step(model: Model, layout: Layout) -> Callable[[Params, Batch], Measures]:

@@ -20,6 +20,13 @@ def layout(preset, rules="", **sizes):
     return Layout(make_mesh(**sizes), Parallel(preset, rules))
 
 
+def test_an_overlap_without_split_tokens_or_an_unknown_one_is_refused():
+    with pytest.raises(UserError, match=r"parallel\.overlap=rings: unknown.*did you mean 'ring'"):
+        Parallel("data+tensor_tokens", overlap="rings")
+    with pytest.raises(UserError, match=r"parallel\.overlap=ring.*tensor_tokens"):
+        Parallel("data+tensor", overlap="ring")
+
+
 def test_an_axis_of_one_device_splits_nothing():
     assert Layout(make_mesh()).axes == Axes(backend="cpu")
     assert Layout(make_mesh(seq=8)).axes == Axes(seq="seq", backend="cpu")

@@ -31,7 +31,7 @@ def dividing(rows, tokens, width):
 
     def refusal(sizes):
         whole = {"data": rows, "seq": tokens, "tensor": width}
-        whole |= dict.fromkeys(("pipe", "stream", "expert"), 4)
+        whole |= dict.fromkeys(("worker", "pipe", "stream", "expert"), 4)
         bad = [name for name, size in sizes.items() if whole[name] % size]
         return f"{bad[0]} does not divide" if bad else None
 
