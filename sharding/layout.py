@@ -375,8 +375,8 @@ class Layout:
         dim = self.shard_dim(name, shape, axes)
         over = self.state_axes if over is None else over
         if dim and over:
-            names = (entries[dim], *over) if entries[dim] else tuple(over)
-            entries[dim] = names if len(names) > 1 else names[0]
+            names = [entries[dim], *over] if entries[dim] else [*over]
+            entries[dim] = tuple(names) if len(names) > 1 else names[0]
         return PartitionSpec(*entries)
 
     def check_batch(self, rows: int, tokens: int | None) -> None:

@@ -199,25 +199,31 @@ def _crossed(hosts: int, sizes: Mapping[str, int], across: Mapping[str, int] | N
     return crossed
 
 
-def parse_axes(text: str, what: str = "--mesh") -> dict[str, int]:
+def parse_axes(text: str, what: str = "--mesh", given: str = "") -> dict[str, int]:
     """ "data=2,tensor=4" as a dict.
+
+    Args:
+      text: as above.
+      what: it is, for messages.
+      given: the words that a person gave, where these are others.
 
     Raises:
       UserError: an axis that is unknown or given twice, or a size that is no number.
     """
     sizes: dict[str, int] = {}
+    shown = f"{what}={given or text}"
     for entry in filter(None, text.split(",")):
         name, _, size = entry.partition("=")
         if name not in AXIS_NAMES:
             near = difflib.get_close_matches(name, AXIS_NAMES, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(AXIS_NAMES)}"
-            raise UserError(f"{what}={text}: unknown axis '{name}'; {hint}")
+            raise UserError(f"{shown}: unknown axis '{name}'; {hint}")
         if name in sizes:
-            raise UserError(f"{what}={text}: axis '{name}' is given twice: give it once")
+            raise UserError(f"{shown}: axis '{name}' is given twice: give it once")
         try:
             sizes[name] = int(size)
         except ValueError:
-            raise UserError(f"{what}={text}: '{entry}' should look like {name}=2") from None
+            raise UserError(f"{shown}: '{entry}' should look like {name}=2") from None
     return sizes
 
 
@@ -251,7 +257,7 @@ def mesh_from_text(
     """
     devices = list(jax.devices() if devices is None else devices)
     plain, levels = data_levels(text)
-    sizes = parse_axes(plain) or {"data": -1}
+    sizes = parse_axes(plain, given=text) or {"data": -1}
     rest = [name for name, size in sizes.items() if size == -1]
     if len(rest) > 1:
         raise UserError(f"--mesh={text}: only one axis can be -1, what is left: give the others")

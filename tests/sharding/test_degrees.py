@@ -32,7 +32,9 @@ def test_a_data_axis_in_levels_is_several_mesh_axes_and_its_words():
 def test_the_inner_levels_lie_inside_a_host():
     hosts = [0, 1] * 4
     mesh = make_mesh((2, 2, 2), hosts=hosts)
-    on = [[jax.devices().index(device) % 2 for device in each.flat] for each in mesh.devices[0]]
+    on = [
+        [jax.devices().index(device) % 2 for device in each] for each in mesh.devices.reshape(2, 4)
+    ]
     assert on == [[0] * 4, [1] * 4]
     both = make_mesh((2, 2), tensor=2, hosts=[0, 0, 1, 1, 2, 2, 3, 3], across={"data": 4})
     assert [d.id // 2 for d in both.devices.flat] == [0, 0, 1, 1, 2, 2, 3, 3]
