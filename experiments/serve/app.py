@@ -42,12 +42,17 @@ class State:
       key: that clients must give; empty for none.
       active: bodies that are being answered.
       draining: whether no more are taken.
+
+    Args:
+      key: as above.
+      lost: says why another process of this job is of no more use; empty while all are well.
     """
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str, lost: Callable[[], str] = str) -> None:
         self.served: dict[str, Served] = {}
         self.metrics = Metrics({})
         self.key = key
+        self._lost = lost
         self.active = 0
         self.draining = False
 
@@ -58,8 +63,9 @@ class State:
 
     @property
     def failure(self) -> str:
-        """Why an engine has stopped by itself; empty if none has."""
-        return next((why for one in self.served.values() if (why := one.engine.failure())), "")
+        """Why an engine has stopped by itself, or cannot go on; empty if none has."""
+        failures = (why for one in self.served.values() if (why := one.engine.failure()))
+        return self._lost() or next(failures, "")
 
     @property
     def status(self) -> str:
