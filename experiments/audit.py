@@ -2,6 +2,7 @@
 
   gam audit --emulate=8 --mesh=data=2,seq=2,tensor=2
   gam audit --emulate=64 --mesh=data=64 --config.parallel.preset=fully_sharded
+  gam audit --emulate=8 --mesh=data=2x2x2 --config.parallel.shards=weights:2,gradients:4,state:8
   gam audit --topology=v5e:4x4 --config.parallel.preset=fully_sharded
 
 Nothing is trained: the step is lowered for the mesh, its collectives are counted in its jaxpr
@@ -24,7 +25,7 @@ from absl import flags
 from jax.sharding import NamedSharding, PartitionSpec
 from rich.table import Table as TextTable
 
-from experiments import cli, every_layer
+from experiments import cli, every_layer, rings
 from experiments.abstract_step import lowered
 from experiments.adapt import adapt_from_flags, define_adapter_flags
 from experiments.config_flags import define_config_flag, experiment_from_flags
@@ -37,14 +38,16 @@ from gam_jax.master import Mastered
 from gam_jax.models import LanguageModel
 from gam_jax.models.base import on_stages
 from gam_jax.nested import with_held
-from gam_jax.optimizer import make_optimizer
 from gam_jax.params import shardings
-from gam_jax.traffic import has_formula, state_bytes, step_traffic
+from gam_jax.traffic import has_formula, state_bytes, step_bytes
 from gam_jax.traffic.pipeline import Stages, stages_of
+from gam_jax.traffic.rounds import round_traffic
 from gam_jax.training.checks import check_batch, check_fits
-from gam_jax.training.experiment import Experiment
+from gam_jax.training.experiment import Experiment, run_optimizer
+from gam_jax.training.rounds import round_specs
 from gam_jax.training.step import abstract_state, batch_specs, state_shardings
 from sharding import cost
+from sharding.degrees import Degrees
 from sharding.errors import UserError
 from sharding.layout import Layout, bytes_held
 from sharding.messages import Kind, Total, compiled_messages, messages_of, totals
@@ -69,6 +72,13 @@ def define_flags() -> None:
         False,
         f"Compile a small step of every layer for --topology, and write {every_layer.PAGE}.",
     )
+    flags.DEFINE_string(
+        "rates",
+        "",
+        "Operations and bytes a second, as 200e12,150e9: what products and messages at the ends of "
+        "layers take, one by one and in a ring. A third number: by what part products in steps "
+        "are slower.",
+    )
     flags.DEFINE_bool("json", False, "Print one JSON object.")
     define_adapter_flags()
     define_device_flags()
@@ -85,11 +95,15 @@ def main() -> None:
     layout = layout_from_flags(experiment.parallel, topology=machine)
     check_batch(experiment, layout)
     check_fits(experiment, layout)
-    result = audit(experiment, layout, args.compile, machine)
+    rates = rings.rates_of(args.rates) if args.rates else None
+    doors = rings.times(experiment, layout, rates) if rates else []
+    result = audit(experiment, layout, args.compile, machine) | ({"doors": doors} if rates else {})
     if args.json:
         print(json.dumps(result))
     else:
         _print(result)
+        if rates:
+            rings.print_times(doors, rates)
 
 
 def _every_layer(name: str) -> None:
@@ -144,12 +158,16 @@ def audit(
     result = {
         "mesh": layout.shown,
         "preset": experiment.parallel.preset,
+        "steps": experiment.train.local.every,
         "rows": [_row(kind, counted, expected) for kind in sorted({*counted, *expected})],
         "agree": None if formula is None else counted == formula,
         "longer": longer_sequences(experiment, layout),
         "memory": state_memory(experiment, layout),
         "memory_by_formula": memory_by_formula(experiment, layout),
     }
+    if layout.degrees != Degrees():
+        result["degrees"] = dataclasses.asdict(layout.degrees)
+        result["in_a_step"] = dataclasses.asdict(step_bytes(experiment.model, layout))
     if layout.stages > 1 and formula is not None:
         result["schedule"] = experiment.parallel.schedule
         result["stages"] = dataclasses.asdict(kept_by_stages(experiment, layout))
@@ -178,9 +196,8 @@ def expected_traffic(experiment: Experiment, layout: Layout) -> dict[Kind, Total
     if changed or not has_formula(experiment.model, layout):
         return None
     settings, window = experiment.train, getattr(experiment.data, "window", 0)
-    return totals(
-        step_traffic(experiment.model, layout, settings.batch, window, settings.accumulate)
-    )
+    sizes = settings.batch, window, settings.accumulate
+    return totals(round_traffic(experiment.model, layout, settings.local, *sizes))
 
 
 def kept_by_stages(experiment: Experiment, layout: Layout) -> Stages:
@@ -205,7 +222,7 @@ def _row(kind: Kind, counted: dict[Kind, Total], expected: dict[Kind, Total]) ->
 def state_memory(experiment: Experiment, layout: Layout) -> dict[str, int]:
     """Bytes of parameters and optimizer state on each device, and on one device alone."""
     model = experiment.model
-    optimizer = make_optimizer(experiment.optimizer, experiment.train.steps, model.table())
+    optimizer = run_optimizer(experiment)
     state = abstract_state(on_stages(model, layout)[0], optimizer)
     placed = state_shardings(model, optimizer, layout)
 
@@ -216,13 +233,14 @@ def state_memory(experiment: Experiment, layout: Layout) -> dict[str, int]:
     if isinstance(state.opt_state, Mastered):
         master = bytes_held(state.opt_state.master, placed.opt_state.master)
         held["of it the float32 master copy"] = master
-    alone = state_bytes(model, experiment.optimizer).total
+    alone = state_bytes(model, experiment.optimizer, local=experiment.train.local).total
     return {**held, "both on one device alone": alone}
 
 
 def memory_by_formula(experiment: Experiment, layout: Layout) -> dict[str, int]:
     """What `state_memory` should find, from sizes and dtypes."""
-    found = state_bytes(experiment.model, experiment.optimizer, layout)
+    local = experiment.train.local
+    found = state_bytes(experiment.model, experiment.optimizer, layout, local)
     master = {"of it the float32 master copy": found.master} if found.master else {}
     return {"parameters": found.parameters, "optimizer state": found.optimizer, **master}
 
@@ -231,11 +249,12 @@ def argument_bytes(experiment: Experiment, layout: Layout) -> int:
     """What a step is given on each device: state by formula, the batch, the step and the key."""
     settings, model = experiment.train, experiment.model
     _, state, batch = lowered(experiment, layout)
-    placed = shardings(batch_specs(model, layout, settings.accumulate), layout)
+    specs = round_specs if settings.local.on else batch_specs
+    placed = shardings(specs(model, layout, settings.accumulate), layout)
     whole = NamedSharding(layout.mesh, PartitionSpec())
     scalars = (state.step, state.key)
     held = bytes_held(batch, placed) + bytes_held(scalars, (whole, whole))
-    return state_bytes(model, experiment.optimizer, layout).total + held
+    return state_bytes(model, experiment.optimizer, layout, settings.local).total + held
 
 
 def longer_sequences(experiment: Experiment, layout: Layout) -> list[dict[str, int]]:
@@ -267,8 +286,9 @@ def with_context(config: Any, multiple: int) -> Any:
 
 
 def _print(result: dict[str, Any]) -> None:
+    what = "a step" if result["steps"] == 1 else f"a round of {result['steps']} steps"
     table = TextTable(
-        "collective", "axes", "count", "bytes sent", "by formula", title="a step, on each device"
+        "collective", "axes", "count", "bytes sent", "by formula", title=f"{what}, on each device"
     )
     for row in result["rows"]:
         formula = "-" if row["formula_sent"] is None else f"{row['formula_sent']:,}"
@@ -288,6 +308,8 @@ def _print(result: dict[str, Any]) -> None:
         formula = result["memory_by_formula"].get(name)
         memory.add_row(name, f"{size:,}", "-" if formula is None else f"{formula:,}")
     print_table(memory)
+    if "degrees" in result:
+        _print_degrees(result["degrees"], result["in_a_step"])
     if "stages" in result:
         _print_stages(result["schedule"], result["stages"])
     if "topology" in result:
@@ -297,6 +319,14 @@ def _print(result: dict[str, Any]) -> None:
         for row in result["longer"]:
             longer.add_row(*(f"{value:,}" for value in row.values()))
         print_table(longer)
+
+
+def _print_degrees(degrees: dict[str, int], held: dict[str, int]) -> None:
+    """How state is split over `data`, and what a step holds for a while."""
+    parts = (f"{kind} {degree}" for kind, degree in degrees.items() if degree)
+    print(f"split over so many devices of data: {', '.join(parts)}")
+    second = f", a second copy of parameters {held['secondary']:,}" if degrees["secondary"] else ""
+    print(f"while a step runs, by formula: gradients {held['gradients']:,} bytes{second}")
 
 
 def _print_stages(schedule: str, found: dict[str, Any]) -> None:

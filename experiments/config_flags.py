@@ -26,8 +26,9 @@ def config(experiment: Experiment) -> config_dict.ConfigDict:
     """What a config file's `get_config()` returns: the experiment, open to overrides."""
     # Numbers as their fields have them: ml_collections overrides an int with whole numbers alone.
     values = to_dict(from_dict(Experiment, to_dict(experiment)))
-    model = values["model"]  # ml_collections cannot override a None
-    values["model"] = {name: value for name, value in model.items() if value is not None}
+    for around, name in ((values, "model"), (values["train"], "local")):
+        # ml_collections cannot override a None
+        around[name] = {field: x for field, x in around[name].items() if x is not None}
     return config_dict.ConfigDict(values)
 
 

@@ -9,6 +9,7 @@ import jax
 import optax
 from jaxtyping import Array
 
+from gam_jax.local import LocalState, Workers
 from gam_jax.optimizer import trained
 from gam_jax.params import FLOAT32, Params, Table, round_to, stored_dtypes, widened
 
@@ -133,6 +134,7 @@ def like_params(
     opt_state: Any,
     tree: Any,
     other: Callable[[Any], Any] = lambda leaf: leaf,
+    of_workers: Callable[[Any], Any] = lambda entry: entry,
 ) -> Any:
     """The optimizer's state with the entry of its parameter in the place of each array.
 
@@ -141,7 +143,20 @@ def like_params(
       opt_state: its state, or the shapes of it.
       tree: an entry for each parameter, a sharding for example.
       other: of what belongs to no parameter, as the count of steps.
+      of_workers: makes of an entry that of an array which each worker has its own of.
     """
+    if isinstance(opt_state, LocalState):
+        assert isinstance(optimizer, Workers)
+        lifted = jax.tree.map(of_workers, tree)
+
+        def own_other(leaf: Any) -> Any:
+            return of_workers(other(leaf))
+
+        return LocalState(
+            momentum=None if opt_state.momentum is None else tree,
+            sent=None if opt_state.sent is None else lifted,
+            inner=like_params(optimizer.own, opt_state.inner, lifted, own_other),
+        )
     if isinstance(opt_state, Mastered):
         master = jax.tree.map(
             lambda own, entry: None if own is None else entry,

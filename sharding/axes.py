@@ -12,7 +12,7 @@ class Axes:
     `Axes()` is how a notebook calls a layer: no mesh at all, the same code.
 
     Attributes:
-      data: axis that splits the batch.
+      data: axis that splits the batch; several where it is in levels, the outer one first.
       seq: axis that splits the tokens of each sequence.
       residual: axis that further splits the tokens of the residual stream, between layers; it is
         one that splits layers inside (Megatron's sequence parallelism, arXiv 2205.05198).
@@ -23,11 +23,13 @@ class Axes:
       turns: chunks of layers that a device of the axis of `layer` holds, see `sharding.pipeline`.
       layers: how many layers each device along that axis has, where these differ; a device then
         has places for as many as the fullest. () where all have as many.
+      overlap: how products at the ends of a layer go along with the messages over `residual`:
+        "ring" or "two_way", see `sharding.overlap`; None for one after the other.
       backend: what the devices are, "cpu", "gpu" or "tpu", where an op has a program for each;
         None for JAX's default.
     """
 
-    data: str | None = None
+    data: str | tuple[str, ...] | None = None
     seq: str | None = None
     residual: str | None = None
     streams: int = 0
@@ -35,6 +37,7 @@ class Axes:
     splits: tuple[tuple[str, str], ...] = ()
     turns: int = 1
     layers: tuple[int, ...] = ()
+    overlap: str | None = None
     backend: str | None = None
 
     def of(self, logical: str) -> str | None:
@@ -50,7 +53,8 @@ class Axes:
     @property
     def rows(self) -> tuple[str, ...]:
         """The axes that split the rows of a batch, the outer one first."""
-        return _present(self.data, self.expert)
+        levels = self.data if isinstance(self.data, tuple) else (self.data,)
+        return _present(*levels, self.expert)
 
     @property
     def sequences(self) -> tuple[str, ...]:

@@ -61,6 +61,9 @@ Share = Annotated[float, Bound(0, 1)]
 """A part of a whole: none of it, or all of it, too."""
 Rate = Annotated[float, Bound(0, 1, open="high")]
 """A part of a whole, but never all of it: what is dropped, or an average's memory."""
+AtLeastOne = Annotated[float, Bound(1)]
+Switch = Annotated[int, Bound(0, 1)]
+"""One of two ways, where both are numbers."""
 Span = Annotated[float, Bound(0, 2**53)]
 """A part of a whole where it is below 1, else a number of them."""
 

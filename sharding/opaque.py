@@ -95,7 +95,8 @@ def _typed(*arguments: Any, program: Any, flops: tuple[int, int]) -> list[Any]:
 def _lowered(ctx: Any, *arguments: Any, program: Any, flops: tuple[int, int]) -> Any:
     with config._check_vma(False):
         lower = mlir.lower_fun(jaxpr_as_fun(program), multiple_results=True)
-        return lower(ctx, *arguments)
+        untyped = ctx.replace(avals_in=program.in_avals, avals_out=program.out_avals)
+        return lower(untyped, *arguments)
 
 
 def _computed(*arguments: Array, program: Any, flops: tuple[int, int]) -> Any:

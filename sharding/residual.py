@@ -15,10 +15,12 @@ Likewise D is the width of the stream, and d the channels of a layer's output th
 
 from __future__ import annotations
 
+from typing import Any
+
 from jax import lax
 from jaxtyping import Array, Float
 
-from sharding import collectives
+from sharding import collectives, overlap
 from sharding.axes import Axes
 
 
@@ -38,6 +40,44 @@ def enter(x: Float[Array, "B t D"], axes: Axes, *logical: str) -> Float[Array, "
         return split_alike(x, axes, *logical)
     x = collectives.as_varying(x, axes.residual)
     return lax.all_gather(x, axes.residual, axis=1, tiled=True)
+
+
+def enter_map(
+    function: overlap.Map[Any], params: Any, x: Float[Array, "B t D"], axes: Axes, *logical: str
+) -> Any:
+    """function(params, `enter`(x)), the products on the way while tokens still arrive.
+
+    Where `axes.overlap` says so, the gather and the function become steps of a ring.
+
+    Args:
+      function: of each token alone, see `overlap.Map`; a tree of [B, T, ...] comes out.
+      params: what it needs besides.
+      x: the stream, this device's tokens.
+      axes: the mesh around.
+      *logical: as in `enter`.
+    """
+    if axes.residual is None or axes.overlap is None:
+        return function(params, enter(x, axes, *logical))
+    return overlap.gather_map(function, params, x, axes.residual, axes.overlap)
+
+
+def leave_map(
+    function: overlap.Map[Any], params: Any, x: Float[Array, "B T F"], axis: str | None, axes: Axes
+) -> Float[Array, "B t D"]:
+    """`leave_sum`(function(params, x)), sums on their way while the next tokens are multiplied.
+
+    Where `axes.overlap` says so, the function and the scatter become steps of a ring.
+
+    Args:
+      function: of each token alone; gives this device's part of the sum.
+      params: what it needs besides.
+      x: what it is given, all tokens.
+      axis: the mesh axis over which parts are summed.
+      axes: the mesh around.
+    """
+    if axis is None or axes.residual is None or axes.overlap is None:
+        return leave_sum(function(params, x), axis, axes)
+    return overlap.map_scatter(function, params, x, axis, axes.overlap)
 
 
 def split_alike(x: Array, axes: Axes, *logical: str) -> Array:

@@ -12,6 +12,7 @@ import pytest
 
 from sharding.layout import Layout, Parallel
 from sharding.mesh import make_mesh
+from sharding.overlap import OVERLAPS
 
 SHAPES = tuple(
     shape for shape in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(shape) in (1, 2, 4, 8)
@@ -42,6 +43,8 @@ STATES = ("data", "zero1", "fully_sharded")
 TENSORS = ("tensor", "tensor_tokens")
 WORDS = (*STATES, "sequence", *TENSORS)
 """Of presets."""
+RINGS = tuple(f"tensor_tokens+{way}" for way in OVERLAPS[1:])
+"""tensor_tokens and `parallel.overlap`, as tests write both in one."""
 
 COVERING = (
     ((8, 1, 1), "zero1+sequence+tensor"),
@@ -63,6 +66,7 @@ def pairs(cases: Iterable[tuple[tuple[int, ...], str]]) -> set[tuple[str, str]]:
         for axis, size in zip(EVERY_AXIS, shape, strict=False)
         if size > 1
         for word in preset.split("+")
+        if word not in OVERLAPS
     }
 
 
@@ -83,16 +87,25 @@ def slow_unless_chosen(cases: Iterable[tuple], chosen: Collection[tuple]) -> lis
 
 
 def layout_of(
-    shape: tuple[int, ...],
+    shape: tuple[Any, ...],
     preset: str = ONE[1],
     rules: str = "",
     schedule: str = "1f1b",
     turns: int = 1,
     stages: str = "",
+    shards: str = "",
 ) -> Layout:
-    """A layout on the first devices: data, seq, tensor and, if not 1, stream, expert and pipe."""
+    """A layout on the first devices: data, seq, tensor and, if not 1, stream, expert and pipe.
+
+    A preset may end with a word of `OVERLAPS`. Several numbers for data are its levels.
+    """
     sizes = dict(zip(EVERY_AXIS, (*shape, 1, 1, 1), strict=False))
-    return Layout(make_mesh(**sizes), Parallel(preset, rules, schedule, turns, stages))
+    words = preset.split("+")
+    overlap = words.pop() if words[-1] in OVERLAPS else OVERLAPS[0]
+    parallel = Parallel(
+        "+".join(words), rules, schedule, turns, stages, overlap=overlap, shards=shards
+    )
+    return Layout(make_mesh(**sizes), parallel)
 
 
 def mean_loss(sums: Any) -> float:

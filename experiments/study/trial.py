@@ -9,10 +9,9 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from experiments.abstract_step import abstract_batch
+from experiments.abstract_step import lowered
 from experiments.study.declare import Arm, Begins
 from gam_jax.data.base import Data, Dataset
-from gam_jax.optimizer import make_optimizer
 from gam_jax.params import Params, count_params
 from gam_jax.training.checks import check_batch
 from gam_jax.training.experiment import Experiment
@@ -21,7 +20,6 @@ from gam_jax.training.folder import RunFolder, load_params
 from gam_jax.training.loop import Beginning
 from gam_jax.training.metrics import read_metrics
 from gam_jax.training.progress import Progress
-from gam_jax.training.step import abstract_state, make_train_step
 from gam_jax.training.warm_start import Source
 from sharding.errors import UserError
 from sharding.json_file import read_json
@@ -159,9 +157,6 @@ def shortened(experiment: Experiment, steps: int) -> Experiment:
 
 def peak_bytes(experiment: Experiment, layout: Layout) -> int:
     """What a training step needs on a device: its arguments and temporaries, by the compiler."""
-    model, settings = experiment.model, experiment.train
-    optimizer = make_optimizer(experiment.optimizer, settings.steps, model.table())
-    step: Any = make_train_step(model, optimizer, layout, settings.accumulate)
-    lowered = step.lower(abstract_state(model, optimizer), abstract_batch(experiment))
-    memory: Any = lowered.compile().memory_analysis()
+    step, *given = lowered(experiment, layout)
+    memory: Any = step.lower(*given).compile().memory_analysis()
     return memory.argument_size_in_bytes + memory.temp_size_in_bytes

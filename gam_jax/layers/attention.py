@@ -15,7 +15,7 @@ from gam_jax.ops.cache import cache_size, check_fits, known_most
 from gam_jax.ops.cached_attention import Shared, attend_spans, causal_rule
 from gam_jax.ops.documents import spans_of
 from gam_jax.ops.dropout import dropout
-from gam_jax.ops.linear import linear
+from gam_jax.ops.linear import by_rows, from_heads, linear
 from gam_jax.ops.norm import rms_norm
 from gam_jax.ops.rotary import Positions, rotary
 from gam_jax.params import Param, Params, Table, fan_in, ones, zeros
@@ -196,8 +196,8 @@ class Attention(Layer):
             begin in it, those of tokens beyond the context of their document); or beyond what the
             positions are for, see `Positions.reaching`.
         """
-        x = residual.enter(x, axes, "heads")
-        batch, tokens = x.shape[:2]
+        seen = residual.enter_map(by_rows(self._projected), params, x, axes, "heads")
+        batch, tokens = seen["query"].shape[:2]
         total = tokens * collectives.axis_size(axes.seq)
         position = jnp.zeros(batch, jnp.int32) if carry is None else carry["position"]
         spans = None if starts is None else spans_of(starts, position, axes.seq)
@@ -213,8 +213,7 @@ class Attention(Layer):
             held = carry["key"], carry["value"]
         end = known_most(position) + total
         positions = self.positions.reaching(end, whole=held is None and spans is None)
-        flat = x.reshape(-1, x.shape[-1])
-        q, k, v = self._heads(params, flat, (batch, tokens), places, positions, axes.of("heads"))
+        q, k, v = self._heads(params, seen, places, positions, axes.of("heads"))
         prefix = self._prefix(carry, batch, axes)
         mixed, cache = attend_spans(
             self.rule,
@@ -232,21 +231,23 @@ class Attention(Layer):
         )
         after = {"key": cache[0], "value": cache[1], **prefix}
         after["position"] = position + total if spans is None else spans.after
-        out = params["out"]
-        mixed = mixed.reshape(batch * tokens, -1)
+        mixed = mixed.reshape(batch, tokens, -1)
         if self.gated:
-            mixed = mixed * jax.nn.sigmoid(_projected(params, flat, "gate"))
-        partial = linear(mixed, out.reshape(-1, out.shape[-1])).reshape(batch, tokens, -1)
-        y = residual.leave_sum(partial, axes.of("heads"), axes)
+            mixed = mixed * jax.nn.sigmoid(seen["gate"])
+        y = residual.leave_map(by_rows(from_heads), params["out"], mixed, axes.of("heads"), axes)
         if self.out_bias:
             y = y + params["out_bias"]
         return dropout(y, self.dropout or 0.0, key, axes), after
 
+    def _projected(self, params: Params, flat: Float[Array, "N D"]) -> dict[str, Array]:
+        """The tokens through the maps to heads, each [N, H K]."""
+        names = ("query", "key", "value", "gate") if self.gated else ("query", "key", "value")
+        return {name: _projected(params, flat, name) for name in names}
+
     def _heads(
         self,
         params: Params,
-        flat: Array,
-        shape: tuple[int, int],
+        seen: dict[str, Array],
         places: Int[Array, "... T"],
         positions: Positions,
         axis: str | None,
@@ -254,7 +255,7 @@ class Attention(Layer):
         """Queries [B, T, H, K], keys and values [B, T, G, K], turned by their places."""
         found = []
         for name in ("query", "key", "value"):
-            y = _projected(params, flat, name).reshape(*shape, -1, self.size)
+            y = seen[name].reshape(*seen[name].shape[:2], -1, self.size)
             if self.qk_norm and name != "value":
                 y = self._normed(y, params[f"{name}_norm"], axis)
             if self.rotary and name != "value":

@@ -14,7 +14,7 @@ from gam_jax.layers.base import WHOLE, Carry, Layer, known, parted
 from gam_jax.ops.activation import gelu
 from gam_jax.ops.conv import segmented_conv
 from gam_jax.ops.documents import segments
-from gam_jax.ops.linear import linear, linear_transposed
+from gam_jax.ops.linear import by_rows, linear, transposed_flat, with_linear_flat
 from gam_jax.ops.norm import rms_norm, unit_norm
 from gam_jax.ops.scan import memory_scan
 from gam_jax.params import Initializer, Param, Params, Table, fan_in, ones, zeros
@@ -149,8 +149,9 @@ class FusedDelta(Layer):
         """Heads are split inside, hidden units in the gates' network; sums on the way out."""
         before, anew = parted(self.carry(x.shape[0], axes) if carry is None else carry)
         after: dict[str, Array] = {}
-        x = residual.enter(x, axes, "heads", "ffn")
-        flat, w_qkv = x.reshape(-1, x.shape[-1]), params["w_qkv"]
+        w_qkv, inward = params["w_qkv"], by_rows(with_linear_flat)
+        x, mixed = residual.enter_map(inward, w_qkv, x, axes, "heads", "ffn")
+        flat = x.reshape(-1, x.shape[-1])
         own = None if starts is None else segments(starts, axes.seq)
 
         def convolved(name: str, values: Array) -> Array:  # [B, T, H, C]
@@ -168,7 +169,6 @@ class FusedDelta(Layer):
             after[name] = last.astype(tail.dtype).reshape(tail.shape)
             return y.reshape(values.shape)
 
-        mixed = linear(flat, w_qkv.reshape(w_qkv.shape[0], -1))
         mixed = jax.nn.silu(convolved("conv", mixed.reshape(*x.shape[:2], *w_qkv.shape[1:])))
         q, k, v = jnp.split(mixed, (self.keys, 2 * self.keys), axis=3)
         beta = jax.nn.sigmoid(linear(flat, params["w_beta"]).astype(jnp.float32))
@@ -192,10 +192,9 @@ class FusedDelta(Layer):
         paths = jnp.stack([convolved("short", v), convolved("long", v), read, v], axis=3)
         gates = self._gates(params, flat, paths, axes)
         fused = jnp.sum(gates[..., None] * paths, axis=3)
-        y = rms_norm(fused, params["norm"]).reshape(flat.shape[0], -1)
-        w_out = params["w_out"]
-        partial = linear_transposed(y, w_out.reshape(w_out.shape[0], -1)).reshape(x.shape)
-        return residual.leave_sum(partial, axes.of("heads"), axes), after
+        y = rms_norm(fused, params["norm"]).reshape(*x.shape[:2], -1)
+        outward, w_out = by_rows(transposed_flat), params["w_out"]
+        return residual.leave_map(outward, w_out, y, axes.of("heads"), axes), after
 
     def _gates(self, params: Params, flat: Array, paths: Array, axes: Axes) -> Array:
         """[B, T, H, 4] of this device's heads: the network sees the sizes of all."""

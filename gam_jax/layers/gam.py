@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from gam_jax.layers.base import WHOLE, Carry, Layer, known, parted
 from gam_jax.ops.conv import causal_conv, reach
-from gam_jax.ops.linear import linear
+from gam_jax.ops.linear import by_rows, linear
 from gam_jax.ops.memory import memory_read
 from gam_jax.ops.sparse_memory import sparse_read
 from gam_jax.params import Param, Params, Table, fan_in, normal, uniform, zeros
@@ -115,7 +115,12 @@ class GAM(Layer):
         after, offset = (before["tail"], before["offset"]) if self._moves else (before, None)
         begin = begin["tail"] if self._moves else begin
         channels = axes.of("channel")
-        x = residual.enter(x, axes, "channel")
+        logits = None
+        if self.variant == "full":
+            gates = {name: params[name] for name in ("gate", "gate_bias")}
+            x, logits = residual.enter_map(by_rows(_gate_logits), gates, x, axes, "channel")
+        else:
+            x = residual.enter(x, axes, "channel")
         flat = x.reshape(-1, x.shape[-1])
         pathways = []
         if self._convolves:
@@ -134,9 +139,8 @@ class GAM(Layer):
         if self._reads:
             queries = flat if offset is None else self._moved(x, offset, axes.of("slot"))
             pathways.append(self._read(queries, params["memory"], axes.of("slot"), channels))
-        if self.variant == "full":
-            gate = params["gate"]
-            logits = linear(flat, gate.reshape(gate.shape[0], -1), params["gate_bias"].reshape(-1))
+        if logits is not None:
+            logits = logits.reshape(flat.shape[0], -1)
             gates = jnp.split(jax.nn.sigmoid(logits), 2, axis=1)
             pathways = [g * p for g, p in zip(gates, pathways, strict=True)]
         fused = functools.reduce(jnp.add, pathways).reshape(*x.shape[:2], -1)
@@ -152,3 +156,9 @@ class GAM(Layer):
         if self.top:
             return sparse_read(x, bank, self.top, slots, channels)
         return memory_read(x, bank, slots, channels)
+
+
+def _gate_logits(params: Params, x: Float[Array, "N D"]) -> tuple[Array, Array]:
+    """The tokens themselves, and the logits [N, 2 d] of the gates of this device's channels."""
+    gate = params["gate"]
+    return x, linear(x, gate.reshape(gate.shape[0], -1), params["gate_bias"].reshape(-1))

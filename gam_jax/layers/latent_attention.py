@@ -15,7 +15,7 @@ from gam_jax.ops.attention import Rule, attend_cache, attend_tokens
 from gam_jax.ops.cache import append_rows, cache_size, check_fits, known_most, read_rows, write_rows
 from gam_jax.ops.documents import Spans, spans_of
 from gam_jax.ops.dropout import dropout
-from gam_jax.ops.linear import linear
+from gam_jax.ops.linear import by_rows, from_heads, linear, linear_flat
 from gam_jax.ops.norm import rms_norm
 from gam_jax.ops.pages import PagedKeys, Pages, check_one_document
 from gam_jax.ops.rotary import Positions, rotary
@@ -207,9 +207,8 @@ class LatentAttention(Layer):
     def _out(self, params: Params, mixed: Array, axes: Axes, key: Array | None) -> Array:
         """What the heads give, [B, T, H, V], on the way out."""
         out = params["out"]
-        flat = mixed.reshape(-1, out.shape[0] * out.shape[1])
-        partial = linear(flat, out.reshape(-1, out.shape[-1])).reshape(*mixed.shape[:2], -1)
-        y = residual.leave_sum(partial, axes.of("heads"), axes)
+        mixed = mixed.reshape(*mixed.shape[:2], -1)
+        y = residual.leave_map(by_rows(from_heads), out, mixed, axes.of("heads"), axes)
         if self.bias:
             y = y + params["out_bias"]
         return dropout(y, self.dropout or 0.0, key, axes)
@@ -292,10 +291,9 @@ class LatentAttention(Layer):
             flat = x.reshape(-1, x.shape[-1])
             flat = linear(flat, params["query_latent"], params.get("query_latent_bias"))
             x = rms_norm(flat, params["query_norm"], NORM_EPS).reshape(*x.shape[:2], -1)
-        x = residual.enter(x, axes, "heads")
         weight = params["query"]
-        q = linear(x.reshape(-1, x.shape[-1]), weight.reshape(weight.shape[0], -1))
-        q = q.reshape(*x.shape[:2], -1, weight.shape[-1])
+        q = residual.enter_map(by_rows(linear_flat), weight, x, axes, "heads")
+        q = q.reshape(*q.shape[:2], -1, weight.shape[-1])
         if not self.rotary:
             return q
         plain, turned = jnp.split(q, [self.head_size], axis=-1)

@@ -14,7 +14,7 @@ from gam_jax.layers.mamba import log_step_sizes
 from gam_jax.ops import documents
 from gam_jax.ops.cache import known_most
 from gam_jax.ops.conv import causal_conv
-from gam_jax.ops.linear import linear, linear_transposed
+from gam_jax.ops.linear import by_rows, linear, transposed_flat, with_linear_flat
 from gam_jax.ops.norm import rms_norm, unit_norm
 from gam_jax.ops.rotary import Positions, rotary
 from gam_jax.ops.scan import memory_scan
@@ -121,7 +121,8 @@ class LinearMemory(Layer):
       negative: double the strength of writes, so that transitions have eigenvalues down to -1.
       eps: of the norm.
       chunk: of the scan.
-      method: of the scan.
+      method: of the scan, see `gam_jax.ops.scan.memory_scan`; "pallas", a kernel for TPUs, has
+        been compiled for them and not timed.
     """
 
     width: Size | None = None
@@ -266,9 +267,9 @@ class LinearMemory(Layer):
         """Heads are split inside, and summed on the way out."""
         fresh = carry is None
         before, begin = parted(self.carry(x.shape[0], axes) if fresh else carry)
-        x = residual.enter(x, axes, "heads")
+        x, mixed = residual.enter_map(by_rows(with_linear_flat), params["w_qkv"], x, axes, "heads")
         flat = x.reshape(-1, x.shape[-1])
-        q, k, v, after = self._written(params, x, flat, before, begin, fresh, axes, starts)
+        q, k, v, after = self._written(params, mixed, before, begin, fresh, axes, starts)
         beta, log_decay = None, self._log_decay(params, flat, axes)
         if self.recipe.beta:
             beta = jax.nn.sigmoid(linear(flat, params["w_beta"]).astype(jnp.float32))
@@ -294,16 +295,14 @@ class LinearMemory(Layer):
             y = y[..., :-1] / (y[..., -1:] + SUM_EPS)
         else:
             y = rms_norm(y, params["norm"], self.eps)
-        y = self._gated(params, flat, y.reshape(flat.shape[0], -1))
-        w_out = params["w_out"]
-        partial = linear_transposed(y, w_out.reshape(w_out.shape[0], -1)).reshape(x.shape)
-        return residual.leave_sum(partial, axes.of("heads"), axes), after
+        y = self._gated(params, flat, y.reshape(flat.shape[0], -1)).reshape(*x.shape[:2], -1)
+        outward, w_out = by_rows(transposed_flat), params["w_out"]
+        return residual.leave_map(outward, w_out, y, axes.of("heads"), axes), after
 
     def _written(
         self,
         params: Params,
-        x: Array,
-        flat: Array,
+        mixed: Array,
         carry: Carry,
         begin: Any,
         fresh: bool,
@@ -312,11 +311,11 @@ class LinearMemory(Layer):
     ) -> tuple[Array, Array, Array, dict[str, Array]]:
         """Queries and keys [B, T, G, K], values [B, T, H, N (+ 1)], and carries but the state.
 
+        `mixed` is [B, T, G C], what the map to all of them made of the tokens.
         Where `fresh`, the carry is that of the start of a sequence; documents start with `begin`.
         """
-        recipe, w_qkv = self.recipe, params["w_qkv"]
+        recipe, w_qkv, shape = self.recipe, params["w_qkv"], mixed.shape[:2]
         after: dict[str, Array] = {}
-        mixed = linear(flat, w_qkv.reshape(w_qkv.shape[0], -1)).reshape(*x.shape[:2], -1)
         if recipe.kernel > 1:
             taps, tail = params["conv"], carry["conv"]
             filters = taps.reshape(taps.shape[0], -1)
@@ -328,12 +327,12 @@ class LinearMemory(Layer):
             )
             mixed = jax.nn.silu(mixed)
             after["conv"] = last.reshape(tail.shape)
-        mixed = mixed.reshape(*x.shape[:2], *w_qkv.shape[1:])
+        mixed = mixed.reshape(*shape, *w_qkv.shape[1:])
         q, k, v = jnp.split(mixed, (self.keys, 2 * self.keys), axis=3)
-        v = v.reshape(*x.shape[:2], -1, self.values)
+        v = v.reshape(*shape, -1, self.values)
         q, k = (FEATURES[recipe.feature](part) for part in (q, k))
         if recipe.turned:
-            seen, tokens = carry["position"], x.shape[1]
+            seen, tokens = carry["position"], shape[1]
             places, after["position"] = _places(seen, fresh, tokens, axes.seq, starts)
             end = known_most(seen) + tokens * collectives.axis_size(axes.seq)
             positions = self.positions.reaching(end, whole=fresh and starts is None)

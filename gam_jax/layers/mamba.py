@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from gam_jax.layers.base import WHOLE, Carry, Layer, known, parted
 from gam_jax.ops.conv import causal_conv
-from gam_jax.ops.linear import linear, linear_transposed
+from gam_jax.ops.linear import by_rows, linear, linear_flat, transposed_flat
 from gam_jax.ops.norm import rms_norm
 from gam_jax.ops.selective import selective_scan
 from gam_jax.params import Initializer, Param, Params, Table, fan_in, ones, uniform, zeros
@@ -135,13 +135,13 @@ class Mamba(Layer):
         """Inner channels are split; what they find of steps, b and c is summed."""
         before, begin = parted(self.carry(x.shape[0], axes) if carry is None else carry)
         channels = axes.of("channel")
-        x = residual.enter(x, axes, "channel")
-        batch, tokens, width = x.shape
-        bias = params["b_in"].reshape(-1) if self.in_bias else None
-        both = linear(x.reshape(-1, width), params["w_in"].reshape(width, -1), bias)
-        u, z = jnp.split(both, 2, axis=1)
+        both = residual.enter_map(by_rows(linear_flat), params["w_in"], x, axes, "channel")
+        both = both + params["b_in"].reshape(-1) if self.in_bias else both
+        batch, tokens, _ = both.shape
+        u, z = jnp.split(both, 2, axis=2)
+        z = z.reshape(batch * tokens, -1)
         u, tail = causal_conv(
-            u.reshape(batch, tokens, -1),
+            u,
             params["conv"],
             params.get("conv_bias"),
             state=before["conv"],
@@ -172,7 +172,7 @@ class Mamba(Layer):
             backend=axes.backend,
         )
         gated = (y.reshape(flat.shape) + params["skip"] * flat) * jax.nn.silu(z)
-        partial = linear_transposed(gated, params["w_out"]).reshape(x.shape)
-        out = residual.leave_sum(partial, channels, axes)
+        gated, outward = gated.reshape(batch, tokens, -1), by_rows(transposed_flat)
+        out = residual.leave_map(outward, params["w_out"], gated, channels, axes)
         out = out + params["b_out"] if self.out_bias else out
         return out, {"conv": tail, "state": state}

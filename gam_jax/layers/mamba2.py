@@ -15,7 +15,7 @@ from gam_jax.layers.base import WHOLE, Carry, Layer, known, parted
 from gam_jax.layers.mamba import log_step_sizes
 from gam_jax.ops.conv import segmented_conv
 from gam_jax.ops.documents import segments
-from gam_jax.ops.linear import linear, linear_transposed
+from gam_jax.ops.linear import by_rows, linear, transposed_flat
 from gam_jax.ops.scan import memory_scan
 from gam_jax.params import Param, Params, Table, fan_in, ones, zeros
 from sharding import collectives, residual
@@ -23,6 +23,8 @@ from sharding.axes import Axes
 from sharding.bounds import Count, NotNegative, Size, check_bounds
 
 NORMS = ("gate_first", "norm_first", "none")
+MAPS = ("w_zx", "w_bc", "w_dt", "b_zx", "b_bc", "b_dt")
+"""What tokens go through first."""
 
 
 def _log_uniform_decay(key: Array, shape: tuple[int, ...]) -> Array:
@@ -184,15 +186,15 @@ class Mamba2(Layer):
     ) -> tuple[Float[Array, "B T D"], Carry]:
         """Heads are split; each device finds b and c of all groups."""
         before, begin = parted(self.carry(x.shape[0], axes) if carry is None else carry)
-        x = residual.enter(x, axes, "heads")
-        z, v, bc, dt = self._project(params, x)
+        maps = {name: p for name, p in params.items() if name in MAPS}
+        z, v, bc, dt = residual.enter_map(self._project, maps, x, axes, "heads")
         after: dict[str, Array] = {}
         own = None if starts is None else segments(starts, axes.seq)
         v, after["conv_x"] = _convolve(params, "conv_x", v, before, begin, axes, own)
         bc, tail = _convolve(params, "conv_bc", bc, before, begin, axes, own)
         after["conv_bc"] = collectives.from_last(tail, axes.of("heads"))  # the same on all
         b, c = self._own_groups(bc, axes)
-        v = v.reshape(*x.shape[:2], -1, self.head)
+        v = v.reshape(*v.shape[:2], -1, self.head)
         step = jax.nn.softplus(dt.astype(jnp.float32) + params["dt_bias"])
         step = jnp.clip(step, self.dt_min, self.dt_max or None)
         y, after["state"] = memory_scan(
@@ -208,10 +210,8 @@ class Mamba2(Layer):
             backend=axes.backend,
         )
         y = self._gate(params, y + params["skip"][:, None] * v, z.reshape(v.shape), axes)
-        flat = y.astype(x.dtype).reshape(x.shape[0] * x.shape[1], -1)
-        weight = params["w_out"].reshape(x.shape[-1], -1)
-        partial = linear_transposed(flat, weight).reshape(x.shape)
-        out = residual.leave_sum(partial, axes.of("heads"), axes)
+        y, outward = y.astype(x.dtype).reshape(*y.shape[:2], -1), by_rows(transposed_flat)
+        out = residual.leave_map(outward, params["w_out"], y, axes.of("heads"), axes)
         return out + params["b_out"] if self.out_bias else out, after
 
     def _project(self, params: Params, x: Array) -> tuple[Array, Array, Array, Array]:

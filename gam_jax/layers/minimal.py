@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from gam_jax.layers.base import WHOLE, Layer, known, parted
-from gam_jax.ops.linear import linear, linear_transposed
+from gam_jax.ops.linear import by_rows, linear_flat, transposed_flat
 from gam_jax.ops.scan import diagonal_scan
 from gam_jax.params import Param, Params, Table, fan_in, zeros
 from sharding import residual
@@ -79,25 +79,23 @@ class MinimalRNN(Layer):
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B E"]]:
         """Channels of the state are split, and summed on the way out."""
         state, begin = parted(self.carry(x.shape[0], axes) if carry is None else carry)
-        x = residual.enter(x, axes, "channel")
-        flat, w_in = x.reshape(-1, x.shape[-1]), params["w_in"]
-        logits = linear(flat, w_in.reshape(w_in.shape[0], -1)).astype(jnp.float32)
-        *gates, candidate = jnp.split(logits + params["b_in"].reshape(-1), len(w_in[0]), axis=1)
+        w_in, dtype = params["w_in"], x.dtype
+        logits = residual.enter_map(by_rows(linear_flat), w_in, x, axes, "channel")
+        logits = logits.astype(jnp.float32) + params["b_in"].reshape(-1)
+        *gates, candidate = jnp.split(logits, len(w_in[0]), axis=2)
         keep, write = self._gates(*gates)
         candidate = jnp.where(candidate >= 0, candidate + 0.5, jax.nn.sigmoid(candidate))
-        shape = (*x.shape[:2], -1)
         states, last = diagonal_scan(
-            keep.reshape(shape),
-            (jnp.exp(write) * candidate).reshape(shape),
+            keep,
+            jnp.exp(write) * candidate,
             state=state,
             method=self.method,
             axis=axes.seq,
             starts=starts,
             begin=begin,
         )
-        states = states.reshape(candidate.shape).astype(x.dtype)
-        partial = linear_transposed(states, params["w_out"]).reshape(x.shape)
-        return residual.leave_sum(partial, axes.of("channel"), axes), last
+        outward, w_out, split = by_rows(transposed_flat), params["w_out"], axes.of("channel")
+        return residual.leave_map(outward, w_out, states.astype(dtype), split, axes), last
 
     def _gates(self, *gates: Array) -> tuple[Array, Array]:
         """Logarithms of what is kept and of what is written; the two sum to 1."""

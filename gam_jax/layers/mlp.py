@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 from gam_jax.layers.base import WHOLE, Layer, known
 from gam_jax.ops.activation import gelu
 from gam_jax.ops.dropout import dropout
-from gam_jax.ops.linear import linear, linear_transposed
+from gam_jax.ops.linear import by_rows, linear, linear_transposed
 from gam_jax.params import Param, Params, Table, fan_in
 from sharding import residual
 from sharding.axes import Axes
@@ -94,9 +94,10 @@ class MLP(Layer):
         starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], tuple[()]]:
         """Column-parallel in, row-parallel out: hidden units are summed where they are split."""
-        x = residual.enter(x, axes, "ffn")
-        partial = self.partial(params, x.reshape(-1, x.shape[-1])).reshape(x.shape)
-        out = residual.leave_sum(partial, axes.of("ffn"), axes)
+        inward = {name: p for name, p in params.items() if not name.endswith("_out")}
+        units = residual.enter_map(by_rows(self.units), inward, x, axes, "ffn")
+        outward = by_rows(self.from_units)
+        out = residual.leave_map(outward, params["w_out"], units, axes.of("ffn"), axes)
         if self.bias:
             out = out + self.scaled_bias(params)
         return dropout(out, self.dropout or 0.0, key, axes), ()
@@ -113,8 +114,16 @@ class MLP(Layer):
 
     def partial(self, params: Params, x: Float[Array, "N D"]) -> Float[Array, "N D"]:
         """What this device's hidden units add, without b_out; `params` are its own units'."""
+        return self.from_units(params["w_out"], self.units(params, x))
+
+    def units(self, params: Params, x: Float[Array, "N D"]) -> Float[Array, "N F"]:
+        """The hidden units; `params` are those of the maps inward."""
         found = (linear(x, params[f"w_{name}"], params.get(f"b_{name}")) for name in self.inward)
-        partial = linear_transposed(self.activated(*found), params["w_out"])
+        return self.activated(*found)
+
+    def from_units(self, w_out: Float[Array, "D F"], units: Float[Array, "N F"]) -> Array:
+        """What hidden units add [N, D], without b_out."""
+        partial = linear_transposed(units, w_out)
         return partial if self.out_scale == 1 else self.out_scale * partial
 
     def activated(self, hidden: Array, gate: Array | None = None) -> Array:

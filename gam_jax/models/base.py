@@ -188,9 +188,10 @@ class Model:
 
         Raises:
           UserError: devices along `stream`, or along `seq` where no array of a batch has tokens;
-            devices along `pipe`, see `check_stages`.
+            devices along `pipe`, see `check_stages`, or along `worker`.
         """
         check_stages(self, layout)
+        check_no_workers(layout)
         sizes = layout.mesh.shape
         name = type(self).__name__
         if sizes.get("stream", 1) > 1:
@@ -242,6 +243,15 @@ def check_stages(model: Model, layout: Layout) -> None:
         raise UserError(
             f"{parts.depth} layers do not divide into mesh axis pipe={layout.stages} x "
             f"parallel.turns={turns}: change the one or the other, or set parallel.stages"
+        )
+
+
+def check_no_workers(layout: Layout) -> None:
+    """Raises a UserError for devices along `worker`, which only training has work for."""
+    if layout.worker_axis is not None:
+        raise UserError(
+            f"mesh axis worker={layout.mesh.shape['worker']}: there are no workers here, make it 1 "
+            f"(they are of a run with train.local.workers)"
         )
 
 

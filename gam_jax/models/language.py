@@ -25,7 +25,17 @@ from gam_jax.layers.norm import LayerNorm
 from gam_jax.layers.parscale import ParScale
 from gam_jax.layers.pattern import Pattern
 from gam_jax.models import language_parts, suits
-from gam_jax.models.base import BATCH, TOKEN, Batch, Measures, Model, Parts, check_stages, reported
+from gam_jax.models.base import (
+    BATCH,
+    TOKEN,
+    Batch,
+    Measures,
+    Model,
+    Parts,
+    check_no_workers,
+    check_stages,
+    reported,
+)
 from gam_jax.models.carry import ModelCarry
 from gam_jax.models.token_scores import TokenMeasure, TokenScores
 from gam_jax.models.trunk import Trunk
@@ -165,6 +175,7 @@ class LanguageModel(Model):
     def check_mesh(self, layout: Layout) -> None:
         """Refuses devices for streams or stages that there are not, see `suits.check_streams`."""
         check_stages(self, layout)
+        check_no_workers(layout)
         suits.check_streams(self.streams, layout.mesh.shape["stream"])
 
     def carry(self, batch: int, axes: Axes = WHOLE) -> ModelCarry:

@@ -6,6 +6,8 @@ Operands are flat rows [N, D], which XLA multiplies faster on CPU than [B, T, D]
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +31,36 @@ def linear_transposed(
 ) -> Float[Array, "N D"]:
     """x weight^T, summed and given out in `dtype` (that of x if None)."""
     return _product_transposed(*collectives.vary_alike(x, weight), dtype or x.dtype)
+
+
+def linear_flat(weight: Float[Array, "D ..."], x: Float[Array, "N D"]) -> Float[Array, "N F"]:
+    """x weight, where F is all that a map makes: its axes but the first."""
+    return linear(x, weight.reshape(weight.shape[0], -1))
+
+
+def with_linear_flat(weight: Array, x: Float[Array, "N D"]) -> tuple[Array, Array]:
+    """x itself, and `linear_flat`."""
+    return x, linear_flat(weight, x)
+
+
+def transposed_flat(weight: Float[Array, "D ..."], x: Float[Array, "N F"]) -> Float[Array, "N D"]:
+    """x weight^T, where F is all axes of the weight but the first."""
+    return linear_transposed(x, weight.reshape(weight.shape[0], -1))
+
+
+def from_heads(weight: Float[Array, "H K D"], x: Float[Array, "N HK"]) -> Float[Array, "N D"]:
+    """x weight, where x has all of H and K."""
+    return linear(x, weight.reshape(-1, weight.shape[-1]))
+
+
+def by_rows(function: Callable[[Any, Array], Any]) -> Callable[[Any, Array], Any]:
+    """A function of rows [N, D] as one of tokens [B, T, D]: what it gives [N, F] is [B, T, F]."""
+
+    def of_tokens(given: Any, x: Array) -> Any:
+        found = function(given, x.reshape(-1, x.shape[-1]))
+        return jax.tree.map(lambda y: y.reshape(*x.shape[:2], *y.shape[1:]), found)
+
+    return of_tokens
 
 
 def transposed_product(x: Float[Array, "N D"], g: Float[Array, "N F"]) -> Float[Array, "D F"]:

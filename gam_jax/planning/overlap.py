@@ -1,12 +1,14 @@
 """What runs beside what: products, memory and messages of one device at the same time.
 
 Sources: T3 (arXiv 2401.16677) and Wang et al. (ASPLOS 2023) for a product and its collective;
-NanoFlow (arXiv 2408.12757) for operations of several kinds on parts of one batch.
+NanoFlow (arXiv 2408.12757) for operations of several kinds on parts of one batch; CO2 (arXiv
+2401.16265) for steps of workers and the sum of the round before.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 from sharding.bounds import NotNegative, check_bounds
@@ -108,6 +110,24 @@ def _in_order(
         stuck = sorted(name for name, count in missing.items() if count)
         raise ValueError(f"operations {stuck} wait for each other")
     return order
+
+
+def round_seconds(every: int, step: float, collective: float, delay: int) -> float:
+    """Seconds of a round of workers that meet after so many steps, see `gam_jax.local`.
+
+    Args:
+      every: steps of a round.
+      step: seconds of one.
+      collective: seconds of the sum over workers.
+      delay: 0 where all wait for the sum, 1 where it is that of the round before.
+    """
+    steps = every * step
+    return max(steps, collective) if delay else steps + collective
+
+
+def steps_to_hide(step: float, collective: float) -> int:
+    """The fewest steps of a round that hide the sum of the round before altogether."""
+    return max(1, math.ceil(collective / step))
 
 
 def serial(product: float, collective: float) -> float:

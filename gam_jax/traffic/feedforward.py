@@ -28,7 +28,8 @@ def _(layer: MLP, sizes: Sizes) -> Iterator[Message]:
 def _(layer: MoE, sizes: Sizes) -> Iterator[Message]:
     tokens, every = sizes.rows * sizes.tokens, layer.experts
     gated, one = layer.shared_gate, sizes.width * sizes.itemsize
-    yield from column_then_row(sizes, layer.shared > 0 and layer.ffn.bias and not gated)
+    bias = layer.shared > 0 and layer.ffn.bias and not gated
+    yield from column_then_row(sizes, bias, multiplied=False)
     if gated:  # whose vector, and the bias that it meets, all devices use for their hidden units
         yield from sums(sizes, *[one] * (1 + layer.ffn.bias))
     if sizes.split:  # scores, then the router's gradients, of which each device has a part

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from gam_jax.local import Local
 from gam_jax.models.base import Model, on_stages
 from gam_jax.optimizer import OptimizerConfig, make_optimizer, trained
 from gam_jax.params import FLOAT32, Param, param_specs, path_name, stored_specs
@@ -27,17 +28,21 @@ class StateBytes:
     Attributes:
       parameters: in the dtypes in which they are stored.
       master: the float32 copy of those that are stored in less and trained.
-      moments: the optimizer's two averages of each parameter that it trains.
+      moments: the optimizer's two averages of each parameter that it trains, of all workers there.
+      meeting: what workers keep for when they meet, see `gam_jax.local.LocalState`.
+      workers: how many are on the device.
     """
 
     parameters: int
     master: int
     moments: int
+    meeting: int = 0
+    workers: int = 1
 
     @property
     def optimizer(self) -> int:
-        """Of the optimizer's state: master, moments and counters."""
-        return self.master + self.moments + COUNTERS
+        """Of the optimizer's state: master, moments, counters and what workers keep."""
+        return self.master + self.moments + self.workers * COUNTERS + self.meeting
 
     @property
     def total(self) -> int:
@@ -45,13 +50,16 @@ class StateBytes:
         return self.parameters + self.optimizer
 
 
-def state_bytes(model: Model, config: OptimizerConfig, layout: Layout | None = None) -> StateBytes:
+def state_bytes(
+    model: Model, config: OptimizerConfig, layout: Layout | None = None, local: Local = Local()
+) -> StateBytes:
     """The bytes of parameters and optimizer's state.
 
     Args:
       model: fitted to its data.
       config: of the optimizer.
       layout: the mesh and its uses; None for one device alone.
+      local: the run's workers.
     """
     if layout is not None:
         model, layout = on_stages(model, layout)
@@ -61,7 +69,9 @@ def state_bytes(model: Model, config: OptimizerConfig, layout: Layout | None = N
     )
     own = {path_name(path) for path, _ in paths}
     moment = 2 * jnp.dtype(config.moments).itemsize
-    parameters = master = moments = 0
+    parameters = master = moments = meeting = 0
+    workers = local.workers // (1 if layout is None else layout.mesh.shape["worker"])
+    outer = FLOAT * (workers * local.delay + (local.momentum > 0))
     for path, param in jax.tree_util.tree_leaves_with_path(table, is_leaf=_is_param):
         whole = math.prod(param.shape)
         kept = used = whole
@@ -69,10 +79,41 @@ def state_bytes(model: Model, config: OptimizerConfig, layout: Layout | None = N
             used = whole // _parts(stored_specs({"": param}, layout)[""], layout)
             kept = whole // _parts(param_specs({"": param}, layout)[""], layout)
         parameters += kept * jnp.dtype(param.dtype).itemsize
+        meeting += used * outer
         if path_name(path) in own:
-            moments += used * moment
+            moments += workers * used * moment
             master += used * FLOAT * (param.dtype != FLOAT32)
-    return StateBytes(parameters, master, moments)
+    return StateBytes(parameters, master, moments, meeting, workers)
+
+
+@dataclasses.dataclass(frozen=True)
+class StepBytes:
+    """Bytes on one device while a step runs, besides those between steps.
+
+    Attributes:
+      gradients: that the parts of a batch are summed into, float32.
+      secondary: the second copy of the parameters, in the dtypes in which they are stored; 0 where
+        there is none.
+    """
+
+    gradients: int
+    secondary: int
+
+
+def step_bytes(model: Model, layout: Layout) -> StepBytes:
+    """What degrees of gradients and of a second copy hold, see `sharding.degrees`."""
+    model, layout = on_stages(model, layout)
+    gradients = secondary = 0
+    for param in jax.tree.leaves(model.stored_table(), is_leaf=_is_param):
+
+        def part(over: tuple[str, ...], param: Param = param) -> int:
+            spec = stored_specs({"": param}, layout, over)[""]
+            return math.prod(param.shape) // _parts(spec, layout)
+
+        gradients += part(layout.gradient_axes) * FLOAT
+        if layout.degrees.secondary:
+            secondary += part(layout.layer_axes) * jnp.dtype(param.dtype).itemsize
+    return StepBytes(gradients, secondary)
 
 
 def _parts(spec: PartitionSpec, layout: Layout) -> int:

@@ -29,7 +29,7 @@ def _(layer: GAM, sizes: Sizes) -> Iterator[Message]:
     if layer.variant != "global":
         missing = reach(layer.kernel, layer.dilation)
         yield from halo(sizes, missing, sizes.width // sizes.tensor)
-    yield from all_then_channels(sizes)
+    yield from all_then_channels(sizes, layer.variant == "full")
     if layer.variant != "local":
         best = min(layer.top, layer.slots // sizes.tensor)
         yield from bank(sizes, layer.variant == "full", best)
@@ -73,7 +73,7 @@ def _(layer: TCNCA, sizes: Sizes) -> Iterator[Message]:
         yield from all_then_channels(sizes)
         yield from handed_out(sizes, gated=True)
     else:
-        yield from column_then_row(sizes)
+        yield from column_then_row(sizes, multiplied=False)
     yield from _in_chunks(layer, sizes)
 
 
@@ -130,10 +130,10 @@ def _(layer: LatentAttention, sizes: Sizes) -> Iterator[Message]:
     wide, alike = sizes.width * sizes.itemsize, (layer.latent, layer.rotary_size)
     tokens = sizes.rows * sizes.tokens * sizes.itemsize
     if layer.query_latent:
-        yield from enter(sizes, tokens * layer.query_latent)
+        yield from enter(sizes, tokens * layer.query_latent, multiplied=True)
     else:
-        yield from enter(sizes, sizes.stream)
-    yield from leave_sum(sizes, layer.bias)
+        yield from enter(sizes, sizes.stream, multiplied=True)
+    yield from leave_sum(sizes, layer.bias, multiplied=True)
     for numbers in alike:
         if sizes.split:
             yield gathers(tokens * numbers, sizes, sizes.runs)

@@ -25,6 +25,8 @@ class Sizes:
       itemsize: bytes of a number of the arithmetic.
       seq, tensor: devices along those axes.
       split: whether the residual stream is split over tokens between layers.
+      rings: in how many rings products go along with gathers and scatters of it, where they do: 1,
+        or 2 of which each has half of a device's tokens; 0 for none.
       again: whether the backward pass runs the layer's forward part again.
       enter_again: whether it gathers the layer's input again.
       leave_again: whether it sums the layer's output again, for what follows in the block.
@@ -48,6 +50,7 @@ class Sizes:
     nested: bool = False
     streams: bool = False
     packed: bool = False
+    rings: int = 0
 
     @property
     def stream(self) -> int:
@@ -115,40 +118,69 @@ def sums(sizes: Sizes, *bytes_of: int) -> Iterator[Message]:
         yield sizes.over_tensor("all_reduce", size)
 
 
-def enter(sizes: Sizes, size: int) -> Iterator[Message]:
+def ring(sizes: Sizes, size: int, count: int) -> Iterator[Message]:
+    """The tokens of every device to all others, or sums of them back: n - 1 steps.
+
+    Args:
+      sizes: of the layer.
+      size: bytes of the array when all tokens of this shard are together.
+      count: how often.
+    """
+    tokens = sizes.tokens // sizes.tensor
+    halves = (tokens // 2, tokens - tokens // 2) if sizes.rings == 2 else (tokens,)
+    for part in filter(None, halves):
+        steps = (sizes.tensor - 1) * count
+        yield sizes.over_tensor("permute", size // sizes.tokens * part, steps)
+
+
+def enter(sizes: Sizes, size: int, multiplied: bool = False) -> Iterator[Message]:
     """An array like the residual stream goes to all devices of `tensor`, its gradient comes back.
 
     Args:
       sizes: of the layer.
       size: bytes of the array when all tokens of this shard are together.
+      multiplied: whether it meets a product at the door, which may be overlapped. What came by in
+        a ring is kept where gathered tokens are not.
     """
-    if sizes.split:
+    if multiplied and sizes.split and sizes.rings:
+        yield from ring(sizes, size, sizes.runs + 1)
+    elif sizes.split:
         yield gathers(size, sizes, sizes.enters)
         yield sizes.over_tensor("reduce_scatter", size)
     else:
         yield sizes.over_tensor("all_reduce", size)
 
 
-def leave_sum(sizes: Sizes, bias: bool = False) -> Iterator[Message]:
+def leave_sum(sizes: Sizes, bias: bool = False, multiplied: bool = False) -> Iterator[Message]:
     """Parts of [B, T, D] are summed into the residual stream.
 
     Args:
       sizes: of the layer.
       bias: whether something is added to the sum.
+      multiplied: whether the parts come from a product, which may be overlapped.
     """
     if not sizes.split:
         yield sizes.over_tensor("all_reduce", sizes.stream, 1 + sizes.leave_again)
         return
-    yield sizes.over_tensor("reduce_scatter", sizes.stream, 1 + sizes.leave_again)
-    yield gathers(sizes.stream, sizes)
+    if multiplied and sizes.rings:
+        yield from ring(sizes, sizes.stream, 2 + sizes.leave_again)
+    else:
+        yield sizes.over_tensor("reduce_scatter", sizes.stream, 1 + sizes.leave_again)
+        yield gathers(sizes.stream, sizes)
     if bias:
         yield from sums(sizes, sizes.width * sizes.itemsize)
 
 
-def column_then_row(sizes: Sizes, bias: bool = False) -> Iterator[Message]:
-    """Weights split by columns, then by rows: sums on the way out, and of the input's gradient."""
-    yield from enter(sizes, sizes.stream)
-    yield from leave_sum(sizes, bias)
+def column_then_row(sizes: Sizes, bias: bool = False, multiplied: bool = True) -> Iterator[Message]:
+    """Weights split by columns, then by rows: sums on the way out, and of the input's gradient.
+
+    Args:
+      sizes: of the layer.
+      bias: as in `leave_sum`.
+      multiplied: whether there are products at both ends, which may be overlapped.
+    """
+    yield from enter(sizes, sizes.stream, multiplied)
+    yield from leave_sum(sizes, bias, multiplied)
 
 
 def leave_channels(sizes: Sizes) -> Iterator[Message]:
@@ -160,9 +192,9 @@ def leave_channels(sizes: Sizes) -> Iterator[Message]:
         yield gathers(sizes.stream, sizes, 1 + sizes.leave_again)
 
 
-def all_then_channels(sizes: Sizes) -> Iterator[Message]:
-    """Each device makes channels of its own from all of the input."""
-    yield from enter(sizes, sizes.stream)
+def all_then_channels(sizes: Sizes, multiplied: bool = False) -> Iterator[Message]:
+    """Each device makes channels of its own from all of the input; `multiplied` as in `enter`."""
+    yield from enter(sizes, sizes.stream, multiplied)
     yield from leave_channels(sizes)
 
 

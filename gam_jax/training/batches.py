@@ -11,26 +11,31 @@ import numpy as np
 
 from gam_jax.data.base import Dataset
 from gam_jax.ids import check_ids
+from gam_jax.local import Local
 from gam_jax.models.base import Model
 from gam_jax.params import shardings
+from gam_jax.training.rounds import in_round, round_specs
 from gam_jax.training.step import batch_specs
 from sharding.layout import Layout
 from sharding.placement import place, row_share
 
 Batch = dict[str, jax.Array]
-"""By name, [rows, ...] or [accumulate, rows / accumulate, ...]."""
+"""By name, [rows, ...] or [accumulate, rows / accumulate, ...]; a round as `round_specs` says."""
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchShape:
-    """Rows of a global batch and the parts that it is taken in."""
+    """Rows of a global batch, the parts that it is taken in, and the workers that take it."""
 
     rows: int
     accumulate: int = 1
+    local: Local = Local()
 
 
 class TrainFeed:
     """The training stream from a position: global batches already delivered.
+
+    It gives a batch at a time, or the batches of a round where there are workers.
 
     Args:
       data: what is read.
@@ -52,12 +57,17 @@ class TrainFeed:
         position: int,
     ) -> None:
         self.position = position
-        self._accumulate, self._model = shape.accumulate, model
-        self._shardings = shardings(batch_specs(model, layout, shape.accumulate), layout)
-        rows = shape.rows // shape.accumulate
+        self._shape, self._model = shape, model
+        rows, local = shape.rows // shape.accumulate, shape.local
         parts = (shape.accumulate,) if shape.accumulate > 1 else ()
-        shapes = {name: (*parts, *x.shape) for name, x in data.batch(rows).items()}
-        self._dim = len(parts)
+        if local.on:
+            specs, self._dim = round_specs(model, layout, shape.accumulate), 1
+            parts = (local.every, local.workers, *parts)
+        else:
+            specs, self._dim = batch_specs(model, layout, shape.accumulate), len(parts)
+        self._shardings = shardings(specs, layout)
+        arrays = data.batch(rows // local.workers).items()
+        shapes = {name: (*parts, *x.shape) for name, x in arrays}
         self._share = row_share(self._shardings, shapes, self._dim)
         self._parts = data.train_stream(
             rows,
@@ -82,18 +92,25 @@ class TrainFeed:
         return self
 
     def __next__(self) -> Batch:
-        """The next global batch.
+        """The next global batch, or those of the next round.
 
         Raises:
           UserError: an id that the model does not have, see `Model.ids`.
         """
-        parts = [next(self._parts) for _ in range(self._accumulate)]
-        for part in parts:
-            _check(f"training batch {self.position}", part, self._model)
+        accumulate, local = self._shape.accumulate, self._shape.local
+        parts = [next(self._parts) for _ in range(accumulate * local.every)]
+        for number, part in enumerate(parts):
+            _check(f"training batch {self.position + number // accumulate}", part, self._model)
         batch = parts[0]
-        if self._accumulate > 1:
+        if local.on:
+            workers = local.workers // self._share.parts
+            batch = {
+                name: in_round([part[name] for part in parts], workers, accumulate)
+                for name in batch
+            }
+        elif accumulate > 1:
             batch = {name: np.stack([part[name] for part in parts]) for name in batch}
-        self.position += 1
+        self.position += local.every
         return place(batch, self._shardings, self._share, self._dim)
 
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from gam_jax.data.base import Dataset
 from gam_jax.master import first_values
-from gam_jax.optimizer import learning_rate_schedule, make_optimizer
+from gam_jax.optimizer import learning_rate_schedule
 from gam_jax.params import Params
-from gam_jax.training.experiment import Changes, Experiment
+from gam_jax.training.experiment import Changes, Experiment, run_optimizer
 from gam_jax.training.folder import RunFolder, abstract_on_mesh, check_data, compiler, versions
 from gam_jax.training.history import Began, note, read_history, skipped_from
 from gam_jax.training.progress import Progress
@@ -231,7 +231,7 @@ def _new(
 ) -> TrainState:
     """The state before the first step."""
     model = experiment.model
-    optimizer = make_optimizer(experiment.optimizer, experiment.train.steps, model.table())
+    optimizer = run_optimizer(experiment)
     state = init_state(model, optimizer, layout, experiment.train.seed)
     if beginning.params is not None:
         return begun_from(state, beginning.params())

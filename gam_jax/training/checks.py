@@ -8,9 +8,8 @@ from typing import Any
 import jax
 
 from gam_jax.models.base import TOKEN, Model, on_stages
-from gam_jax.optimizer import make_optimizer
-from gam_jax.params import abstract_params, stored_specs
-from gam_jax.training.experiment import Experiment
+from gam_jax.params import FLOAT32, abstract_params, stored_specs
+from gam_jax.training.experiment import Experiment, run_optimizer
 from gam_jax.training.pipeline import table_of
 from gam_jax.training.step import make_eval_step
 from sharding.errors import UserError
@@ -41,12 +40,36 @@ def check_arrays(model: Model, batch: Mapping[str, Any], name: str) -> None:
 
 
 def check_batch(experiment: Experiment, layout: Layout) -> None:
-    """Raises a UserError if the rows, tokens or parts of a training batch do not divide."""
+    """Raises a UserError if the rows, tokens, parts or workers of a training batch do not divide.
+
+    Or if the run's workers cannot be on that mesh at all.
+    """
     settings = experiment.train
+    _check_workers(experiment, layout)
     table_of(layout, settings.accumulate)
-    rows = settings.batch // settings.accumulate
+    rows = settings.batch // settings.accumulate // settings.local.workers
     window = getattr(experiment.data, "window", None)
     layout.check_batch(rows, window if _reads_tokens(experiment.model) else None)
+
+
+def _check_workers(experiment: Experiment, layout: Layout) -> None:
+    local, devices = experiment.train.local, layout.mesh.shape.get("worker", 1)
+    if local.workers % devices:
+        raise UserError(
+            f"mesh axis worker={devices} does not divide train.local.workers={local.workers}: "
+            f"change the one or the other"
+        )
+    if not local.on:
+        return
+    if layout.stages > 1:
+        raise UserError(
+            f"mesh axis pipe={layout.stages}: workers (train.local) have no stages: make it 1"
+        )
+    if experiment.model.param_dtype != FLOAT32:
+        raise UserError(
+            f"model.param_dtype={experiment.model.param_dtype}: workers (train.local) meet in "
+            f"parameters of float32: leave it so, model.dtype may be another"
+        )
 
 
 def check_fits(
@@ -64,11 +87,13 @@ def check_fits(
         tells if None.
     """
     model = experiment.model
+    if experiment.train.local.on:
+        layout = layout.without_workers  # as they validate; how they train is `check_batch`'s
     model.check_mesh(layout)
     placed, own = on_stages(model, layout)
     table = placed.table()
     stored_specs(table, own)
-    make_optimizer(experiment.optimizer, experiment.train.steps, table)
+    run_optimizer(experiment)
     batch = experiment.data.batch(layout.row_parts) if batch is None else batch
     check_arrays(model, batch, experiment.data.name)
     layout.check_batch(layout.row_parts, _tokens(model, batch))

@@ -7,11 +7,14 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+import optax
+
 from gam_jax.config import flatten, to_dict, unknown
 from gam_jax.data.base import Data
 from gam_jax.data.text import Text
+from gam_jax.local import Local, with_workers
 from gam_jax.models.base import Model
-from gam_jax.optimizer import OptimizerConfig, learning_rate_schedule
+from gam_jax.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
 from sharding.bounds import Count, NotNegative, Seed, Size, check_bounds
 from sharding.checkpoint import CheckpointConfig
 from sharding.errors import UserError
@@ -26,6 +29,7 @@ class TrainConfig:
       steps: updates in the whole schedule.
       batch: windows in an update, all devices together.
       accumulate: parts that a batch is taken in, one after another.
+      local: workers that train alone for some steps and then meet.
       seed: of parameters, data order and dropout.
       log_every: steps between lines of training metrics.
       validate_every: steps between validations; there is one more at the end.
@@ -43,6 +47,7 @@ class TrainConfig:
     steps: Size = 1000
     batch: Size = 16
     accumulate: Size = 1
+    local: Local = Local()
     seed: Seed = 0
     log_every: Size = 10
     validate_every: Size = 200
@@ -59,6 +64,19 @@ class TrainConfig:
             _ = self.reached({})
         if self.straggler and self.straggler <= 1:
             raise UserError(f"train.straggler={self.straggler}: give more than 1, or 0 for none")
+        parts = self.accumulate * self.local.workers
+        if self.batch % self.accumulate == 0 and self.batch % parts:
+            raise UserError(
+                f"train.batch={self.batch} cannot be dealt out to train.local.workers="
+                f"{self.local.workers} in {self.accumulate} equal parts: choose a multiple of "
+                f"{parts}"
+            )
+        for name in ("steps", "stop_at"):
+            if getattr(self, name) % self.local.every:
+                raise UserError(
+                    f"train.{name}={getattr(self, name)} is no whole number of rounds of "
+                    f"train.local.every={self.local.every} steps: choose a multiple"
+                )
         if self.batch % self.accumulate:
             raise UserError(
                 f"train.batch={self.batch} cannot be taken in train.accumulate="
@@ -89,8 +107,16 @@ class TrainConfig:
         return scores[name] >= wanted if sign == ">=" else scores[name] <= wanted
 
     def validates(self, step: int) -> bool:
-        """Whether a validation comes after that step."""
-        return step % self.validate_every == 0 or step == self.validate_first
+        """Whether a validation comes after that step, or at the end of the round that it is in."""
+        return self.due(step, self.validate_every) or (step == self.round_end(self.validate_first))
+
+    def due(self, step: int, every: int) -> bool:
+        """Whether what is done every so many steps is done after that step, the end of a round."""
+        return step // every > (step - self.local.every) // every
+
+    def round_end(self, step: int) -> int:
+        """The end of the round that a step is in."""
+        return -(-step // self.local.every) * self.local.every
 
     @property
     def last_step(self) -> int:
@@ -113,6 +139,16 @@ class Experiment:
         learning_rate_schedule(self.optimizer, self.train.steps)  # refuses what does not fit
 
 
+def run_optimizer(experiment: Experiment) -> optax.GradientTransformation:
+    """The optimizer of a run, of all its workers where it has some.
+
+    Raises:
+      UserError: see `make_optimizer`.
+    """
+    steps, table = experiment.train.steps, experiment.model.table()
+    return with_workers(make_optimizer(experiment.optimizer, steps, table), experiment.train.local)
+
+
 FREE_TO_CHANGE = {
     "train.stop_at",
     "train.goal",
@@ -132,6 +168,8 @@ FREE_TO_CHANGE = {
     "parallel.turns",
     "parallel.stages",
     "parallel.speeds",
+    "parallel.shards",
+    "parallel.overlap",
 }
 """Fields that do not change what a run computes, so they may differ when it is resumed."""
 

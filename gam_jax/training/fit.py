@@ -90,10 +90,12 @@ def fit(
     check_beginning(experiment, folder, beginning, resume, resumed)
     check_batch(experiment, layout)
     if profile is not None:
-        profile.check(0, experiment.train.last_step)
+        profile.check(0, experiment.train.last_step, experiment.train.local.every)
     with run_lock(folder.path, progress.say):
         for line in machine.told_of(layout.mesh.size):
             progress.say(line)
+        if warning := experiment.train.local.warning():
+            progress.say(warning)
         if not resumed:
             _begins_anew(folder, progress)
         if data is None:
@@ -198,7 +200,7 @@ def _check(experiment: Experiment, data: Dataset, layout: Layout) -> None:
     settings = experiment.train
     rows = settings.batch // settings.accumulate
     check_arrays(experiment.model, data.batch(rows), data.config.name)
-    check_fits(experiment, layout, data.batch(layout.row_parts))
+    check_fits(experiment, layout, data.batch(layout.without_workers.row_parts))
 
 
 def _described(experiment: Experiment, data: Dataset, folder: RunFolder, layout: Layout) -> str:

@@ -17,9 +17,14 @@ from gam_jax.config import from_dict, to_dict
 from gam_jax.data import DATA, Data, Dataset
 from gam_jax.master import like_params
 from gam_jax.models.base import as_read
-from gam_jax.optimizer import make_optimizer
-from gam_jax.params import Param, Params
-from gam_jax.training.experiment import Changes, Experiment, changed_fields, may_change
+from gam_jax.params import Param, Params, stack
+from gam_jax.training.experiment import (
+    Changes,
+    Experiment,
+    changed_fields,
+    may_change,
+    run_optimizer,
+)
 from gam_jax.training.step import TrainState, abstract_state, state_shardings
 from sharding.checkpoint import Checkpoints, names
 from sharding.errors import UserError
@@ -264,7 +269,7 @@ def read_baselines(folder: RunFolder) -> dict[str, dict[str, float]]:
 def abstract_on_mesh(experiment: Experiment, layout: Layout) -> TrainState:
     """Shapes, dtypes and shardings of a run's state: what a checkpoint is restored to."""
     model = experiment.model
-    optimizer = make_optimizer(experiment.optimizer, experiment.train.steps, model.table())
+    optimizer = run_optimizer(experiment)
     layout = as_read(model, layout)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -276,9 +281,14 @@ def abstract_on_mesh(experiment: Experiment, layout: Layout) -> TrainState:
 def logical_axes(experiment: Experiment) -> dict[str, tuple[str | None, ...]]:
     """The logical axes of each array of a run's state that has any, by its name."""
     table = experiment.model.table()
-    optimizer = make_optimizer(experiment.optimizer, experiment.train.steps, table)
+    optimizer = run_optimizer(experiment)
     abstract = abstract_state(experiment.model, optimizer)
-    opt_state = like_params(optimizer, abstract.opt_state, table)
+    workers = experiment.train.local.workers
+
+    def of_workers(entry: Any) -> Any:
+        return stack({"": entry}, workers, "worker")[""] if isinstance(entry, Param) else entry
+
+    opt_state = like_params(optimizer, abstract.opt_state, table, of_workers=of_workers)
     found = names.flat(abstract.replace(params=table, opt_state=opt_state))
     return {name: leaf.axes for name, leaf in found.items() if isinstance(leaf, Param)}
 

@@ -11,11 +11,11 @@ import jax
 import numpy as np
 
 from gam_jax.data.base import Dataset
-from gam_jax.optimizer import learning_rate_schedule, make_optimizer
+from gam_jax.optimizer import learning_rate_schedule
 from gam_jax.training.batches import BatchShape, TrainFeed
 from gam_jax.training.beginning import Beginning, begin
 from gam_jax.training.divergence import GradientNorms, diverged
-from gam_jax.training.experiment import Experiment
+from gam_jax.training.experiment import Experiment, run_optimizer
 from gam_jax.training.expert_load import SPLIT, routing_lines, routing_scalars
 from gam_jax.training.folder import RunFolder, describe, logical_axes
 from gam_jax.training.heartbeat import TRAINING, Heartbeat
@@ -23,8 +23,9 @@ from gam_jax.training.metrics import MetricsWriter, peak_memory, read_metrics
 from gam_jax.training.order import moves
 from gam_jax.training.profile import Span, Tracer
 from gam_jax.training.progress import Progress
+from gam_jax.training.rounds import make_step
 from gam_jax.training.scoring import NotANumber, Score, score
-from gam_jax.training.step import TrainState, make_eval_step, make_train_step
+from gam_jax.training.step import TrainState, make_eval_step, state_shardings
 from gam_jax.training.stop_request import StopRequest
 from gam_jax.training.stragglers import Pace, Straggler, Stragglers
 from gam_jax.training.timing import Clock, Work, work_of
@@ -82,7 +83,7 @@ def train(
         start = begin(experiment, data, folder, layout, checkpoints, beginning, progress)
         step, first = int(start.state.step), processes.is_first()
         if profile is not None:
-            profile.check(step, experiment.train.last_step)
+            profile.check(step, experiment.train.last_step, experiment.train.local.every)
         tracer = Tracer(profile, folder.profile, progress.say)
         with MetricsWriter(folder.metrics, step, first, progress.say, start.aside) as metrics:
             run = _Run(
@@ -124,10 +125,12 @@ class _Run:
         self.experiment, self.data, self.folder, self.layout = experiment, data, folder, layout
         self.checkpoints, self.metrics, self.progress = checkpoints, metrics, progress
         model, settings = experiment.model, experiment.train
-        optimizer = make_optimizer(experiment.optimizer, settings.steps, model.table())
+        optimizer = run_optimizer(experiment)
         self.to_stages, self.from_stages = moves(model, optimizer, layout)
-        self.train_step = make_train_step(model, optimizer, layout, settings.accumulate)
-        self.eval_step = make_eval_step(model, layout)
+        self.stride = settings.local.every  # steps of one call
+        self.train_step = make_step(model, optimizer, layout, settings.accumulate)
+        self.together = layout.without_workers
+        self.eval_step = make_eval_step(model, self.together)
         self.rate = learning_rate_schedule(experiment.optimizer, settings.steps)
         self.best = checkpoints.best_loss()
         self.axes = logical_axes(experiment)
@@ -144,7 +147,7 @@ class _Run:
         batches = TrainFeed(
             self.data,
             self.experiment.model,
-            BatchShape(settings.batch, settings.accumulate),
+            BatchShape(settings.batch, settings.accumulate, settings.local),
             self.layout,
             seed=settings.seed,
             position=position,
@@ -156,26 +159,26 @@ class _Run:
             first = step
             while self._goes_on(step, stop.asked):
                 # The first steps compile.
-                self.heartbeat.beat(step, TRAINING if step > first + 1 else "starting")
+                self.heartbeat.beat(step, TRAINING if step > first + self.stride else "starting")
                 if self.tracer.begins(step + 1):
                     self._untimed(step, self.tracer.start, step + 1, state)
                 self.pace.own()
                 with self.clock.waiting_for_data():
                     batch = next(batches)
                 if step == first:
-                    self.work = work_of(self.train_step, self.layout, state, batch)
+                    args = self.train_step, self.layout, state, batch
+                    self.work = work_of(*args, steps=self.stride)
                 self.pace.wait()
                 with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
                     state, values = self.train_step(state, batch)
-                step += 1
+                step += self.stride
                 self._report()  # the loss of the step before, while the device works at this one
                 self.pace.pause()
-                self.pending = step, values
-                self.norms.add(values["grad_norm"])  # read at the next save
+                self.pending = step, self._last(values)
                 if self.tracer.ends(step):
                     self._untimed(step, self.tracer.stop, step, state)
                 improved = settings.validates(step) and self._validate(step, state)
-                due = improved or step % self.experiment.checkpoint.every == 0
+                due = improved or settings.due(step, self.experiment.checkpoint.every)
                 if due and not self._ends(step):  # the last is saved below, validated
                     self.save(step, self.from_stages(state), batches.position)
             self._report()
@@ -187,6 +190,15 @@ class _Run:
         speed = sorted(self.speeds)[len(self.speeds) // 2] if self.speeds else 0.0
         last = self.last and self.last[1]
         return Outcome(step, last, not self._ends(step), speed, self.reached)
+
+    def _last(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The metrics of the last step of a call; the norms of all are noted."""
+        if not self.experiment.train.local.on:
+            self.norms.add(values["grad_norm"])  # read at the next save
+            return values
+        for place in range(self.stride):
+            self.norms.add(values["grad_norm"][place])
+        return {name: x[-1] for name, x in values.items()}
 
     def _untimed(self, step: int, call: Callable[..., object], *args: Any) -> None:
         """Calls in no step's time."""
@@ -209,7 +221,7 @@ class _Run:
         """
         if processes.count() == 1:
             return asked
-        if step % AGREE_EVERY:
+        if step // self.stride % AGREE_EVERY:
             return False
         said = processes.gather(np.array([asked, *self.pace.lap()], np.float32))
         if found := self.stragglers.note(said[:, 1].tolist(), said[:, 2].tolist()):
@@ -238,7 +250,7 @@ class _Run:
         if not math.isfinite(loss):
             raise self._diverged(f"the loss of step {step} is {loss}", step)
         self.progress.step(step, loss)
-        if step % settings.log_every and step != settings.last_step:
+        if not settings.due(step, settings.log_every) and step != settings.last_step:
             return
         lap = self.clock.lap(step)
         speed = lap.steps * settings.batch * self.data.units_per_row / lap.seconds
@@ -267,7 +279,12 @@ class _Run:
         settings = self.experiment.train
         model, rows = self.experiment.model, settings.batch
         try:
-            found = score(self.eval_step, state.params, self.data, model, rows, self.layout)
+            params = state.params
+            if self.together is not self.layout:
+                optimizer = run_optimizer(self.experiment)
+                placed = state_shardings(model, optimizer, self.together)
+                params = jax.device_put(params, placed.params)
+            found = score(self.eval_step, params, self.data, model, rows, self.together)
         except NotANumber as error:
             raise self._diverged(f"after step {step} {error.what}", step) from error
         self.metrics.write(step, "validation", **found.values)

@@ -51,14 +51,17 @@ class Span:
             raise UserError(f"--profile={text}: trace 1 to {MOST_STEPS} steps")
         return span
 
-    def check(self, done: int, last: int) -> None:
+    def check(self, done: int, last: int, every: int = 1) -> None:
         """Raises a UserError if a run does not come through all the steps.
 
         Args:
           done: updates done before it begins.
           last: the step at which it ends.
+          every: steps of a round, which is traced as a whole.
         """
         shown = f"--profile={self.first}:{self.count}"
+        if (self.first - 1) % every or self.count % every:
+            raise UserError(f"{shown}: a round is {every} steps, so trace whole ones, as 1:{every}")
         if self.last > last:
             raise UserError(f"{shown}: the run ends at step {last}, so trace steps up to it")
         if self.first <= done:

@@ -93,9 +93,16 @@ def state_shardings(model: Model, optimizer: optax.GradientTransformation, layou
     whole = NamedSharding(layout.mesh, PartitionSpec())
     abstract = abstract_state(model, optimizer)
     stored = shardings(stored_specs(table, layout), layout)
-    opt_state = like_params(optimizer, abstract.opt_state, stored, lambda _: whole)
+    opt_state = like_params(
+        optimizer, abstract.opt_state, stored, lambda _: whole, lambda one: of_workers(one, layout)
+    )
     params = shardings(param_specs(table, layout), layout)
     return abstract.replace(step=whole, params=params, opt_state=opt_state, key=whole)
+
+
+def of_workers(lies: NamedSharding, layout: Layout) -> NamedSharding:
+    """How an array lies that each worker has its own of, [workers, ...]."""
+    return NamedSharding(layout.mesh, PartitionSpec(layout.worker_axis, *lies.spec))
 
 
 def new_state(model: Model, optimizer: optax.GradientTransformation, key: Array) -> TrainState:
@@ -132,6 +139,28 @@ def make_gradients(
 ) -> Callable[[Params, Batch, Array], tuple[dict[str, Array], Params]]:
     """(params, batch, key) -> (measures, gradients), a program over the whole mesh.
 
+    See `own_gradients`, which it is made of.
+    """
+    own = own_gradients(model, layout, accumulate, fill)
+    model, layout = on_stages(model, layout)
+    table = model.table()
+    return jax.shard_map(
+        own,
+        mesh=layout.mesh,
+        in_specs=(
+            param_specs(table, layout),
+            batch_specs(model, layout, accumulate),
+            PartitionSpec(),
+        ),
+        out_specs=(PartitionSpec(), stored_specs(table, layout)),
+    )
+
+
+def own_gradients(
+    model: Model, layout: Layout, accumulate: int = 1, fill: float = 0.0
+) -> Callable[[Params, Batch, Array], tuple[dict[str, Array], Params]]:
+    """(params, batch, key) -> (measures, gradients), the program of one device.
+
     What is differentiated is total / count of the whole batch, plus the mean penalty of its parts:
     every row and token weighs alike, whichever part and device it is in. A batch whose weights are
     all zero has loss 0 and gradient 0. Measures are the "loss", the "penalty" where there is one,
@@ -139,7 +168,7 @@ def make_gradients(
 
     Each device differentiates by its own copy of the parameters, and what they found is summed
     once: all-reduced, or reduce-scattered where ZeRO splits the optimizer's state. Where it
-    splits parameters too, the sum is the backward pass of their gathering, layer by layer.
+    splits gradients too, they are reduce-scattered by the backward pass, layer by layer.
 
     Gradients are float32, and by float32 values of the parameters, in whatever dtype these are
     stored.
@@ -157,7 +186,7 @@ def make_gradients(
     check_stages(model, layout)
     model, layout = on_stages(model, layout)
     table, axes = model.table(), layout.axes.within_stage
-    dims, shard_axis = shard_dims(table, layout), layout.shard_axis
+    dims, split = shard_dims(table, layout), layout.gradient_axes
     spread = _spread_over(table, layout)
     every = (*axes.batch, "pipe") if layout.stages > 1 else axes.batch
 
@@ -171,10 +200,12 @@ def make_gradients(
         return total * scale + share, {**sums, "penalty": (share, jnp.ones(()))}
 
     def one(params: Params, part: Batch, key: Array, scale: Array) -> tuple[Measures, Params]:
-        def objective(params: Params) -> tuple[Array, Measures]:
-            return weighed(model.objective(gathered(table, params), part, axes, key=key), scale)
+        def objective(own: Params) -> tuple[Array, Measures]:
+            whole = gathered(table, zero.put(params, own))
+            return weighed(model.objective(whole, part, axes, key=key), scale)
 
-        (_, sums), grads = jax.value_and_grad(objective, has_aux=True)(params)
+        own = zero.differentiated(params)
+        (_, sums), grads = jax.value_and_grad(objective, has_aux=True)(own)
         return sums, grads
 
     def in_order(params: Params, batch: Batch, key: Array, scale: Array) -> tuple[Measures, Params]:
@@ -197,10 +228,9 @@ def make_gradients(
         own = through_stages(model, layout, accumulate, weighed, fill)
 
     def gradients(params: Params, batch: Batch, key: Array) -> tuple[dict[str, Array], Params]:
-        params = widened(params)
+        params = widened(_second_copy(params, dims, layout))
         params = jax.tree.map(lambda x: collectives.as_varying(x, every), params)
-        if layout.shards_params:
-            params = zero.shards(params, dims, shard_axis)
+        params = zero.shards(params, dims, layout.layer_axes, split)
         count = _over_devices(model.count(_joined(batch, accumulate), axes), axes.batch)
         scale = jnp.where(count > 0, 1 / jnp.where(count > 0, count, 1), 0)
         sums, grads = own(params, batch, key, scale)
@@ -208,19 +238,16 @@ def make_gradients(
         if "penalty" in sums:
             whole["penalty"] = sums.pop("penalty")[0]
         measures = whole | {name: _mean(*pair) for name, pair in sums.items()}
-        grads = zero.sum_gradients(grads, dims, shard_axis, spread)
+        grads = zero.sum_gradients(grads, dims, layout.state_axes, split, spread)
         return measures, mean_of_signs(table, grads, accumulate)
 
-    return jax.shard_map(
-        gradients,
-        mesh=layout.mesh,
-        in_specs=(
-            param_specs(table, layout),
-            batch_specs(model, layout, accumulate),
-            PartitionSpec(),
-        ),
-        out_specs=(PartitionSpec(), stored_specs(table, layout)),
-    )
+    return gradients
+
+
+def _second_copy(params: Params, dims: Any, layout: Layout) -> Params:
+    """Parameters, in larger parts where layers are gathered from a second copy of them."""
+    over = layout.weight_axes[len(layout.layer_axes) :]
+    return jax.tree.map(lambda x, dim: zero.gathered(x, dim, over) if dim else x, params, dims)
 
 
 def _over_devices(tree: Any, batch_axes: tuple[str, ...]) -> Any:
@@ -286,7 +313,7 @@ def make_train_step(
         params = lax.with_sharding_constraint(state.params, stored)
         with jax.named_scope(OPTIMIZER):
             params, opt_state = updated(optimizer, grads, state.opt_state, params)
-            params = _spread(params, table, layout)
+            params = spread(params, table, layout)
         after = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
         norm = optax.tree.norm(trained(optimizer, without_signs(table, grads)))
         return after, {**measures, "grad_norm": norm}
@@ -297,20 +324,33 @@ def make_train_step(
     )
 
 
-def _spread(params: Any, table: Any, layout: Layout) -> Any:
-    """Gives every device the parameters that ZeRO stage 1 updated in shards."""
-    if layout.shard_axis is None or layout.shards_params:
+def spread(params: Any, table: Any, layout: Layout, workers: bool = False) -> Any:
+    """Gives devices the parameters that ZeRO updated in smaller parts than they are stored in.
+
+    With `workers` each array is [workers, ...], and one worker's are gathered after another's.
+    """
+    over = layout.state_axes[len(layout.weight_axes) :]
+    if not over:
         return params
     dims = shard_dims(table, layout)
 
     def gather(params: Params) -> Params:
         def one(x: Array, dim: int) -> Array:
-            return collectives.all_gather(x, layout.shard_axis, x.ndim + dim) if dim else x
+            for axis in reversed(over) if dim else ():
+                x = collectives.all_gather(x, axis, x.ndim + dim)
+            return x
 
         return jax.tree.map(one, params, dims)
 
-    specs = stored_specs(table, layout), rule_specs(table, layout)
-    return jax.shard_map(gather, mesh=layout.mesh, in_specs=specs[:1], out_specs=specs[1])(params)
+    specs = stored_specs(table, layout), param_specs(table, layout)
+    program = gather
+    if workers:
+        specs = jax.tree.map(lambda spec: PartitionSpec(layout.worker_axis, *spec), specs)
+
+        def program(params: Params) -> Params:
+            return lax.map(gather, params)
+
+    return jax.shard_map(program, mesh=layout.mesh, in_specs=specs[:1], out_specs=specs[1])(params)
 
 
 def make_eval_step(model: Model, layout: Layout) -> Callable[[Params, Batch], Measures]:
@@ -353,9 +393,7 @@ def _compiled(
     table = model.table()
 
     def program(params: Params, batch: Batch) -> Any:
-        params = widened(params)
-        if layout.shards_params:
-            params = zero.shards(params, shard_dims(table, layout), layout.shard_axis)
+        params = zero.shards(widened(params), shard_dims(table, layout), layout.weight_axes)
         return own(gathered(table, params), batch)
 
     specs = param_specs(table, layout), batch_specs(model, layout)

@@ -110,13 +110,14 @@ class Work:
         return {"model_flops_per_second": self.devices * of_one, **mfu}
 
 
-def work_of(step: Callable[..., Any], layout: Layout, *args: Any) -> Work:
+def work_of(step: Callable[..., Any], layout: Layout, *args: Any, steps: int = 1) -> Work:
     """Counts the products of a compiled step, which keeps the trace that this makes.
 
     Args:
       step: of `make_train_step`.
       layout: where it runs.
       *args: that it will be called with.
+      steps: of training that one call of it is.
     """
     devices = list(layout.mesh.devices.flat)
     profiles = {device.device_kind: profile_of(device.device_kind) for device in devices}
@@ -127,4 +128,4 @@ def work_of(step: Callable[..., Any], layout: Layout, *args: Any) -> Work:
         flops = product_flops(traced.jaxpr.jaxpr, (OPTIMIZER, RECOMPUTED))
     except ValueError:  # a product that nobody can count
         return Work(None, len(devices), peak)
-    return Work(flops[""], len(devices), peak)
+    return Work(flops[""] // steps, len(devices), peak)

@@ -36,6 +36,32 @@ def test_counts_and_bytes_equal_the_formulas(mesh, audit):
     assert found["memory"]["activations and other temporaries"] > 0
 
 
+def test_three_times_of_products_and_messages_at_given_rates(audit):
+    """One by one, in a ring, ideally; slow links are worth hiding, fast ones are not."""
+    words = ("--nocompile", "--config.parallel.preset=data+tensor_tokens")
+    ring = (*words, "--config.parallel.overlap=ring")
+    slow, fast = (audit("tensor=4", *ring, f"--rates=1e9,{link},0.2") for link in ("1e8", "1e12"))
+    assert slow["agree"]
+    assert fast["agree"]
+    assert [row["layer"] for row in slow["doors"]] == ["GAM", "MLP", "MLP"]
+    for row in slow["doors"]:
+        product, sent = row["flops"] / 1e9, row["sent"] / 1e8
+        step = 1.2 * product / 4
+        assert row["serial"] == pytest.approx(product + sent)
+        assert row["decomposed"] == pytest.approx(step + 3 * max(step, sent / 3))
+        assert row["ideal"] == pytest.approx(product / 4 + 3 * max(product / 4, sent / 3))
+    assert all(row["worth_it"] for row in slow["doors"])
+    assert not any(row["worth_it"] for row in fast["doors"])
+
+
+def test_rates_that_cannot_be_used_are_refused(command):
+    split = "--config.parallel.preset=data+tensor_tokens"
+    for args in ((split, "--rates=fast"), (split, "--rates=1e9,0"), ("--rates=1e9,1e9",)):
+        result = command("audit", "--mesh=tensor=2", *SMALL, *args)
+        assert result.code == 2
+        assert "--rates" in result.err
+
+
 def test_state_in_shards_is_a_part_of_the_whole(audit):
     memory = audit("data=8", "--config.parallel.preset=fully_sharded", "--nocompile")["memory"]
     held = memory["parameters"] + memory["optimizer state"]

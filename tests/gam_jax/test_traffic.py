@@ -81,6 +81,8 @@ WAYS = {
     "whole": ("data+sequence+tensor", {}),
     "sharded": ("fully_sharded+sequence+tensor_tokens", {}),
     "run again": ("zero1+sequence+tensor_tokens", RERUN),
+    "in rings": ("fully_sharded+sequence+tensor_tokens+two_way", {}),
+    "in a ring, run again": ("zero1+sequence+tensor_tokens+ring", RERUN),
     "sharded in bfloat16, run again": (
         "fully_sharded+sequence+tensor",
         {**RERUN, "dtype": "bfloat16"},

@@ -19,6 +19,7 @@ from tests.meshes import (
     AXES,
     EXPERT_SHAPES,
     ONE,
+    RINGS,
     SHAPES,
     TENSORS,
     assert_leaves_close,
@@ -59,6 +60,7 @@ def layer_run(name, shape, preset, run=from_none):
 
 
 WHOLE, IN_TOKENS = "data+sequence+tensor", "data+sequence+tensor_tokens"
+IN_RING, IN_TWO_RINGS = (f"data+sequence+{words}" for words in RINGS)
 CHOSEN = (
     ("GAM kernel 5", (1, 8, 1), WHOLE),
     ("MoE", (1, 1, 2, 1, 4), IN_TOKENS),
@@ -68,7 +70,7 @@ CHOSEN = (
     ("Stack", (2, 2, 2), IN_TOKENS),
     ("ParScale of attention", (2, 2, 1, 2), WHOLE),
     ("ParScale of a stack", (1, 2, 2, 2), IN_TOKENS),
-    ("FalconH1", (1, 2, 4), IN_TOKENS),
+    ("FalconH1", (1, 2, 4), IN_TWO_RINGS),
     ("Residual", (1, 4, 2), WHOLE),
     ("Series", (2, 2, 2), WHOLE),
     ("ProductMemory", (2, 1, 4), IN_TOKENS),
@@ -77,16 +79,16 @@ CHOSEN = (
     ("LSTM", (1, 4, 2), IN_TOKENS),
     ("Bidirectional", (2, 4, 1), IN_TOKENS),
     ("TCNCA", (1, 4, 2), WHOLE),
-    ("LatentAttention", (2, 2, 2), IN_TOKENS),
+    ("LatentAttention", (2, 2, 2), IN_RING),
     ("MoFME", (1, 2, 2, 1, 2), WHOLE),
-    ("FusedDelta", (1, 4, 2), IN_TOKENS),
+    ("FusedDelta", (1, 4, 2), IN_TWO_RINGS),
     ("MinimalRNN lstm", (2, 2, 2), WHOLE),
     ("SoftMixture", (1, 2, 4), IN_TOKENS),
     ("Shallow", (1, 8, 1), WHOLE),
     ("Chunked", (2, 1, 4), WHOLE),
     ("InTurn", (2, 1, 4), WHOLE),
     ("Pattern", (1, 2, 2), IN_TOKENS),
-    ("Adapted attention", (2, 2, 2), IN_TOKENS),
+    ("Adapted attention", (2, 2, 2), IN_RING),
     ("Adapted mixtures", (1, 2, 2, 1, 2), WHOLE),
 )
 """Layers, meshes and presets with each kind of layer, itself or in another."""
@@ -120,7 +122,10 @@ def test_a_layer_gives_on_a_mesh_what_it_gives_alone(name, shape, preset):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXAMPLES)
 @settings(max_examples=2)
-@given(shape=st.sampled_from(SHAPES + EXPERT_SHAPES), preset=st.sampled_from([WHOLE, IN_TOKENS]))
+@given(
+    shape=st.sampled_from(SHAPES + EXPERT_SHAPES),
+    preset=st.sampled_from([WHOLE, IN_TOKENS, IN_RING, IN_TWO_RINGS]),
+)
 def test_every_layer_gives_on_any_mesh_what_it_gives_alone(name, shape, preset):
     assert_same(name, shape, preset)
 

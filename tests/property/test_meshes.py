@@ -21,6 +21,7 @@ from tests.meshes import (
     AXES,
     EXPERT_SHAPES,
     ONE,
+    RINGS,
     SHAPES,
     STATES,
     TENSORS,
@@ -87,7 +88,7 @@ SAME_RUN_AS = {"remat": "gam", "unrolled": "gam"}
 CHOSEN = (
     ("gam", (8, 1, 1), "zero1+sequence+tensor"),
     ("remat", (4, 1, 2), "fully_sharded+sequence+tensor"),
-    ("unrolled", (2, 2, 2), "data+sequence+tensor_tokens"),
+    ("unrolled", (2, 2, 2), "data+sequence+tensor_tokens+ring"),
     ("untied, gated, capped, RMS norms", (1, 8, 1), "zero1+sequence+tensor"),
     ("experts", (2, 2, 1, 1, 2), "fully_sharded+sequence+tensor"),
     ("experts", (1, 1, 2, 1, 4), "zero1+sequence+tensor_tokens"),
@@ -160,7 +161,9 @@ def test_losses_gradients_and_parameters_equal_those_of_one_device(name, shape, 
     assert_same_run(name, shape, preset)
 
 
-presets = st.builds("{}+sequence+{}".format, st.sampled_from(STATES), st.sampled_from(TENSORS))
+presets = st.builds(
+    "{}+sequence+{}".format, st.sampled_from(STATES), st.sampled_from(TENSORS + RINGS)
+)
 
 
 @pytest.mark.slow
@@ -171,6 +174,8 @@ presets = st.builds("{}+sequence+{}".format, st.sampled_from(STATES), st.sampled
     preset=presets,
 )
 @example("sum, kernel 5", (2, 2, 2), "fully_sharded+sequence+tensor_tokens")
+@example("remat", (2, 1, 4), "fully_sharded+sequence+tensor_tokens+two_way")
+@example("streams of experts", (1, 2, 4), "zero1+sequence+tensor_tokens+ring")
 @example("streams", (1, 2, 2, 2), "data+sequence+tensor_tokens")
 @example("streams of experts", (2, 1, 1, 2, 2), "zero1+sequence+tensor")
 def test_any_model_gives_on_any_mesh_the_run_of_one_device(name, shape, preset):

@@ -38,7 +38,10 @@ def test_words_of_a_mesh_name_every_axis_of_several_devices(sizes):
     ("text", "words"),
     [
         ("dta=2", "unknown axis 'dta'; did you mean 'data'"),
-        ("model=2", "unknown axis 'model'; choose from pipe, data, stream, seq, expert, tensor"),
+        (
+            "model=2",
+            "unknown axis 'model'; choose from worker, pipe, data, stream, seq, expert, tensor",
+        ),
         ("data=2,data=4", "'data' is given twice"),
         ("data=two", "'data=two' should look like data=2"),
         ("data", "should look like data=2"),
@@ -47,6 +50,9 @@ def test_words_of_a_mesh_name_every_axis_of_several_devices(sizes):
         ("data=-1,seq=-1", "only one axis can be -1"),
         ("data=-1,seq=3", "8 devices do not divide by 3"),
         ("data=16", "needs 16 devices but there are 8"),
+        ("data=2x2,pipe=1x2", "--mesh=data=2x2,pipe=1x2: 'pipe=1x2' should look like pipe=2"),
+        ("data=2x0", "mesh axis data_1=0: give a size of at least 1"),
+        ("data=2x-1", "'data=2x-1' should look like data=2"),
     ],
 )
 def test_words_that_make_no_mesh_are_refused(text, words):
@@ -85,21 +91,23 @@ def test_each_device_has_one_place_and_the_inside_of_an_axis_never_leaves_its_ho
 
 
 def test_the_outermost_axes_cross_hosts_first():
-    on = arrange([0, 0, 0, 0, 1, 1, 1, 1], (1, 2, 1, 2, 1, 2)) // 4
-    assert np.all(on[0, 0] == 0)
-    assert np.all(on[0, 1] == 1)
-    over_seq = arrange([0, 0, 1, 1], (1, 1, 1, 2, 1, 2)) // 2
-    assert np.all(over_seq[0, 0, 0, 0] == 0)
-    over_pipe = arrange([0, 0, 1, 1], (2, 2, 1, 1, 1, 1)) // 2
-    assert np.all(over_pipe[1] == 1)
+    on = arrange([0, 0, 0, 0, 1, 1, 1, 1], (1, 1, 2, 1, 2, 1, 2)) // 4
+    assert np.all(on[0, 0, 0] == 0)
+    assert np.all(on[0, 0, 1] == 1)
+    over_seq = arrange([0, 0, 1, 1], (1, 1, 1, 1, 2, 1, 2)) // 2
+    assert np.all(over_seq[0, 0, 0, 0, 0] == 0)
+    over_pipe = arrange([0, 0, 1, 1], (1, 2, 2, 1, 1, 1, 1)) // 2
+    assert np.all(over_pipe[0, 1] == 1)
+    over_worker = arrange([0, 0, 1, 1], (2, 2, 1, 1, 1, 1, 1)) // 2
+    assert np.all(over_worker[1] == 1)
 
 
 @pytest.mark.parametrize(
     ("hosts", "sizes", "across", "words"),
     [
-        ([0, 0, 1], (1, 3, 1, 1, 1, 1), None, "hosts have 2, 1 devices"),
-        ([0, 1, 2], (1, 1, 1, 1, 1, 3), {"data": 3}, "axis data=1 cannot cross 3 hosts"),
-        ([0, 0, 1, 1], (1, 4, 1, 1, 1, 1), {"data": 4}, "makes 4 hosts but the mesh has 2"),
+        ([0, 0, 1], (1, 1, 3, 1, 1, 1, 1), None, "hosts have 2, 1 devices"),
+        ([0, 1, 2], (1, 1, 1, 1, 1, 1, 3), {"data": 3}, "axis data=1 cannot cross 3 hosts"),
+        ([0, 0, 1, 1], (1, 1, 4, 1, 1, 1, 1), {"data": 4}, "makes 4 hosts but the mesh has 2"),
     ],
 )
 def test_hosts_that_do_not_fit_are_refused(hosts, sizes, across, words):

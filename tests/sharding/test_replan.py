@@ -31,7 +31,7 @@ def dividing(rows, tokens, width):
 
     def refusal(sizes):
         whole = {"data": rows, "seq": tokens, "tensor": width}
-        whole |= dict.fromkeys(("pipe", "stream", "expert"), 4)
+        whole |= dict.fromkeys(("worker", "pipe", "stream", "expert"), 4)
         bad = [name for name, size in sizes.items() if whole[name] % size]
         return f"{bad[0]} does not divide" if bad else None
 
@@ -148,6 +148,7 @@ def test_the_rule_by_example(wanted, processes, devices, plan):
         ("data=-1,seq=-1", 2, "only one axis of a mesh can be -1"),
         ("data=0", 2, "mesh axis data=0"),
         ("dta=2", 2, "did you mean 'data'"),
+        ("data=2x2", 2, "with data in one level"),
     ],
 )
 def test_what_cannot_be_planned_is_refused(wanted, processes, words):

@@ -22,7 +22,7 @@ def test_a_mesh_has_the_sizes_asked_for_and_the_first_devices():
     mesh = make_mesh(2, 1, 3)
     assert dict(mesh.shape) == {**dict.fromkeys(AXIS_NAMES, 1), "data": 2, "tensor": 3}
     assert set(mesh.devices.flat) == set(jax.devices()[:6])
-    assert make_mesh(stream=2, expert=4).devices.shape == (1, 1, 2, 1, 4, 1)
+    assert make_mesh(stream=2, expert=4).devices.shape == (1, 1, 1, 2, 1, 4, 1)
 
 
 def test_a_mesh_takes_the_devices_it_is_given():

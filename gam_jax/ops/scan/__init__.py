@@ -1,4 +1,4 @@
-"""The associative-memory scan: one signature, three ways to compute it."""
+"""The associative-memory scan: one signature, four ways to compute it."""
 
 from gam_jax.ops.scan.diagonal import diagonal_scan
 from gam_jax.ops.scan.memory import METHODS, RULES, memory_scan

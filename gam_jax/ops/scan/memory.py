@@ -17,7 +17,7 @@ from gam_jax.ops.checks import (
     check_starts,
     check_tokens,
 )
-from gam_jax.ops.scan import chunks, steps, tree
+from gam_jax.ops.scan import chunks, kernel, steps, tree
 from gam_jax.ops.scan.decays import begun, running
 from gam_jax.ops.scan.diagonal import diagonal_scan
 from gam_jax.ops.scan.layout import Inputs
@@ -29,6 +29,7 @@ Run = Callable[..., tuple[Array, Array]]
 """(inputs, state, rule=, chunk=, backend=) -> y and the last state."""
 METHODS: dict[str, Run] = {
     "chunked": chunks.run,
+    "pallas": kernel.run,
     "associative": tree.run,
     "recurrent": steps.run,
 }
@@ -73,8 +74,8 @@ def memory_scan(
     rounding adds up: docs/scan.md has the bounds that the chunked method is held to.
 
     States and arithmetic are float32. What is stored for the backward pass is linear in T for
-    every method: K N numbers a chunk for "chunked" and "recurrent"; "associative" stores inputs
-    alone, but works on T K N numbers (T K (K + N) for the delta rule).
+    every method: K N numbers a chunk for all but "associative", which stores inputs alone, but
+    works on T K N numbers (T K (K + N) for the delta rule).
 
     Args:
       q: queries of G groups, each shared by H / G heads in a row.
@@ -85,9 +86,9 @@ def memory_scan(
       beta: strength of the write; None for 1.
       rule: one of RULES.
       state: what is carried in (before the first shard, where tokens are split); None for zeros.
-      method: one of METHODS: in matrix products chunk by chunk, `lax.associative_scan`, or token
-        by token. They differ in time and memory alone.
-      chunk: tokens in a chunk; the chunked method rounds it up to a power of two.
+      method: one of METHODS: in matrix products chunk by chunk, the same in a Pallas kernel for
+        TPUs, `lax.associative_scan`, or token by token. They differ in time and memory alone.
+      chunk: tokens in a chunk; rounded up to a power of two by "chunked" and "pallas".
       axis: mesh axis that splits the tokens. Each shard sends its state and what became of the
         state it was given: nothing, the decay (1 or K numbers a head) or a K x K matrix (delta).
       starts: true where documents begin: there the memory is empty, or `begin`, before the token
@@ -101,7 +102,8 @@ def memory_scan(
       y in the dtype of v, and the float32 state after the last token.
 
     Raises:
-      UserError: an unknown rule or method, shapes that do not fit, `starts` that is not bool.
+      UserError: an unknown rule or method, shapes that do not fit, `starts` that is not bool,
+        "pallas" on a GPU.
     """
     _check(q, k, v, log_decay, beta, state, begin, starts, rule, method, chunk)
     batch, tokens, heads, width = v.shape

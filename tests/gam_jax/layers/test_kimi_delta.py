@@ -8,13 +8,12 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from gam_jax.layers import LinearMemory
 from gam_jax.ops import memory_scan
-from gam_jax.ops.scan import METHODS
 from tests import scan_oracle
 from tests.examples import apply
+from tests.gam_jax.ops.test_scan import METHOD
 
 GOLDEN = np.load(pathlib.Path(__file__).parents[2] / "golden" / "kimi_delta.npz")
 GIVEN = ("q", "k", "v", "g", "beta", "state")
@@ -44,7 +43,7 @@ def run(given, to, method):
     return outputs, pull(to)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@METHOD
 def test_the_recurrence_is_the_plain_one_with_its_gradients(method):
     op = of("op.")
     outputs, gradients = run([op[n] for n in GIVEN], (op["to_y"], op["to_last"]), method)

@@ -68,7 +68,13 @@ def assert_close(found, wanted, tolerance=2e-6):
         assert np.max(np.abs(a - b), initial=0) <= tolerance * scale
 
 
-@pytest.mark.parametrize("method", METHODS)
+KERNEL = pytest.param("pallas", marks=pytest.mark.slow)
+"""A short form by default is in `test_scan_kernel`."""
+METHOD = pytest.mark.parametrize("method", [*sorted({*METHODS} - {"pallas"}), KERNEL])
+FAST = pytest.mark.parametrize("method", ["chunked", KERNEL])
+
+
+@METHOD
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("rule", RULES)
 def test_values_and_gradients_are_those_of_the_equations(rule, decay, method):
@@ -136,22 +142,24 @@ def test_no_strength_is_a_strength_of_one(rule):
     assert_close(run((q, k, v, log, None, state), rule=rule), with_ones)
 
 
+@FAST
 @pytest.mark.parametrize("decay", ["head", "channel"])
-def test_a_slow_decay_after_fast_ones_keeps_its_digits(decay):
+def test_a_slow_decay_after_fast_ones_keeps_its_digits(decay, method):
     """A plain running sum of logs would be off by 1e-4 here."""
     q, k, v, log, beta, state = draw(1, 64, 1, 1, 4, 4, decay)
     log[:, :40], log[:, 40:] = np.log(1e-6), np.log(0.9)
     args = (q, k, v, log.astype(np.float32), beta, state)
     *wanted, _ = scan_oracle.memory(*args, "hebb")
-    assert_close(run(args, rule="hebb", chunk=64), wanted, 5e-7)
+    assert_close(run(args, rule="hebb", method=method, chunk=64), wanted, 5e-7)
 
 
 STRENGTHS = (0.01, 1.0, 5.0, 20.0, 60.0, 86.0)
 """Of decays: the mean of -log for a token."""
 
 
+@FAST
 @pytest.mark.parametrize("rule", RULES)
-def test_no_decay_of_a_channel_is_too_strong(rule):
+def test_no_decay_of_a_channel_is_too_strong(rule, method):
     """A product of decays over a chunk is down to e^-5504 here: no quotient of such would do. The
     error is that of rounding once, whatever the strength. Each strength is a row."""
     args = draw(len(STRENGTHS), 96, 1, 1, 8, 4, "channel")
@@ -160,25 +168,27 @@ def test_no_decay_of_a_channel_is_too_strong(rule):
     log[:, :, :, ::3] *= 0.01  # slow channels beside fast ones
     args = (*args[:3], log.astype(np.float32), *args[4:])
     cotangents = (args[2][::-1], args[5][::-1])
-    outputs, gradients = run_and_pull(args, cotangents, rule=rule, chunk=64)
+    outputs, gradients = run_and_pull(args, cotangents, rule=rule, method=method, chunk=64)
     *wanted, pull = scan_oracle.memory(*args, rule)
     for found, want in zip((*outputs, *gradients), (*wanted, *pull(*cotangents)), strict=True):
         for row in range(len(STRENGTHS)):
             assert_close([found[row]], [want[row]])
 
 
-def test_the_delta_rule_is_stable_where_all_keys_are_alike():
+@FAST
+def test_the_delta_rule_is_stable_where_all_keys_are_alike(method):
     q, k, v, _, _, state = draw(1, 64, 1, 1, 4, 4, "none")
     args = (q, np.broadcast_to(k[:, :1], k.shape), v, None, np.ones((1, 64, 1), np.float32), state)
     *wanted, _ = scan_oracle.memory(*args, "delta")
-    assert_close(run(args, rule="delta", chunk=64), wanted)
+    assert_close(run(args, rule="delta", method=method, chunk=64), wanted)
 
 
 BOUNDS = {1.0: 4e-6, 1.5: 8e-6, 1.9: 2e-5, 1.95: 4e-5, 2.0: 5e-4}
 """Of the error after 1,024 tokens, relative to the largest value, by the strength of writes."""
 
 
-def test_near_a_strength_of_two_the_delta_rule_stays_within_documented_bounds():
+@FAST
+def test_near_a_strength_of_two_the_delta_rule_stays_within_documented_bounds(method):
     """Where keys repeat, exactly, nearly or in turns, what was written is turned over again and
     again: the worst that there is. Each strength with each order of keys is a row."""
     kinds, tokens, keys = 3, 1024, 8
@@ -192,7 +202,7 @@ def test_near_a_strength_of_two_the_delta_rule_stays_within_documented_bounds():
     beta = np.broadcast_to(strengths[:, None, None], v.shape[:3])
     args = (q, k, v, None, beta, state)
     cotangents = (v[::-1], state)
-    outputs, gradients = run_and_pull(args, cotangents, rule="delta", chunk=64)
+    outputs, gradients = run_and_pull(args, cotangents, rule="delta", method=method, chunk=64)
     *wanted, pull = scan_oracle.memory(*args, "delta")
     for found, want in zip((*outputs, *gradients), (*wanted, *pull(*cotangents)), strict=True):
         for row, strength in enumerate(strengths):
