@@ -77,7 +77,7 @@ def main() -> None:
         from experiments.serve.models import open_folder, open_run
         from experiments.serve.served import Served
         from experiments.serve.server import listen, serve
-        from experiments.serve.several import Several
+        from experiments.serve.several import Several, first_does
     except ImportError as error:
         raise UserError(f"gam serve needs {error.name}: pip install 'gam_jax[serve]'") from error
     opened: list[Opened] = [
@@ -91,8 +91,9 @@ def main() -> None:
         raise UserError(f"two models are called '{twice}': say --run=NAME=FOLDER for one of them")
     options = Options.from_flags(opened)
     layouts = _layouts(opened)
+    bound = first_does(lambda: listen(args.host, args.port))
     several = Several.join(opened, layouts, options)
-    bound = listen(args.host, args.port)
+    assert bound is not None  # the others do not come here
     shown = f"[{args.host}]" if ":" in args.host else args.host
     print(f"http://{shown}:{bound.getsockname()[1]}/", flush=True)
 

@@ -40,7 +40,7 @@ class State:
       served: models by name; empty until all programs are compiled.
       metrics: of their engines.
       key: that clients must give; empty for none.
-      active: bodies that are being answered.
+      active: answers to bodies, on their way.
       draining: whether no more are taken.
 
     Args:
@@ -53,7 +53,7 @@ class State:
         self.metrics = Metrics({})
         self.key = key
         self._lost = lost
-        self.active = 0
+        self.active: set[Live] = set()
         self.draining = False
 
     def serve(self, served: Mapping[str, Served]) -> None:
@@ -208,11 +208,11 @@ async def _answer(
 @contextlib.contextmanager
 def _active(state: State, live: Live) -> Iterator[None]:
     """While a body is answered; a client that leaves ends what it asked for."""
-    state.active += 1
+    state.active.add(live)
     try:
         yield
     finally:
-        state.active -= 1
+        state.active.discard(live)
         live.cancel()
 
 

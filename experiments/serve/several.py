@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import numpy as np
 from absl import flags
@@ -22,8 +22,26 @@ from sharding.errors import UserError, one_line
 from sharding.layout import Layout
 from sharding.links import Link, open_links
 
+T = TypeVar("T")
 ALIKE = ("rows", "cache_tokens", "draft", "block", "mesh", "across")
 """Flags that decide what programs there are."""
+
+
+def first_does(do: Callable[[], T]) -> T | None:
+    """What process 0 gets from a call that it alone makes; None in the others.
+
+    Raises:
+      UserError: in all of them, if it is raised in the first.
+    """
+    found, problem = None, ""
+    if processes.is_first():
+        try:
+            found = do()
+        except UserError as error:
+            problem = str(error)
+    if problem := processes.first_said(problem):
+        raise UserError(problem)
+    return found
 
 
 class Several:

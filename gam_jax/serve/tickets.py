@@ -11,6 +11,7 @@ Source: "EnergonAI: An Inference System for 10-100 Billion Parameter Transformer
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -33,8 +34,6 @@ KEPT = ("save", "from_bytes")
 """Those whose answer is a state, which later tickets name by the number of theirs."""
 FLY = ("read", "step")
 """Those whose answer may still be computed."""
-
-
 READY = b""
 """What is said once all is compiled."""
 
@@ -99,7 +98,7 @@ class Tickets:
         self._links = links
         self._lock = threading.Lock()
         self._number, self._devices = 0, 0
-        self._free: list[int] = []
+        self._free: collections.deque[int] = collections.deque()
         self._lost, self._ended = "", False
         self._changed = threading.Condition()
         self._unready = {link.rank for link in links}
@@ -123,12 +122,11 @@ class Tickets:
         """
         with self._lock:
             number, self._number = self._number, self._number + 1
-            free, self._free = tuple(self._free), []
-            message = Ticket(number, device, call, tuple(args), free).to_bytes()
+            message = Ticket(number, device, call, tuple(args), self._freed()).to_bytes()
             for link in self._links:
                 self._send(link, message)
             answer = own()
-        return Kept(number, answer, self._free_later) if call in KEPT else answer
+        return Kept(number, answer, self._free.append) if call in KEPT else answer
 
     def meet(self, devices: Sequence[Executor]) -> None:
         """Tells the others what is served, and waits until they are ready for it.
@@ -180,8 +178,12 @@ class Tickets:
             self._lost = self._lost or why
             self._changed.notify()
 
-    def _free_later(self, number: int) -> None:
-        self._free.append(number)
+    def _freed(self) -> tuple[int, ...]:
+        """Takes them one by one: others may come meanwhile, whenever Python collects garbage."""
+        found = []
+        while self._free:
+            found.append(self._free.popleft())
+        return tuple(found)
 
 
 class Kept:
@@ -309,9 +311,10 @@ def _follow(devices: Sequence[Executor], link: Link) -> None:
         for number in ticket.free:
             kept.pop(number, None)
         args = [kept[arg.number] if isinstance(arg, Named) else arg for arg in ticket.args]
-        answer = None
-        with contextlib.suppress(UserError):  # process 0 refuses it too, and tells who asked
+        try:
             answer = getattr(devices[ticket.device], ticket.call)(*args)
+        except UserError:
+            continue  # process 0 refuses it too, and tells who asked
         if ticket.call in KEPT:
             kept[ticket.number] = answer
         elif ticket.call in FLY:

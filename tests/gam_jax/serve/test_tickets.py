@@ -163,8 +163,9 @@ def test_a_ticket_that_is_not_the_next_is_refused(messages, words):
         tickets = Tickets([link])
         follower = Follower([device], back)
         tickets.meet([device])
-        for message in messages:
-            link.send(message)
+        with contextlib.suppress(OSError):  # the other side has refused the one before
+            for message in messages:
+                link.send(message)
         error = follower.join()
         assert isinstance(error, Lost)
         assert str(error) == words
