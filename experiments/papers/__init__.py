@@ -2,6 +2,7 @@
 
 from experiments.papers import (
     apex,
+    archgym,
     balance,
     bam,
     c4_comm,
@@ -18,6 +19,7 @@ from experiments.papers import (
     holmes,
     hopper_dissect,
     intar,
+    marl_dse,
     megatron,
     modern_cpp,
     mofme,
@@ -38,6 +40,7 @@ STUDIES: dict[str, Study] = {
     module.STUDY.name: module.STUDY
     for module in (
         apex,
+        archgym,
         balance,
         bam,
         c4_comm,
@@ -54,6 +57,7 @@ STUDIES: dict[str, Study] = {
         holmes,
         hopper_dissect,
         intar,
+        marl_dse,
         megatron,
         modern_cpp,
         mofme,
