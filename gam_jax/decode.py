@@ -65,11 +65,7 @@ class Decoder:
 
     def axes(self, batch: int, tokens: int) -> Axes:
         """The mesh axes of a program over [batch, tokens]."""
-        axes = self.layout.axes
-        rows: dict[str, str | None] = {"data": None, "expert": None}
-        for axis in axes.rows:
-            if batch % self.layout.mesh.shape[axis] == 0:
-                rows[axis], batch = axis, batch // self.layout.mesh.shape[axis]
+        axes, rows = self.layout.axes, self.layout.rows_over(batch)
         return dataclasses.replace(axes, **rows, seq=axes.seq if tokens == self.chunk else None)
 
     def next_logits(

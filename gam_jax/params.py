@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -138,7 +138,7 @@ def abstract_params(table: Table) -> Params:
 
 def param_specs(table: Table, layout: Layout) -> Any:
     """How each parameter lies on the mesh between steps; a UserError where it does not fit."""
-    return stored_specs(table, layout) if layout.shards_params else rule_specs(table, layout)
+    return stored_specs(table, layout, layout.weight_axes)
 
 
 def rule_specs(table: Table, layout: Layout) -> Any:
@@ -148,12 +148,19 @@ def rule_specs(table: Table, layout: Layout) -> Any:
     )
 
 
-def stored_specs(table: Table, layout: Layout) -> Any:
-    """How the optimizer's state for each parameter lies on the mesh: ZeRO splits it further."""
-    return _map_with_name(
-        lambda name, param: layout.stored_spec(name, param.shape, _stored_axes(param, layout)),
-        table,
-    )
+def stored_specs(table: Table, layout: Layout, over: Sequence[str] | None = None) -> Any:
+    """How the optimizer's state for each parameter lies on the mesh: ZeRO splits it further.
+
+    Args:
+      table: of the parameters.
+      layout: the mesh and its uses.
+      over: the mesh axes that ZeRO splits over, see `Layout.stored_spec`; its own if None.
+    """
+
+    def one(name: str, param: Param) -> PartitionSpec:
+        return layout.stored_spec(name, param.shape, _stored_axes(param, layout), over)
+
+    return _map_with_name(one, table)
 
 
 def shard_dims(table: Table, layout: Layout) -> Any:

@@ -2,6 +2,7 @@
 
 from experiments.papers import (
     apex,
+    archgym,
     balance,
     bam,
     c4_comm,
@@ -19,6 +20,7 @@ from experiments.papers import (
     hopper_dissect,
     intar,
     ladder_residual,
+    marl_dse,
     megatron,
     modern_cpp,
     mofme,
@@ -39,6 +41,7 @@ STUDIES: dict[str, Study] = {
     module.STUDY.name: module.STUDY
     for module in (
         apex,
+        archgym,
         balance,
         bam,
         c4_comm,
@@ -56,6 +59,7 @@ STUDIES: dict[str, Study] = {
         hopper_dissect,
         intar,
         ladder_residual,
+        marl_dse,
         megatron,
         modern_cpp,
         mofme,

@@ -86,6 +86,36 @@ def state_bytes(
     return StateBytes(parameters, master, moments, meeting, workers)
 
 
+@dataclasses.dataclass(frozen=True)
+class StepBytes:
+    """Bytes on one device while a step runs, besides those between steps.
+
+    Attributes:
+      gradients: that the parts of a batch are summed into, float32.
+      secondary: the second copy of the parameters, in the dtypes in which they are stored; 0 where
+        there is none.
+    """
+
+    gradients: int
+    secondary: int
+
+
+def step_bytes(model: Model, layout: Layout) -> StepBytes:
+    """What degrees of gradients and of a second copy hold, see `sharding.degrees`."""
+    model, layout = on_stages(model, layout)
+    gradients = secondary = 0
+    for param in jax.tree.leaves(model.stored_table(), is_leaf=_is_param):
+
+        def part(over: tuple[str, ...], param: Param = param) -> int:
+            spec = stored_specs({"": param}, layout, over)[""]
+            return math.prod(param.shape) // _parts(spec, layout)
+
+        gradients += part(layout.gradient_axes) * FLOAT
+        if layout.degrees.secondary:
+            secondary += part(layout.layer_axes) * jnp.dtype(param.dtype).itemsize
+    return StepBytes(gradients, secondary)
+
+
 def _parts(spec: PartitionSpec, layout: Layout) -> int:
     """How many parts an array is split into."""
     return math.prod(layout.mesh.shape[axis] for axis in jax.tree.leaves(tuple(spec)))

@@ -14,6 +14,7 @@ from gam_jax.layers.base import known, statistics
 from gam_jax.models import LanguageModel, Model
 from gam_jax.ops.cross_entropy import blocks
 from gam_jax.params import Param, rule_specs, shard_dims, shardings
+from gam_jax.traffic import levels
 from gam_jax.traffic.gathered import loops_of
 from gam_jax.traffic.layers import FLOAT, Sizes, added_last, gathers, layer_traffic
 from sharding.layout import Layout
@@ -32,7 +33,7 @@ def sizes_of(model: Any, layout: Layout, rows: int, tokens: int) -> Sizes:
         tensor=mesh["tensor"],
         split=layout.axes.residual is not None,
         again=False,
-        enter_again=layout.shards_params,  # what is kept beside shards leaves such gathers out
+        enter_again=bool(layout.layer_axes),  # what is kept beside shards leaves such gathers out
         expert=mesh["expert"],
         packed=getattr(model, "packed", False),
         rings={None: 0, RING: 1, TWO_WAY: 2}[layout.axes.overlap],
@@ -99,8 +100,8 @@ def mixing(model: LanguageModel, layout: Layout, sizes: Sizes) -> Iterator[Messa
     yield summed(tokens * model.streams * FLOAT)  # the gradient by the weights
     for path, size, dim, *_ in leaves_of(model, layout):
         if path[0] in model.trunk.inner.table():
-            shards = path[0] == "blocks" and dim and layout.shards_params and layout.shard_axis
-            yield summed(size // (layout.mesh.shape[shards] if shards else 1))
+            over = layout.gradient_axes if path[0] == "blocks" and dim else ()
+            yield summed(size // math.prod(layout.mesh.shape[name] for name in over))
     if sizes.split:  # each device aggregates its own tokens: a part of the gradients
         width, streams = model.width, model.streams
         for count in (streams // devices * width**2, width, width * streams):
@@ -137,10 +138,7 @@ def leaves_of(model: Model, layout: Layout) -> Iterator[Leaf]:
 
 def gathered_in_parts(model: Any, layout: Layout, stack: Stack, sizes: Sizes) -> Iterator[Message]:
     """Parameters in shards: gathered in each part of a batch, their gradients scattered."""
-    axis = layout.shard_axis
-    if axis is None or not layout.shards_params:
-        return
-    devices = layout.mesh.shape[axis]
+    mesh = layout.mesh.shape
     loops = [(loop.depth, set(added_last(loop, sizes))) for loop in loops_of(stack)]
     for path, size, dim, _, precise, _ in leaves_of(model, layout):
         if not dim:
@@ -152,8 +150,8 @@ def gathered_in_parts(model: Any, layout: Layout, stack: Stack, sizes: Sizes) ->
             passes = layers // stack.depth * (stack.depth + twice)
             itemsize = FLOAT if precise else itemsize_of(model)
             size = size // layers * itemsize // FLOAT
-        yield Message("all_gather", (axis,), devices, size // devices, passes)
-        yield Message("reduce_scatter", (axis,), devices, size, layers)
+        yield from levels.gathers(size, layout.layer_axes, mesh, passes)
+        yield from levels.scatters(size, layout.gradient_axes, mesh, layers)
 
 
 def layers_of(model: Any, path: tuple[str, ...]) -> int:

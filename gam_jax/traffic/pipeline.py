@@ -22,6 +22,7 @@ from gam_jax.models import ImageClassifier, LanguageModel
 from gam_jax.models.base import on_stages, reported
 from gam_jax.ops.cross_entropy import block_size
 from gam_jax.params import Param
+from gam_jax.traffic import levels
 from gam_jax.traffic.documents import row_numbers, starts_traffic
 from gam_jax.traffic.layers import FLOAT, Sizes, added_last, layer_traffic
 from gam_jax.traffic.models import (
@@ -206,12 +207,9 @@ def _layers_gathered(
     model: Any, layout: Layout, stack: Layer, sizes: Sizes
 ) -> tuple[list[Message], list[Message]]:
     """Parameters of a chunk in shards: in a forward tick, and in a backward one."""
-    axis = layout.shard_axis
     ahead: list[Message] = []
     back: list[Message] = []
-    if axis is None or not layout.shards_params:
-        return ahead, back
-    devices, chunks = layout.mesh.shape[axis], layout.stages * layout.parallel.turns
+    mesh, chunks = layout.mesh.shape, layout.stages * layout.parallel.turns
     once = set(added_last(stack, sizes))
     for path, size, dim, _, precise, _ in leaves_of(model, layout):
         if not dim or path[0] != "blocks":
@@ -220,19 +218,15 @@ def _layers_gathered(
         layers, own = every // chunks, every // layout.stages
         passes = 1 if "/".join(path[1:]) in once else 2
         size = size // own * (FLOAT if precise else itemsize_of(model)) // FLOAT
-        ahead.append(Message("all_gather", (axis,), devices, size // devices, layers))
-        back.append(Message("all_gather", (axis,), devices, size // devices, passes * layers))
-        back.append(Message("reduce_scatter", (axis,), devices, size, layers))
+        ahead += levels.gathers(size, layout.layer_axes, mesh, layers)
+        back += levels.gathers(size, layout.layer_axes, mesh, passes * layers)
+        back += levels.scatters(size, layout.gradient_axes, mesh, layers)
     return ahead, back
 
 
 def _shared_gathered(model: Any, layout: Layout) -> Iterator[Message]:
     """All other parameters in shards: gathered once a step, and their gradients scattered."""
-    axis = layout.shard_axis
-    if axis is None or not layout.shards_params:
-        return
-    devices = layout.mesh.shape[axis]
     for path, size, dim, *_ in leaves_of(model, layout):
         if dim and path[0] != "blocks":
-            yield Message("all_gather", (axis,), devices, size // devices)
-            yield Message("reduce_scatter", (axis,), devices, size)
+            yield from levels.gathers(size, layout.layer_axes, layout.mesh.shape)
+            yield from levels.scatters(size, layout.gradient_axes, layout.mesh.shape)
