@@ -15,6 +15,7 @@ from gam_jax.models import LanguageModel, Model
 from gam_jax.ops.cross_entropy import blocks
 from gam_jax.params import Param, codings, rule_specs, shard_dims, shardings
 from gam_jax.traffic import levels
+from gam_jax.traffic.gathered import loops_of
 from gam_jax.traffic.layers import FLOAT, Sizes, added_last, gathers, layer_traffic
 from sharding.layout import Layout
 from sharding.messages import Message
@@ -141,22 +142,24 @@ def leaves_of(model: Model, layout: Layout) -> Iterator[Leaf]:
         yield Leaf(names, size, dim, split, param.precise, itemsize, coding.bits, coded)
 
 
-def gathered_in_parts(model: Any, layout: Layout, stack: Layer, sizes: Sizes) -> Iterator[Message]:
+def gathered_in_parts(model: Any, layout: Layout, stack: Stack, sizes: Sizes) -> Iterator[Message]:
     """Parameters in shards: gathered in each part of a batch, their gradients scattered."""
-    mesh, once = layout.mesh.shape, set(added_last(stack, sizes))
+    mesh = layout.mesh.shape
     parts = math.prod(mesh[name] for name in layout.weight_axes)
+    loops = [(loop.depth, set(added_last(loop, sizes))) for loop in loops_of(stack)]
     for path, size, dim, _, precise, _, bits, coded in leaves_of(model, layout):
         if not dim:
             continue
         layers, passes, itemsize = 1, 1, FLOAT
         if path[0] == "blocks":
-            layers = layers_of(model, path[1:])
-            passes = 1 if "/".join(path[1:]) in once else 2
+            layers, name = layers_of(model, path[1:]), "/".join(path[1:])
+            twice = sum(depth for depth, once in loops if name not in once)
+            passes = layers // stack.depth * (stack.depth + twice)
             itemsize = FLOAT if precise else itemsize_of(model)
         count = size // layers // FLOAT
         each = coded // layers
         sent = each * levels.as_sent(count // each, itemsize, bits.weights, parts)
-        yield from levels.gathers(sent, layout.layer_axes, mesh, passes * layers)
+        yield from levels.gathers(sent, layout.layer_axes, mesh, passes)
         size = count * (FLOAT if bits.gradients else itemsize)
         yield from levels.scatters(size, layout.gradient_axes, mesh, layers, bits.gradients)
 
