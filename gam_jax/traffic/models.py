@@ -15,6 +15,7 @@ from gam_jax.models import LanguageModel, Model
 from gam_jax.ops.cross_entropy import blocks
 from gam_jax.params import Param, rule_specs, shard_dims, shardings
 from gam_jax.traffic import levels
+from gam_jax.traffic.gathered import loops_of
 from gam_jax.traffic.layers import FLOAT, Sizes, added_last, gathers, layer_traffic
 from sharding.layout import Layout
 from sharding.messages import Message
@@ -135,19 +136,21 @@ def leaves_of(model: Model, layout: Layout) -> Iterator[Leaf]:
         yield Leaf(names, size, dim, split, param.precise, itemsize)
 
 
-def gathered_in_parts(model: Any, layout: Layout, stack: Layer, sizes: Sizes) -> Iterator[Message]:
+def gathered_in_parts(model: Any, layout: Layout, stack: Stack, sizes: Sizes) -> Iterator[Message]:
     """Parameters in shards: gathered in each part of a batch, their gradients scattered."""
-    mesh, once = layout.mesh.shape, set(added_last(stack, sizes))
+    mesh = layout.mesh.shape
+    loops = [(loop.depth, set(added_last(loop, sizes))) for loop in loops_of(stack)]
     for path, size, dim, _, precise, _ in leaves_of(model, layout):
         if not dim:
             continue
-        layers, passes = 1, 1
+        layers = passes = 1
         if path[0] == "blocks":
-            layers = layers_of(model, path[1:])
-            passes = 1 if "/".join(path[1:]) in once else 2
+            layers, name = layers_of(model, path[1:]), "/".join(path[1:])
+            twice = sum(depth for depth, once in loops if name not in once)
+            passes = layers // stack.depth * (stack.depth + twice)
             itemsize = FLOAT if precise else itemsize_of(model)
             size = size // layers * itemsize // FLOAT
-        yield from levels.gathers(size, layout.layer_axes, mesh, passes * layers)
+        yield from levels.gathers(size, layout.layer_axes, mesh, passes)
         yield from levels.scatters(size, layout.gradient_axes, mesh, layers)
 
 
