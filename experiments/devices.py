@@ -20,8 +20,8 @@ def define_device_flags() -> None:
     flags.DEFINE_string(
         "mesh",
         "",
-        "Devices along each axis, as data=2,seq=2,tensor=2; -1 is what is left. All the devices "
-        "on data if not given.",
+        "Devices along each axis, as data=2,seq=2,tensor=2; -1 is what is left; data=2x4 is in "
+        "levels, outer first. All the devices on data if not given.",
     )
     flags.DEFINE_string(
         "across",

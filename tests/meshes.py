@@ -87,21 +87,25 @@ def slow_unless_chosen(cases: Iterable[tuple], chosen: Collection[tuple]) -> lis
 
 
 def layout_of(
-    shape: tuple[int, ...],
+    shape: tuple[Any, ...],
     preset: str = ONE[1],
     rules: str = "",
     schedule: str = "1f1b",
     turns: int = 1,
     stages: str = "",
+    shards: str = "",
+    bits: str = "",
 ) -> Layout:
     """A layout on the first devices: data, seq, tensor and, if not 1, stream, expert and pipe.
 
-    A preset may end with a word of `OVERLAPS`.
+    A preset may end with a word of `OVERLAPS`. Several numbers for data are its levels.
     """
     sizes = dict(zip(EVERY_AXIS, (*shape, 1, 1, 1), strict=False))
     words = preset.split("+")
     overlap = words.pop() if words[-1] in OVERLAPS else OVERLAPS[0]
-    parallel = Parallel("+".join(words), rules, schedule, turns, stages, overlap=overlap)
+    parallel = Parallel(
+        "+".join(words), rules, schedule, turns, stages, overlap=overlap, shards=shards, bits=bits
+    )
     return Layout(make_mesh(**sizes), parallel)
 
 

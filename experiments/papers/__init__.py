@@ -2,6 +2,7 @@
 
 from experiments.papers import (
     apex,
+    archgym,
     balance,
     bam,
     c4_comm,
@@ -18,6 +19,8 @@ from experiments.papers import (
     holmes,
     hopper_dissect,
     intar,
+    ladder_residual,
+    marl_dse,
     megatron,
     modern_cpp,
     mofme,
@@ -38,6 +41,7 @@ STUDIES: dict[str, Study] = {
     module.STUDY.name: module.STUDY
     for module in (
         apex,
+        archgym,
         balance,
         bam,
         c4_comm,
@@ -54,6 +58,8 @@ STUDIES: dict[str, Study] = {
         holmes,
         hopper_dissect,
         intar,
+        ladder_residual,
+        marl_dse,
         megatron,
         modern_cpp,
         mofme,

@@ -8,7 +8,7 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from absl import flags
 
@@ -19,9 +19,10 @@ from gam_jax.serve.constraints import Constraints
 from gam_jax.serve.device import Device
 from gam_jax.serve.drafts import Draft, NgramDraft, RunDraft
 from gam_jax.serve.engine import Engine
-from gam_jax.serve.executor import Sizes
+from gam_jax.serve.executor import Executor, Sizes
 from gam_jax.serve.request import Constraint
 from gam_jax.serve.seating import Settings
+from sharding import processes
 from sharding.errors import UserError
 from sharding.layout import Layout
 
@@ -81,15 +82,39 @@ def _drafter(text: str, models: Sequence[Opened]) -> str | Opened | None:
     return found
 
 
-def served_of(opened: Opened, layout: Layout, options: Options) -> Served:
+Shared = Callable[[Executor], Executor]
+"""What is called in place of a device whose calls all processes make."""
+
+
+def rows_of(
+    opened: Opened, layout: Layout, options: Options, shared: Shared
+) -> tuple[Executor, Draft | None]:
+    """Reads the parameters, of the draft too, and compiles.
+
+    Raises:
+      UserError: see `served_of`.
+    """
+    sizes = options.rows, options.cache_tokens, options.block
+    device = shared(_device(opened, layout, *sizes))
+    return device, _draft(layout, options, device.sizes, shared)
+
+
+def served_of(
+    opened: Opened, layout: Layout, options: Options, shared: Shared = lambda own: own
+) -> Served:
     """Reads the parameters, compiles, and starts the engine.
+
+    Args:
+      opened: the model.
+      layout: its mesh.
+      options: how it is served.
+      shared: called with each device, for what is called in its place.
 
     Raises:
       UserError: a model that cannot be served; parameters that cannot be read; a draft of another
         vocabulary than the model's.
     """
-    device = _device(opened, layout, options.rows, options.cache_tokens, options.block)
-    draft = _draft(layout, options, device.sizes)
+    device, draft = rows_of(opened, layout, options, shared)
     settings = options.settings
     if settings.folder:
         folder = str(pathlib.Path(settings.folder) / opened.name)
@@ -132,6 +157,8 @@ def _device(opened: Opened, layout: Layout, rows: int, tokens: int, block: int) 
     model, params = opened.read(layout)
     device = Device(model, params, rows, layout=layout, tokens=tokens, block=block)
     names = device.compile()
+    if not processes.is_first():
+        return device
     state, page = device.row_bytes()
     print(
         f"{opened.name}: {len(names)} programs in {time.perf_counter() - begun:.1f} s "
@@ -143,7 +170,7 @@ def _device(opened: Opened, layout: Layout, rows: int, tokens: int, block: int) 
     return device
 
 
-def _draft(layout: Layout, options: Options, of: Sizes) -> Draft | None:
+def _draft(layout: Layout, options: Options, of: Sizes, shared: Shared) -> Draft | None:
     if isinstance(options.draft, Opened):
-        return RunDraft(_device(options.draft, layout, options.rows, 0, 1), of)
+        return RunDraft(shared(_device(options.draft, layout, options.rows, 0, 1)), of)
     return NgramDraft() if options.draft else None

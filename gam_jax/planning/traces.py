@@ -195,7 +195,7 @@ def _unlike(model: Any) -> int:
 
 def _shards(model: Any, layout: Layout) -> frozenset[int]:
     """Bytes that a shard of a parameter may have, of one block or of all; none without shards."""
-    if not layout.shards_params:
+    if not layout.weight_axes:
         return frozenset()
     table = model.table()
     leaves = jax.tree.leaves(table, is_leaf=lambda x: isinstance(x, Param))

@@ -168,6 +168,7 @@ FREE_TO_CHANGE = {
     "parallel.turns",
     "parallel.stages",
     "parallel.speeds",
+    "parallel.shards",
     "parallel.overlap",
 }
 """Fields that do not change what a run computes, so they may differ when it is resumed."""
@@ -186,6 +187,7 @@ CHANGEABLE = {
     "optimizer.final",
     "optimizer.cooldown",
     "optimizer.clip",
+    "parallel.bits",
 }
 """Fields that may be changed when a run is resumed, if they are named; and every `dropout`."""
 
