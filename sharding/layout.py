@@ -20,6 +20,8 @@ from sharding.mesh import axis_of, in_words
 from sharding.overlap import OVERLAPS
 from sharding.pipeline.balance import balance, parsed
 from sharding.pipeline.tables import ONE_F_ONE_B, check_schedule
+from sharding.quantised import Bits
+from sharding.quantised import parsed as parsed_bits
 from sharding.rules import DEFAULT_RULES, Rules, partition_spec
 
 WORDS = {
@@ -59,6 +61,9 @@ class Parallel:
       overlap: beside tensor_tokens, how the products at the ends of a layer go along with the
         messages over `tensor`: none, one after the other; ring, in steps of a ring; two_way, in two
         rings, each with half of the tokens; see `sharding.overlap`.
+      bits: in how many bits, 8 or 4, weights are gathered and gradients scattered over `data`, as
+        "weights:8,gradients:4"; as they are if empty. It changes what a run computes, see
+        `sharding.quantised`.
       shards: over how many devices of `data` weights, gradients and the optimizer's state are
         split, as "weights:2,gradients:4,state:8,secondary:1", in the place of what a word says;
         see `sharding.degrees`.
@@ -72,6 +77,7 @@ class Parallel:
     speeds: str = ""
     overlap: str = OVERLAPS[0]
     shards: str = ""
+    bits: str = ""
 
     def __post_init__(self) -> None:
         check_bounds(self, "parallel")
@@ -97,6 +103,7 @@ class Parallel:
                 )
             used[WORDS[word]] = word
         self._check_overlap()
+        parsed_bits(self.bits)
         if self.shards:
             parsed_degrees(self.shards)
             if (word := used.get("data", "data")) != "data":
@@ -129,6 +136,25 @@ class Parallel:
             return parsed_degrees(self.shards)
         word = next((word for word in self.words if word in TABLE), "data")
         return TABLE[word](devices, math.prod(levels[1:]))
+
+    @property
+    def exact(self) -> Parallel:
+        """The same, every number sent as it is."""
+        return dataclasses.replace(self, bits="")
+
+    @property
+    def whole(self) -> Parallel:
+        """The same without ZeRO, split residual streams or turns, as for decoding."""
+        plain = dict.fromkeys(TABLE, "data") | {"tensor_tokens": "tensor"}
+        preset = "+".join(plain.get(word, word) for word in self.words)
+        return dataclasses.replace(
+            self.in_order, preset=preset, shards="", bits="", overlap=OVERLAPS[0]
+        )
+
+    @property
+    def in_order(self) -> Parallel:
+        """The same, each stage with layers that follow one another."""
+        return dataclasses.replace(self, schedule=ONE_F_ONE_B, turns=1, stages="", speeds="")
 
     @property
     def mesh_axes(self) -> set[str]:
@@ -190,6 +216,27 @@ class Layout:
             )
         if self.parallel.shards and math.prod(levels) > 1:
             check_levels(self.degrees, levels, f"parallel.shards={self.parallel.shards}")
+        if self.parallel.bits and math.prod(levels) > 1:
+            self._check_bits()
+
+    def _check_bits(self) -> None:
+        """Refuses bits of messages that are not sent, or not known to be sent rightly."""
+        bits, degrees = self.bits, self.degrees
+        for kind, message, degree in (
+            ("weights", "gathered", degrees.weights),
+            ("gradients", "scattered", degrees.state),
+        ):
+            if getattr(bits, kind) and degree == 1:
+                raise UserError(
+                    f"parallel.bits={self.parallel.bits}: no {kind} are {message} where each "
+                    f"device of data holds them whole: split them with parallel.preset or "
+                    f"parallel.shards, or leave out {kind}"
+                )
+        if self.stages > 1:
+            raise UserError(
+                f"parallel.bits={self.parallel.bits} beside mesh axis pipe={self.stages}: between "
+                f"stages layers are gathered as they are: leave out the one or the other"
+            )
 
     @property
     def shown(self) -> str:
@@ -223,6 +270,11 @@ class Layout:
     def degrees(self) -> Degrees:
         """Over how many devices of `data` each kind of state is split."""
         return self.parallel.degrees([self._size(name) for name in self.levels])
+
+    @property
+    def bits(self) -> Bits:
+        """In how many bits numbers are sent over `data`."""
+        return parsed_bits(self.parallel.bits)
 
     @property
     def weight_axes(self) -> tuple[str, ...]:
@@ -270,10 +322,7 @@ class Layout:
     @property
     def in_order(self) -> Layout:
         """The same mesh, each stage with layers that follow one another: as they are read."""
-        parallel = dataclasses.replace(
-            self.parallel, schedule=ONE_F_ONE_B, turns=1, stages="", speeds=""
-        )
-        return dataclasses.replace(self, parallel=parallel)
+        return dataclasses.replace(self, parallel=self.parallel.in_order)
 
     def layers_of_stages(self, depth: int) -> tuple[int, ...]:
         """How many layers each stage has, of `depth` in all; () where all have as many.
@@ -319,12 +368,7 @@ class Layout:
     @property
     def whole(self) -> Layout:
         """The same mesh without ZeRO, split residual streams or turns, as for decoding."""
-        plain = dict.fromkeys(TABLE, "data") | {"tensor_tokens": "tensor"}
-        preset = "+".join(plain.get(word, word) for word in self.parallel.words)
-        parallel = dataclasses.replace(
-            self.in_order.parallel, preset=preset, shards="", overlap=OVERLAPS[0]
-        )
-        return Layout(self.mesh, parallel)
+        return dataclasses.replace(self, parallel=self.parallel.whole)
 
     def spec(self, name: str, shape: Sequence[int], axes: Sequence[str | None]) -> PartitionSpec:
         """How a parameter is split by the rules alone: what a layer is given.

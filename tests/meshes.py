@@ -94,6 +94,7 @@ def layout_of(
     turns: int = 1,
     stages: str = "",
     shards: str = "",
+    bits: str = "",
 ) -> Layout:
     """A layout on the first devices: data, seq, tensor and, if not 1, stream, expert and pipe.
 
@@ -103,7 +104,7 @@ def layout_of(
     words = preset.split("+")
     overlap = words.pop() if words[-1] in OVERLAPS else OVERLAPS[0]
     parallel = Parallel(
-        "+".join(words), rules, schedule, turns, stages, overlap=overlap, shards=shards
+        "+".join(words), rules, schedule, turns, stages, overlap=overlap, shards=shards, bits=bits
     )
     return Layout(make_mesh(**sizes), parallel)
 

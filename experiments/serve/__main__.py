@@ -117,7 +117,7 @@ def _layouts(opened: list[Opened]) -> list[Layout]:
         raise UserError(f"--mesh names {len(texts)} meshes for {len(opened)} models")
     meshes = [mesh_from_text(text, args.across) for text in texts]
     say_where(max(mesh.size for mesh in meshes))
-    layouts = [Layout(mesh, one.parallel).whole for mesh, one in zip(meshes, opened, strict=True)]
+    layouts = [Layout(mesh, one.parallel.whole) for mesh, one in zip(meshes, opened, strict=True)]
     for layout in layouts:
         check_mesh(layout)
     return layouts

@@ -211,7 +211,7 @@ def _layers_gathered(
     back: list[Message] = []
     mesh, chunks = layout.mesh.shape, layout.stages * layout.parallel.turns
     once = set(added_last(stack, sizes))
-    for path, size, dim, _, precise, _ in leaves_of(model, layout):
+    for path, size, dim, _, precise, *_ in leaves_of(model, layout):
         if not dim or path[0] != "blocks":
             continue
         every = layers_of(model, path[1:])

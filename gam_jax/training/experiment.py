@@ -187,6 +187,7 @@ CHANGEABLE = {
     "optimizer.final",
     "optimizer.cooldown",
     "optimizer.clip",
+    "parallel.bits",
 }
 """Fields that may be changed when a run is resumed, if they are named; and every `dropout`."""
 
