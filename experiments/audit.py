@@ -2,6 +2,7 @@
 
   gam audit --emulate=8 --mesh=data=2,seq=2,tensor=2
   gam audit --emulate=64 --mesh=data=64 --config.parallel.preset=fully_sharded
+  gam audit --emulate=8 --mesh=data=2x2x2 --config.parallel.shards=weights:2,gradients:4,state:8
   gam audit --topology=v5e:4x4 --config.parallel.preset=fully_sharded
 
 Nothing is trained: the step is lowered for the mesh, its collectives are counted in its jaxpr
@@ -38,7 +39,7 @@ from gam_jax.models import LanguageModel
 from gam_jax.models.base import on_stages
 from gam_jax.nested import with_held
 from gam_jax.params import shardings
-from gam_jax.traffic import has_formula, state_bytes
+from gam_jax.traffic import has_formula, state_bytes, step_bytes
 from gam_jax.traffic.pipeline import Stages, stages_of
 from gam_jax.traffic.rounds import round_traffic
 from gam_jax.training.checks import check_batch, check_fits
@@ -46,6 +47,7 @@ from gam_jax.training.experiment import Experiment, run_optimizer
 from gam_jax.training.rounds import round_specs
 from gam_jax.training.step import abstract_state, batch_specs, state_shardings
 from sharding import cost
+from sharding.degrees import Degrees
 from sharding.errors import UserError
 from sharding.layout import Layout, bytes_held
 from sharding.messages import Kind, Total, compiled_messages, messages_of, totals
@@ -163,6 +165,9 @@ def audit(
         "memory": state_memory(experiment, layout),
         "memory_by_formula": memory_by_formula(experiment, layout),
     }
+    if layout.degrees != Degrees():
+        result["degrees"] = dataclasses.asdict(layout.degrees)
+        result["in_a_step"] = dataclasses.asdict(step_bytes(experiment.model, layout))
     if layout.stages > 1 and formula is not None:
         result["schedule"] = experiment.parallel.schedule
         result["stages"] = dataclasses.asdict(kept_by_stages(experiment, layout))
@@ -303,6 +308,8 @@ def _print(result: dict[str, Any]) -> None:
         formula = result["memory_by_formula"].get(name)
         memory.add_row(name, f"{size:,}", "-" if formula is None else f"{formula:,}")
     print_table(memory)
+    if "degrees" in result:
+        _print_degrees(result["degrees"], result["in_a_step"])
     if "stages" in result:
         _print_stages(result["schedule"], result["stages"])
     if "topology" in result:
@@ -312,6 +319,15 @@ def _print(result: dict[str, Any]) -> None:
         for row in result["longer"]:
             longer.add_row(*(f"{value:,}" for value in row.values()))
         print_table(longer)
+
+
+def _print_degrees(degrees: dict[str, int], held: dict[str, int]) -> None:
+    """How state is split over `data`, and what a step holds for a while."""
+    parts = (f"{kind} {degree}" for kind, degree in degrees.items() if degree)
+    print(f"split over so many devices of data: {', '.join(parts)}")
+    kind = "a second copy of parameters" if degrees["secondary"] else "parameters in few bits"
+    second = f", {kind} {held['secondary']:,}" if held["secondary"] else ""
+    print(f"while a step runs, by formula: gradients {held['gradients']:,} bytes{second}")
 
 
 def _print_stages(schedule: str, found: dict[str, Any]) -> None:

@@ -10,8 +10,9 @@ from experiments import cli
 from sharding import machine, processes
 from sharding.compile_cache import keep_programs
 from sharding.errors import UserError
-from sharding.layout import Layout, Parallel
+from sharding.layout import Layout
 from sharding.mesh import mesh_from_text
+from sharding.parallel import Parallel
 from sharding.topology import Topology
 
 
@@ -20,8 +21,8 @@ def define_device_flags() -> None:
     flags.DEFINE_string(
         "mesh",
         "",
-        "Devices along each axis, as data=2,seq=2,tensor=2; -1 is what is left. All the devices "
-        "on data if not given.",
+        "Devices along each axis, as data=2,seq=2,tensor=2; -1 is what is left; data=2x4 is in "
+        "levels, outer first. All the devices on data if not given.",
     )
     flags.DEFINE_string(
         "across",

@@ -95,7 +95,7 @@ class TextRun:
           UserError: no such checkpoint, streams or devices; a damaged checkpoint.
         """
         experiment = self.experiment
-        layout = layout_from_flags(experiment.parallel).whole
+        layout = layout_from_flags(experiment.parallel.whole)
         model = language_model(of_streams(experiment, streams))
         model.check_mesh(layout)
         step, params = params_of_streams(self.folder, experiment, layout, checkpoint, streams)

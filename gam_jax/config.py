@@ -168,6 +168,71 @@ def _field(hint: Any, value: Any, where: str) -> Any:
     raise UserError(f"{where}: expected {names}, got {value!r}")
 
 
+def set_value(values: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """A copy of what `to_dict` gives, with another value at a path such as model.block.mixer.
+
+    Raises:
+      UserError: the path goes through what holds no fields.
+    """
+    name, _, rest = path.partition(".")
+    changed = dict(values)
+    if not rest:
+        return {**changed, name: value}
+    inner = changed.get(name)
+    if isinstance(inner, list):
+        number, _, rest = rest.partition(".")
+        each = _numbered(inner, number, path)
+        value = set_value(each, rest, value) if rest else value
+        own = [*inner]
+        own[int(number)] = value
+        return {**changed, name: own}
+    if not isinstance(inner, Mapping):
+        raise UserError(f"{path}: {name} holds no fields")
+    return {**changed, name: set_value(inner, rest, value)}
+
+
+def check_value(
+    cls: type, values: Mapping[str, Any], path: str, value: Any, where: str = "config"
+) -> None:
+    """Refuses a path that a configuration does not have, or a value that it cannot hold.
+
+    Args:
+      cls: of the configuration.
+      values: what `to_dict` gives of it.
+      path: of a field, as model.block.mixer.
+      value: as `from_dict` takes it.
+      where: of the configuration, for the message.
+
+    Raises:
+      UserError: it names the nearest field, or the types of the field.
+    """
+    cls = _class_of(cls, values, where)
+    name, _, rest = path.partition(".")
+    hints = typing.get_type_hints(cls)
+    fields: set[str] = {field.name for field in dataclasses.fields(cls)}
+    if name not in fields:
+        raise UserError(f"{where}.{name}: {unknown(name, fields, 'field')}")
+    hint, inner, where = hints[name], values.get(name), f"{where}.{name}"
+    if rest and isinstance(inner, list):
+        number, _, rest = rest.partition(".")
+        inner, where = _numbered(inner, number, f"{where}.{number}"), f"{where}.{number}"
+        hint = typing.get_args(hint)[0]
+    if not rest:
+        _field(hint, value, where)
+        return
+    members = [one for one in (hint, *typing.get_args(hint)) if isinstance(one, type)]
+    kinds = [one for one in members if _named(one) or dataclasses.is_dataclass(one)]
+    if not kinds or not isinstance(inner, Mapping):
+        raise UserError(f"{where} holds no fields, so there is no {rest}")
+    check_value(kinds[0], inner, rest, value, where)
+
+
+def _numbered(values: list[Any], number: str, where: str) -> Any:
+    if not number.isdecimal() or int(number) >= len(values):
+        raise UserError(f"{where}: there are 0 to {len(values) - 1} of them, not '{number}'")
+    return values[int(number)]
+
+
 def _named(hint: type) -> bool:
     return any(issubclass(hint, kind.base) for kind in _kinds())
 

@@ -8,9 +8,10 @@ the table, so that no other code restates a shape.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from jaxtyping import Array
 from sharding import collectives, zero
 from sharding.axes import Axes
 from sharding.layout import Layout
+from sharding.quantised import Bits
 
 FLOAT32 = "float32"
 
@@ -138,7 +140,7 @@ def abstract_params(table: Table) -> Params:
 
 def param_specs(table: Table, layout: Layout) -> Any:
     """How each parameter lies on the mesh between steps; a UserError where it does not fit."""
-    return stored_specs(table, layout) if layout.shards_params else rule_specs(table, layout)
+    return stored_specs(table, layout, layout.weight_axes)
 
 
 def rule_specs(table: Table, layout: Layout) -> Any:
@@ -148,12 +150,19 @@ def rule_specs(table: Table, layout: Layout) -> Any:
     )
 
 
-def stored_specs(table: Table, layout: Layout) -> Any:
-    """How the optimizer's state for each parameter lies on the mesh: ZeRO splits it further."""
-    return _map_with_name(
-        lambda name, param: layout.stored_spec(name, param.shape, _stored_axes(param, layout)),
-        table,
-    )
+def stored_specs(table: Table, layout: Layout, over: Sequence[str] | None = None) -> Any:
+    """How the optimizer's state for each parameter lies on the mesh: ZeRO splits it further.
+
+    Args:
+      table: of the parameters.
+      layout: the mesh and its uses.
+      over: the mesh axes that ZeRO splits over, see `Layout.stored_spec`; its own if None.
+    """
+
+    def one(name: str, param: Param) -> PartitionSpec:
+        return layout.stored_spec(name, param.shape, _stored_axes(param, layout), over)
+
+    return _map_with_name(one, table)
 
 
 def shard_dims(table: Table, layout: Layout) -> Any:
@@ -161,6 +170,21 @@ def shard_dims(table: Table, layout: Layout) -> Any:
     return _map_with_name(
         lambda name, param: layout.shard_dim(name, param.shape, _stored_axes(param, layout)), table
     )
+
+
+def codings(table: Table, layout: Layout) -> Any:
+    """How each parameter and its gradient are sent where `layout` asks for few bits.
+
+    Those that stay precise or follow a sign, and those of one dimension a layer (biases, scales of
+    norms), are sent as they are.
+    """
+
+    def one(param: Param) -> zero.Coding:
+        layers = len([*itertools.takewhile(lambda axis: axis == "layer", param.axes)])
+        few = not param.precise and not param.sign_step and len(param.shape) - layers > 1
+        return zero.Coding(layout.bits if few else Bits(), layers)
+
+    return _map(one, table)
 
 
 def _stored_axes(param: Param, layout: Layout) -> tuple[str | None, ...]:
@@ -227,7 +251,7 @@ def cast(table: Table, params: Params, dtype: DTypeLike) -> Params:
     """Parameters in the type of the arithmetic, but for those that stay precise."""
 
     def one(param: Param, value: Any) -> Any:
-        return value if param.precise else jax.tree.map(lambda x: x.astype(dtype), value)
+        return value if param.precise else jax.tree.map(lambda x: _as_float(x, dtype), value)
 
     return _map(one, table, params)
 
@@ -261,7 +285,12 @@ def round_to(params: Params, dtypes: Any) -> Params:
 
 def widened(params: Any) -> Any:
     """Parameters in float32, whatever they are stored in: no value changes."""
-    return jax.tree.map(lambda x: x.astype(FLOAT32), params)
+    return jax.tree.map(lambda x: _as_float(x, FLOAT32), params)
+
+
+def _as_float(x: Array, dtype: DTypeLike) -> Array:
+    """In that dtype, but for bytes in which parameters are sent (`zero.Shard`)."""
+    return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
 def count_params(table: Table, chosen: int | None = None) -> int:

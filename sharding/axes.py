@@ -12,7 +12,7 @@ class Axes:
     `Axes()` is how a notebook calls a layer: no mesh at all, the same code.
 
     Attributes:
-      data: axis that splits the batch.
+      data: axis that splits the batch; several where it is in levels, the outer one first.
       seq: axis that splits the tokens of each sequence.
       residual: axis that further splits the tokens of the residual stream, between layers; it is
         one that splits layers inside (Megatron's sequence parallelism, arXiv 2205.05198).
@@ -29,7 +29,7 @@ class Axes:
         None for JAX's default.
     """
 
-    data: str | None = None
+    data: str | tuple[str, ...] | None = None
     seq: str | None = None
     residual: str | None = None
     streams: int = 0
@@ -53,7 +53,8 @@ class Axes:
     @property
     def rows(self) -> tuple[str, ...]:
         """The axes that split the rows of a batch, the outer one first."""
-        return _present(self.data, self.expert)
+        levels = self.data if isinstance(self.data, tuple) else (self.data,)
+        return _present(*levels, self.expert)
 
     @property
     def sequences(self) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
 """The one exception for input that a person can mend."""
 
 import contextlib
+import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 BEGINNING, END = 700, 250
 """Signs of a message that are kept where it is longer than both: what is wrong, and the mend."""
@@ -24,6 +25,14 @@ def one_line(message: str) -> str:
     text = re.sub(r"[ \t]*[\n\r\t\v\f]\s*", " ", message.strip())
     text = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
     return text if len(text) <= BEGINNING + END else f"{text[:BEGINNING]} ... {text[-END:]}"
+
+
+def unknown(word: str, valid: Iterable[str]) -> str:
+    """What a message says of a word that is none of `valid`: the nearest one, or all of them."""
+    near = difflib.get_close_matches(word, list(valid), n=1)
+    return f"unknown '{word}'; " + (
+        f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(valid)}"
+    )
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,123 +12,15 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from sharding.axes import Axes
-from sharding.bounds import Size, check_bounds
+from sharding.degrees import IN_LEVELS, Degrees, check_levels
 from sharding.errors import UserError
-from sharding.mesh import in_words
+from sharding.mesh import axis_of, in_words
 from sharding.overlap import OVERLAPS
+from sharding.parallel import WORDS, Parallel
 from sharding.pipeline.balance import balance, parsed
-from sharding.pipeline.tables import ONE_F_ONE_B, check_schedule
-from sharding.rules import DEFAULT_RULES, Rules, partition_spec
-
-WORDS = {
-    "data": "data",
-    "zero1": "data",
-    "fully_sharded": "data",
-    "sequence": "seq",
-    "tensor": "tensor",
-    "tensor_tokens": "tensor",
-}
-"""Word of a preset -> the mesh axis that it gives work to."""
-
-OWN_WORK = frozenset({"stream", "expert", "pipe", "worker"})
-"""Mesh axes with one use only, which a model has or has not; no word asks for it."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Parallel:
-    """What each mesh axis is used for. It changes where numbers are, not what they are.
-
-    Attributes:
-      preset: words joined by "+", at most one for each mesh axis.
-        data: every device holds all parameters and the optimizer's state;
-        zero1: the optimizer's state and arithmetic are split over `data` (ZeRO stage 1);
-        fully_sharded: parameters too, gathered layer by layer (ZeRO stage 3);
-        sequence: tokens are split over `seq`;
-        tensor: slots, heads, channels, hidden units and vocabulary are split over `tensor`;
-        tensor_tokens: likewise, and between layers tokens are split over `tensor` as well.
-      rules: changes to the table of `sharding.rules`, as "ffn=none,slot=tensor".
-      schedule: in which order the stages of the mesh axis `pipe` take the parts of a batch: gpipe,
-        1f1b or interleaved, see `sharding.pipeline.tables`.
-      turns: chunks of layers that each stage of an interleaved schedule holds.
-      stages: layers of each stage, as "5,3"; empty for as many on each.
-      speeds: of each stage, as "197,160": the layers are dealt out so that the slowest stage is as
-        fast as can be, see `sharding.pipeline.balance`; empty for equal ones.
-      overlap: beside tensor_tokens, how the products at the ends of a layer go along with the
-        messages over `tensor`: none, one after the other; ring, in steps of a ring; two_way, in two
-        rings, each with half of the tokens; see `sharding.overlap`.
-    """
-
-    preset: str = "data+sequence+tensor"
-    rules: str = ""
-    schedule: str = ONE_F_ONE_B
-    turns: Size = 1
-    stages: str = ""
-    speeds: str = ""
-    overlap: str = OVERLAPS[0]
-
-    def __post_init__(self) -> None:
-        check_bounds(self, "parallel")
-        check_schedule(self.schedule, self.turns)
-        given = [name for name in ("stages", "speeds") if getattr(self, name)]
-        if len(given) > 1:
-            raise UserError("parallel.stages and parallel.speeds both deal out layers: give one")
-        if given and self.turns > 1:
-            raise UserError(
-                f"parallel.{given[0]}={getattr(self, given[0])}: stages of unlike size have one "
-                f"chunk each: leave parallel.turns at 1"
-            )
-        parsed(self.stages, "parallel.stages", int)
-        parsed(self.speeds, "parallel.speeds", float)
-        used: dict[str, str] = {}
-        for word in self.words:
-            if word not in WORDS:
-                raise UserError(f"parallel.preset={self.preset}: {_unknown(word, WORDS)}")
-            if WORDS[word] in used:
-                raise UserError(
-                    f"parallel.preset={self.preset}: '{used[WORDS[word]]}' and '{word}' both "
-                    f"decide what the {WORDS[word]} axis does: keep one"
-                )
-            used[WORDS[word]] = word
-        self._check_overlap()
-        _ = self.table
-
-    def _check_overlap(self) -> None:
-        if self.overlap not in OVERLAPS:
-            raise UserError(f"parallel.overlap={self.overlap}: {_unknown(self.overlap, OVERLAPS)}")
-        if self.overlap != OVERLAPS[0] and "tensor_tokens" not in self.words:
-            raise UserError(
-                f"parallel.overlap={self.overlap} needs messages that it can overlap with: put "
-                f"tensor_tokens into parallel.preset={self.preset}"
-            )
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """The preset's words."""
-        return tuple(self.preset.split("+")) if self.preset else ()
-
-    @property
-    def mesh_axes(self) -> set[str]:
-        """The mesh axes that have work."""
-        return {WORDS[word] for word in self.words} | OWN_WORK
-
-    @property
-    def table(self) -> Rules:
-        """Logical axis -> mesh axis."""
-        table = {
-            logical: axis if axis in self.mesh_axes else None
-            for logical, axis in DEFAULT_RULES.items()
-        }
-        for entry in filter(None, self.rules.split(",")):
-            logical, _, axis = entry.partition("=")
-            if logical not in table:
-                raise UserError(f"parallel.rules={self.rules}: {_unknown(logical, table)}")
-            if axis not in ("none", "tensor"):
-                raise UserError(
-                    f"parallel.rules={self.rules}: '{logical}' can go to 'tensor' or 'none', not "
-                    f"to '{axis}'"
-                )
-            table[logical] = None if axis == "none" else axis
-        return table
+from sharding.quantised import Bits
+from sharding.quantised import parsed as parsed_bits
+from sharding.rules import partition_spec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +28,8 @@ class Layout:
     """A mesh and what its axes are used for.
 
     Raises:
-      UserError: an axis of several devices that the preset leaves without work.
+      UserError: an axis of several devices that the preset leaves without work; degrees of
+        `parallel.shards` that are no groups of the data axis.
     """
 
     mesh: Mesh
@@ -145,12 +37,48 @@ class Layout:
 
     def __post_init__(self) -> None:
         for name, size in self.mesh.shape.items():
-            if size > 1 and name not in self.parallel.mesh_axes:
-                word = next(word for word, axis in WORDS.items() if axis == name)
+            if size > 1 and axis_of(name) not in self.parallel.mesh_axes:
+                word = next(word for word, axis in WORDS.items() if axis == axis_of(name))
                 raise UserError(
                     f"mesh axis {name}={size} has no work under parallel.preset="
                     f"{self.parallel.preset}: add '+{word}', or make the axis 1"
                 )
+        levels = [self._size(name) for name in self.levels]
+        alone = set(IN_LEVELS) & set(self.parallel.words)
+        if alone and len(levels) == 1 and levels[0] > 1:
+            raise UserError(
+                f"parallel.preset={self.parallel.preset}: '{alone.pop()}' needs mesh axis "
+                f"data={levels[0]} in levels, as --mesh=data=2x4"
+            )
+        if self.worker_axis and (len(levels) > 1 or self.parallel.shards):
+            raise UserError(
+                f"mesh axis worker={self._size('worker')} is joined with data when the run is "
+                f"validated: give data in one level, and a word of parallel.preset for "
+                f"parallel.shards"
+            )
+        if self.parallel.shards and math.prod(levels) > 1:
+            check_levels(self.degrees, levels, f"parallel.shards={self.parallel.shards}")
+        if self.parallel.bits and math.prod(levels) > 1:
+            self._check_bits()
+
+    def _check_bits(self) -> None:
+        """Refuses bits of messages that are not sent, or not known to be sent rightly."""
+        bits, degrees = self.bits, self.degrees
+        for kind, message, degree in (
+            ("weights", "gathered", degrees.weights),
+            ("gradients", "scattered", degrees.state),
+        ):
+            if getattr(bits, kind) and degree == 1:
+                raise UserError(
+                    f"parallel.bits={self.parallel.bits}: no {kind} are {message} where each "
+                    f"device of data holds them whole: split them with parallel.preset or "
+                    f"parallel.shards, or leave out {kind}"
+                )
+        if self.stages > 1:
+            raise UserError(
+                f"parallel.bits={self.parallel.bits} beside mesh axis pipe={self.stages}: between "
+                f"stages layers are gathered as they are: leave out the one or the other"
+            )
 
     @property
     def shown(self) -> str:
@@ -162,8 +90,9 @@ class Layout:
         """What the program of one device knows. An axis of one device splits nothing: None."""
         splits = {k: v for k, v in self.parallel.table.items() if v and self._size(v) > 1}
         tokens = "tensor_tokens" in self.parallel.words
+        data = tuple(name for name in self.levels if self._size(name) > 1)
         return Axes(
-            data=self._split("data"),
+            data=self._split("data") if self.levels == ("data",) else data or None,
             seq=self._split("seq"),
             residual=self._split("tensor") if tokens else None,
             expert=self._split("expert"),
@@ -175,15 +104,39 @@ class Layout:
         )
 
     @property
-    def shard_axis(self) -> str | None:
-        """The axis over which ZeRO splits state; None where nothing is split that way."""
-        zero = {"zero1", "fully_sharded"} & set(self.parallel.words)
-        return self._split("data") if zero else None
+    def levels(self) -> tuple[str, ...]:
+        """The mesh axes of `data`, the outermost first."""
+        return tuple(name for name in self.mesh.shape if axis_of(name) == "data")
 
     @property
-    def shards_params(self) -> bool:
-        """Whether parameters, not the optimizer's state alone, are split over `shard_axis`."""
-        return self.shard_axis is not None and "fully_sharded" in self.parallel.words
+    def degrees(self) -> Degrees:
+        """Over how many devices of `data` each kind of state is split."""
+        return self.parallel.degrees([self._size(name) for name in self.levels])
+
+    @property
+    def bits(self) -> Bits:
+        """In how many bits numbers are sent over `data`."""
+        return parsed_bits(self.parallel.bits)
+
+    @property
+    def weight_axes(self) -> tuple[str, ...]:
+        """The mesh axes that parameters are split over between steps, the innermost first."""
+        return self._innermost(self.degrees.weights)
+
+    @property
+    def layer_axes(self) -> tuple[str, ...]:
+        """Those that parameters are split over in a step: what each layer is gathered over."""
+        return self._innermost(self.degrees.secondary or self.degrees.weights)
+
+    @property
+    def gradient_axes(self) -> tuple[str, ...]:
+        """Those that gradients are split over while the parts of a batch are summed."""
+        return self._innermost(self.degrees.gradients)
+
+    @property
+    def state_axes(self) -> tuple[str, ...]:
+        """Those that the optimizer's state is split over."""
+        return self._innermost(self.degrees.state)
 
     @property
     def stages(self) -> int:
@@ -211,10 +164,7 @@ class Layout:
     @property
     def in_order(self) -> Layout:
         """The same mesh, each stage with layers that follow one another: as they are read."""
-        parallel = dataclasses.replace(
-            self.parallel, schedule=ONE_F_ONE_B, turns=1, stages="", speeds=""
-        )
-        return dataclasses.replace(self, parallel=parallel)
+        return dataclasses.replace(self, parallel=self.parallel.in_order)
 
     def layers_of_stages(self, depth: int) -> tuple[int, ...]:
         """How many layers each stage has, of `depth` in all; () where all have as many.
@@ -260,10 +210,7 @@ class Layout:
     @property
     def whole(self) -> Layout:
         """The same mesh without ZeRO, split residual streams or turns, as for decoding."""
-        plain = {"zero1": "data", "fully_sharded": "data", "tensor_tokens": "tensor"}
-        preset = "+".join(plain.get(word, word) for word in self.parallel.words)
-        parallel = dataclasses.replace(self.in_order.parallel, preset=preset, overlap=OVERLAPS[0])
-        return Layout(self.mesh, parallel)
+        return dataclasses.replace(self, parallel=self.parallel.whole)
 
     def spec(self, name: str, shape: Sequence[int], axes: Sequence[str | None]) -> PartitionSpec:
         """How a parameter is split by the rules alone: what a layer is given.
@@ -274,15 +221,15 @@ class Layout:
         return partition_spec(name, shape, axes, self.mesh, self.parallel.table)
 
     def shard_dim(self, name: str, shape: Sequence[int], axes: Sequence[str | None]) -> int:
-        """The dimension of a parameter that ZeRO splits over `shard_axis`, counted from the end.
+        """The dimension of a parameter that ZeRO splits over `state_axes`, counted from the end.
 
         The largest one that no rule splits and that divides; else one whose remaining part
         divides; else 0: a parameter too small to be split stays whole. Never `layer`, since
-        layers are gathered one by one.
+        layers are gathered one by one. Smaller groups split the same dimension.
         """
-        if self.shard_axis is None:
+        parts = math.prod(map(self._size, self.state_axes))
+        if parts == 1:
             return 0
-        parts = self._size(self.shard_axis)
         spec = self.spec(name, shape, axes)
         whole, split = [], []
         for dim, (size, axis, mesh_axis) in enumerate(zip(shape, axes, spec, strict=True)):
@@ -295,14 +242,27 @@ class Layout:
         return 0
 
     def stored_spec(
-        self, name: str, shape: Sequence[int], axes: Sequence[str | None]
+        self,
+        name: str,
+        shape: Sequence[int],
+        axes: Sequence[str | None],
+        over: Sequence[str] | None = None,
     ) -> PartitionSpec:
-        """`spec` with `shard_dim` split over `shard_axis` as well: how ZeRO stores state."""
+        """`spec` with `shard_dim` split as well: how ZeRO stores state.
+
+        Args:
+          name: see `spec`.
+          shape: likewise.
+          axes: likewise.
+          over: the mesh axes that split it, the innermost level first, so that a part of a larger
+            group is a part of that of a smaller one; `state_axes` if None.
+        """
         entries = list(self.spec(name, shape, axes))
         dim = self.shard_dim(name, shape, axes)
-        if dim and self.shard_axis:
-            outer = entries[dim]
-            entries[dim] = (outer, self.shard_axis) if outer else self.shard_axis
+        over = self.state_axes if over is None else over
+        if dim and over:
+            names = [entries[dim], *over] if entries[dim] else [*over]
+            entries[dim] = tuple(names) if len(names) > 1 else names[0]
         return PartitionSpec(*entries)
 
     def check_batch(self, rows: int, tokens: int | None) -> None:
@@ -331,6 +291,17 @@ class Layout:
                     f"change data.window, or the mesh"
                 )
 
+    def rows_over(self, rows: int) -> dict[str, Any]:
+        """The fields of `Axes` that split so many rows of a batch: those axes that divide them."""
+        left, names = rows, []
+        for name in self.axes.rows:
+            if left and left % self._size(name) == 0:
+                names.append(name)
+                left //= self._size(name)
+        levels = tuple(name for name in names if axis_of(name) == "data")
+        data = "data" if levels == ("data",) else levels or None
+        return {"data": data, "expert": "expert" if "expert" in names else None}
+
     @property
     def row_parts(self) -> int:
         """How many parts the rows of a batch are split into."""
@@ -348,7 +319,18 @@ class Layout:
         mesh = self.mesh
         return None if isinstance(mesh, AbstractMesh) else mesh.devices.flat[0].platform
 
+    def _innermost(self, degree: int) -> tuple[str, ...]:
+        """The mesh axes of the innermost levels that have so many devices together."""
+        found, names = 1, []
+        for name in reversed(self.levels):
+            if found < degree and self._size(name) > 1:
+                names.append(name)
+                found *= self._size(name)
+        return tuple(names)
+
     def _size(self, name: str) -> int:
+        if name == "data":
+            return math.prod(self.mesh.shape[level] for level in self.levels)
         return self.mesh.shape.get(name, 1)
 
     def _split(self, name: str) -> str | None:
@@ -369,10 +351,3 @@ def bytes_held(arrays: Any, shardings: Any) -> int:
         return math.prod(shape) * dtype.itemsize
 
     return sum(jax.tree.leaves(jax.tree.map(held, arrays, shardings)))
-
-
-def _unknown(word: str, valid: Sequence[str] | Rules) -> str:
-    near = difflib.get_close_matches(word, list(valid), n=1)
-    return f"unknown '{word}'; " + (
-        f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(valid)}"
-    )

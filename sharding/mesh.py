@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,8 +24,18 @@ ALWAYS_SHOWN = ("data", "seq", "tensor")
 """Axes that any model can use; words for a mesh leave the others out where they are one device."""
 
 
+def level_names(count: int) -> tuple[str, ...]:
+    """The mesh axes of `data` in so many levels, the outermost first: data_0, data_1, ..."""
+    return ("data",) if count == 1 else tuple(f"data_{level}" for level in range(count))
+
+
+def axis_of(name: str) -> str:
+    """The axis of `AXIS_NAMES` that a mesh axis is, or is a level of."""
+    return "data" if name.startswith("data_") else name
+
+
 def make_mesh(
-    data: int = 1,
+    data: int | Sequence[int] = 1,
     seq: int = 1,
     tensor: int = 1,
     *,
@@ -40,7 +52,8 @@ def make_mesh(
     The default is the mesh of a laptop: one device, every axis of size one.
 
     Args:
-      data: devices that the rows of a batch are split over.
+      data: devices that the rows of a batch are split over; several numbers are levels, the
+        outermost first, each a mesh axis (`level_names`).
       seq: devices that the tokens of a sequence are split over.
       tensor: devices that the heads, channels or slots of a layer are split over.
       stream: devices that parallel streams are split over.
@@ -56,27 +69,34 @@ def make_mesh(
       UserError: an axis below one, more devices asked for than there are, or hosts that do not
         fit the axes.
     """
-    sizes = (worker, pipe, data, stream, seq, expert, tensor)
-    for name, size in zip(AXIS_NAMES, sizes, strict=True):
+    levels = (data,) if isinstance(data, int) else tuple(data)
+    names = tuple(
+        itertools.chain.from_iterable(
+            level_names(len(levels)) if name == "data" else (name,) for name in AXIS_NAMES
+        )
+    )
+    sizes = (worker, pipe, *levels, stream, seq, expert, tensor)
+    shown = in_words(dict(zip(names, sizes, strict=True)))
+    for name, size in zip(names, sizes, strict=True):
         if size < 1:
             raise UserError(f"mesh axis {name}={size}: give a size of at least 1")
     devices = list(jax.devices() if devices is None else devices)
     needed = math.prod(sizes)
     if needed > len(devices):
         raise UserError(
-            f"mesh {in_words(dict(zip(AXIS_NAMES, sizes, strict=True)))} needs {needed} devices "
-            f"but there are {len(devices)}: ask for a smaller mesh"
+            f"mesh {shown} needs {needed} devices but there are {len(devices)}: ask for a "
+            f"smaller mesh"
         )
     devices = devices[:needed]
     on = [host_of(device) for device in devices] if hosts is None else list(hosts)[:needed]
     if len(set(on)) == 1 and not across:
-        placed = _on_one_network(sizes, devices)
+        placed = _on_one_network(sizes, devices, shown)
     else:
-        placed = np.asarray(devices, dtype=object)[arrange(on, sizes, across)]
-    return Mesh(placed, AXIS_NAMES, axis_types=(AxisType.Auto,) * len(AXIS_NAMES))
+        placed = np.asarray(devices, dtype=object)[arrange(on, sizes, across, names)]
+    return Mesh(placed, names, axis_types=(AxisType.Auto,) * len(names))
 
 
-def _on_one_network(sizes: tuple[int, ...], devices: list[Any]) -> np.ndarray:
+def _on_one_network(sizes: tuple[int, ...], devices: list[Any], shown: str) -> np.ndarray:
     """Devices where the mesh's axes lie well in the network: on TPUs a torus.
 
     An axis of the torus may have to be shared by two of the mesh.
@@ -85,15 +105,17 @@ def _on_one_network(sizes: tuple[int, ...], devices: list[Any]) -> np.ndarray:
         return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     except (AssertionError, NotImplementedError, ValueError) as error:
         raise UserError(
-            f"mesh {in_words(dict(zip(AXIS_NAMES, sizes, strict=True)))} is no whole part of the "
-            f"torus that its {len(devices)} devices are of: use all devices, or other sizes"
+            f"mesh {shown} is no whole part of the torus that its {len(devices)} devices are of: "
+            f"use all devices, or other sizes"
         ) from error
 
 
 def in_words(sizes: Mapping[str, int]) -> str:
     """Sizes of a mesh as a command line takes them, as "data=2,seq=1,tensor=4"."""
+    levels = [str(size) for name, size in sizes.items() if name != "data" == axis_of(name)]
+    words = {"data": "x".join(levels)} if levels else {}
     shown = (n for n in AXIS_NAMES if n in ALWAYS_SHOWN or sizes.get(n, 1) > 1)
-    return ",".join(f"{name}={sizes.get(name, 1)}" for name in shown)
+    return ",".join(f"{name}={words.get(name, sizes.get(name, 1))}" for name in shown)
 
 
 def host_of(device: Any) -> int:
@@ -106,7 +128,10 @@ def host_of(device: Any) -> int:
 
 
 def arrange(
-    hosts: Sequence[int], sizes: Sequence[int], across: Mapping[str, int] | None = None
+    hosts: Sequence[int],
+    sizes: Sequence[int],
+    across: Mapping[str, int] | None = None,
+    names: Sequence[str] = AXIS_NAMES,
 ) -> np.ndarray:
     """Which device stands where: indices into `hosts`, in the shape `sizes`.
 
@@ -115,20 +140,21 @@ def arrange(
     Args:
       hosts: the host of each device.
       sizes: of the mesh's axes.
-      across: hosts that each axis crosses; if None, the outermost axes cross first.
+      across: hosts that each axis crosses; if None, the outermost axes cross first. Of an axis in
+        levels the outermost levels do.
+      names: of the mesh's axes.
 
     Raises:
       UserError: hosts of unequal numbers of devices, or that do not fit the axes.
     """
-    names = sorted(set(hosts))
-    groups = [[i for i, host in enumerate(hosts) if host == name] for name in names]
+    groups = [[i for i, host in enumerate(hosts) if host == name] for name in sorted(set(hosts))]
     inside = len(groups[0])
     if any(len(group) != inside for group in groups):
         raise UserError(
             f"hosts have {', '.join(str(len(group)) for group in groups)} devices of the mesh: "
             f"make it a multiple that all hosts have alike"
         )
-    crossed = _crossed(len(names), sizes, across)
+    crossed = _crossed(len(groups), dict(zip(names, sizes, strict=True)), across)
     kept = [size // cross for size, cross in zip(sizes, crossed, strict=True)]
     # [host of axis 0, host of axis 1, ..., inside of axis 0, ...] -> each axis' two parts together
     order = np.asarray(groups).reshape(*crossed, *kept)
@@ -137,21 +163,34 @@ def arrange(
     return order.transpose(pairs).reshape(tuple(sizes))
 
 
-def _crossed(hosts: int, sizes: Sequence[int], across: Mapping[str, int] | None) -> list[int]:
-    """Hosts that each axis crosses."""
-    if across is None:
-        left, crossed = hosts, []
+def _crossed(hosts: int, sizes: Mapping[str, int], across: Mapping[str, int] | None) -> list[int]:
+    """Hosts that each axis of a mesh crosses."""
+
+    def outermost(sizes: Iterable[int], hosts: int) -> tuple[list[int], int]:
+        crossed = []
         for size in sizes:
-            crossed.append(math.gcd(size, left))
-            left //= crossed[-1]
+            crossed.append(math.gcd(size, hosts))
+            hosts //= crossed[-1]
+        return crossed, hosts
+
+    if across is None:
+        crossed, left = outermost(sizes.values(), hosts)
         if left > 1:
-            shown = in_words(dict(zip(AXIS_NAMES, sizes, strict=True)))
-            raise UserError(f"mesh {shown} does not divide over {hosts} hosts: change its axes")
+            raise UserError(
+                f"mesh {in_words(sizes)} does not divide over {hosts} hosts: change its axes"
+            )
         return crossed
-    crossed = [across.get(name, 1) for name in AXIS_NAMES]
-    for name, size, cross in zip(AXIS_NAMES, sizes, crossed, strict=True):
-        if size % cross:
-            raise UserError(f"mesh axis {name}={size} cannot cross {cross} hosts: change --across")
+    crossed = []
+    for name in AXIS_NAMES:
+        own, cross = (
+            [size for level, size in sizes.items() if axis_of(level) == name],
+            across.get(name, 1),
+        )
+        found, left = outermost(own, cross)
+        if left > 1:
+            shown = "x".join(map(str, own))
+            raise UserError(f"mesh axis {name}={shown} cannot cross {cross} hosts: change --across")
+        crossed += found
     if math.prod(crossed) != hosts:
         raise UserError(
             f"--across makes {math.prod(crossed)} hosts but the mesh has {hosts}: the axes' "
@@ -160,26 +199,41 @@ def _crossed(hosts: int, sizes: Sequence[int], across: Mapping[str, int] | None)
     return crossed
 
 
-def parse_axes(text: str, what: str = "--mesh") -> dict[str, int]:
+def parse_axes(text: str, what: str = "--mesh", given: str = "") -> dict[str, int]:
     """ "data=2,tensor=4" as a dict.
+
+    Args:
+      text: as above.
+      what: it is, for messages.
+      given: the words that a person gave, where these are others.
 
     Raises:
       UserError: an axis that is unknown or given twice, or a size that is no number.
     """
     sizes: dict[str, int] = {}
+    shown = f"{what}={given or text}"
     for entry in filter(None, text.split(",")):
         name, _, size = entry.partition("=")
         if name not in AXIS_NAMES:
             near = difflib.get_close_matches(name, AXIS_NAMES, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(AXIS_NAMES)}"
-            raise UserError(f"{what}={text}: unknown axis '{name}'; {hint}")
+            raise UserError(f"{shown}: unknown axis '{name}'; {hint}")
         if name in sizes:
-            raise UserError(f"{what}={text}: axis '{name}' is given twice: give it once")
+            raise UserError(f"{shown}: axis '{name}' is given twice: give it once")
         try:
             sizes[name] = int(size)
         except ValueError:
-            raise UserError(f"{what}={text}: '{entry}' should look like {name}=2") from None
+            raise UserError(f"{shown}: '{entry}' should look like {name}=2") from None
     return sizes
+
+
+def data_levels(text: str) -> tuple[str, tuple[int, ...]]:
+    """ "data=2x4,tensor=2" as "data=8,tensor=2" and (2, 4); () where `data` is in one level."""
+    found = re.search(r"(?:^|,)data=(\d+(?:x\d+)+)(?=,|$)", text)
+    if found is None:
+        return text, ()
+    levels = tuple(map(int, found[1].split("x")))
+    return text[: found.start(1)] + str(math.prod(levels)) + text[found.end(1) :], levels
 
 
 def mesh_from_text(
@@ -192,7 +246,7 @@ def mesh_from_text(
 
     Args:
       text: as "data=2,seq=2,tensor=2"; one size may be -1, what is left of the devices. Empty:
-        all devices on `data`.
+        all devices on `data`. `data=2x2x2` is that axis in levels, the outermost first.
       across: as "data=2", see `make_mesh`; empty for its default.
       devices: to choose from; all if None.
       hosts: see `make_mesh`.
@@ -202,20 +256,22 @@ def mesh_from_text(
         the mesh.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = parse_axes(text) or {"data": -1}
+    plain, levels = data_levels(text)
+    sizes = parse_axes(plain, given=text) or {"data": -1}
     rest = [name for name, size in sizes.items() if size == -1]
     if len(rest) > 1:
         raise UserError(f"--mesh={text}: only one axis can be -1, what is left: give the others")
     if rest:
-        given = math.prod(size for size in sizes.values() if size != -1)
-        if given < 1 or len(devices) % given:
+        others = math.prod(size for size in sizes.values() if size != -1)
+        if others < 1 or len(devices) % others:
             raise UserError(
-                f"--mesh={text}: {len(devices)} devices do not divide by {given}, the other axes: "
+                f"--mesh={text}: {len(devices)} devices do not divide by {others}, the other axes: "
                 f"change them"
             )
-        sizes[rest[0]] = len(devices) // given
+        sizes[rest[0]] = len(devices) // others
     crossed = parse_axes(across, "--across") if across else None
-    mesh = make_mesh(**sizes, devices=devices, hosts=hosts, across=crossed)
+    given: dict[str, Any] = {**sizes, "data": levels} if levels else dict(sizes)
+    mesh = make_mesh(**given, devices=devices, hosts=hosts, across=crossed)
     if jax.process_count() > 1 and mesh.size != len(devices):
         raise UserError(
             f"--mesh={text} uses {mesh.size} of {len(devices)} devices: with several processes "

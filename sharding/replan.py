@@ -23,7 +23,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 
 from sharding.errors import UserError
-from sharding.mesh import AXIS_NAMES, arrange, in_words, parse_axes
+from sharding.mesh import AXIS_NAMES, arrange, data_levels, in_words, parse_axes
 
 GIVE_WAY = ("data", *(name for name in AXIS_NAMES if name != "data"))
 """The first shrinks first; after `data` the outer axes, which talk least."""
@@ -61,10 +61,15 @@ def replan(
         allow.
 
     Raises:
-      UserError: no devices, words that make no mesh, or a run that fits nowhere.
+      UserError: no devices, words that make no mesh, data in levels, or a run that fits nowhere.
     """
     if processes < 1 or devices < 1:
         raise UserError(f"{processes} processes of {devices} devices: none are left to plan for")
+    if data_levels(wanted)[1]:
+        raise UserError(
+            f"--mesh={wanted}: meshes are planned anew with data in one level: give the number of "
+            f"its devices, or start without --elastic"
+        )
     reason = ""
     for sizes in _by_preference(parse_axes(wanted) or {"data": -1}, processes * devices):
         used = processes_for(sizes, processes, devices)

@@ -8,7 +8,7 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from absl import flags
 
@@ -20,8 +20,10 @@ from gam_jax.serve.constraints import Constraints
 from gam_jax.serve.device import Device
 from gam_jax.serve.drafts import Draft, NgramDraft, RunDraft, SemiDraft, UnitsDraft
 from gam_jax.serve.engine import Engine
+from gam_jax.serve.executor import Executor
 from gam_jax.serve.request import Constraint
 from gam_jax.serve.seating import Settings
+from sharding import processes
 from sharding.errors import UserError
 from sharding.layout import Layout
 
@@ -93,16 +95,40 @@ def _drafter(text: str, models: Sequence[Opened]) -> str | Opened | OpenedDrafte
     return found
 
 
-def served_of(opened: Opened, layout: Layout, options: Options) -> Served:
+Shared = Callable[[Executor], Executor]
+"""What is called in place of a device whose calls all processes make."""
+
+
+def rows_of(
+    opened: Opened, layout: Layout, options: Options, shared: Shared
+) -> tuple[Executor, Draft | None]:
+    """Reads the parameters, of the draft too, and compiles.
+
+    Raises:
+      UserError: see `served_of`.
+    """
+    beside = options.draft if isinstance(options.draft, OpenedDrafter) else None
+    sizes = options.rows, options.cache_tokens, options.block
+    device = shared(_device(opened, layout, *sizes, beside))
+    return device, _draft(opened, layout, options, device, shared)
+
+
+def served_of(
+    opened: Opened, layout: Layout, options: Options, shared: Shared = lambda own: own
+) -> Served:
     """Reads the parameters, compiles, and starts the engine.
+
+    Args:
+      opened: the model.
+      layout: its mesh.
+      options: how it is served.
+      shared: called with each device, for what is called in its place.
 
     Raises:
       UserError: a model that cannot be served; parameters that cannot be read; a draft of another
         vocabulary than the model's.
     """
-    beside = options.draft if isinstance(options.draft, OpenedDrafter) else None
-    device = _device(opened, layout, options.rows, options.cache_tokens, options.block, beside)
-    draft = _draft(opened, layout, options, device)
+    device, draft = rows_of(opened, layout, options, shared)
     settings = options.settings
     if settings.folder:
         folder = str(pathlib.Path(settings.folder) / opened.name)
@@ -153,6 +179,8 @@ def _device(
     drafter = None if beside is None else (beside.model, beside.read(layout))
     device = Device(model, params, rows, layout=layout, tokens=tokens, block=block, drafter=drafter)
     names = device.compile()
+    if not processes.is_first():
+        return device
     state, page = device.row_bytes()
     print(
         f"{opened.name}: {len(names)} programs in {time.perf_counter() - begun:.1f} s "
@@ -164,11 +192,13 @@ def _device(
     return device
 
 
-def _draft(opened: Opened, layout: Layout, options: Options, device: Device) -> Draft | None:
+def _draft(
+    opened: Opened, layout: Layout, options: Options, device: Executor, shared: Shared
+) -> Draft | None:
     if isinstance(options.draft, OpenedDrafter):
-        return SemiDraft(device)
+        return SemiDraft(device, options.draft.model.window)
     if isinstance(options.draft, Opened):
-        return RunDraft(_device(options.draft, layout, options.rows, 0, 1), device.sizes)
+        return RunDraft(shared(_device(options.draft, layout, options.rows, 0, 1)), device.sizes)
     if options.draft == UNITS:
         assert isinstance(opened.model, LexicalUnits)
         return UnitsDraft(opened.model.placeholder, opened.model.unit)

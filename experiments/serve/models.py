@@ -22,7 +22,8 @@ from gam_jax.models import LanguageModel, SemiDrafter
 from gam_jax.params import Params
 from gam_jax.training.folder import RunFolder, load_params
 from sharding.errors import UserError
-from sharding.layout import Layout, Parallel
+from sharding.layout import Layout
+from sharding.parallel import Parallel
 from sharding.paths import local_path
 
 NAME = re.compile(r"[\w.-]+")

@@ -51,7 +51,7 @@ class Span(NamedTuple):
 class Parts:
     """A model as what its layers stand between, for stages of a pipeline.
 
-    The objective is `last` of `layers` of `first`.
+    The objective is `last` of `layers` of `first`. A stream is an array or a tree of them.
 
     Attributes:
       blocks: name of the parameters of the layers, each [layers, ...].
@@ -66,10 +66,10 @@ class Parts:
     blocks: str
     depth: int
     own: Callable[[Params, Axes], Params]
-    first: Callable[[Params, Batch, Axes, Array | None], Array]
-    layers: Callable[[Params, Array, Batch, Axes, Array | None, Span], tuple[Array, Any]]
+    first: Callable[[Params, Batch, Axes, Array | None], Any]
+    layers: Callable[[Params, Any, Batch, Axes, Array | None, Span], tuple[Any, Any]]
     last: Callable[
-        [Params, Array, Any, Batch, Axes],
+        [Params, Any, Any, Batch, Axes],
         tuple[Float[Array, ""], Float[Array, ""] | float, Measures],
     ]
     deepened: Callable[[int], Model]

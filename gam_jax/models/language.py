@@ -80,6 +80,7 @@ class LanguageModel(Model):
         `layers.ParScale`; 1 for none.
       prefix, smoothing: of the streams, likewise.
       packed: whether batches say where documents begin (`starts`); the data decide it.
+      ladder: so many last blocks read the stream one half block earlier, see `Stack`.
     """
 
     block: Layer
@@ -101,6 +102,7 @@ class LanguageModel(Model):
     prefix: Count = 48
     smoothing: Share = 0.1
     packed: bool = False
+    ladder: Count = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -126,9 +128,10 @@ class LanguageModel(Model):
     def stack(self) -> Stack:
         """The blocks as one layer; a `Pattern` has the loops of its own."""
         if not isinstance(self.block, Pattern):
-            return Stack(self.block, self.depth, self.remat, self.unroll)
+            return Stack(self.block, self.depth, self.remat, self.unroll, self.ladder)
         unroll, remat = max(self.unroll, self.block.unroll), self.remat or self.block.remat
-        return Stack(dataclasses.replace(self.block, unroll=unroll, remat=remat), self.depth)
+        block = dataclasses.replace(self.block, unroll=unroll, remat=remat)
+        return Stack(block, self.depth, ladder=self.ladder)
 
     def table(self) -> Table:
         """embedding [V, D], positions [context, D], blocks, final norm; untied, head [V, D].

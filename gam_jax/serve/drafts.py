@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
 
@@ -242,27 +241,25 @@ class UnitsDraft(Draft):
         self._next[row] = len(tokens), guesses
 
 
-class FromFeatures(Protocol):
-    """Rows whose executor has a drafter, see `device.Device`."""
-
-    def guess(self, asked: Mapping[int, Sequence[int]]) -> np.ndarray:
-        """Guesses for each row, [S, G], of some rows' tokens so far."""
-        ...
-
-
 class SemiDraft(Draft):
     """Guesses by a small network from what the model has found, see `models.semi`.
 
     Args:
-      rows: of the model, with a drafter.
+      executor: of the model, with the drafter.
+      window: slots that the drafter sees.
     """
 
-    def __init__(self, rows: FromFeatures) -> None:
-        self._rows = rows
+    def __init__(self, executor: Executor, window: int) -> None:
+        self._executor, self._window = executor, window
 
     def guess(self, asked: Mapping[int, tuple[Sequence[int], int]]) -> dict[int, list[int]]:
         """See `Draft`."""
         if not asked:
             return {}
-        found = self._rows.guess({row: tokens for row, (tokens, _) in asked.items()})
+        work = np.zeros((self._executor.sizes.rows, self._window + 1), np.int32)
+        for row, (tokens, _) in asked.items():
+            last = tokens[-self._window :]
+            work[row, self._window - len(last) : self._window] = last
+            work[row, self._window] = len(tokens)
+        found = self._executor.guess(work)
         return {row: found[row, :most].tolist() for row, (_, most) in asked.items()}

@@ -229,6 +229,17 @@ class Executor(Protocol):
         """Feeds W tokens of each row, W being 1 or `Sizes.block`, and draws."""
         ...
 
+    def guess(self, work: Int[np.ndarray, "S N+1"]) -> Int[np.ndarray, "S G"]:
+        """What follows rows by a drafter that reads what the model finds; waits for it.
+
+        Only of an executor with a drafter. Guesses are drawn as the rows draw, with their keys.
+
+        Args:
+          work: the last N tokens of each row, N being the drafter's window, and how many there are
+            in all; 0 for a row for which nothing is asked.
+        """
+        ...
+
     def bytes_of(self, saved: Saved, pages: tuple[int, ...]) -> bytes:
         """A row's state and the content of its pages, for a file; it waits for the device."""
         ...

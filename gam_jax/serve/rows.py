@@ -81,13 +81,8 @@ class Rows:
     def axes(self) -> Axes:
         """The mesh axes of a step of all rows."""
         axes = dataclasses.replace(self.layout.axes, seq=None)
-        split: dict[str, str | None] = {"data": None, "expert": None}
-        left = 0 if any(map(grows, _leaves(self.table))) else self.rows
-        for name in axes.rows:
-            size = self.layout.mesh.shape[name]
-            if left and left % size == 0:
-                split[name], left = name, left // size
-        return dataclasses.replace(axes, **split)
+        rows = 0 if any(map(grows, _leaves(self.table))) else self.rows
+        return dataclasses.replace(axes, **self.layout.rows_over(rows))
 
     @property
     def row_axes(self) -> Axes:

@@ -22,6 +22,7 @@ from gam_jax.models import ImageClassifier, LanguageModel
 from gam_jax.models.base import on_stages, reported
 from gam_jax.ops.cross_entropy import block_size
 from gam_jax.params import Param
+from gam_jax.traffic import levels
 from gam_jax.traffic.documents import row_numbers, starts_traffic
 from gam_jax.traffic.layers import FLOAT, Sizes, added_last, layer_traffic
 from gam_jax.traffic.models import (
@@ -60,7 +61,8 @@ def staged(
     placed, layout = on_stages(model, layout)
     whole: Any = placed  # with a layer for each place
     depth = whole.depth // (pipe * parallel.turns)
-    chunk = dataclasses.replace(model.stack, depth=depth)
+    ladder = depth if model.stack.ladder == model.depth else 0  # else it is seen layer by layer
+    chunk = dataclasses.replace(model.stack, depth=depth, ladder=ladder)
     language = isinstance(model, LanguageModel)
     ahead = [*_forward(chunk, sizes)]
     back = [*layer_traffic(chunk, sizes), *reports(model.stack, layout)]
@@ -173,11 +175,12 @@ def _around_images(model: ImageClassifier, layout: Layout, sizes: Sizes) -> Iter
 
 
 def _handed_on(model: Any, sizes: Sizes, layout: Layout) -> Iterator[Message]:
-    """The stream, and what all layers have counted so far; after these, room for a chunk's rows."""
+    """The stream, and what layers have counted so far; after these, room for a chunk's rows."""
     pipe, unlike = layout.stages, layout.axes.layers
     stack = dataclasses.replace(model.stack, depth=model.depth + max(unlike, default=0))
     held = sizes.stream // (sizes.tensor if sizes.split else 1)
-    yield Message("permute", ("pipe",), pipe, held)
+    for _ in range(2 if stack.ladder else 1):  # an update that is on its way, too
+        yield Message("permute", ("pipe",), pipe, held)
     for found in statistics(stack.carry_table(sizes.rows)).values():
         for param in jax.tree.leaves(found, is_leaf=lambda x: isinstance(x, Param)):
             size = math.prod(param.shape) * jnp.dtype(param.dtype).itemsize
@@ -204,33 +207,26 @@ def _layers_gathered(
     model: Any, layout: Layout, stack: Layer, sizes: Sizes
 ) -> tuple[list[Message], list[Message]]:
     """Parameters of a chunk in shards: in a forward tick, and in a backward one."""
-    axis = layout.shard_axis
     ahead: list[Message] = []
     back: list[Message] = []
-    if axis is None or not layout.shards_params:
-        return ahead, back
-    devices, chunks = layout.mesh.shape[axis], layout.stages * layout.parallel.turns
+    mesh, chunks = layout.mesh.shape, layout.stages * layout.parallel.turns
     once = set(added_last(stack, sizes))
-    for path, size, dim, _, precise, _ in leaves_of(model, layout):
+    for path, size, dim, _, precise, *_ in leaves_of(model, layout):
         if not dim or path[0] != "blocks":
             continue
         every = layers_of(model, path[1:])
         layers, own = every // chunks, every // layout.stages
         passes = 1 if "/".join(path[1:]) in once else 2
         size = size // own * (FLOAT if precise else itemsize_of(model)) // FLOAT
-        ahead.append(Message("all_gather", (axis,), devices, size // devices, layers))
-        back.append(Message("all_gather", (axis,), devices, size // devices, passes * layers))
-        back.append(Message("reduce_scatter", (axis,), devices, size, layers))
+        ahead += levels.gathers(size, layout.layer_axes, mesh, layers)
+        back += levels.gathers(size, layout.layer_axes, mesh, passes * layers)
+        back += levels.scatters(size, layout.gradient_axes, mesh, layers)
     return ahead, back
 
 
 def _shared_gathered(model: Any, layout: Layout) -> Iterator[Message]:
     """All other parameters in shards: gathered once a step, and their gradients scattered."""
-    axis = layout.shard_axis
-    if axis is None or not layout.shards_params:
-        return
-    devices = layout.mesh.shape[axis]
     for path, size, dim, *_ in leaves_of(model, layout):
         if dim and path[0] != "blocks":
-            yield Message("all_gather", (axis,), devices, size // devices)
-            yield Message("reduce_scatter", (axis,), devices, size)
+            yield from levels.gathers(size, layout.layer_axes, layout.mesh.shape)
+            yield from levels.scatters(size, layout.gradient_axes, layout.mesh.shape)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from gam_jax.local import Local
 from gam_jax.models.base import Model
+from gam_jax.traffic.levels import gathers
 from gam_jax.traffic.models import leaves_of
 from gam_jax.traffic.step import step_traffic
 from sharding.layout import Layout
@@ -29,13 +32,13 @@ def round_traffic(
     step = step_traffic(model, layout, rows // local.workers, tokens, accumulate)
     if not local.on:
         return step
-    mesh, axis = layout.mesh.shape, layout.shard_axis
+    mesh, state, weights = layout.mesh.shape, layout.state_axes, layout.weight_axes
     turns = local.every * local.workers // mesh["worker"]
     found = [message.times(turns) for message in step]
     for leaf in leaves_of(model, layout):
-        zero = axis if leaf.dim else None
-        part = leaf.size // (mesh[zero] if zero else 1)
-        found.append(Message("all_reduce", ("worker",), mesh["worker"], part))
-        if zero and not layout.shards_params:  # ZeRO stage 1: what all go on from, to all
-            found.append(Message("all_gather", (zero,), mesh[zero], part))
+        split = math.prod(mesh[name] for name in state) if leaf.dim else 1
+        found.append(Message("all_reduce", ("worker",), mesh["worker"], leaf.size // split))
+        if leaf.dim:  # what all go on from, to all
+            kept = leaf.size // math.prod(mesh[name] for name in weights)
+            found += gathers(kept, state[len(weights) :], mesh)
     return found

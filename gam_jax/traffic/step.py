@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from gam_jax.layers import LayerNorm
@@ -18,6 +18,7 @@ from gam_jax.models.base import on_stages
 from gam_jax.ops.cross_entropy import block_size
 from gam_jax.traffic.documents import knows_starts, row_numbers
 from gam_jax.traffic.layers import FLOAT, layer_traffic
+from gam_jax.traffic.levels import as_sent, gathers, scatters
 from gam_jax.traffic.models import (
     gathered_in_parts,
     leaves_of,
@@ -106,25 +107,31 @@ MODEL_TRAFFIC: dict[type, Callable[[Any, Layout, int, int], list[Message]]] = {
 """Kind of model -> what a device sends for one part of a batch, given rows and tokens of it."""
 
 
-def _summed(model: Model, layout: Layout) -> list[Message]:
-    """Gradients summed over the batch's axes once a step, and new parameters given to all."""
-    axis, mesh = layout.shard_axis, layout.mesh.shape
-    found, spread = [], layout.axes.batch
+def _summed(model: Model, layout: Layout) -> Iterator[Message]:
+    """What is sent once a step: sums of gradients, new parameters, second copies of parameters."""
+    mesh, spread = layout.mesh.shape, layout.axes.batch
     if layout.stages > 1:
         spread = (*spread, "pipe")
+    state, weights = layout.state_axes, layout.weight_axes
+    summed, copied = len(layout.gradient_axes), len(layout.layer_axes)
 
-    def add(collective: str, over: tuple[str, ...], size: int) -> None:
+    def total(over: Sequence[str], size: int) -> Message:
         devices = math.prod(mesh[name] for name in over)
-        found.append(Message(collective, over, devices, size))
+        return Message("all_reduce", tuple(over), devices, size)
 
-    for _, size, dim, split, _, itemsize in leaves_of(model, layout):
+    def part(size: int, over: Sequence[str]) -> int:
+        return size // math.prod(mesh[name] for name in over)
+
+    for _, size, dim, split, _, itemsize, bits, coded in leaves_of(model, layout):
         axes = tuple(name for name in spread if name not in split)
-        if axis is None or not dim:
-            add("all_reduce", axes, size)
+        if not dim:
+            yield total(axes, size)
             continue
-        part = size // mesh[axis]
-        add("all_reduce", tuple(name for name in axes if name != axis), part)
-        if not layout.shards_params:
-            add("reduce_scatter", (axis,), size)
-            add("all_gather", (axis,), part // FLOAT * itemsize)
-    return found
+        yield from scatters(part(size, state[:summed]), state[summed:], mesh, 1, bits.gradients)
+        yield total([name for name in axes if name not in state], part(size, state))
+        stored = size // FLOAT * itemsize
+        yield from gathers(part(stored, weights), state[len(weights) :], mesh)
+        if bits.weights:
+            parts = math.prod(mesh[name] for name in weights)
+            stored = coded * as_sent(size // FLOAT // coded, itemsize, bits.weights, parts)
+        yield from gathers(part(stored, layout.layer_axes), weights[copied:], mesh)

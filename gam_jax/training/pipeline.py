@@ -13,7 +13,7 @@ from jaxtyping import Array
 from gam_jax.layers.base import statistics
 from gam_jax.models.base import Batch, Measures, Model, Span
 from gam_jax.params import Params, gathered
-from sharding import collectives
+from sharding import collectives, zero
 from sharding.layout import Layout
 from sharding.pipeline import executor
 from sharding.pipeline.stages import span
@@ -111,6 +111,6 @@ def through_stages(
         program = executor.Program(first, chunk, last)
         sums, (grads, of_layers) = executor.run(schedule, axis, program, shared, layers, fill)
         of_layers = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), of_layers)
-        return sums, pull({**grads, cut.blocks: of_layers})[0]
+        return sums, zero.differentiated(pull({**grads, cut.blocks: of_layers})[0])
 
     return own

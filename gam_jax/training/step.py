@@ -27,6 +27,7 @@ from gam_jax.models.base import (
 from gam_jax.optimizer import trained
 from gam_jax.params import (
     Params,
+    codings,
     gathered,
     mean_of_signs,
     param_specs,
@@ -168,7 +169,7 @@ def own_gradients(
 
     Each device differentiates by its own copy of the parameters, and what they found is summed
     once: all-reduced, or reduce-scattered where ZeRO splits the optimizer's state. Where it
-    splits parameters too, the sum is the backward pass of their gathering, layer by layer.
+    splits gradients too, they are reduce-scattered by the backward pass, layer by layer.
 
     Gradients are float32, and by float32 values of the parameters, in whatever dtype these are
     stored.
@@ -186,7 +187,8 @@ def own_gradients(
     check_stages(model, layout)
     model, layout = on_stages(model, layout)
     table, axes = model.table(), layout.axes.within_stage
-    dims, shard_axis = shard_dims(table, layout), layout.shard_axis
+    dims, split = shard_dims(table, layout), layout.gradient_axes
+    coding = codings(table, layout)
     spread = _spread_over(table, layout)
     every = (*axes.batch, "pipe") if layout.stages > 1 else axes.batch
 
@@ -200,10 +202,12 @@ def own_gradients(
         return total * scale + share, {**sums, "penalty": (share, jnp.ones(()))}
 
     def one(params: Params, part: Batch, key: Array, scale: Array) -> tuple[Measures, Params]:
-        def objective(params: Params) -> tuple[Array, Measures]:
-            return weighed(model.objective(gathered(table, params), part, axes, key=key), scale)
+        def objective(own: Params) -> tuple[Array, Measures]:
+            whole = gathered(table, zero.put(params, own))
+            return weighed(model.objective(whole, part, axes, key=key), scale)
 
-        (_, sums), grads = jax.value_and_grad(objective, has_aux=True)(params)
+        own = zero.differentiated(params)
+        (_, sums), grads = jax.value_and_grad(objective, has_aux=True)(own)
         return sums, grads
 
     def in_order(params: Params, batch: Batch, key: Array, scale: Array) -> tuple[Measures, Params]:
@@ -226,10 +230,8 @@ def own_gradients(
         own = through_stages(model, layout, accumulate, weighed, fill)
 
     def gradients(params: Params, batch: Batch, key: Array) -> tuple[dict[str, Array], Params]:
-        params = widened(params)
-        params = jax.tree.map(lambda x: collectives.as_varying(x, every), params)
-        if layout.shards_params:
-            params = zero.shards(params, dims, shard_axis)
+        params = zero.shards(params, dims, layout.weight_axes, layout.layer_axes, split, coding)
+        params = jax.tree.map(lambda x: collectives.as_varying(x, every), widened(params))
         count = _over_devices(model.count(_joined(batch, accumulate), axes), axes.batch)
         scale = jnp.where(count > 0, 1 / jnp.where(count > 0, count, 1), 0)
         sums, grads = own(params, batch, key, scale)
@@ -237,7 +239,7 @@ def own_gradients(
         if "penalty" in sums:
             whole["penalty"] = sums.pop("penalty")[0]
         measures = whole | {name: _mean(*pair) for name, pair in sums.items()}
-        grads = zero.sum_gradients(grads, dims, shard_axis, spread)
+        grads = zero.sum_gradients(grads, dims, layout.state_axes, split, spread, coding)
         return measures, mean_of_signs(table, grads, accumulate)
 
     return gradients
@@ -318,21 +320,24 @@ def make_train_step(
 
 
 def spread(params: Any, table: Any, layout: Layout, workers: bool = False) -> Any:
-    """Gives every device the parameters that ZeRO stage 1 updated in shards.
+    """Gives devices the parameters that ZeRO updated in smaller parts than they are stored in.
 
     With `workers` each array is [workers, ...], and one worker's are gathered after another's.
     """
-    if layout.shard_axis is None or layout.shards_params:
+    over = layout.state_axes[len(layout.weight_axes) :]
+    if not over:
         return params
     dims = shard_dims(table, layout)
 
     def gather(params: Params) -> Params:
         def one(x: Array, dim: int) -> Array:
-            return collectives.all_gather(x, layout.shard_axis, x.ndim + dim) if dim else x
+            for axis in reversed(over) if dim else ():
+                x = collectives.all_gather(x, axis, x.ndim + dim)
+            return x
 
         return jax.tree.map(one, params, dims)
 
-    specs = stored_specs(table, layout), rule_specs(table, layout)
+    specs = stored_specs(table, layout), param_specs(table, layout)
     program = gather
     if workers:
         specs = jax.tree.map(lambda spec: PartitionSpec(layout.worker_axis, *spec), specs)
@@ -383,9 +388,7 @@ def _compiled(
     table = model.table()
 
     def program(params: Params, batch: Batch) -> Any:
-        params = widened(params)
-        if layout.shards_params:
-            params = zero.shards(params, shard_dims(table, layout), layout.shard_axis)
+        params = zero.shards(widened(params), shard_dims(table, layout), layout.weight_axes)
         return own(gathered(table, params), batch)
 
     specs = param_specs(table, layout), batch_specs(model, layout)

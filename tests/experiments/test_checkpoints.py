@@ -67,7 +67,7 @@ class Maker:
 def compiled_once():
     """Steps of one model on one mesh are compiled once for all runs here."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, which in (("make_train_step", (0, 2)), ("make_eval_step", (0, 1))):
+        for name, which in (("make_step", (0, 2)), ("make_eval_step", (0, 1))):
             patch.setattr(loop, name, _memo(getattr(loop, name), which))
         yield
 

@@ -138,6 +138,18 @@ def test_a_layout_restores_what_another_saved(source, target):
     assert_restores(source, target)
 
 
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ((((2, 2, 2), 1, 1), "weights:2,gradients:4,state:8"), (((4, 2), 1, 1), "state:2")),
+        ((((2, 2), 1, 2), "weights:4,secondary:2"), (((8, 1), 1, 1), "weights:1,state:8")),
+    ],
+    ids=str,
+)
+def test_other_degrees_in_other_levels_restore_it(source, target):
+    assert_restores(source, target)
+
+
 @pytest.mark.slow
 @settings(max_examples=12)
 @given(source=LAYOUTS, target=LAYOUTS)
@@ -145,10 +157,16 @@ def test_any_layout_restores_what_any_other_saved(source, target):
     assert_restores(source, target)
 
 
+def layout_from(case):
+    """Of a mesh and a preset, or a mesh with data in levels and degrees."""
+    shape, words = case
+    return layout_of(shape, shards=words) if ":" in words else layout_of(shape, words)
+
+
 def assert_restores(source, target):
     """And names, shapes, dtypes and digests on disk do not depend on who stored them."""
-    layout = layout_of(*target)
-    with folder() as path, saved(path, layout_of(*source)) as checkpoints:
+    source, layout = map(layout_from, (source, target))
+    with folder() as path, saved(path, source) as checkpoints:
         assert_restored(checkpoints.restore(1, wanted(layout)), layout)
         assert checkpoints.manifest(1).arrays == said_of_one_device()
 

@@ -70,11 +70,12 @@ def test_an_axis_without_work_is_refused(axis, word):
 
 
 def test_state_is_split_over_data_where_the_preset_says_so():
-    assert layout("data", data=8).shard_axis is None
-    assert layout("zero1", data=8).shard_axis == "data"
-    assert not layout("zero1", data=8).shards_params
-    assert layout("fully_sharded", data=8).shards_params
-    assert layout("fully_sharded").shard_axis is None
+    assert layout("data", data=8).state_axes == ()
+    assert layout("zero1", data=8).state_axes == ("data",)
+    assert layout("zero1", data=8).gradient_axes == layout("zero1", data=8).weight_axes == ()
+    assert layout("zero2", data=8).gradient_axes == ("data",)
+    assert layout("fully_sharded", data=8).weight_axes == ("data",)
+    assert layout("fully_sharded").state_axes == ()
 
 
 def test_the_largest_dimension_that_no_rule_splits_is_split():
@@ -121,7 +122,7 @@ def test_a_stored_part_is_the_rule_s_part_over_the_data_axis(shape, split, sizes
 def test_decoding_keeps_the_rules_alone():
     plain = layout("fully_sharded+sequence+tensor_tokens", data=2, seq=2, tensor=2).whole
     assert plain.parallel.preset == "data+sequence+tensor"
-    assert plain.shard_axis is None
+    assert plain.state_axes == ()
     assert plain.axes.residual is None
 
 

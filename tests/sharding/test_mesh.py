@@ -50,6 +50,9 @@ def test_words_of_a_mesh_name_every_axis_of_several_devices(sizes):
         ("data=-1,seq=-1", "only one axis can be -1"),
         ("data=-1,seq=3", "8 devices do not divide by 3"),
         ("data=16", "needs 16 devices but there are 8"),
+        ("data=2x2,pipe=1x2", "--mesh=data=2x2,pipe=1x2: 'pipe=1x2' should look like pipe=2"),
+        ("data=2x0", "mesh axis data_1=0: give a size of at least 1"),
+        ("data=2x-1", "'data=2x-1' should look like data=2"),
     ],
 )
 def test_words_that_make_no_mesh_are_refused(text, words):

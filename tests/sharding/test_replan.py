@@ -148,6 +148,7 @@ def test_the_rule_by_example(wanted, processes, devices, plan):
         ("data=-1,seq=-1", 2, "only one axis of a mesh can be -1"),
         ("data=0", 2, "mesh axis data=0"),
         ("dta=2", 2, "did you mean 'data'"),
+        ("data=2x2", 2, "with data in one level"),
     ],
 )
 def test_what_cannot_be_planned_is_refused(wanted, processes, words):

@@ -55,6 +55,16 @@ def run(
     return y[:, :, :tokens], last
 
 
+class _Once(NamedTuple):
+    """An array [P, R, ...] of which a head has one block, whatever the chunk: a state.
+
+    Attributes:
+      x: the array, or its shape and dtype.
+    """
+
+    x: Any
+
+
 class _How(NamedTuple):
     """What is known before the arrays.
 
@@ -132,8 +142,8 @@ def _forward(how: _How, part: Part, state: Array, kept: bool) -> tuple[Array, ..
             last[...] = held[...]
 
     states = jax.ShapeDtypeStruct((*state.shape[:2], count, *state.shape[2:]), jnp.float32)
-    results = [part.v, state, *([states] if kept else [])]
-    return _call(kernel, how, [*arrays, state], results, state.shape, lambda turn: turn)
+    results = [part.v, _Once(state), *([states] if kept else [])]
+    return _call(kernel, how, [*arrays, _Once(state)], results, state.shape, lambda turn: turn)
 
 
 def _backward(
@@ -167,8 +177,8 @@ def _backward(
     *found, to_first = _call(
         kernel,
         how,
-        [*arrays, states, to_y, to_last],
-        [*results, to_last],
+        [*arrays, states, to_y, _Once(to_last)],
+        [*results, _Once(to_last)],
         to_last.shape,
         lambda turn: count - 1 - turn,
     )
@@ -178,7 +188,7 @@ def _backward(
 def _call(
     kernel: Any,
     how: _How,
-    arrays: list[Array],
+    given: list[Any],
     results: list[Any],
     state: tuple[int, ...],
     order: Callable[[Any], Any],
@@ -186,26 +196,26 @@ def _call(
     """Runs a kernel for each group, head and chunk, chunks in `order`, with a state beside it."""
 
     def spec(x: Any) -> pl.BlockSpec:
+        if isinstance(x, _Once):
+            return pl.BlockSpec((None, None, *x.x.shape[2:]), lambda p, r, c: (p, r, 0, 0))
         shape, heads = x.shape, x.shape[1]
 
         def head(own: Any) -> Any:
             return own if heads > 1 else 0
 
-        if shape == state:
-            return pl.BlockSpec((None, None, *shape[2:]), lambda p, r, c: (p, r, 0, 0))
         if len(shape) == 5:
             block = (None, None, None, *shape[3:])
             return pl.BlockSpec(block, lambda p, r, c: (p, r, order(c), 0, 0))
         block = (None, None, how.size, shape[3])
         return pl.BlockSpec(block, lambda p, r, c: (p, head(r), order(c), 0))
 
-    v = arrays[2]
+    arrays, made = ([x.x if isinstance(x, _Once) else x for x in xs] for xs in (given, results))
     return pl.pallas_call(
         kernel,
-        grid=(*state[:2], v.shape[2] // how.size),
-        in_specs=[spec(x) for x in arrays],
+        grid=(*state[:2], given[2].shape[2] // how.size),
+        in_specs=[spec(x) for x in given],
         out_specs=[spec(x) for x in results],
-        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in results],
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in made],
         scratch_shapes=[pltpu.VMEM(state[2:], jnp.float32)],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary")

@@ -65,6 +65,22 @@ def test_documents_on_a_mesh_have_the_values_and_gradients_of_the_equations(rule
     assert_close([gradients[name] for name in given], pull(y, last))
 
 
+def test_as_many_tokens_as_keys_are_no_state():
+    """Arrays of tokens then have the shape of a state, which a head has one of for all chunks."""
+    arrays = draw(1, 16, 1, 2, 16, 3, "head")[:5]
+
+    def total(method, *args):
+        q, k, v, log, beta = args
+        how = {"log_decay": log, "beta": beta, "rule": "hebb", "method": method, "chunk": 8}
+        return jnp.sum(jnp.sin(memory_scan(q, k, v, **how)[0]))
+
+    found, wanted = (
+        jax.jit(jax.grad(functools.partial(total, method), range(4)))(*arrays)
+        for method in ("pallas", "chunked")
+    )
+    assert_close(found, wanted)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_over_shards_of_tokens_it_gives_what_the_whole_gives(rule):

@@ -136,11 +136,11 @@ def test_a_drafter_from_features_changes_no_text(mixer):
     wanted = requests(np.random.default_rng(4), 5)
     plain, _ = served(device, wanted)
     before = len(COMPILED)
-    drafted, counts = served(device, wanted, draft=SemiDraft(device), always=True)
+    drafted, counts = served(device, wanted, draft=SemiDraft(device, 6), always=True)
     assert [one.tokens for one in drafted] == [one.tokens for one in plain]
     assert 0 < counts.accepted < counts.guessed
     options = Settings(prefill_budget=8)
-    warm, counts = served(device, wanted * 2, options, SemiDraft(device), always=True)
+    warm, counts = served(device, wanted * 2, options, SemiDraft(device, 6), always=True)
     assert [one.tokens for one in warm] == [one.tokens for one in plain] * 2
     assert counts.cached > 0
     assert len(COMPILED) == before

@@ -1,0 +1,32 @@
+"""Searches over the fields of any configuration; they know neither meshes nor models."""
+
+from gam_jax.search.exact import Budget, Exact, best_sum
+from gam_jax.search.optuna_samplers import Optuna
+from gam_jax.search.run import STRATEGIES, Searched, search, strategy_of
+from gam_jax.search.space import Choice, Point, Space
+from gam_jax.search.strategies import All, Anneal, Evolve, Random, Searcher, Strategy, Told
+from gam_jax.search.tables import Settings, TableSearch, learn
+
+__all__ = [
+    "STRATEGIES",
+    "All",
+    "Anneal",
+    "Budget",
+    "Choice",
+    "Evolve",
+    "Exact",
+    "Optuna",
+    "Point",
+    "Random",
+    "Searched",
+    "Searcher",
+    "Settings",
+    "Space",
+    "Strategy",
+    "TableSearch",
+    "Told",
+    "best_sum",
+    "learn",
+    "search",
+    "strategy_of",
+]
