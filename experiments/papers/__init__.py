@@ -2,6 +2,7 @@
 
 from experiments.papers import (
     apex,
+    apnet,
     archgym,
     balance,
     bam,
@@ -32,6 +33,7 @@ from experiments.papers import (
     pulp_non_neural,
     recall,
     samba_coe,
+    streamable_convs,
     t3_overlap,
     tpe_bitweight,
 )
@@ -41,6 +43,7 @@ STUDIES: dict[str, Study] = {
     module.STUDY.name: module.STUDY
     for module in (
         apex,
+        apnet,
         archgym,
         balance,
         bam,
@@ -71,6 +74,7 @@ STUDIES: dict[str, Study] = {
         pulp_non_neural,
         recall,
         samba_coe,
+        streamable_convs,
         t3_overlap,
         tpe_bitweight,
     )
