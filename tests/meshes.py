@@ -10,9 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-from sharding.layout import Layout, Parallel
+from sharding.layout import Layout
 from sharding.mesh import make_mesh
 from sharding.overlap import OVERLAPS
+from sharding.parallel import Parallel
 
 SHAPES = tuple(
     shape for shape in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(shape) in (1, 2, 4, 8)

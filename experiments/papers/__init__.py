@@ -2,6 +2,7 @@
 
 from experiments.papers import (
     apex,
+    apnet,
     archgym,
     balance,
     bam,
@@ -13,6 +14,7 @@ from experiments.papers import (
     digits,
     falcon_sd,
     frontier,
+    frontier_lowband,
     gam,
     gemm_ada,
     gpipe,
@@ -32,6 +34,7 @@ from experiments.papers import (
     pulp_non_neural,
     recall,
     samba_coe,
+    streamable_convs,
     t3_overlap,
     tpe_bitweight,
 )
@@ -41,6 +44,7 @@ STUDIES: dict[str, Study] = {
     module.STUDY.name: module.STUDY
     for module in (
         apex,
+        apnet,
         archgym,
         balance,
         bam,
@@ -52,6 +56,7 @@ STUDIES: dict[str, Study] = {
         digits,
         falcon_sd,
         frontier,
+        frontier_lowband,
         gam,
         gemm_ada,
         gpipe,
@@ -71,6 +76,7 @@ STUDIES: dict[str, Study] = {
         pulp_non_neural,
         recall,
         samba_coe,
+        streamable_convs,
         t3_overlap,
         tpe_bitweight,
     )

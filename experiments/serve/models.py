@@ -21,7 +21,8 @@ from gam_jax.data.tokenizer import Tokenizer
 from gam_jax.models import LanguageModel
 from gam_jax.params import Params
 from sharding.errors import UserError
-from sharding.layout import Layout, Parallel
+from sharding.layout import Layout
+from sharding.parallel import Parallel
 from sharding.paths import local_path
 
 NAME = re.compile(r"[\w.-]+")

@@ -15,8 +15,8 @@ from jax.sharding import PartitionSpec
 
 from sharding import quantised, zero
 from sharding.errors import UserError
-from sharding.layout import Parallel
 from sharding.mesh import make_mesh
+from sharding.parallel import Parallel
 from tests.meshes import layout_of
 from tests.quantised_oracle import relative, rounded
 
