@@ -2,6 +2,7 @@
 
 from experiments.papers import (
     apex,
+    apnet,
     archgym,
     balance,
     bam,
@@ -33,6 +34,7 @@ from experiments.papers import (
     pulp_non_neural,
     recall,
     samba_coe,
+    streamable_convs,
     t3_overlap,
     tpe_bitweight,
 )
@@ -42,6 +44,7 @@ STUDIES: dict[str, Study] = {
     module.STUDY.name: module.STUDY
     for module in (
         apex,
+        apnet,
         archgym,
         balance,
         bam,
@@ -73,6 +76,7 @@ STUDIES: dict[str, Study] = {
         pulp_non_neural,
         recall,
         samba_coe,
+        streamable_convs,
         t3_overlap,
         tpe_bitweight,
     )

@@ -217,8 +217,6 @@ def accepted(run: RunFolder, experiment: Experiment) -> Numbers:
     def likeliest(tokens: jax.Array, features: jax.Array) -> jax.Array:
         shape = -1, model.window, model.target.width
         embedded = model.embedded(target, tokens)[:, window].reshape(shape)
-            -1, model.window, model.target.width
-        )
         before = features[:, window - 1].reshape(embedded.shape)
         told = model.tell_next(own, embedded, before, jnp.ones(embedded.shape[:2], bool))
         top = jax.lax.top_k(model.target.logits(target, told), 2)[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from gam_jax import params as tables
 from gam_jax.data.base import Dataset
 from gam_jax.layers.base import WHOLE, statistics
+from gam_jax.layers.branches import check_branches
 from gam_jax.params import FLOAT32, Params, Table
 from sharding import collectives
 from sharding.axes import Axes
@@ -101,6 +102,9 @@ class Model:
 
     param_dtype: str = dataclasses.field(default=FLOAT32, kw_only=True)
 
+    branches: ClassVar[int] = 1
+    """Unlike branches that devices along `stream` may take, one each: see `layers.branches`."""
+
     def __post_init__(self) -> None:
         check_bounds(self)
         self.check_param_dtype()
@@ -187,14 +191,16 @@ class Model:
         """Refuses a mesh on which some axis would have no work.
 
         Raises:
-          UserError: devices along `stream`, or along `seq` where no array of a batch has tokens;
-            devices along `pipe`, see `check_stages`, or along `worker`.
+          UserError: devices along `stream` without a branch for each, or along `seq` where no array
+            of a batch has tokens; devices along `pipe`, see `check_stages`, or along `worker`.
         """
         check_stages(self, layout)
         check_no_workers(layout)
         sizes = layout.mesh.shape
         name = type(self).__name__
-        if sizes.get("stream", 1) > 1:
+        if self.branches > 1:
+            check_branches(layout, name, self.branches)
+        elif sizes.get("stream", 1) > 1:
             raise UserError(
                 f"mesh axis stream={sizes['stream']}: {name} has no parallel streams, make it 1"
             )

@@ -6,6 +6,7 @@ a signal are those of `torch.stft` and `torch.istft`.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -120,9 +121,10 @@ def istft(
     before = (size - len(window)) // 2
     own = slice(before, before + len(window))
     places = (before, whole - before - len(window) - (count - 1) * hop)
-    envelope = np.pad(
-        np.asarray(overlap_add(np.tile(np.square(window), (1, count, 1)), hop)[0]), places
-    )
+    squares = np.zeros(whole - sum(places))
+    for frame in range(count):
+        squares[frame * hop : frame * hop + len(window)] += np.square(window)
+    envelope = np.pad(squares, places)
     if np.min(envelope[edge:end]) < ENVELOPE:
         place = int(np.argmin(envelope[edge:end]))
         raise UserError(
@@ -138,15 +140,17 @@ def istft(
 def overlap_add(frames: Float[Array, "B T W"], hop: int) -> Float[Array, "B N"]:
     """Frames summed, each `hop` samples after the one before; N = (T - 1) hop + W.
 
-    It is a sum of W / hop shifted arrays. NumPy's arrays are summed by NumPy.
+    It is a sum of W / hop shifted arrays.
     """
-    of = np if isinstance(frames, np.ndarray) else jnp
     rows, count, width = frames.shape
     blocks = -(-width // hop)
-    padded = of.pad(frames, ((0, 0), (0, 0), (0, blocks * hop - width)))
+    padded = jnp.pad(frames, ((0, 0), (0, 0), (0, blocks * hop - width)))
     parts = padded.reshape(rows, count, blocks, hop)
-    sums = sum(of.pad(parts[:, :, j], ((0, 0), (j, blocks - 1 - j), (0, 0))) for j in range(blocks))
-    return sums.reshape(rows, -1)[:, : (count - 1) * hop + width]
+    shifted = (
+        jnp.pad(parts[:, :, j], ((0, 0), (j, blocks - 1 - j), (0, 0))) for j in range(blocks)
+    )
+    whole = functools.reduce(jnp.add, shifted).reshape(rows, -1)
+    return whole[:, : (count - 1) * hop + width]
 
 
 def _framed(x: Array, width: int, hop: int, count: int) -> Array:
