@@ -28,6 +28,7 @@ CASES = (
     (((2, 2), 1, 2), "data+sequence+tensor_tokens", "weights:2,state:4", "weights:8,gradients:4"),
     (((2, 2), 2, 1), "data+sequence+tensor", "weights:4,secondary:2", "weights:8,gradients:4"),
     ((4, 1, 1, 2), "fully_sharded+sequence+tensor", "", "weights:8,gradients:4"),
+    (((2, 2), 1, 2), "data+sequence+tensor_tokens", "weights:4,secondary:1", "weights:8"),
 )
 """Mesh, preset, degrees and bits."""
 ALONE = [case for case in CASES if case[0][2] == 1]
