@@ -19,7 +19,7 @@ AHEAD = 4
 """k."""
 STEPS = {"short": (8, 8), "cpu": (800, 600)}
 """Of the model, and of what is trained to guess for it."""
-TEXTS, PROMPT, WRITTEN = 16, 64, 64
+TEXTS, PROMPT, WRITTEN = 48, 64, 64
 
 
 def base(setting: Setting) -> Experiment:

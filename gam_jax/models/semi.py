@@ -9,7 +9,8 @@ block and of those before (the relaxed mask), here of the last `window` slots. E
 and head are the model's own, which stays as it is.
 
 Ours, where the paper's code says otherwise or nothing: in place of the two LSTM layers, which that
-code applies to each slot by itself, there is one linear map; a glimpse is a run of half a block.
+code applies to each slot by itself, there is one linear map; a glimpse is a run of half a block,
+and a slot that was shown its answer is not judged by it.
 """
 
 from __future__ import annotations
@@ -173,7 +174,7 @@ class SemiDrafter(Model):
         right = jnp.argmax(laws, axis=-1)
         found, logits = told(embedded, before)
         agreed = jnp.sum((jnp.argmax(logits, axis=-1) == right) * weights)
-        measures = {"agreed": (agreed, jnp.sum(weights))}
+        measures, judged = {"agreed": (agreed, jnp.sum(weights))}, weights
         if glance_key is not None and self.glance:
             wrong = jnp.sum((jnp.argmax(logits, axis=-1) != right) * weights, axis=1)
             share = self.glance * jnp.maximum(1 - lax.stop_gradient(own["progress"]), 0)
@@ -184,6 +185,7 @@ class SemiDrafter(Model):
                 jnp.where(shown, a, x) for a, x in zip(answers, (embedded, before), strict=True)
             )
             found, logits = told(*given)
+            judged = jnp.where(shown[:, :size, 0], 0, weights)  # as in GLAT, arXiv 2008.07905
             measures["glanced"] = (jnp.sum(shown), jnp.asarray(float(tokens.size)))
         targets = batch["targets"][:, k - 1 :]
         apart = jnp.mean(_smooth(found - features[:, k - 1 :]), axis=-1)
@@ -196,7 +198,7 @@ class SemiDrafter(Model):
         # The derivative by it is -1 times a count, so that each update adds one `sign_step`.
         still = lax.stop_gradient(own["progress"]) - own["progress"]
         total, measures = jax.tree.map(
-            lambda x: collectives.psum(x, axes.batch), (jnp.sum(each * weights) + still, measures)
+            lambda x: collectives.psum(x, axes.batch), (jnp.sum(each * judged) + still, measures)
         )
         return total, 0.0, measures
 
