@@ -10,7 +10,7 @@ sums what it receives in float32: values are rounded once, or twice where a sum 
 the inner levels of a group and then over the outermost.
 
 Source: ZeRO++ (arXiv 2306.10209, qwZ and qgZ) and its released code, whose two hops divide by the
-number of nodes and not of devices. Here both ways end in the same sum.
+number of nodes and not of devices. Here all ways end in the same sum.
 """
 
 from __future__ import annotations

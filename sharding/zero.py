@@ -216,8 +216,9 @@ _whole.defvjp(_whole_forward, _whole_backward)
 
 
 def has_shards(tree: Any) -> bool:
-    """Whether any parameter of the tree is split, so that it must be gathered."""
-    return any(x.way.axes for x in jax.tree.leaves(tree, is_leaf=_is_shard) if _is_shard(x))
+    """Whether any parameter of the tree must be gathered, or made of few bits, to be used."""
+    found = filter(_is_shard, jax.tree.leaves(tree, is_leaf=_is_shard))
+    return any(x.way.axes or x.way.bits.weights for x in found)
 
 
 def keeps(primitive: Any, *_: Any, **params: Any) -> bool:

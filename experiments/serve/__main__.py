@@ -57,7 +57,7 @@ def define_flags() -> None:
         "snapshots", 2**28, "Bytes of states that are remembered in host memory; 0 for none.", 0
     )
     cli.define_path("snapshot_dir", "", "Folder where states are remembered over a restart.")
-    flags.DEFINE_string("draft", "", "Who guesses ahead: ngram, or run:PATH; nobody if empty.")
+    flags.DEFINE_string("draft", "", "Who guesses: ngram, units, run:PATH, semi:PATH.")
     flags.DEFINE_integer(
         "block", 16, "With --draft: tokens of a row that are checked at once.", 2, 256
     )

@@ -6,10 +6,20 @@ from gam_jax.models.base import BATCH, TOKEN, Batch, Measures, Model
 from gam_jax.models.classifier import ImageClassifier
 from gam_jax.models.language import LanguageModel
 from gam_jax.models.phase import PhaseModel
+from gam_jax.models.semi import SemiDrafter
+from gam_jax.models.units import LexicalUnits
 
 MODELS: dict[str, type[Model]] = {
     model.__name__: model
-    for model in (APNet, Autoencoder, ImageClassifier, LanguageModel, PhaseModel)
+    for model in (
+        APNet,
+        Autoencoder,
+        ImageClassifier,
+        LanguageModel,
+        LexicalUnits,
+        PhaseModel,
+        SemiDrafter,
+    )
 }
 """Every model by name: configurations name them, tests run their laws over all of them."""
 
@@ -22,7 +32,9 @@ __all__ = [
     "Batch",
     "ImageClassifier",
     "LanguageModel",
+    "LexicalUnits",
     "Measures",
     "Model",
     "PhaseModel",
+    "SemiDrafter",
 ]

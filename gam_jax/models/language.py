@@ -420,8 +420,7 @@ class LanguageModel(Model):
         before = 0 if carry is None else carry.position[:, None]
         position = jnp.zeros(tokens.shape[0], jnp.int32) if carry is None else carry.position
         length = tokens.shape[1] * collectives.axis_size(axes.seq)
-        x = embed(tokens, params["embedding"], axes, self._padded(axes)).astype(jnp.float32)
-        x = x if self.embedding_scale == 1 else self.embedding_scale * x
+        x = self.looked_up(params, tokens, axes)
         self.check_length(known_most(position) + length)
         after = position + length
         places = before + residual.first_token(x.shape[1], axes) + jnp.arange(x.shape[1])
@@ -431,6 +430,11 @@ class LanguageModel(Model):
         if self.context:
             x = x + jnp.take(params["positions"], places, axis=0, mode="fill", fill_value=jnp.nan)
         return dropout(x, self.dropout, key, axes).astype(self.dtype), after
+
+    def looked_up(self, params: Params, tokens: Array, axes: Axes) -> Float[Array, "B t D"]:
+        """The embedding of tokens, float32, of this device's part of the residual stream."""
+        x = embed(tokens, params["embedding"], axes, self._padded(axes)).astype(jnp.float32)
+        return x if self.embedding_scale == 1 else self.embedding_scale * x
 
     @property
     def limit(self) -> int:

@@ -1,10 +1,10 @@
 """Products of rows that belong to different weights: as many operations as there are rows.
 
 Entries (a token and an expert that it goes to) are put in the order of their groups, multiplied
-by their group's weight, and put back. On a TPU `lax.ragged_dot` does that by a kernel, but the
-gradient by weights is then a product of all rows for each group, so that is megablox's kernel
-(`gam_jax.ops.megablox`). On a GPU `ragged_dot` is a product of all rows with all weights. It is so
-on CPU too, where a loop runs over groups in its place, and over blocks of their rows
+by their group's weight, and put back. On a TPU `lax.ragged_dot` does that by a kernel, but its
+gradient by weights is a product of all rows for each group; that is a kernel of ours in its place
+(`gam_jax.ops.group_sums`). On a GPU `ragged_dot` is a product of all rows with all weights. It is
+so on CPU too, where a loop runs over groups instead, and over blocks of their rows
 (`gam_jax.ops.group_blocks`).
 """
 
@@ -20,13 +20,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from gam_jax.ops import megablox
+from gam_jax.ops import group_sums
 from gam_jax.ops.group_blocks import Rule, block_rows, by_blocks
 from sharding import collectives
 from sharding.errors import UserError
 
-METHODS = ("auto", "blocks", "ragged", "megablox")
-CHOSEN = {"cpu": "blocks", "tpu": "megablox"}
+METHODS = ("auto", "blocks", "ragged", "kernel")
+CHOSEN = {"cpu": "blocks", "tpu": "kernel"}
 """By backend; "ragged" on others."""
 
 
@@ -44,7 +44,7 @@ class Groups:
       place: [N], the row of an entry; M for one that is in no group.
       sizes: [G], entries of each group.
       most: a bound on the entries that are in a group.
-      method: "blocks", "ragged" or "megablox".
+      method: "blocks", "ragged" or "kernel".
       interpret: compute what a kernel says, on any device.
     """
 
@@ -87,13 +87,13 @@ def make_groups(
       owner: the group of each entry, `groups` for one that is left out.
       groups: G.
       most: a bound on entries that are in a group, where it is known to be below N; 0 for N.
-      method: "blocks"; "ragged", `lax.ragged_dot`; "megablox", which is that with a TPU's kernel
+      method: "blocks"; "ragged", `lax.ragged_dot`; "kernel", which is that with a TPU's kernel
         for the gradient by weights of bfloat16 or float32, interpreted on CPU; or "auto", see
         `CHOSEN`.
       backend: where it will run, as "cpu"; None for JAX's default.
 
     Raises:
-      ValueError: an unknown method, or "megablox" on a GPU.
+      ValueError: an unknown method, or "kernel" on a GPU.
     """
     if method not in METHODS:
         raise ValueError(f"grouped products: method '{method}' is not one of {', '.join(METHODS)}")
@@ -102,8 +102,8 @@ def make_groups(
     backend = backend or jax.default_backend()
     if method == "auto":
         method = CHOSEN.get(backend, "ragged")
-    if method == "megablox" and backend not in CHOSEN:
-        raise UserError(f"grouped products: method 'megablox' is for TPUs, not {backend}")
+    if method == "kernel" and backend not in CHOSEN:
+        raise UserError(f"grouped products: method 'kernel' is for TPUs, not {backend}")
     beyond = block_rows(most, groups)[-1] if method == "blocks" else 0
     rows = most + beyond  # where the last block may reach
     order = jnp.argsort(owner, stable=True).astype(jnp.int32)
@@ -238,7 +238,7 @@ def _grouped(
         rule = Rule(activation, groups.most)
         return jnp.asarray(by_blocks(rule, x, weights, biases, out, sizes))
     product: Callable[..., Array] = lax.ragged_dot
-    if groups.method == "megablox" and megablox.suits(x, *weights, *out):
+    if groups.method == "kernel" and group_sums.suits(x, *weights, *out):
         product = functools.partial(_by_kernels, groups.interpret)
     found = [product(x, weight, sizes) for weight in weights]
     if biases:
@@ -256,7 +256,7 @@ def _by_kernels(interpret: bool, x: Array, weight: Array, sizes: Array) -> Array
 def _by_kernels_backward(interpret: bool, saved: tuple[Array, ...], g: Array) -> tuple[Any, ...]:
     x, weight, sizes = saved
     to_x = lax.ragged_dot(g, jnp.swapaxes(weight, 1, 2), sizes)
-    return to_x, megablox.sums_by_group(x, g, sizes, interpret).astype(weight.dtype), None
+    return to_x, group_sums.sums_by_group(x, g, sizes, interpret).astype(weight.dtype), None
 
 
 _by_kernels.defvjp(

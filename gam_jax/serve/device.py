@@ -17,6 +17,7 @@ from jaxtyping import Int
 from gam_jax.layers.base import Layer, layers_in
 from gam_jax.layers.moe import MoE
 from gam_jax.models.language import LanguageModel
+from gam_jax.models.semi import SemiDrafter
 from gam_jax.models.suits import positions_in
 from gam_jax.params import Params, shardings
 from gam_jax.sampling import Past, Sampling
@@ -80,6 +81,7 @@ class Device:
       block: W, tokens of a row in a step with guesses; 1 for none.
       page: tokens of a page.
       widths: of the blocks of a prompt, falling to 1.
+      drafter: who guesses from the model's features, and its own parameters; None for nobody.
 
     Raises:
       UserError: a model that cannot be served so, see `served`; sizes that make no sense.
@@ -97,6 +99,7 @@ class Device:
         block: int = 1,
         page: int = PAGE,
         widths: tuple[int, ...] = WIDTHS,
+        drafter: tuple[SemiDrafter, Params] | None = None,
     ) -> None:
         check_number("rows", rows, Size)
         check_number("block", block, Size)
@@ -111,7 +114,9 @@ class Device:
         page = page if has_growing_cache(model) else 0
         pages = 1 + max(-(-(tokens or rows * limit) // page), -(-limit // page)) if page else 0
         self._rows = Rows(model, layout, rows, page, pages, limit)
-        self._programs = Programs(self._rows)
+        self.drafter, own = drafter or (None, {})
+        passes = 0 if self.drafter is None else -(-(block - 1) // self.drafter.ahead)
+        self._programs = Programs(self._rows, self.drafter, passes)
         widths = tuple(w for w in widths if not limit or w <= limit)
         vocab = model.ids()["inputs"]
         if limit and block > limit:
@@ -121,6 +126,7 @@ class Device:
         ready = jax.jit(self._programs.ready, out_shardings=lie(self._programs.param_specs))
         self._params = ready(params)
         whole = NamedSharding(layout.mesh, WHOLE)
+        self._own = jax.device_put(own, whole)
         numbers = np.asarray(jax.jit(marks, out_shardings=whole)(self._params)).tobytes()
         self._mark = hashlib.sha256(f"{named} {page}".encode() + numbers)
         self.fingerprint = self._mark.hexdigest()
@@ -139,7 +145,8 @@ class Device:
     def _empty(self) -> State:
         shapes = self._rows.shapes(self._rows.rows)
         carry = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        return State(carry, empty_seats(self._rows.rows, self._rows.model.ids()["inputs"]))
+        seats = empty_seats(self._rows.rows, self._rows.model.ids()["inputs"])
+        return State(carry, seats, self._programs.no_features())  # type: ignore[call-arg]
 
     def _empty_row(self) -> list[Any]:
         own, _ = self._rows.parted(self._rows.shapes(1))
@@ -172,6 +179,10 @@ class Device:
             work = np.zeros((2, width), np.int32), WHOLE
             told = states, WHOLE
             self._build(f"read {width}", programs.read, told, params, row, work, table, (NO, WHOLE))
+        if self.drafter is not None and programs.passes:
+            own_params = self._own, jax.tree.map(lambda _: WHOLE, self._own)
+            work = np.zeros((sizes.rows, self.drafter.window + 1), np.int32), WHOLE
+            self._build("guess", programs.guess, WHOLE, params, own_params, work, changes=False)
         seats = self._seats(0, Draws(), np.zeros(0, int), None), WHOLE
         self._build("seat", programs.seat, states, row, seats)
         self._build("load", programs.load, states, row, (self._start, own))
@@ -259,6 +270,10 @@ class Device:
         whole = bool(np.any(self._tops[work.known > 0] >= 0))
         _sent(told if whole else told.numbers)
         return DrawnLater(told, whole)
+
+    def guess(self, work: Int[np.ndarray, "S N+1"]) -> Int[np.ndarray, "S G"]:
+        """What follows rows by the drafter, see `Executor.guess`."""
+        return np.asarray(self._compiled["guess"](self._state, self._params, self._own, work))
 
     def bytes_of(self, saved: Saved, pages: tuple[int, ...]) -> bytes:
         """A row's state and the content of its pages, for a file; it waits for the device."""

@@ -28,7 +28,7 @@ from gam_jax.serve.executor import Draws, Executor, Pending, Saved, Work
 from sharding.errors import UserError
 from sharding.links import Link
 
-CALLS = ("seat", "load", "save", "copy_page", "read", "step", "bytes_of", "from_bytes")
+CALLS = ("seat", "load", "save", "copy_page", "read", "step", "guess", "bytes_of", "from_bytes")
 """What a ticket may ask for; all else of an `Executor` asks the device for nothing."""
 KEPT = ("save", "from_bytes")
 """Those whose answer is a state, which later tickets name by the number of theirs."""
@@ -246,6 +246,10 @@ class Ticketed:
     def step(self, work: Work) -> Pending:
         """See `Executor.step`."""
         return self._run("step", work)
+
+    def guess(self, work: Int[np.ndarray, "S N+1"]) -> Int[np.ndarray, "S G"]:
+        """See `Executor.guess`."""
+        return self._run("guess", work)
 
     def bytes_of(self, saved: Saved, pages: tuple[int, ...]) -> bytes:
         """See `Executor.bytes_of`."""

@@ -34,7 +34,8 @@ def sizes_of(model: Any, layout: Layout, rows: int, tokens: int) -> Sizes:
         tensor=mesh["tensor"],
         split=layout.axes.residual is not None,
         again=False,
-        enter_again=bool(layout.layer_axes),  # what is kept beside shards leaves such gathers out
+        # What is kept beside shards leaves such gathers out.
+        enter_again=bool(layout.layer_axes or layout.bits.weights),
         expert=mesh["expert"],
         packed=getattr(model, "packed", False),
         rings={None: 0, RING: 1, TWO_WAY: 2}[layout.axes.overlap],

@@ -195,7 +195,7 @@ def test_the_kernel_has_the_gradients_of_the_others_on_a_mesh():
     mesh = make_mesh(data=2, devices=jax.devices()[:2])
     x, w_in, w_out, bias, owner, weights = problem(2, tokens=400)
     args = [jnp.asarray(a, jnp.float32) for a in (x, w_in, w_out, bias, weights)]
-    found, want = (gradients_on(mesh, method)(*args, owner) for method in ("megablox", "ragged"))
+    found, want = (gradients_on(mesh, method)(*args, owner) for method in ("kernel", "ragged"))
     chex.assert_trees_all_close(found, want, atol=1e-4, rtol=2e-5)
 
 
@@ -212,7 +212,7 @@ def test_what_compilers_make_of_it():
     sizes = {"tokens": 4 * tokens, "groups": groups, "width": width, "hidden": hidden}
     *floats, owner, weights = problem(0, **sizes)
     arrays, found = (*floats, weights, owner), {}
-    for name, method in (("v5e:2x2", "ragged"), ("v5e:2x2", "megablox"), ("h100:1x4", "ragged")):
+    for name, method in (("v5e:2x2", "ragged"), ("v5e:2x2", "kernel"), ("h100:1x4", "ragged")):
         machine = topology(name)
         mesh = make_mesh(data=4, devices=machine.devices)
         args = [
@@ -226,17 +226,17 @@ def test_what_compilers_make_of_it():
     def times(method):
         return found["tpu", method].cost_analysis()["flops"] / true
 
-    assert times("megablox") < 1.2 < 0.9 * groups / 3 < times("ragged")
+    assert 1 <= times("kernel") < 1.2 < 0.9 * groups / 3 < times("ragged")
     copies = groups * tokens * CHOICES * width * 2
     assert found["gpu", "ragged"].memory_analysis().temp_size_in_bytes > copies
 
 
 def test_an_unknown_method_is_named():
-    words = "method 'sparse' is not one of auto, blocks, ragged, megablox"
+    words = "method 'sparse' is not one of auto, blocks, ragged, kernel"
     with pytest.raises(ValueError, match=words):
         make_groups(jnp.zeros(3, jnp.int32), 2, method="sparse")
 
 
 def test_a_gpu_has_no_such_kernel():
-    with pytest.raises(UserError, match=r"method 'megablox' is for TPUs, not gpu"):
-        make_groups(jnp.zeros(3, jnp.int32), 2, method="megablox", backend="gpu")
+    with pytest.raises(UserError, match=r"method 'kernel' is for TPUs, not gpu"):
+        make_groups(jnp.zeros(3, jnp.int32), 2, method="kernel", backend="gpu")
