@@ -325,7 +325,8 @@ def _print_degrees(degrees: dict[str, int], held: dict[str, int]) -> None:
     """How state is split over `data`, and what a step holds for a while."""
     parts = (f"{kind} {degree}" for kind, degree in degrees.items() if degree)
     print(f"split over so many devices of data: {', '.join(parts)}")
-    second = f", a second copy of parameters {held['secondary']:,}" if degrees["secondary"] else ""
+    kind = "a second copy of parameters" if degrees["secondary"] else "parameters in few bits"
+    second = f", {kind} {held['secondary']:,}" if held["secondary"] else ""
     print(f"while a step runs, by formula: gradients {held['gradients']:,} bytes{second}")
 
 

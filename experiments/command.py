@@ -33,6 +33,7 @@ COMMANDS = {
     "evaluate": Command("experiments.evaluate", "score a trained run on data"),
     "sample": Command("experiments.sample", "write text with a trained run"),
     "serve": Command("experiments.serve", "answer requests of the OpenAI API with trained models"),
+    "draft": Command("experiments.draft", "train what guesses ahead, for serving in fewer passes"),
     "data": Command("experiments.data", "rows of data as text, and which tokens count"),
     "checkpoint": Command("sharding.checkpoint", "look into checkpoints, compare, export, import"),
     "convert": Command("experiments.convert", "runs from and to Hugging Face model folders"),

@@ -42,12 +42,14 @@ class Contender:
       mixer: the layer; its width is None, it takes the model's.
       experts: of the feed-forward, of which a token takes two; 0 for one that all take.
       streams: parallel ones of the whole model, see `gam_jax.layers.ParScale`.
+      ladder: whether half blocks read the stream one half block earlier, see `layers.ladder`.
     """
 
     title: str
     mixer: Layer
     experts: int = 0
     streams: int = 1
+    ladder: bool = False
 
     def block(self, width: int, hidden: int) -> Layer:
         """The mixer and a SwiGLU of that many hidden units, each after an RMS norm.
@@ -119,6 +121,9 @@ FURTHER: dict[str, Contender] = {
     "moe_gam": dataclasses.replace(CONTENDERS["gam"], title="GAM, 8 experts", experts=8),
     "moe_written_gam": dataclasses.replace(
         CONTENDERS["written_gam"], title="GAM, written memory, 8 experts", experts=8
+    ),
+    "ladder": dataclasses.replace(
+        CONTENDERS["transformer"], title="Transformer, ladder", ladder=True
     ),
     "parscale_moe_gam": dataclasses.replace(
         CONTENDERS["gam"], title="GAM, 8 experts, 2 streams", experts=8, streams=2

@@ -55,8 +55,9 @@ from gam_jax.training.experiment import Experiment
 from gam_jax.training.folder import RunFolder, load_params, logical_axes
 from sharding.checkpoint import Checkpoints
 from sharding.errors import UserError
-from sharding.layout import Layout, Parallel
+from sharding.layout import Layout
 from sharding.mesh import make_mesh
+from sharding.parallel import Parallel
 from sharding.paths import local_path
 
 OF_A_WAY = {

@@ -10,8 +10,9 @@ from experiments import cli
 from sharding import machine, processes
 from sharding.compile_cache import keep_programs
 from sharding.errors import UserError
-from sharding.layout import Layout, Parallel
+from sharding.layout import Layout
 from sharding.mesh import mesh_from_text
+from sharding.parallel import Parallel
 from sharding.topology import Topology
 
 

@@ -81,7 +81,7 @@ def main() -> None:
     folder = RunFolder(pathlib.Path(args.run))
     experiment = folder.experiment()
     config = _data(experiment)
-    layout = layout_from_flags(experiment.parallel).in_order.without_workers
+    layout = layout_from_flags(experiment.parallel.exact).in_order.without_workers
     shown = of_streams(experiment, args.streams)
     both = isinstance(config, Text) and isinstance(experiment.data, Text)
     kept = folder.kept(experiment.data if both else config)

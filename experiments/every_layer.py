@@ -55,8 +55,9 @@ from gam_jax.models import LanguageModel
 from gam_jax.training.experiment import Experiment, TrainConfig
 from sharding.chains import longest_chain
 from sharding.errors import one_line
-from sharding.layout import Layout, Parallel
+from sharding.layout import Layout
 from sharding.mesh import mesh_from_text
+from sharding.parallel import Parallel
 from sharding.topology import Topology, compiled
 
 WIDTH, VOCAB, ROWS = 128, 512, 8

@@ -41,8 +41,9 @@ from gam_jax.training.experiment import Experiment
 from sharding import processes
 from sharding.errors import UserError
 from sharding.json_file import read_json
-from sharding.layout import Layout, Parallel
+from sharding.layout import Layout
 from sharding.mesh import AXIS_NAMES, in_words, mesh_from_text
+from sharding.parallel import Parallel
 from sharding.topology import MACHINES, Topology, compiled, topology
 
 WORDS = ("train", "check", "measured")

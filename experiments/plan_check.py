@@ -14,8 +14,9 @@ from gam_jax.models.language import LanguageModel
 from gam_jax.planning.traces import trace
 from gam_jax.planning.work import Candidate, work_of
 from gam_jax.training.experiment import Experiment, TrainConfig
-from sharding.layout import Layout, Parallel
+from sharding.layout import Layout
 from sharding.mesh import AXIS_NAMES, mesh_from_text
+from sharding.parallel import Parallel
 from sharding.topology import Topology, compiled
 
 WIDTH, DEPTH, VOCAB, WINDOW, BATCH = 512, 4, 8192, 1024, 32

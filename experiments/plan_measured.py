@@ -22,8 +22,9 @@ from gam_jax.planning.traces import trace
 from gam_jax.planning.work import Candidate, work_of
 from gam_jax.training.experiment import Experiment, TrainConfig
 from gam_jax.training.step import init_state, make_train_step, put_batch
-from sharding.layout import Layout, Parallel
+from sharding.layout import Layout
 from sharding.mesh import AXIS_NAMES, mesh_from_text
+from sharding.parallel import Parallel
 
 DEVICES = 8
 MODEL = LanguageModel(Block(GAM(slots=128, kernel=8)), width=128, depth=2, vocab=256)

@@ -60,18 +60,19 @@ def main() -> None:
     register_classes()
     _check_together()
     run = TextRun.open(args.run)
-    wanted, key = asked(run), jax.random.key(args.seed)
+    wanted = asked(run)
     if args.chat:
         template = chat.template_of(run)
         wanted = chat.with_end_of_turn(wanted, run.tokenizer, template)
         writer = _loaded(run)
         with at(writer.where):
+            key = jax.random.key(args.seed)
             conversation = chat.Conversation(writer, template, wanted, key)
             chat.converse(conversation, args.system, args.json)
         return
     prompts = read_prompts(args.prompts) if args.prompts else [Prompt(args.prompt, "--prompt")]
     ids = [_encoded(run, prompt) for prompt in prompts]
-    writer = _loaded(run)
+    writer, key = _loaded(run), jax.random.key(args.seed)  # the first use of any device
     for start in range(0, len(prompts), args.batch):
         own = slice(start, start + args.batch)
         _write(writer, wanted, prompts[own], ids[own], key, start)

@@ -54,13 +54,7 @@ class TextRun:
         folder = RunFolder(pathlib.Path(path))
         experiment = folder.experiment()
         language_model(experiment)
-        kept = folder.kept(experiment.data)
-        if TOKENIZER not in kept:
-            raise UserError(
-                f"{folder.path} was trained on {experiment.data.name}, which is no text"
-            )
-        tokenizer = tokenizer_from_text(kept[TOKENIZER], str(folder.path / TOKENIZER))
-        return cls(folder, experiment, tokenizer)
+        return cls(folder, experiment, tokenizer_of_run(folder, experiment))
 
     @property
     def model(self) -> LanguageModel:
@@ -101,7 +95,7 @@ class TextRun:
           UserError: no such checkpoint, streams or devices; a damaged checkpoint.
         """
         experiment = self.experiment
-        layout = layout_from_flags(experiment.parallel).whole
+        layout = layout_from_flags(experiment.parallel.whole)
         model = language_model(of_streams(experiment, streams))
         model.check_mesh(layout)
         step, params = params_of_streams(self.folder, experiment, layout, checkpoint, streams)
@@ -109,6 +103,18 @@ class TextRun:
         model, params = merged(model, params, layout)  # adapters cost nothing from here on
         say_where(layout.mesh.size)
         return Writer(self, model, params, layout, step)
+
+
+def tokenizer_of_run(folder: RunFolder, experiment: Experiment) -> Tokenizer:
+    """The tokenizer that a run keeps.
+
+    Raises:
+      UserError: it was trained on no text.
+    """
+    kept = folder.kept(experiment.data)
+    if TOKENIZER not in kept:
+        raise UserError(f"{folder.path} was trained on {experiment.data.name}, which is no text")
+    return tokenizer_from_text(kept[TOKENIZER], str(folder.path / TOKENIZER))
 
 
 def encoded(tokenizer: Tokenizer, text: str, special: bool) -> np.ndarray:

@@ -18,7 +18,7 @@ from gam_jax.ids import check_ids
 from gam_jax.models.carry import ModelCarry
 from gam_jax.models.language import LanguageModel
 from gam_jax.models.trunk import Trunk
-from gam_jax.params import Params, rows_where, rule_specs
+from gam_jax.params import Params, rows_where, rule_specs, shardings
 from gam_jax.prompts import PromptLike, check_room, prompts_of
 from gam_jax.sampling import Past, Sampling, Settings, choose, drawable, row_keys, seen_in
 from sharding import collectives
@@ -78,6 +78,12 @@ class Decoder:
     def carry_specs(self, batch: int, axes: Axes) -> ModelCarry:
         """How a carry lies."""
         return self.model.carry_specs(batch, self.layout, axes.rows)
+
+    def placed(self, carry: ModelCarry, logits: Array) -> tuple[ModelCarry, Array]:
+        """Both as `_read` gives them back, else that would be compiled twice."""
+        batch = logits.shape[0]
+        specs = self.carry_specs(batch, self.axes(batch, 1)), PartitionSpec()
+        return jax.device_put((carry, logits), shardings(specs, self.layout))
 
     def writing_specs(self, batch: int, axes: Axes) -> ModelCarry:
         """How what `_to_write` returns lies."""
@@ -249,7 +255,7 @@ def prefill(
     after = model.carry(rows) if carry is None else carry
     check_room(model, prompts.lengths, np.asarray(after.position))
     sizes = dict.fromkeys((decoder.chunk, *READ_CHUNKS))
-    logits = jnp.zeros((rows, model.ids()["inputs"]))
+    after, logits = decoder.placed(after, jnp.zeros((rows, model.ids()["inputs"])))
     for piece, takes in prompts.chunks(tuple(sizes)):
         some = () if prompts.alike else (jnp.asarray(takes), logits)
         logits, after = _read(decoder, params, jnp.asarray(piece), after, *some)

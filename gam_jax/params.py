@@ -8,6 +8,7 @@ the table, so that no other code restates a shape.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from jaxtyping import Array
 from sharding import collectives, zero
 from sharding.axes import Axes
 from sharding.layout import Layout
+from sharding.quantised import Bits
 
 FLOAT32 = "float32"
 
@@ -176,6 +178,21 @@ def shard_dims(table: Table, layout: Layout) -> Any:
     )
 
 
+def codings(table: Table, layout: Layout) -> Any:
+    """How each parameter and its gradient are sent where `layout` asks for few bits.
+
+    Those that stay precise or follow a sign, and those of one dimension a layer (biases, scales of
+    norms), are sent as they are.
+    """
+
+    def one(param: Param) -> zero.Coding:
+        layers = len([*itertools.takewhile(lambda axis: axis == "layer", param.axes)])
+        few = not param.precise and not param.sign_step and len(param.shape) - layers > 1
+        return zero.Coding(layout.bits if few else Bits(), layers)
+
+    return _map(one, table)
+
+
 def _stored_axes(param: Param, layout: Layout) -> tuple[str | None, ...]:
     """The axes of a parameter without the one that is padded in the program alone."""
     split = layout.axes.of(param.pads)
@@ -240,7 +257,7 @@ def cast(table: Table, params: Params, dtype: DTypeLike) -> Params:
     """Parameters in the type of the arithmetic, but for those that stay precise."""
 
     def one(param: Param, value: Any) -> Any:
-        return value if param.precise else jax.tree.map(lambda x: x.astype(dtype), value)
+        return value if param.precise else jax.tree.map(lambda x: _as_float(x, dtype), value)
 
     return _map(one, table, params)
 
@@ -274,7 +291,12 @@ def round_to(params: Params, dtypes: Any) -> Params:
 
 def widened(params: Any) -> Any:
     """Parameters in float32, whatever they are stored in: no value changes."""
-    return jax.tree.map(lambda x: x.astype(FLOAT32), params)
+    return jax.tree.map(lambda x: _as_float(x, FLOAT32), params)
+
+
+def _as_float(x: Array, dtype: DTypeLike) -> Array:
+    """In that dtype, but for bytes in which parameters are sent (`zero.Shard`)."""
+    return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
 def count_params(table: Table, chosen: int | None = None) -> int:

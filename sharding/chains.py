@@ -1,14 +1,18 @@
-"""How many turns of loops must follow one another in a program, counted in its jaxpr."""
+"""How many steps of a program must follow one another, counted in its jaxpr."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from jax.extend.core import Var
 from jax.interpreters import partial_eval
 
-from sharding.messages import inner_jaxprs
+from sharding.messages import PRIMITIVES, inner_jaxprs
 from sharding.products import TURNS
+
+Steps = Callable[[Any, int], int]
+"""(an equation, steps of the longest way inside it) -> its own steps, one after another."""
 
 
 def longest_chain(jaxpr: Any) -> int:
@@ -25,22 +29,49 @@ def longest_chain(jaxpr: Any) -> int:
     Raises:
       ValueError: a `while` loop that does not say how often it turns, see `products.turns`.
     """
+    return _of_program(jaxpr, _turns)
+
+
+def longest_sums(jaxpr: Any, axis: str) -> int:
+    """Likewise in sums over the devices of a mesh axis: those that wait for each other.
+
+    A sum is an all-reduce or a reduce-scatter. A loop of n turns is n times a turn's.
+
+    Args:
+      jaxpr: as in `longest_chain`.
+      axis: the mesh axis.
+
+    Raises:
+      ValueError: a sum in a `while` loop.
+    """
+
+    def steps(eqn: Any, inside: int) -> int:
+        name, params = eqn.primitive.name, eqn.params
+        if PRIMITIVES.get(name) in ("all_reduce", "reduce_scatter"):
+            over = params.get("axes", params.get("axis_name"))
+            return int(axis in (over if isinstance(over, tuple) else (over,)))
+        if name == "while" and inside:
+            raise ValueError("a sum in a while loop: nobody knows how often it turns")
+        return inside * (params["length"] if name == "scan" else 1)
+
+    return _of_program(jaxpr, steps)
+
+
+def _of_program(jaxpr: Any, steps: Steps) -> int:
     live, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-    return _longest(live)
+    return _longest(live, steps)
 
 
-def _longest(jaxpr: Any) -> int:
+def _longest(jaxpr: Any, steps: Steps) -> int:
     ends: dict[Any, int] = {}
     for eqn in jaxpr.eqns:
         begin = max((ends.get(x, 0) for x in eqn.invars if isinstance(x, Var)), default=0)
-        end = begin + _turns(eqn)
-        ends.update(dict.fromkeys(eqn.outvars, end))
+        inside = max((_longest(part, steps) for part in inner_jaxprs(eqn)), default=0)
+        ends.update(dict.fromkeys(eqn.outvars, begin + steps(eqn, inside)))
     return max(ends.values(), default=0)
 
 
-def _turns(eqn: Any) -> int:
-    """Steps of one equation, one after another."""
-    inside = max((_longest(part) for part in inner_jaxprs(eqn)), default=0)
+def _turns(eqn: Any, inside: int) -> int:
     if eqn.primitive.name == "scan":
         return eqn.params["length"] * max(inside, 1)
     if eqn.primitive.name == "while":

@@ -12,147 +12,15 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from sharding.axes import Axes
-from sharding.bounds import Size, check_bounds
-from sharding.degrees import IN_LEVELS, TABLE, Degrees, check_levels
-from sharding.degrees import parsed as parsed_degrees
-from sharding.errors import UserError, unknown
+from sharding.degrees import IN_LEVELS, Degrees, check_levels
+from sharding.errors import UserError
 from sharding.mesh import axis_of, in_words
 from sharding.overlap import OVERLAPS
+from sharding.parallel import WORDS, Parallel
 from sharding.pipeline.balance import balance, parsed
-from sharding.pipeline.tables import ONE_F_ONE_B, check_schedule
-from sharding.rules import DEFAULT_RULES, Rules, partition_spec
-
-WORDS = {
-    **dict.fromkeys(TABLE, "data"),
-    "sequence": "seq",
-    "tensor": "tensor",
-    "tensor_tokens": "tensor",
-}
-"""Word of a preset -> the mesh axis that it gives work to."""
-
-OWN_WORK = frozenset({"stream", "expert", "pipe", "worker"})
-"""Mesh axes with one use only, which a model has or has not; no word asks for it."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Parallel:
-    """What each mesh axis is used for. It changes where numbers are, not what they are.
-
-    Attributes:
-      preset: words joined by "+", at most one for each mesh axis.
-        data: every device holds all parameters and the optimizer's state;
-        zero1: the optimizer's state and arithmetic are split over `data` (ZeRO stage 1);
-        zero2: gradients too, as soon as a layer has them (ZeRO stage 2);
-        fully_sharded: parameters too, gathered layer by layer (ZeRO stage 3);
-        mics: all of them over the inner levels of `data` alone (MiCS);
-        hpz: `fully_sharded`, layers gathered from a second copy over the inner levels (ZeRO++);
-        sequence: tokens are split over `seq`;
-        tensor: slots, heads, channels, hidden units and vocabulary are split over `tensor`;
-        tensor_tokens: likewise, and between layers tokens are split over `tensor` as well.
-      rules: changes to the table of `sharding.rules`, as "ffn=none,slot=tensor".
-      schedule: in which order the stages of the mesh axis `pipe` take the parts of a batch: gpipe,
-        1f1b or interleaved, see `sharding.pipeline.tables`.
-      turns: chunks of layers that each stage of an interleaved schedule holds.
-      stages: layers of each stage, as "5,3"; empty for as many on each.
-      speeds: of each stage, as "197,160": the layers are dealt out so that the slowest stage is as
-        fast as can be, see `sharding.pipeline.balance`; empty for equal ones.
-      overlap: beside tensor_tokens, how the products at the ends of a layer go along with the
-        messages over `tensor`: none, one after the other; ring, in steps of a ring; two_way, in two
-        rings, each with half of the tokens; see `sharding.overlap`.
-      shards: over how many devices of `data` weights, gradients and the optimizer's state are
-        split, as "weights:2,gradients:4,state:8,secondary:1", in the place of what a word says;
-        see `sharding.degrees`.
-    """
-
-    preset: str = "data+sequence+tensor"
-    rules: str = ""
-    schedule: str = ONE_F_ONE_B
-    turns: Size = 1
-    stages: str = ""
-    speeds: str = ""
-    overlap: str = OVERLAPS[0]
-    shards: str = ""
-
-    def __post_init__(self) -> None:
-        check_bounds(self, "parallel")
-        check_schedule(self.schedule, self.turns)
-        given = [name for name in ("stages", "speeds") if getattr(self, name)]
-        if len(given) > 1:
-            raise UserError("parallel.stages and parallel.speeds both deal out layers: give one")
-        if given and self.turns > 1:
-            raise UserError(
-                f"parallel.{given[0]}={getattr(self, given[0])}: stages of unlike size have one "
-                f"chunk each: leave parallel.turns at 1"
-            )
-        parsed(self.stages, "parallel.stages", int)
-        parsed(self.speeds, "parallel.speeds", float)
-        used: dict[str, str] = {}
-        for word in self.words:
-            if word not in WORDS:
-                raise UserError(f"parallel.preset={self.preset}: {unknown(word, WORDS)}")
-            if WORDS[word] in used:
-                raise UserError(
-                    f"parallel.preset={self.preset}: '{used[WORDS[word]]}' and '{word}' both "
-                    f"decide what the {WORDS[word]} axis does: keep one"
-                )
-            used[WORDS[word]] = word
-        self._check_overlap()
-        if self.shards:
-            parsed_degrees(self.shards)
-            if (word := used.get("data", "data")) != "data":
-                raise UserError(
-                    f"parallel.shards={self.shards} and '{word}' in parallel.preset both say how "
-                    f"state is split: give one"
-                )
-        _ = self.table
-
-    def _check_overlap(self) -> None:
-        if self.overlap not in OVERLAPS:
-            raise UserError(f"parallel.overlap={self.overlap}: {unknown(self.overlap, OVERLAPS)}")
-        if self.overlap != OVERLAPS[0] and "tensor_tokens" not in self.words:
-            raise UserError(
-                f"parallel.overlap={self.overlap} needs messages that it can overlap with: put "
-                f"tensor_tokens into parallel.preset={self.preset}"
-            )
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """The preset's words."""
-        return tuple(self.preset.split("+")) if self.preset else ()
-
-    def degrees(self, levels: Sequence[int]) -> Degrees:
-        """How state is split over a data axis in these levels, the outermost first."""
-        devices = math.prod(levels)
-        if devices == 1:
-            return Degrees()
-        if self.shards:
-            return parsed_degrees(self.shards)
-        word = next((word for word in self.words if word in TABLE), "data")
-        return TABLE[word](devices, math.prod(levels[1:]))
-
-    @property
-    def mesh_axes(self) -> set[str]:
-        """The mesh axes that have work."""
-        return {WORDS[word] for word in self.words} | OWN_WORK
-
-    @property
-    def table(self) -> Rules:
-        """Logical axis -> mesh axis."""
-        table = {
-            logical: axis if axis in self.mesh_axes else None
-            for logical, axis in DEFAULT_RULES.items()
-        }
-        for entry in filter(None, self.rules.split(",")):
-            logical, _, axis = entry.partition("=")
-            if logical not in table:
-                raise UserError(f"parallel.rules={self.rules}: {unknown(logical, table)}")
-            if axis not in ("none", "tensor"):
-                raise UserError(
-                    f"parallel.rules={self.rules}: '{logical}' can go to 'tensor' or 'none', not "
-                    f"to '{axis}'"
-                )
-            table[logical] = None if axis == "none" else axis
-        return table
+from sharding.quantised import Bits
+from sharding.quantised import parsed as parsed_bits
+from sharding.rules import partition_spec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,6 +58,27 @@ class Layout:
             )
         if self.parallel.shards and math.prod(levels) > 1:
             check_levels(self.degrees, levels, f"parallel.shards={self.parallel.shards}")
+        if self.parallel.bits and math.prod(levels) > 1:
+            self._check_bits()
+
+    def _check_bits(self) -> None:
+        """Refuses bits of messages that are not sent, or not known to be sent rightly."""
+        bits, degrees = self.bits, self.degrees
+        for kind, message, degree in (
+            ("weights", "gathered", degrees.weights),
+            ("gradients", "scattered", degrees.state),
+        ):
+            if getattr(bits, kind) and degree == 1:
+                raise UserError(
+                    f"parallel.bits={self.parallel.bits}: no {kind} are {message} where each "
+                    f"device of data holds them whole: split them with parallel.preset or "
+                    f"parallel.shards, or leave out {kind}"
+                )
+        if self.stages > 1:
+            raise UserError(
+                f"parallel.bits={self.parallel.bits} beside mesh axis pipe={self.stages}: between "
+                f"stages layers are gathered as they are: leave out the one or the other"
+            )
 
     @property
     def shown(self) -> str:
@@ -223,6 +112,11 @@ class Layout:
     def degrees(self) -> Degrees:
         """Over how many devices of `data` each kind of state is split."""
         return self.parallel.degrees([self._size(name) for name in self.levels])
+
+    @property
+    def bits(self) -> Bits:
+        """In how many bits numbers are sent over `data`."""
+        return parsed_bits(self.parallel.bits)
 
     @property
     def weight_axes(self) -> tuple[str, ...]:
@@ -270,10 +164,7 @@ class Layout:
     @property
     def in_order(self) -> Layout:
         """The same mesh, each stage with layers that follow one another: as they are read."""
-        parallel = dataclasses.replace(
-            self.parallel, schedule=ONE_F_ONE_B, turns=1, stages="", speeds=""
-        )
-        return dataclasses.replace(self, parallel=parallel)
+        return dataclasses.replace(self, parallel=self.parallel.in_order)
 
     def layers_of_stages(self, depth: int) -> tuple[int, ...]:
         """How many layers each stage has, of `depth` in all; () where all have as many.
@@ -319,12 +210,7 @@ class Layout:
     @property
     def whole(self) -> Layout:
         """The same mesh without ZeRO, split residual streams or turns, as for decoding."""
-        plain = dict.fromkeys(TABLE, "data") | {"tensor_tokens": "tensor"}
-        preset = "+".join(plain.get(word, word) for word in self.parallel.words)
-        parallel = dataclasses.replace(
-            self.in_order.parallel, preset=preset, shards="", overlap=OVERLAPS[0]
-        )
-        return Layout(self.mesh, parallel)
+        return dataclasses.replace(self, parallel=self.parallel.whole)
 
     def spec(self, name: str, shape: Sequence[int], axes: Sequence[str | None]) -> PartitionSpec:
         """How a parameter is split by the rules alone: what a layer is given.

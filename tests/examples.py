@@ -289,6 +289,7 @@ EXAMPLES: dict[str, Layer] = {
     ),
     "Stack": Stack(Block(GAM(slots=16), width=WIDTH), depth=3),
     "Stack of recurrences": Stack(Block(LSTM(), width=WIDTH), depth=2),
+    "Stack with a ladder": Stack(Block(GAM(slots=16), width=WIDTH), depth=3, ladder=2),
     "Stack remat": Stack(Block(GAM(slots=16), width=WIDTH), depth=2, remat=True),
     "Stack unrolled": Stack(Block(GAM(slots=16), width=WIDTH), depth=3, unroll=2),
     "ParScale of state spaces": ParScale(
@@ -355,6 +356,7 @@ def inputs(batch: int, tokens: int, seed: int = 0) -> jax.Array:
 
 VARIANTS = frozenset(
     {
+        "Stack with a ladder",
         "GAM kernel 1",
         "GAM dilated",
         "GAM sum",

@@ -10,9 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-from sharding.layout import Layout, Parallel
+from sharding.layout import Layout
 from sharding.mesh import make_mesh
 from sharding.overlap import OVERLAPS
+from sharding.parallel import Parallel
 
 SHAPES = tuple(
     shape for shape in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(shape) in (1, 2, 4, 8)
@@ -94,6 +95,7 @@ def layout_of(
     turns: int = 1,
     stages: str = "",
     shards: str = "",
+    bits: str = "",
 ) -> Layout:
     """A layout on the first devices: data, seq, tensor and, if not 1, stream, expert and pipe.
 
@@ -103,7 +105,7 @@ def layout_of(
     words = preset.split("+")
     overlap = words.pop() if words[-1] in OVERLAPS else OVERLAPS[0]
     parallel = Parallel(
-        "+".join(words), rules, schedule, turns, stages, overlap=overlap, shards=shards
+        "+".join(words), rules, schedule, turns, stages, overlap=overlap, shards=shards, bits=bits
     )
     return Layout(make_mesh(**sizes), parallel)
 

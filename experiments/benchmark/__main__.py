@@ -6,6 +6,7 @@
   gam benchmark length --mixers=GAM,LinearMemory.gla --lengths=131072
   gam benchmark decode       writing after 1 Ki, 16 Ki and 256 Ki tokens
   gam benchmark decode --mixers=Mamba,LSTM --lengths=1024,16384
+  gam benchmark compiling    programs that read and write, 4 to 40 layers
   gam benchmark scan         the ways to compute a memory scan, 8,192 tokens
   gam benchmark selective    the selective scan, by method and chunk
   gam benchmark memory       bytes that each op sets aside, to 65,536 tokens
@@ -42,6 +43,7 @@ from experiments.benchmark import (
     attention,
     bank,
     checkpoint,
+    compiling,
     decode,
     experts,
     length,
@@ -71,6 +73,7 @@ ON_MESH: dict[str, Callable[..., Rows]] = {
     "decode": decode.run,
 }
 ON_ONE: dict[str, Callable[..., Rows]] = {
+    "compiling": compiling.run,
     "scan": scan.run,
     "selective": selective.run,
     "memory": memory.run,

@@ -22,8 +22,9 @@ from gam_jax.training.step import (
     state_shardings,
 )
 from sharding.checkpoint import Checkpoints
-from sharding.layout import Layout, Parallel
+from sharding.layout import Layout
 from sharding.mesh import make_mesh
+from sharding.parallel import Parallel
 
 EVERY = 20
 """Steps between saves: ten times as often as the default."""

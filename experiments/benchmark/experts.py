@@ -62,14 +62,18 @@ def _rows(experts: int, repeats: int) -> Rows:
 
 
 def mixed(
-    x: Float[Array, "N D"], weight: Float[Array, "E D F"], owner: Int[Array, "N K"], method: str
+    x: Float[Array, "N D"],
+    weight: Float[Array, "E D F"],
+    owner: Int[Array, "N K"],
+    method: str,
+    backend: str | None = None,
 ) -> Float[Array, "N D"]:
     """sum_k silu(x W_k) W_k^T of the chosen experts."""
-    groups = grouped.make_groups(owner.reshape(-1), len(weight), method=method)
+    groups = grouped.make_groups(owner.reshape(-1), len(weight), method=method, backend=backend)
     place = groups.place.reshape(owner.shape)
     rows = grouped.spread(x, groups.source, place)
     rows = grouped.grouped_feed_forward(groups, rows, [weight], [], weight, jax.nn.silu)
-    return grouped.collect(rows, jnp.ones(owner.shape), groups.source, place)
+    return grouped.collect(rows, jnp.ones(owner.shape, x.dtype), groups.source, place)
 
 
 def every_expert(

@@ -40,7 +40,8 @@ def experiment(contender: Contender) -> Experiment:
 
     def model(streams: int, added: int = 0) -> LanguageModel:
         block = contender.sized(WIDTH, BLOCK_BUDGET - added // DEPTH)
-        return LanguageModel(block, width=WIDTH, depth=DEPTH, unroll=DEPTH, streams=streams)
+        ladder = DEPTH if contender.ladder else 0
+        return LanguageModel(block, WIDTH, DEPTH, unroll=DEPTH, streams=streams, ladder=ladder)
 
     one, all_of_them = (count_params(model(n).trunk.table()) for n in (1, contender.streams))
     return Experiment(

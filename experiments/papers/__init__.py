@@ -2,6 +2,7 @@
 
 from experiments.papers import (
     apex,
+    apnet,
     archgym,
     balance,
     bam,
@@ -14,12 +15,14 @@ from experiments.papers import (
     eas_net2net,
     falcon_sd,
     frontier,
+    frontier_lowband,
     gam,
     gemm_ada,
     gpipe,
     holmes,
     hopper_dissect,
     intar,
+    ladder_residual,
     marl_dse,
     megatron,
     modern_cpp,
@@ -32,6 +35,7 @@ from experiments.papers import (
     pulp_non_neural,
     recall,
     samba_coe,
+    streamable_convs,
     t3_overlap,
     tpe_bitweight,
 )
@@ -41,6 +45,7 @@ STUDIES: dict[str, Study] = {
     module.STUDY.name: module.STUDY
     for module in (
         apex,
+        apnet,
         archgym,
         balance,
         bam,
@@ -53,12 +58,14 @@ STUDIES: dict[str, Study] = {
         eas_net2net,
         falcon_sd,
         frontier,
+        frontier_lowband,
         gam,
         gemm_ada,
         gpipe,
         holmes,
         hopper_dissect,
         intar,
+        ladder_residual,
         marl_dse,
         megatron,
         modern_cpp,
@@ -71,6 +78,7 @@ STUDIES: dict[str, Study] = {
         pulp_non_neural,
         recall,
         samba_coe,
+        streamable_convs,
         t3_overlap,
         tpe_bitweight,
     )

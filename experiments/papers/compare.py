@@ -119,6 +119,7 @@ STUDY = Study(
     },
     measures={
         "loss": Measure("validation loss", "lower", "nats a token"),
+        "perplexity": Measure("perplexity", "lower", form=".3f"),
         "bits_per_byte": Measure("bits per byte", "lower"),
         "speed": Measure("training speed", "higher", "tokens/s", ",.0f"),
         "parameters": Measure("parameters", form=",.0f"),
@@ -166,6 +167,14 @@ STUDY = Study(
             ("moe_written_gam", "written_gam"),
             "loss",
             source=OURS,
+        ),
+        Claim(
+            "A ladder's perplexity is within 3 % of the plain Transformer's",
+            "times_at_most",
+            ("ladder", "transformer"),
+            "perplexity",
+            1.03,
+            source="arXiv 2501.06589, of 1.2 B and 3.5 B",
         ),
     ),
     figure=draw,

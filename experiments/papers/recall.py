@@ -63,7 +63,13 @@ def experiment(contender: Contender, scale: Scale, optimizer: str = "muon") -> E
     """A mixer's run: it ends once the hardest number of pairs is answered, or at the last step."""
     block = contender.block(scale.width, scale.hidden)
     return Experiment(
-        model=LanguageModel(block, scale.width, scale.depth, streams=contender.streams),
+        model=LanguageModel(
+            block,
+            scale.width,
+            scale.depth,
+            streams=contender.streams,
+            ladder=scale.depth if contender.ladder else 0,
+        ),
         data=scale.data,
         train=TrainConfig(
             steps=scale.steps,

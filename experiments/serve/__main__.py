@@ -3,19 +3,19 @@
   gam serve --run=runs/gam_small
   gam serve --run=small=runs/a --run=large=runs/b --port=8001
   gam serve --hf=FOLDER --rows=16 --mesh=data=2,tensor=2
+  gam launch --processes=2 -- gam serve --run=runs/gam_small --mesh=tensor=2
 
 /v1/completions, /v1/chat/completions, /v1/models, /tokenize, /health, /metrics, and / to try it. A
 text depends on its own request alone, never on what else is served. Ctrl-C or SIGTERM lets running
-answers end, for at most --drain seconds, and refuses new ones.
+answers end, for at most --drain seconds, and refuses new ones. Of several processes the first one
+listens, and tells the others each step.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 from typing import TYPE_CHECKING
 
-import jax
 from absl import flags
 
 from experiments import cli
@@ -57,7 +57,7 @@ def define_flags() -> None:
         "snapshots", 2**28, "Bytes of states that are remembered in host memory; 0 for none.", 0
     )
     cli.define_path("snapshot_dir", "", "Folder where states are remembered over a restart.")
-    flags.DEFINE_string("draft", "", "Who guesses ahead: ngram, or run:PATH; nobody if empty.")
+    flags.DEFINE_string("draft", "", "Who guesses: ngram, units, run:PATH, semi:PATH.")
     flags.DEFINE_integer(
         "block", 16, "With --draft: tokens of a row that are checked at once.", 2, 256
     )
@@ -77,6 +77,7 @@ def main() -> None:
         from experiments.serve.models import open_folder, open_run
         from experiments.serve.served import Served
         from experiments.serve.server import listen, serve
+        from experiments.serve.several import Several, first_does
     except ImportError as error:
         raise UserError(f"gam serve needs {error.name}: pip install 'gam_jax[serve]'") from error
     opened: list[Opened] = [
@@ -90,30 +91,33 @@ def main() -> None:
         raise UserError(f"two models are called '{twice}': say --run=NAME=FOLDER for one of them")
     options = Options.from_flags(opened)
     layouts = _layouts(opened)
-    bound = listen(args.host, args.port)
+    bound = first_does(lambda: listen(args.host, args.port))
+    several = Several.join(opened, layouts, options)
+    assert bound is not None  # the others do not come here
     shown = f"[{args.host}]" if ":" in args.host else args.host
     print(f"http://{shown}:{bound.getsockname()[1]}/", flush=True)
 
     def load() -> dict[str, Served]:
         pairs = zip(opened, layouts, strict=True)
-        return {one.name: served_of(one, layout, options) for one, layout in pairs}
+        served = {one.name: served_of(one, layout, options, several.share) for one, layout in pairs}
+        several.begin()
+        return served
 
-    sys.exit(serve(State(args.api_key or os.environ.get(KEY, "")), bound, load, args.drain))
+    state = State(args.api_key or os.environ.get(KEY, ""), several.lost)
+    several.run(lambda: serve(state, bound, load, args.drain))
 
 
 def _layouts(opened: list[Opened]) -> list[Layout]:
     """A mesh for each model: of --mesh=A;B the first for the first, or one for all."""
     args = flags.FLAGS
     join_devices()
-    if jax.process_count() > 1:
-        raise UserError("gam serve runs as one process, on the devices of one host")
     texts = args.mesh.split(";")
     texts = texts * len(opened) if len(texts) == 1 else texts
     if len(texts) != len(opened):
         raise UserError(f"--mesh names {len(texts)} meshes for {len(opened)} models")
     meshes = [mesh_from_text(text, args.across) for text in texts]
     say_where(max(mesh.size for mesh in meshes))
-    layouts = [Layout(mesh, one.parallel).whole for mesh, one in zip(meshes, opened, strict=True)]
+    layouts = [Layout(mesh, one.parallel.whole) for mesh, one in zip(meshes, opened, strict=True)]
     for layout in layouts:
         check_mesh(layout)
     return layouts

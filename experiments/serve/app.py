@@ -40,15 +40,20 @@ class State:
       served: models by name; empty until all programs are compiled.
       metrics: of their engines.
       key: that clients must give; empty for none.
-      active: bodies that are being answered.
+      active: answers to bodies, on their way.
       draining: whether no more are taken.
+
+    Args:
+      key: as above.
+      lost: says why another process of this job is of no more use; empty while all are well.
     """
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str, lost: Callable[[], str] = str) -> None:
         self.served: dict[str, Served] = {}
         self.metrics = Metrics({})
         self.key = key
-        self.active = 0
+        self._lost = lost
+        self.active: set[Live] = set()
         self.draining = False
 
     def serve(self, served: Mapping[str, Served]) -> None:
@@ -58,8 +63,9 @@ class State:
 
     @property
     def failure(self) -> str:
-        """Why an engine has stopped by itself; empty if none has."""
-        return next((why for one in self.served.values() if (why := one.engine.failure())), "")
+        """Why an engine has stopped by itself, or cannot go on; empty if none has."""
+        failures = (why for one in self.served.values() if (why := one.engine.failure()))
+        return self._lost() or next(failures, "")
 
     @property
     def status(self) -> str:
@@ -202,11 +208,11 @@ async def _answer(
 @contextlib.contextmanager
 def _active(state: State, live: Live) -> Iterator[None]:
     """While a body is answered; a client that leaves ends what it asked for."""
-    state.active += 1
+    state.active.add(live)
     try:
         yield
     finally:
-        state.active -= 1
+        state.active.discard(live)
         live.cancel()
 
 

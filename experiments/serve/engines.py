@@ -8,24 +8,26 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from absl import flags
 
 from experiments.serve.asked import Grammar
-from experiments.serve.models import Opened, open_run
+from experiments.serve.models import Opened, OpenedDrafter, open_drafter, open_run
 from experiments.serve.served import Ids, Served
+from gam_jax.models import LexicalUnits
 from gam_jax.serve.constraints import Constraints
 from gam_jax.serve.device import Device
-from gam_jax.serve.drafts import Draft, NgramDraft, RunDraft
+from gam_jax.serve.drafts import Draft, NgramDraft, RunDraft, SemiDraft, UnitsDraft
 from gam_jax.serve.engine import Engine
-from gam_jax.serve.executor import Sizes
+from gam_jax.serve.executor import Executor
 from gam_jax.serve.request import Constraint
 from gam_jax.serve.seating import Settings
+from sharding import processes
 from sharding.errors import UserError
 from sharding.layout import Layout
 
-NGRAM, RUN = "ngram", "run:"
+NGRAM, UNITS, RUN, SEMI = "ngram", "units", "run:", "semi:"
 ENDINGS = 8
 """Sets of ids that end answers, for which what constraints need is kept."""
 
@@ -39,14 +41,14 @@ class Options:
       cache_tokens: that growing caches have room for, of all rows together; 0 for all they can
         take.
       block: tokens of a row that are checked at once; 1 where nobody guesses.
-      draft: who guesses: "ngram", or a run of its own; None for nobody.
+      draft: who guesses: "ngram", "units", a run, or a drafter beside the model; None for nobody.
       settings: how an engine shares out its rows.
     """
 
     rows: int
     cache_tokens: int
     block: int
-    draft: str | Opened | None
+    draft: str | Opened | OpenedDrafter | None
     settings: Settings
 
     @classmethod
@@ -68,12 +70,24 @@ class Options:
         return cls(args.rows, args.cache_tokens, block, _drafter(args.draft, models), settings)
 
 
-def _drafter(text: str, models: Sequence[Opened]) -> str | Opened | None:
+def _drafter(text: str, models: Sequence[Opened]) -> str | Opened | OpenedDrafter | None:
     """Who guesses, as --draft says it."""
     if text in ("", NGRAM):
         return text or None
+    if text == UNITS:
+        for model in models:
+            if not isinstance(model.model, LexicalUnits):
+                raise UserError(
+                    f"--draft={UNITS}: {model.name} was not trained to look ahead: gam draft units "
+                    f"--run={model.name} does so"
+                )
+        return text
+    if text.startswith(SEMI):
+        return open_drafter(text.removeprefix(SEMI), models)
     if not text.startswith(RUN):
-        raise UserError(f"--draft={text}: say {NGRAM} or {RUN}PATH, or leave it out")
+        raise UserError(
+            f"--draft={text}: say {NGRAM}, {UNITS}, {RUN}PATH or {SEMI}PATH, or leave it out"
+        )
     found = open_run(text.removeprefix(RUN), "latest", "")
     for model in models:
         if found.tokenizer.fingerprint != model.tokenizer.fingerprint:
@@ -81,15 +95,40 @@ def _drafter(text: str, models: Sequence[Opened]) -> str | Opened | None:
     return found
 
 
-def served_of(opened: Opened, layout: Layout, options: Options) -> Served:
+Shared = Callable[[Executor], Executor]
+"""What is called in place of a device whose calls all processes make."""
+
+
+def rows_of(
+    opened: Opened, layout: Layout, options: Options, shared: Shared
+) -> tuple[Executor, Draft | None]:
+    """Reads the parameters, of the draft too, and compiles.
+
+    Raises:
+      UserError: see `served_of`.
+    """
+    beside = options.draft if isinstance(options.draft, OpenedDrafter) else None
+    sizes = options.rows, options.cache_tokens, options.block
+    device = shared(_device(opened, layout, *sizes, beside))
+    return device, _draft(opened, layout, options, device, shared)
+
+
+def served_of(
+    opened: Opened, layout: Layout, options: Options, shared: Shared = lambda own: own
+) -> Served:
     """Reads the parameters, compiles, and starts the engine.
+
+    Args:
+      opened: the model.
+      layout: its mesh.
+      options: how it is served.
+      shared: called with each device, for what is called in its place.
 
     Raises:
       UserError: a model that cannot be served; parameters that cannot be read; a draft of another
         vocabulary than the model's.
     """
-    device = _device(opened, layout, options.rows, options.cache_tokens, options.block)
-    draft = _draft(layout, options, device.sizes)
+    device, draft = rows_of(opened, layout, options, shared)
     settings = options.settings
     if settings.folder:
         folder = str(pathlib.Path(settings.folder) / opened.name)
@@ -127,11 +166,21 @@ def _constraint(constraints: Constraints, grammar: Grammar) -> Constraint:
     return constraints.choice(json.loads(grammar.text))
 
 
-def _device(opened: Opened, layout: Layout, rows: int, tokens: int, block: int) -> Device:
+def _device(
+    opened: Opened,
+    layout: Layout,
+    rows: int,
+    tokens: int,
+    block: int,
+    beside: OpenedDrafter | None = None,
+) -> Device:
     begun = time.perf_counter()
     model, params = opened.read(layout)
-    device = Device(model, params, rows, layout=layout, tokens=tokens, block=block)
+    drafter = None if beside is None else (beside.model, beside.read(layout))
+    device = Device(model, params, rows, layout=layout, tokens=tokens, block=block, drafter=drafter)
     names = device.compile()
+    if not processes.is_first():
+        return device
     state, page = device.row_bytes()
     print(
         f"{opened.name}: {len(names)} programs in {time.perf_counter() - begun:.1f} s "
@@ -143,7 +192,14 @@ def _device(opened: Opened, layout: Layout, rows: int, tokens: int, block: int) 
     return device
 
 
-def _draft(layout: Layout, options: Options, of: Sizes) -> Draft | None:
+def _draft(
+    opened: Opened, layout: Layout, options: Options, device: Executor, shared: Shared
+) -> Draft | None:
+    if isinstance(options.draft, OpenedDrafter):
+        return SemiDraft(device, options.draft.model.window)
     if isinstance(options.draft, Opened):
-        return RunDraft(_device(options.draft, layout, options.rows, 0, 1), of)
+        return RunDraft(shared(_device(options.draft, layout, options.rows, 0, 1)), device.sizes)
+    if options.draft == UNITS:
+        assert isinstance(opened.model, LexicalUnits)
+        return UnitsDraft(opened.model.placeholder, opened.model.unit)
     return NgramDraft() if options.draft else None

@@ -7,21 +7,23 @@ import functools
 import pathlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from experiments.chat import template_of
 from experiments.imported import Imported
 from experiments.streams import check_tokenizer, params_of_streams
-from experiments.writer import GENERATION, TextRun, end_ids
+from experiments.writer import GENERATION, TextRun, end_ids, tokenizer_of_run
 from gam_jax.adapters import merged
 from gam_jax.convert.hf import from_hf
 from gam_jax.convert.new_tokens import tokenizer_of
 from gam_jax.data.chat_template import ChatTemplate, find_template
 from gam_jax.data.tokenizer import Tokenizer
-from gam_jax.models import LanguageModel
+from gam_jax.models import LanguageModel, SemiDrafter
 from gam_jax.params import Params
+from gam_jax.training.folder import RunFolder, load_params
 from sharding.errors import UserError
-from sharding.layout import Layout, Parallel
+from sharding.layout import Layout
+from sharding.parallel import Parallel
 from sharding.paths import local_path
 
 NAME = re.compile(r"[\w.-]+")
@@ -90,6 +92,53 @@ def open_run(path: str, checkpoint: str, template: str) -> Opened:
         template=_template(template, functools.partial(template_of, run)),
         read=read,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedDrafter:
+    """A drafter beside a model, whose parameters are not read yet.
+
+    Attributes:
+      model: the drafter.
+      read: (layout) -> its own parameters there.
+    """
+
+    model: SemiDrafter
+    read: Callable[[Layout], Params]
+
+
+def open_drafter(path: str, models: Sequence[Opened]) -> OpenedDrafter:
+    """What `gam draft semi` has trained.
+
+    Args:
+      path: of its run folder.
+      models: for all of which it is to guess.
+
+    Raises:
+      UserError: no run of a drafter; one of another model, or of another tokenizer.
+    """
+    folder = RunFolder(local_path(path))
+    experiment = folder.experiment()
+    model = experiment.model
+    if not isinstance(model, SemiDrafter):
+        raise UserError(
+            f"--draft=semi:{path} holds no drafter: gam draft semi trains one, and run:{path} "
+            f"guesses by a whole model"
+        )
+    tokenizer = tokenizer_of_run(folder, experiment)
+    for one in models:
+        if tokenizer.fingerprint != one.tokenizer.fingerprint:
+            raise UserError(f"--draft=semi:{path} has another tokenizer than {one.name}")
+        if one.model != model.target:
+            raise UserError(
+                f"--draft=semi:{path} guesses for another model than {one.name}: train one for it "
+                f"by gam draft semi"
+            )
+
+    def read(layout: Layout) -> Params:
+        return load_params(folder, experiment, layout)[1]["drafter"]
+
+    return OpenedDrafter(model, read)
 
 
 def open_folder(path: str, template: str) -> Opened:

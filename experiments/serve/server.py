@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from types import FrameType
@@ -76,10 +77,8 @@ async def _serve(
         ending.cancel()
     if loading.done() and (error := loading.exception()):
         raise error
-    code = 1 if state.failure else 0
-    for served in state.served.values():
-        await asyncio.to_thread(served.engine.stop, 0)
-    return code
+    await _stop(state)
+    return 1 if state.failure else 0
 
 
 def _loaded(task: asyncio.Task[Mapping[str, Served]], state: State, server: uvicorn.Server) -> None:
@@ -100,12 +99,28 @@ async def _end(state: State, server: uvicorn.Server, drain: float) -> None:
     if why := state.failure:
         print(f"error: the engine failed: {why}", file=sys.stderr, flush=True)
     if state.active:
-        stops = [asyncio.to_thread(one.engine.stop, 0) for one in state.served.values()]
-        await asyncio.gather(*stops)
+        await _stop(state)
+        for live in state.active:
+            live.fail(state.failure or "the server ended")
     until = time.monotonic() + LAST
     while state.active and time.monotonic() < until:
         await asyncio.sleep(TICK)
     server.should_exit = True
+
+
+async def _stop(state: State) -> None:
+    """Cuts all answers. An engine may wait for a process that is gone: it is left behind then."""
+    stops = [
+        threading.Thread(target=one.engine.stop, args=(0,), daemon=True)
+        for one in state.served.values()
+    ]
+    for stop in stops:
+        stop.start()
+    since = time.monotonic()
+    while any(stop.is_alive() for stop in stops):
+        if state.failure and time.monotonic() > since + LAST:
+            return
+        await asyncio.sleep(TICK)
 
 
 class _Server(uvicorn.Server):

@@ -21,6 +21,7 @@ from gam_jax.training.loop import Beginning
 from gam_jax.training.metrics import read_metrics
 from gam_jax.training.progress import Progress
 from gam_jax.training.warm_start import Source
+from sharding.degrees import Degrees
 from sharding.errors import UserError
 from sharding.json_file import read_json
 from sharding.layout import Layout
@@ -79,6 +80,12 @@ def run_trial(
         cut = data.first(experiment.train.tokens, experiment.train.validation_tokens)
         run.check_same(dataclasses.replace(experiment, model=experiment.model.fitted(cut)))
         return _found(folder / FOUND)
+    layout = dataclasses.replace(layout, parallel=experiment.parallel)
+    if experiment.parallel.bits and layout.degrees == Degrees():
+        raise UserError(
+            f"{folder.name} rounds what devices send, and {layout.shown} sends nothing: give "
+            f"--emulate=8 --mesh=data=2x4"
+        )
     check_batch(experiment, layout)
     beginning = Beginning() if arm.begins is None else _beginning(arm.begins, sources, layout)
     progress.say(f"{folder.name}:")

@@ -13,6 +13,7 @@ from gam_jax.data.base import Data, Dataset
 from gam_jax.data.digits import Digits
 from gam_jax.data.mixture import TextMixture
 from gam_jax.data.recall import Recall
+from gam_jax.data.signals import Sounds, TwoPaths
 from gam_jax.data.text import Text
 
 if TYPE_CHECKING:
@@ -26,14 +27,18 @@ __all__ = [
     "Dataset",
     "Digits",
     "Recall",
+    "Sounds",
     "Text",
     "TextMixture",
+    "TwoPaths",
     "arrays",
     "load",
 ]
 
 DATA: dict[str, type[Data]] = {
-    name: kind for kind in (Text, TextMixture, Recall, Digits, Arrays) for name in kind.NAMES
+    name: kind
+    for kind in (Text, TextMixture, Recall, Digits, Sounds, TwoPaths, Arrays)
+    for name in kind.NAMES
 }
 """What stands before the colon of `data.name` -> the class that reads it."""
 

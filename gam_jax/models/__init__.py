@@ -1,11 +1,25 @@
 """Models: what a run trains. Any class that `Model` describes can take part."""
 
+from gam_jax.models.apnet import APNet
+from gam_jax.models.autoencoder import Autoencoder
 from gam_jax.models.base import BATCH, TOKEN, Batch, Measures, Model
 from gam_jax.models.classifier import ImageClassifier
 from gam_jax.models.language import LanguageModel
+from gam_jax.models.phase import PhaseModel
+from gam_jax.models.semi import SemiDrafter
+from gam_jax.models.units import LexicalUnits
 
 MODELS: dict[str, type[Model]] = {
-    model.__name__: model for model in (ImageClassifier, LanguageModel)
+    model.__name__: model
+    for model in (
+        APNet,
+        Autoencoder,
+        ImageClassifier,
+        LanguageModel,
+        LexicalUnits,
+        PhaseModel,
+        SemiDrafter,
+    )
 }
 """Every model by name: configurations name them, tests run their laws over all of them."""
 
@@ -13,9 +27,14 @@ __all__ = [
     "BATCH",
     "MODELS",
     "TOKEN",
+    "APNet",
+    "Autoencoder",
     "Batch",
     "ImageClassifier",
     "LanguageModel",
+    "LexicalUnits",
     "Measures",
     "Model",
+    "PhaseModel",
+    "SemiDrafter",
 ]

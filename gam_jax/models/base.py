@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from gam_jax import params as tables
 from gam_jax.data.base import Dataset
 from gam_jax.layers.base import WHOLE, statistics
+from gam_jax.layers.branches import check_branches
 from gam_jax.params import FLOAT32, Params, Table
 from sharding import collectives
 from sharding.axes import Axes
@@ -51,7 +52,7 @@ class Span(NamedTuple):
 class Parts:
     """A model as what its layers stand between, for stages of a pipeline.
 
-    The objective is `last` of `layers` of `first`.
+    The objective is `last` of `layers` of `first`. A stream is an array or a tree of them.
 
     Attributes:
       blocks: name of the parameters of the layers, each [layers, ...].
@@ -66,10 +67,10 @@ class Parts:
     blocks: str
     depth: int
     own: Callable[[Params, Axes], Params]
-    first: Callable[[Params, Batch, Axes, Array | None], Array]
-    layers: Callable[[Params, Array, Batch, Axes, Array | None, Span], tuple[Array, Any]]
+    first: Callable[[Params, Batch, Axes, Array | None], Any]
+    layers: Callable[[Params, Any, Batch, Axes, Array | None, Span], tuple[Any, Any]]
     last: Callable[
-        [Params, Array, Any, Batch, Axes],
+        [Params, Any, Any, Batch, Axes],
         tuple[Float[Array, ""], Float[Array, ""] | float, Measures],
     ]
     deepened: Callable[[int], Model]
@@ -100,6 +101,9 @@ class Model:
     """
 
     param_dtype: str = dataclasses.field(default=FLOAT32, kw_only=True)
+
+    branches: ClassVar[int] = 1
+    """Unlike branches that devices along `stream` may take, one each: see `layers.branches`."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -187,14 +191,16 @@ class Model:
         """Refuses a mesh on which some axis would have no work.
 
         Raises:
-          UserError: devices along `stream`, or along `seq` where no array of a batch has tokens;
-            devices along `pipe`, see `check_stages`, or along `worker`.
+          UserError: devices along `stream` without a branch for each, or along `seq` where no array
+            of a batch has tokens; devices along `pipe`, see `check_stages`, or along `worker`.
         """
         check_stages(self, layout)
         check_no_workers(layout)
         sizes = layout.mesh.shape
         name = type(self).__name__
-        if sizes.get("stream", 1) > 1:
+        if self.branches > 1:
+            check_branches(layout, name, self.branches)
+        elif sizes.get("stream", 1) > 1:
             raise UserError(
                 f"mesh axis stream={sizes['stream']}: {name} has no parallel streams, make it 1"
             )

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from gam_jax.data.base import Dataset
 from gam_jax.layers.base import WHOLE, Carry, Layer, inherit, known
 from gam_jax.layers.block import Stack
+from gam_jax.layers.ladder import Stream
 from gam_jax.layers.norm import LayerNorm
 from gam_jax.models.base import BATCH, Batch, Measures, Model, Parts, Span, reported
 from gam_jax.ops.linear import linear
@@ -147,9 +148,8 @@ class ImageClassifier(Model):
             axes: Axes,
             key: Array | None,
             span: Span,
-        ) -> tuple[Array, Carry]:
-            stack = dataclasses.replace(self.stack, depth=span.depth)
-            return stack(blocks, x, None, axes, key=key, before=span.before, count=span.count)
+        ) -> tuple[Stream, Carry]:
+            return self.stack.run(blocks, x, None, axes, key=key, **span._asdict())
 
         def last(
             params: Params, x: Array, carry: Carry, batch: Batch, axes: Axes

@@ -81,6 +81,7 @@ class LanguageModel(Model):
         `layers.ParScale`; 1 for none.
       prefix, smoothing: of the streams, likewise.
       packed: whether batches say where documents begin (`starts`); the data decide it.
+      ladder: so many last blocks read the stream one half block earlier, see `Stack`.
     """
 
     block: Layer
@@ -102,6 +103,7 @@ class LanguageModel(Model):
     prefix: Count = 48
     smoothing: Share = 0.1
     packed: bool = False
+    ladder: Count = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -127,9 +129,10 @@ class LanguageModel(Model):
     def stack(self) -> Stack:
         """The blocks as one layer; a `Pattern` has the loops of its own."""
         if not isinstance(self.block, Pattern):
-            return Stack(self.block, self.depth, self.remat, self.unroll)
+            return Stack(self.block, self.depth, self.remat, self.unroll, self.ladder)
         unroll, remat = max(self.unroll, self.block.unroll), self.remat or self.block.remat
-        return Stack(dataclasses.replace(self.block, unroll=unroll, remat=remat), self.depth)
+        block = dataclasses.replace(self.block, unroll=unroll, remat=remat)
+        return Stack(block, self.depth, ladder=self.ladder)
 
     def table(self) -> Table:
         """embedding [V, D], positions [context, D], blocks, final norm; untied, head [V, D].
@@ -436,8 +439,7 @@ class LanguageModel(Model):
         before = 0 if carry is None else carry.position[:, None]
         position = jnp.zeros(tokens.shape[0], jnp.int32) if carry is None else carry.position
         length = tokens.shape[1] * collectives.axis_size(axes.seq)
-        x = embed(tokens, params["embedding"], axes, self._padded(axes)).astype(jnp.float32)
-        x = x if self.embedding_scale == 1 else self.embedding_scale * x
+        x = self.looked_up(params, tokens, axes)
         self.check_length(known_most(position) + length)
         after = position + length
         places = before + residual.first_token(x.shape[1], axes) + jnp.arange(x.shape[1])
@@ -447,6 +449,11 @@ class LanguageModel(Model):
         if self.context:
             x = x + jnp.take(params["positions"], places, axis=0, mode="fill", fill_value=jnp.nan)
         return dropout(x, self.dropout, key, axes).astype(self.dtype), after
+
+    def looked_up(self, params: Params, tokens: Array, axes: Axes) -> Float[Array, "B t D"]:
+        """The embedding of tokens, float32, of this device's part of the residual stream."""
+        x = embed(tokens, params["embedding"], axes, self._padded(axes)).astype(jnp.float32)
+        return x if self.embedding_scale == 1 else self.embedding_scale * x
 
     @property
     def limit(self) -> int:

@@ -6,11 +6,14 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 from jaxtyping import Array, Bool, Float
 
 from gam_jax import params as tables
-from gam_jax.layers.base import WHOLE, Carry, Layer, told
+from gam_jax.layers import ladder
+from gam_jax.layers.base import WHOLE, Carry, Layer
 from gam_jax.layers.block import Stack
+from gam_jax.layers.ladder import Stream
 from gam_jax.params import Params, Table
 from sharding.axes import Axes
 
@@ -61,43 +64,22 @@ class Trunk(Layer):
         starts: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Carry]:
         """One after the other."""
-        blocks = params["blocks"]
+        stream, blocks = self.stack.begun(x), params["blocks"]
+        run = self.run
         if isinstance(blocks, Ready):
-            x, after = self.stack(blocks.blocks, x, carry, axes, key=key, **told(starts))
-        else:
-            x, after = self.run(blocks, x, carry, axes, key=key, starts=starts)
-        return self.normed(params, x, axes), after
+            blocks, run = blocks.blocks, self.stack.run
+        stream, after = run(blocks, stream, carry, axes, key=key, starts=starts)
+        return self.normed(params, stream, axes), after
 
     def run(
-        self,
-        blocks: Params,
-        x: Array,
-        carry: Carry | None,
-        axes: Axes,
-        *,
-        key: Array | None = None,
-        starts: Array | None = None,
-        before: Array | int = 0,
-        depth: int = 0,
-        count: Array | None = None,
-    ) -> tuple[Array, Carry]:
-        """The blocks alone.
+        self, blocks: Params, stream: Stream, carry: Carry | None, axes: Axes, **given: Any
+    ) -> tuple[Stream, Carry]:
+        """The blocks alone, or some of them: see `Stack.run`."""
+        dtype = jax.tree.leaves(stream)[0].dtype
+        return self.stack.run(
+            tables.cast(self.stack.table(), blocks, dtype), stream, carry, axes, **given
+        )
 
-        Args:
-          blocks: their parameters.
-          x: the inputs.
-          carry: see `Layer.__call__`.
-          axes: mesh axes.
-          key: for dropout.
-          starts: see `Layer.__call__`.
-          before: blocks that stand before the first of these.
-          depth: how many these are; 0 for all.
-          count: see `Stack`.
-        """
-        stack = dataclasses.replace(self.stack, depth=depth or self.stack.depth)
-        blocks = tables.cast(self.stack.table(), blocks, x.dtype)
-        return stack(blocks, x, carry, axes, key=key, before=before, count=count, **told(starts))
-
-    def normed(self, params: Params, x: Array, axes: Axes) -> Array:
+    def normed(self, params: Params, stream: Stream, axes: Axes) -> Array:
         """The last norm alone."""
-        return self.norm(params["final_norm"], x, None, axes)[0]
+        return self.norm(params["final_norm"], ladder.ended(stream), None, axes)[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,12 @@ from gam_jax.ops.attention import BLOCK, Rule, attend_tokens
 
 BLOCKS = {"cpu": 128}
 """Where a smaller block is faster: its scores stay in the cache of a processor."""
+
+UNFUSED = (
+    "attention in {dtype} on a GPU is not cuDNN's, which takes bfloat16 and float16 alone: "
+    "set the model's dtype to bfloat16 for it"
+)
+"""Said once where cuDNN would do all of what is asked for but the dtype."""
 
 
 def implementation(
@@ -87,10 +94,17 @@ def attention(
       v: values.
       backend: where it will run; None for JAX's default when this is traced.
       first: see `ops.attention.attend_tokens`; cuDNN and XLA cannot be told.
+
+    Warns:
+      UserWarning: on a GPU it is not cuDNN's for its dtype alone.
     """
     backend = backend or jax.default_backend()
     cudnn = backend == "gpu" and has_cudnn()
-    chosen = implementation(backend, rule, q.shape[1], k.shape[1], q.shape[3], q.dtype, cudnn)
+    shape = q.shape[1], k.shape[1], q.shape[3]
+    chosen = implementation(backend, rule, *shape, q.dtype, cudnn)
+    in_half = implementation(backend, rule, *shape, jnp.bfloat16, cudnn)
+    if first is None and in_half == "cudnn" != chosen:
+        warnings.warn(UNFUSED.format(dtype=q.dtype), stacklevel=1)
     if chosen == "splash":
         return splash.splash(rule, q, k, v, first)
     if chosen == "blocks" or first is not None:

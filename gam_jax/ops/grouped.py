@@ -1,9 +1,11 @@
 """Products of rows that belong to different weights: as many operations as there are rows.
 
 Entries (a token and an expert that it goes to) are put in the order of their groups, multiplied
-by their group's weight, and put back. `lax.ragged_dot` does that on accelerators; on CPU XLA
-makes it a product of all rows with all weights, so there a loop runs over groups, and over blocks
-of their rows (`gam_jax.ops.group_blocks`).
+by their group's weight, and put back. On a TPU `lax.ragged_dot` does that by a kernel, but its
+gradient by weights is a product of all rows for each group; that is a kernel of ours in its place
+(`gam_jax.ops.group_sums`). On a GPU `ragged_dot` is a product of all rows with all weights. It is
+so on CPU too, where a loop runs over groups instead, and over blocks of their rows
+(`gam_jax.ops.group_blocks`).
 """
 
 from __future__ import annotations
@@ -11,22 +13,27 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from gam_jax.ops import group_sums
 from gam_jax.ops.group_blocks import Rule, block_rows, by_blocks
 from sharding import collectives
+from sharding.errors import UserError
 
-METHODS = ("auto", "blocks", "ragged")
+METHODS = ("auto", "blocks", "ragged", "kernel")
+CHOSEN = {"cpu": "blocks", "tpu": "kernel"}
+"""By backend; "ragged" on others."""
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["source", "place", "sizes"],
-    meta_fields=["most", "method"],
+    meta_fields=["most", "method", "interpret"],
 )
 @dataclasses.dataclass(frozen=True)
 class Groups:
@@ -37,7 +44,8 @@ class Groups:
       place: [N], the row of an entry; M for one that is in no group.
       sizes: [G], entries of each group.
       most: a bound on the entries that are in a group.
-      method: "blocks" or "ragged".
+      method: "blocks", "ragged" or "kernel".
+      interpret: compute what a kernel says, on any device.
     """
 
     source: Int[Array, M]
@@ -45,6 +53,7 @@ class Groups:
     sizes: Int[Array, G]
     most: int
     method: str
+    interpret: bool = False
 
 
 def ranks(owner: Int[Array, N], groups: int) -> tuple[Int[Array, G], Int[Array, N]]:
@@ -78,15 +87,23 @@ def make_groups(
       owner: the group of each entry, `groups` for one that is left out.
       groups: G.
       most: a bound on entries that are in a group, where it is known to be below N; 0 for N.
-      method: "blocks", "ragged", or "auto": blocks on CPU.
+      method: "blocks"; "ragged", `lax.ragged_dot`; "kernel", which is that with a TPU's kernel
+        for the gradient by weights of bfloat16 or float32, interpreted on CPU; or "auto", see
+        `CHOSEN`.
       backend: where it will run, as "cpu"; None for JAX's default.
+
+    Raises:
+      ValueError: an unknown method, or "kernel" on a GPU.
     """
     if method not in METHODS:
         raise ValueError(f"grouped products: method '{method}' is not one of {', '.join(METHODS)}")
     count = owner.shape[0]
     most = min(most, count) if most else count
+    backend = backend or jax.default_backend()
     if method == "auto":
-        method = "blocks" if (backend or jax.default_backend()) == "cpu" else "ragged"
+        method = CHOSEN.get(backend, "ragged")
+    if method == "kernel" and backend not in CHOSEN:
+        raise UserError(f"grouped products: method 'kernel' is for TPUs, not {backend}")
     beyond = block_rows(most, groups)[-1] if method == "blocks" else 0
     rows = most + beyond  # where the last block may reach
     order = jnp.argsort(owner, stable=True).astype(jnp.int32)
@@ -96,7 +113,7 @@ def make_groups(
     place = jnp.where(owner < groups, place, rows)
     source = jnp.pad(order[:most], (0, rows - most))
     source = jnp.where(jnp.arange(rows) < jnp.sum(sizes), source, count)
-    return Groups(source, place, sizes, most, method)
+    return Groups(source, place, sizes, most, method, interpret=backend == "cpu")
 
 
 def spread(
@@ -220,8 +237,29 @@ def _grouped(
     if groups.method == "blocks":
         rule = Rule(activation, groups.most)
         return jnp.asarray(by_blocks(rule, x, weights, biases, out, sizes))
-    found = [lax.ragged_dot(x, weight, sizes) for weight in weights]
+    product: Callable[..., Array] = lax.ragged_dot
+    if groups.method == "kernel" and group_sums.suits(x, *weights, *out):
+        product = functools.partial(_by_kernels, groups.interpret)
+    found = [product(x, weight, sizes) for weight in weights]
     if biases:
         found = [y + row_bias(groups, bias) for y, bias in zip(found, biases, strict=True)]
     y = activation(*found)
-    return lax.ragged_dot(y, jnp.swapaxes(out[0], 1, 2), sizes) if out else y
+    return product(y, jnp.swapaxes(out[0], 1, 2), sizes) if out else y
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _by_kernels(interpret: bool, x: Array, weight: Array, sizes: Array) -> Array:
+    """`lax.ragged_dot` of arrays that vary over the same mesh axes."""
+    return lax.ragged_dot(x, weight, sizes)
+
+
+def _by_kernels_backward(interpret: bool, saved: tuple[Array, ...], g: Array) -> tuple[Any, ...]:
+    x, weight, sizes = saved
+    to_x = lax.ragged_dot(g, jnp.swapaxes(weight, 1, 2), sizes)
+    return to_x, group_sums.sums_by_group(x, g, sizes, interpret).astype(weight.dtype), None
+
+
+_by_kernels.defvjp(
+    lambda interpret, x, weight, sizes: (lax.ragged_dot(x, weight, sizes), (x, weight, sizes)),
+    _by_kernels_backward,
+)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -22,13 +25,9 @@ def layer_norm(
 
     `axis` is a mesh axis that splits D: mean and variance are then those of all its devices.
     """
-    parts = collectives.axis_size(axis)
-    wide = x.astype(jnp.float32)
-    mean = collectives.psum(jnp.mean(wide, axis=-1, keepdims=True), axis) / parts
-    centred = wide - mean
-    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-    variance = collectives.psum(variance, axis) / parts
-    return (centred * lax.rsqrt(variance + eps) * scale + bias).astype(x.dtype)
+    scale, bias = (jnp.broadcast_to(jnp.asarray(a), x.shape[-1:]) for a in (scale, bias))
+    y: Array = _layer_norm(eps, axis, *collectives.vary_alike(x, scale, bias))
+    return y
 
 
 def rms_norm(
@@ -40,10 +39,77 @@ def rms_norm(
 
     `axis` is a mesh axis that splits D: the mean is then that of all its devices.
     """
+    y: Array = _rms_norm(eps, axis, *collectives.vary_alike(x, scale))
+    return y
+
+
+# The backward passes make what is normed again from x, which is kept anyway: JAX's own would keep
+# several arrays of its size.
+
+
+def _mean(x: Array, axis: str | None) -> Float[Array, "*B 1"]:
+    mean = jnp.mean(x, axis=-1, keepdims=True)
+    return collectives.psum(mean, axis) / collectives.axis_size(axis)
+
+
+def _summed(x: Array, like: Array) -> Array:
+    """The sum over the axes that `like` has not."""
+    return jnp.sum(x, axis=range(x.ndim - like.ndim)).astype(like.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _layer_norm(eps: float, axis: str | None, x: Array, scale: Array, bias: Array) -> Array:
+    return _layer_norm_forward(eps, axis, x, scale, bias)[0]
+
+
+def _layer_norm_forward(
+    eps: float, axis: str | None, x: Array, scale: Array, bias: Array
+) -> tuple[Array, tuple[Array, ...]]:
     wide = x.astype(jnp.float32)
-    mean = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-    mean = collectives.psum(mean, axis) / collectives.axis_size(axis)
-    return (wide * lax.rsqrt(mean + eps) * scale).astype(x.dtype)
+    mean = _mean(wide, axis)
+    centred = wide - mean
+    rate = lax.rsqrt(_mean(jnp.square(centred), axis) + eps)
+    return (centred * rate * scale + bias).astype(x.dtype), (x, mean, rate, scale, bias)
+
+
+def _layer_norm_backward(
+    eps: float, axis: str | None, saved: tuple[Array, ...], g: Array
+) -> tuple[Array, Array, Array]:
+    x, mean, rate, scale, bias = saved
+    g, normed = g.astype(jnp.float32), (x.astype(jnp.float32) - mean) * rate
+    to_normed = g * scale
+    own = normed * _mean(to_normed * normed, axis) + _mean(to_normed, axis)
+    to_x = rate * (to_normed - own)
+    return to_x.astype(x.dtype), _summed(g * normed, scale), _summed(g, bias)
+
+
+_layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _rms_norm(eps: float, axis: str | None, x: Array, scale: Array) -> Array:
+    return _rms_norm_forward(eps, axis, x, scale)[0]
+
+
+def _rms_norm_forward(
+    eps: float, axis: str | None, x: Array, scale: Array
+) -> tuple[Array, tuple[Array, ...]]:
+    wide = x.astype(jnp.float32)
+    rate = lax.rsqrt(_mean(jnp.square(wide), axis) + eps)
+    return (wide * rate * scale).astype(x.dtype), (x, rate, scale)
+
+
+def _rms_norm_backward(
+    eps: float, axis: str | None, saved: tuple[Array, ...], g: Array
+) -> tuple[Array, Array]:
+    x, rate, scale = saved
+    g, normed = g.astype(jnp.float32), x.astype(jnp.float32) * rate
+    to_normed = g * scale
+    to_x = rate * (to_normed - normed * _mean(to_normed * normed, axis))
+    return to_x.astype(x.dtype), _summed(g * normed, scale)
+
+
+_rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
 
 
 def unit_norm(x: Float[Array, "*B D"], eps: float = 1e-6) -> Float[Array, "*B D"]:

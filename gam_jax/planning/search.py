@@ -14,8 +14,8 @@ from gam_jax.planning.traces import SCALED, Class, Run, Traced, trace
 from gam_jax.planning.work import Candidate, state_of, work_of
 from gam_jax.traffic.memory import StateBytes
 from sharding.errors import UserError
-from sharding.layout import WORDS
 from sharding.mesh import AXIS_NAMES
+from sharding.parallel import WORDS
 from sharding.pipeline.tables import make_table
 
 DATA_WORDS = ("data", "zero1", "fully_sharded")

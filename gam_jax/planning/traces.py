@@ -20,8 +20,9 @@ from gam_jax.models.base import Model
 from gam_jax.optimizer import OptimizerConfig
 from gam_jax.params import Param, shard_dims, shardings, stored_specs
 from gam_jax.planning.live import Lives, lives
-from sharding.layout import Layout, Parallel
+from sharding.layout import Layout
 from sharding.mesh import AXIS_NAMES
+from sharding.parallel import Parallel
 
 PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71)
 """Rows of a device that is traced: one that is no factor of any size in a model."""

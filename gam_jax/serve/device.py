@@ -17,6 +17,7 @@ from jaxtyping import Int
 from gam_jax.layers.base import Layer, layers_in
 from gam_jax.layers.moe import MoE
 from gam_jax.models.language import LanguageModel
+from gam_jax.models.semi import SemiDrafter
 from gam_jax.models.suits import positions_in
 from gam_jax.params import Params, shardings
 from gam_jax.sampling import Past, Sampling
@@ -80,6 +81,7 @@ class Device:
       block: W, tokens of a row in a step with guesses; 1 for none.
       page: tokens of a page.
       widths: of the blocks of a prompt, falling to 1.
+      drafter: who guesses from the model's features, and its own parameters; None for nobody.
 
     Raises:
       UserError: a model that cannot be served so, see `served`; sizes that make no sense.
@@ -97,6 +99,7 @@ class Device:
         block: int = 1,
         page: int = PAGE,
         widths: tuple[int, ...] = WIDTHS,
+        drafter: tuple[SemiDrafter, Params] | None = None,
     ) -> None:
         check_number("rows", rows, Size)
         check_number("block", block, Size)
@@ -111,7 +114,9 @@ class Device:
         page = page if has_growing_cache(model) else 0
         pages = 1 + max(-(-(tokens or rows * limit) // page), -(-limit // page)) if page else 0
         self._rows = Rows(model, layout, rows, page, pages, limit)
-        self._programs = Programs(self._rows)
+        self.drafter, own = drafter or (None, {})
+        passes = 0 if self.drafter is None else -(-(block - 1) // self.drafter.ahead)
+        self._programs = Programs(self._rows, self.drafter, passes)
         widths = tuple(w for w in widths if not limit or w <= limit)
         vocab = model.ids()["inputs"]
         if limit and block > limit:
@@ -120,24 +125,28 @@ class Device:
         lie = functools.partial(shardings, layout=layout)
         ready = jax.jit(self._programs.ready, out_shardings=lie(self._programs.param_specs))
         self._params = ready(params)
-        numbers = np.asarray(jax.jit(marks)(self._params)).tobytes()
+        whole = NamedSharding(layout.mesh, WHOLE)
+        self._own = jax.device_put(own, whole)
+        numbers = np.asarray(jax.jit(marks, out_shardings=whole)(self._params)).tobytes()
         self._mark = hashlib.sha256(f"{named} {page}".encode() + numbers)
         self.fingerprint = self._mark.hexdigest()
         self._lies = lie(self._programs.state_specs)
         self._state = jax.jit(self._empty, out_shardings=self._lies)()
-        self._own_lies = lie(self._rows.parted(self._rows.specs(()))[0])
+        self._own_lies, self._pools_lie = map(lie, self._rows.parted(self._rows.specs(())))
         self._start = jax.jit(self._empty_row, out_shardings=self._own_lies)()
+        self._across = len({device.process_index for device in layout.mesh.devices.flat}) > 1
         self._compiled: dict[str, Any] = {}
         self._lowered: dict[str, Callable[[], Any]] = {}
         self._tops = np.full(rows, -1)
         words = np.full((rows, -(-vocab // 32)), 2**32 - 1, np.uint32)
-        self._any, self._no = jax.device_put((words, NO), NamedSharding(layout.mesh, WHOLE))
+        self._any, self._no = (_placed(x, whole) for x in (words, NO))
         self._plan()
 
     def _empty(self) -> State:
         shapes = self._rows.shapes(self._rows.rows)
         carry = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        return State(carry, empty_seats(self._rows.rows, self._rows.model.ids()["inputs"]))
+        seats = empty_seats(self._rows.rows, self._rows.model.ids()["inputs"])
+        return State(carry, seats, self._programs.no_features())  # type: ignore[call-arg]
 
     def _empty_row(self) -> list[Any]:
         own, _ = self._rows.parted(self._rows.shapes(1))
@@ -170,25 +179,43 @@ class Device:
             work = np.zeros((2, width), np.int32), WHOLE
             told = states, WHOLE
             self._build(f"read {width}", programs.read, told, params, row, work, table, (NO, WHOLE))
+        if self.drafter is not None and programs.passes:
+            own_params = self._own, jax.tree.map(lambda _: WHOLE, self._own)
+            work = np.zeros((sizes.rows, self.drafter.window + 1), np.int32), WHOLE
+            self._build("guess", programs.guess, WHOLE, params, own_params, work, changes=False)
         seats = self._seats(0, Draws(), np.zeros(0, int), None), WHOLE
         self._build("seat", programs.seat, states, row, seats)
         self._build("load", programs.load, states, row, (self._start, own))
         self._build("save", programs.save, own, row, changes=False)
+        if self._across:
+            whole = NamedSharding(self._rows.layout.mesh, WHOLE)
+            gathered = jax.jit(lambda saved: saved, out_shardings=[whole] * len(self._start))
+            self._lowered["gather"] = lambda: gathered.lower(self._start)
         if sizes.page:
             page = self._rows.parted(self._rows.page_shapes)[1], pools
             self._build("copy a page", programs.copy_page, states, row, row)
-            self._build("take a page", programs.page, pools, row, changes=False)
+            self._build("take a page", programs.page, pools, row, changes=False, whole=True)
             self._build("put a page", programs.put_page, states, row, page)
 
     def _build(
-        self, name: str, program: Any, gives: Any, *rest: tuple[Any, Any], changes: bool = True
+        self,
+        name: str,
+        program: Any,
+        gives: Any,
+        *rest: tuple[Any, Any],
+        changes: bool = True,
+        whole: bool = False,
     ) -> None:
-        """A program of one device, of the state and arguments with their specs."""
+        """A program of one device, of the state and arguments with their specs.
+
+        What it gives lies as `gives` says; `whole`: whole in each of several processes.
+        """
         layout, takes = self._rows.layout, (self._programs.state_specs, *(spec for _, spec in rest))
+        lies = jax.tree.map(lambda _: WHOLE, gives) if whole and self._across else gives
         jitted = jax.jit(
             self._programs.on_mesh(program, takes, gives),
             in_shardings=shardings(takes, layout),
-            out_shardings=shardings(gives, layout),
+            out_shardings=shardings(lies, layout),
             donate_argnums=0 if changes else (),
         )
         given = (self._state, *(array for array, _ in rest))
@@ -244,9 +271,13 @@ class Device:
         _sent(told if whole else told.numbers)
         return DrawnLater(told, whole)
 
+    def guess(self, work: Int[np.ndarray, "S N+1"]) -> Int[np.ndarray, "S G"]:
+        """What follows rows by the drafter, see `Executor.guess`."""
+        return np.asarray(self._compiled["guess"](self._state, self._params, self._own, work))
+
     def bytes_of(self, saved: Saved, pages: tuple[int, ...]) -> bytes:
         """A row's state and the content of its pages, for a file; it waits for the device."""
-        found = list(saved)
+        found = list(self._compiled["gather"](saved) if self._across else saved)
         for page in pages:
             found += self._compiled["take a page"](self._state, np.int32(page))
         return to_bytes(self._mark.digest(), list(map(np.asarray, found)))
@@ -262,8 +293,9 @@ class Device:
         arrays = from_bytes(self._mark.digest(), data, [*own, *of_page * len(pages)])
         for place, page in enumerate(pages):
             at = len(own) + place * len(of_page)
-            self._change("put a page", np.int32(page), arrays[at : at + len(of_page)])
-        return jax.device_put(arrays[: len(own)], self._own_lies)
+            page_of = map(_placed, arrays[at : at + len(of_page)], self._pools_lie)
+            self._change("put a page", np.int32(page), list(page_of))
+        return list(map(_placed, arrays[: len(own)], self._own_lies))
 
     def row_bytes(self) -> tuple[int, int]:
         """Bytes of a row's state without pages, and of one page of all caches."""
@@ -344,6 +376,11 @@ def meets(layer: Layer) -> bool:
     if isinstance(layer, MoE) and layer.capacity.factor and not layer.capacity.tokens:
         return True
     return any(map(meets, layers_in(layer)))
+
+
+def _placed(x: np.ndarray, lies: NamedSharding) -> jax.Array:
+    """An array on the mesh, in each of several processes its own part."""
+    return jax.make_array_from_callback(x.shape, lies, x.__getitem__)
 
 
 def _sent(told: Any) -> Any:

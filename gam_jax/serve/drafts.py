@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
 
-from gam_jax.serve.executor import LAST_DRAWN, Draws, Executor, Pending, Saved, Sizes, Work
+from gam_jax.serve.executor import LAST_DRAWN, UNSURE, Draws, Executor, Pending, Saved, Sizes, Work
 from gam_jax.serve.pages import Pages, pages_of
 from gam_jax.serve.scheduler import block_of
 from sharding.errors import UserError
@@ -16,22 +16,22 @@ LONGEST = 4
 """Tokens by which an n-gram draft looks for a text's end in the text before."""
 
 
-class Draft(Protocol):
+class Draft:
     """Guesses tokens for the rows of an engine, by its thread.
 
     Attributes:
       free: whether a guess costs next to nothing.
+      filler: what fills up a row's block after its guesses.
     """
 
-    free: bool
+    free = False
+    filler = 0
 
     def seat(self, row: int, key: int, draws: Draws, prompt: Sequence[int]) -> None:
         """A text gets a row; arguments as of `Executor.seat`."""
-        ...
 
     def leave(self, row: int) -> None:
         """A text leaves its row."""
-        ...
 
     def guess(self, asked: Mapping[int, tuple[Sequence[int], int]]) -> dict[int, list[int]]:
         """Guesses for some rows.
@@ -42,7 +42,16 @@ class Draft(Protocol):
         Returns:
           Guesses for each row, perhaps none.
         """
-        ...
+        raise NotImplementedError
+
+    def hear(self, row: int, tokens: Sequence[int], beyond: Sequence[int]) -> None:
+        """What a step with guesses has drawn.
+
+        Args:
+          row: whose.
+          tokens: its tokens, with the new ones.
+          beyond: drawn at each place that was filled up; none if a guess fell.
+        """
 
 
 class Lookup:
@@ -74,7 +83,7 @@ class Lookup:
         return []
 
 
-class NgramDraft:
+class NgramDraft(Draft):
     """Guesses what stood in the same text before, see `Lookup`."""
 
     free = True
@@ -95,7 +104,7 @@ class NgramDraft:
         return {row: self._lookups[row].guess(*wanted) for row, wanted in asked.items()}
 
 
-class RunDraft:
+class RunDraft(Draft):
     """Guesses by another model, which draws with the same keys as the one it guesses for.
 
     Its rows are those of the engine. Before it guesses, a row's state is kept, and put back if a
@@ -108,8 +117,6 @@ class RunDraft:
     Raises:
       UserError: it has another number of rows, or another vocabulary.
     """
-
-    free = False
 
     def __init__(self, executor: Executor, of: Sizes) -> None:
         self._executor, sizes = executor, executor.sizes
@@ -199,3 +206,60 @@ class RunDraft:
         for row, token in first.items():
             tokens[row], known[row], pages[row] = token, 1, self._table(row)
         return Work(tokens, known, np.zeros(sizes.rows, np.int32), pages)
+
+
+class UnitsDraft(Draft):
+    """Guesses by the model itself, which was trained to look ahead, see `models.units`.
+
+    Placeholders fill up each row's block. What is drawn there, after guesses that all stand, are
+    the next step's guesses, so that they cost no pass of their own.
+
+    Args:
+      placeholder: its id.
+      unit: k, the most tokens that the model tells at once: one, and k - 1 at placeholders.
+    """
+
+    def __init__(self, placeholder: int, unit: int) -> None:
+        self.filler, self._ahead = placeholder, unit - 1
+        self._next: dict[int, tuple[int, list[int]]] = {}
+
+    def leave(self, row: int) -> None:
+        """See `Draft`."""
+        self._next.pop(row, None)
+
+    def guess(self, asked: Mapping[int, tuple[Sequence[int], int]]) -> dict[int, list[int]]:
+        """See `Draft`."""
+        found = {}
+        for row, (tokens, most) in asked.items():
+            heard, guesses = self._next.get(row, (0, []))
+            found[row] = guesses[:most] if heard == len(tokens) else []
+        return found
+
+    def hear(self, row: int, tokens: Sequence[int], beyond: Sequence[int]) -> None:
+        """See `Draft`."""
+        guesses = list(itertools.takewhile(lambda token: token != UNSURE, beyond[: self._ahead]))
+        self._next[row] = len(tokens), guesses
+
+
+class SemiDraft(Draft):
+    """Guesses by a small network from what the model has found, see `models.semi`.
+
+    Args:
+      executor: of the model, with the drafter.
+      window: slots that the drafter sees.
+    """
+
+    def __init__(self, executor: Executor, window: int) -> None:
+        self._executor, self._window = executor, window
+
+    def guess(self, asked: Mapping[int, tuple[Sequence[int], int]]) -> dict[int, list[int]]:
+        """See `Draft`."""
+        if not asked:
+            return {}
+        work = np.zeros((self._executor.sizes.rows, self._window + 1), np.int32)
+        for row, (tokens, _) in asked.items():
+            last = tokens[-self._window :]
+            work[row, self._window - len(last) : self._window] = last
+            work[row, self._window] = len(tokens)
+        found = self._executor.guess(work)
+        return {row: found[row, :most].tolist() for row, (_, most) in asked.items()}

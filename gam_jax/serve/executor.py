@@ -16,6 +16,8 @@ from jaxtyping import Bool, Float, Int, UInt
 
 LAST_DRAWN = -1
 """Stands for a token that the device has drawn in the step before, and the host has not seen."""
+UNSURE = -1
+"""Stands for what was drawn at a placeholder where no token is likely enough."""
 MOST_TOP = 20
 """The most alternatives whose log probabilities are given out for a token."""
 MOST_BIASED = 300
@@ -86,7 +88,7 @@ class Work:
       known: int32 [S]: how many of them are known; 0 for a row that does nothing, and that keeps
         its state, whatever else is said of it here.
       guesses: int32 [S]: how many guesses follow them. What fills up the rest of the W places are
-        any ids of the vocabulary, and they never stand.
+        any ids of the vocabulary, or a model's placeholders, and they never stand.
       pages: int32 [S, N]: the pages of each row's growing caches, in order, those for this block
         too; 0 where it has none.
       allowed: uint32 [S, ceil(V / 32)], the lowest bit first: tokens that may be drawn after what
@@ -107,6 +109,7 @@ class Drawn:
     Attributes:
       tokens: int32 [S, W]: what was drawn after each token of the block. Of a row with n known
         tokens, those from place n - 1 to `right` - 1 are its new text, the last of them not read.
+        At placeholders, what stands for a token after the text, or `UNSURE`.
       right: int32 [S]: how many tokens of the block stand, those that are known and the guesses
         that were drawn. The row has read the block if that is W; else it has read nothing of it.
       sound: bool [S]: whether the logits of its new text were numbers.
@@ -224,6 +227,17 @@ class Executor(Protocol):
 
     def step(self, work: Work) -> Pending:
         """Feeds W tokens of each row, W being 1 or `Sizes.block`, and draws."""
+        ...
+
+    def guess(self, work: Int[np.ndarray, "S N+1"]) -> Int[np.ndarray, "S G"]:
+        """What follows rows by a drafter that reads what the model finds; waits for it.
+
+        Only of an executor with a drafter. Guesses are drawn as the rows draw, with their keys.
+
+        Args:
+          work: the last N tokens of each row, N being the drafter's window, and how many there are
+            in all; 0 for a row for which nothing is asked.
+        """
         ...
 
     def bytes_of(self, saved: Saved, pages: tuple[int, ...]) -> bytes:

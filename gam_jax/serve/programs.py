@@ -19,10 +19,13 @@ from jaxtyping import Array, Bool, Float, Int, UInt
 
 from gam_jax.models.carry import ModelCarry
 from gam_jax.models.language import LanguageModel
+from gam_jax.models.semi import SemiDrafter
 from gam_jax.models.trunk import Trunk
+from gam_jax.models.units import LexicalUnits
 from gam_jax.params import Params, rule_specs
 from gam_jax.sampling import Past, Sampling, choose, drawable, log_probs_of
-from gam_jax.serve.executor import LAST_DRAWN, MOST_BIASED, MOST_TOP, Work
+from gam_jax.serve.executor import LAST_DRAWN, MOST_BIASED, MOST_TOP, UNSURE, Work
+from gam_jax.serve.features import Features, guesses
 from gam_jax.serve.rows import Rows
 from sharding import collectives
 
@@ -50,10 +53,17 @@ class Seats:
 
 @flax.struct.dataclass
 class State:
-    """All that rows have on the device: their carry with its pools, and how they draw."""
+    """All that rows have on the device: their carry with its pools, and how they draw.
+
+    Attributes:
+      carry: of the model.
+      seats: how they draw.
+      features: what a drafter reads; None where there is none.
+    """
 
     carry: ModelCarry
     seats: Seats
+    features: Features | None = None
 
 
 @flax.struct.dataclass
@@ -106,9 +116,13 @@ class Programs:
 
     Attributes:
       rows: whose they are.
+      drafter: who guesses from the model's features; None for nobody.
+      passes: of the drafter in a program.
     """
 
     rows: Rows
+    drafter: SemiDrafter | None = None
+    passes: int = 0
 
     @property
     def model(self) -> LanguageModel:
@@ -132,8 +146,14 @@ class Programs:
     @property
     def state_specs(self) -> State:
         """How the state lies."""
-        seats = jax.eval_shape(lambda: empty_seats(1, 1))
-        return State(self.carry_specs, jax.tree.map(lambda _: WHOLE, seats))  # type: ignore
+        rest = jax.eval_shape(lambda: (empty_seats(1, 1), self.no_features()))
+        return State(self.carry_specs, *jax.tree.map(lambda _: WHOLE, rest))  # type: ignore
+
+    def no_features(self) -> Features | None:
+        """What a drafter knows of rows at first."""
+        if self.drafter is None:
+            return None
+        return Features.none(self.rows.rows, 2 * self.drafter.window, self.model.width)
 
     @property
     def carry_specs(self) -> ModelCarry:
@@ -163,14 +183,23 @@ class Programs:
         pages = jnp.where(busy[:, None], work[:, table:], 0)
         places = collectives.all_gather(carry.position, axes.rows, dim=0)
         own = collectives.own_shard(tokens, axes.rows, dim=0)
-        logits, after = self.model(params, own, self.rows.with_tables(carry, pages), axes)
+        hidden, after = self.model.hidden(params, own, self.rows.with_tables(carry, pages), axes)
+        hidden = collectives.all_gather(hidden, axes.residual, dim=1)
+        logits = self.model.logits(params, hidden, axes)
         logits = collectives.all_gather(logits, axes.rows, dim=0)
         seats, told = _draw(logits, places, tokens, known, guesses, seats, allowed, constrained)
+        if isinstance(self.model, LexicalUnits):
+            told = _where_sure(told, logits, tokens, self.model)
         keeps = collectives.own_shard(
             busy & (told.numbers[:, -2] == tokens.shape[1]), axes.rows, dim=0
         )
         carry = self.rows.where(keeps, self.rows.without_tables(after), carry)
-        return State(carry, seats), told
+        features = state.features
+        if features is not None:
+            right = jnp.where(busy, told.numbers[:, -2], 0)
+            hidden = collectives.all_gather(hidden, axes.rows, dim=0)
+            features = features.fed(hidden, places, right)
+        return State(carry, seats, features), told
 
     def read(
         self,
@@ -199,9 +228,24 @@ class Programs:
 
         scored = lax.cond(asked, scores, none)
         after = self.rows.without_tables(after)
+        features = state.features
+        if features is not None:
+            whole = collectives.all_gather(hidden, axes.residual, dim=1)
+            width = jnp.full(1, whole.shape[1], jnp.int32)
+            one = features.of_row(row).fed(whole, carry.position, width)
+            features = features.with_row(row, one)
         return dataclasses.replace(
-            state, carry=self.rows.put(state.carry, row, after, split)
+            state, carry=self.rows.put(state.carry, row, after, split), features=features
         ), scored
+
+    def guess(
+        self, state: State, params: Params, own: Params, work: Int[Array, "S N+1"]
+    ) -> Int[Array, "S G"]:
+        """What follows each row by the drafter, see `features.guesses`."""
+        assert self.drafter is not None
+        assert state.features is not None
+        given = params, state.features, state.seats, work, self.passes, self.rows.row_axes
+        return guesses(self.drafter, own, *given)
 
     def seat(self, state: State, row: Array, seats: Seats) -> State:
         """Gives a row what `seats`, of one row, says."""
@@ -215,9 +259,9 @@ class Programs:
         """Puts what a row has of its own in its place."""
         pools = self.rows.parted(state.carry)[1]
         one = self.rows.joined(own, pools)
-        return dataclasses.replace(
-            state, carry=self.rows.put(state.carry, row, one, self.rows.axes.rows)
-        )
+        carry = self.rows.put(state.carry, row, one, self.rows.axes.rows)
+        features = None if state.features is None else state.features.forget(row)
+        return dataclasses.replace(state, carry=carry, features=features)
 
     def save(self, state: State, row: Array) -> list[Array]:
         """A copy of what a row has of its own."""
@@ -296,6 +340,15 @@ def _draw(
     sound = jnp.all(drawable(logits) | ~new, axis=1)
     numbers = jnp.concatenate([drawn, right[:, None], sound[:, None].astype(jnp.int32)], axis=1)
     return seats, Told(numbers, *_told(logits, drawn, seats.top))  # type: ignore[call-arg]
+
+
+def _where_sure(told: Told, logits: Array, tokens: Array, model: LexicalUnits) -> Told:
+    """With `UNSURE` at placeholders where no token is as likely as a guess must be."""
+    likeliest = jnp.exp(jnp.max(logits, axis=-1) - jax.nn.logsumexp(logits, axis=-1))
+    unsure = (tokens == model.placeholder) & ~(likeliest >= model.accept)
+    width = tokens.shape[1]
+    drawn = jnp.where(unsure, UNSURE, told.numbers[:, :width])
+    return dataclasses.replace(told, numbers=told.numbers.at[:, :width].set(drawn))
 
 
 def _without(past: Past, tokens: Array, known: Array, guesses: Array, right: Array) -> Past:

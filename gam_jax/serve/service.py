@@ -281,7 +281,8 @@ class Service:
         width: int,
     ) -> Work:
         sizes = self._sizes
-        tokens = np.zeros((sizes.rows, width), np.int32)
+        fills = self._draft.filler if self._draft and width > 1 else 0
+        tokens = np.full((sizes.rows, width), fills, np.int32)
         pages = np.zeros((sizes.rows, sizes.row_pages), np.int32)
         known, guesses = np.zeros(sizes.rows, np.int32), np.zeros(sizes.rows, np.int32)
         for seat, block in zip(seats, blocks, strict=True):
@@ -340,6 +341,9 @@ class Service:
         before = text.request.continuation.tokens
         with self._guard(text):
             text.take(drawn, seat.row, seat.known)
+        if flight.width > 1 and self._draft is not None:
+            beyond = drawn.tokens[seat.row, right:] if right == seat.known + seat.guesses else ()
+            self._draft.hear(seat.row, text.tokens, list(map(int, beyond)))
         return text.request.continuation.tokens - before
 
     def _judge(self, text: Text, width: int, new: int) -> None:

@@ -25,6 +25,7 @@ from gam_jax.layers import (
 )
 from gam_jax.layers.adapted import ADAPTERS, Factor
 from gam_jax.traffic.documents import places_traffic, starts_traffic
+from gam_jax.traffic.gathered import loops_of
 from gam_jax.traffic.sizes import FLOAT, Sizes, constants, layer_traffic, sums
 from sharding.messages import Message
 from sharding.rules import DEFAULT_RULES
@@ -46,9 +47,10 @@ def _(layer: RMSNorm, sizes: Sizes) -> Iterator[Message]:
 def _(layer: Block, sizes: Sizes) -> Iterator[Message]:
     steps = list(layer.steps.values())
     for place, names in enumerate(steps):
-        followed = layer.norms != "pre" or place + 1 < len(steps)  # by a norm, which looks at it
+        read = place + 1 < len(steps) and not sizes.early  # by the next step
+        followed = layer.norms != "pre" or read  # by a norm, which looks at it
         leave_again = sizes.leave_again or (sizes.again and followed)
-        own = dataclasses.replace(sizes, leave_again=leave_again)
+        own = dataclasses.replace(sizes, leave_again=leave_again, early=False)
         for part in (layer.norm, *(getattr(layer, name) for name in names)):
             yield from layer_traffic(part, own)
         if layer.norms == "sandwich":
@@ -122,9 +124,20 @@ def _(layer: Chunked, sizes: Sizes) -> Iterator[Message]:
 def _(layer: Stack, sizes: Sizes) -> Iterator[Message]:
     if sizes.nested:
         raise NotImplementedError("no formula for a stack in one that gathers or runs it again")
+    for loop in loops_of(layer):
+        yield from _loop(loop, sizes)
+
+
+def _loop(layer: Stack, sizes: Sizes) -> Iterator[Message]:
     enter_again = layer.remat or sizes.enter_again
     nested = layer.remat or (enter_again and not layer.block.loops)
-    own = dataclasses.replace(sizes, again=layer.remat, enter_again=enter_again, nested=nested)
+    own = dataclasses.replace(
+        sizes,
+        again=layer.remat,
+        enter_again=enter_again,
+        nested=nested,
+        early=bool(layer.ladder),
+    )
     for message in layer_traffic(layer.block, own):
         yield message.times(layer.depth)
     for message in constants(layer.block, own):  # the loop over layers is left with what changes

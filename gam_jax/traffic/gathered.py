@@ -126,7 +126,7 @@ def _(layer: FalconH1, sizes: Sizes, followed: bool = False) -> Iterator[str]:
 def _(layer: Block, sizes: Sizes, followed: bool = False) -> Iterator[str]:
     *_, last = layer.steps
     for prefix, names in layer.steps.items():
-        goes_on = followed or prefix != last
+        goes_on = followed or (prefix != last and not sizes.early)
         for name in names:
             inner = getattr(layer, name)
             yield from _inside(name, inner, sizes, goes_on or layer.norms != "pre")
@@ -169,5 +169,12 @@ def _(layer: Chunked, sizes: Sizes, followed: bool = False) -> Iterator[str]:
 
 @added_last.register
 def _(layer: Stack, sizes: Sizes, followed: bool = False) -> Iterator[str]:
-    own = dataclasses.replace(sizes, again=layer.remat)
+    own = dataclasses.replace(sizes, again=layer.remat, early=layer.ladder == layer.depth)
     yield from added_last(layer.block, own)
+
+
+def loops_of(layer: Stack) -> list[Stack]:
+    """The loops in which its blocks run: those that read the stream early have one of their own."""
+    plain = layer.depth - layer.ladder
+    depths = {plain: 0, layer.ladder: layer.ladder}
+    return [dataclasses.replace(layer, depth=n, ladder=m) for n, m in depths.items() if n]

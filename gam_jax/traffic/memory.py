@@ -13,9 +13,18 @@ from jax.sharding import PartitionSpec
 from gam_jax.local import Local
 from gam_jax.models.base import Model, on_stages
 from gam_jax.optimizer import OptimizerConfig, make_optimizer, trained
-from gam_jax.params import FLOAT32, Param, param_specs, path_name, stored_specs
+from gam_jax.params import (
+    FLOAT32,
+    Param,
+    codings,
+    param_specs,
+    path_name,
+    shard_dims,
+    stored_specs,
+)
 from gam_jax.traffic.sizes import FLOAT
 from sharding.layout import Layout
+from sharding.quantised import coded_bytes
 
 COUNTERS = 2 * 4
 """Bytes of the optimizer's two counts of steps: of the averages, and of the rate."""
@@ -92,8 +101,8 @@ class StepBytes:
 
     Attributes:
       gradients: that the parts of a batch are summed into, float32.
-      secondary: the second copy of the parameters, in the dtypes in which they are stored; 0 where
-        there is none.
+      secondary: the second copy of the parameters, in the dtypes in which they are stored, or as
+        they are sent where that is in few bits; 0 where there is none.
     """
 
     gradients: int
@@ -111,8 +120,13 @@ def step_bytes(model: Model, layout: Layout) -> StepBytes:
             return math.prod(param.shape) // _parts(spec, layout)
 
         gradients += part(layout.gradient_axes) * FLOAT
-        if layout.degrees.secondary:
-            secondary += part(layout.layer_axes) * jnp.dtype(param.dtype).itemsize
+        coding, stored = codings({"": param}, layout)[""], part(layout.weight_axes)
+        copied, layers = part(layout.layer_axes), math.prod(param.shape[: coding.layers])
+        if coding.bits.weights and shard_dims({"": param}, layout)[""]:
+            each = coded_bytes(stored // layers, coding.bits.weights)
+            secondary += copied // stored * layers * each
+        elif layout.degrees.secondary:
+            secondary += copied * jnp.dtype(param.dtype).itemsize
     return StepBytes(gradients, secondary)
 
 

@@ -13,12 +13,14 @@ from gam_jax.layers import InOrder, Layer, Pattern, Stack
 from gam_jax.layers.base import known, statistics
 from gam_jax.models import LanguageModel, Model
 from gam_jax.ops.cross_entropy import blocks
-from gam_jax.params import Param, rule_specs, shard_dims, shardings
+from gam_jax.params import Param, codings, rule_specs, shard_dims, shardings
 from gam_jax.traffic import levels
+from gam_jax.traffic.gathered import loops_of
 from gam_jax.traffic.layers import FLOAT, Sizes, added_last, gathers, layer_traffic
 from sharding.layout import Layout
 from sharding.messages import Message
 from sharding.overlap import RING, TWO_WAY
+from sharding.quantised import Bits
 
 
 def sizes_of(model: Any, layout: Layout, rows: int, tokens: int) -> Sizes:
@@ -32,7 +34,8 @@ def sizes_of(model: Any, layout: Layout, rows: int, tokens: int) -> Sizes:
         tensor=mesh["tensor"],
         split=layout.axes.residual is not None,
         again=False,
-        enter_again=bool(layout.layer_axes),  # what is kept beside shards leaves such gathers out
+        # What is kept beside shards leaves such gathers out.
+        enter_again=bool(layout.layer_axes or layout.bits.weights),
         expert=mesh["expert"],
         packed=getattr(model, "packed", False),
         rings={None: 0, RING: 1, TWO_WAY: 2}[layout.axes.overlap],
@@ -111,8 +114,9 @@ def mixing(model: LanguageModel, layout: Layout, sizes: Sizes) -> Iterator[Messa
 class Leaf(NamedTuple):
     """A parameter: its path, bytes of its gradient as the rules split it, ZeRO's dimension or 0.
 
-    And the mesh axes that the rules split it over, whether it is float32 in any arithmetic, and
-    bytes of each of its numbers as it is stored. Gradients are float32.
+    And the mesh axes that the rules split it over, whether it is float32 in any arithmetic, bytes
+    of each of its numbers as it is stored, bits of those that are sent, 0 for as they are, and how
+    many layers are coded one by one. Gradients are float32.
     """
 
     path: tuple[str, ...]
@@ -121,6 +125,8 @@ class Leaf(NamedTuple):
     split: tuple[str, ...]
     precise: bool
     itemsize: int
+    bits: Bits
+    coded: int
 
 
 def leaves_of(model: Model, layout: Layout) -> Iterator[Leaf]:
@@ -128,27 +134,35 @@ def leaves_of(model: Model, layout: Layout) -> Iterator[Leaf]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(table, is_leaf=lambda x: isinstance(x, Param))
     specs = jax.tree.leaves(shardings(rule_specs(table, layout), layout))
     dims = jax.tree.leaves(shard_dims(table, layout))
-    for (path, param), spec, dim in zip(leaves, specs, dims, strict=True):
+    sent = jax.tree.leaves(codings(table, layout))
+    for (path, param), spec, dim, coding in zip(leaves, specs, dims, sent, strict=True):
         size = math.prod(spec.shard_shape(param.shape)) * FLOAT
         names = tuple(key.key for key in path)
         split, itemsize = tuple(filter(None, spec.spec)), jnp.dtype(param.dtype).itemsize
-        yield Leaf(names, size, dim, split, param.precise, itemsize)
+        coded = math.prod(param.shape[: coding.layers])
+        yield Leaf(names, size, dim, split, param.precise, itemsize, coding.bits, coded)
 
 
-def gathered_in_parts(model: Any, layout: Layout, stack: Layer, sizes: Sizes) -> Iterator[Message]:
+def gathered_in_parts(model: Any, layout: Layout, stack: Stack, sizes: Sizes) -> Iterator[Message]:
     """Parameters in shards: gathered in each part of a batch, their gradients scattered."""
-    mesh, once = layout.mesh.shape, set(added_last(stack, sizes))
-    for path, size, dim, _, precise, _ in leaves_of(model, layout):
+    mesh = layout.mesh.shape
+    parts = math.prod(mesh[name] for name in layout.weight_axes)
+    loops = [(loop.depth, set(added_last(loop, sizes))) for loop in loops_of(stack)]
+    for path, size, dim, _, precise, _, bits, coded in leaves_of(model, layout):
         if not dim:
             continue
-        layers, passes = 1, 1
+        layers, passes, itemsize = 1, 1, FLOAT
         if path[0] == "blocks":
-            layers = layers_of(model, path[1:])
-            passes = 1 if "/".join(path[1:]) in once else 2
+            layers, name = layers_of(model, path[1:]), "/".join(path[1:])
+            twice = sum(depth for depth, once in loops if name not in once)
+            passes = layers // stack.depth * (stack.depth + twice)
             itemsize = FLOAT if precise else itemsize_of(model)
-            size = size // layers * itemsize // FLOAT
-        yield from levels.gathers(size, layout.layer_axes, mesh, passes * layers)
-        yield from levels.scatters(size, layout.gradient_axes, mesh, layers)
+        count = size // layers // FLOAT
+        each = coded // layers
+        sent = each * levels.as_sent(count // each, itemsize, bits.weights, parts)
+        yield from levels.gathers(sent, layout.layer_axes, mesh, passes)
+        size = count * (FLOAT if bits.gradients else itemsize)
+        yield from levels.scatters(size, layout.gradient_axes, mesh, layers, bits.gradients)
 
 
 def layers_of(model: Any, path: tuple[str, ...]) -> int:

@@ -61,7 +61,8 @@ def staged(
     placed, layout = on_stages(model, layout)
     whole: Any = placed  # with a layer for each place
     depth = whole.depth // (pipe * parallel.turns)
-    chunk = dataclasses.replace(model.stack, depth=depth)
+    ladder = depth if model.stack.ladder == model.depth else 0  # else it is seen layer by layer
+    chunk = dataclasses.replace(model.stack, depth=depth, ladder=ladder)
     language = isinstance(model, LanguageModel)
     ahead = [*_forward(chunk, sizes)]
     back = [*layer_traffic(chunk, sizes), *reports(model.stack, layout)]
@@ -174,11 +175,12 @@ def _around_images(model: ImageClassifier, layout: Layout, sizes: Sizes) -> Iter
 
 
 def _handed_on(model: Any, sizes: Sizes, layout: Layout) -> Iterator[Message]:
-    """The stream, and what all layers have counted so far; after these, room for a chunk's rows."""
+    """The stream, and what layers have counted so far; after these, room for a chunk's rows."""
     pipe, unlike = layout.stages, layout.axes.layers
     stack = dataclasses.replace(model.stack, depth=model.depth + max(unlike, default=0))
     held = sizes.stream // (sizes.tensor if sizes.split else 1)
-    yield Message("permute", ("pipe",), pipe, held)
+    for _ in range(2 if stack.ladder else 1):  # an update that is on its way, too
+        yield Message("permute", ("pipe",), pipe, held)
     for found in statistics(stack.carry_table(sizes.rows)).values():
         for param in jax.tree.leaves(found, is_leaf=lambda x: isinstance(x, Param)):
             size = math.prod(param.shape) * jnp.dtype(param.dtype).itemsize
@@ -209,7 +211,7 @@ def _layers_gathered(
     back: list[Message] = []
     mesh, chunks = layout.mesh.shape, layout.stages * layout.parallel.turns
     once = set(added_last(stack, sizes))
-    for path, size, dim, _, precise, _ in leaves_of(model, layout):
+    for path, size, dim, _, precise, *_ in leaves_of(model, layout):
         if not dim or path[0] != "blocks":
             continue
         every = layers_of(model, path[1:])

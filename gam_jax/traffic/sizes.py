@@ -34,6 +34,8 @@ class Sizes:
       nested: whether the layer is in a stack that gathers or runs it again.
       streams: whether starts are learned.
       packed: whether layers are told where documents begin.
+      early: whether the steps of a block read the stream without the step before, see
+        `layers.ladder`.
     """
 
     rows: int
@@ -51,6 +53,7 @@ class Sizes:
     streams: bool = False
     packed: bool = False
     rings: int = 0
+    early: bool = False
 
     @property
     def stream(self) -> int:

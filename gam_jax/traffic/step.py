@@ -18,7 +18,7 @@ from gam_jax.models.base import on_stages
 from gam_jax.ops.cross_entropy import block_size
 from gam_jax.traffic.documents import knows_starts, row_numbers
 from gam_jax.traffic.layers import FLOAT, layer_traffic
-from gam_jax.traffic.levels import gathers, scatters
+from gam_jax.traffic.levels import as_sent, gathers, scatters
 from gam_jax.traffic.models import (
     gathered_in_parts,
     leaves_of,
@@ -122,13 +122,16 @@ def _summed(model: Model, layout: Layout) -> Iterator[Message]:
     def part(size: int, over: Sequence[str]) -> int:
         return size // math.prod(mesh[name] for name in over)
 
-    for _, size, dim, split, _, itemsize in leaves_of(model, layout):
+    for _, size, dim, split, _, itemsize, bits, coded in leaves_of(model, layout):
         axes = tuple(name for name in spread if name not in split)
         if not dim:
             yield total(axes, size)
             continue
-        yield from scatters(part(size, state[:summed]), state[summed:], mesh)
+        yield from scatters(part(size, state[:summed]), state[summed:], mesh, 1, bits.gradients)
         yield total([name for name in axes if name not in state], part(size, state))
         stored = size // FLOAT * itemsize
         yield from gathers(part(stored, weights), state[len(weights) :], mesh)
+        if bits.weights:
+            parts = math.prod(mesh[name] for name in weights)
+            stored = coded * as_sent(size // FLOAT // coded, itemsize, bits.weights, parts)
         yield from gathers(part(stored, layout.layer_axes), weights[copied:], mesh)

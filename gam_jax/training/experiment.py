@@ -18,7 +18,7 @@ from gam_jax.optimizer import OptimizerConfig, learning_rate_schedule, make_opti
 from sharding.bounds import Count, NotNegative, Seed, Size, check_bounds
 from sharding.checkpoint import CheckpointConfig
 from sharding.errors import UserError
-from sharding.layout import Parallel
+from sharding.parallel import Parallel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,6 +187,7 @@ CHANGEABLE = {
     "optimizer.final",
     "optimizer.cooldown",
     "optimizer.clip",
+    "parallel.bits",
 }
 """Fields that may be changed when a run is resumed, if they are named; and every `dropout`."""
 

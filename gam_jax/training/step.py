@@ -27,6 +27,7 @@ from gam_jax.models.base import (
 from gam_jax.optimizer import trained
 from gam_jax.params import (
     Params,
+    codings,
     gathered,
     mean_of_signs,
     param_specs,
@@ -187,6 +188,7 @@ def own_gradients(
     model, layout = on_stages(model, layout)
     table, axes = model.table(), layout.axes.within_stage
     dims, split = shard_dims(table, layout), layout.gradient_axes
+    coding = codings(table, layout)
     spread = _spread_over(table, layout)
     every = (*axes.batch, "pipe") if layout.stages > 1 else axes.batch
 
@@ -228,9 +230,8 @@ def own_gradients(
         own = through_stages(model, layout, accumulate, weighed, fill)
 
     def gradients(params: Params, batch: Batch, key: Array) -> tuple[dict[str, Array], Params]:
-        params = widened(_second_copy(params, dims, layout))
-        params = jax.tree.map(lambda x: collectives.as_varying(x, every), params)
-        params = zero.shards(params, dims, layout.layer_axes, split)
+        params = zero.shards(params, dims, layout.weight_axes, layout.layer_axes, split, coding)
+        params = jax.tree.map(lambda x: collectives.as_varying(x, every), widened(params))
         count = _over_devices(model.count(_joined(batch, accumulate), axes), axes.batch)
         scale = jnp.where(count > 0, 1 / jnp.where(count > 0, count, 1), 0)
         sums, grads = own(params, batch, key, scale)
@@ -238,16 +239,10 @@ def own_gradients(
         if "penalty" in sums:
             whole["penalty"] = sums.pop("penalty")[0]
         measures = whole | {name: _mean(*pair) for name, pair in sums.items()}
-        grads = zero.sum_gradients(grads, dims, layout.state_axes, split, spread)
+        grads = zero.sum_gradients(grads, dims, layout.state_axes, split, spread, coding)
         return measures, mean_of_signs(table, grads, accumulate)
 
     return gradients
-
-
-def _second_copy(params: Params, dims: Any, layout: Layout) -> Params:
-    """Parameters, in larger parts where layers are gathered from a second copy of them."""
-    over = layout.weight_axes[len(layout.layer_axes) :]
-    return jax.tree.map(lambda x, dim: zero.gathered(x, dim, over) if dim else x, params, dims)
 
 
 def _over_devices(tree: Any, batch_axes: tuple[str, ...]) -> Any:

@@ -18,8 +18,11 @@ from jaxtyping import Array
 
 from sharding import collectives
 
-Run = Callable[[Any, Array, Any, Array], tuple[Array, Any]]
-"""(layers of a chunk, input, their carry, place of the chunk) -> output, carry after."""
+Run = Callable[[Any, Any, Any, Array], tuple[Any, Any]]
+"""(layers of a chunk, input, their carry, place of the chunk) -> output, carry after.
+
+Input and output are trees of arrays, alike.
+"""
 
 
 def order(layers: int, stages: int, turns: int) -> np.ndarray:
@@ -57,9 +60,7 @@ def gathered(x: Array, axis: str, turns: int, layers: Sequence[int] = ()) -> Arr
     return whole[np.argsort(order(whole.shape[0], stages, turns))]
 
 
-def in_turn(
-    run: Run, axis: str, turns: int, params: Any, x: Array, carry: Any
-) -> tuple[Array, Any]:
+def in_turn(run: Run, axis: str, turns: int, params: Any, x: Any, carry: Any) -> tuple[Any, Any]:
     """All layers, the stages working in turn: each hands on to the next, and the last to all.
 
     Every device runs a chunk in every turn, as long as any does; only its own counts.
@@ -88,7 +89,7 @@ def in_turn(
             tree,
         )
 
-    def step(state: tuple[Array, Any], place: Array) -> tuple[tuple[Array, Any], None]:
+    def step(state: tuple[Any, Any], place: Array) -> tuple[tuple[Any, Any], None]:
         x, kept = state
         turn = place // stages
         y, after = run(of_turn(params, turn), x, of_turn(carry, turn), turn * stages + me)
@@ -102,17 +103,18 @@ def in_turn(
         kept = jax.tree.map(put, kept, after)
         return (lax.ppermute(y, axis, ring), kept), None
 
-    x = collectives.as_varying(x, axis)
+    x = jax.tree.map(lambda x: collectives.as_varying(x, axis), x)
     place = jnp.int32(0)
     for _ in range(2):  # what comes out varies over at least as many axes
         y, after = jax.eval_shape(
             lambda x=x: run(of_turn(params, place), x, of_turn(carry, place), place + me)
         )
-        x = collectives.typed_as(x, jax.tree.map(lambda y: y, y))
+        x = collectives.typed_as(x, y)
     kept = jax.tree.map(lambda a: jnp.zeros((turns * len(a), *a.shape[1:]), a.dtype), after)
     kept = jax.tree.map(
         lambda a, b: collectives.as_varying(a, sorted(collectives.varying(b) | {axis})), kept, after
     )
     (x, kept), _ = lax.scan(step, (x, kept), jnp.arange(turns * stages))
     first = me == 0  # to which the last stage has handed it
-    return lax.psum(jnp.where(first, x, jnp.zeros_like(x)), axis), kept
+    found = jax.tree.map(lambda x: jnp.where(first, x, jnp.zeros_like(x)), x)
+    return lax.psum(found, axis), kept

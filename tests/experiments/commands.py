@@ -19,6 +19,7 @@ WORDS = {
     "launch": {"takes_command": True},
     "parscale": {"choices": ("law", "stages", "cost")},
     "data": {"choices": ("show",)},
+    "draft": {"choices": ("units", "semi")},
     "plan": {"choices": ("train", "check", "measured"), "otherwise": "train"},
     "report.__main__": {"takes": "run folders"},
     "study.__main__": {"choices": ("list", "run", "claims"), "files": {"run": 1}},

@@ -12,8 +12,9 @@ from experiments.abstract_step import abstract_batch
 from gam_jax.optimizer import make_optimizer
 from gam_jax.params import shardings
 from gam_jax.training.step import abstract_state, batch_specs, state_shardings
-from sharding.layout import Layout, Parallel
+from sharding.layout import Layout
 from sharding.mesh import mesh_from_text
+from sharding.parallel import Parallel
 from tests.experiments import commands
 from tests.sharding.test_topology import there
 

@@ -195,6 +195,22 @@ BAD = {
         train("--mesh=tensor=8", "--config.model.block.mixer.slots=12"),
         ["blocks/mixer/memory", "'slot' = 12", "tensor=8"],
     ),
+    "degrees that do not nest": (
+        train("--mesh=data=2x4", "--config.parallel.shards=weights:4,gradients:2"),
+        ["parallel.shards", "weights:4 does not nest in gradients:2"],
+    ),
+    "degrees that are no levels": (
+        train("--mesh=data=8", "--config.parallel.shards=weights:2,state:8"),
+        ["weights:2 is no group of mesh axis data=8", "levels"],
+    ),
+    "a level that the batch does not divide": (
+        train("--mesh=data=2x2", "--config.train.batch=6"),
+        ["6 rows", "train.batch"],
+    ),
+    "bits of what is not sent": (
+        train("--mesh=data=8", "--config.parallel.bits=gradients:4"),
+        ["parallel.bits=gradients:4", "no gradients are scattered"],
+    ),
     "arithmetic that is none": (
         train("--config.model.dtype=int8"),
         ["dtype 'int8'", "float32, bfloat16, float16"],

@@ -31,6 +31,8 @@ from tests.workshop import metrics_of
 
 ONE = (1, 1, 1), "data+sequence+tensor"
 SHARDED = (2, 2, 2), "fully_sharded+sequence+tensor"
+LEVELS = ((2, 2, 2), 1, 1), ONE[1], "", "1f1b", 1, "", "weights:2,gradients:4,state:8"
+OTHERS = ((4, 2), 1, 1), ONE[1], "", "1f1b", 1, "", "weights:8,secondary:2"
 
 
 @dataclasses.dataclass
@@ -119,11 +121,18 @@ def test_on_the_same_mesh_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(mak
     assert tool(["diff", str(whole.path), str(folder.path)]) == 0
 
 
-@pytest.mark.parametrize("first", [ONE, SHARDED], ids=["to the mesh", "from the mesh"])
-def test_on_another_mesh_it_is_the_same_to_1e_5_after_twenty_steps(maker, whole, first):
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        pytest.param(ONE, SHARDED, id="to the mesh"),
+        pytest.param(SHARDED, ONE, id="from the mesh"),
+        pytest.param(LEVELS, OTHERS, id="to other degrees", marks=pytest.mark.slow),
+    ],
+)
+def test_on_another_mesh_it_is_the_same_to_1e_5_after_twenty_steps(maker, whole, first, then):
     name = f"moved {first[0]}"
     maker.run(name, first, stop_at=20)
-    folder = maker.run(name, SHARDED if first is ONE else ONE)
+    folder = maker.run(name, then)
     assert len(losses(folder)) == 40
     np.testing.assert_allclose(losses(folder), losses(whole), rtol=1e-5)
 

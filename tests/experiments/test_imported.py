@@ -18,8 +18,9 @@ from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.training.step import begun_from, init_state, make_train_step, put_batch
 from sharding.checkpoint import names
 from sharding.errors import UserError
-from sharding.layout import Layout, Parallel
+from sharding.layout import Layout
 from sharding.mesh import make_mesh
+from sharding.parallel import Parallel
 from tests.gam_jax.convert.test_hf import NAMES, PARSCALE
 from tests.model_folder import GOLDEN, model_folder
 

@@ -36,7 +36,10 @@ def configs() -> dict[str, tuple[type, Any]]:
     model = found["config gam_small"][1].model
     for name, kind in MODELS.items():
         needed = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
-        found[f"model {name}"] = Model, kind(**{field: getattr(model, field) for field in needed})
+        found[f"model {name}"] = (
+            Model,
+            kind(**{field: getattr(model, field, model) for field in needed}),
+        )
     for name in DATA:
         text = "mix:0.5*text:a,0.5*text:b" if name == "mix" else f"{name}:x"
         found[f"data {name}"] = Data, from_dict(Data, {"name": text})

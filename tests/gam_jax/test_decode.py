@@ -20,6 +20,12 @@ MODEL = LanguageModel(Block(GAM(slots=8)), width=16, depth=2, vocab=32)
 PARAMS = random_like(MODEL.table())
 ATTENTION = dataclasses.replace(MODEL, block=Block(Attention(context=512)))
 PROMPT = np.random.default_rng(0).integers(0, 32, (2, 5)).astype(np.int32)
+COMPILED: list[str] = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, _, fun_name="", **kw: (
+        COMPILED.append(fun_name) if "backend_compile" in event else None
+    )
+)
 
 
 def write(tokens, model=MODEL, **settings):
@@ -35,6 +41,19 @@ def test_prefill_in_chunks_equals_the_whole(length):
     whole, last = jax.jit(MODEL)(PARAMS, tokens)
     chex.assert_trees_all_close(logits, whole[:, -1], atol=1e-5)
     chex.assert_trees_all_close(carry, last, atol=1e-5)
+
+
+def test_three_programs_read_prompts_of_all_lengths_and_one_writes_any_number_of_tokens():
+    model = LanguageModel(Block(GAM(slots=8)), width=8, depth=1, vocab=31)
+    params = random_like(model.table())
+    COMPILED.clear()
+    for length in (256, 300, 511, 20, 600):
+        logits, carry = decode.prefill(model, params, np.zeros((1, length), np.int32))
+    assert COMPILED.count("jit(_read)") == 3
+    for tokens in (5, 8, 13):
+        pieces = decode.write(model, params, logits, carry, tokens, jax.random.key(0))
+        assert np.concatenate(list(pieces), axis=1).shape == (1, tokens)
+    assert COMPILED.count("jit(_write)") == 1
 
 
 @pytest.mark.parametrize("model", [MODEL, ATTENTION], ids=["GAM", "attention"])

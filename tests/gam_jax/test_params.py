@@ -11,8 +11,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from gam_jax import params as tables
 from gam_jax.params import Param
 from sharding.errors import UserError
-from sharding.layout import Layout, Parallel
+from sharding.layout import Layout
 from sharding.mesh import make_mesh
+from sharding.parallel import Parallel
 
 TABLE = {
     "inner": {

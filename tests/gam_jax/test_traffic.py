@@ -20,9 +20,10 @@ from gam_jax.ops.cross_entropy import block_size, blocks
 from gam_jax.ops.routing import Router
 from gam_jax.traffic.layers import layer_traffic
 from gam_jax.traffic.step import has_formula, step_traffic
-from sharding.layout import Layout, Parallel
+from sharding.layout import Layout
 from sharding.mesh import make_mesh
 from sharding.messages import totals
+from sharding.parallel import Parallel
 from tests.gam_jax.traffic_cases import (
     BLOCKS,
     LATENT,

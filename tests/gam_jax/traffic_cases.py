@@ -122,6 +122,13 @@ VARIANTS |= {
     "sandwich": {"block": dataclasses.replace(LLAMA, norms="sandwich"), "remat": True},
     "post norm": {"block": Block(GAM(slots=16), norms="post"), "remat": True},
 }
+VARIANTS |= {
+    "ladder": {"ladder": 3},
+    "ladder, run again": {"ladder": 3, "remat": True, "block": VARIANTS["attention"]["block"]},
+    "half a ladder": {"ladder": 1},
+    "half a ladder, run again": {"ladder": 2, "remat": True},
+    "ladder of a sandwich": {**VARIANTS["sandwich"], "ladder": 2},
+}
 
 
 LINEAR = {name: LinearMemory(heads=4, variant=name, key_width=4, value_width=6) for name in RECIPES}

@@ -15,9 +15,10 @@ from experiments.configs import gam_small
 from gam_jax.config import from_dict, to_dict
 from gam_jax.data.digits import Digits
 from gam_jax.data.recall import Recall
+from gam_jax.data.signals import Sounds, TwoPaths
 from gam_jax.decode import generate
 from gam_jax.layers import Layer
-from gam_jax.models import ImageClassifier, LanguageModel
+from gam_jax.models import APNet, Autoencoder, ImageClassifier, LanguageModel, PhaseModel
 from gam_jax.ops.rotary import Positions
 from gam_jax.training.experiment import Experiment
 from sharding.bounds import FINITE, Bound, _bounds_of
@@ -30,6 +31,11 @@ CONFIGS = {
     "default": SMALL,
     "digits": Digits(),
     "recall": Recall(),
+    "sounds": Sounds(),
+    "two paths": TwoPaths(),
+    "apnet": APNet(),
+    "autoencoder": Autoencoder(),
+    "phases": PhaseModel(),
     "positions": Positions(),
     "classifier": ImageClassifier(SMALL.model.block, width=64, depth=2),
     **EXAMPLES,

@@ -62,6 +62,8 @@ MODELS = {
         tied=False,
         logit_cap=3.0,
     ),
+    "ladder": dataclasses.replace(MODEL, ladder=2),
+    "half a ladder": dataclasses.replace(MODEL, ladder=1, remat=True),
     "stacks in turn": dataclasses.replace(
         MODEL,
         block=Series(Stack(Block(GAM(slots=16)), 2), Stack(Block(GAM(slots=16)), 2, remat=True)),
@@ -175,6 +177,8 @@ presets = st.builds(
 )
 @example("sum, kernel 5", (2, 2, 2), "fully_sharded+sequence+tensor_tokens")
 @example("remat", (2, 1, 4), "fully_sharded+sequence+tensor_tokens+two_way")
+@example("ladder", (1, 1, 4), "fully_sharded+sequence+tensor_tokens+ring")
+@example("half a ladder", (2, 2, 2), "fully_sharded+sequence+tensor")
 @example("streams of experts", (1, 2, 4), "zero1+sequence+tensor_tokens+ring")
 @example("streams", (1, 2, 2, 2), "data+sequence+tensor_tokens")
 @example("streams of experts", (2, 1, 1, 2, 2), "zero1+sequence+tensor")

@@ -40,6 +40,9 @@ CASES = (
     ("sum, kernel 5", (1, 4, 1, 1, 1, 2), "zero1+sequence+tensor", "1f1b", 1),
     ("untied, gated, capped, RMS norms", (1, 1, 4, 1, 1, 2), "zero1+tensor", "1f1b", 1),
     (IN_TURN, (2, 1, 2, 1, 1, 2), "fully_sharded+sequence+tensor", "1f1b", 1),
+    ("ladder", (1, 1, 2, 1, 1, 2), "data+tensor_tokens", "1f1b", 1),
+    ("ladder", (2, 1, 1, 1, 1, 2), "fully_sharded", "interleaved", 2),
+    ("half a ladder", (1, 1, 1, 1, 1, 2), "zero1", "gpipe", 1),
     ("image", (2, 1, 1, 1, 1, 2), "data", "1f1b", 1),
     ("image, experts", (1, 1, 1, 1, 2, 2), "fully_sharded", "interleaved", 1),
 )
@@ -125,6 +128,7 @@ UNLIKE = (
     ("experts", (1, 1, 1, 1, 2, 2), "fully_sharded", "gpipe", "1,2"),
     ("image, experts", (2, 1, 1, 1, 1, 2), "data", "1f1b", "1,2"),
     ("remat", (1, 2, 1, 1, 1, 4), "data+sequence", "interleaved", "1,2,1,3"),
+    ("ladder", (1, 1, 2, 1, 1, 2), "data+tensor", "1f1b", "1,2"),
 )
 """Model, mesh, preset, schedule, layers of each stage."""
 

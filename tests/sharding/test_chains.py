@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from sharding.chains import longest_chain
+from sharding import collectives
+from sharding.chains import longest_chain, longest_sums
 from sharding.products import turns
 
 
@@ -45,3 +46,26 @@ def test_a_while_loop_that_does_not_say_how_often_it_turns_is_refused():
 
     with pytest.raises(ValueError, match="does not say how often it turns"):
         longest_chain(jax.make_jaxpr(program)(jnp.ones(3)).jaxpr)
+
+
+def summed(x, axis="a"):
+    return collectives.as_varying(lax.psum(x, axis), axis)
+
+
+SUMMED = {
+    "none": (jnp.sin, 0),
+    "one after another": (lambda x: summed(summed(x)), 2),
+    "side by side": (lambda x: summed(x) + summed(2 * x), 1),
+    "over another axis": (lambda x: summed(x, "b") + summed(x), 1),
+    "in a loop": (lambda x: lax.scan(lambda x, _: (summed(x), None), x, None, length=5)[0], 5),
+    "to shards": (lambda x: summed(lax.psum_scatter(x, "a", tiled=True)), 2),
+    "a loop without": (lambda x: loop(x, 5), 0),
+}
+
+
+@pytest.mark.parametrize(("program", "want"), SUMMED.values(), ids=SUMMED)
+def test_of_sums_those_that_wait_for_each_other_are_counted(program, want):
+    mesh = jax.make_mesh((2, 1), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    spec = jax.sharding.PartitionSpec(("a", "b"))
+    run = jax.shard_map(program, mesh=mesh, in_specs=spec, out_specs=spec)
+    assert longest_sums(jax.make_jaxpr(run)(jnp.ones(8)).jaxpr, "a") == want

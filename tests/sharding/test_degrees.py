@@ -11,8 +11,9 @@ from jax.sharding import PartitionSpec as P
 
 from sharding.degrees import TABLE, Degrees, groups, held, legal, parsed
 from sharding.errors import UserError
-from sharding.layout import Layout, Parallel
+from sharding.layout import Layout
 from sharding.mesh import data_levels, in_words, make_mesh, mesh_from_text
+from sharding.parallel import Parallel
 from tests.meshes import layout_of
 
 LEVELS = (2, 2, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import threading
 
 import httpx
 import pytest
@@ -12,22 +13,35 @@ from gam_jax.serve.seating import Settings
 from tests.experiments.serve.conftest import start
 
 
-def test_a_failed_engine_is_told_to_all_and_ends_the_server(trained, monkeypatch):
+def fails(device, state, monkeypatch):
+    """The device raises."""
+
+    def fail(work):
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(device, "step", fail)
+
+
+def waits(device, state, monkeypatch):
+    """The device waits for a process that is gone, for ever."""
+    monkeypatch.setattr(device, "step", lambda work: threading.Event().wait())
+    monkeypatch.setattr(state, "_lost", lambda: "the device is gone")
+
+
+@pytest.mark.parametrize("break_", [fails, waits])
+def test_a_failed_engine_is_told_to_all_and_ends_the_server(trained, monkeypatch, break_):
     settings = Settings(prefill_budget=256, snapshots=0)
     running, thread, codes = start(trained, Options(2, 0, 1, None, settings))
     while running.state.status == "compiling" and thread.is_alive():
         thread.join(0.02)
     device = running.engine._service._executor
 
-    def fail(work):
-        raise RuntimeError("the device is gone")
-
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         body = {"prompt": "the cat", "max_tokens": 4000, "seed": 1}
         asked = [pool.submit(running.post, **body) for _ in range(4)]
         while not running.engine.counts().written:
             thread.join(0.01)
-        monkeypatch.setattr(device, "step", fail)
+        break_(device, running.state, monkeypatch)
         found = [one.result(timeout=60) for one in asked]
     assert {one.status_code for one in found} == {500}
     assert all("the device is gone" in one.json()["error"]["message"] for one in found)

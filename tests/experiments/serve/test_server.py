@@ -43,7 +43,9 @@ def settled(server):
         if not (counts.rows or counts.queued or server.state.active):
             return counts
         time.sleep(0.01)
-    raise AssertionError(f"never at rest: {server.engine.counts()}, {server.state.active} active")
+    raise AssertionError(
+        f"never at rest: {server.engine.counts()}, {len(server.state.active)} active"
+    )
 
 
 def drawn_bodies(count, seed=0):

@@ -13,8 +13,9 @@ from gam_jax.convert import load_model, save_model
 from gam_jax.layers import GAM, Block, LinearMemory, Pattern
 from gam_jax.models import ImageClassifier, LanguageModel
 from sharding.errors import UserError
-from sharding.layout import Layout, Parallel
+from sharding.layout import Layout
 from sharding.mesh import make_mesh
+from sharding.parallel import Parallel
 from tests.examples import random_like
 
 GAMS = LanguageModel(Block(GAM(slots=8)), width=8, depth=2, vocab=16)

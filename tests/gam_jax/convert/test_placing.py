@@ -17,8 +17,9 @@ from gam_jax.convert.hf import architecture, open_hf, write
 from gam_jax.convert.lazy import Lazy
 from gam_jax.convert.placing import placed, where
 from sharding.checkpoint import names
-from sharding.layout import Layout, Parallel
+from sharding.layout import Layout
 from sharding.mesh import make_mesh
+from sharding.parallel import Parallel
 from tests import loading_memory
 from tests.gam_jax.convert.test_hf import NAMES, PARSCALE
 
@@ -191,7 +192,8 @@ import numpy as np
 from sharding import processes
 processes.emulate_from_environment(); processes.join()
 from gam_jax.convert import from_hf, placing, tensor_file, to_hf
-from sharding.layout import Layout, Parallel
+from sharding.layout import Layout
+from sharding.parallel import Parallel
 from sharding.mesh import make_mesh
 read, sizes = tensor_file.read_into, []
 def note(file, place, into, path):

@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from gam_jax.ops.group_blocks import block_rows, each_block
 from gam_jax.ops.grouped import (
+    CHOSEN,
     collect,
     grouped_feed_forward,
     grouped_product,
@@ -21,13 +24,18 @@ from gam_jax.ops.grouped import (
     ranks,
     spread,
 )
+from sharding.errors import UserError
+from sharding.mesh import make_mesh
 from sharding.products import product_flops
+from sharding.topology import topology
+from tests.sharding.test_topology import there
 
 METHODS = ("ragged", "blocks")
-TOKENS, CHOSEN, GROUPS, WIDTH, HIDDEN = 12, 2, 5, 6, 7
+TOKENS, CHOICES, GROUPS, WIDTH, HIDDEN = 12, 2, 5, 6, 7
+SPECS = P("data"), P(), P(), P(), P("data"), P("data")
 
 
-def problem(seed, tokens=TOKENS, chosen=CHOSEN, groups=GROUPS, width=WIDTH, hidden=HIDDEN):
+def problem(seed, tokens=TOKENS, chosen=CHOICES, groups=GROUPS, width=WIDTH, hidden=HIDDEN):
     """Inputs, weights in and out, biases, owners (some are of no group) and mixing weights."""
     random = np.random.default_rng(seed)
     shapes = (tokens, width), (groups, width, hidden), (groups, width, hidden), (groups, hidden)
@@ -36,10 +44,10 @@ def problem(seed, tokens=TOKENS, chosen=CHOSEN, groups=GROUPS, width=WIDTH, hidd
     return x, w_in, w_out, bias, owner, random.normal(size=(tokens, chosen))
 
 
-@functools.partial(jax.jit, static_argnames="method")
-def mixed(x, w_in, w_out, bias, weights, owner, method="auto"):
+@functools.partial(jax.jit, static_argnames=("method", "backend"))
+def mixed(x, w_in, w_out, bias, weights, owner, method="auto", backend=None):
     """sum_k weights_k tanh(x W_in + b) W_out^T, each of the group that owns the choice."""
-    groups = make_groups(owner.reshape(-1), len(w_in), method=method)
+    groups = make_groups(owner.reshape(-1), len(w_in), method=method, backend=backend)
     place = groups.place.reshape(owner.shape)
     rows = spread(x, groups.source, place)
     rows = grouped_feed_forward(groups, rows, [w_in], [bias], w_out, jnp.tanh)
@@ -170,6 +178,65 @@ def test_blocks_cover_each_group_in_order_and_reach_less_than_a_block_beyond(siz
     assert np.all(owner[total + block_rows(210, 3, largest)[-1] :] == -1)
 
 
+def gradients_on(mesh, method, backend=None):
+    """By tokens and weights, each device with tokens of its own and all weights."""
+
+    def own(x, w_in, w_out, bias, weights, owner):
+        def loss(*args):
+            return jnp.sum(jnp.sin(mixed(*args, owner, method=method, backend=backend)))
+
+        return jax.grad(loss, range(5))(x, w_in, w_out, bias, weights)
+
+    return jax.jit(jax.shard_map(own, mesh=mesh, in_specs=SPECS, out_specs=SPECS[:5]))
+
+
+def test_the_kernel_has_the_gradients_of_the_others_on_a_mesh():
+    """Rows of some groups fill more than a tile of it, others share one."""
+    mesh = make_mesh(data=2, devices=jax.devices()[:2])
+    x, w_in, w_out, bias, owner, weights = problem(2, tokens=400)
+    args = [jnp.asarray(a, jnp.float32) for a in (x, w_in, w_out, bias, weights)]
+    found, want = (gradients_on(mesh, method)(*args, owner) for method in ("kernel", "ragged"))
+    chex.assert_trees_all_close(found, want, atol=1e-4, rtol=2e-5)
+
+
+@pytest.mark.parametrize(("backend", "method"), [*CHOSEN.items(), ("gpu", "ragged")])
+def test_a_backend_has_its_method(backend, method):
+    assert make_groups(jnp.zeros(3, jnp.int32), 2, backend=backend).method == method
+
+
+@there
+@pytest.mark.slow
+def test_what_compilers_make_of_it():
+    """A TPU's gradient by weights is dense by `ragged_dot`; on a GPU all of it is."""
+    groups, tokens, width, hidden = 8, 1024, 256, 512
+    sizes = {"tokens": 4 * tokens, "groups": groups, "width": width, "hidden": hidden}
+    *floats, owner, weights = problem(0, **sizes)
+    arrays, found = (*floats, weights, owner), {}
+    for name, method in (("v5e:2x2", "ragged"), ("v5e:2x2", "kernel"), ("h100:1x4", "ragged")):
+        machine = topology(name)
+        mesh = make_mesh(data=4, devices=machine.devices)
+        args = [
+            jax.ShapeDtypeStruct(a.shape, dtype, sharding=NamedSharding(mesh, spec))
+            for a, dtype, spec in zip(arrays, ["bfloat16"] * 5 + ["int32"], SPECS, strict=True)
+        ]
+        lowered = gradients_on(mesh, method, machine.backend).lower(*args)
+        found[machine.backend, method] = lowered.compile()
+    true = 6 * 2 * tokens * CHOICES * width * hidden
+
+    def times(method):
+        return found["tpu", method].cost_analysis()["flops"] / true
+
+    assert 1 <= times("kernel") < 1.2 < 0.9 * groups / 3 < times("ragged")
+    copies = groups * tokens * CHOICES * width * 2
+    assert found["gpu", "ragged"].memory_analysis().temp_size_in_bytes > copies
+
+
 def test_an_unknown_method_is_named():
-    with pytest.raises(ValueError, match="method 'sparse' is not one of auto, blocks, ragged"):
+    words = "method 'sparse' is not one of auto, blocks, ragged, kernel"
+    with pytest.raises(ValueError, match=words):
         make_groups(jnp.zeros(3, jnp.int32), 2, method="sparse")
+
+
+def test_a_gpu_has_no_such_kernel():
+    with pytest.raises(UserError, match=r"method 'kernel' is for TPUs, not gpu"):
+        make_groups(jnp.zeros(3, jnp.int32), 2, method="kernel", backend="gpu")

@@ -174,11 +174,18 @@ class FakeExecutor:
             seen.append(block[place])
             out[place] = self._draw(work, row, seen, place == known - 1)
             written.append(int(out[place]))
+        for place in range(given, width if right == given else 0):  # as placeholders look ahead
+            seen.append(int(out[place - 1]))
+            out[place] = self._look(work, row, list(seen))
         after = self._put(row, block, work.pages[row])
         if right == width:
             self.states[row] = after
         self.last[row] = int(out[right - 1]) if width == 1 else None
         return right
+
+    def _look(self, work, row, seen):
+        """What is drawn at a place that is filled up: nothing, unless a double looks ahead."""
+        return 0
 
     def _draw(self, work, row, seen, first):
         key, draws, written = self.seats[row]

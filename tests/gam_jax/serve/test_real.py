@@ -10,8 +10,10 @@ import pytest
 
 from gam_jax.layers import GAM, MLP, Attention, Block
 from gam_jax.models.language import LanguageModel
+from gam_jax.models.semi import SemiDrafter
+from gam_jax.models.units import as_units
 from gam_jax.serve.device import Device
-from gam_jax.serve.drafts import NgramDraft, RunDraft
+from gam_jax.serve.drafts import NgramDraft, RunDraft, SemiDraft, UnitsDraft
 from gam_jax.serve.executor import Draws
 from gam_jax.serve.seating import Settings
 from gam_jax.serve.service import Service
@@ -21,6 +23,7 @@ from tests.gam_jax.serve.test_service import Always, asked
 
 VOCAB, LIMIT, BLOCK = 23, 48, 4
 MIXERS = {"gam": GAM(slots=8), "attention": Attention(heads=2, context=64)}
+SIZES = {"limit": LIMIT, "page": 4, "widths": (8, 4, 1), "block": BLOCK}
 COLD = Settings(prefill_budget=8, snapshots=0)
 COMPILED: list[str] = []
 jax.monitoring.register_event_duration_secs_listener(
@@ -32,8 +35,7 @@ jax.monitoring.register_event_duration_secs_listener(
 def device_of(mixer, block=BLOCK, tokens=3 * LIMIT):
     model = LanguageModel(Block(MIXERS[mixer], MLP(expansion=1)), WIDTH, depth=1, vocab=VOCAB)
     params = random_like(model.table())
-    sizes = {"limit": LIMIT, "page": 4, "widths": (8, 4, 1), "block": block, "tokens": tokens}
-    device = Device(model, params, 3, **sizes)
+    device = Device(model, params, 3, **{**SIZES, "block": block, "tokens": tokens})
     device.compile()
     return device
 
@@ -102,6 +104,45 @@ def test_load_remembered_states_and_drafts_change_no_text(mixer):
     for number, one in enumerate(left):
         assert one.tokens == texts[number][: len(one.tokens)]
         assert number in (1, 4) or one.tokens == texts[number]
+    assert len(COMPILED) == before
+
+
+@pytest.mark.parametrize("mixer", ["gam", pytest.param("attention", marks=pytest.mark.slow)])
+def test_a_model_that_looks_ahead_writes_the_same(mixer):
+    """With parameters that were never trained to: most guesses are wrong, and no text is."""
+    model = LanguageModel(Block(MIXERS[mixer], MLP(expansion=1)), WIDTH, depth=1, vocab=VOCAB)
+    model = as_units(model, unit=3, accept=0.05)
+    device = Device(model, random_like(model.table()), 3, **SIZES)
+    device.compile()
+    wanted = requests(np.random.default_rng(3), 5)
+    plain, _ = served(device, wanted)
+    drafted, counts = served(device, wanted, draft=UnitsDraft(VOCAB, 3), always=True)
+    assert [one.tokens for one in drafted] == [one.tokens for one in plain]
+    assert 0 < counts.accepted < counts.guessed
+    unsure, counts = served(device, wanted, draft=UnitsDraft(VOCAB, 1), always=True)
+    assert [one.tokens for one in unsure] == [one.tokens for one in plain]
+    assert counts.guessed == 0
+
+
+@pytest.mark.parametrize("mixer", ["gam", pytest.param("attention", marks=pytest.mark.slow)])
+def test_a_drafter_from_features_changes_no_text(mixer):
+    """A text that goes on from a remembered state has none at first."""
+    model = LanguageModel(Block(MIXERS[mixer], MLP(expansion=1)), WIDTH, depth=1, vocab=VOCAB)
+    drafter = SemiDrafter(model, ahead=2, window=6, heads=2)
+    params = random_like(drafter.table())
+    beside = drafter, params["drafter"]
+    device = Device(model, params["target"], 3, **SIZES, drafter=beside)
+    assert "guess" in device.compile()
+    wanted = requests(np.random.default_rng(4), 5)
+    plain, _ = served(device, wanted)
+    before = len(COMPILED)
+    drafted, counts = served(device, wanted, draft=SemiDraft(device, 6), always=True)
+    assert [one.tokens for one in drafted] == [one.tokens for one in plain]
+    assert 0 < counts.accepted < counts.guessed
+    options = Settings(prefill_budget=8)
+    warm, counts = served(device, wanted * 2, options, SemiDraft(device, 6), always=True)
+    assert [one.tokens for one in warm] == [one.tokens for one in plain] * 2
+    assert counts.cached > 0
     assert len(COMPILED) == before
 
 

@@ -18,7 +18,8 @@ from gam_jax.training.experiment import Experiment, TrainConfig
 from gam_jax.training.order import moves
 from gam_jax.training.step import make_gradients, new_state
 from sharding.errors import UserError
-from sharding.layout import Layout, Parallel
+from sharding.layout import Layout
+from sharding.parallel import Parallel
 from tests.meshes import ONE, layout_of
 
 MODEL = LanguageModel(Block(GAM(slots=16)), width=16, depth=4, vocab=32, dropout=0.0)

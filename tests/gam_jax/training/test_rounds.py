@@ -118,6 +118,21 @@ def test_any_mesh_gives_the_run_of_one_device_and_sends_what_formulas_say(local,
         assert_alike_on_all_that_hold_a_part(leaf)
 
 
+@pytest.mark.slow
+def test_workers_gather_and_scatter_in_few_bits_too():
+    exact = MESHES["fully_sharded"]
+    parallel = dataclasses.replace(exact.parallel, bits="weights:8,gradients:4")
+    layout = dataclasses.replace(exact, parallel=parallel)
+    told, again = run(SLOW, exact)[0], run(SLOW, layout)[0]
+    np.testing.assert_allclose(again, told, rtol=1e-2)
+    assert not np.array_equal(again, told)
+    batch = put_round(MODEL, layout, list(parts())[: SLOW.every * PARTS], SLOW, PARTS)
+    optimizer = with_workers(OPTIMIZER, SLOW)
+    abstract = abstract_state(MODEL, optimizer)
+    counted = totals(messages_of(make_step(MODEL, optimizer, layout, PARTS), abstract, batch))
+    assert counted == totals(round_traffic(MODEL, layout, SLOW, ROWS, 16, PARTS))
+
+
 def assert_alike_on_all_that_hold_a_part(leaf):
     """Workers begin a round alike: what several devices hold of an array is the same to the bit."""
     seen = {}

@@ -16,8 +16,9 @@ from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.planning import profiles
 from gam_jax.training.step import abstract_state, init_state, make_train_step, put_batch
 from gam_jax.training.timing import Clock, Lap, Work, work_of
-from sharding.layout import Layout, Parallel
+from sharding.layout import Layout
 from sharding.mesh import make_mesh
+from sharding.parallel import Parallel
 from tests.gam_jax.training import line
 
 LANGUAGE = LanguageModel(Block(GAM(slots=8)), width=8, depth=2, vocab=16)

@@ -1,0 +1,127 @@
+"""Trains what guesses how a run's texts go on, so that they are served in fewer passes.
+
+  gam draft units --run=runs/gam_small       # the run learns to look ahead
+  gam serve --run=runs/gam_small-units --draft=units
+  gam draft semi --run=runs/gam_small        # a small network beside the run
+  gam serve --run=runs/gam_small --draft=semi:runs/gam_small-semi
+
+Both train on the run's own data, with its batch and optimizer unless flags say otherwise, into a
+run folder: --resume goes on with one that was stopped. Guesses change no text that is served, see
+docs/drafts.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from absl import flags
+
+from experiments import cli
+from experiments.config_flags import define_classes_flag, register_classes
+from experiments.devices import define_cache_flag, define_device_flags, layout_from_flags
+from experiments.drafting import beside, semi_of, units_of
+from experiments.writer import TextRun
+from gam_jax.params import Params
+from gam_jax.training.beginning import Beginning
+from gam_jax.training.experiment import Experiment
+from gam_jax.training.fit import Fitted, check_beginning, fit, summary
+from gam_jax.training.folder import RunFolder, load_params
+from gam_jax.training.warm_start import Source
+from sharding import processes
+from sharding.errors import UserError
+from sharding.layout import Layout
+from sharding.paths import local_path
+
+UNITS, SEMI = "units", "semi"
+OWN = {UNITS: ("sure", "accept"), SEMI: ("glance",)}
+"""Flags that are fields of the one model or the other."""
+
+
+def define_flags() -> None:
+    """The command line."""
+    define_classes_flag()
+    cli.define_path("run", "runs/gam_small", "Run folder of the model that is guessed for.")
+    cli.define_path("out", "", "Folder of the new run; RUN-units or RUN-semi if empty.")
+    flags.DEFINE_string("checkpoint", "latest", "Of --run: latest, latest-good, best, or a step.")
+    flags.DEFINE_bool("resume", False, "Go on with the run in --out, or begin it.")
+    flags.DEFINE_integer("ahead", 4, "Tokens that are told at once.", 1, 64)
+    flags.DEFINE_integer("steps", 1000, "Updates.", 2, 2**31 - 1)
+    flags.DEFINE_integer("batch", 0, "Windows in an update; the run's own if 0.", 0, 2**31 - 1)
+    flags.DEFINE_float("learning_rate", 0.0, "The highest; by the run's own if 0.", 0.0)
+    flags.DEFINE_float("sure", 0.7, "units: from which probability a token is of one.", 0, 1)
+    flags.DEFINE_float("accept", 0.5, "units: from which probability it is guessed.", 0, 1)
+    flags.DEFINE_float("glance", 0.4, "semi: the part of errors that is shown at first.", 0, 1)
+    flags.DEFINE_bool("json", False, "Print the summary as one JSON object on standard output.")
+    define_device_flags()
+    define_cache_flag()
+
+
+def main(kind: str) -> None:
+    """Looks at everything that was asked for, then trains."""
+    args = flags.FLAGS
+    register_classes()
+    for name in {*OWN[UNITS], *OWN[SEMI]} - {*OWN[kind]}:
+        if args[name].present:
+            raise UserError(f"--{name} is not for gam draft {kind}: leave it out")
+    run = TextRun.open(args.run)
+    experiment = (units_of if kind == UNITS else semi_of)(run.experiment, args.ahead, args.steps)
+    experiment = _asked(experiment, {name: getattr(args, name) for name in OWN[kind]})
+    out = RunFolder(local_path(args.out or f"{run.folder.path}-{kind}"))
+    layout = layout_from_flags(experiment.parallel)
+    experiment.model.check_mesh(layout)
+    beginning = _beginning(kind, run, experiment, layout)
+    check_beginning(experiment, out, beginning, args.resume, args.resume and out.ran())
+    data = experiment.data.open(run.folder.kept(experiment.data))
+    fitted = fit(
+        experiment, data, run=out.path, layout=layout, resume=args.resume, beginning=beginning
+    )
+    if processes.is_first():
+        _tell(fitted, kind, run)
+
+
+def _asked(experiment: Experiment, fields: dict[str, Any]) -> Experiment:
+    """The experiment with what the flags change of it."""
+    args = flags.FLAGS
+    model: Any = dataclasses.replace(experiment.model, **fields)  # type: ignore[arg-type]
+    train, optimizer = experiment.train, experiment.optimizer
+    if args.batch:
+        train = dataclasses.replace(train, batch=args.batch, accumulate=1)
+    if args.learning_rate:
+        optimizer = dataclasses.replace(optimizer, learning_rate=args.learning_rate)
+    return dataclasses.replace(experiment, model=model, train=train, optimizer=optimizer)
+
+
+def _beginning(kind: str, run: TextRun, experiment: Experiment, layout: Layout) -> Beginning:
+    """From the run's parameters."""
+    which = flags.FLAGS.checkpoint
+    source = Source(run.folder, which)
+    source.open()[0].close()
+    if kind == UNITS:
+        return Beginning(source=source)
+
+    def params() -> Params:
+        return beside(experiment, load_params(run.folder, run.experiment, layout, which)[1])
+
+    return Beginning(params=params)
+
+
+def _tell(fitted: Fitted, kind: str, run: TextRun) -> None:
+    outcome, out = fitted.outcome, fitted.folder.path
+    if flags.FLAGS.json:
+        print(json.dumps(summary(fitted)))
+        return
+    if outcome.interrupted:
+        print(f"stopped at step {outcome.step} and saved; continue with --resume")
+        return
+    served = (
+        f"--run={out} --draft={UNITS}"
+        if kind == UNITS
+        else (f"--run={run.folder.path} --draft={SEMI}:{out}")
+    )
+    print(f"step {outcome.step}; next: gam serve {served}")
+
+
+if __name__ == "__main__":
+    cli.run(main, define_flags, choices=(UNITS, SEMI))

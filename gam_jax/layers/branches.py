@@ -1,0 +1,95 @@
+"""Two unlike branches of a model at once, on two devices of a mesh axis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from sharding import collectives
+from sharding.axes import Axes
+from sharding.errors import UserError
+from sharding.layout import Layout
+
+Branch = Callable[[Any], Array]
+"""Of what both branches are given to an array."""
+
+
+def branches(a: Branch, b: Branch, given: Any, axes: Axes = Axes()) -> tuple[Array, Array]:
+    """a(given) and b(given), the one on the first device along `stream`, the other on the second.
+
+    They meet in one gather, of the larger output from each, see `exchanged_bytes`. Where nothing
+    splits `stream` a device computes them one after the other, and sends nothing. Every device
+    holds the parameters of both. The choice is a `lax.cond` on the device's place: sums and gathers
+    over other axes may stand in a branch, all devices along those take the same one. A `ppermute`
+    waits for every device, so branches are refused where `seq` is split (`check_branches`).
+
+    Args:
+      a: a pure function; outputs of both have one dtype.
+      b: likewise.
+      given: parameters and inputs, all that the branches read.
+      axes: mesh axes, inside `jax.shard_map`.
+
+    Returns:
+      Both outputs, on every device.
+
+    Raises:
+      UserError: outputs of unlike dtypes.
+    """
+    axis = axes.of("stream")
+    if axis is None:
+        return a(given), b(given)
+    given = jax.tree.map(lambda x: collectives.as_varying(x, axis), given)
+    shapes = [jax.eval_shape(branch, given) for branch in (a, b)]
+    if shapes[0].dtype != shapes[1].dtype:
+        kinds = " and ".join(str(shape.dtype) for shape in shapes)
+        raise UserError(f"branches: their outputs are {kinds}: give both one dtype")
+    size = max(shape.size for shape in shapes)
+
+    def flat(branch: Branch) -> Branch:
+        def run(given: Any) -> Array:
+            y = branch(given).reshape(-1)
+            return jnp.pad(y, (0, size - y.size))
+
+        return run
+
+    made = lax.cond(lax.axis_index(axis) == 0, flat(a), flat(b), given)
+    both = collectives.all_gather(made, axis, 0).reshape(2, size)
+    first, second = (
+        own[: math.prod(shape.shape)].reshape(shape.shape)
+        for own, shape in zip(both, shapes, strict=True)
+    )
+    return first, second
+
+
+def exchanged_bytes(numbers: tuple[int, int], itemsize: int = 4) -> int:
+    """Bytes that a device brings to the gather: the larger of both outputs.
+
+    Args:
+      numbers: of a device's own rows, in each output.
+      itemsize: bytes of a number.
+    """
+    return max(numbers) * itemsize
+
+
+def check_branches(layout: Layout, name: str, count: int = 2) -> None:
+    """Refuses a mesh on which a model's branches cannot run at once.
+
+    Raises:
+      UserError: devices along `stream` that are not one a branch, or any along `seq` beside them.
+    """
+    stream, seq = (layout.mesh.shape.get(axis, 1) for axis in ("stream", "seq"))
+    if stream not in (1, count):
+        raise UserError(
+            f"mesh axis stream={stream}: {name} has {count} branches, make it 1 or {count}"
+        )
+    if stream > 1 and seq > 1:
+        raise UserError(
+            f"mesh axes stream={stream} and seq={seq}: a message along seq inside one of {name}'s "
+            f"branches would wait for ever: make one of them 1"
+        )

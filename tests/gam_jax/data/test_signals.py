@@ -1,0 +1,83 @@
+"""Sounds and responses of two paths: what they are, and that a seed tells them whole."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gam_jax.config import from_dict, to_dict
+from gam_jax.data import DATA, Data, Sounds, TwoPaths
+from sharding.errors import UserError
+
+SMALL = {"sounds": Sounds(samples=512, scored=4), "two_paths": TwoPaths(bins=9, scored=4)}
+seeds = st.integers(0, 2**32 - 1)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_rows_are_told_by_seed_and_number_and_have_the_shapes_that_were_said(name):
+    data = SMALL[name]
+    assert DATA[name] is type(data)
+    assert from_dict(Data, to_dict(data)) == data
+    opened = data.open()
+    batch = next(opened.train_stream(4, seed=5))
+    for key, shape in data.batch(4).items():
+        assert (batch[key].shape, batch[key].dtype) == (shape.shape, shape.dtype)
+        np.testing.assert_array_equal(batch[key][3], data.row(5, 3)[key])
+    later = next(opened.train_stream(4, seed=5, position=1))
+    second = {key: data.row(5, 4)[key] for key in batch}
+    assert all(np.array_equal(later[key][0], second[key]) for key in batch)
+    (held,) = opened.validation_stream("", 4)
+    assert not np.array_equal(next(iter(held.values())), next(iter(batch.values())))
+    assert opened.fingerprints != type(data)(scored=5).open().fingerprints
+
+
+@given(seeds, st.integers(0, 2))
+def test_sounds_are_finite_and_reach_their_peak(seed, kind):
+    audio = Sounds(samples=600).row(seed, kind)["audio"]
+    assert np.isfinite(audio).all()
+    assert np.abs(audio).max() == pytest.approx(0.9, abs=1e-6)
+
+
+@given(seeds)
+def test_a_tone_without_vibrato_has_its_energy_at_multiples_of_a_pitch(seed):
+    """The strongest bin is within a bin of a multiple, up to the 3 % of the vibrato."""
+    data = Sounds(samples=8000, kinds=("tone",))
+    draw = np.random.default_rng((seed, 0))
+    pitch = 80 * 5 ** draw.uniform()
+    amplitudes = np.abs(np.fft.rfft(data.row(seed, 0)["audio"] * np.hanning(8000)))
+    strongest = int(np.argmax(amplitudes))
+    number = max(1, round(strongest / pitch))
+    assert abs(strongest - number * pitch) <= 0.035 * number * pitch + 2
+
+
+@given(seeds)
+def test_phases_of_two_paths_are_those_of_their_sum_of_delays(seed):
+    row = TwoPaths(bins=17, longest=3.0).row(seed, 1)
+    (g0, g1, s0, s1), found = row["inputs"].astype(float), row["phases"]
+    for k, phase in enumerate(found):
+        w = 2 * math.pi * k / 32 * 3.0
+        real = g0 * math.cos(w * s0) + g1 * math.cos(w * s1)
+        imaginary = -g0 * math.sin(w * s0) - g1 * math.sin(w * s1)
+        size = math.hypot(real, imaginary)
+        off = abs(complex(real, imaginary) / size - complex(math.cos(phase), math.sin(phase)))
+        assert off * size < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Sounds(kinds=("hum",)), "tone, chirp, noise"),
+        (lambda: Sounds(kinds=()), "tone, chirp, noise"),
+        (lambda: Sounds(rate=100), "data.rate=100"),
+        (lambda: TwoPaths(bins=1), "data.bins=1"),
+        (lambda: TwoPaths(longest=0.0), "longest"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_in_one_line(make, says):
+    with pytest.raises(UserError) as error:
+        make()
+    assert says in str(error.value)

@@ -1,0 +1,82 @@
+"""Convolutions over several axes, term by term in NumPy."""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gam_jax.ops.convolution import convolve, transposed
+from sharding.errors import UserError
+
+DRAW = np.random.default_rng(0)
+
+
+def naive(x, weight, stride, dilation, pads, groups):
+    """Each output as its sum, over inputs with zeros around."""
+    x = np.pad(x, ((0, 0), *pads, (0, 0)))
+    taps = weight.shape[:-2]
+    steps = list(zip(x.shape[1:-1], taps, stride, dilation, strict=True))
+    sizes = [(n - (k - 1) * d - 1) // s + 1 for n, k, s, d in steps]
+    found = np.zeros((len(x), *sizes, weight.shape[-1]))
+    inputs, outputs = weight.shape[-2], weight.shape[-1] // groups
+    for place in itertools.product(*map(range, sizes)):
+        for tap in itertools.product(*map(range, taps)):
+            at = tuple(
+                m * s + j * d for m, j, s, d in zip(place, tap, stride, dilation, strict=True)
+            )
+            for g in range(groups):
+                own = x[(slice(None), *at, slice(g * inputs, (g + 1) * inputs))]
+                out = slice(g * outputs, (g + 1) * outputs)
+                found[(slice(None), *place, out)] += own @ weight[(*tap, slice(None), out)]
+    return found
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+def test_a_convolution_is_its_equation(axes):
+    shape = (5, 6, 4)[:axes]
+    taps, stride, dilation = (2, 3, 2)[:axes], (2, 1, 1)[:axes], (1, 2, 1)[:axes]
+    pads = ((1, 0), (2, 1), (0, 1))[:axes]
+    x, weight = DRAW.normal(size=(2, *shape, 4)), DRAW.normal(size=(*taps, 2, 6))
+    bias = DRAW.normal(size=6)
+    how = {"stride": stride, "dilation": dilation, "pads": pads, "groups": 2}
+    with jax.enable_x64(True):
+        found = convolve(jnp.asarray(x), jnp.asarray(weight), jnp.asarray(bias), **how)
+    np.testing.assert_allclose(found, naive(x, weight, **how) + bias, atol=1e-12)
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+def test_a_transposed_convolution_is_the_transpose(axes):
+    """<convolve(x), y> = <x, transposed(y)>, with the matrices of the taps transposed."""
+    shape, taps, stride = (9, 7)[:axes], (3, 4)[:axes], (2, 3)[:axes]
+    weight = DRAW.normal(size=(*taps, 2, 3))
+    with jax.enable_x64(True):
+        x = jnp.asarray(DRAW.normal(size=(1, *shape, 2)))
+        made = convolve(x, jnp.asarray(weight), stride=stride)
+        y = jnp.asarray(DRAW.normal(size=made.shape))
+        back = transposed(y, jnp.asarray(np.swapaxes(weight, -1, -2)), stride=stride)
+        np.testing.assert_allclose(jnp.sum(made * y), jnp.sum(x * back), rtol=1e-12)
+
+
+def test_crops_below_0_are_outputs_of_the_bias_alone():
+    x, weight, bias = jnp.ones((1, 2, 1)), jnp.ones((1, 1, 1)), jnp.full(1, 5.0)
+    found = transposed(x, weight, bias, stride=2, crops=[(0, -1)])
+    np.testing.assert_array_equal(found[0, :, 0], [6, 5, 6, 5])
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: convolve(jnp.ones((1, 5, 3)), jnp.ones((2, 2, 4))), "weight (2, 2, 4)"),
+        (lambda: convolve(jnp.ones((1, 5, 4)), jnp.ones((2, 2, 3)), groups=2), "groups=2"),
+        (lambda: convolve(jnp.ones((1, 5, 2)), jnp.ones((2, 2, 4)), jnp.ones(3)), "bias (3,)"),
+        (lambda: transposed(jnp.ones((1, 5, 5, 2)), jnp.ones((2, 2, 4))), "transposed"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(call, says):
+    with pytest.raises(UserError) as error:
+        call()
+    assert says in str(error.value)
