@@ -137,7 +137,7 @@ def sizes(part: str) -> dict[str, float]:
 def draw(study: Study, found: Found, path: pathlib.Path) -> None:
     """Errors of phases by arm and, where a speaker was trained, its spectra; WAV files beside."""
     folder = path.parent / found.scale / "speaker-0"
-    spoken = found.arms.get("speaker") is not None and folder.is_dir()
+    spoken = folder.is_dir()
     with drawn(path, 9, 6 if spoken else 2.4) as figure:
         grid = figure.add_gridspec(3 if spoken else 1, 2)
         axes = figure.add_subplot(grid[0, :])
