@@ -37,6 +37,7 @@ COMMANDS = {
     "data": Command("experiments.data", "rows of data as text, and which tokens count"),
     "checkpoint": Command("sharding.checkpoint", "look into checkpoints, compare, export, import"),
     "convert": Command("experiments.convert", "runs from and to Hugging Face model folders"),
+    "grow": Command("experiments.grow", "a trained run made larger, with the function it had"),
     "report": Command("experiments.report", "one page about several runs"),
     "launch": Command("experiments.launch", "run a command as several processes of this host"),
     "audit": Command("experiments.audit", "what a training step sends and holds on a mesh"),

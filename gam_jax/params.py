@@ -123,6 +123,12 @@ def path_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def names_of(table: Table) -> list[str]:
+    """The paths of all parameters, as `path_name` writes them."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(table, _is_param)
+    return [path_name(path) for path, _ in leaves]
+
+
 def init_params(table: Table, key: Array) -> Params:
     """Initial values, float32. A parameter's value depends on the key and on its path alone."""
     return _map_with_name(

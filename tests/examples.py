@@ -59,7 +59,7 @@ HEADS: Any = {"width": WIDTH, "heads": 8, "key_width": 4, "value_width": 3}
 
 EXAMPLES: dict[str, Layer] = {
     "GAM": GAM(width=WIDTH, slots=16, kernel=3),
-    "GAM kernel 5": GAM(width=WIDTH, slots=16, kernel=5),
+    "GAM kernel 5": GAM(width=WIDTH, slots=16, kernel=5, slot_bias=True),
     "GAM kernel 1": GAM(width=WIDTH, slots=16, kernel=1),
     "GAM dilated": GAM(width=WIDTH, slots=16, kernel=3, dilation=3),
     "GAM sparse": GAM(width=WIDTH, slots=16, top=5),

@@ -19,6 +19,7 @@ from gam_jax.ops.linear import by_rows, from_heads, linear
 from gam_jax.ops.norm import rms_norm
 from gam_jax.ops.rotary import Positions, rotary
 from gam_jax.params import Param, Params, Table, fan_in, ones, zeros
+from gam_jax.units import ALL_CHANNELS, WIDTH, Part, Unit, UnitTable
 from sharding import collectives, residual
 from sharding.axes import Axes
 from sharding.bounds import Count, NotNegative, Rate, Size, check_bounds
@@ -160,6 +161,47 @@ class Attention(Layer):
         if self.out_bias:
             table["out_bias"] = Param((width,), ("embed",), fan_in(inside), decay=False)
         return table
+
+    def unit_table(self) -> UnitTable:
+        """groups, each of a key, a value and its queries; queries, of which groups stay equal."""
+        served = self.heads // self.groups
+        asking = ("query", "gate") if self.gated else ("query",)
+        every = bool(self.qk_norm and self.qk_norm_over == "all")
+        reason = "queries and keys are normed over all heads" if every else ""
+
+        def heads(names: tuple[str, ...], per: int) -> tuple[Part, ...]:
+            biases = [Part(f"{name}_bias", 0, per) for name in names if self.bias]
+            return (*(Part(name, 1, per) for name in names), *biases)
+
+        def queries(per: int) -> tuple[Part, ...]:
+            sinks = (Part("sinks", 0, per),) if self.sinks else ()
+            norm = (Part("query_norm", 0, per),) if every else ()
+            return (*heads(asking, per), *sinks, *norm)
+
+        keys = (*heads(("key", "value"), 1), *((Part("key_norm", 0),) if every else ()))
+        reasons: Any = {"equal": reason, "unweighed": reason}
+        outward = (Part("out", 2), *((Part("out_bias", 0),) if self.out_bias else ()))
+        into = tuple(Part(name, 0) for name in (*asking, "key", "value"))
+        return {
+            "groups": Unit((*queries(served), *keys), (Part("out", 0, served),), **reasons),
+            "queries": Unit(queries(1), (Part("out", 0),), within=self.groups, **reasons),
+            WIDTH: Unit(outward, into, equal=ALL_CHANNELS),
+        }
+
+    def with_units(self, name: str, size: int) -> Attention:
+        """With so many groups, queries in all, or channels; a head's size stays."""
+        if name == "groups":
+            heads, groups = size * (self.heads // self.groups), size if self.kv_heads else 0
+            return dataclasses.replace(self, heads=heads, kv_heads=groups, head_size=self.size)
+        if name == "queries":
+            groups = self.groups
+            return dataclasses.replace(self, heads=size, kv_heads=groups, head_size=self.size)
+        held = dataclasses.replace(self, head_size=self.size)
+        return Layer.with_units(held, name, size)
+
+    def silent(self) -> tuple[str, ...]:
+        """out, and its bias."""
+        return ("out", "out_bias") if self.out_bias else ("out",)
 
     def carry_table(self, batch: int) -> Any:
         """key and value [B, G, S, K], keys as they are scored, and each row's position [B].

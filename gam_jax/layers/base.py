@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from gam_jax.nested import held, with_held
 from gam_jax.params import Param, Params, Table, in_caches, path_name, zero_shards, zeros
+from gam_jax.units import WIDTH, UnitTable
 from sharding.axes import Axes
 from sharding.bounds import check_bounds
 
@@ -158,6 +159,35 @@ class Layer:
             return inner.for_length(tokens) if hasattr(inner, "for_length") else inner
 
         return with_held(self, fitted)
+
+    def unit_table(self) -> UnitTable:
+        """The units of its parameters, see `gam_jax.units`; none for a layer that tells of none."""
+        return {}
+
+    def with_units(self: LayerType, name: str, size: int) -> LayerType:
+        """The layer with so many units of a kind, and all else as it is.
+
+        By default that of another width, if all layers inside can have it.
+
+        Args:
+          name: of `unit_table`, of this layer's own units.
+          size: how many.
+        """
+        if name != WIDTH:
+            raise KeyError(f"a {type(self).__name__} has no units '{name}'")
+
+        def wider(inner: Any) -> Any:
+            return inner.with_units(WIDTH, size) if isinstance(inner, Layer) else inner
+
+        return with_held(self, wider, **({WIDTH: size} if hasattr(self, WIDTH) else {}))
+
+    def silent(self) -> tuple[str, ...]:
+        """Parameters which, where all of them are 0, make the layer add nothing.
+
+        Of a layer in a block its output is then 0; a block hands on what it is given. () for a
+        layer that does not say.
+        """
+        return ()
 
     def apart(self, carry: Carry, part: Callable[[Any, int], Any]) -> Carry:
         """A carry in which each of stacked blocks has its own, as decoding uses it.

@@ -19,6 +19,7 @@ from gam_jax.layers.ladder import InTwo, Pending, Residuals, Stream, Whole
 from gam_jax.layers.mlp import MLP
 from gam_jax.layers.norm import LayerNorm
 from gam_jax.params import Params, Table, stack
+from gam_jax.units import UnitTable, joined, within
 from sharding import collectives, zero
 from sharding.axes import Axes
 from sharding.bounds import Count, Rate, Size, check_bounds
@@ -87,6 +88,19 @@ class Block(Layer):
             if self.norms in NORMED_OUT:
                 table[f"{prefix}out_norm"] = self.norm.table()
         return table
+
+    def unit_table(self) -> UnitTable:
+        """Those of mixer and feed-forward; the width where both have it."""
+        norms = [within(n, 0, self.norm.unit_table(), "norm") for n in self.table() if "norm" in n]
+        layers = [within(n, 0, getattr(self, n).unit_table(), n) for n in ("mixer", "ffn")]
+        return joined(*layers, *norms)
+
+    def silent(self) -> tuple[str, ...]:
+        """Those of mixer and feed-forward; none where the stream itself is normed."""
+        own = {name: getattr(self, name).silent() for name in ("mixer", "ffn")}
+        if self.norms == "post" or not all(own.values()):
+            return ()
+        return tuple(f"{name}/{inner}" for name in own for inner in own[name])
 
     def carry_table(self, batch: int) -> Any:
         """Those of mixer and feed-forward."""
@@ -168,6 +182,15 @@ class Residual(Layer):
     def table(self) -> Table:
         """The tables of its layers."""
         return {"norm": self.norm.table(), "inner": self.inner.table()}
+
+    def unit_table(self) -> UnitTable:
+        """Those of the inner layer."""
+        inner = within("inner", 0, self.inner.unit_table(), "inner")
+        return joined(inner, within("norm", 0, self.norm.unit_table(), "norm"))
+
+    def silent(self) -> tuple[str, ...]:
+        """Those of the inner layer."""
+        return tuple(f"inner/{name}" for name in self.inner.silent())
 
     def carry_table(self, batch: int) -> Any:
         """The inner layer's."""
@@ -265,6 +288,10 @@ class Stack(Layer):
     def table(self) -> Table:
         """The block's table with a leading axis `layer`."""
         return stack(self.block.table(), self.depth)
+
+    def unit_table(self) -> UnitTable:
+        """The block's; each layer may keep units of its own."""
+        return within("", 1, self.block.unit_table(), "block")
 
     def carry_table(self, batch: int) -> Any:
         """The block's, with a leading axis `layer`."""

@@ -16,6 +16,7 @@ from gam_jax.ops.linear import by_rows, linear
 from gam_jax.ops.memory import memory_read
 from gam_jax.ops.sparse_memory import sparse_read
 from gam_jax.params import Param, Params, Table, fan_in, normal, uniform, zeros
+from gam_jax.units import Part, Unit, UnitTable
 from sharding import collectives, residual
 from sharding.axes import Axes
 from sharding.bounds import Count, Size, check_bounds
@@ -39,6 +40,8 @@ class GAM(Layer):
       kernel: K, taps of the convolution.
       dilation: tokens between two taps; 1 in the paper.
       top: each token reads its `top` best slots alone; 0 for all, as in the paper.
+      slot_bias: whether each slot's score has a learned bias, 0 at first. With it, copies of slots
+        share what their original weighed.
       offset: the carry also holds an offset [B, D] of the queries to the bank, 0 unless a start is
         learned: what makes streams of a bank differ (see `ParScale`), which keeps no state.
       variant: "full"; or the paper's ablations, all without gates: "sum" (conv + read),
@@ -52,6 +55,7 @@ class GAM(Layer):
     top: Count = 0
     variant: str = "full"
     offset: bool = False
+    slot_bias: bool = False
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -59,6 +63,9 @@ class GAM(Layer):
             raise ValueError(f"GAM.variant '{self.variant}' is not one of {', '.join(VARIANTS)}")
         if self.top > self.slots:
             raise ValueError(f"GAM.top {self.top} is not from 0 (all) to GAM.slots = {self.slots}")
+
+        if self.slot_bias and (self.top or not self._reads):
+            raise ValueError("GAM.slot_bias is of a read of all slots: leave out top and 'local'")
 
     @property
     def _convolves(self) -> bool:
@@ -82,10 +89,36 @@ class GAM(Layer):
         if self._reads:
             xavier = uniform((6 / (self.slots + width)) ** 0.5)
             table["memory"] = Param((self.slots, width), ("slot", "embed"), xavier)
+        if self.slot_bias:
+            table["slot_bias"] = Param((self.slots,), ("slot",), zeros, decay=False)
         if self.variant == "full":
             table["gate"] = Param((width, 2, width), ("embed", None, "channel"), fan_in(width))
             table["gate_bias"] = Param((2, width), (None, "channel"), fan_in(width), decay=False)
         return table
+
+    def unit_table(self) -> UnitTable:
+        """slots: keys and values at once, in a softmax; none where nothing is read."""
+        if not self._reads:
+            return {}
+        bias = (Part("slot_bias", 0),) if self.slot_bias else ()
+        reason = "" if bias else "a softmax without slot_bias weighs them"
+        fixed = "a token reads its best slots alone" if self.top else ""
+        return {
+            "slots": Unit(
+                (Part("memory", 0),), logits=bias, equal=reason, fixed=fixed, unweighed=reason
+            )
+        }
+
+    def with_units(self, name: str, size: int) -> GAM:
+        """With so many slots."""
+        if name == "slots":
+            return dataclasses.replace(self, slots=size)
+        return super().with_units(name, size)
+
+    def silent(self) -> tuple[str, ...]:
+        """The bank and the convolution."""
+        convolution = ("conv", "conv_bias") if self._convolves else ()
+        return (*convolution, "memory") if self._reads else convolution
 
     def carry_table(self, batch: int) -> Any:
         """The inputs before the next token that it sees [B, H, D], H = (K-1) * dilation.
@@ -138,7 +171,7 @@ class GAM(Layer):
             pathways.append(local.reshape(flat.shape[0], -1))
         if self._reads:
             queries = flat if offset is None else self._moved(x, offset, axes.of("slot"))
-            pathways.append(self._read(queries, params["memory"], axes.of("slot"), channels))
+            pathways.append(self._read(queries, params, axes.of("slot"), channels))
         if logits is not None:
             logits = logits.reshape(flat.shape[0], -1)
             gates = jnp.split(jax.nn.sigmoid(logits), 2, axis=1)
@@ -152,10 +185,11 @@ class GAM(Layer):
         offset = collectives.as_varying(offset, slots) if slots else offset
         return (x + offset.astype(x.dtype)[:, None]).reshape(-1, x.shape[-1])
 
-    def _read(self, x: Array, bank: Array, slots: str | None, channels: str | None) -> Array:
+    def _read(self, x: Array, params: Params, slots: str | None, channels: str | None) -> Array:
+        bank = params["memory"]
         if self.top:
             return sparse_read(x, bank, self.top, slots, channels)
-        return memory_read(x, bank, slots, channels)
+        return memory_read(x, bank, slots, channels, bias=params.get("slot_bias"))
 
 
 def _gate_logits(params: Params, x: Float[Array, "N D"]) -> tuple[Array, Array]:

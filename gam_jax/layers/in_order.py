@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 from gam_jax.layers.base import WHOLE, Carry, Layer, inherit, told
 from gam_jax.nested import with_held
 from gam_jax.params import Params, Table
+from gam_jax.units import UnitTable, joined, within
 from sharding import zero
 from sharding.axes import Axes
 from sharding.bounds import Rate, Size, check_bounds
@@ -47,6 +48,12 @@ class InOrder(Layer):
     def table(self) -> Table:
         """That of each layer, by its name."""
         return {name: layer.table() for name, layer in self.named.items()}
+
+    def unit_table(self) -> UnitTable:
+        """Those of each layer; the width where all have it."""
+        before = "layers." if hasattr(self, "layers") else ""
+        named = self.named.items()
+        return joined(*(within(n, 0, each.unit_table(), f"{before}{n}") for n, each in named))
 
     def carry_table(self, batch: int) -> Any:
         """That of each layer, by its name."""

@@ -19,6 +19,7 @@ from gam_jax.ops.norm import rms_norm, unit_norm
 from gam_jax.ops.rotary import Positions, rotary
 from gam_jax.ops.scan import memory_scan
 from gam_jax.params import Initializer, Param, Params, Table, fan_in, ones, zeros
+from gam_jax.units import ALL_CHANNELS, WIDTH, Part, Unit, UnitTable
 from sharding import collectives, residual
 from sharding.axes import Axes
 from sharding.bounds import Count, NotNegative, Size, check_bounds
@@ -241,6 +242,34 @@ class LinearMemory(Layer):
             if self.gate_bias:
                 table["gate_bias"] = Param((heads, values), bias, taken, decay=False)
         return table
+
+    def unit_table(self) -> UnitTable:
+        """groups, each of a query, a key and the memories that they serve."""
+        served, table = self.heads // self.groups, self.table()
+        by_head = ("w_beta", "w_decay", "w_decay_out", "w_gate", "w_gate_out")
+        places = dict.fromkeys(by_head, (1, served)) | {"w_qkv": (1, 1), "conv": (1, 1)}
+        places |= dict.fromkeys(("decay_bias", "a_log", "gate_bias"), (0, served))
+        made = tuple(Part(name, *places[name]) for name in places if name in table)
+        names = ("w_qkv", "w_beta", "w_decay", "w_decay_in", "w_gate", "w_gate_in")
+        into = tuple(Part(name, 0) for name in names if name in table)
+        fixed = self.recipe.decay == "fixed"
+        first = "the decay of a head is that of its number" if fixed else ""
+        return {
+            "groups": Unit(made, (Part("w_out", 1, served),), first=first),
+            WIDTH: Unit((Part("w_out", 0),), into, equal=ALL_CHANNELS),
+        }
+
+    def with_units(self, name: str, size: int) -> LinearMemory:
+        """With so many groups, or channels; keys and values of a head stay."""
+        held = dataclasses.replace(self, key_width=self.keys, value_width=self.values)
+        if name == "groups":
+            heads, groups = size * (self.heads // self.groups), size if self.key_heads else 0
+            return dataclasses.replace(held, heads=heads, key_heads=groups)
+        return Layer.with_units(held, name, size)
+
+    def silent(self) -> tuple[str, ...]:
+        """w_out."""
+        return ("w_out",)
 
     def carry_table(self, batch: int) -> Any:
         """state [B, H, K, N]; conv, inputs before the next token; a position where keys turn."""

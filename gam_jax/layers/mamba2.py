@@ -18,6 +18,7 @@ from gam_jax.ops.documents import segments
 from gam_jax.ops.linear import by_rows, linear, transposed_flat
 from gam_jax.ops.scan import memory_scan
 from gam_jax.params import Param, Params, Table, fan_in, ones, zeros
+from gam_jax.units import ALL_CHANNELS, WIDTH, Part, Unit, UnitTable
 from sharding import collectives, residual
 from sharding.axes import Axes
 from sharding.bounds import Count, NotNegative, Size, check_bounds
@@ -160,6 +161,30 @@ class Mamba2(Layer):
             begins = fan_in(heads * self.head)
             table["b_out"] = Param((width,), ("embed",), begins, decay=False)
         return table
+
+    def unit_table(self) -> UnitTable:
+        """heads, of which groups stay equal; a norm's groups see all of theirs."""
+        table = self.table()
+        places = {"w_zx": 2, "w_dt": 1, "conv_x": 1, "b_zx": 1}
+        names = ("dt_bias", "a_log", "skip", "norm", "conv_x_bias", "b_dt")
+        places |= dict.fromkeys(names, 0)
+        made = tuple(Part(name, dim) for name, dim in places.items() if name in table)
+        reason = "" if self.norm == "none" else "its norm sees all heads of a group"
+        heads = Unit(made, (Part("w_out", 1),), within=self.groups, equal=reason, unweighed=reason)
+        outward = (Part("w_out", 0), *((Part("b_out", 0),) if self.out_bias else ()))
+        into = tuple(Part(name, 0) for name in ("w_zx", "w_bc", "w_dt"))
+        return {"heads": heads, WIDTH: Unit(outward, into, equal=ALL_CHANNELS)}
+
+    def with_units(self, name: str, size: int) -> Mamba2:
+        """With so many heads, or channels of the stream."""
+        if name == "heads":
+            return dataclasses.replace(self, inner=size * self.head)
+        inner = self.heads * self.head
+        return dataclasses.replace(super().with_units(name, size), inner=inner)
+
+    def silent(self) -> tuple[str, ...]:
+        """w_out, and its bias."""
+        return ("w_out", "b_out") if self.out_bias else ("w_out",)
 
     def carry_table(self, batch: int) -> Any:
         """The K-1 inputs of the convolutions [B, K-1, H P] and [B, K-1, 2 G N]; S [B, H, N, P]."""

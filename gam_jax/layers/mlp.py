@@ -14,6 +14,7 @@ from gam_jax.ops.activation import gelu
 from gam_jax.ops.dropout import dropout
 from gam_jax.ops.linear import by_rows, linear, linear_transposed
 from gam_jax.params import Param, Params, Table, fan_in
+from gam_jax.units import ALL_CHANNELS, WIDTH, Part, Unit, UnitTable
 from sharding import residual
 from sharding.axes import Axes
 from sharding.bounds import Count, Positive, Rate, Size, check_bounds
@@ -71,8 +72,7 @@ class MLP(Layer):
 
     def table(self) -> Table:
         """w_in [D, F] and b_in [F], w_out [D, F] and b_out [D]; gated: w_gate, b_gate as w_in."""
-        width = known(self.width, "width", self)
-        hidden = self.hidden or self.expansion * width
+        width, hidden = known(self.width, "width", self), self.size
         table: dict[str, Param] = {}
         for name in self.inward:
             table[f"w_{name}"] = Param((width, hidden), ("embed", "ffn"), fan_in(width))
@@ -82,6 +82,32 @@ class MLP(Layer):
         if self.bias:
             table["b_out"] = Param((width,), ("embed",), fan_in(hidden), decay=False)
         return table
+
+    @property
+    def size(self) -> int:
+        """F."""
+        return self.hidden or self.expansion * known(self.width, "width", self)
+
+    def unit_table(self) -> UnitTable:
+        """hidden: column j of the maps inward makes unit j, column j of w_out takes it."""
+        biases = tuple(Part(f"b_{name}", 0) for name in self.inward if self.bias)
+        into = tuple(Part(f"w_{name}", 0) for name in self.inward)
+        made = tuple(Part(f"w_{name}", 1) for name in self.inward)
+        outward = (Part("w_out", 0), *((Part("b_out", 0),) if self.bias else ()))
+        return {
+            "hidden": Unit((*made, *biases), (Part("w_out", 1),)),
+            WIDTH: Unit(outward, into, equal=ALL_CHANNELS),
+        }
+
+    def with_units(self, name: str, size: int) -> MLP:
+        """With so many hidden units, or channels."""
+        if name == "hidden":
+            return dataclasses.replace(self, hidden=size)
+        return dataclasses.replace(super().with_units(name, size), hidden=self.size)
+
+    def silent(self) -> tuple[str, ...]:
+        """w_out, and its bias."""
+        return ("w_out", "b_out") if self.bias else ("w_out",)
 
     def __call__(
         self,

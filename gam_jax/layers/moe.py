@@ -16,7 +16,8 @@ from gam_jax.layers.mlp import MLP
 from gam_jax.ops import dispatch, grouped, routing
 from gam_jax.ops.dropout import draw, dropout
 from gam_jax.ops.linear import linear
-from gam_jax.params import Param, Params, Table, fan_in, normal, stack, zeros
+from gam_jax.params import Param, Params, Table, fan_in, names_of, normal, stack, zeros
+from gam_jax.units import ALL_CHANNELS, WIDTH, Part, Unit, UnitTable, joined, within
 from sharding import collectives, residual
 from sharding.axes import Axes
 from sharding.bounds import Count, Rate, Size, check_bounds
@@ -203,6 +204,64 @@ class MoE(Layer):
         if self.shared_gate:
             table["shared_gate"] = Param((width,), ("embed",), fan_in(width))
         return table
+
+    def unit_table(self) -> UnitTable:
+        """experts, of which `chosen` grow alike; hidden units of each, and of the shared one."""
+        experts = (Part(f"experts/{name}", 0) for name in names_of(self.ffn.table()))
+        vectors = [
+            Part(name, 0) for name in ("router_bias", "balance_bias") if name in self.table()
+        ]
+        found = {
+            "experts": Unit(
+                (*experts, Part("router", 1), *vectors),
+                equal="a token goes to its best experts",
+                fixed=self._uncopied,
+                unweighed="a token goes to its best experts",
+                alike=self.chosen,
+                alike_name="chosen",
+            )
+        }
+        wide = [{WIDTH: Unit((), (Part("router", 0),), equal=ALL_CHANNELS)}]
+        inner = within("experts", 1, self.ffn.unit_table(), "")
+        found["hidden"], wide = inner["hidden"], [*wide, {WIDTH: inner[WIDTH]}]
+        if self.shared:
+            shared = within("shared", 0, self.shared_ffn.unit_table(), "")
+            found["shared"], wide = shared["hidden"], [*wide, {WIDTH: shared[WIDTH]}]
+        if self.shared_gate:
+            wide.append({WIDTH: Unit((), (Part("shared_gate", 0),), equal=ALL_CHANNELS)})
+        return found | joined(*wide)
+
+    @property
+    def _uncopied(self) -> str:
+        """Why experts cannot be copied; empty where they can."""
+        router = self.router
+        if self._by_expert or self.capacity.factor:
+            return "each takes so many tokens alone"
+        if router.chosen_groups not in (0, router.groups):
+            return "a token chooses among the experts of its best groups"
+        if router.bias_step and router.score == "softmax":
+            return "their balance is beside probabilities, which copies share"
+        if router.score == "sigmoid" and not router.renormalise:
+            return "the scores of a token's experts are added up"
+        return ""
+
+    def with_units(self, name: str, size: int) -> MoE:
+        """With so many experts (and as many more chosen), hidden units, or channels."""
+        shared = self.shared_ffn.size if self.shared else 0
+        if name == "experts":
+            chosen = max(self.chosen * size // self.experts, 1)
+            return dataclasses.replace(self, experts=size, chosen=chosen)
+        if name == "hidden":
+            ffn = self.ffn.with_units("hidden", size)
+            return dataclasses.replace(self, ffn=ffn, shared_hidden=shared)
+        if name == "shared":
+            return dataclasses.replace(self, shared_hidden=size)
+        return dataclasses.replace(super().with_units(name, size), shared_hidden=shared)
+
+    def silent(self) -> tuple[str, ...]:
+        """That of all feed-forwards."""
+        shared = [f"shared/{name}" for name in self.ffn.silent()] if self.shared else []
+        return (*(f"experts/{name}" for name in self.ffn.silent()), *shared)
 
     def carry_table(self, batch: int) -> Any:
         """routed: sums for losses and measures; filled: what is taken of a span, with capacity."""

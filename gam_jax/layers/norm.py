@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float
 from gam_jax.layers.base import WHOLE, Layer, known
 from gam_jax.ops.norm import layer_norm, rms_norm
 from gam_jax.params import Param, Params, Table, ones, zeros
+from gam_jax.units import ALL_CHANNELS, WIDTH, Part, Unit, UnitTable
 from sharding.axes import Axes
 from sharding.bounds import NotNegative, Size
 
@@ -32,6 +33,10 @@ class LayerNorm(Layer):
             "scale": Param((width,), ("embed",), ones, decay=False),
             "bias": Param((width,), ("embed",), zeros, decay=False),
         }
+
+    def unit_table(self) -> UnitTable:
+        """The width."""
+        return {WIDTH: Unit((Part("scale", 0), Part("bias", 0)), equal=ALL_CHANNELS)}
 
     def __call__(
         self,
@@ -67,6 +72,10 @@ class RMSNorm(Layer):
         return {
             "scale": Param(shape, ("embed",), zeros if self.centred else ones, decay=False),
         }
+
+    def unit_table(self) -> UnitTable:
+        """The width."""
+        return {WIDTH: Unit((Part("scale", 0),), equal=ALL_CHANNELS)}
 
     def __call__(
         self,

@@ -13,6 +13,7 @@ from gam_jax.layers.base import WHOLE, Carry, Layer, inherit
 from gam_jax.layers.block import Stack
 from gam_jax.layers.in_order import InTurn
 from gam_jax.params import Params, Table
+from gam_jax.units import UnitTable, joined, within
 from sharding.axes import Axes
 from sharding.bounds import Rate, Size, check_bounds
 
@@ -97,6 +98,16 @@ class Pattern(Layer):
     def table(self) -> Table:
         """That of each run, by its number."""
         return self.runs.table()
+
+    def unit_table(self) -> UnitTable:
+        """Those of each of the unlike layers, cut alike wherever it stands."""
+        found = []
+        for number, run in enumerate(runs_of(self.order)):
+            for place, kind in enumerate(run.period):
+                prefix = f"{number}/{place}" if len(run.period) > 1 else str(number)
+                units = self.layers[kind].unit_table()
+                found.append(within(prefix, 1, units, f"layers.{kind}"))
+        return joined(*found)
 
     def carry_table(self, batch: int) -> Any:
         """That of each run, by its number."""

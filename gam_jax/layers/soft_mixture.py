@@ -13,7 +13,8 @@ from jaxtyping import Array, Bool, Float
 from gam_jax.layers.attention import Attention
 from gam_jax.layers.base import WHOLE, Carry, Layer, inherit, known, told
 from gam_jax.layers.latent_attention import LatentAttention
-from gam_jax.params import Param, Params, Table, normal, stack
+from gam_jax.params import Param, Params, Table, names_of, normal, stack
+from gam_jax.units import ALL_CHANNELS, WIDTH, Part, Unit, UnitTable, joined, within
 from sharding.axes import Axes
 from sharding.bounds import Rate, Size, check_bounds
 
@@ -71,6 +72,45 @@ class SoftMixture(Layer):
             "shared": shared,
             "experts": stack(own, self.experts),
         }
+
+    def unit_table(self) -> UnitTable:
+        """experts; and those of the layer inside, cut alike in all."""
+        reason = "a softmax without a bias weighs them"
+        own = [name for name in names_of(self.inner.table()) if not self.is_shared(name)]
+        made = (*(Part(f"experts/{name}", 0) for name in own), Part("router", 1))
+        experts = Unit(made, equal=reason, unweighed=reason)
+        router = {WIDTH: Unit((), (Part("router", 0),), equal=ALL_CHANNELS)}
+        inner = {
+            name: self._placed(unit)
+            for name, unit in within("", 0, self.inner.unit_table(), "inner").items()
+        }
+        return {"experts": experts, **joined(inner, router)}
+
+    def _placed(self, unit: Unit) -> Unit:
+        """A unit of the layer inside, where its parameters are here."""
+
+        def moved(part: Part) -> Part:
+            if self.is_shared(part.name):
+                return dataclasses.replace(part, name=f"shared/{part.name}")
+            return dataclasses.replace(part, name=f"experts/{part.name}", dim=part.dim + 1)
+
+        makes, takes, logits = (
+            tuple(map(moved, parts)) for parts in (unit.makes, unit.takes, unit.logits)
+        )
+        return dataclasses.replace(unit, makes=makes, takes=takes, logits=logits, lead=0)
+
+    def with_units(self, name: str, size: int) -> SoftMixture:
+        """With so many experts, or channels."""
+        if name == "experts":
+            return dataclasses.replace(self, experts=size)
+        return super().with_units(name, size)
+
+    def silent(self) -> tuple[str, ...]:
+        """That of the layer inside, in all."""
+        return tuple(
+            f"{'shared' if self.is_shared(name) else 'experts'}/{name}"
+            for name in self.inner.silent()
+        )
 
     def carry_table(self, batch: int) -> Any:
         """The inner layer's, with a leading axis of experts if keys are not shared."""

@@ -200,9 +200,11 @@ class APNet(Model):
     def objective(
         self, params: Params, batch: Batch, axes: Axes = WHOLE, *, key: Array | None = None
     ) -> tuple[Float[Array, ""], float, Measures]:
-        """The weighted sum of the losses; the mean error of phases; log-spectral distance in dB.
+        """The weighted sum of the losses; errors of phases; log-spectral distance in dB.
 
-        The error of phases is weighed by amplitude, since silence has no phase.
+        Errors are weighed by amplitude, since silence has no phase: "phase_error" of the phases
+        themselves, "frequency_error" of their differences from a frame to the next. No mel tells
+        when a pure tone began, so that its phase can only be guessed, its frequency not.
         """
         target, weights = self.spectrum_of(batch["audio"]), batch["weights"]
         mel = self.mel_of(target)
@@ -211,16 +213,17 @@ class APNet(Model):
         total = jnp.sum(weights * sum(parts.values()))
         size = jnp.abs(target)
         phases = spectra.phase_of(target.real, target.imag)
-        off = spectra.anti_wrapped(spoken.phase - phases)
-        error = jnp.sum(off * size, (1, 2)) / jnp.sum(size + 1e-9, (1, 2))
+        off = spoken.phase - phases
+        told = {
+            "phase_error": _weighed(spectra.anti_wrapped(off), size),
+            "frequency_error": _weighed(spectra.anti_wrapped(jnp.diff(off, axis=1)), size[:, 1:]),
+        }
         again = spectra.log_amplitude(self.spectrum_of(spoken.audio))
         decibels = 20 / np.log(10) * (again - spectra.log_amplitude(target))
         distance = jnp.mean(jnp.sqrt(jnp.mean(jnp.square(decibels), -1) + 1e-12), -1)
         count = jnp.sum(weights)
-        return total, 0.0, self._told({"phase_error": error, "lsd": distance}, weights, count)
-
-    def _told(self, each: dict[str, Array], weights: Array, count: Array) -> Measures:
-        return {name: (jnp.sum(x * weights), count) for name, x in each.items()}
+        each = {**told, "lsd": distance}
+        return total, 0.0, {name: (jnp.sum(x * weights), count) for name, x in each.items()}
 
     def loss_parts(
         self, spoken: Spoken, target: Complex[Array, "B T F"], mel: Float[Array, "B T mels"]
@@ -243,3 +246,8 @@ class APNet(Model):
             "spectrum": self.spectrum * (loose + 2.25 * parts),
             "mel": self.mel * jnp.mean(jnp.abs(again - mel), both),
         }
+
+
+def _weighed(x: Array, weights: Array) -> Array:
+    """The mean over frames and bins, [B]."""
+    return jnp.sum(x * weights, (1, 2)) / jnp.sum(weights + 1e-9, (1, 2))

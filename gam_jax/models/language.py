@@ -45,6 +45,7 @@ from gam_jax.ops.cross_entropy import capped, token_losses, token_scores
 from gam_jax.ops.dropout import dropout
 from gam_jax.ops.vocabulary import embed, padded_rows
 from gam_jax.params import Param, Params, Table
+from gam_jax.units import ALL_CHANNELS, WIDTH, Part, Unit, UnitTable, joined, within
 from sharding import collectives, residual
 from sharding.axes import Axes
 from sharding.bounds import Count, NotNegative, Rate, Share, Size
@@ -148,6 +149,24 @@ class LanguageModel(Model):
             shape, axes = (self.context, self.width), ("position", "embed")
             table["positions"] = Param(shape, axes, tables.normal(std))
         return table
+
+    def unit_table(self) -> UnitTable:
+        """Those of its blocks; the width where all of it can be copied. None of streams."""
+        if self.streams > 1:
+            return {}
+        made = [Part("embedding", 1), *([Part("positions", 1)] if self.context else [])]
+        tied = "the head is the embedding, which both makes and takes it" if self.tied else ""
+        head = () if self.tied else (Part("head", 1),)
+        own = {WIDTH: Unit(tuple(made), head, equal=ALL_CHANNELS, fixed=tied)}
+        blocks = within("blocks", 0, self.stack.unit_table(), "")
+        return joined(blocks, within("final_norm", 0, self.norm.unit_table(), "norm"), own)
+
+    def with_units(self, name: str, size: int) -> LanguageModel:
+        """With so many channels of the residual stream."""
+        if name != WIDTH:
+            raise KeyError(f"a language model has no units '{name}'")
+        inner = {field: getattr(self, field).with_units(WIDTH, size) for field in ("block", "norm")}
+        return dataclasses.replace(self, width=size, **inner)
 
     def batch_axes(self) -> dict[str, tuple[str | None, ...]]:
         """inputs, targets and weights, each [rows, tokens]; packed, starts too."""

@@ -14,6 +14,7 @@ def memory_read(
     bank: Float[Array, "M D"],
     slots: str | None = None,
     channels: str | None = None,
+    bias: Float[Array, M] | None = None,
 ) -> Float[Array, "N D"]:
     """softmax(x bank^T) bank: each row of x retrieves a mixture of slots.
 
@@ -26,11 +27,14 @@ def memory_read(
       slots: mesh axis that splits the slots. The softmax is completed with a maximum and a sum
         over it, and the retrieval is summed over it.
       channels: mesh axis that splits the result: each device keeps its own channels.
+      bias: added to the scores, of this device's slots; None for none, as in the paper.
 
     Returns:
       The retrieval in the dtype of x; softmax in float32.
     """
     scores = linear_transposed(x, bank, jnp.float32)
+    if bias is not None:
+        scores = scores + bias.astype(scores.dtype)
     top = collectives.pmax(jnp.max(scores, axis=-1, keepdims=True), slots)
     weights = jnp.exp(scores - top)
     total = collectives.psum(jnp.sum(weights, axis=-1, keepdims=True), slots)

@@ -97,7 +97,7 @@ VARIANTS = {
     "sparse": {"block": Block(GAM(slots=16, top=3))},
     "sum": {"block": Block(GAM(slots=16, variant="sum"))},
     "local": {"block": Block(GAM(variant="local"))},
-    "global": {"block": Block(GAM(slots=16, variant="global"))},
+    "global": {"block": Block(GAM(slots=16, variant="global", slot_bias=True))},
 }
 
 PLAIN = Attention(heads=4, context=64)

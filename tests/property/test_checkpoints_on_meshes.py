@@ -142,7 +142,11 @@ def test_a_layout_restores_what_another_saved(source, target):
     ("source", "target"),
     [
         ((((2, 2, 2), 1, 1), "weights:2,gradients:4,state:8"), (((4, 2), 1, 1), "state:2")),
-        ((((2, 2), 1, 2), "weights:4,secondary:2"), (((8, 1), 1, 1), "weights:1,state:8")),
+        pytest.param(
+            (((2, 2), 1, 2), "weights:4,secondary:2"),
+            (((8, 1), 1, 1), "weights:1,state:8"),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=str,
 )

@@ -88,7 +88,7 @@ def test_weights_are_rounded_part_by_part_and_gradients_go_straight_through(case
     assert_leaves_close(gradients(placed), gradients(layout_of(ONE), there), 1e-4)
 
 
-@pytest.mark.parametrize("case", slow_unless_chosen([(case,) for case in ALONE], [(CASES[0],)]))
+@pytest.mark.parametrize("case", slow_unless_chosen([(case,) for case in ALONE], []))
 def test_gradients_of_matrices_and_vectors_are_one_mean(case):
     """A scale that only one of two ways has would show here, and not in a run of Adam."""
     placed = layout(case)
@@ -110,7 +110,9 @@ def test_a_second_copy_is_gathered_in_the_same_numbers():
     jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(
+    "case", slow_unless_chosen([(case,) for case in CASES], [(CASES[2],), (CASES[4],)])
+)
 def test_what_is_sent_is_the_formula(case):
     placed = layout(case)
     wanted = totals(step_traffic(MODEL, placed, 16, 32, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pathlib
 
@@ -12,7 +13,7 @@ import pytest
 
 from gam_jax.data import Sounds
 from gam_jax.layers.delayed import streamed
-from gam_jax.models.apnet import APNet
+from gam_jax.models.apnet import APNet, Spoken
 from gam_jax.ops.spectrum import anti_wrapped
 from gam_jax.params import abstract_params, count_params, init_params, path_name
 from sharding.errors import UserError
@@ -100,8 +101,6 @@ def test_losses_are_least_at_the_sound_itself_and_their_gradients_are_finite(rel
     mel = model.mel_of(target)
 
     def losses(spectrum):
-        from gam_jax.models.apnet import Spoken
-
         logs = jnp.log(jnp.abs(spectrum) + 1e-5)
         phase = jnp.angle(spectrum)
         return model.loss_parts(Spoken(logs, phase, model.sound_of(spectrum)), target, mel)
@@ -116,6 +115,24 @@ def test_losses_are_least_at_the_sound_itself_and_their_gradients_are_finite(rel
     batch = {"audio": audio * np.array([[1.0], [0.0]], np.float32), "weights": np.ones(2)}
     slopes = jax.jit(jax.grad(lambda p: model.objective(p, batch)[0]))(params)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(slopes))
+
+
+def test_errors_of_phases_weigh_loud_places_and_change_sees_no_constant():
+    """A phase that is off by 0.5 everywhere is off by nothing from a frame to the next."""
+    audio = np.random.default_rng(2).normal(size=(1, 64)).astype(np.float32)
+    target = TINY.spectrum_of(jnp.asarray(audio))
+
+    class Turned(APNet):
+        def __call__(self, params, mel, axes=None):
+            logs, phase = jnp.log(jnp.abs(target) + 1e-5), jnp.angle(target) + 0.5
+            return Spoken(logs, phase, self.sound_of(target))
+
+    model = Turned(**{f.name: getattr(TINY, f.name) for f in dataclasses.fields(TINY)})
+    _, _, told = model.objective({}, {"audio": jnp.asarray(audio), "weights": jnp.ones(1)})
+    means = {name: float(x / count) for name, (x, count) in told.items()}
+    assert means["phase_error"] == pytest.approx(0.5, rel=1e-4)
+    assert means["frequency_error"] < 1e-5
+    assert means["lsd"] < 1e-2
 
 
 @pytest.mark.parametrize(
