@@ -2,7 +2,8 @@
 
   gam audit --emulate=8 --mesh=data=2,seq=2,tensor=2
   gam audit --emulate=64 --mesh=data=64 --config.parallel.preset=fully_sharded
-  gam audit --emulate=8 --mesh=data=2x2x2 --config.parallel.shards=weights:2,gradients:4,state:8
+  gam audit --emulate=8 --mesh=data=2x2x2 \\
+    --config.parallel.shards=weights:2,gradients:4,state:8
   gam audit --topology=v5e:4x4 --config.parallel.preset=fully_sharded
 
 Nothing is trained: the step is lowered for the mesh, its collectives are counted in its jaxpr
