@@ -264,10 +264,8 @@ class Tiles:
         self, ends: tuple[Any, Any] | None, body: Callable[..., Any], state: Any
     ) -> Any:
         """Runs `state = body(j, state)` for the blocks j of keys that `seen` gives."""
-        if ends is None:
-            return body(0, state)
-        with products.turns(self.counted):
-            return lax.fori_loop(*ends, body, state)
+        with products.turns(1 if ends is None else self.counted):
+            return body(0, state) if ends is None else lax.fori_loop(*ends, body, state)
 
     def column(self, x: Array | PagedKeys, j: Any) -> Array:
         """Block j of [B, G, S, ...] as [B, G, columns, ...].

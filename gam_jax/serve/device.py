@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -29,6 +29,7 @@ from sharding.bounds import Count, Size, check_number
 from sharding.errors import UserError
 from sharding.layout import Layout
 from sharding.mesh import make_mesh
+from sharding.products import Flops, product_flops
 
 WIDTHS = (256, 64, 16, 4, 1)
 """Of the blocks of a prompt."""
@@ -136,7 +137,7 @@ class Device:
         self._start = jax.jit(self._empty_row, out_shardings=self._own_lies)()
         self._across = len({device.process_index for device in layout.mesh.devices.flat}) > 1
         self._compiled: dict[str, Any] = {}
-        self._lowered: dict[str, Callable[[], Any]] = {}
+        self._traced: dict[str, Callable[[], Any]] = {}
         self._tops = np.full(rows, -1)
         words = np.full((rows, -(-vocab // 32)), 2**32 - 1, np.uint32)
         self._any, self._no = (_placed(x, whole) for x in (words, NO))
@@ -154,16 +155,20 @@ class Device:
 
     def compile(self) -> tuple[str, ...]:
         """Compiles every program that there is, and returns their names."""
-        self._compiled = {name: lower().compile() for name, lower in self._lowered.items()}
+        self._compiled = {name: trace().lower().compile() for name, trace in self._traced.items()}
         return tuple(self._compiled)
 
     def memory(self, name: str) -> Any:
         """What a program needs, as XLA counts it; it need not be compiled yet."""
-        program = self._compiled.get(name) or self._lowered[name]().compile()
+        program = self._compiled.get(name) or self._traced[name]().lower().compile()
         return program.memory_analysis()
 
+    def flops(self, name: str, scopes: Collection[str] = ()) -> Flops:
+        """Operations in a program's products on one device, see `sharding.products`."""
+        return product_flops(self._traced[name]().jaxpr.jaxpr, scopes)
+
     def _plan(self) -> None:
-        """Says how each program is lowered."""
+        """Says how each program is traced."""
         sizes, programs = self.sizes, self._programs
         states = programs.state_specs
         own, pools = self._rows.parted(self._rows.specs(()))
@@ -190,7 +195,7 @@ class Device:
         if self._across:
             whole = NamedSharding(self._rows.layout.mesh, WHOLE)
             gathered = jax.jit(lambda saved: saved, out_shardings=[whole] * len(self._start))
-            self._lowered["gather"] = lambda: gathered.lower(self._start)
+            self._traced["gather"] = lambda: gathered.trace(self._start)
         if sizes.page:
             page = self._rows.parted(self._rows.page_shapes)[1], pools
             self._build("copy a page", programs.copy_page, states, row, row)
@@ -220,7 +225,7 @@ class Device:
         )
         given = (self._state, *(array for array, _ in rest))
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), given)
-        self._lowered[name] = lambda: jitted.lower(*shapes)
+        self._traced[name] = lambda: jitted.trace(*shapes)
 
     def seat(
         self,

@@ -30,6 +30,8 @@ from gam_jax.serve.rows import Rows
 from sharding import collectives
 
 WHOLE = PartitionSpec()
+SCORES = "scores"
+"""The scope of what a block of a prompt costs only where it is scored."""
 
 
 @flax.struct.dataclass
@@ -219,8 +221,9 @@ class Programs:
         )
 
         def scores() -> Any:
-            found = log_probs_of(self.model.logits(params, hidden, axes), follows, MOST_TOP)
-            return jax.tree.map(lambda x: x[0], found)
+            with jax.named_scope(SCORES):
+                logits = self.model.logits(params, hidden, axes)
+            return jax.tree.map(lambda x: x[0], log_probs_of(logits, follows, MOST_TOP))
 
         def none() -> Any:
             top = jnp.zeros((tokens.shape[1], MOST_TOP), jnp.float32)
