@@ -22,6 +22,7 @@ import json
 import sys
 from typing import Any
 
+import jax
 from absl import flags
 from jax.sharding import NamedSharding, PartitionSpec
 from rich.table import Table as TextTable
@@ -50,10 +51,12 @@ from gam_jax.training.step import abstract_state, batch_specs, state_shardings
 from sharding import cost
 from sharding.degrees import Degrees
 from sharding.errors import UserError
+from sharding.host_memory import DEVICE, HOST, copied, on_host
 from sharding.layout import Layout, bytes_held
 from sharding.messages import Kind, Total, compiled_messages, messages_of, totals
 from sharding.topology import GPUS, TPUS, Topology, compiled, topology
 
+AWAY = "of it in the host's memory"
 LONGER = (1, 4, 16)
 """Multiples of the window at which traffic over split tokens is counted."""
 
@@ -166,6 +169,8 @@ def audit(
         "memory": state_memory(experiment, layout),
         "memory_by_formula": memory_by_formula(experiment, layout),
     }
+    if experiment.parallel.offload:
+        result["offload"] = copied_bytes(experiment, layout)
     if layout.degrees != Degrees():
         result["degrees"] = dataclasses.asdict(layout.degrees)
         result["in_a_step"] = dataclasses.asdict(step_bytes(experiment.model, layout))
@@ -234,6 +239,11 @@ def state_memory(experiment: Experiment, layout: Layout) -> dict[str, int]:
     if isinstance(state.opt_state, Mastered):
         master = bytes_held(state.opt_state.master, placed.opt_state.master)
         held["of it the float32 master copy"] = master
+    if experiment.parallel.offload:
+        leaves = zip(
+            jax.tree.leaves(state.opt_state), jax.tree.leaves(placed.opt_state), strict=True
+        )
+        held[AWAY] = sum(bytes_held(x, lies) for x, lies in leaves if on_host(lies))
     alone = state_bytes(model, experiment.optimizer, local=experiment.train.local).total
     return {**held, "both on one device alone": alone}
 
@@ -243,7 +253,16 @@ def memory_by_formula(experiment: Experiment, layout: Layout) -> dict[str, int]:
     local = experiment.train.local
     found = state_bytes(experiment.model, experiment.optimizer, layout, local)
     master = {"of it the float32 master copy": found.master} if found.master else {}
-    return {"parameters": found.parameters, "optimizer state": found.optimizer, **master}
+    away = {AWAY: found.host} if experiment.parallel.offload else {}
+    return {"parameters": found.parameters, "optimizer state": found.optimizer, **master, **away}
+
+
+def copied_bytes(experiment: Experiment, layout: Layout) -> dict[str, int]:
+    """Bytes that a step copies between a device and the host's memory, counted and by formula."""
+    step, state, batch = lowered(experiment, layout)
+    found = copied(jax.make_jaxpr(step)(state, batch).jaxpr)
+    away = state_bytes(experiment.model, experiment.optimizer, layout).host
+    return {"to_devices": found[DEVICE], "to_host": found[HOST], "each_by_formula": away}
 
 
 def argument_bytes(experiment: Experiment, layout: Layout) -> int:
@@ -255,7 +274,8 @@ def argument_bytes(experiment: Experiment, layout: Layout) -> int:
     whole = NamedSharding(layout.mesh, PartitionSpec())
     scalars = (state.step, state.key)
     held = bytes_held(batch, placed) + bytes_held(scalars, (whole, whole))
-    return state_bytes(model, experiment.optimizer, layout, settings.local).total + held
+    state_held = state_bytes(model, experiment.optimizer, layout, settings.local)
+    return state_held.total - state_held.host + held
 
 
 def longer_sequences(experiment: Experiment, layout: Layout) -> list[dict[str, int]]:
@@ -311,6 +331,13 @@ def _print(result: dict[str, Any]) -> None:
     print_table(memory)
     if "degrees" in result:
         _print_degrees(result["degrees"], result["in_a_step"])
+    if "offload" in result:
+        found = result["offload"]
+        print(
+            f"copied in a step: {found['to_devices']:,} bytes of moments to the device and "
+            f"{found['to_host']:,} back to the host's memory; by formula "
+            f"{found['each_by_formula']:,} each way"
+        )
     if "stages" in result:
         _print_stages(result["schedule"], result["stages"])
     if "topology" in result:

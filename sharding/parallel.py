@@ -10,6 +10,7 @@ from sharding.bounds import Size, check_bounds
 from sharding.degrees import TABLE, Degrees
 from sharding.degrees import parsed as parsed_degrees
 from sharding.errors import UserError, unknown
+from sharding.host_memory import share
 from sharding.overlap import OVERLAPS
 from sharding.pipeline.balance import parsed
 from sharding.pipeline.tables import ONE_F_ONE_B, check_schedule
@@ -59,6 +60,8 @@ class Parallel:
       shards: over how many devices of `data` weights, gradients and the optimizer's state are
         split, as "weights:2,gradients:4,state:8,secondary:1", in the place of what a word says;
         see `sharding.degrees`.
+      offload: which share of the optimizer's moments lies in the host's memory between steps: "all"
+        or a number, as "0.5"; empty for none; see `sharding.host_memory`.
     """
 
     preset: str = "data+sequence+tensor"
@@ -70,6 +73,7 @@ class Parallel:
     overlap: str = OVERLAPS[0]
     shards: str = ""
     bits: str = ""
+    offload: str = ""
 
     def __post_init__(self) -> None:
         check_bounds(self, "parallel")
@@ -96,6 +100,7 @@ class Parallel:
             used[WORDS[word]] = word
         self._check_overlap()
         parsed_bits(self.bits)
+        share(self.offload)
         if self.shards:
             parsed_degrees(self.shards)
             if (word := used.get("data", "data")) != "data":

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 
 Range = tuple[tuple[int, int], ...]
 """Beginning and end along each dimension."""
@@ -46,10 +47,16 @@ def from_host(
     for place, devices in own_ranges(shape, sharding).items():
         part = read(place)
         # Memory shared with NumPy could not be donated.
-        own = [jax.device_put(part, device, may_alias=False) for device in devices]
+        own = [jax.device_put(part, _on(device, sharding), may_alias=False) for device in devices]
         shards += jax.block_until_ready(own)
         del part
         gc.collect(0)  # until then JAX holds on to what it has copied
     if sharding is None:
         return shards[0]
     return jax.make_array_from_single_device_arrays(tuple(shape), sharding, shards)
+
+
+def _on(device: Any, sharding: Any) -> Any:
+    """Where a part goes: to the device, or to the memory beside it that the sharding names."""
+    kind = getattr(sharding, "memory_kind", None)
+    return device if kind is None else SingleDeviceSharding(device, memory_kind=kind)

@@ -112,7 +112,7 @@ def served(setting: Setting, rows: int) -> Numbers:
     device = Device(model, params, rows, **sizes)  # type: ignore[arg-type]
     device.compile()
     counted = Counted(device)
-    service = Service(counted, Settings(prefill_budget=LONGEST, snapshots=0))
+    service = Service(counted, Settings(prefill_budget=LONGEST, snapshots=0))  # type: ignore[arg-type]
     rng, lengths = np.random.default_rng(1), lengths_of(setting.scale)
     for number, length in enumerate(lengths):
         prompt = tuple(rng.integers(0, VOCAB, length).tolist())

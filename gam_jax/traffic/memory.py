@@ -23,6 +23,7 @@ from gam_jax.params import (
     stored_specs,
 )
 from gam_jax.traffic.sizes import FLOAT
+from sharding.host_memory import chosen, share
 from sharding.layout import Layout
 from sharding.quantised import coded_bytes
 
@@ -40,6 +41,7 @@ class StateBytes:
       moments: the optimizer's two averages of each parameter that it trains, of all workers there.
       meeting: what workers keep for when they meet, see `gam_jax.local.LocalState`.
       workers: how many are on the device.
+      host: of the moments, those that lie in the host's memory between steps.
     """
 
     parameters: int
@@ -47,6 +49,7 @@ class StateBytes:
     moments: int
     meeting: int = 0
     workers: int = 1
+    host: int = 0
 
     @property
     def optimizer(self) -> int:
@@ -78,7 +81,10 @@ def state_bytes(
     )
     own = {path_name(path) for path, _ in paths}
     moment = 2 * jnp.dtype(config.moments).itemsize
-    parameters = master = moments = meeting = 0
+    wanted = 0.0 if layout is None else share(layout.parallel.offload)
+    sizes = {path_name(path): math.prod(param.shape) for path, param in paths}
+    away = dict(zip(sizes, chosen([*sizes.values()], wanted), strict=True))
+    parameters = master = moments = meeting = host = 0
     workers = local.workers // (1 if layout is None else layout.mesh.shape["worker"])
     outer = FLOAT * (workers * local.delay + (local.momentum > 0))
     for path, param in jax.tree_util.tree_leaves_with_path(table, is_leaf=_is_param):
@@ -91,8 +97,9 @@ def state_bytes(
         meeting += used * outer
         if path_name(path) in own:
             moments += workers * used * moment
+            host += used * moment * away[path_name(path)]
             master += used * FLOAT * (param.dtype != FLOAT32)
-    return StateBytes(parameters, master, moments, meeting, workers)
+    return StateBytes(parameters, master, moments, meeting, workers, host)
 
 
 @dataclasses.dataclass(frozen=True)

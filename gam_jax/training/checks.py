@@ -65,6 +65,11 @@ def _check_workers(experiment: Experiment, layout: Layout) -> None:
         raise UserError(
             f"mesh axis pipe={layout.stages}: workers (train.local) have no stages: make it 1"
         )
+    if experiment.parallel.offload:
+        raise UserError(
+            f"parallel.offload={experiment.parallel.offload}: workers (train.local) need their "
+            f"moments in every step of a round: leave it out"
+        )
     if experiment.model.param_dtype != FLOAT32:
         raise UserError(
             f"model.param_dtype={experiment.model.param_dtype}: workers (train.local) meet in "

@@ -170,6 +170,7 @@ FREE_TO_CHANGE = {
     "parallel.speeds",
     "parallel.shards",
     "parallel.overlap",
+    "parallel.offload",
 }
 """Fields that do not change what a run computes, so they may differ when it is resumed."""
 

@@ -15,6 +15,7 @@ from gam_jax.master import like_params
 from gam_jax.models.base import Model, as_read
 from gam_jax.params import stacked_mask
 from gam_jax.training.step import TrainState, abstract_state, state_shardings
+from sharding.host_memory import fetched, returned
 from sharding.layout import Layout
 from sharding.pipeline import stages
 
@@ -49,7 +50,9 @@ def moves(
                 return change(x) if layers else x
 
             params = jax.tree.map(one, state.params, stacked)
-            return state.replace(params=params, opt_state=jax.tree.map(one, state.opt_state, kept))
+            opt_state = fetched(state.opt_state, before.opt_state)
+            opt_state = returned(jax.tree.map(one, opt_state, kept), after.opt_state)
+            return state.replace(params=params, opt_state=opt_state)
 
         return jax.jit(move, in_shardings=(before,), out_shardings=after)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
-from gam_jax.master import begun, like_params, put_first, updated
+from gam_jax.master import Mastered, begun, like_params, put_first, updated
 from gam_jax.models.base import (
     BATCH,
     TOKEN,
@@ -26,6 +27,7 @@ from gam_jax.models.base import (
 )
 from gam_jax.optimizer import trained
 from gam_jax.params import (
+    Param,
     Params,
     codings,
     gathered,
@@ -40,6 +42,7 @@ from gam_jax.params import (
 )
 from gam_jax.training.pipeline import through_stages
 from sharding import collectives, zero
+from sharding.host_memory import HOST, chosen, fetched, returned, share
 from sharding.layout import Layout
 
 Specs = dict[str, PartitionSpec]
@@ -87,7 +90,7 @@ def state_shardings(model: Model, optimizer: optax.GradientTransformation, layou
     """A NamedSharding for every leaf of a TrainState.
 
     Moments and the master lie as their parameters do, or split further where ZeRO splits the
-    optimizer's state.
+    optimizer's state; moments in the host's memory, as far as `parallel.offload` says.
     """
     model, layout = on_stages(model, layout)
     table = model.table()
@@ -97,8 +100,33 @@ def state_shardings(model: Model, optimizer: optax.GradientTransformation, layou
     opt_state = like_params(
         optimizer, abstract.opt_state, stored, lambda _: whole, lambda one: of_workers(one, layout)
     )
+    if goes := host_mask(optimizer, abstract.opt_state, table, layout):
+        opt_state = jax.tree.map(
+            lambda lies, host: lies.with_memory_kind(HOST) if host else lies, opt_state, goes
+        )
     params = shardings(param_specs(table, layout), layout)
     return abstract.replace(step=whole, params=params, opt_state=opt_state, key=whole)
+
+
+def host_mask(
+    optimizer: optax.GradientTransformation, opt_state: Any, table: Any, layout: Layout
+) -> Any:
+    """For each leaf of an optimizer's state whether it lies on the host; None if none does.
+
+    Arrays go whole, the largest first, until they hold the share that `parallel.offload` says.
+    """
+    wanted = share(layout.parallel.offload)
+    if not wanted:
+        return None
+    leaves, structure = jax.tree.flatten(table, is_leaf=lambda x: isinstance(x, Param))
+    moved = trained(optimizer, jax.tree.unflatten(structure, range(len(leaves))))
+    own = jax.tree.leaves(moved)
+    marks = dict(zip(own, chosen([math.prod(leaves[i].shape) for i in own], wanted), strict=True))
+    goes = jax.tree.unflatten(structure, [marks.get(i, False) for i in range(len(leaves))])
+    found = like_params(optimizer, opt_state, goes, lambda _: False)
+    if isinstance(found, Mastered):
+        found = found._replace(master=jax.tree.map(lambda _: False, found.master))
+    return found
 
 
 def of_workers(lies: NamedSharding, layout: Layout) -> NamedSharding:
@@ -125,8 +153,12 @@ def init_state(
 ) -> TrainState:
     """`new_state` placed on the mesh, as it is read: see `gam_jax.training.order`."""
     placed = state_shardings(model, optimizer, as_read(model, layout))
-    init = jax.jit(lambda key: new_state(model, optimizer, key), out_shardings=placed)
-    return init(jax.random.key(seed))
+
+    def init(key: Array) -> TrainState:
+        state = new_state(model, optimizer, key)
+        return state.replace(opt_state=returned(state.opt_state, placed.opt_state))
+
+    return jax.jit(init, out_shardings=placed)(jax.random.key(seed))
 
 
 def begun_from(state: TrainState, wide: Params) -> TrainState:
@@ -307,8 +339,9 @@ def make_train_step(
         measures, grads = gradients(state.params, batch, jax.random.fold_in(state.key, state.step))
         params = lax.with_sharding_constraint(state.params, stored)
         with jax.named_scope(OPTIMIZER):
-            params, opt_state = updated(optimizer, grads, state.opt_state, params)
-            params = spread(params, table, layout)
+            opt_state = fetched(state.opt_state, placed.opt_state)
+            params, opt_state = updated(optimizer, grads, opt_state, params)
+            params, opt_state = spread(params, table, layout), returned(opt_state, placed.opt_state)
         after = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
         norm = optax.tree.norm(trained(optimizer, without_signs(table, grads)))
         return after, {**measures, "grad_norm": norm}
