@@ -76,7 +76,7 @@ def copied(jaxpr: Any) -> dict[str, int]:
     Raises:
       ValueError: a copy in a loop.
     """
-    found = dict.fromkeys((HOST, DEVICE), 0)
+    found: dict[str, int] = dict.fromkeys((HOST, DEVICE), 0)
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "device_put":
             for x, where in zip(eqn.outvars, eqn.params["devices"], strict=True):
