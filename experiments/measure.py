@@ -92,6 +92,7 @@ def profile_text(name: str, figures: dict[str, tuple[float, str]]) -> str:
     """A profile as `gam_jax.planning.read_profiles` reads it."""
     kind = jax.devices()[0].device_kind
     lines = [f"[{name}]", f'about = "{kind}, measured by gam measure"', 'dtype = "float32"']
+    lines.append(f'backend = "{jax.default_backend()}"')
     for figure, (value, unit) in figures.items():
         said = f'value = {value!r}, unit = "{unit}", kind = "measured", source = "here"'
         lines.append(f"{figure} = {{ {said} }}")

@@ -96,7 +96,7 @@ def main(which: str) -> None:
         _measured(machines, args.json)
         return
     experiment = unread(experiment_from_flags())
-    run, space = run_of(experiment), _space(experiment)
+    run, space = run_of(experiment, machines.profile), _space(experiment)
     matrix = _matrix(args.order, machines.devices) if args.order else None
     found = plan(
         run,
@@ -105,6 +105,7 @@ def main(which: str) -> None:
         args.overlap,
         args.penalty,
         args.margin,
+        own=max(args.best, args.confirm),
     )
     if not found.priced and set(found.reasons) == {ROWS}:
         raise UserError(
@@ -268,7 +269,7 @@ def _matrix(name: str, devices: int) -> np.ndarray:
 
 
 def _work(run: Run, found: Plan, best: Priced) -> Work:
-    return work_of(run, best.candidate, found.traced[best.candidate.kind])
+    return work_of(run, best.candidate, found.program(best.candidate))
 
 
 def _order(run: Run, found: Plan, best: Priced, matrix: np.ndarray) -> dict[str, Any]:

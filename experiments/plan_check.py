@@ -11,8 +11,8 @@ from experiments.planned import run_of
 from gam_jax.data.text import Text
 from gam_jax.layers import GAM, Attention, Block, Layer, Mamba2, MoE
 from gam_jax.models.language import LanguageModel
-from gam_jax.planning.traces import trace
-from gam_jax.planning.work import Candidate, work_of
+from gam_jax.planning import profile_of
+from gam_jax.planning.work import Candidate, own_trace, work_of
 from gam_jax.training.experiment import Experiment, TrainConfig
 from sharding.layout import Layout
 from sharding.mesh import AXIS_NAMES, mesh_from_text
@@ -108,8 +108,9 @@ def predicted(experiment: Experiment, layout: Layout) -> int:
     sizes = tuple((name, layout.mesh.shape.get(name, 1)) for name in AXIS_NAMES)
     remat = bool(getattr(experiment.model, "remat", False))
     one = Candidate(sizes, layout.parallel.preset, experiment.train.accumulate, remat)
-    run = run_of(experiment)
-    traced = trace(run, one.kind, {name: (size,) for name, size in sizes})
+    kind = layout.mesh.devices.flat[0].device_kind
+    run = run_of(experiment, profile_of(kind))
+    traced = own_trace(run, one)
     return round(work_of(run, one, traced).held)
 
 

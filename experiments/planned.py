@@ -8,17 +8,28 @@ import jax
 
 from gam_jax.models.base import Model
 from gam_jax.params import abstract_params
+from gam_jax.planning import Profile
 from gam_jax.planning.traces import Program, Run
 from gam_jax.training.experiment import Experiment
 from gam_jax.training.step import make_gradients
 from sharding.layout import Layout
 
+ON_CHIP = "memory.chip.capacity"
+"""The figure of memory that compilers place arrays in, besides the device's own."""
 
-def run_of(experiment: Experiment) -> Run:
-    """What is planned, of an experiment whose model is fitted to its data."""
+
+def run_of(experiment: Experiment, device: Profile | None = None) -> Run:
+    """What is planned, of an experiment whose model is fitted to its data.
+
+    Args:
+      experiment: the run.
+      device: whose programs are priced; JAX's default if None.
+    """
     window = getattr(experiment.data, "window", 0)
     batch = experiment.train.batch
-    return Run(experiment.model, experiment.optimizer, batch, window, _program(experiment))
+    program = _program(experiment)
+    backend, chip = (device.backend, device.known(ON_CHIP, 0.0)) if device else (None, 0.0)
+    return Run(experiment.model, experiment.optimizer, batch, window, program, backend, chip)
 
 
 def _program(experiment: Experiment) -> Program:

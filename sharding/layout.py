@@ -27,6 +27,12 @@ from sharding.rules import partition_spec
 class Layout:
     """A mesh and what its axes are used for.
 
+    Attributes:
+      mesh: the devices.
+      parallel: what each axis is used for.
+      backend: what the devices of an abstract mesh would be, see `Axes.backend`; those of another
+        mesh say it themselves.
+
     Raises:
       UserError: an axis of several devices that the preset leaves without work; degrees of
         `parallel.shards` that are no groups of the data axis.
@@ -34,6 +40,7 @@ class Layout:
 
     mesh: Mesh
     parallel: Parallel = Parallel()
+    backend: str | None = None
 
     def __post_init__(self) -> None:
         for name, size in self.mesh.shape.items():
@@ -315,9 +322,9 @@ class Layout:
 
     @property
     def _backend(self) -> str | None:
-        """What the devices are, if they are any: an abstract mesh has none."""
+        """What the devices are: an abstract mesh has none, and cannot tell."""
         mesh = self.mesh
-        return None if isinstance(mesh, AbstractMesh) else mesh.devices.flat[0].platform
+        return self.backend if isinstance(mesh, AbstractMesh) else mesh.devices.flat[0].platform
 
     def _innermost(self, degree: int) -> tuple[str, ...]:
         """The mesh axes of the innermost levels that have so many devices together."""

@@ -76,22 +76,27 @@ def _walk(jaxpr: Any, scope: str, scopes: Collection[str]) -> Flops:
         if eqn.primitive.name == "cond":
             parts = [max(parts, key=Flops.total)]
         if any(parts):
-            times = _times(eqn, stack)
+            times = _times(eqn)
             for part in parts:
                 total.update({name: times * count for name, count in part.items()})
     return total
 
 
-def _times(eqn: Any, stack: str) -> int:
-    """How often what is inside an equation runs."""
-    name = eqn.primitive.name
-    if name == "scan":
+def turns_of(eqn: Any) -> int | None:
+    """How often a loop turns: as long as a scan is, as `turns` says of a `while` loop, else None."""
+    if eqn.primitive.name == "scan":
         return eqn.params["length"]
-    if name == "while" and (said := TURNS.findall(stack)):
+    if eqn.primitive.name == "while" and (said := TURNS.findall(str(eqn.source_info.name_stack))):
         return int(said[-1])
-    if name in UNCOUNTABLE:
+    return None
+
+
+def _times(eqn: Any) -> int:
+    """How often what is inside an equation runs."""
+    told, name = turns_of(eqn), eqn.primitive.name
+    if told is None and name in UNCOUNTABLE:
         raise ValueError(f"a product in {UNCOUNTABLE[name]} cannot be counted")
-    return 1
+    return 1 if told is None else told
 
 
 def _own(eqn: Any, scope: str) -> dict[str, int]:

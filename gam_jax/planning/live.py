@@ -16,7 +16,8 @@ import numpy as np
 from jax.extend import core
 
 from sharding.messages import inner_jaxprs
-from sharding.products import own_flops
+from sharding.opaque import NAME as OPAQUE
+from sharding.products import own_flops, turns_of
 
 LOOPS = ("scan", "while", "cond")
 SHAPES = ("reshape", "squeeze", "expand_dims", "pvary", "pcast", "copy", "optimization_barrier")
@@ -35,8 +36,12 @@ FUSED = frozenset(
     )
 )
 """What compilers compute within whatever reads it."""
+KERNELS = ("pallas_call", OPAQUE)
+"""What keeps arrays of its own to itself."""
 REDUCED = frozenset(("reduce_sum", "reduce_max", "reduce_min", "reduce_and", "reduce_or", "argmax"))
 """What writes an array, and computes what it reads on the way."""
+LANES = 128
+"""Numbers in a row of a TPU's tiles: an array takes more if no dimension of it fills such rows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,20 +50,25 @@ class Lives:
 
     Attributes:
       sizes: bytes of each array, int64 [N].
+      tiles: by what part each is larger where memory has tiles, see `LANES`, [N].
       alive: which of them are held at each point of the program, bool [P, N]. Arguments are not
         among them.
       moved: how often each is written or read while the program runs, [N].
       operands: how often products read or write each of them, [N]; among `moved` too.
       stacked: those that a loop stacks for a later one, bool [N].
+      near: those that are read before any loop runs, and by none: a device with memory on its chip
+        may hold them there, bool [N].
       flops: operations of each product, all its turns together, [M].
       dtypes: of the factors of each product.
     """
 
     sizes: np.ndarray
+    tiles: np.ndarray
     alive: np.ndarray
     moved: np.ndarray
     operands: np.ndarray
     stacked: np.ndarray
+    near: np.ndarray
     flops: np.ndarray
     dtypes: tuple[str, ...]
 
@@ -82,19 +92,23 @@ class _Found:
     """What is gathered on the way."""
 
     sizes: list[int] = dataclasses.field(default_factory=list)
+    tiles: list[float] = dataclasses.field(default_factory=list)
     moved: list[float] = dataclasses.field(default_factory=list)
     operands: list[float] = dataclasses.field(default_factory=list)
     stacked: list[bool] = dataclasses.field(default_factory=list)
+    near: list[bool] = dataclasses.field(default_factory=list)
     points: list[frozenset[int]] = dataclasses.field(default_factory=list)
     flops: list[float] = dataclasses.field(default_factory=list)
     dtypes: list[str] = dataclasses.field(default_factory=list)
 
-    def add(self, size: int) -> int:
+    def add(self, aval: Any) -> int:
         """A new array's number."""
         self.moved.append(0.0)
         self.operands.append(0.0)
         self.stacked.append(False)
-        self.sizes.append(size)
+        self.near.append(False)
+        self.sizes.append(_bytes(aval))
+        self.tiles.append(min((-(-d // LANES) * LANES / d for d in aval.shape if d), default=1.0))
         return len(self.sizes) - 1
 
 
@@ -112,29 +126,41 @@ def lives(jaxpr: Any) -> Lives:
         row[list(held)] = True
     return Lives(
         np.asarray(found.sizes, np.int64),
+        np.asarray(found.tiles),
         alive,
         np.asarray(found.moved),
         np.asarray(found.operands),
         np.asarray(found.stacked, bool),
+        np.asarray(found.near, bool),
         np.asarray(found.flops),
         tuple(found.dtypes),
     )
 
 
-def _follow(jaxpr: Any, found: _Found, around: frozenset[int], turns: float) -> None:
-    """Adds the arrays of one jaxpr; `around` are those held while it runs."""
+def _follow(
+    jaxpr: Any, found: _Found, around: frozenset[int], turns: float, kept: int | None = None
+) -> None:
+    """Adds the arrays of one jaxpr; `around` are those held while it runs.
+
+    Of its results the first `kept` are held until it ends, all if None: what a turn of a loop adds
+    to a stack is copied there at once.
+    """
     env: dict[Any, Any] = {}
     eqns = list(_written_out(jaxpr, env))
     outs = [env.get(v, v) for v in jaxpr.outvars if not isinstance(v, core.Literal)]
     reads, own = _arrays(eqns, outs, found)
     last = {array: i for i, read in enumerate(reads) for array in read}
     roots = _roots_of(eqns, own)
-    for v in outs:
-        for array in roots.get(v, ()):
+    for v in jaxpr.outvars[:kept]:
+        for array in () if isinstance(v, core.Literal) else roots.get(env.get(v, v), ()):
             last[array] = len(eqns)
+    loops = [i for i, eqn in enumerate(eqns) if eqn.name in LOOPS]
     held: set[int] = set()
     for i, (eqn, read) in enumerate(zip(eqns, reads, strict=True)):
         written = [own[v] for v in eqn.outputs if v in own]
+        for array in written:
+            end = last.get(array, i)
+            found.near[array] = end < len(eqns) and not any(i <= loop <= end for loop in loops)
         _count(eqn, read, written, found, turns)
         if eqn.name in LOOPS:
             _loop(eqn, found, around | held | set(written), written, turns)
@@ -151,9 +177,11 @@ def _loop(
         numbers = dict(zip(eqn.outputs, written, strict=True))
         for v in eqn.outputs[eqn.eqn.params["num_carry"] :]:
             found.stacked[numbers[v]] = True
-    times = turns * (eqn.eqn.params["length"] if eqn.name == "scan" else 1)
+    of_scan = eqn.name == "scan"
+    times = turns * (turns_of(eqn.eqn) or 1)
+    kept = eqn.eqn.params["num_carry"] if of_scan else None
     for part in inner_jaxprs(eqn.eqn):
-        _follow(part, found, around, times)
+        _follow(part, found, around, times, kept)
 
 
 def _count(
@@ -165,7 +193,8 @@ def _count(
     product = own_flops(eqn.eqn)
     if product:
         found.flops.append(turns * product)
-        found.dtypes.append(str(eqn.eqn.invars[0].aval.dtype))
+        factor = eqn.eqn.invars[-1 if eqn.name == OPAQUE else 0]  # documents may stand first
+        found.dtypes.append(str(factor.aval.dtype))
     for array in (*read, *written):
         found.moved[array] += turns
         found.operands[array] += turns * bool(product)
@@ -179,7 +208,7 @@ def _written_out(jaxpr: Any, env: dict[Any, Any]) -> Iterator[_Eqn]:
 
     for eqn in jaxpr.eqns:
         name = eqn.primitive.name
-        inner = () if name in LOOPS or name == "pallas_call" else tuple(inner_jaxprs(eqn))
+        inner = () if name in LOOPS or name in KERNELS else tuple(inner_jaxprs(eqn))
         if not inner or "reduce" in name or name.startswith(("scatter", "sort", "cum")):
             inputs = tuple(named(v) for v in eqn.invars if not isinstance(v, core.Literal))
             yield _Eqn(name, eqn, inputs, tuple(eqn.outvars))
@@ -206,7 +235,7 @@ def _arrays(
             continue
         for v in eqn.outputs:
             if eqn.name not in FUSED or v in needed:
-                own[v] = found.add(_bytes(v.aval))
+                own[v] = found.add(v.aval)
     roots = _roots_of(eqns, own)
     reads = []
     for eqn in eqns:

@@ -31,7 +31,7 @@ UNITS = {
 SAID = ("value", "unit", "kind", "source")
 """What every figure says."""
 
-WORDS = {"about", "kinds", "dtype"}
+WORDS = {"about", "kinds", "dtype", "backend"}
 """What a profile has besides figures."""
 
 
@@ -94,6 +94,7 @@ class Profile:
       kinds: its names, as `jax.Device.device_kind` gives them; none for what a paper has.
       dtype: of the factors of the products whose peak the MFU goes by; None where there is none.
       file: where it stands.
+      backend: whose programs it runs: "cpu", "gpu" or "tpu"; None where JAX has none for it.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Profile:
     kinds: tuple[str, ...] = ()
     dtype: str | None = None
     file: str = FILE.name
+    backend: str | None = None
 
     def value(self, name: str) -> float:
         """A figure's number.
@@ -209,7 +211,8 @@ def read_profiles(path: pathlib.Path) -> dict[str, Profile]:
             for figure, entry in _flat(word, table[word])
         }
         kinds = tuple(table.get("kinds", ()))
-        found[name] = Profile(name, table["about"], figures, kinds, table.get("dtype"), path.name)
+        words = table.get("dtype"), path.name, table.get("backend")
+        found[name] = Profile(name, table["about"], figures, kinds, *words)
     return found
 
 

@@ -11,7 +11,7 @@ from gam_jax.params import stored_specs
 from gam_jax.planning.cluster import Cluster
 from gam_jax.planning.cost import PENALTY, Cost, cost
 from gam_jax.planning.traces import SCALED, Class, Run, Traced, trace
-from gam_jax.planning.work import Candidate, state_of, work_of
+from gam_jax.planning.work import Candidate, own_trace, state_of, work_of
 from gam_jax.traffic.memory import StateBytes
 from sharding.errors import UserError
 from sharding.mesh import AXIS_NAMES
@@ -35,7 +35,7 @@ class Space:
 
     Attributes:
       axes: of the mesh that may have several devices.
-      data_words: uses of `data`, see `sharding.layout.WORDS`.
+      data_words: uses of `data`, see `sharding.parallel.WORDS`.
       tensor_word: the use of `tensor`.
       remats: whether blocks are computed again, each choice.
       parts: the most parts that a batch is taken in.
@@ -96,19 +96,26 @@ class Plan:
     """What was found.
 
     Attributes:
-      priced: those that fit, the fastest first.
+      priced: those that fit, the fastest first; those that were priced by their own programs
+        before all others.
       refused: the others.
       traced: what is known of each class of programs.
+      own: of candidates that were priced by their own programs, these.
     """
 
     priced: tuple[Priced, ...]
     refused: tuple[Refused, ...]
     traced: Mapping[Class, Traced]
+    own: Mapping[Candidate, Traced] = dataclasses.field(default_factory=dict)
 
     @property
     def traces(self) -> int:
         """How many programs were traced."""
-        return sum(each.traces for each in self.traced.values())
+        return sum(each.traces for each in (*self.traced.values(), *self.own.values()))
+
+    def program(self, candidate: Candidate) -> Traced:
+        """What is known of a candidate's program."""
+        return self.own.get(candidate) or self.traced[candidate.kind]
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -125,6 +132,7 @@ def plan(
     penalty: float = PENALTY,
     margin: float = 1.0,
     known: Mapping[Class, Traced] | None = None,
+    own: int = 0,
 ) -> Plan:
     """Prices every candidate.
 
@@ -136,6 +144,7 @@ def plan(
       penalty: likewise.
       margin: what is held counts so many times.
       known: classes that an earlier plan of the same run has traced.
+      own: how many of the best are priced by their own programs, and not by one of their class.
 
     Raises:
       UserError: a figure of the cluster that nobody has said, or no formulas for the model.
@@ -149,12 +158,12 @@ def plan(
         else:
             kept.append(candidate)
     traced = _traced(run, kept, known or {})
-    priced = []
-    for candidate in kept:
-        program = traced[candidate.kind]
+    priced: list[Priced] = []
+
+    def price(candidate: Candidate, program: Traced | str) -> None:
         if isinstance(program, str):
             refused.append(Refused(candidate, REFUSED, program))
-            continue
+            return
         work = work_of(run, candidate, program, checked.state(candidate))
         found = cost(work, cluster, overlap, penalty)
         if found.held * margin > found.capacity:
@@ -162,9 +171,24 @@ def plan(
             refused.append(Refused(candidate, MEMORY, why))
         else:
             priced.append(Priced(candidate, found))
-    priced.sort(key=lambda each: (each.cost.seconds, each.cost.held))
-    programs = {one: each for one, each in traced.items() if isinstance(each, Traced)}
-    return Plan(tuple(priced), tuple(refused), programs)
+
+    for candidate in kept:
+        price(candidate, traced[candidate.kind])
+    scaled = sorted(priced, key=_rank)
+    programs: dict[Candidate, Traced] = {}
+    priced.clear()
+    while scaled and len(priced) < own:
+        candidate = scaled.pop(0).candidate
+        program = _traced_or_why(lambda one=candidate: own_trace(run, one))
+        if isinstance(program, Traced):
+            programs[candidate] = program
+        price(candidate, program)
+    classes = {one: each for one, each in traced.items() if isinstance(each, Traced)}
+    return Plan((*sorted(priced, key=_rank), *scaled), tuple(refused), classes, programs)
+
+
+def _rank(priced: Priced) -> tuple[float, float]:
+    return priced.cost.seconds, priced.cost.held
 
 
 class _Checked:
@@ -229,11 +253,16 @@ def _traced(
     for one, members in classes.items():
         sizes = [candidate.sizes for candidate in members]
         asked = {name: {each[name] for each in sizes} for name in ("data", *SCALED)}
-        try:
-            found[one] = known[one] if one in known else trace(run, one, asked)
-        except (ValueError, ArithmeticError) as error:  # a UserError is a ValueError
-            found[one] = str(error).splitlines()[0]
+        found[one] = known.get(one) or _traced_or_why(lambda o=one, a=asked: trace(run, o, a))
     return found
+
+
+def _traced_or_why(traced: Callable[[], Traced]) -> Traced | str:
+    """What is known of a program; why it cannot be where it cannot."""
+    try:
+        return traced()
+    except (ValueError, ArithmeticError) as error:  # a UserError is a ValueError
+        return str(error).splitlines()[0]
 
 
 def _splits(devices: int, axes: int) -> Iterator[tuple[int, ...]]:

@@ -42,6 +42,8 @@ class Run:
       batch: rows of a step, all devices together.
       window: tokens of a row; 0 where rows are no sequences.
       program: of one device and one part of a batch.
+      backend: whose program that is: "cpu", "gpu" or "tpu"; None for JAX's default.
+      chip: bytes of memory on a device's chip in which its compiler places arrays; 0 for none.
     """
 
     model: Model
@@ -49,6 +51,8 @@ class Run:
     batch: int
     window: int
     program: Program
+    backend: str | None = None
+    chip: float = 0.0
 
     def with_remat(self, remat: bool) -> Model:
         """The model with blocks computed again in the backward pass, or not."""
@@ -56,6 +60,8 @@ class Run:
         return model if model.remat == remat else dataclasses.replace(model, remat=remat)
 
 
+ON_CHIP = 0.5
+"""The share of what may lie on the chip that does."""
 SCALED = ("tensor", "seq")
 """Axes whose sizes a program of a class may have any of."""
 
@@ -102,6 +108,7 @@ class Traced:
       rows: of a device, in the program that was traced.
       sizes: of its mesh.
       peak: bytes held besides the state, at each point.
+      near: of these, what a device with memory on its chip may hold there, see `Lives.near`.
       stacked: bytes that loops stack for later ones.
       moved: bytes written or read, by what is no product.
       operands: bytes written or read by products.
@@ -112,6 +119,7 @@ class Traced:
     rows: int
     sizes: Mapping[str, int]
     peak: Terms
+    near: Terms
     stacked: Terms
     moved: Terms
     operands: Terms
@@ -122,6 +130,17 @@ class Traced:
         """What `Terms.at` takes, of a device with so many rows on a mesh of these sizes."""
         parts = (self.sizes.get(name, 1) / mesh.get(name, 1) for name in (*SCALED, "data"))
         return np.asarray((rows / self.rows, *parts))
+
+    def held(self, scale: np.ndarray, chip: float) -> float:
+        """The most bytes held at any point in a device's memory, besides the state.
+
+        Args:
+          scale: see `scale`.
+          chip: see `Run`; half of what may lie there does. The other half is a share that was
+            fitted to what a TPU's compiler says of `experiments.plan_check`.
+        """
+        away = np.minimum(ON_CHIP * self.near.at(scale), chip)
+        return float((self.peak.at(scale) - away).max(initial=0.0))
 
 
 def class_of(preset: str, remat: bool, mesh: Mapping[str, int]) -> Class:
@@ -141,26 +160,31 @@ def class_of(preset: str, remat: bool, mesh: Mapping[str, int]) -> Class:
     return Class(kept, remat, split, sizes)
 
 
-def trace(run: Run, one: Class, asked: Mapping[str, Iterable[int]]) -> Traced:
+def trace(run: Run, one: Class, asked: Mapping[str, Iterable[int]], rows: int = 0) -> Traced:
     """Traces a program of a class, and one more for each axis that has more than one size.
+
+    Ops may work on many rows in parts, and on few at once. So what is scaled to other rows is near
+    what their own program does, and no more.
 
     Args:
       run: what is planned.
       one: the class.
       asked: the sizes of `data`, `tensor` and `seq` that are asked about; the largest of `data` is
         traced, and the two smallest of the others.
+      rows: of a device, where this many alone are asked about; 0 for any number.
 
     Raises:
       ValueError: the model refuses these devices.
     """
     model = run.with_remat(one.remat)
-    rows = _unlike(model)
+    rows = rows or _unlike(model)
     many = {name: sorted(set(asked.get(name, (1,)))) for name in SCALED}
     sizes = {name: least for name, (least, *_) in many.items()}
     sizes |= {"data": max(asked.get("data", (1,))), **dict(one.sizes)}
 
     def read(sizes: Mapping[str, int]) -> Lives:
-        return lives(_live(run.program(model, abstract_layout(sizes, one.preset), rows)))
+        layout = abstract_layout(sizes, one.preset, backend=run.backend)
+        return lives(_live(run.program(model, layout, rows)))
 
     first = read(sizes)
     others = {
@@ -169,7 +193,7 @@ def trace(run: Run, one: Class, asked: Mapping[str, Iterable[int]]) -> Traced:
         if len(more) > 1
     }
     shards = _shards(model, abstract_layout(sizes, one.preset))
-    found = _terms(first, others, rows, shards)
+    found = _terms(first, others, rows, shards, tiled=run.backend == "tpu")
     return Traced(rows, sizes, *found, traces=1 + len(others))
 
 
@@ -179,12 +203,17 @@ def _live(jaxpr: Any) -> Any:
 
 
 def abstract_layout(
-    sizes: Mapping[str, int], preset: str, schedule: str = "1f1b", turns: int = 1
+    sizes: Mapping[str, int],
+    preset: str,
+    schedule: str = "1f1b",
+    turns: int = 1,
+    backend: str | None = None,
 ) -> Layout:
     """A mesh of no devices."""
     shape = tuple(sizes.get(name, 1) for name in AXIS_NAMES)
     mesh = AbstractMesh(shape, AXIS_NAMES, axis_types=(AxisType.Auto,) * len(shape))
-    return Layout(mesh, Parallel(preset, schedule=schedule, turns=turns))  # type: ignore[arg-type]
+    parallel = Parallel(preset, schedule=schedule, turns=turns)
+    return Layout(mesh, parallel, backend)  # type: ignore[arg-type]
 
 
 def _unlike(model: Any) -> int:
@@ -213,8 +242,12 @@ def _shards(model: Any, layout: Layout) -> frozenset[int]:
 
 
 def _terms(
-    first: Lives, others: Mapping[str, tuple[Lives, float]], rows: int, shards: frozenset[int]
-) -> tuple[Terms, Terms, Terms, Terms, dict[str, Terms]]:
+    first: Lives,
+    others: Mapping[str, tuple[Lives, float]],
+    rows: int,
+    shards: frozenset[int],
+    tiled: bool,
+) -> tuple[Terms, Terms, Terms, Terms, Terms, dict[str, Terms]]:
     """All that is known of a class, from its programs: one, and others by the axis that differs."""
 
     def exponents(amounts: np.ndarray, of: Callable[[Lives], np.ndarray]) -> np.ndarray:
@@ -223,7 +256,9 @@ def _terms(
         return np.stack((_powers(amounts, rows), *inside, sharded), axis=1)
 
     sizes = exponents(first.sizes, lambda found: found.sizes)
-    peak = _grouped(sizes, first.alive * first.sizes)
+    bytes_held = first.sizes * (first.tiles if tiled else 1.0)
+    peak = _grouped(sizes, first.alive * bytes_held)
+    near = _grouped(sizes, first.alive * (bytes_held * first.near))
     stacked = _grouped(sizes, first.stacked * first.sizes)
     both = (first.moved - first.operands, first.operands)
     moved, operands = (_grouped(sizes, weight * first.sizes) for weight in both)
@@ -232,8 +267,12 @@ def _terms(
         dtype: _grouped(own, first.flops * (np.asarray(first.dtypes) == dtype))
         for dtype in sorted(set(first.dtypes))
     }
-    peak = dataclasses.replace(peak, amounts=_undominated(peak.amounts))
-    return peak, stacked, moved, operands, flops
+    kinds = peak.amounts.shape[-1]
+    away = peak.amounts - near.amounts
+    points = _undominated(np.concatenate((away, near.amounts), axis=-1))
+    near = dataclasses.replace(near, amounts=points[:, kinds:])
+    peak = dataclasses.replace(peak, amounts=points[:, :kinds] + points[:, kinds:])
+    return peak, near, stacked, moved, operands, flops
 
 
 def _falls(
@@ -247,8 +286,10 @@ def _falls(
 
 
 def _powers(amounts: np.ndarray, prime: int) -> np.ndarray:
-    """How often a prime is a factor of each amount; never where it is 0."""
+    """How often a prime is a factor of each amount; never where it is 0, nor is 1 ever."""
     found, left = np.zeros(len(amounts), int), amounts.copy()
+    if prime == 1:
+        return found
     while (again := (left > 0) & (left % prime == 0)).any():
         found += again
         left = np.where(again, left // prime, left)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 
 from gam_jax.optimizer import OptimizerConfig
-from gam_jax.planning.traces import Class, Run, Traced, abstract_layout, class_of
+from gam_jax.planning.traces import Class, Run, Traced, abstract_layout, class_of, trace
 from gam_jax.traffic import has_formula, state_bytes, step_traffic
 from gam_jax.traffic.memory import StateBytes
 from gam_jax.traffic.sizes import FLOAT
@@ -116,8 +116,8 @@ def work_of(
     Raises:
       UserError: there are no formulas for what the model sends.
     """
-    layout, parts = candidate.layout, candidate.accumulate
-    model = run.with_remat(candidate.remat)
+    layout = dataclasses.replace(candidate.layout, backend=run.backend)
+    parts, model = candidate.accumulate, run.with_remat(candidate.remat)
     if not has_formula(model, layout):
         raise UserError(f"{type(model).__name__} has no formulas for what it sends")
     messages = step_traffic(model, layout, run.batch, run.window, parts)
@@ -125,7 +125,7 @@ def work_of(
     rows = run.batch / parts / layout.row_parts
     scale = traced.scale(rows, candidate.sizes)
     gradients = gradient_bytes(state, run.optimizer)
-    held = state.total + float(traced.peak.at(scale).max(initial=0.0))
+    held = state.total + traced.held(scale, run.chip)
     if parts > 1:  # what earlier parts have found, beside what this one finds
         held += gradients
     work = Work(
@@ -139,6 +139,21 @@ def work_of(
     if layout.stages > 1:
         work = _of_a_stage(work, run, candidate, rows, float(traced.stacked.at(scale)))
     return dataclasses.replace(work, other_bytes=work.other_bytes + 2 * state.total + gradients)
+
+
+def own_trace(run: Run, candidate: Candidate) -> Traced:
+    """The program of a candidate itself, of as many rows as it has.
+
+    Args:
+      run: what is planned.
+      candidate: that divides its batch.
+
+    Raises:
+      ValueError: the model refuses these devices.
+    """
+    rows = run.batch // candidate.accumulate // candidate.layout.row_parts
+    asked = {name: (size,) for name, size in candidate.mesh}
+    return trace(run, candidate.kind, asked, rows)
 
 
 def _of_a_stage(work: Work, run: Run, candidate: Candidate, rows: float, stacked: float) -> Work:

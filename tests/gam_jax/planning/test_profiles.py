@@ -54,6 +54,7 @@ def test_a_makers_figures_are_of_no_paper(each):
 def test_a_device_is_found_by_its_kind_and_has_a_peak(each):
     for kind in each.kinds:
         assert profile_of(kind) is each
+        assert each.backend == ("tpu" if kind.startswith("TPU") else "gpu")
     assert jnp.dtype(each.dtype).itemsize in (2, 4)
     assert 1e12 < each.peak_flops < 1e17
 

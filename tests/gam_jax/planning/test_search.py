@@ -12,14 +12,14 @@ from jax.interpreters import partial_eval
 
 from experiments.planned import run_of
 from gam_jax.data.text import Text
-from gam_jax.layers import GAM, Block
+from gam_jax.layers import GAM, Attention, Block
 from gam_jax.models.language import LanguageModel
 from gam_jax.params import abstract_params
 from gam_jax.planning.cluster import Level
 from gam_jax.planning.live import lives
 from gam_jax.planning.search import MEMORY, PARAMETERS, REASONS, REFUSED, ROWS, Space, plan
 from gam_jax.planning.traces import abstract_layout, trace
-from gam_jax.planning.work import Candidate, work_of
+from gam_jax.planning.work import Candidate, own_trace, work_of
 from gam_jax.traffic import state_bytes, step_traffic
 from gam_jax.training.experiment import Experiment, TrainConfig
 from gam_jax.training.step import make_gradients
@@ -91,6 +91,37 @@ def test_state_and_messages_are_those_of_the_formulas(found):
     model = RUN.with_remat(each.remat)
     assert list(work.messages) == step_traffic(model, each.layout, 48, 32, each.accumulate)
     assert work.held > state_bytes(MODEL, EXPERIMENT.optimizer, each.layout).total
+
+
+def test_the_best_are_priced_by_programs_of_their_own(found):
+    best = plan(RUN, made(*LINKS, capacity=1e12), CANDIDATES, known=found.traced, own=2)
+    assert best.traces == found.traces + len(best.own)
+    assert {each.candidate for each in best.priced[:2]} == set(best.own)
+    assert {each.candidate for each in best.priced} == {each.candidate for each in found.priced}
+    seconds = {each.candidate: each.cost.seconds for each in found.priced}
+    for each in best.priced:
+        assert each.cost.seconds == pytest.approx(seconds[each.candidate], rel=0.05)
+
+
+def test_a_plan_prices_the_program_of_the_machines_backend():
+    """A TPU's kernel counts its products, and holds no scores; a processor's blocks do."""
+    block = Block(Attention(heads=4, context=256))
+    model = LanguageModel(block, width=32, depth=2, vocab=256)
+    experiment = Experiment(model, Text(window=256), TrainConfig(batch=8))
+    mesh = tuple((name, 8 if name == "data" else 1) for name in AXIS_NAMES)
+    one = Candidate(mesh, "data", 1, False)
+    held = {}
+    for backend in ("cpu", "tpu"):
+        run = dataclasses.replace(run_of(experiment), backend=backend)
+        layout = abstract_layout(one.sizes, "data", backend=backend)
+        jaxpr = run.program(model, layout, 1)
+        traced = own_trace(run, one)
+        scale = traced.scale(1, one.sizes)
+        flops = sum(float(terms.at(scale)) for terms in traced.flops.values())
+        assert flops == product_flops(jaxpr).total()
+        assert ("opaque" in str(jaxpr)) == (backend == "tpu")
+        held[backend] = work_of(run, one, traced).held
+    assert held["tpu"] < held["cpu"]
 
 
 def test_less_memory_refuses_more_and_nothing_that_fits(found):
