@@ -39,7 +39,7 @@ def test_every_class_that_is_read_has_a_folder_and_legal_fields():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=4)
+@settings(max_examples=3)
 @given(data=st.data())
 def test_a_legal_config_is_written_as_what_gives_the_same_model_and_the_same_arrays(kind, data):
     name, values = FIRST[kind]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gam_jax.layers import LAYERS
@@ -50,6 +50,7 @@ def asked():
 
 
 @keeping_layer
+@settings(max_examples=3)
 @given(begins=packings)
 @example([t in (2, 3, 9, 13) for t in range(ROWS * TOKENS)])
 @example([t == TOKENS for t in range(ROWS * TOKENS)])

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gam_jax.config import from_dict, to_dict
@@ -137,6 +137,7 @@ def assert_split_equals_the_whole(layer, lengths):
 
 
 @with_lengths
+@settings(max_examples=4)
 @given(choices=st.lists(st.integers(0, 2), max_size=TOKENS))
 @example([2, 1])
 @example([1, 2])

@@ -283,7 +283,7 @@ def check_any_value_gives_a_model_or_one_line(name, path, value):
 
 
 @every_folder
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_any_value_of_any_field_gives_a_model_or_one_line(name, data):
     path = data.draw(st.sampled_from(list(places(opened(name)[0]))))

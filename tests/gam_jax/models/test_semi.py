@@ -128,7 +128,9 @@ def test_less_is_shown_as_the_training_goes_on_and_the_model_stays_as_it_is():
     assert all(jax.tree.leaves(changed["drafter"]))
 
 
-@pytest.mark.parametrize("preset", ["data+tensor", "fully_sharded+tensor_tokens"])
+@pytest.mark.parametrize(
+    "preset", [pytest.param("data+tensor", marks=pytest.mark.slow), "fully_sharded+tensor_tokens"]
+)
 def test_loss_and_gradient_are_the_same_on_a_mesh(preset):
     model = dataclasses.replace(MODEL, glance=0.0, noise=0.0)
     found = []

@@ -161,7 +161,9 @@ class _Sized:
         self.config, self.sizes = config, {**config.sizes(), "window": TOKENS}
 
 
-@pytest.mark.parametrize("preset", ["data+tensor", "fully_sharded+tensor"])
+@pytest.mark.parametrize(
+    "preset", [pytest.param("data+tensor", marks=pytest.mark.slow), "fully_sharded+tensor"]
+)
 def test_loss_and_gradient_are_the_same_on_a_mesh(preset):
     model = model_of("gam")
     params, batch = random_like(model.table()), batch_of(rows=4)
