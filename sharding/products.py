@@ -83,7 +83,7 @@ def _walk(jaxpr: Any, scope: str, scopes: Collection[str]) -> Flops:
 
 
 def turns_of(eqn: Any) -> int | None:
-    """How often a loop turns: as long as a scan is, as `turns` says of a `while` loop, else None."""
+    """How often a loop turns: what a scan says, what `turns` says of a `while` loop, or None."""
     if eqn.primitive.name == "scan":
         return eqn.params["length"]
     if eqn.primitive.name == "while" and (said := TURNS.findall(str(eqn.source_info.name_stack))):
