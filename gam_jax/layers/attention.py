@@ -197,7 +197,7 @@ class Attention(Layer):
             groups = self.groups
             return dataclasses.replace(self, heads=size, kv_heads=groups, head_size=self.size)
         held = dataclasses.replace(self, head_size=self.size)
-        return Layer.with_units(held, name, size)
+        return super(Attention, held).with_units(name, size)
 
     def silent(self) -> tuple[str, ...]:
         """out, and its bias."""

@@ -265,7 +265,7 @@ class LinearMemory(Layer):
         if name == "groups":
             heads, groups = size * (self.heads // self.groups), size if self.key_heads else 0
             return dataclasses.replace(held, heads=heads, key_heads=groups)
-        return Layer.with_units(held, name, size)
+        return super(LinearMemory, held).with_units(name, size)
 
     def silent(self) -> tuple[str, ...]:
         """w_out."""
