@@ -18,6 +18,7 @@
   gam benchmark experts      experts in blocks, by ragged_dot, all for all
   gam benchmark mofme        modulated experts beside feed-forward experts
   gam benchmark mesh         a training step on 1 to 8 emulated devices
+  gam benchmark pipe         a training step in stages, by schedule
   gam benchmark long         1 Mi tokens over 8 emulated devices
   gam benchmark checkpoint   what saving and restoring cost
 
@@ -52,6 +53,7 @@ from experiments.benchmark import (
     mesh,
     mofme,
     peers,
+    pipe,
     scan,
     selective,
     serve,
@@ -87,6 +89,7 @@ ON_ONE: dict[str, Callable[..., Rows]] = {
 }
 OVER_MESHES: dict[str, Callable[..., Rows]] = {
     "mesh": mesh.run,
+    "pipe": pipe.run,
     "long": mesh.run_long,
     "checkpoint": checkpoint.run,
 }

@@ -217,12 +217,16 @@ FAIL = "import os, signal, sys\n"
     ("args", "script", "code", "words"),
     [
         ((), FAIL + "sys.exit(2)", 2, "process 0 ended with exit code 2; ending the others"),
-        ((), FAIL + "sys.exit(1)", 1, "giving up: no process said how many devices it has"),
-        (
+        pytest.param(
+            *((), FAIL + "sys.exit(1)", 1, "giving up: no process said how many devices it has"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
             ("--max-restarts=0",),
             FAIL + "sys.exit(3)",
             3,
             "giving up after 0 restarts (--max-restarts)",
+            marks=pytest.mark.slow,
         ),
         (
             ("--devices-per-process=2", "--min-devices=3"),
@@ -230,11 +234,12 @@ FAIL = "import os, signal, sys\n"
             3,
             "giving up: 2 devices are left, of which this run can use 2, below --min-devices=3",
         ),
-        (
+        pytest.param(
             ("--devices-per-process=2",),
             FAIL + "print('no room', file=sys.stderr)\nsys.exit(3)",
             3,
             "giving up, no plan for 1 process of 2 devices: no room",
+            marks=pytest.mark.slow,
         ),
         (
             ("--devices-per-process=2", "--processes=1"),

@@ -93,7 +93,10 @@ CHOSEN = (
 )
 """Layers, meshes and presets with each kind of layer, itself or in another."""
 
-ALIKE = ("MoE of all kinds", "MoE chosen by experts", "Stack", "Series", "LSTM", "InTurn", "MoFME")
+ALIKE = (
+    *("MoE of all kinds", "MoE chosen by experts", "Stack", "Series", "LSTM", "InTurn", "MoFME"),
+    *("ParScale of a stack", "Residual", "Adapted mixtures"),
+)
 """Of these, what is `slow`: kinds that other cases, or models on meshes, hold as well."""
 ALWAYS = [case for case in CHOSEN if case[0] not in ALIKE]
 

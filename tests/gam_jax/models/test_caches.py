@@ -47,7 +47,7 @@ def test_more_than_the_declared_limit_is_refused():
         model_of("attention").for_length(1001)
 
 
-@pytest.mark.parametrize("name", ["attention", "latent"])
+@pytest.mark.parametrize("name", [pytest.param("attention", marks=pytest.mark.slow), "latent"])
 def test_a_shorter_cache_changes_no_text(name):
     model = model_of(name)
     params = random_like(model.table())
