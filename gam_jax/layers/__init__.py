@@ -4,7 +4,7 @@ from gam_jax.layers.adapted import Adapted
 from gam_jax.layers.attention import Attention
 from gam_jax.layers.base import Carry, Layer, inherit
 from gam_jax.layers.bidirectional import Bidirectional
-from gam_jax.layers.block import Block, Residual, Stack
+from gam_jax.layers.block import Block, Residual
 from gam_jax.layers.chunked import Chunked
 from gam_jax.layers.falcon_h1 import FalconH1
 from gam_jax.layers.fused_delta import FusedDelta
@@ -26,6 +26,7 @@ from gam_jax.layers.product_memory import ProductMemory
 from gam_jax.layers.recurrent import GRU, LSTM, Elman
 from gam_jax.layers.shallow import Shallow
 from gam_jax.layers.soft_mixture import SoftMixture
+from gam_jax.layers.stack import Stack
 from gam_jax.layers.tcnca import TCN, TCNCA
 from gam_jax.layers.written_gam import WrittenGAM
 

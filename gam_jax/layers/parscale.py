@@ -22,7 +22,7 @@ from gam_jax.layers.base import (
     row_counter,
     told,
 )
-from gam_jax.layers.block import Apart
+from gam_jax.layers.stack import Apart
 from gam_jax.nested import with_held
 from gam_jax.ops import documents
 from gam_jax.ops.linear import linear

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from jaxtyping import Array, Bool, Float
 
 from gam_jax.layers.base import WHOLE, Carry, Layer, inherit
-from gam_jax.layers.block import Stack
 from gam_jax.layers.in_order import InTurn
+from gam_jax.layers.stack import Stack
 from gam_jax.params import Params, Table
 from gam_jax.units import UnitTable, joined, within
 from sharding.axes import Axes

@@ -11,9 +11,9 @@ from jaxtyping import Array, Float
 
 from gam_jax.data.base import Dataset
 from gam_jax.layers.base import WHOLE, Carry, Layer, inherit, known
-from gam_jax.layers.block import Stack
 from gam_jax.layers.ladder import Stream
 from gam_jax.layers.norm import LayerNorm
+from gam_jax.layers.stack import Stack
 from gam_jax.models.base import BATCH, Batch, Measures, Model, Parts, Span, reported
 from gam_jax.ops.linear import linear
 from gam_jax.params import Param, Params, Table, fan_in, normal, zeros

@@ -20,10 +20,10 @@ from gam_jax.layers.base import (
     refuses_documents,
     told,
 )
-from gam_jax.layers.block import Stack
 from gam_jax.layers.norm import LayerNorm
 from gam_jax.layers.parscale import ParScale
 from gam_jax.layers.pattern import Pattern
+from gam_jax.layers.stack import Stack
 from gam_jax.models import language_parts, suits
 from gam_jax.models.base import (
     BATCH,

@@ -12,8 +12,8 @@ from jaxtyping import Array, Bool, Float
 from gam_jax import params as tables
 from gam_jax.layers import ladder
 from gam_jax.layers.base import WHOLE, Carry, Layer
-from gam_jax.layers.block import Stack
 from gam_jax.layers.ladder import Stream
+from gam_jax.layers.stack import Stack
 from gam_jax.params import Params, Table
 from sharding.axes import Axes
 
