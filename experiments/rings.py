@@ -53,8 +53,10 @@ def rates_of(text: str) -> Rates:
 def times(experiment: Experiment, layout: Layout, rates: Rates) -> list[dict[str, Any]]:
     """Seconds of each kind of door in one pass forward, as JSON values; see `overlap`.
 
+    Where there are workers, it is a pass of one of them.
+
     Raises:
-      UserError: the tokens of the residual stream are not split over `tensor`.
+      UserError: the tokens of the residual stream are not split over `tensor`, or by changed rules.
     """
     if layout.axes.residual is None:
         raise UserError(
@@ -75,7 +77,12 @@ def times(experiment: Experiment, layout: Layout, rates: Rates) -> list[dict[str
             "worth_it": overlap.worth_it(*given, rates.penalty),
         }
 
-    rows = settings.batch // settings.accumulate
+    if experiment.parallel.rules:
+        raise UserError(
+            f"--rates knows the usual table of rules alone: leave out "
+            f"parallel.rules={experiment.parallel.rules}"
+        )
+    rows = settings.batch // settings.accumulate // settings.local.workers
     return [of(door) for door in doors(experiment.model, layout, rows, window)]
 
 

@@ -52,10 +52,11 @@ class Layout:
                 )
         levels = [self._size(name) for name in self.levels]
         alone = set(IN_LEVELS) & set(self.parallel.words)
-        if alone and len(levels) == 1 and levels[0] > 1:
+        if alone and sum(size > 1 for size in levels) == 1:
             raise UserError(
                 f"parallel.preset={self.parallel.preset}: '{alone.pop()}' needs mesh axis "
-                f"data={levels[0]} in levels, as --mesh=data=2x4"
+                f"data={'x'.join(map(str, levels))} in levels, each of several devices, as "
+                f"--mesh=data=2x4"
             )
         if self.worker_axis and (len(levels) > 1 or self.parallel.shards):
             raise UserError(

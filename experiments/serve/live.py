@@ -43,7 +43,7 @@ class Live:
         """Puts all of them in the queue, or none.
 
         Raises:
-          Refused: no room in it, or a prompt that cannot be served.
+          Refused: no room in it, a prompt that cannot be served, or an engine that has ended.
         """
         self._asked = time.perf_counter()
         try:
@@ -54,6 +54,8 @@ class Live:
             raise Refused(429, str(error), code="queue_full", retry=error.seconds) from error
         except Closed as error:
             self.cancel()
+            if why := self._engine.failure():
+                raise Refused(500, f"the engine failed: {why}", code="engine_failed") from error
             raise Refused(503, str(error), code="draining") from error
         except UserError as error:
             self.cancel()

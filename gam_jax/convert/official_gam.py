@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gam_jax.convert.same import check_same
 from gam_jax.layers import GAM, MLP, Block
 from gam_jax.models.language import LanguageModel
 from gam_jax.params import Params
@@ -111,6 +112,7 @@ def to_official_gam(model: LanguageModel, params: Params) -> dict[str, np.ndarra
                 array = array.reshape(array.shape[0], -1).T
             shape = official_shapes.get(name, array.shape)
             state[f"blocks.{i}.{official}"] = np.ascontiguousarray(array.reshape(shape))
+    check_same("GAM_Model", lambda state: from_official_gam(state)[0], model, state, "rishiraj/gam")
     return state
 
 

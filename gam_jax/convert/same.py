@@ -8,7 +8,6 @@ from typing import Any
 
 from gam_jax.config import flatten, to_dict
 from gam_jax.convert import patterns
-from gam_jax.convert.family import Config
 from gam_jax.convert.fields import shown
 from gam_jax.layers import (
     MLP,
@@ -32,27 +31,29 @@ OF_STREAMS = ("prefix", "smoothing")
 
 def check_same(
     official: str,
-    read: Callable[[Config], LanguageModel],
+    read: Callable[[Any], LanguageModel],
     model: LanguageModel,
-    config: Config,
+    config: Any,
+    library: str = "transformers",
 ) -> None:
-    """A UserError that names the first field of the model that its config.json does not give back.
+    """A UserError that names the first field of the model that what was written does not give back.
 
     Args:
-      official: the class of transformers.
-      read: config.json -> model.
-      model: what was written.
+      official: the class that is to read it.
+      read: what was written, such as config.json -> model.
+      model: that was written.
       config: as what.
+      library: that has the class.
     """
     try:
         again = read(config)
     except (UserError, ValueError) as error:
-        raise UserError(f"{official} of transformers has no such sizes: {error}") from error
+        raise UserError(f"{official} of {library} has no such sizes: {error}") from error
     ours, theirs = (flatten(to_dict(_bare(one))) for one in (model, again))
     for name in {**theirs, **ours}:
         if ours.get(name) != theirs.get(name):
             raise UserError(
-                f"{official} of transformers has {shown(name, theirs.get(name))} where this model "
+                f"{official} of {library} has {shown(name, theirs.get(name))} where this model "
                 f"has {shown(name, ours.get(name))}"
             )
 

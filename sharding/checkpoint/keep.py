@@ -18,7 +18,7 @@ class CheckpointConfig:
       every: steps between saves; one is always saved at the end.
       keep: how many of the newest are kept.
       keep_best: how many of least validation loss are kept beside them.
-      keep_every: those of every so many steps are kept for good; 0 for none.
+      keep_every: the first at or past each multiple of so many steps is kept for good; 0 for none.
     """
 
     every: Size = 200
@@ -47,5 +47,6 @@ class CheckpointConfig:
         kept = set(steps[-self.keep :]) | {step for _, step in best[: self.keep_best]}
         kept |= set([step for step in steps if step not in suspect][-1:])
         if self.keep_every:
-            kept |= {step for step in steps if step % self.keep_every == 0}
+            firsts = {step // self.keep_every: step for step in reversed(steps)}
+            kept |= {step for number, step in firsts.items() if number}
         return kept

@@ -56,7 +56,8 @@ def test_three_times_of_products_and_messages_at_given_rates(audit):
 
 def test_rates_that_cannot_be_used_are_refused(command):
     split = "--config.parallel.preset=data+tensor_tokens"
-    for args in ((split, "--rates=fast"), (split, "--rates=1e9,0"), ("--rates=1e9,1e9",)):
+    rules = (split, "--rates=1e9,1e9", "--config.parallel.rules=ffn=none")
+    for args in ((split, "--rates=fast"), (split, "--rates=1e9,0"), ("--rates=1e9,1e9",), rules):
         result = command("audit", "--mesh=tensor=2", *SMALL, *args)
         assert result.code == 2
         assert "--rates" in result.err

@@ -362,6 +362,14 @@ def test_a_write_that_fails_is_told_and_leaves_the_last_good_one_and_nothing_els
         assert checkpoints.latest_good() == (4, [])
 
 
+def test_of_steps_that_meet_no_multiple_the_first_past_it_is_kept():
+    """Whatever has been removed before, as one save comes after another."""
+    config, there = CheckpointConfig(keep=2, keep_best=0, keep_every=1000), set()
+    for step in (216, 408, 600, 816, 1008, 1200, 1416, 1608, 1800, 2016, 2208, 3000, 3024):
+        there = config.kept(there | {step}, {})
+    assert there == {1008, 2016, 3000, 3024}
+
+
 @pytest.mark.parametrize(
     ("config", "kept"),
     [

@@ -72,6 +72,8 @@ def test_what_is_not_named_is_split_as_the_kind_before_it():
         (8, "data", "state:4", "state:4 is no group of mesh axis data=8"),
         ((2, 4), "data", "weights:2,state:8", "weights:2 is no group of mesh axis data=2x4"),
         (8, "mics", "", "'mics' needs mesh axis data=8 in levels"),
+        ((4, 1), "mics", "", "'mics' needs mesh axis data=4x1 in levels"),
+        ((1, 4), "hpz", "", "'hpz' needs mesh axis data=1x4 in levels"),
         ((2, 4), "zero1", "state:8", "both say how state is split"),
     ],
 )

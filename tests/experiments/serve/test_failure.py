@@ -39,8 +39,10 @@ def test_a_failed_engine_is_told_to_all_and_ends_the_server(trained, monkeypatch
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         body = {"prompt": "the cat", "max_tokens": 4000, "seed": 1}
         asked = [pool.submit(running.post, **body) for _ in range(4)]
-        while not running.engine.counts().written:
+        counts = running.engine.counts()
+        while not counts.written or counts.rows + counts.queued < len(asked):
             thread.join(0.01)
+            counts = running.engine.counts()
         break_(device, running.state, monkeypatch)
         found = [one.result(timeout=60) for one in asked]
     assert {one.status_code for one in found} == {500}

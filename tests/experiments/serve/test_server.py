@@ -9,6 +9,7 @@ import threading
 import time
 
 import httpx
+import jax
 import pytest
 
 from experiments.serve.body import MOST_BYTES
@@ -79,7 +80,11 @@ def drawn_bodies(count, seed=0):
 
 @pytest.mark.parametrize("count", [60, pytest.param(200, marks=pytest.mark.slow)])
 def test_under_load_each_text_is_that_of_its_request_alone(server, count):
-    """So many requests, a fifth of whose clients leave; nothing is left, nothing compiled."""
+    """So many requests, a fifth of whose clients leave; nothing is left, nothing compiled.
+
+    Log probabilities are equal but for rounding: how much is guessed or found in the cache differs
+    with the load, and a block of another width rounds otherwise.
+    """
     bodies = list(drawn_bodies(count * 4 // 5))
     alone = [answer(server, **body)["choices"] for body in bodies]
     programs = len(compiled)
@@ -92,10 +97,18 @@ def test_under_load_each_text_is_that_of_its_request_alone(server, count):
         together = list(pool.map(lambda body: answer(server, **body)["choices"], bodies))
     for thread in leaving:
         thread.join()
-    assert together == alone
+    for choices, wanted in zip(together, alone, strict=True):
+        assert_same(choices, wanted)
     counts = settled(server)
     assert len(compiled) == programs
     assert dict(counts.requests)["cancelled"] > 0
+
+
+def assert_same(choices, wanted):
+    """Equal but for the rounding of log probabilities."""
+    leaves, names = jax.tree.flatten(wanted)
+    close = [pytest.approx(x, 1e-5, 1e-5) if isinstance(x, float) else x for x in leaves]
+    assert jax.tree.flatten(choices) == (close, names)
 
 
 def leave(server, body):

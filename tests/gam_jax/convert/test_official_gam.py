@@ -112,3 +112,19 @@ def test_imported_arrays_are_float32_whatever_came(golden):
     state = {n: v.astype(np.float64) for n, v in part(golden, "state/").items()}
     _, params = from_official_gam(state)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+    ("fields", "block", "words"),
+    [
+        ({"ladder": 1}, {}, "ladder"),
+        ({}, {"norms": "sandwich"}, "norms"),
+        ({}, {"residual_scale": 0.5}, "residual_scale"),
+        ({}, {"mixer": GAM(slots=8, kernel=3, slot_bias=True)}, "slot_bias"),
+    ],
+)
+def test_what_the_official_code_would_leave_out_is_refused_by_name(fields, block, words):
+    block = Block(**{"mixer": GAM(slots=8, kernel=3), **block})
+    model = LanguageModel(block, width=8, depth=1, vocab=16, context=8, **fields)
+    with pytest.raises(UserError, match=f"^GAM_Model of rishiraj/gam has .*{words}"):
+        to_official_gam(model, model.init_params(jax.random.key(0)))
