@@ -5,6 +5,7 @@
   gam plan --cluster=local.toml:8           a profile that `gam measure` wrote
   gam plan check --topology=v5e:2x4         memory beside a compiler's, by case
   gam plan measured --cluster=local.toml:8  seconds beside measured ones, here
+  gam plan serve --cluster=h100:1x8 --trace=chat --ttft=0.5 --tpot=0.05
 
 Meshes, presets, parts of a batch and recomputation are priced by formulas, and the best are
 printed with the flags that `gam train` takes. Times are predicted: nothing is run.
@@ -22,7 +23,7 @@ import numpy as np
 from absl import flags
 from rich.table import Table as TextTable
 
-from experiments import cli, plan_check, plan_measured
+from experiments import cli, plan_check, plan_measured, plan_serve
 from experiments.abstract_step import lowered
 from experiments.audit import unread
 from experiments.config_flags import config_title, define_config_flag, experiment_from_flags
@@ -46,7 +47,7 @@ from sharding.mesh import AXIS_NAMES, in_words, mesh_from_text
 from sharding.parallel import Parallel
 from sharding.topology import MACHINES, Topology, compiled, topology
 
-WORDS = ("train", "check", "measured")
+WORDS = ("train", "serve", "check", "measured")
 REPEATS = 5
 """Steps that are measured on each mesh."""
 COMPILERS = {"a100_80": "a100"}
@@ -81,6 +82,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_string("topology", "v5e:2x4", "check: the machine that cases are compiled for.")
     flags.DEFINE_bool("json", False, "Print one JSON object.")
+    plan_serve.define_flags()
 
 
 def main(which: str) -> None:
@@ -96,6 +98,9 @@ def main(which: str) -> None:
         _measured(machines, args.json)
         return
     experiment = unread(experiment_from_flags())
+    if which == "serve":
+        plan_serve.main(experiment.model, machines, _axes(experiment, ("stream", "expert")))
+        return
     run, space = run_of(experiment, machines.profile), _space(experiment)
     matrix = _matrix(args.order, machines.devices) if args.order else None
     found = plan(
@@ -127,28 +132,25 @@ def main(which: str) -> None:
 
 def _space(experiment: Experiment) -> Space:
     """What the flags allow; axes that the model has a use for where they say nothing."""
-    args, model = flags.FLAGS, experiment.model
-    leaves = jax.tree.leaves(model.table(), is_leaf=lambda x: isinstance(x, Param))
-    known = {axis for param in leaves for axis in param.axes}
-    axes = tuple(args.axes) or tuple(
-        name
-        for name, used in (
-            ("data", True),
-            ("stream", "stream" in known),
-            ("expert", "expert" in known),
-            ("tensor", True),
-        )
-        if used
-    )
+    args, axes = flags.FLAGS, _axes(experiment, ("data", "stream", "expert"))
     for name in axes:
         if name not in AXIS_NAMES:
             raise UserError(f"--axes={','.join(axes)}: '{name}' is no axis of a mesh")
     for word in args.presets:
         if word not in DATA_WORDS:
             raise UserError(f"--presets: '{word}' is none of {', '.join(DATA_WORDS)}")
-    own = bool(getattr(model, "remat", False))
+    own = bool(getattr(experiment.model, "remat", False))
     remats = {"auto": (own,), "true": (True,), "false": (False,), "both": (True, False)}
     return Space(axes, tuple(args.presets), args.tensor, remats[args.remat], args.parts)
+
+
+def _axes(experiment: Experiment, others: tuple[str, ...]) -> tuple[str, ...]:
+    """Axes that the flags name; else `tensor` and those of `others` that the model has a use for,
+    and `data`."""
+    model = experiment.model
+    leaves = jax.tree.leaves(model.table(), is_leaf=lambda x: isinstance(x, Param))
+    known = {"data", *(axis for param in leaves for axis in param.axes)}
+    return tuple(flags.FLAGS.axes) or (*(name for name in others if name in known), "tensor")
 
 
 def _best(

@@ -51,8 +51,8 @@ class Space:
 
     def candidates(self, devices: int, batch: int) -> Iterator[Candidate]:
         """All of them, whether they fit or not."""
-        parts = [n for n in _divisors(batch) if n <= self.parts]
-        for sizes in _splits(devices, len(self.axes)):
+        parts = [n for n in divisors(batch) if n <= self.parts]
+        for sizes in splits(devices, len(self.axes)):
             own = dict(zip(self.axes, sizes, strict=True))
             mesh = tuple((name, own.get(name, 1)) for name in AXIS_NAMES)
             for preset in self._presets(own):
@@ -265,15 +265,15 @@ def _traced_or_why(traced: Callable[[], Traced]) -> Traced | str:
         return str(error).splitlines()[0]
 
 
-def _splits(devices: int, axes: int) -> Iterator[tuple[int, ...]]:
+def splits(devices: int, axes: int) -> Iterator[tuple[int, ...]]:
     """Every way to write a number of devices as a product of so many sizes."""
     if axes == 1:
         yield (devices,)
         return
-    for inner in _divisors(devices):
-        for outer in _splits(devices // inner, axes - 1):
+    for inner in divisors(devices):
+        for outer in splits(devices // inner, axes - 1):
             yield (*outer, inner)
 
 
-def _divisors(number: int) -> list[int]:
+def divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]
