@@ -13,7 +13,9 @@ import httpx
 import jax
 import pytest
 
+from experiments.serve.app import GRAMMARS
 from experiments.serve.body import MOST_BYTES
+from gam_jax.serve import trial
 from tests.experiments.serve.conftest import KEY, NAME, compiled
 
 WORDS = ["the cat", "a dog sees the ", "one mouse likes a fish.\n", "the", "a bird near ", "behind"]
@@ -182,6 +184,25 @@ def test_what_must_be_json_is(server):
     chat = {"messages": said, "max_tokens": 200, "seed": 4, "response_format": wanted}
     found = server.post("/v1/chat/completions", **chat).json()
     assert set(json.loads(found["choices"][0]["message"]["content"])) == {"a"}
+
+
+def test_a_schema_that_takes_long_to_compile_stops_nobody_else(server, monkeypatch):
+    """More of them than are compiled at once."""
+    monkeypatch.setattr(trial, "SECONDS", 0.3)
+    slow = {"type": "integer", "multipleOf": 1_234_567}
+    wanted = {"type": "json_schema", "json_schema": {"name": "one", "schema": slow}}
+    with concurrent.futures.ThreadPoolExecutor(GRAMMARS + 1) as pool:
+        asked = [
+            pool.submit(server.post, prompt="x", response_format=wanted)
+            for _ in range(GRAMMARS + 1)
+        ]
+        answer(server, prompt="the", max_tokens=3, seed=1)
+        assert not all(one.done() for one in asked)
+        found = [one.result() for one in asked]
+    assert {one.status_code for one in found} == {400}
+    told = found[0].json()["error"]
+    assert told["param"] == "response_format"
+    assert "it takes more than 0.3 seconds" in told["message"]
 
 
 def test_a_second_turn_reads_what_is_new_alone(server):
