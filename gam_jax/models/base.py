@@ -62,6 +62,8 @@ class Parts:
       layers: (parameters of some layers, stream, batch, axes, key, span) -> stream, their carry.
       deepened: the same model with another number of layers.
       last: (parameters, stream, carry of all layers, batch, axes) -> what `Model.objective` gives.
+      scored: (parameters, stream, batch, axes) -> what `Model.scored` gives; None where that is
+        what `last` tells.
     """
 
     blocks: str
@@ -74,6 +76,7 @@ class Parts:
         tuple[Float[Array, ""], Float[Array, ""] | float, Measures],
     ]
     deepened: Callable[[int], Model]
+    scored: Callable[[Params, Any, Batch, Axes], Measures] | None = None
 
     def objective(
         self, params: Params, batch: Batch, axes: Axes, key: Array | None
@@ -267,7 +270,7 @@ def check_stages(model: Model, layout: Layout) -> None:
             f"layers, and the model has {parts.depth}: change the one or the other"
         )
     if dealt:
-        layout.layers_of_stages(parts.depth)
+        layout.layers_of_chunks(parts.depth)
     elif parts.depth % chunks:
         raise UserError(
             f"{parts.depth} layers do not divide into mesh axis pipe={layout.stages} x "
@@ -287,14 +290,14 @@ def check_no_workers(layout: Layout) -> None:
 def on_stages(model: Model, layout: Layout) -> tuple[Model, Layout]:
     """A model and a mesh as a step is compiled for them.
 
-    Where stages have unlike numbers of layers the model has a layer for every place on them: its
+    Where chunks have unlike numbers of layers the model has a layer for every slot in them: its
     parameters are those that lie on the mesh, zeros where no layer is. Otherwise both are as given.
     """
     parts = None if layout.stages == 1 else model.parts()
-    layers = () if parts is None else layout.layers_of_stages(parts.depth)
+    layers = () if parts is None else layout.layers_of_chunks(parts.depth)
     if parts is None or not layers:
         return model, layout
-    return parts.deepened(layout.stages * max(layers)), layout.with_layers(parts.depth)
+    return parts.deepened(len(layers) * max(layers)), layout.with_layers(parts.depth)
 
 
 def as_read(model: Model, layout: Layout) -> Layout:
