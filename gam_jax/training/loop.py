@@ -129,7 +129,7 @@ class _Run:
         self.stride = settings.local.every  # steps of one call
         self.train_step = make_step(model, optimizer, layout, settings.accumulate)
         self.together = layout.without_workers
-        self.eval_step = make_eval_step(model, self.together)
+        self.eval_step = make_eval_step(model, self.together, settings.accumulate)
         self.rate = learning_rate_schedule(experiment.optimizer, settings.steps)
         self.best = checkpoints.best_loss()
         self.axes = logical_axes(experiment)

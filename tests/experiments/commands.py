@@ -25,7 +25,7 @@ WORDS = {
     "report.__main__": {"takes": "run folders"},
     "study.__main__": {"choices": ("list", "run", "claims"), "files": {"run": 1}},
     "benchmark.__main__": {
-        "choices": ("step", "scan", "loss", "peers", "all", "compare", "page"),
+        "choices": ("step", "scan", "loss", "peers", "serve", "all", "compare", "page"),
         "files": {"all": 1, "compare": 2, "page": 2},
     },
     "papers.gam.__main__": {"choices": ("table1", "table2", "table3", "perplexity", "stories")},
