@@ -40,7 +40,7 @@ from gam_jax.params import (
     widened,
     without_signs,
 )
-from gam_jax.training.pipeline import through_stages
+from gam_jax.training.pipeline import scores_in_stages, through_stages
 from sharding import collectives, zero
 from sharding.host_memory import HOST, chosen, fetched, returned, share
 from sharding.layout import Layout
@@ -381,15 +381,30 @@ def spread(params: Any, table: Any, layout: Layout, workers: bool = False) -> An
     return jax.shard_map(program, mesh=layout.mesh, in_specs=specs[:1], out_specs=specs[1])(params)
 
 
-def make_eval_step(model: Model, layout: Layout) -> Callable[[Params, Batch], Measures]:
+def make_eval_step(
+    model: Model, layout: Layout, accumulate: int = 1, fill: float = 0.0
+) -> Callable[[Params, Batch], Measures]:
     """A compiled (params, batch) -> name -> (sum, count) of all devices, without dropout.
 
     "loss" is the first of the names; the others are the scalar measures of `Model.scored`.
+
+    Args:
+      model: what is scored.
+      layout: the mesh and its uses.
+      accumulate: parts of a training batch: in so many, or as many of these as divide its rows, a
+        batch [rows, ...] goes through the stages of the mesh axis `pipe`.
+      fill: see `make_gradients`.
     """
     model, layout = on_stages(model, layout)
+    in_stages = None
+    if layout.stages > 1:
+        in_stages = scores_in_stages(model, layout, accumulate, fill)
 
     def evaluate(params: Params, batch: Batch) -> Measures:
-        found = model.scored(params, batch, layout.axes)
+        if in_stages is None:
+            found = model.scored(params, batch, layout.axes)
+        else:
+            found = in_stages(params, batch)
         scalars = {name: pair for name, pair in found.items() if not jnp.ndim(pair[0])}
         return _over_devices(scalars, layout.axes.batch)
 

@@ -21,10 +21,11 @@ WORDS = {
     "data": {"choices": ("show",)},
     "draft": {"choices": ("units", "semi")},
     "plan": {"choices": ("train", "serve", "check", "measured"), "otherwise": "train"},
+    "search.__main__": {"choices": ("run", "extract"), "otherwise": "run"},
     "report.__main__": {"takes": "run folders"},
     "study.__main__": {"choices": ("list", "run", "claims"), "files": {"run": 1}},
     "benchmark.__main__": {
-        "choices": ("step", "scan", "loss", "peers", "all", "compare", "page"),
+        "choices": ("step", "scan", "loss", "peers", "serve", "all", "compare", "page"),
         "files": {"all": 1, "compare": 2, "page": 2},
     },
     "papers.gam.__main__": {"choices": ("table1", "table2", "table3", "perplexity", "stories")},
