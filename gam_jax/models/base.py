@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -104,9 +104,6 @@ class Model:
     """
 
     param_dtype: str = dataclasses.field(default=FLOAT32, kw_only=True)
-
-    branches: ClassVar[int] = 1
-    """Unlike branches that devices along `stream` may take, one each: see `layers.branches`."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -214,6 +211,11 @@ class Model:
                 f"make it 1"
             )
 
+    @property
+    def branches(self) -> int:
+        """Unlike branches that devices along `stream` may take, one each: see `layers.branches`."""
+        return 1
+
     def init_params(self, key: Array) -> Params:
         """Initial parameters, float32: those that are stored are rounded from them."""
         return tables.init_params(self.table(), key)
@@ -221,6 +223,27 @@ class Model:
     def carry_bytes(self, batch: int) -> int | None:
         """Bytes of the recurrent state or KV cache of so many rows; None for no sequence model."""
         return None
+
+
+def sizes_of(model: Model, data: Dataset, names: Sequence[str]) -> dict[str, int]:
+    """Sizes that the data decides, for the model's fields of those names.
+
+    Raises:
+      UserError: the data has other sizes than the model, or none where the model has none either.
+    """
+    found: dict[str, int] = {}
+    for name in names:
+        own, given = getattr(model, name), data.sizes.get(name)
+        if own is not None and given is not None and own != given:
+            raise UserError(f"model.{name}={own}, and the data has {given}: leave it out")
+        size = own if given is None else given
+        if size is None:
+            raise UserError(
+                f"data.name={data.config.name} has no {name}: set model.{name}, or give the data "
+                f"sizes={{'{name}': N}}"
+            )
+        found[name] = size
+    return found
 
 
 def check_stages(model: Model, layout: Layout) -> None:
