@@ -34,7 +34,7 @@ from gam_jax.planning.between import between
 from gam_jax.planning.cluster import Cluster, clusters
 from gam_jax.planning.cost import OVERLAPS, PENALTY
 from gam_jax.planning.order import best_order, seconds
-from gam_jax.planning.search import DATA_WORDS, ROWS, Plan, Priced, Space, plan
+from gam_jax.planning.search import DATA_WORDS, MORE_WORDS, ROWS, Plan, Priced, Space, plan
 from gam_jax.planning.traces import Run
 from gam_jax.planning.work import Work, work_of
 from gam_jax.training.checks import check_fits
@@ -43,8 +43,7 @@ from sharding import processes
 from sharding.errors import UserError
 from sharding.json_file import read_json
 from sharding.layout import Layout
-from sharding.mesh import AXIS_NAMES, in_words, mesh_from_text
-from sharding.parallel import Parallel
+from sharding.mesh import AXIS_NAMES, mesh_from_text
 from sharding.topology import MACHINES, Topology, compiled, topology
 
 WORDS = ("train", "serve", "check", "measured")
@@ -64,7 +63,11 @@ def define_flags() -> None:
         "two joined by a network. Names are those of gam_jax/planning/profiles.toml.",
     )
     flags.DEFINE_list("axes", [], "Mesh axes that may have several devices; by the model if empty.")
-    flags.DEFINE_list("presets", list(DATA_WORDS), "Uses of the data axis.")
+    flags.DEFINE_list(
+        "presets",
+        list(DATA_WORDS),
+        f"Uses of the data axis; also {', '.join(MORE_WORDS)} (all degrees of a cluster's levels).",
+    )
     flags.DEFINE_enum("tensor", "tensor_tokens", ["tensor", "tensor_tokens"], "Use of tensor.")
     flags.DEFINE_enum(
         "remat", "auto", ["auto", "true", "false", "both"], "Recompute blocks; auto: as --config."
@@ -106,7 +109,7 @@ def main(which: str) -> None:
     found = plan(
         run,
         machines,
-        list(space.candidates(machines.devices, run.batch)),
+        list(space.candidates(machines.devices, run.batch, machines)),
         args.overlap,
         args.penalty,
         args.margin,
@@ -137,16 +140,16 @@ def _space(experiment: Experiment) -> Space:
         if name not in AXIS_NAMES:
             raise UserError(f"--axes={','.join(axes)}: '{name}' is no axis of a mesh")
     for word in args.presets:
-        if word not in DATA_WORDS:
-            raise UserError(f"--presets: '{word}' is none of {', '.join(DATA_WORDS)}")
+        if word not in DATA_WORDS + MORE_WORDS:
+            words = ", ".join(DATA_WORDS + MORE_WORDS)
+            raise UserError(f"--presets: '{word}' is none of {words}")
     own = bool(getattr(experiment.model, "remat", False))
     remats = {"auto": (own,), "true": (True,), "false": (False,), "both": (True, False)}
     return Space(axes, tuple(args.presets), args.tensor, remats[args.remat], args.parts)
 
 
 def _axes(experiment: Experiment, others: tuple[str, ...]) -> tuple[str, ...]:
-    """Axes that the flags name; else `tensor` and those of `others` that the model has a use for,
-    and `data`."""
+    """Axes that the flags name; else those of `others` that the model has a use for, and `tensor`."""
     model = experiment.model
     leaves = jax.tree.leaves(model.table(), is_leaf=lambda x: isinstance(x, Param))
     known = {"data", *(axis for param in leaves for axis in param.axes)}
@@ -197,14 +200,14 @@ def _as_run(experiment: Experiment, priced: Priced) -> Experiment:
         experiment,
         model=dataclasses.replace(experiment.model, remat=one.remat),  # type: ignore[call-arg]
         train=dataclasses.replace(experiment.train, accumulate=one.accumulate),
-        parallel=Parallel(one.preset, schedule=one.schedule, turns=one.turns),
+        parallel=one.layout.parallel,
     )
 
 
 def _compiled(experiment: Experiment, priced: Priced, machine: Topology) -> dict[str, Any]:
     """What the machine's compiler says of a candidate."""
-    sizes = priced.candidate.sizes
-    mesh = mesh_from_text(in_words(sizes), "", machine.devices, machine.hosts)
+    axes = priced.candidate.axes
+    mesh = mesh_from_text(axes, "", machine.devices, machine.hosts)
     step, state, batch = lowered(experiment, Layout(mesh, experiment.parallel))
     found = compiled(step, (state, batch), machine)
     return {"held": found.held, "reason": found.reason, "seconds": found.seconds}
@@ -232,8 +235,11 @@ def _result(
 def _shown(priced: Priced, answer: dict[str, Any] | None) -> dict[str, Any]:
     one, price = priced.candidate, priced.cost
     return {
+        "axes": one.axes,
         "mesh": {name: size for name, size in one.mesh if size > 1},
+        "levels": list(one.use.sizes),
         "preset": one.preset,
+        "shards": one.use.shards,
         "accumulate": one.accumulate,
         "remat": one.remat,
         "schedule": one.schedule if one.sizes["pipe"] > 1 else None,
@@ -276,7 +282,7 @@ def _work(run: Run, found: Plan, best: Priced) -> Work:
 
 def _order(run: Run, found: Plan, best: Priced, matrix: np.ndarray) -> dict[str, Any]:
     """Where devices stand on the best mesh, and what that is worth."""
-    sizes = best.candidate.sizes
+    sizes = best.candidate.in_levels
     sent = dict.fromkeys(sizes, 0.0)
     for message in _work(run, found, best).messages:
         for name in message.axes:
@@ -308,8 +314,8 @@ def _print(result: dict[str, Any]) -> None:
         answer = each["compiled"]
         messages = ", ".join(f"{name} {took:.3g}" for name, took in each["messages"].items())
         table.add_row(
-            ",".join(f"{name}={size}" for name, size in each["mesh"].items()) or "data=1",
-            each["preset"],
+            each["axes"],
+            f"{each['preset']} {each['shards']}".strip(),
             str(each["accumulate"]),
             "yes" if each["remat"] else "no",
             f"{each['seconds']:.3g}",
