@@ -149,7 +149,7 @@ def _space(experiment: Experiment) -> Space:
 
 
 def _axes(experiment: Experiment, others: tuple[str, ...]) -> tuple[str, ...]:
-    """Axes that the flags name; else those of `others` that the model has a use for, and `tensor`."""
+    """Axes that the flags name; else those of `others` that the model uses, and `tensor`."""
     model = experiment.model
     leaves = jax.tree.leaves(model.table(), is_leaf=lambda x: isinstance(x, Param))
     known = {"data", *(axis for param in leaves for axis in param.axes)}
