@@ -197,9 +197,10 @@ def audit(
 def expected_traffic(experiment: Experiment, layout: Layout) -> dict[Kind, Total] | None:
     """What a step should send by the formulas.
 
-    None where there are none: for changed rules, and where only some parameters are trained.
+    None where there are none: for changed rules, where only some parameters are trained, and where
+    logits are trained apart.
     """
-    changed = experiment.parallel.rules or experiment.optimizer.only
+    changed = experiment.parallel.rules or experiment.optimizer.only or experiment.train.bilevel.on
     if changed or not has_formula(experiment.model, layout):
         return None
     settings, window = experiment.train, getattr(experiment.data, "window", 0)

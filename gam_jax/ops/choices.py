@@ -19,6 +19,9 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
+ARCHITECTURE = "architecture"
+"""The entry of a table in which logits stand, so that `*architecture/*` is a pattern of all."""
+
 Weights = Callable[[Array, Array | None, float], Array]
 """(logits [N], key, temperature) -> weights [N], which sum to 1."""
 
