@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
 
+from gam_jax import search
 from gam_jax.params import stored_specs
 from gam_jax.planning.cluster import Cluster
 from gam_jax.planning.cost import PENALTY, Cost, cost
@@ -49,23 +50,42 @@ class Space:
     parts: int = 64
     schedules: tuple[tuple[str, int], ...] = (("1f1b", 1), ("interleaved", 2))
 
-    def candidates(self, devices: int, batch: int) -> Iterator[Candidate]:
-        """All of them, whether they fit or not."""
-        parts = [n for n in _divisors(batch) if n <= self.parts]
+    def space(self, devices: int, batch: int) -> search.Space:
+        """What is chosen: sizes of the mesh's axes, use of `data`, parts, remat, schedule."""
+        found = set()
         for sizes in _splits(devices, len(self.axes)):
             own = dict(zip(self.axes, sizes, strict=True))
-            mesh = tuple((name, own.get(name, 1)) for name in AXIS_NAMES)
-            for preset in self._presets(own):
-                staged = own.get("pipe", 1) > 1
-                schedules = self.schedules if staged else (("1f1b", 1),)
-                for more in itertools.product(parts, self.remats, schedules):
-                    accumulate, remat, (schedule, turns) = more
-                    yield Candidate(mesh, preset, accumulate, remat, schedule, turns)
+            found.add(tuple(own.get(name, 1) for name in AXIS_NAMES))
+        return search.Space.of(
+            {
+                "mesh": sorted(found),
+                "data": list(self.data_words),
+                "parts": [n for n in _divisors(batch) if n <= self.parts],
+                "remat": list(self.remats),
+                "schedule": list(self.schedules) if "pipe" in self.axes else [("1f1b", 1)],
+            }
+        )
 
-    def _presets(self, sizes: dict[str, int]) -> Iterator[str]:
-        inner = [word for word in ("sequence", self.tensor_word) if sizes.get(WORDS[word], 1) > 1]
-        for word in self.data_words if sizes.get("data", 1) > 1 else ("data",):
-            yield "+".join((word, *inner))
+    def candidate(self, values: Mapping[str, Any]) -> Candidate:
+        """That of a point's values; what does nothing on its mesh is as if not chosen."""
+        sizes = dict(zip(AXIS_NAMES, values["mesh"], strict=True))
+        inner = [word for word in ("sequence", self.tensor_word) if sizes[WORDS[word]] > 1]
+        word = values["data"] if sizes["data"] > 1 else "data"
+        schedule, turns = values["schedule"] if sizes["pipe"] > 1 else ("1f1b", 1)
+        return Candidate(
+            tuple(sizes.items()),
+            "+".join((word, *inner)),
+            values["parts"],
+            values["remat"],
+            schedule,
+            turns,
+        )
+
+    def candidates(self, devices: int, batch: int) -> tuple[Candidate, ...]:
+        """All of them, whether they fit or not, each once."""
+        found = self.space(devices, batch)
+        each = (self.candidate(found.values(point)) for point in found.points())
+        return tuple(dict.fromkeys(each))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,9 +172,9 @@ def plan(
     checked = _Checked(run)
     refused, kept = [], []
     for candidate in candidates:
-        reason, why = checked.refusal(candidate)
-        if reason:
-            refused.append(Refused(candidate, reason, why))
+        verdict = search.through(checked.gates, candidate)
+        if verdict.refused:
+            refused.append(Refused(candidate, verdict.refused, verdict.why))
         else:
             kept.append(candidate)
     traced = _traced(run, kept, known or {})
@@ -200,30 +220,33 @@ class _Checked:
         self._schedules: dict[tuple[str, int, int, int], str] = {}
         self._states: dict[tuple[object, str], StateBytes] = {}
 
-    def refusal(self, candidate: Candidate) -> tuple[str, str]:
-        """The reason and the line; empty where there is none."""
-        key, run = (candidate.mesh, candidate.preset, candidate.turns), self._run
-        if run.batch % candidate.accumulate:
-            return ROWS, f"a batch of {run.batch} rows, in {candidate.accumulate} parts"
-        rows = run.batch // candidate.accumulate
-        if why := _said(lambda: candidate.layout.check_batch(rows, run.window or None)):
-            return ROWS, why
-        if why := self._schedule(candidate):
-            return STAGES, why
-        if key not in self._meshes:
-            layout = candidate.layout
-            self._meshes[key] = _said(lambda: run.model.check_mesh(layout)) or _said(
-                lambda: stored_specs(run.model.table(), layout)
-            )
-        return (PARAMETERS, self._meshes[key]) if self._meshes[key] else ("", "")
+    @property
+    def gates(self) -> tuple[search.Gate, ...]:
+        """What is asked before a program is traced, the cheapest first."""
+        asked = {ROWS: self._rows, STAGES: self._schedule, PARAMETERS: self._parameters}
+        return tuple(search.Gate(name, ask) for name, ask in asked.items())
 
-    def _schedule(self, candidate: Candidate) -> str:
-        """Why stages cannot take the parts; empty where they can."""
+    def _rows(self, candidate: Candidate) -> None:
+        run, parts = self._run, candidate.accumulate
+        if run.batch % parts:
+            raise UserError(f"a batch of {run.batch} rows, in {parts} parts")
+        candidate.layout.check_batch(run.batch // parts, run.window or None)
+
+    def _schedule(self, candidate: Candidate) -> None:
         stages, schedule = candidate.sizes["pipe"], candidate.schedule
         key = schedule, stages, candidate.accumulate, candidate.turns
         if stages > 1 and key not in self._schedules:
             self._schedules[key] = _said(lambda: make_table(*key))
-        return self._schedules.get(key, "")
+        _refuse(self._schedules.get(key, ""))
+
+    def _parameters(self, candidate: Candidate) -> None:
+        key, model = (candidate.mesh, candidate.preset, candidate.turns), self._run.model
+        if key not in self._meshes:
+            layout = candidate.layout
+            self._meshes[key] = _said(lambda: model.check_mesh(layout)) or _said(
+                lambda: stored_specs(model.table(), layout)
+            )
+        _refuse(self._meshes[key])
 
     def state(self, candidate: Candidate) -> StateBytes:
         """`state_of` the candidate."""
@@ -231,6 +254,11 @@ class _Checked:
         if key not in self._states:
             self._states[key] = state_of(self._run, candidate)
         return self._states[key]
+
+
+def _refuse(why: str) -> None:
+    if why:
+        raise UserError(why)
 
 
 def _said(check: Callable[[], object]) -> str:
