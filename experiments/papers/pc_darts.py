@@ -1,7 +1,7 @@
 """Part of the channels through a mixture (PC-DARTS): what it is, and what it saves.
 
-Source: arXiv 1907.05737. Image cells are not here; the mixture is of mixers in a model of characters.
-The genotype rule and the shuffle are held against the official code in the tests.
+Source: arXiv 1907.05737. Image cells are not here; the mixture is of mixers in a model of
+characters. The genotype rule and the shuffle are held against the official code in the tests.
 """
 
 from __future__ import annotations
@@ -99,16 +99,18 @@ def warm_up(setting: Setting, seed: int) -> Numbers:
     layout = Layout(make_mesh(devices=jax.devices()[:1]))
     step = make_train_step(model, optimizer, layout, 2)
     state = init_state(model, optimizer, layout, seed)
-    first = np.asarray(jax.tree.leaves(of_logits(state.params))[0])
+
+    def logits(params: Any) -> np.ndarray:
+        return np.asarray(jax.tree.leaves(of_logits(params))[0])
+
+    first = logits(state.params)
     ids = np.random.default_rng(0).integers(0, 256, (2, 2, 17)).astype(np.int32)
     weights = np.ones((2, 2, 16), np.float32)
     batch = {"inputs": ids[..., :-1], "targets": ids[..., 1:], "weights": weights}
     changed = []
     for _ in range(3):
         state, _ = step(state, batch)
-        changed.append(
-            int(np.sum(first != np.asarray(jax.tree.leaves(of_logits(state.params))[0])))
-        )
+        changed.append(int(np.sum(first != logits(state.params))))
     return {"early": float(changed[1]), "late": float(changed[2])}
 
 
