@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from gam_jax import search
 from gam_jax.params import stored_specs
-from gam_jax.planning.cluster import Cluster
+from gam_jax.planning.cluster import Cluster, strides
 from gam_jax.planning.cost import PENALTY, Cost, cost
-from gam_jax.planning.traces import SCALED, Class, Run, Traced, trace
+from gam_jax.planning.traces import SCALED, Class, Levels, Run, Traced, trace
 from gam_jax.planning.work import Candidate, own_trace, state_of, work_of
 from gam_jax.traffic.memory import StateBytes
+from sharding.degrees import IN_LEVELS, in_words, legal
 from sharding.errors import UserError
 from sharding.mesh import AXIS_NAMES
 from sharding.parallel import WORDS
 from sharding.pipeline.tables import make_table
 
 DATA_WORDS = ("data", "zero1", "fully_sharded")
+LEVELS = "levels"
+"""All degrees that the levels of a data axis allow."""
+MORE_WORDS = ("zero2", *IN_LEVELS, LEVELS)
+"""Further uses of `data`, each a program of its own; of levels, where a cluster has them."""
 
 ROWS = "the batch does not divide"
 PARAMETERS = "a parameter does not divide"
@@ -30,13 +37,17 @@ REASONS = (ROWS, STAGES, PARAMETERS, REFUSED, MEMORY)
 """Why a candidate is none, in the order in which that is asked."""
 
 
+Use = tuple[str, str]
+"""Of `data`: a word, and with `LEVELS` the degrees of the parts of the state."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Space:
     """Which candidates there are.
 
     Attributes:
       axes: of the mesh that may have several devices.
-      data_words: uses of `data`, see `sharding.parallel.WORDS`.
+      data_words: uses of `data`: of `sharding.parallel.WORDS`, or `LEVELS`.
       tensor_word: the use of `tensor`.
       remats: whether blocks are computed again, each choice.
       parts: the most parts that a batch is taken in.
@@ -50,42 +61,83 @@ class Space:
     parts: int = 64
     schedules: tuple[tuple[str, int], ...] = (("1f1b", 1), ("interleaved", 2))
 
-    def space(self, devices: int, batch: int) -> search.Space:
-        """What is chosen: sizes of the mesh's axes, use of `data`, parts, remat, schedule."""
-        found = set()
-        for sizes in _splits(devices, len(self.axes)):
+    def space(self, devices: int, batch: int, cluster: Cluster | None = None) -> search.Space:
+        """What is chosen: sizes of the mesh's axes, use of `data`, parts, remat, schedule.
+
+        Args:
+          devices: of the cluster.
+          batch: rows of a step.
+          cluster: whose links give the levels of `data`; None where these are not asked for.
+        """
+        meshes = set()
+        for sizes in splits(devices, len(self.axes)):
             own = dict(zip(self.axes, sizes, strict=True))
-            found.add(tuple(own.get(name, 1) for name in AXIS_NAMES))
+            meshes.add(tuple(own.get(name, 1) for name in AXIS_NAMES))
+        uses = {use for mesh in meshes for use in self._uses(mesh, cluster)}
+        uses = uses or {("data", "")}  # which no mesh has either
+        words = [*self.data_words, "data"]
         return search.Space.of(
             {
-                "mesh": sorted(found),
-                "data": list(self.data_words),
-                "parts": [n for n in _divisors(batch) if n <= self.parts],
+                "mesh": sorted(meshes),
+                "use": sorted(uses, key=lambda use: (words.index(use[0]), use)),
+                "parts": [n for n in divisors(batch) if n <= self.parts],
                 "remat": list(self.remats),
                 "schedule": list(self.schedules) if "pipe" in self.axes else [("1f1b", 1)],
             }
         )
 
-    def candidate(self, values: Mapping[str, Any]) -> Candidate:
-        """That of a point's values; what does nothing on its mesh is as if not chosen."""
-        sizes = dict(zip(AXIS_NAMES, values["mesh"], strict=True))
-        inner = [word for word in ("sequence", self.tensor_word) if sizes[WORDS[word]] > 1]
-        word = values["data"] if sizes["data"] > 1 else "data"
-        schedule, turns = values["schedule"] if sizes["pipe"] > 1 else ("1f1b", 1)
-        return Candidate(
-            tuple(sizes.items()),
-            "+".join((word, *inner)),
-            values["parts"],
-            values["remat"],
-            schedule,
-            turns,
-        )
+    def candidate(self, values: Mapping[str, Any], cluster: Cluster | None = None) -> Candidate:
+        """That of a point's values; what does nothing on its mesh is as if not chosen.
 
-    def candidates(self, devices: int, batch: int) -> tuple[Candidate, ...]:
-        """All of them, whether they fit or not, each once."""
-        found = self.space(devices, batch)
-        each = (self.candidate(found.values(point)) for point in found.points())
-        return tuple(dict.fromkeys(each))
+        Raises:
+          UserError: the mesh has no levels for that use of `data`.
+        """
+        return _candidate(values, self._uses(values["mesh"], cluster))
+
+    def candidates(
+        self, devices: int, batch: int, cluster: Cluster | None = None
+    ) -> tuple[Candidate, ...]:
+        """All of them, whether they fit or not, each once; see `space`."""
+        found = self.space(devices, batch, cluster)
+        uses = {mesh: self._uses(mesh, cluster) for mesh in found.choices[0].values}
+        made: dict[Candidate, None] = {}
+        for point in found.points():
+            values = found.values(point)
+            with contextlib.suppress(UserError):  # of a use that this mesh has no levels for
+                made[_candidate(values, uses[values["mesh"]])] = None
+        return tuple(made)
+
+    def _uses(self, mesh: Sequence[int], cluster: Cluster | None) -> dict[Use, tuple[str, Levels]]:
+        """Uses of `data` on a mesh -> the preset, and its levels where those are used."""
+        sizes: dict[str, int] = dict(zip(AXIS_NAMES, mesh, strict=True))
+        inner = [word for word in ("sequence", self.tensor_word) if sizes[WORDS[word]] > 1]
+        data = sizes["data"]
+        crossed = cluster.crossed(strides(sizes)["data"], data) if cluster else []
+        levels = tuple(members for members, _, _ in reversed(crossed))
+        found: dict[Use, tuple[str, Levels]] = {}
+        for word in self.data_words if data > 1 else ("data",):
+            if word not in (*IN_LEVELS, LEVELS):
+                found[word, ""] = "+".join((word, *inner)), Levels()
+            elif len(levels) < 2 or math.prod(levels) != data:
+                continue
+            elif word in IN_LEVELS:
+                found[word, ""] = "+".join((word, *inner)), Levels(levels)
+            else:
+                for text in map(in_words, legal(levels)):
+                    found[word, text] = "+".join(("data", *inner)), Levels(levels, text)
+        return found
+
+
+def _candidate(values: Mapping[str, Any], uses: Mapping[Use, tuple[str, Levels]]) -> Candidate:
+    sizes = dict(zip(AXIS_NAMES, values["mesh"], strict=True))
+    use = values["use"] if sizes["data"] > 1 else ("data", "")
+    if use not in uses:
+        raise UserError(f"data={sizes['data']} has no levels for {' '.join(use)}")
+    preset, levels = uses[use]
+    schedule, turns = values["schedule"] if sizes["pipe"] > 1 else ("1f1b", 1)
+    return Candidate(
+        tuple(sizes.items()), preset, values["parts"], values["remat"], schedule, turns, levels
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,9 +268,9 @@ class _Checked:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._meshes: dict[tuple[object, str, int], str] = {}
+        self._meshes: dict[tuple[object, str, int, Levels], str] = {}
         self._schedules: dict[tuple[str, int, int, int], str] = {}
-        self._states: dict[tuple[object, str], StateBytes] = {}
+        self._states: dict[tuple[object, str, Levels], StateBytes] = {}
 
     @property
     def gates(self) -> tuple[search.Gate, ...]:
@@ -240,7 +292,8 @@ class _Checked:
         _refuse(self._schedules.get(key, ""))
 
     def _parameters(self, candidate: Candidate) -> None:
-        key, model = (candidate.mesh, candidate.preset, candidate.turns), self._run.model
+        model = self._run.model
+        key = candidate.mesh, candidate.preset, candidate.turns, candidate.use
         if key not in self._meshes:
             layout = candidate.layout
             self._meshes[key] = _said(lambda: model.check_mesh(layout)) or _said(
@@ -250,7 +303,7 @@ class _Checked:
 
     def state(self, candidate: Candidate) -> StateBytes:
         """`state_of` the candidate."""
-        key = candidate.mesh, candidate.preset
+        key = candidate.mesh, candidate.preset, candidate.use
         if key not in self._states:
             self._states[key] = state_of(self._run, candidate)
         return self._states[key]
@@ -293,15 +346,16 @@ def _traced_or_why(traced: Callable[[], Traced]) -> Traced | str:
         return str(error).splitlines()[0]
 
 
-def _splits(devices: int, axes: int) -> Iterator[tuple[int, ...]]:
+def splits(devices: int, axes: int) -> Iterator[tuple[int, ...]]:
     """Every way to write a number of devices as a product of so many sizes."""
     if axes == 1:
         yield (devices,)
         return
-    for inner in _divisors(devices):
-        for outer in _splits(devices // inner, axes - 1):
+    for inner in divisors(devices):
+        for outer in splits(devices // inner, axes - 1):
             yield (*outer, inner)
 
 
-def _divisors(number: int) -> list[int]:
+def divisors(number: int) -> list[int]:
+    """From 1 up."""
     return [n for n in range(1, number + 1) if number % n == 0]
