@@ -130,9 +130,9 @@ class Leaf(NamedTuple):
     coded: int
 
 
-@functools.lru_cache(maxsize=64)  # plans ask for many parts of a batch on each mesh
+@functools.lru_cache(maxsize=256)
 def leaves_of(model: Model, layout: Layout) -> tuple[Leaf, ...]:
-    """Every parameter on a mesh."""
+    """Every parameter; kept, since plans ask it of a mesh once for each way to take a batch."""
     table = model.stored_table()
     leaves, _ = jax.tree_util.tree_flatten_with_path(table, is_leaf=lambda x: isinstance(x, Param))
     specs = jax.tree.leaves(shardings(rule_specs(table, layout), layout))
@@ -144,7 +144,8 @@ def leaves_of(model: Model, layout: Layout) -> tuple[Leaf, ...]:
         names = tuple(key.key for key in path)
         split, itemsize = tuple(filter(None, spec.spec)), jnp.dtype(param.dtype).itemsize
         coded = math.prod(param.shape[: coding.layers])
-        found.append(Leaf(names, size, dim, split, param.precise, itemsize, coding.bits, coded))
+        leaf = Leaf(names, size, dim, split, param.precise, itemsize, coding.bits, coded)
+        found.append(leaf)
     return tuple(found)
 
 
