@@ -35,6 +35,7 @@ from gam_jax.planning.cluster import Cluster, clusters
 from gam_jax.planning.cost import OVERLAPS, PENALTY
 from gam_jax.planning.order import best_order, seconds
 from gam_jax.planning.search import DATA_WORDS, MORE_WORDS, ROWS, Plan, Priced, Space, plan
+from gam_jax.planning.targets import NAMES, topology
 from gam_jax.planning.traces import Run
 from gam_jax.planning.work import Work, work_of
 from gam_jax.training.checks import check_fits
@@ -44,7 +45,7 @@ from sharding.errors import UserError
 from sharding.json_file import read_json
 from sharding.layout import Layout
 from sharding.mesh import AXIS_NAMES, mesh_from_text
-from sharding.topology import MACHINES, Topology, compiled, topology
+from sharding.topology import Topology, compiled
 
 WORDS = ("train", "serve", "check", "measured")
 REPEATS = 5
@@ -188,8 +189,8 @@ def _best(
 def _machine(machines: Cluster) -> Topology:
     name, _, shape = machines.name.partition(":")
     name = COMPILERS.get(name, name)
-    if name not in MACHINES:
-        raise UserError(f"--confirm: there is no compiler for {name}: {', '.join(MACHINES)}")
+    if name not in NAMES:
+        raise UserError(f"--confirm: there is no compiler for {name}: {', '.join(NAMES)}")
     return topology(f"{name}:{shape}", "--cluster")
 
 

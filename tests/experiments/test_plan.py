@@ -128,7 +128,7 @@ def test_rank_correlation_is_one_where_both_rank_alike_and_less_where_not():
 @pytest.mark.slow
 @there
 def test_predicted_memory_is_near_the_compilers():
-    from sharding.topology import topology
+    from gam_jax.planning.targets import topology
 
     rows = list(plan_check.rows(topology("v5e:2x4"), plan_check.CASES[:3]))
     assert not any(each.wrong for each in rows)
