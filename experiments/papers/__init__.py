@@ -43,8 +43,10 @@ from experiments.papers import (
     recall,
     samba_coe,
     streamable_convs,
+    supertickets,
     t3_overlap,
     tpe_bitweight,
+    unipt,
 )
 from experiments.study.declare import Study
 
@@ -93,8 +95,10 @@ STUDIES: dict[str, Study] = {
         recall,
         samba_coe,
         streamable_convs,
+        supertickets,
         t3_overlap,
         tpe_bitweight,
+        unipt,
     )
 }
 """By the name that `gam study run` takes."""

@@ -5,8 +5,10 @@ from gam_jax.models.autoencoder import Autoencoder
 from gam_jax.models.base import BATCH, TOKEN, Batch, Measures, Model
 from gam_jax.models.classifier import ImageClassifier
 from gam_jax.models.language import LanguageModel
+from gam_jax.models.masked import Masked
 from gam_jax.models.phase import PhaseModel
 from gam_jax.models.semi import SemiDrafter
+from gam_jax.models.side_tuned import SideTuned
 from gam_jax.models.source_reader import SourceReader
 from gam_jax.models.units import LexicalUnits
 
@@ -18,8 +20,10 @@ MODELS: dict[str, type[Model]] = {
         ImageClassifier,
         LanguageModel,
         LexicalUnits,
+        Masked,
         PhaseModel,
         SemiDrafter,
+        SideTuned,
         SourceReader,
     )
 }
@@ -35,9 +39,11 @@ __all__ = [
     "ImageClassifier",
     "LanguageModel",
     "LexicalUnits",
+    "Masked",
     "Measures",
     "Model",
     "PhaseModel",
     "SemiDrafter",
+    "SideTuned",
     "SourceReader",
 ]
