@@ -35,6 +35,7 @@ from experiments.papers import (
     nanoflow,
     nvidia_cores,
     parscale,
+    pepsi,
     pim_gpt,
     pipette,
     pulp_non_neural,
@@ -43,6 +44,7 @@ from experiments.papers import (
     streamable_convs,
     t3_overlap,
     tpe_bitweight,
+    vins,
 )
 from experiments.study.declare import Study
 
@@ -83,6 +85,7 @@ STUDIES: dict[str, Study] = {
         nanoflow,
         nvidia_cores,
         parscale,
+        pepsi,
         pim_gpt,
         pipette,
         pulp_non_neural,
@@ -91,6 +94,7 @@ STUDIES: dict[str, Study] = {
         streamable_convs,
         t3_overlap,
         tpe_bitweight,
+        vins,
     )
 }
 """By the name that `gam study run` takes."""

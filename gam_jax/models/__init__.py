@@ -4,6 +4,8 @@ from gam_jax.models.apnet import APNet
 from gam_jax.models.autoencoder import Autoencoder
 from gam_jax.models.base import BATCH, TOKEN, Batch, Measures, Model
 from gam_jax.models.classifier import ImageClassifier
+from gam_jax.models.denoiser import VideoDenoiser
+from gam_jax.models.inpainter import Inpainter
 from gam_jax.models.language import LanguageModel
 from gam_jax.models.phase import PhaseModel
 from gam_jax.models.semi import SemiDrafter
@@ -16,11 +18,13 @@ MODELS: dict[str, type[Model]] = {
         APNet,
         Autoencoder,
         ImageClassifier,
+        Inpainter,
         LanguageModel,
         LexicalUnits,
         PhaseModel,
         SemiDrafter,
         SourceReader,
+        VideoDenoiser,
     )
 }
 """Every model by name: configurations name them, tests run their laws over all of them."""
@@ -33,6 +37,7 @@ __all__ = [
     "Autoencoder",
     "Batch",
     "ImageClassifier",
+    "Inpainter",
     "LanguageModel",
     "LexicalUnits",
     "Measures",
@@ -40,4 +45,5 @@ __all__ = [
     "PhaseModel",
     "SemiDrafter",
     "SourceReader",
+    "VideoDenoiser",
 ]
