@@ -48,6 +48,11 @@ def check_batch(experiment: Experiment, layout: Layout) -> None:
     settings = experiment.train
     _check_workers(experiment, layout)
     _check_memory(layout)
+    if settings.bilevel.on and experiment.parallel.offload:
+        raise UserError(
+            f"parallel.offload={experiment.parallel.offload}: train.bilevel needs the moments of "
+            f"logits before those of weights: leave it out"
+        )
     table_of(layout, settings.accumulate)
     rows = settings.batch // settings.accumulate // settings.local.workers
     window = getattr(experiment.data, "window", None)
