@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import numpy as np
 
-from experiments.benchmark import peers
+from experiments.benchmark import peers, starts
 from experiments.benchmark.length import mixer_of
 from experiments.benchmark.timing import Quantity, Rows
 from gam_jax import decode
@@ -49,6 +49,8 @@ def run(repeats: int, short: bool = False) -> Rows:
       short: the smallest sizes alone.
     """
     progress, rows = Progress(), _held(KINDS[:1] if short else KINDS)
+    progress.say("starts ...")
+    rows |= starts.run(1, 32, 1) if short else starts.run(repeats, WIDTH, DEPTH)
     for name in MIXERS[:1] if short else MIXERS:
         progress.say(f"{name} ...")
         rows |= _full(name, ROWS[:2] if short else ROWS, repeats)

@@ -36,6 +36,7 @@ from experiments.papers import (
     nvidia_cores,
     parscale,
     pc_darts,
+    pepsi,
     pim_gpt,
     pipette,
     proxylessnas,
@@ -47,6 +48,7 @@ from experiments.papers import (
     t3_overlap,
     tpe_bitweight,
     unipt,
+    vins,
 )
 from experiments.study.declare import Study
 
@@ -88,6 +90,7 @@ STUDIES: dict[str, Study] = {
         nvidia_cores,
         parscale,
         pc_darts,
+        pepsi,
         pim_gpt,
         pipette,
         proxylessnas,
@@ -99,6 +102,7 @@ STUDIES: dict[str, Study] = {
         t3_overlap,
         tpe_bitweight,
         unipt,
+        vins,
     )
 }
 """By the name that `gam study run` takes."""

@@ -4,6 +4,8 @@ from gam_jax.models.apnet import APNet
 from gam_jax.models.autoencoder import Autoencoder
 from gam_jax.models.base import BATCH, TOKEN, Batch, Measures, Model
 from gam_jax.models.classifier import ImageClassifier
+from gam_jax.models.denoiser import VideoDenoiser
+from gam_jax.models.inpainter import Inpainter
 from gam_jax.models.language import LanguageModel
 from gam_jax.models.masked import Masked
 from gam_jax.models.phase import PhaseModel
@@ -18,6 +20,7 @@ MODELS: dict[str, type[Model]] = {
         APNet,
         Autoencoder,
         ImageClassifier,
+        Inpainter,
         LanguageModel,
         LexicalUnits,
         Masked,
@@ -25,6 +28,7 @@ MODELS: dict[str, type[Model]] = {
         SemiDrafter,
         SideTuned,
         SourceReader,
+        VideoDenoiser,
     )
 }
 """Every model by name: configurations name them, tests run their laws over all of them."""
@@ -37,6 +41,7 @@ __all__ = [
     "Autoencoder",
     "Batch",
     "ImageClassifier",
+    "Inpainter",
     "LanguageModel",
     "LexicalUnits",
     "Masked",
@@ -46,4 +51,5 @@ __all__ = [
     "SemiDrafter",
     "SideTuned",
     "SourceReader",
+    "VideoDenoiser",
 ]
