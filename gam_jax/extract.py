@@ -11,7 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gam_jax.layers import Block, Chunked, InTurn, Layer, Mixed, Pattern, Residual, Series, Stack
+from gam_jax import units
+from gam_jax.layers import (
+    Block,
+    Chunked,
+    InTurn,
+    Layer,
+    Mixed,
+    Nested,
+    Pattern,
+    Residual,
+    Series,
+    Stack,
+)
 from gam_jax.layers.base import layers_in
 from gam_jax.models.language import LanguageModel
 from gam_jax.ops.choices import ARCHITECTURE
@@ -139,7 +151,7 @@ def _plain(layer: Layer, params: Params) -> Chosen:
 
 
 def _holds_mixed(layer: Layer) -> bool:
-    return isinstance(layer, Mixed) or any(map(_holds_mixed, layers_in(layer)))
+    return isinstance(layer, (Mixed, Nested)) or any(map(_holds_mixed, layers_in(layer)))
 
 
 @_plain.register
@@ -157,6 +169,18 @@ def _(layer: Mixed, params: Params) -> Chosen:
     if layer.share == 1:
         return option, pick
     return dataclasses.replace(layer, options=(option,), how="sum", weights="softmax"), pick
+
+
+@_plain.register
+def _(layer: Nested, params: Params) -> Chosen:
+    best = layer.sizes[int(np.argmax(np.asarray(params[ARCHITECTURE]["logits"], np.float32)))]
+    unit, inner = layer.own, units.resized(layer.inner, layer.unit, best)
+
+    def pick(tree: Any) -> Any:
+        own = {name: branch for name, branch in tree.items() if name != ARCHITECTURE}
+        return units.keep(own, unit, np.arange(best))
+
+    return inner, pick
 
 
 @_plain.register(Block)
