@@ -44,6 +44,7 @@ def test_it_is_the_sum_of_all_sizes_and_of_a_sure_choice_that_size_alone(monkeyp
             np.testing.assert_allclose(found, want, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_drawn_choice_is_the_likeliest_size_without_a_key():
     layer = dataclasses.replace(LAYER, weights="dirichlet")
     params = {**params_of(LAYER), "architecture": {"logits": jnp.asarray([0.0, 3.0, 1.0])}}
@@ -56,6 +57,7 @@ def test_a_drawn_choice_is_the_likeliest_size_without_a_key():
     assert np.any(np.abs(drawn - still) > 1e-4)
 
 
+@pytest.mark.slow
 def test_a_model_of_the_chosen_sizes_is_extracted():
     model = LanguageModel(
         Block(GAM(slots=8), dataclasses.replace(LAYER, weights="dirichlet")), 8, 2, vocab=16
