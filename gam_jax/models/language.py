@@ -341,11 +341,7 @@ class LanguageModel(Model):
           (`layers.base.Statistics`), and each measure by the path of its layer and its own name,
           as "ffn/routed/load".
         """
-        if (parts := self.parts()) is not None:
-            return parts.objective(params, batch, axes, key)
-        given, params = batch.get("starts"), self.own(params, axes)
-        hidden, carry = self._hidden(params, batch["inputs"], None, axes, key=key, starts=given)
-        return self.told(params, hidden, self.trunk.sequences(carry.layers), batch, axes)
+        return self.parts().objective(params, batch, axes, key)
 
     def told(
         self, params: Params, hidden: Array, carry: Any, batch: Batch, axes: Axes
@@ -354,9 +350,9 @@ class LanguageModel(Model):
         total = self._scores(params, hidden, batch, axes).loss()
         return total, *reported(carry, axes)
 
-    def parts(self) -> Parts | None:
-        """The objective in three. None of parallel streams, each of which begins every layer."""
-        return language_parts.parts(self) if self.streams == 1 else None
+    def parts(self) -> Parts:
+        """The objective in three."""
+        return language_parts.parts(self)
 
     def scored(self, params: Params, batch: Batch, axes: Axes = WHOLE) -> Measures:
         """The loss, and the accuracy: how often the likeliest token is the target."""
