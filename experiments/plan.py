@@ -5,6 +5,7 @@
   gam plan --cluster=local.toml:8           a profile that `gam measure` wrote
   gam plan check --topology=v5e:2x4         memory beside a compiler's, by case
   gam plan measured --cluster=local.toml:8  seconds beside measured ones, here
+  gam plan serve --cluster=h100:1x8 --trace=chat --ttft=0.5 --tpot=0.05
 
 Meshes, presets, parts of a batch and recomputation are priced by formulas, and the best are
 printed with the flags that `gam train` takes. Times are predicted: nothing is run.
@@ -22,7 +23,7 @@ import numpy as np
 from absl import flags
 from rich.table import Table as TextTable
 
-from experiments import cli, plan_check, plan_measured
+from experiments import cli, plan_check, plan_measured, plan_serve
 from experiments.abstract_step import lowered
 from experiments.audit import unread
 from experiments.config_flags import config_title, define_config_flag, experiment_from_flags
@@ -34,6 +35,7 @@ from gam_jax.planning.cluster import Cluster, clusters
 from gam_jax.planning.cost import OVERLAPS, PENALTY
 from gam_jax.planning.order import best_order, seconds
 from gam_jax.planning.search import DATA_WORDS, MORE_WORDS, ROWS, Plan, Priced, Space, plan
+from gam_jax.planning.targets import NAMES, topology
 from gam_jax.planning.traces import Run
 from gam_jax.planning.work import Work, work_of
 from gam_jax.training.checks import check_fits
@@ -43,9 +45,9 @@ from sharding.errors import UserError
 from sharding.json_file import read_json
 from sharding.layout import Layout
 from sharding.mesh import AXIS_NAMES, mesh_from_text
-from sharding.topology import MACHINES, Topology, compiled, topology
+from sharding.topology import Topology, compiled
 
-WORDS = ("train", "check", "measured")
+WORDS = ("train", "serve", "check", "measured")
 REPEATS = 5
 """Steps that are measured on each mesh."""
 COMPILERS = {"a100_80": "a100"}
@@ -84,6 +86,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_string("topology", "v5e:2x4", "check: the machine that cases are compiled for.")
     flags.DEFINE_bool("json", False, "Print one JSON object.")
+    plan_serve.define_flags()
 
 
 def main(which: str) -> None:
@@ -99,6 +102,9 @@ def main(which: str) -> None:
         _measured(machines, args.json)
         return
     experiment = unread(experiment_from_flags())
+    if which == "serve":
+        plan_serve.main(experiment.model, machines, _axes(experiment, ("stream", "expert")))
+        return
     run, space = run_of(experiment, machines.profile), _space(experiment)
     matrix = _matrix(args.order, machines.devices) if args.order else None
     found = plan(
@@ -130,19 +136,7 @@ def main(which: str) -> None:
 
 def _space(experiment: Experiment) -> Space:
     """What the flags allow; axes that the model has a use for where they say nothing."""
-    args, model = flags.FLAGS, experiment.model
-    leaves = jax.tree.leaves(model.table(), is_leaf=lambda x: isinstance(x, Param))
-    known = {axis for param in leaves for axis in param.axes}
-    axes = tuple(args.axes) or tuple(
-        name
-        for name, used in (
-            ("data", True),
-            ("stream", "stream" in known),
-            ("expert", "expert" in known),
-            ("tensor", True),
-        )
-        if used
-    )
+    args, axes = flags.FLAGS, _axes(experiment, ("data", "stream", "expert"))
     for name in axes:
         if name not in AXIS_NAMES:
             raise UserError(f"--axes={','.join(axes)}: '{name}' is no axis of a mesh")
@@ -150,9 +144,17 @@ def _space(experiment: Experiment) -> Space:
         if word not in DATA_WORDS + MORE_WORDS:
             words = ", ".join(DATA_WORDS + MORE_WORDS)
             raise UserError(f"--presets: '{word}' is none of {words}")
-    own = bool(getattr(model, "remat", False))
+    own = bool(getattr(experiment.model, "remat", False))
     remats = {"auto": (own,), "true": (True,), "false": (False,), "both": (True, False)}
     return Space(axes, tuple(args.presets), args.tensor, remats[args.remat], args.parts)
+
+
+def _axes(experiment: Experiment, others: tuple[str, ...]) -> tuple[str, ...]:
+    """Axes that the flags name; else those of `others` that the model uses, and `tensor`."""
+    model = experiment.model
+    leaves = jax.tree.leaves(model.table(), is_leaf=lambda x: isinstance(x, Param))
+    known = {"data", *(axis for param in leaves for axis in param.axes)}
+    return tuple(flags.FLAGS.axes) or (*(name for name in others if name in known), "tensor")
 
 
 def _best(
@@ -187,8 +189,8 @@ def _best(
 def _machine(machines: Cluster) -> Topology:
     name, _, shape = machines.name.partition(":")
     name = COMPILERS.get(name, name)
-    if name not in MACHINES:
-        raise UserError(f"--confirm: there is no compiler for {name}: {', '.join(MACHINES)}")
+    if name not in NAMES:
+        raise UserError(f"--confirm: there is no compiler for {name}: {', '.join(NAMES)}")
     return topology(f"{name}:{shape}", "--cluster")
 
 

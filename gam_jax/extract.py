@@ -13,8 +13,8 @@ import numpy as np
 
 from gam_jax.layers import Block, Chunked, InTurn, Layer, Mixed, Pattern, Residual, Series, Stack
 from gam_jax.layers.base import layers_in
-from gam_jax.layers.mixed import ARCHITECTURE
 from gam_jax.models.language import LanguageModel
+from gam_jax.ops.choices import ARCHITECTURE
 from gam_jax.params import Params
 from sharding.errors import UserError
 

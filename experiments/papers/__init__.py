@@ -35,14 +35,20 @@ from experiments.papers import (
     nanoflow,
     nvidia_cores,
     parscale,
+    pc_darts,
+    pepsi,
     pim_gpt,
     pipette,
+    proxylessnas,
     pulp_non_neural,
     recall,
     samba_coe,
     streamable_convs,
+    supertickets,
     t3_overlap,
     tpe_bitweight,
+    unipt,
+    vins,
 )
 from experiments.study.declare import Study
 
@@ -83,14 +89,20 @@ STUDIES: dict[str, Study] = {
         nanoflow,
         nvidia_cores,
         parscale,
+        pc_darts,
+        pepsi,
         pim_gpt,
         pipette,
+        proxylessnas,
         pulp_non_neural,
         recall,
         samba_coe,
         streamable_convs,
+        supertickets,
         t3_overlap,
         tpe_bitweight,
+        unipt,
+        vins,
     )
 }
 """By the name that `gam study run` takes."""

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float
 from gam_jax.layers.base import WHOLE, Carry, Layer, inherit, parted, statistics, told
 from gam_jax.nested import with_held
 from gam_jax.ops import choices
+from gam_jax.ops.choices import ARCHITECTURE
 from gam_jax.params import Param, Params, Table, normal
 from sharding import collectives
 from sharding.axes import Axes
@@ -24,8 +25,6 @@ from sharding.bounds import Positive, Rate, Size, check_bounds
 from sharding.errors import UserError
 
 HOWS = ("sum", "one", "two")
-ARCHITECTURE = "architecture"
-"""Begins the names of logits, so that `*architecture/*` is a pattern of all."""
 LOGITS_STD = 1e-3
 """Of logits at the start: all options are about as likely."""
 

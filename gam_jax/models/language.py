@@ -341,7 +341,11 @@ class LanguageModel(Model):
           (`layers.base.Statistics`), and each measure by the path of its layer and its own name,
           as "ffn/routed/load".
         """
-        return self.parts().objective(params, batch, axes, key)
+        if (parts := self.parts()) is not None:
+            return parts.objective(params, batch, axes, key)
+        given, params = batch.get("starts"), self.own(params, axes)
+        hidden, carry = self._hidden(params, batch["inputs"], None, axes, key=key, starts=given)
+        return self.told(params, hidden, self.trunk.sequences(carry.layers), batch, axes)
 
     def told(
         self, params: Params, hidden: Array, carry: Any, batch: Batch, axes: Axes
@@ -350,9 +354,11 @@ class LanguageModel(Model):
         total = self._scores(params, hidden, batch, axes).loss()
         return total, *reported(carry, axes)
 
-    def parts(self) -> Parts:
-        """The objective in three."""
-        return language_parts.parts(self)
+    def parts(self) -> Parts | None:
+        """The objective in three; None of a model that is more than embedding, blocks and head."""
+        own = type(self).scored is not LanguageModel.scored
+        found = language_parts.parts(self)
+        return dataclasses.replace(found, scored=None) if own else found
 
     def scored(self, params: Params, batch: Batch, axes: Axes = WHOLE) -> Measures:
         """The loss, and the accuracy: how often the likeliest token is the target."""

@@ -8,7 +8,7 @@ section 3) for channels that pass by.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -18,6 +18,9 @@ import optax
 from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
+
+ARCHITECTURE = "architecture"
+"""The entry of a table in which logits stand, so that `*architecture/*` is a pattern of all."""
 
 Weights = Callable[[Array, Array | None, float], Array]
 """(logits [N], key, temperature) -> weights [N], which sum to 1."""
@@ -136,3 +139,49 @@ def shuffle_of(channels: int, groups: int) -> Int[np.ndarray, " D"]:
     """The permutation of `shuffled`: which channel stands at each place."""
     place = np.arange(channels)
     return place % groups * (channels // groups) + place // groups
+
+
+def edge_weights(logits: Float[Array, " E"], inputs: Sequence[int]) -> Float[Array, " E"]:
+    """A softmax over the inputs of each node.
+
+    Args:
+      logits: of edges, those into the first node first.
+      inputs: how many edges each node has.
+    """
+    ends = np.cumsum(inputs)[:-1]
+    return jnp.concatenate([jax.nn.softmax(part) for part in jnp.split(logits, ends)])
+
+
+def genotype(
+    options: Float[Array, "E N"],
+    edges: Float[Array, " E"],
+    inputs: Sequence[int],
+    none: int | None = None,
+    keep: int = 2,
+) -> list[list[tuple[int, int]]]:
+    """What a cell keeps: for each node its best edges, best first, and the option on each.
+
+    An option on an edge is worth softmax(options) of the edge times `edge_weights`; an edge is
+    worth its best option (PC-DARTS, arXiv 1907.05737, section 3.2).
+
+    Args:
+      options: logits of the options on each edge.
+      edges: of the edges.
+      inputs: see `edge_weights`.
+      none: an option that is no option; None for none.
+      keep: edges of a node.
+
+    Returns:
+      For each node (option, which of its inputs).
+    """
+    worth = np.array(jax.nn.softmax(jnp.asarray(options), axis=1))
+    worth *= np.asarray(edge_weights(jnp.asarray(edges), inputs))[:, None]
+    if none is not None:
+        worth[:, none] = -np.inf
+    found, start = [], 0
+    for count in inputs:
+        own = worth[start : start + count]
+        best = np.argsort(-own.max(axis=1), kind="stable")[:keep]
+        found.append([(int(own[edge].argmax()), int(edge)) for edge in best])
+        start += count
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -143,18 +144,23 @@ class Leaf(NamedTuple):
     coded: int
 
 
-def leaves_of(model: Model, layout: Layout) -> Iterator[Leaf]:
+@functools.lru_cache(maxsize=256)
+def leaves_of(model: Model, layout: Layout) -> tuple[Leaf, ...]:
+    """Every parameter; kept, since plans ask it of a mesh once for each way to take a batch."""
     table = model.stored_table()
     leaves, _ = jax.tree_util.tree_flatten_with_path(table, is_leaf=lambda x: isinstance(x, Param))
     specs = jax.tree.leaves(shardings(rule_specs(table, layout), layout))
     dims = jax.tree.leaves(shard_dims(table, layout))
     sent = jax.tree.leaves(codings(table, layout))
+    found = []
     for (path, param), spec, dim, coding in zip(leaves, specs, dims, sent, strict=True):
         size = math.prod(spec.shard_shape(param.shape)) * FLOAT
         names = tuple(key.key for key in path)
         split, itemsize = tuple(filter(None, spec.spec)), jnp.dtype(param.dtype).itemsize
         coded = math.prod(param.shape[: coding.layers])
-        yield Leaf(names, size, dim, split, param.precise, itemsize, coding.bits, coded)
+        leaf = Leaf(names, size, dim, split, param.precise, itemsize, coding.bits, coded)
+        found.append(leaf)
+    return tuple(found)
 
 
 def gathered_in_parts(model: Any, layout: Layout, stack: Stack, sizes: Sizes) -> Iterator[Message]:

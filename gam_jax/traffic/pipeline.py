@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -209,20 +210,25 @@ def _handed_on(model: Any, sizes: Sizes, layout: Layout) -> Iterator[Message]:
             yield Message("permute", ("pipe",), pipe, size)
 
 
-def _sums(model: Any) -> Iterator[int]:
+@functools.lru_cache(maxsize=64)
+def _sums(model: Any) -> tuple[int, ...]:
     """Bytes of each sum and count that the last stage gives to all."""
-    yield FLOAT  # the loss; its count is known
+    found = [FLOAT]  # the loss; its count is known
     if isinstance(model, ImageClassifier):
-        yield from (FLOAT, FLOAT)
+        found += [FLOAT, FLOAT]
     table = model.stack.carry_table(1)
-    zeros = jax.tree.map(
-        lambda p: jnp.zeros(p.shape, p.dtype), table, is_leaf=lambda x: isinstance(x, Param)
-    )
-    _, measures = jax.eval_shape(lambda: reported(zeros, Axes()))
+
+    def measured() -> Any:
+        carry = jax.tree.map(
+            lambda p: jnp.zeros(p.shape, p.dtype), table, is_leaf=lambda x: isinstance(x, Param)
+        )
+        return reported(carry, Axes())[1]
+
     if statistics(table):
-        yield FLOAT  # the penalty
-    for pair in measures.values():
-        yield from (math.prod(x.shape) * FLOAT for x in pair)
+        found.append(FLOAT)  # the penalty
+    for pair in jax.eval_shape(measured).values():
+        found += [math.prod(x.shape) * FLOAT for x in pair]
+    return tuple(found)
 
 
 def _layers_gathered(

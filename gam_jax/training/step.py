@@ -14,6 +14,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
+from gam_jax.bilevel import LevelState, TwoLevels, of_logits, with_logits
 from gam_jax.master import Mastered, begun, like_params, put_first, updated
 from gam_jax.models.base import (
     BATCH,
@@ -31,13 +32,16 @@ from gam_jax.params import (
     Params,
     codings,
     gathered,
+    gradient_specs,
     mean_of_signs,
+    movable,
     param_specs,
     rule_specs,
     shard_dims,
     shardings,
     stored_specs,
     widened,
+    with_movable,
     without_signs,
 )
 from gam_jax.training.pipeline import scores_in_stages, through_stages
@@ -47,6 +51,8 @@ from sharding.layout import Layout
 
 Specs = dict[str, PartitionSpec]
 """Of each array of a batch."""
+HELD = 2**31 - 1
+"""Folded into a step's key for the rows that train logits; parts of a batch are folded in too."""
 OPTIMIZER = "optimizer"
 """The scope of what is computed after the gradients, in traces and in counts of products."""
 
@@ -185,7 +191,7 @@ def make_gradients(
             batch_specs(model, layout, accumulate),
             PartitionSpec(),
         ),
-        out_specs=(PartitionSpec(), stored_specs(table, layout)),
+        out_specs=(PartitionSpec(), gradient_specs(table, layout)),
     )
 
 
@@ -234,13 +240,15 @@ def own_gradients(
         return total * scale + share, {**sums, "penalty": (share, jnp.ones(()))}
 
     def one(params: Params, part: Batch, key: Array, scale: Array) -> tuple[Measures, Params]:
-        def objective(own: Params) -> tuple[Array, Measures]:
-            whole = gathered(table, zero.put(params, own))
+        own = zero.differentiated(params)
+
+        def objective(moved: list[Array]) -> tuple[Array, Measures]:
+            arrays = with_movable(table, moved, lambda leaf: leaf, own)
+            whole = gathered(table, zero.put(params, arrays))
             return weighed(model.objective(whole, part, axes, key=key), scale)
 
-        own = zero.differentiated(params)
-        (_, sums), grads = jax.value_and_grad(objective, has_aux=True)(own)
-        return sums, grads
+        (_, sums), grads = jax.value_and_grad(objective, has_aux=True)(movable(table, own))
+        return sums, with_movable(table, grads, lambda _: jnp.zeros(()), own)
 
     def in_order(params: Params, batch: Batch, key: Array, scale: Array) -> tuple[Measures, Params]:
         if accumulate == 1:
@@ -271,7 +279,12 @@ def own_gradients(
         if "penalty" in sums:
             whole["penalty"] = sums.pop("penalty")[0]
         measures = whole | {name: _mean(*pair) for name, pair in sums.items()}
-        grads = zero.sum_gradients(grads, dims, layout.state_axes, split, spread, coding)
+        each = (movable(table, tree) for tree in (grads, dims, spread, coding))
+        summed, own_dims, own_spread, own_coding = each
+        found = zero.sum_gradients(
+            summed, own_dims, layout.state_axes, split, own_spread, own_coding
+        )
+        grads = with_movable(table, found, lambda leaf: leaf, grads)
         return measures, mean_of_signs(table, grads, accumulate)
 
     return gradients
@@ -329,13 +342,20 @@ def make_train_step(
       A function whose metrics are float32: the scalars loss and grad_norm, and the measures of
       the model's `objective`.
     """
-    gradients = make_gradients(model, layout, accumulate, fill)
+    levels = optimizer if isinstance(optimizer, TwoLevels) else None
+    parts = accumulate if levels is None else accumulate // 2
+    gradients = make_gradients(model, layout, parts, fill)
     placed = state_shardings(model, optimizer, layout)
     model, layout = on_stages(model, layout)
     table = model.table()
     stored = shardings(stored_specs(table, layout), layout)
+    weights = optimizer if levels is None else levels.weights
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        if levels is not None:
+            held = jax.tree.map(lambda x: x[parts] if parts == 1 else x[parts:], dict(batch))
+            batch = jax.tree.map(lambda x: x[0] if parts == 1 else x[:parts], dict(batch))
+            state = _with_logits(levels, gradients, table, layout, state, held)
         measures, grads = gradients(state.params, batch, jax.random.fold_in(state.key, state.step))
         params = lax.with_sharding_constraint(state.params, stored)
         with jax.named_scope(OPTIMIZER):
@@ -343,13 +363,47 @@ def make_train_step(
             params, opt_state = updated(optimizer, grads, opt_state, params)
             params, opt_state = spread(params, table, layout), returned(opt_state, placed.opt_state)
         after = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
-        norm = optax.tree.norm(trained(optimizer, without_signs(table, grads)))
+        norm = optax.tree.norm(trained(weights, without_signs(table, grads)))
         return after, {**measures, "grad_norm": norm}
 
     batches = shardings(batch_specs(model, layout, accumulate), layout)
     return jax.jit(
         step, donate_argnums=0, in_shardings=(placed, batches), out_shardings=(placed, None)
     )
+
+
+def _with_logits(
+    optimizer: TwoLevels,
+    gradients: Callable[[Params, Batch, Array], tuple[dict[str, Array], Params]],
+    table: Any,
+    layout: Layout,
+    state: TrainState,
+    held: Batch,
+) -> TrainState:
+    """The state after a step of the logits alone, where one is due."""
+    opt_state, inner = state.opt_state, isinstance(state.opt_state, Mastered)
+    levels: LevelState = opt_state.inner if inner else opt_state
+    own = of_logits(table)
+    stored = shardings(stored_specs(own, layout), layout)
+    key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), HELD)
+
+    def moved(logits: Any, found: Any) -> tuple[Any, Any]:
+        grads = of_logits(gradients(state.params, held, key)[1])
+        with jax.named_scope(OPTIMIZER):
+            logits = lax.with_sharding_constraint(logits, stored)
+            logits, found = optimizer.step_logits(grads, found, logits)
+            return spread(logits, own, layout), found
+
+    logits, found = lax.cond(
+        optimizer.due(state.step),
+        moved,
+        lambda *as_they_are: as_they_are,
+        of_logits(state.params),
+        levels.logits,
+    )
+    levels = levels._replace(logits=found)
+    opt_state = opt_state._replace(inner=levels) if inner else levels
+    return state.replace(params=with_logits(state.params, logits), opt_state=opt_state)
 
 
 def spread(params: Any, table: Any, layout: Layout, workers: bool = False) -> Any:

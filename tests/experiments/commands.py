@@ -20,7 +20,7 @@ WORDS = {
     "parscale": {"choices": ("law", "stages", "cost")},
     "data": {"choices": ("show",)},
     "draft": {"choices": ("units", "semi")},
-    "plan": {"choices": ("train", "check", "measured"), "otherwise": "train"},
+    "plan": {"choices": ("train", "serve", "check", "measured"), "otherwise": "train"},
     "search.__main__": {"choices": ("run", "extract"), "otherwise": "run"},
     "report.__main__": {"takes": "run folders"},
     "study.__main__": {"choices": ("list", "run", "claims"), "files": {"run": 1}},

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from gam_jax.layers import GAM, MLP, Attention, Block, LayerNorm, LinearMemory, 
 from gam_jax.ops import choices
 from tests.examples import EXAMPLES, WIDTH, apply, inputs, params_of
 from tests.gam_jax.traffic_cases import MODEL, assert_formula
+from tests.golden import pc_darts
 from tests.meshes import ONE, slow_unless_chosen
 from tests.property.test_layers import assert_split_equals_the_whole
 from tests.property.test_layers_on_meshes import IN_TOKENS, assert_same
@@ -149,6 +152,19 @@ def test_the_shuffle_is_its_permutation():
                 assert choices.shuffle_of(12, groups)[q * groups + r] == r * size + q
     twice = choices.shuffle_of(16, 4)[choices.shuffle_of(16, 4)]
     np.testing.assert_array_equal(twice, np.arange(16))
+
+
+def test_genotypes_and_shuffles_are_those_of_the_official_code():
+    """A golden file of `tests/golden/pc_darts.py`; none is the largest in each second draw."""
+    kept = json.loads((pathlib.Path(pc_darts.__file__).with_suffix(".json")).read_text())
+    for seed, wanted in enumerate(kept["genotypes"]):
+        found = choices.genotype(*pc_darts.drawn(seed), (2, 3, 4, 5), none=0)
+        assert [list(gene) for node in found for gene in node] == wanted
+    for groups, wanted in kept["shuffled"].items():
+        assert choices.shuffle_of(24, int(groups)).tolist() == wanted
+    weights = choices.edge_weights(jnp.asarray(pc_darts.drawn(0)[1]), (2, 3, 4, 5))
+    sums = [part.sum() for part in np.split(np.asarray(weights), (2, 5, 9))]
+    np.testing.assert_allclose(sums, 1, rtol=1e-6)
 
 
 def test_channels_that_pass_by_are_as_they_were():

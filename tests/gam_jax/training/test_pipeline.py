@@ -159,9 +159,6 @@ def test_a_validation_goes_through_stages_in_parts(rows, parts, turns, ticks):
 class Scored(LanguageModel):
     """A model that scores in a way of its own, of which its parts say nothing."""
 
-    def parts(self):
-        return dataclasses.replace(super().parts(), scored=None)
-
     def scored(self, params, batch, axes=WHOLE):
         return {"twice": tuple(2 * x for x in super().scored(params, batch, axes)["loss"])}
 
