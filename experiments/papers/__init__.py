@@ -36,6 +36,7 @@ from experiments.papers import (
     nvidia_cores,
     parscale,
     pc_darts,
+    pepsi,
     pim_gpt,
     pipette,
     proxylessnas,
@@ -43,8 +44,11 @@ from experiments.papers import (
     recall,
     samba_coe,
     streamable_convs,
+    supertickets,
     t3_overlap,
     tpe_bitweight,
+    unipt,
+    vins,
 )
 from experiments.study.declare import Study
 
@@ -86,6 +90,7 @@ STUDIES: dict[str, Study] = {
         nvidia_cores,
         parscale,
         pc_darts,
+        pepsi,
         pim_gpt,
         pipette,
         proxylessnas,
@@ -93,8 +98,11 @@ STUDIES: dict[str, Study] = {
         recall,
         samba_coe,
         streamable_convs,
+        supertickets,
         t3_overlap,
         tpe_bitweight,
+        unipt,
+        vins,
     )
 }
 """By the name that `gam study run` takes."""

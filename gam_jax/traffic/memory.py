@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -116,6 +117,7 @@ class StepBytes:
     secondary: int
 
 
+@functools.lru_cache(maxsize=64)  # plans ask for many parts of a batch on each mesh
 def step_bytes(model: Model, layout: Layout) -> StepBytes:
     """What degrees of gradients and of a second copy hold, see `sharding.degrees`."""
     model, layout = on_stages(model, layout)

@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 
 from experiments.configs import gam_small
 from gam_jax.config import from_dict, to_dict
+from gam_jax.data.audio import Audio
 from gam_jax.data.digits import Digits
+from gam_jax.data.holes import Holes
 from gam_jax.data.recall import Recall
 from gam_jax.data.signals import Sounds, TwoPaths
 from gam_jax.data.source_facts import SourceFacts
+from gam_jax.data.videos import Videos
 from gam_jax.decode import generate
 from gam_jax.layers import Layer
 from gam_jax.layers.sources import SourceAttention
@@ -24,9 +27,11 @@ from gam_jax.models import (
     APNet,
     Autoencoder,
     ImageClassifier,
+    Inpainter,
     LanguageModel,
     PhaseModel,
     SourceReader,
+    VideoDenoiser,
 )
 from gam_jax.ops.rotary import Positions
 from gam_jax.training.experiment import Experiment
@@ -39,6 +44,7 @@ SMALL: Any = from_dict(Experiment, gam_small.get_config().to_dict())
 CONFIGS = {
     "default": SMALL,
     "digits": Digits(),
+    "audio": Audio(),
     "recall": Recall(),
     "sounds": Sounds(),
     "two paths": TwoPaths(),
@@ -48,6 +54,10 @@ CONFIGS = {
     "source facts": SourceFacts(),
     "source reader": SourceReader(),
     "sources": SourceAttention(8, (8, 8)),
+    "videos": Videos(),
+    "denoiser": VideoDenoiser(),
+    "holes": Holes(),
+    "inpainter": Inpainter(),
     "positions": Positions(),
     "classifier": ImageClassifier(SMALL.model.block, width=64, depth=2),
     **EXAMPLES,
