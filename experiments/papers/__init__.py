@@ -45,8 +45,11 @@ from experiments.papers import (
     recall,
     samba_coe,
     streamable_convs,
+    supertickets,
     t3_overlap,
+    tanglenas,
     tpe_bitweight,
+    unipt,
     vins,
 )
 from experiments.study.declare import Study
@@ -98,8 +101,11 @@ STUDIES: dict[str, Study] = {
         recall,
         samba_coe,
         streamable_convs,
+        supertickets,
         t3_overlap,
+        tanglenas,
         tpe_bitweight,
+        unipt,
         vins,
     )
 }
