@@ -237,7 +237,7 @@ class Enhancer(Model):
             "time": jnp.mean(jnp.abs(made.audio - clean) / scale, 1),
         }
         if self.phases:
-            parts["phase"] = sum(spectra.phase_losses(made.phase, phase))
+            parts["phase"] = functools.reduce(jnp.add, spectra.phase_losses(made.phase, phase))
         losses = sum((WEIGHTS[name] * part for name, part in parts.items()), jnp.zeros(len(clean)))
         off = spectra.anti_wrapped(made.phase - phase)
         error = jnp.sum(magnitude * off, (1, 2)) / jnp.sum(magnitude, (1, 2))
