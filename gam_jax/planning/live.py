@@ -200,8 +200,21 @@ def _count(
         found.operands[array] += turns * bool(product)
 
 
-def written_out(jaxpr: Any, env: dict[Any, Any]) -> Iterator[Equation]:
-    """The equations with those of every call in its place."""
+class _Value:
+    """What an equation inside a call gives; a function that is called twice gives two of them."""
+
+    def __init__(self, aval: Any) -> None:
+        self.aval = aval
+
+
+def written_out(jaxpr: Any, env: dict[Any, Any], called: bool = False) -> Iterator[Equation]:
+    """The equations with those of every call in its place.
+
+    Args:
+      jaxpr: open.
+      env: what its variables stand for; those that a call has given are added.
+      called: whether it is that of a call, which other calls may share.
+    """
 
     def named(v: Any) -> Any:
         return None if isinstance(v, core.Literal) else env.get(v, v)
@@ -211,13 +224,15 @@ def written_out(jaxpr: Any, env: dict[Any, Any]) -> Iterator[Equation]:
         inner = () if name in LOOPS or name in KERNELS else tuple(inner_jaxprs(eqn))
         if not inner or "reduce" in name or name.startswith(("scatter", "sort", "cum")):
             inputs = tuple(named(v) for v in eqn.invars if not isinstance(v, core.Literal))
-            yield Equation(name, eqn, inputs, tuple(eqn.outvars))
+            outputs = tuple(_Value(v.aval) if called else v for v in eqn.outvars)
+            env.update(zip(eqn.outvars, outputs, strict=True))
+            yield Equation(name, eqn, inputs, outputs)
             continue
-        called = inner[0]
-        given = eqn.invars[len(eqn.invars) - len(called.invars) :]
-        own = {v: named(o) for v, o in zip(called.invars, given, strict=True)}
-        yield from written_out(called, own)
-        for v, o in zip(called.outvars, eqn.outvars, strict=True):
+        body = inner[0]
+        given = eqn.invars[len(eqn.invars) - len(body.invars) :]
+        own = {v: named(o) for v, o in zip(body.invars, given, strict=True)}
+        yield from written_out(body, own, called=True)
+        for v, o in zip(body.outvars, eqn.outvars, strict=True):
             env[o] = None if isinstance(v, core.Literal) else own.get(v, v)
 
 

@@ -59,6 +59,15 @@ def test_products_of_loops_are_counted_as_often_as_they_turn(remat):
     assert found.flops.sum() == product_flops(jax.make_jaxpr(gradient)(X, W).jaxpr).total()
 
 
+def test_a_function_that_is_called_twice_gives_two_arrays():
+    twice = jax.jit(lambda x, w: jnp.sin(x @ w))
+    found = of(lambda x, w: (a := twice(x, w)) @ w + twice(a, w) @ w, X, W)
+    assert found.sizes.tolist() == [ARRAY] * len(found.sizes)
+    plain = of(lambda x, w: (a := jnp.sin(x @ w)) @ w + jnp.sin(a @ w) @ w, X, W)
+    assert found.sizes.tolist() == plain.sizes.tolist()
+    assert found.peak == plain.peak
+
+
 def test_calls_are_read_through():
     inner = jax.jit(lambda x: jnp.exp(x) + 1)
     assert of(lambda x: inner(x) * 2, X).sizes.tolist() == [ARRAY]
