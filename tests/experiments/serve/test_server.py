@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import json
 import random
 import socket
@@ -256,6 +257,38 @@ def test_who_may_ask_and_how_much(server):
         assert client.get(f"/v1/models/{NAME}").json()["id"] == NAME
         ids = client.post("/tokenize", json={"prompt": "the"}).json()
         assert ids["tokens"] == list(b"the")
+
+
+def test_a_full_queue_says_when_to_ask_again(server):
+    """Of 404 places, for rows and those that wait, six bodies take 384; the seventh takes none."""
+    body = {"prompt": "the", "max_tokens": 4000, "n": 64, "stream": True}
+    with server.client() as client, contextlib.ExitStack() as stack:
+        for number in range(6):
+            sent = client.stream("POST", "/v1/completions", json={**body, "seed": number})
+            assert stack.enter_context(sent).status_code == 200
+        found = client.post("/v1/completions", json={**body, "stream": False})
+        assert found.status_code == 429
+        assert found.json()["error"]["code"] == "queue_full"
+        assert int(found.headers["Retry-After"]) >= 1
+    settled(server)
+
+
+def test_who_reads_slowly_stops_nobody_and_keeps_no_row(server):
+    """All is written while nothing is read; then it is read, to the last token."""
+    settled(server)
+    body = {"prompt": "the", "max_tokens": 500, "seed": 8, "stream": True}
+    with (
+        server.client() as client,
+        client.stream("POST", "/v1/completions", json={**body, "temperature": 2}) as sent,
+    ):
+        assert answer(server, prompt="the", max_tokens=3, seed=1)["usage"]["completion_tokens"] == 3
+        until = time.monotonic() + 60
+        while server.engine.counts().rows and time.monotonic() < until:
+            time.sleep(0.01)
+        assert server.engine.counts().rows == 0
+        lines = list(filter(None, sent.iter_lines()))
+    assert lines[-1] == "data: [DONE]"
+    assert json.loads(lines[-2].removeprefix("data: "))["choices"][0]["finish_reason"]
 
 
 def test_metrics_count_what_was_done(server):
