@@ -162,14 +162,15 @@ class Trials:
             return
         trial.losses[step], trial.score = loss, loss / base_loss
         trial.finished = step == self.rungs[-1]
-        if trial.score < 1 - self._rules.doubt:
+        if trial.score < 1 - self._rules.doubt and not trial.doubt:
+            trial.doubt = f"{1 - trial.score:.1%} below the base's loss after {step} steps"
+        if trial.doubt:
             self._doubted(trial, step)
 
     def _doubted(self, trial: _Trial, step: int) -> None:
         """Trained parameters must be causal; at the end, another seed must be better too."""
         experiment = trial.experiment
         assert experiment is not None
-        trial.doubt = f"{1 - trial.score:.1%} below the base's loss after {step} steps"
         if why := self._dependence(trial.run, experiment, step):
             trial.refuse(gates.DOUBT, why)
             return
@@ -185,7 +186,9 @@ class Trials:
         if score >= 1:
             trial.refuse(gates.DOUBT, f"from a second seed its loss is {score:.3f} of the base's")
             return
-        trial.doubt += f"; causal as trained, and {1 - score:.1%} below from a second seed"
+        trial.doubt += (
+            f"; causal as trained, and {1 - score:.1%} below after {step} from a second seed"
+        )
         trial.score = max(trial.score, score)
 
     def _dependence(self, name: str, experiment: Experiment, step: int) -> str:

@@ -112,7 +112,7 @@ def test_who_looks_ahead_is_refused_before_training_or_after(trials):
 
 def test_a_loss_far_below_is_confirmed_by_a_second_seed_and_has_the_worse_of_both(trials, folder):
     second = trials.results[1]
-    assert "below the base's loss after 16 steps" in second.doubt
+    assert "below the base's loss after 8 steps; causal" in second.doubt
     assert "from a second seed" in second.doubt
     own = second.losses["16"] / trials.base_loss(16)
     again = json.loads((folder.run("0001-second") / "metrics.jsonl").read_text().splitlines()[-1])
