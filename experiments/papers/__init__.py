@@ -44,8 +44,10 @@ from experiments.papers import (
     recall,
     samba_coe,
     streamable_convs,
+    supertickets,
     t3_overlap,
     tpe_bitweight,
+    unipt,
     vins,
 )
 from experiments.study.declare import Study
@@ -96,8 +98,10 @@ STUDIES: dict[str, Study] = {
         recall,
         samba_coe,
         streamable_convs,
+        supertickets,
         t3_overlap,
         tpe_bitweight,
+        unipt,
         vins,
     )
 }

@@ -7,8 +7,10 @@ from gam_jax.models.classifier import ImageClassifier
 from gam_jax.models.denoiser import VideoDenoiser
 from gam_jax.models.inpainter import Inpainter
 from gam_jax.models.language import LanguageModel
+from gam_jax.models.masked import Masked
 from gam_jax.models.phase import PhaseModel
 from gam_jax.models.semi import SemiDrafter
+from gam_jax.models.side_tuned import SideTuned
 from gam_jax.models.source_reader import SourceReader
 from gam_jax.models.units import LexicalUnits
 
@@ -21,8 +23,10 @@ MODELS: dict[str, type[Model]] = {
         Inpainter,
         LanguageModel,
         LexicalUnits,
+        Masked,
         PhaseModel,
         SemiDrafter,
+        SideTuned,
         SourceReader,
         VideoDenoiser,
     )
@@ -40,10 +44,12 @@ __all__ = [
     "Inpainter",
     "LanguageModel",
     "LexicalUnits",
+    "Masked",
     "Measures",
     "Model",
     "PhaseModel",
     "SemiDrafter",
+    "SideTuned",
     "SourceReader",
     "VideoDenoiser",
 ]
