@@ -60,7 +60,8 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "cluster",
         "",
-        "train, serve, measured: NAME:SHAPE of TPUs, or *SLICES after it; NAME:HOSTSxDEVICES; FILE.toml:DEVICES; A+B for "
+        "train, serve, measured: NAME:SHAPE of TPUs, or *SLICES after it; NAME:HOSTSxDEVICES; "
+        "FILE.toml:DEVICES; A+B for "
         "two joined by a network. Names are those of gam_jax/planning/profiles.toml.",
     )
     flags.DEFINE_list(
@@ -71,24 +72,32 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "presets",
         list(DATA_WORDS),
-        f"train: uses of the data axis; also {', '.join(MORE_WORDS)} (all degrees of a cluster's levels).",
+        f"train: uses of the data axis; also {', '.join(MORE_WORDS)} (all degrees of a cluster's "
+        "levels).",
     )
     flags.DEFINE_enum("tensor", "tensor_tokens", ["tensor", "tensor_tokens"], "train: its use.")
     flags.DEFINE_enum(
-        "remat", "auto", ["auto", "true", "false", "both"], "train: recompute blocks; auto: as --config."
+        "remat",
+        "auto",
+        ["auto", "true", "false", "both"],
+        "train: recompute blocks; auto: as --config.",
     )
     flags.DEFINE_integer("parts", 64, "train: the most parts that a batch is taken in.", 1)
     flags.DEFINE_enum("overlap", "none", OVERLAPS, "train: of messages with products.")
     flags.DEFINE_float(
-        "penalty", PENALTY, "train: by what part small products of --overlap=decomposed are slower.", 0.0, 10.0
+        "penalty",
+        PENALTY,
+        "train: by what part small products of --overlap=decomposed are slower.",
+        0.0,
+        10.0,
     )
-    flags.DEFINE_float(
-        "margin", 1.1, "train, serve: what is held counts so many times.", 1.0, 10.0
-    )
+    flags.DEFINE_float("margin", 1.1, "train, serve: what is held counts so many times.", 1.0, 10.0)
     flags.DEFINE_integer("best", 3, "train, serve: how many are printed.", 1, 1000)
     flags.DEFINE_integer("confirm", 0, "train: compile so many for the machine itself.", 0, 1000)
     cli.define_path(
-        "order", None, "train: bandwidths, as gam measure writes them, for where each device stands."
+        "order",
+        None,
+        "train: bandwidths, as gam measure writes them, for where each device stands.",
     )
     flags.DEFINE_string("topology", "v5e:2x4", "check: the machine that cases are compiled for.")
     flags.DEFINE_bool("json", False, "Print one JSON object.")

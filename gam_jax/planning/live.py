@@ -112,7 +112,6 @@ class _Found:
         self.tiles.append(min((-(-d // LANES) * LANES / d for d in aval.shape if d), default=1.0))
         return len(self.sizes) - 1
 
-
     @property
     def mark(self) -> tuple[int, int]:
         """How many arrays and products there are so far."""

@@ -51,8 +51,7 @@ def check_grammar(name: str, grammar: str) -> None:
         done = subprocess.run(
             [sys.executable, "-P", "-c", PROGRAM, str(SECONDS)],
             input=grammar.encode(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             timeout=TIMES * SECONDS,
             check=False,
         )
