@@ -168,7 +168,7 @@ def check_drawn(model: LanguageModel) -> None:
     if _draws(model.block):
         raise UserError(
             "the model draws an option of its Mixed, and what is served depends on its logits: "
-            "extract it first (gam_jax.extract)"
+            "extract it first (gam extract)"
         )
 
 
