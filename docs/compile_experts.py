@@ -21,8 +21,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from experiments.benchmark.experts import mixed
+from gam_jax.planning.targets import topology
 from sharding.mesh import make_mesh
-from sharding.topology import Topology, topology
+from sharding.topology import Topology
 
 TOKENS, CHOICES, WIDTH, HIDDEN = 2048, 2, 512, 1024
 """Tokens are those of a device."""

@@ -41,6 +41,7 @@ from gam_jax.models import LanguageModel
 from gam_jax.models.base import on_stages
 from gam_jax.nested import with_held
 from gam_jax.params import shardings
+from gam_jax.planning.targets import GPUS, topology
 from gam_jax.traffic import has_formula, state_bytes, step_bytes
 from gam_jax.traffic.pipeline import Stages, stages_of
 from gam_jax.traffic.rounds import round_traffic
@@ -54,7 +55,7 @@ from sharding.errors import UserError
 from sharding.host_memory import DEVICE, HOST, copied, on_host
 from sharding.layout import Layout, bytes_held
 from sharding.messages import Kind, Total, compiled_messages, messages_of, totals
-from sharding.topology import GPUS, TPUS, Topology, compiled, topology
+from sharding.topology import TPUS, Topology, compiled
 
 AWAY = "of it in the host's memory"
 LONGER = (1, 4, 16)
@@ -196,9 +197,10 @@ def audit(
 def expected_traffic(experiment: Experiment, layout: Layout) -> dict[Kind, Total] | None:
     """What a step should send by the formulas.
 
-    None where there are none: for changed rules, and where only some parameters are trained.
+    None where there are none: for changed rules, where only some parameters are trained, and where
+    logits are trained apart.
     """
-    changed = experiment.parallel.rules or experiment.optimizer.only
+    changed = experiment.parallel.rules or experiment.optimizer.only or experiment.train.bilevel.on
     if changed or not has_formula(experiment.model, layout):
         return None
     settings, window = experiment.train, getattr(experiment.data, "window", 0)

@@ -38,6 +38,7 @@ COMMANDS = {
     "checkpoint": Command("sharding.checkpoint", "look into checkpoints, compare, export, import"),
     "convert": Command("experiments.convert", "runs from and to Hugging Face model folders"),
     "grow": Command("experiments.grow", "a trained run made larger, with the function it had"),
+    "search": Command("experiments.search", "a better configuration, found by training many"),
     "report": Command("experiments.report", "one page about several runs"),
     "launch": Command("experiments.launch", "run a command as several processes of this host"),
     "audit": Command("experiments.audit", "what a training step sends and holds on a mesh"),

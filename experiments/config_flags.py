@@ -157,13 +157,27 @@ def register_classes() -> None:
     text = flags.FLAGS.config
     if not text:
         return
-    path = pathlib.Path(text.partition(":")[0])
+    module_of(text.partition(":")[0], "--config")
+
+
+def module_of(file: str, flag: str) -> Any:
+    """A Python file, run; classes that it registers are known from then on.
+
+    Args:
+      file: its path.
+      flag: that names it, for the message.
+
+    Raises:
+      UserError: there is no such file, or it cannot be run.
+    """
+    path = pathlib.Path(file)
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     if not path.is_file() or spec is None or spec.loader is None:
-        raise UserError(f"--config={text}: there is no such Python file")
+        raise UserError(f"{flag}={file}: there is no such Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # types of its dataclasses' fields are looked up there
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # a file may raise anything
-        raise UserError(f"--config={text} cannot be run: {error}") from error
+        raise UserError(f"{flag}={file} cannot be run: {error}") from error
+    return module

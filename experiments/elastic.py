@@ -11,6 +11,7 @@ the rule of `sharding.replan`) and goes on from its newest checkpoint (--resume)
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -23,7 +24,7 @@ from absl import flags
 from experiments import cli
 from sharding import processes
 from sharding.errors import UserError
-from sharding.replan import Plan
+from sharding.replan import Plan, check_one_level
 
 SLOT = "GAM_JAX_SLOT"
 """Set for each process: its place among the processes of the first start. A wrapper can choose
@@ -55,10 +56,11 @@ def run(
       devices: emulated devices of a process; 0 for the real ones.
 
     Raises:
-      UserError: a command that cannot be resumed.
+      UserError: a command that cannot be resumed, or a mesh that cannot be planned anew.
     """
     if not any(train in " ".join(command) for train in TRAINS):
         raise UserError("--elastic restarts a run from its checkpoint: give it gam train")
+    check_one_level(_mesh_of(command))
     ending = start(command, slots, devices)
     each, left = devices or ending.devices, list(slots)
     for attempt in range(1, flags.FLAGS.max_restarts + 2):
@@ -88,6 +90,16 @@ def run(
         resumed = (*once(command), "--resume", f"--mesh={plan.mesh}", "--across=")
         ending = start(resumed, slots, plan.devices if devices else 0)
     return ending.code
+
+
+def _mesh_of(command: Sequence[str]) -> str:
+    """The mesh that a command line asks for; the last one counts, "" for none."""
+    found = ""
+    for word, following in itertools.zip_longest(command, command[1:], fillvalue=""):
+        name, given, value = word.partition("=")
+        if name in ("--mesh", "-mesh"):
+            found = value if given else following
+    return found
 
 
 def once(command: Sequence[str]) -> list[str]:

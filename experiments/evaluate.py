@@ -95,7 +95,7 @@ def main() -> None:
     shown = dataclasses.replace(shown, data=config)
     check_fits(shown, layout, data.batch(layout.row_parts))
     say_where(layout.mesh.size)
-    eval_step = make_eval_step(shown.model, layout)
+    eval_step = make_eval_step(shown.model, layout, experiment.train.accumulate)
     with at(f"{folder.path} at checkpoint {step}"):
         found = score(eval_step, params, data, shown.model, experiment.train.batch, layout)
     if not processes.is_first():

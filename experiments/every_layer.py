@@ -38,6 +38,7 @@ from gam_jax.layers import (
     Mamba,
     Mamba2,
     MinimalRNN,
+    Mixed,
     MoE,
     MoFME,
     ParScale,
@@ -95,6 +96,7 @@ BLOCKS: dict[type, Layer] = {
     Mamba: Block(Mamba()),
     Mamba2: Block(_MAMBA2),
     MinimalRNN: Block(MinimalRNN()),
+    Mixed: Block(Mixed((_GAM, _MEMORY), share=2)),
     MoE: Block(_GAM, MoE()),
     ParScale: Block(_GAM),  # of two streams, see `model_of`
     MoFME: Block(_GAM, MoFME()),

@@ -5,6 +5,7 @@
   gam plan --cluster=local.toml:8           a profile that `gam measure` wrote
   gam plan check --topology=v5e:2x4         memory beside a compiler's, by case
   gam plan measured --cluster=local.toml:8  seconds beside measured ones, here
+  gam plan serve --cluster=h100:1x8 --trace=chat --ttft=0.5 --tpot=0.05
 
 Meshes, presets, parts of a batch and recomputation are priced by formulas, and the best are
 printed with the flags that `gam train` takes. Times are predicted: nothing is run.
@@ -22,7 +23,7 @@ import numpy as np
 from absl import flags
 from rich.table import Table as TextTable
 
-from experiments import cli, plan_check, plan_measured
+from experiments import cli, plan_check, plan_measured, plan_serve
 from experiments.abstract_step import lowered
 from experiments.audit import unread
 from experiments.config_flags import config_title, define_config_flag, experiment_from_flags
@@ -33,7 +34,8 @@ from gam_jax.planning.between import between
 from gam_jax.planning.cluster import Cluster, clusters
 from gam_jax.planning.cost import OVERLAPS, PENALTY
 from gam_jax.planning.order import best_order, seconds
-from gam_jax.planning.search import DATA_WORDS, ROWS, Plan, Priced, Space, plan
+from gam_jax.planning.search import DATA_WORDS, MORE_WORDS, ROWS, Plan, Priced, Space, plan
+from gam_jax.planning.targets import NAMES, topology
 from gam_jax.planning.traces import Run
 from gam_jax.planning.work import Work, work_of
 from gam_jax.training.checks import check_fits
@@ -42,11 +44,10 @@ from sharding import processes
 from sharding.errors import UserError
 from sharding.json_file import read_json
 from sharding.layout import Layout
-from sharding.mesh import AXIS_NAMES, in_words, mesh_from_text
-from sharding.parallel import Parallel
-from sharding.topology import MACHINES, Topology, compiled, topology
+from sharding.mesh import AXIS_NAMES, mesh_from_text
+from sharding.topology import Topology, compiled
 
-WORDS = ("train", "check", "measured")
+WORDS = ("train", "serve", "check", "measured")
 REPEATS = 5
 """Steps that are measured on each mesh."""
 COMPILERS = {"a100_80": "a100"}
@@ -63,7 +64,11 @@ def define_flags() -> None:
         "two joined by a network. Names are those of gam_jax/planning/profiles.toml.",
     )
     flags.DEFINE_list("axes", [], "Mesh axes that may have several devices; by the model if empty.")
-    flags.DEFINE_list("presets", list(DATA_WORDS), "Uses of the data axis.")
+    flags.DEFINE_list(
+        "presets",
+        list(DATA_WORDS),
+        f"Uses of the data axis; also {', '.join(MORE_WORDS)} (all degrees of a cluster's levels).",
+    )
     flags.DEFINE_enum("tensor", "tensor_tokens", ["tensor", "tensor_tokens"], "Use of tensor.")
     flags.DEFINE_enum(
         "remat", "auto", ["auto", "true", "false", "both"], "Recompute blocks; auto: as --config."
@@ -81,6 +86,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_string("topology", "v5e:2x4", "check: the machine that cases are compiled for.")
     flags.DEFINE_bool("json", False, "Print one JSON object.")
+    plan_serve.define_flags()
 
 
 def main(which: str) -> None:
@@ -96,12 +102,15 @@ def main(which: str) -> None:
         _measured(machines, args.json)
         return
     experiment = unread(experiment_from_flags())
+    if which == "serve":
+        plan_serve.main(experiment.model, machines, _axes(experiment, ("stream", "expert")))
+        return
     run, space = run_of(experiment, machines.profile), _space(experiment)
     matrix = _matrix(args.order, machines.devices) if args.order else None
     found = plan(
         run,
         machines,
-        list(space.candidates(machines.devices, run.batch)),
+        list(space.candidates(machines.devices, run.batch, machines)),
         args.overlap,
         args.penalty,
         args.margin,
@@ -127,28 +136,25 @@ def main(which: str) -> None:
 
 def _space(experiment: Experiment) -> Space:
     """What the flags allow; axes that the model has a use for where they say nothing."""
-    args, model = flags.FLAGS, experiment.model
-    leaves = jax.tree.leaves(model.table(), is_leaf=lambda x: isinstance(x, Param))
-    known = {axis for param in leaves for axis in param.axes}
-    axes = tuple(args.axes) or tuple(
-        name
-        for name, used in (
-            ("data", True),
-            ("stream", "stream" in known),
-            ("expert", "expert" in known),
-            ("tensor", True),
-        )
-        if used
-    )
+    args, axes = flags.FLAGS, _axes(experiment, ("data", "stream", "expert"))
     for name in axes:
         if name not in AXIS_NAMES:
             raise UserError(f"--axes={','.join(axes)}: '{name}' is no axis of a mesh")
     for word in args.presets:
-        if word not in DATA_WORDS:
-            raise UserError(f"--presets: '{word}' is none of {', '.join(DATA_WORDS)}")
-    own = bool(getattr(model, "remat", False))
+        if word not in DATA_WORDS + MORE_WORDS:
+            words = ", ".join(DATA_WORDS + MORE_WORDS)
+            raise UserError(f"--presets: '{word}' is none of {words}")
+    own = bool(getattr(experiment.model, "remat", False))
     remats = {"auto": (own,), "true": (True,), "false": (False,), "both": (True, False)}
     return Space(axes, tuple(args.presets), args.tensor, remats[args.remat], args.parts)
+
+
+def _axes(experiment: Experiment, others: tuple[str, ...]) -> tuple[str, ...]:
+    """Axes that the flags name; else those of `others` that the model uses, and `tensor`."""
+    model = experiment.model
+    leaves = jax.tree.leaves(model.table(), is_leaf=lambda x: isinstance(x, Param))
+    known = {"data", *(axis for param in leaves for axis in param.axes)}
+    return tuple(flags.FLAGS.axes) or (*(name for name in others if name in known), "tensor")
 
 
 def _best(
@@ -183,8 +189,8 @@ def _best(
 def _machine(machines: Cluster) -> Topology:
     name, _, shape = machines.name.partition(":")
     name = COMPILERS.get(name, name)
-    if name not in MACHINES:
-        raise UserError(f"--confirm: there is no compiler for {name}: {', '.join(MACHINES)}")
+    if name not in NAMES:
+        raise UserError(f"--confirm: there is no compiler for {name}: {', '.join(NAMES)}")
     return topology(f"{name}:{shape}", "--cluster")
 
 
@@ -195,14 +201,14 @@ def _as_run(experiment: Experiment, priced: Priced) -> Experiment:
         experiment,
         model=dataclasses.replace(experiment.model, remat=one.remat),  # type: ignore[call-arg]
         train=dataclasses.replace(experiment.train, accumulate=one.accumulate),
-        parallel=Parallel(one.preset, schedule=one.schedule, turns=one.turns),
+        parallel=one.layout.parallel,
     )
 
 
 def _compiled(experiment: Experiment, priced: Priced, machine: Topology) -> dict[str, Any]:
     """What the machine's compiler says of a candidate."""
-    sizes = priced.candidate.sizes
-    mesh = mesh_from_text(in_words(sizes), "", machine.devices, machine.hosts)
+    axes = priced.candidate.axes
+    mesh = mesh_from_text(axes, "", machine.devices, machine.hosts)
     step, state, batch = lowered(experiment, Layout(mesh, experiment.parallel))
     found = compiled(step, (state, batch), machine)
     return {"held": found.held, "reason": found.reason, "seconds": found.seconds}
@@ -230,8 +236,11 @@ def _result(
 def _shown(priced: Priced, answer: dict[str, Any] | None) -> dict[str, Any]:
     one, price = priced.candidate, priced.cost
     return {
+        "axes": one.axes,
         "mesh": {name: size for name, size in one.mesh if size > 1},
+        "levels": list(one.use.sizes),
         "preset": one.preset,
+        "shards": one.use.shards,
         "accumulate": one.accumulate,
         "remat": one.remat,
         "schedule": one.schedule if one.sizes["pipe"] > 1 else None,
@@ -274,7 +283,7 @@ def _work(run: Run, found: Plan, best: Priced) -> Work:
 
 def _order(run: Run, found: Plan, best: Priced, matrix: np.ndarray) -> dict[str, Any]:
     """Where devices stand on the best mesh, and what that is worth."""
-    sizes = best.candidate.sizes
+    sizes = best.candidate.in_levels
     sent = dict.fromkeys(sizes, 0.0)
     for message in _work(run, found, best).messages:
         for name in message.axes:
@@ -306,8 +315,8 @@ def _print(result: dict[str, Any]) -> None:
         answer = each["compiled"]
         messages = ", ".join(f"{name} {took:.3g}" for name, took in each["messages"].items())
         table.add_row(
-            ",".join(f"{name}={size}" for name, size in each["mesh"].items()) or "data=1",
-            each["preset"],
+            each["axes"],
+            f"{each['preset']} {each['shards']}".strip(),
             str(each["accumulate"]),
             "yes" if each["remat"] else "no",
             f"{each['seconds']:.3g}",

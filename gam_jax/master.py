@@ -9,6 +9,7 @@ import jax
 import optax
 from jaxtyping import Array
 
+from gam_jax.bilevel import LevelState, TwoLevels
 from gam_jax.local import LocalState, Workers
 from gam_jax.optimizer import trained
 from gam_jax.params import FLOAT32, Params, Table, round_to, stored_dtypes, widened
@@ -156,6 +157,12 @@ def like_params(
             momentum=None if opt_state.momentum is None else tree,
             sent=None if opt_state.sent is None else lifted,
             inner=like_params(optimizer.own, opt_state.inner, lifted, own_other),
+        )
+    if isinstance(opt_state, LevelState):
+        assert isinstance(optimizer, TwoLevels)
+        return LevelState(
+            like_params(optimizer.weights, opt_state.weights, tree, other),
+            like_params(optimizer.logits, opt_state.logits, tree, other),
         )
     if isinstance(opt_state, Mastered):
         master = jax.tree.map(

@@ -175,7 +175,7 @@ def make_optimizer(
             f"optimizer.only={config.only} names no parameter: they are "
             f"{', '.join(sorted(map(path_name, _paths(table)))[:6])}, ..."
         )
-    return _of_part(_of_all(config, steps, own), part)
+    return of_part(_of_all(config, steps, own), part)
 
 
 def trained(optimizer: optax.GradientTransformation, tree: Any) -> Any:
@@ -189,9 +189,16 @@ class _Partial(optax.GradientTransformation):
     part: Callable[[Any], Any]
 
 
-def _of_part(
+def of_part(
     inner: optax.GradientTransformation, part: Callable[[Any], Any]
 ) -> optax.GradientTransformation:
+    """An optimizer of some parameters; all others stay as they are, bit for bit.
+
+    Args:
+      inner: that of these.
+      part: of a tree over all parameters, what is of these; what is no dict stays.
+    """
+
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         changes, state = inner.update(part(updates), state, part(params))
         return _with_nothing(changes, updates), state

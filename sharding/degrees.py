@@ -88,6 +88,11 @@ def parsed(text: str, what: str = "parallel.shards") -> Degrees:
     return found
 
 
+def in_words(degrees: Degrees) -> str:
+    """What `parsed` reads: "weights:2,gradients:4,state:8"."""
+    return ",".join(f"{kind}:{getattr(degrees, kind)}" for kind in KINDS if getattr(degrees, kind))
+
+
 def numbers(text: str, names: Sequence[str], what: str) -> dict[str, int]:
     """ "name:number,..." as a dict.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -31,6 +31,26 @@ def share(text: str, field: str = "parallel.offload") -> float:
     if not 0 < found <= 1:
         raise UserError(f"{field}={text}: give {ALL}, or a share above 0 and at most 1, as 0.5")
     return found
+
+
+def check_kinds(text: str, platform: str, kinds: Collection[str]) -> None:
+    """Raises a UserError if arrays are to lie in a host's memory that devices cannot copy from.
+
+    Args:
+      text: see `share`.
+      platform: of the devices, as "cpu".
+      kinds: of memory that they have, see `kinds_of`.
+    """
+    if text and HOST not in kinds:
+        raise UserError(
+            f"parallel.offload={text}: devices of '{platform}' have no memory of kind {HOST}, only "
+            f"{', '.join(sorted(kinds)) or 'none'}: leave it out"
+        )
+
+
+def kinds_of(device: Any) -> set[str]:
+    """The kinds of memory that a device has."""
+    return {memory.kind for memory in device.addressable_memories()}
 
 
 def chosen(sizes: Sequence[int], wanted: float) -> list[bool]:

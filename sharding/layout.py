@@ -17,7 +17,7 @@ from sharding.errors import UserError
 from sharding.mesh import axis_of, in_words
 from sharding.overlap import OVERLAPS
 from sharding.parallel import WORDS, Parallel
-from sharding.pipeline.balance import balance, parsed
+from sharding.pipeline.balance import balance, parsed, to_turns
 from sharding.quantised import Bits
 from sharding.quantised import parsed as parsed_bits
 from sharding.rules import partition_spec
@@ -174,19 +174,24 @@ class Layout:
         """The same mesh, each stage with layers that follow one another: as they are read."""
         return dataclasses.replace(self, parallel=self.parallel.in_order)
 
-    def layers_of_stages(self, depth: int) -> tuple[int, ...]:
-        """How many layers each stage has, of `depth` in all; () where all have as many.
+    def layers_of_chunks(self, depth: int) -> tuple[int, ...]:
+        """How many layers each chunk has, of `depth` in all; () where all have as many.
+
+        Chunks are in the order of the layers: the first one of each stage, then the second ones.
+        A stage's layers are dealt to its chunks as evenly as can be, the first ones having more.
 
         Raises:
-          UserError: `parallel.stages` or `parallel.speeds` of another number of stages, or layers.
+          UserError: `parallel.stages` or `parallel.speeds` of another number of stages, or layers;
+            a chunk without any.
         """
-        parallel, stages = self.parallel, self.stages
+        parallel, stages, turns = self.parallel, self.stages, self.parallel.turns
         given = parallel.stages or parallel.speeds
         if stages == 1 or not given:
             return ()
         field = "stages" if parallel.stages else "speeds"
         numbers = parsed(given, f"parallel.{field}", int if parallel.stages else float)
-        if len(numbers) != stages:
+        each = parallel.stages and len(numbers) == stages * turns
+        if len(numbers) != stages and not each:
             raise UserError(
                 f"parallel.{field}={given}: {len(numbers)} numbers, and mesh axis pipe={stages}: "
                 f"give one for each stage"
@@ -195,23 +200,32 @@ class Layout:
             raise UserError(
                 f"parallel.stages={given} is {sum(numbers)} layers, and the model has {depth}"
             )
-        found = tuple(map(int, numbers)) if parallel.stages else balance([1.0] * depth, numbers)
+        if not parallel.stages:
+            found = balance([1.0] * depth, numbers * turns)
+        else:
+            own = tuple(map(int, numbers))
+            found = own if each else to_turns(own, turns)
+        if not min(found):
+            raise UserError(
+                f"parallel.stages={given} with parallel.turns={turns}: give each stage at least a "
+                f"layer for each turn"
+            )
         return () if len(set(found)) == 1 else found
 
     def as_read(self, depth: int) -> Layout:
         """How a state lies that is read, or written, in the order and number of a checkpoint.
 
-        Where stages have unlike numbers of layers, every stage holds all layers meanwhile.
+        Where chunks have unlike numbers of layers, every stage holds all layers meanwhile.
         """
-        if not self.layers_of_stages(depth):
+        if not self.layers_of_chunks(depth):
             return self
         rules = ",".join(filter(None, (self.parallel.rules, "layer=none")))
         parallel = dataclasses.replace(self.in_order.parallel, rules=rules)
         return dataclasses.replace(self, parallel=parallel)
 
     def with_layers(self, depth: int) -> Layout:
-        """The layout with `parallel.stages` in the place of `parallel.speeds`."""
-        found = self.layers_of_stages(depth)
+        """The layout with `parallel.stages` of each chunk, in the place of what was given."""
+        found = self.layers_of_chunks(depth)
         parallel = dataclasses.replace(self.parallel, speeds="", stages=",".join(map(str, found)))
         return dataclasses.replace(self, parallel=parallel)
 
@@ -317,9 +331,9 @@ class Layout:
 
     @property
     def _unlike(self) -> tuple[int, ...]:
-        """The layers of stages where these are given, and differ."""
-        found = tuple(map(int, parsed(self.parallel.stages, "parallel.stages", int)))
-        return () if len(set(found)) < 2 else found
+        """The layers of chunks where these are given, and differ."""
+        given = parsed(self.parallel.stages, "parallel.stages", int)
+        return self.layers_of_chunks(int(sum(given))) if given else ()
 
     @property
     def _backend(self) -> str | None:

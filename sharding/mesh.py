@@ -29,6 +29,15 @@ def level_names(count: int) -> tuple[str, ...]:
     return ("data",) if count == 1 else tuple(f"data_{level}" for level in range(count))
 
 
+def in_levels(sizes: Mapping[str, int], levels: Sequence[int]) -> dict[str, int]:
+    """Sizes of axes, `data` as that many levels, the outermost first; as they are without any."""
+    own = dict(zip(level_names(len(levels)), levels, strict=True)) if levels else {}
+    found: dict[str, int] = {}
+    for name, size in sizes.items():
+        found |= own if own and name == "data" else {name: size}
+    return found
+
+
 def axis_of(name: str) -> str:
     """The axis of `AXIS_NAMES` that a mesh axis is, or is a level of."""
     return "data" if name.startswith("data_") else name

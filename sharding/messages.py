@@ -108,7 +108,7 @@ def _walk(jaxpr: Any, sizes: Mapping[str, int]) -> Iterator[Message]:
     for eqn in jaxpr.eqns:
         name, params = eqn.primitive.name, eqn.params
         if name in PRIMITIVES:
-            yield from _messages(eqn, sizes)
+            yield from messages_at(eqn, sizes)
             continue
         if name == "shard_map":
             sizes = dict(params["mesh"].shape)
@@ -132,7 +132,8 @@ def inner_jaxprs(eqn: Any) -> Iterator[Any]:
                 yield part
 
 
-def _messages(eqn: Any, sizes: Mapping[str, int]) -> Iterator[Message]:
+def messages_at(eqn: Any, sizes: Mapping[str, int]) -> Iterator[Message]:
+    """What one equation sends that is one of `PRIMITIVES`, on a mesh of these sizes."""
     names = eqn.params.get("axes", eqn.params.get("axis_name"))
     axes = tuple(names) if isinstance(names, (tuple, list)) else (names,)
     devices = math.prod(sizes[axis] for axis in axes)

@@ -48,7 +48,8 @@ class Parallel:
       schedule: in which order the stages of the mesh axis `pipe` take the parts of a batch: gpipe,
         1f1b or interleaved, see `sharding.pipeline.tables`.
       turns: chunks of layers that each stage of an interleaved schedule holds.
-      stages: layers of each stage, as "5,3"; empty for as many on each.
+      stages: layers of each stage, as "5,3", or of each chunk, those of the first turn first; empty
+        for as many on each.
       speeds: of each stage, as "197,160": the layers are dealt out so that the slowest stage is as
         fast as can be, see `sharding.pipeline.balance`; empty for equal ones.
       overlap: beside tensor_tokens, how the products at the ends of a layer go along with the
@@ -81,11 +82,6 @@ class Parallel:
         given = [name for name in ("stages", "speeds") if getattr(self, name)]
         if len(given) > 1:
             raise UserError("parallel.stages and parallel.speeds both deal out layers: give one")
-        if given and self.turns > 1:
-            raise UserError(
-                f"parallel.{given[0]}={getattr(self, given[0])}: stages of unlike size have one "
-                f"chunk each: leave parallel.turns at 1"
-            )
         parsed(self.stages, "parallel.stages", int)
         parsed(self.speeds, "parallel.speeds", float)
         used: dict[str, str] = {}

@@ -65,11 +65,7 @@ def replan(
     """
     if processes < 1 or devices < 1:
         raise UserError(f"{processes} processes of {devices} devices: none are left to plan for")
-    if data_levels(wanted)[1]:
-        raise UserError(
-            f"--mesh={wanted}: meshes are planned anew with data in one level: give the number of "
-            f"its devices, or start without --elastic"
-        )
+    check_one_level(wanted)
     reason = ""
     for sizes in _by_preference(parse_axes(wanted) or {"data": -1}, processes * devices):
         used = processes_for(sizes, processes, devices)
@@ -80,6 +76,15 @@ def replan(
             return Plan(in_words(sizes), used, math.prod(sizes.values()) // used)
         reason = found
     raise UserError(f"no mesh of up to {processes * devices} devices fits this run: {reason}")
+
+
+def check_one_level(wanted: str) -> None:
+    """Raises a UserError for a mesh that cannot be planned anew: one with data in levels."""
+    if data_levels(wanted)[1]:
+        raise UserError(
+            f"--mesh={wanted}: meshes are planned anew with data in one level: give the number of "
+            f"its devices, or start without --elastic"
+        )
 
 
 def _by_preference(wanted: Mapping[str, int], total: int) -> Iterator[dict[str, int]]:

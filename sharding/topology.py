@@ -14,7 +14,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -52,10 +52,7 @@ class Tpu:
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """What a GPU's compiler has to know of it, as XLA's own tables of targets have it.
-
-    Source: github.com/openxla/xla, xla/backends/gpu/target_config/specs, files h100_sxm and
-    a100_sxm_80.
+    """What a GPU's compiler has to know of it; whoever has a table of devices makes one.
 
     Attributes:
       kind: its `jax.Device.device_kind`.
@@ -112,35 +109,6 @@ TPUS = {
     "v6e": Tpu(2, int(31.25 * GIB)),
     "tpu7x": Tpu(3, int(94.75 * GIB)),
 }
-GPUS = {
-    "h100": Gpu(
-        kind="NVIDIA H100 80GB HBM3",
-        memory=84_978_434_048,
-        capability=9,
-        cores=132,
-        units=128,
-        shared=233_472,
-        block=232_448,
-        cache=52_428_800,
-        clock=1.98,
-        bandwidth=3_352_320_000_000,
-    ),
-    "a100": Gpu(
-        kind="NVIDIA A100-SXM4-80GB",
-        memory=85_100_068_864,
-        capability=8,
-        cores=108,
-        units=64,
-        shared=167_936,
-        block=166_912,
-        cache=41_943_040,
-        clock=1.41,
-        bandwidth=2_039_040_000_000,
-    ),
-}
-MACHINES: dict[str, Tpu | Gpu] = {**TPUS, **GPUS}
-"""Whatever programs can be compiled for, by name."""
-
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -202,21 +170,25 @@ class Compiled:
     sent: int | None = None
 
 
-def topology(text: str, what: str = "--topology") -> Topology:
+def topology(
+    text: str, what: str = "--topology", gpus: Mapping[str, Gpu] | None = None
+) -> Topology:
     """The devices that a command line asks to compile for.
 
     JAX itself uses the CPU alone from then on, if it has not looked for its devices yet.
 
     Args:
       text: NAME:SHAPE of a TPU slice, as "v5e:4x4"; NAME:SHAPE*SLICES of several that a slower
-        network joins, as "v5p:2x2x4*2"; NAME:HOSTSxGPUS, as "h100:2x8".
+        network joins, as "v5p:2x2x4*2"; NAME:HOSTSxGPUS, as "h100:2x8", of a GPU that is told of.
       what: names it in a message.
+      gpus: that there are besides TPUs, by name; None for none.
 
     Raises:
       UserError: an unknown name, a shape that there is not, a compiler that is not installed.
     """
-    name, shape, slices = _read(text, what)
-    machine = MACHINES[name]
+    machines: dict[str, Tpu | Gpu] = {**TPUS, **(gpus or {})}
+    name, shape, slices = _read(text, what, machines)
+    machine = machines[name]
     with_cpu()
     try:
         if isinstance(machine, Tpu):
@@ -234,22 +206,22 @@ def topology(text: str, what: str = "--topology") -> Topology:
     return Topology(text, tuple(devices), tuple(hosts), machine.memory)
 
 
-def _read(text: str, what: str) -> tuple[str, list[int], int]:
+def _read(text: str, what: str, machines: Mapping[str, Tpu | Gpu]) -> tuple[str, list[int], int]:
     """The name, the numbers of the shape, and slices."""
     found = re.fullmatch(r"(\w+):([0-9]{1,6}(?:x[0-9]{1,6})*)(?:\*([0-9]{1,6}))?", text)
     name = text.partition(":")[0]
-    if name not in MACHINES:
-        near = difflib.get_close_matches(name, MACHINES, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(MACHINES)}"
+    if name not in machines:
+        near = difflib.get_close_matches(name, machines, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(machines)}"
         raise UserError(f"{what}={text}: unknown '{name}'; {hint}")
-    machine = MACHINES[name]
+    machine = machines[name]
     shape = [int(size) for size in found[2].split("x")] if found else []
     slices = int(found[3] or 1) if found else 0
     if math.prod((*shape, slices)) > MOST:
         raise UserError(f"{what}={text}: there are at most {MOST:,} of them: make it smaller")
     wanted = machine.numbers if isinstance(machine, Tpu) else 2
     sliced = found is not None and found[3] is not None
-    if len(shape) != wanted or 0 in (*shape, slices) or (sliced and name in GPUS):
+    if len(shape) != wanted or 0 in (*shape, slices) or (sliced and isinstance(machine, Gpu)):
         says = f"{wanted} numbers, with *2 for two slices" if name in TPUS else "HOSTSxGPUS"
         raise UserError(f"{what}={text}: give {says}, as {machine.like(name)}")
     return name, shape, slices

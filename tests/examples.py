@@ -36,6 +36,7 @@ from gam_jax.layers import (
     Mamba,
     Mamba2,
     MinimalRNN,
+    Mixed,
     MoE,
     MoFME,
     ParScale,
@@ -314,6 +315,15 @@ EXAMPLES: dict[str, Layer] = {
         Pattern((SoftMixture(GAM(slots=16), 2), Shallow(Residual(TCN(levels=2)), 2)), (0, 1, 0)),
         width=WIDTH,
     ),
+    "Mixed": Mixed(
+        (GAM(slots=16), MLP(), Attention(heads=8, head_size=2, context=32)), width=WIDTH
+    ),
+    "Mixed, one of shares": Mixed(
+        (GAM(slots=16), LinearMemory(heads=8, key_width=4, value_width=3)),
+        how="one",
+        share=2,
+        width=WIDTH,
+    ),
 }
 
 TOKENS = 8
@@ -404,6 +414,7 @@ VARIANTS = frozenset(
         "Stack remat",
         "Stack unrolled",
         "Stack of recurrences",
+        "Mixed, one of shares",
     }
 )
 """Examples whose class has another: their laws are `slow`."""

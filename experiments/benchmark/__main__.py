@@ -15,6 +15,7 @@
   gam benchmark bank         one read, 4,096 to 1,048,576 slots
   gam benchmark peers        writing, layers and steps, beside PyTorch
   gam benchmark serve        many texts at once, remembered states, guesses
+  gam benchmark serve --url=http://127.0.0.1:8000    load on a running server
   gam benchmark experts      experts in blocks, by ragged_dot, all for all
   gam benchmark mofme        modulated experts beside feed-forward experts
   gam benchmark mesh         a training step on 1 to 8 emulated devices
@@ -48,6 +49,7 @@ from experiments.benchmark import (
     decode,
     experts,
     length,
+    load,
     loss,
     memory,
     mesh,
@@ -105,6 +107,13 @@ def define_flags() -> None:
     cli.define_path("against", None, "step: path of the official gam_model.py (needs torch).")
     flags.DEFINE_list("mixers", ["GAM"], "length, decode: layers, as GAM or LinearMemory.gla.")
     flags.DEFINE_list("lengths", [], "length, decode: tokens; their own if not given.")
+    flags.DEFINE_string("url", "", "serve: a running server of the OpenAI API, to be loaded.")
+    flags.DEFINE_float("rate", 4.0, "serve --url: requests a second, on average.", 0.001)
+    flags.DEFINE_integer("requests", 100, "serve --url: how many.", 1, 2**20)
+    flags.DEFINE_list("letters", ["64", "1024"], "serve --url: of a prompt, least and most.")
+    flags.DEFINE_list("tokens", ["16", "128"], "serve --url: of an answer, least and most.")
+    flags.DEFINE_string("model", "", "serve --url: by name; the server's first if not given.")
+    flags.DEFINE_string("api_key", "", f"serve --url: of the server; better in {load.KEY}.")
     flags.DEFINE_bool("json", False, "Print one JSON object.")
     flags.DEFINE_bool("short", False, "The smallest sizes alone: seconds each.")
     flags.DEFINE_list("only", [], "all: some of the benchmarks.")
@@ -164,6 +173,8 @@ def _run(which: str) -> Rows:
     args = flags.FLAGS
     if which not in ON_MESH and (args.mesh or args.emulate):
         raise UserError(f"benchmark {which} chooses its own devices: leave --mesh, --emulate out")
+    if args.url:
+        return load.run(_load(which), args.short)
     if which in OVER_MESHES:
         processes.emulate(mesh.DEVICES)
         say_where()
@@ -175,15 +186,31 @@ def _run(which: str) -> Rows:
     say_where(layout.mesh.size)
     if which == "step":
         return step.run(args.repeats, args.against, layout)
-    lengths = _lengths(args.lengths) or (SHORT_LENGTHS if args.short else ())
+    lengths = _lengths("lengths") or (SHORT_LENGTHS if args.short else ())
     if which == "length":
         return length.run(args.repeats, layout, args.mixers, lengths or length.LENGTHS)
     return decode.run(args.repeats, layout, args.mixers, lengths or decode.CONTEXTS)
 
 
-def _lengths(given: Sequence[str]) -> list[int]:
-    if not all(number.isdigit() and int(number) for number in given):
-        raise UserError(f"--lengths={','.join(given)}: give whole numbers of tokens, as 1024,4096")
+def _load(which: str) -> load.Load:
+    args = flags.FLAGS
+    if which != "serve":
+        raise UserError(f"--url is for benchmark serve, not {which}")
+    letters, tokens = _bounds("letters"), _bounds("tokens")
+    return load.Load(args.url, args.rate, args.requests, letters, tokens, args.model, args.api_key)
+
+
+def _bounds(name: str) -> tuple[int, int]:
+    found = _lengths(name)
+    if len(found) != 2 or not found[0] <= found[1] <= load.MOST:
+        raise UserError(f"--{name}: give the least and the most, as 64,1024; {load.MOST:,} at most")
+    return found[0], found[1]
+
+
+def _lengths(name: str) -> list[int]:
+    given: Sequence[str] = getattr(flags.FLAGS, name)
+    if not all(number.isdecimal() and int(number[:12]) for number in given):
+        raise UserError(f"--{name}={','.join(given)}: give whole numbers above 0, as 1024,4096")
     return [int(number) for number in given]
 
 

@@ -18,6 +18,8 @@ from experiments.benchmark import peer_layers, peer_steps
 from experiments.benchmark.timing import Quantity, Rows, samples
 from gam_jax import decode
 from gam_jax.convert import from_hf
+from gam_jax.models.language import LanguageModel
+from gam_jax.params import Params
 from gam_jax.training.progress import Progress
 from sharding.errors import UserError
 
@@ -76,10 +78,7 @@ def run(repeats: int, short: bool = False) -> Rows:
     """
     if not installed():
         raise UserError("benchmark peers needs torch: pip install 'gam_jax[official]'")
-    import torch  # type: ignore[import-not-found]
-
-    if hasattr(os, "sched_getaffinity"):
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+    use_own_cores()
     result: Rows = {}
     progress = Progress()
     for kind in list(MODELS)[: 1 if short else None]:
@@ -95,19 +94,24 @@ def run(repeats: int, short: bool = False) -> Rows:
     return result
 
 
+def use_own_cores() -> None:
+    """Gives PyTorch a thread for each core that this process may use."""
+    import torch  # type: ignore[import-not-found]
+
+    if hasattr(os, "sched_getaffinity"):
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+
+
 def _rows(kind: str, rows: int, repeats: int) -> Rows:
-    theirs = _theirs(kind)
-    with tempfile.TemporaryDirectory() as place:
-        theirs.save_pretrained(place)
-        (pathlib.Path(place) / "generation_config.json").unlink(missing_ok=True)
-        model, params = from_hf(place)
+    theirs = transformers_model(kind)
+    model, params = converted(theirs)
     random = np.random.default_rng(0)
     before, prompt = (random.integers(3, 4096, (rows, size)) for size in (READ, PROMPT))
     times = samples(
         {
             "write": _writing(model, params, before),
-            "generate": _generating(theirs, before, WRITTEN + 1),
-            "generate one": _generating(theirs, before, 1),
+            "generate": generating(theirs, before, WRITTEN + 1),
+            "generate one": generating(theirs, before, 1),
             "prefill": lambda: decode.prefill(model.for_length(PROMPT), params, prompt),
             "forward": _reading(theirs, prompt),
         },
@@ -141,7 +145,8 @@ def _beside(
     }
 
 
-def _theirs(kind: str) -> Any:
+def transformers_model(kind: str) -> Any:
+    """A model of transformers with random weights, of the sizes above; `kind` is one of MODELS."""
     import torch  # type: ignore[import-not-found]
     import transformers  # type: ignore[import-not-found]
 
@@ -155,6 +160,14 @@ def _theirs(kind: str) -> Any:
     return model
 
 
+def converted(theirs: Any) -> tuple[LanguageModel, Params]:
+    """The same model here, with the same weights."""
+    with tempfile.TemporaryDirectory() as place:
+        theirs.save_pretrained(place)
+        (pathlib.Path(place) / "generation_config.json").unlink(missing_ok=True)
+        return from_hf(place)
+
+
 def _writing(model: Any, params: Any, tokens: np.ndarray) -> Callable[[], Any]:
     fitted = model.for_length(READ + WRITTEN)
     logits, carry = decode.prefill(fitted, params, tokens)
@@ -166,25 +179,25 @@ def _writing(model: Any, params: Any, tokens: np.ndarray) -> Callable[[], Any]:
     return call
 
 
-def _generating(model: Any, tokens: np.ndarray, count: int) -> Callable[[], Any]:
+def generating(
+    model: Any, tokens: np.ndarray, count: int, mask: np.ndarray | None = None
+) -> Callable[[], np.ndarray]:
+    """Writes so many likeliest tokens, all of them; `mask` is 0 where `tokens` are filled up."""
     import torch  # type: ignore[import-not-found]
 
     given = torch.tensor(tokens)
-    mask = torch.ones_like(given)
+    attended = torch.ones_like(given) if mask is None else torch.tensor(mask)
 
-    def call() -> Any:
+    def call() -> np.ndarray:
         with torch.no_grad():
-            return (
-                model.generate(
-                    given,
-                    attention_mask=mask,
-                    max_new_tokens=count,
-                    min_new_tokens=count,
-                    do_sample=False,
-                )
-                .sum()
-                .item()
+            found = model.generate(
+                given,
+                attention_mask=attended,
+                max_new_tokens=count,
+                min_new_tokens=count,
+                do_sample=False,
             )
+        return found[:, given.shape[1] :].numpy()
 
     return call
 

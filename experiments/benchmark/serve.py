@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import numpy as np
 
+from experiments.benchmark import peers
 from experiments.benchmark.length import mixer_of
 from experiments.benchmark.timing import Quantity, Rows
 from gam_jax import decode
@@ -34,6 +35,8 @@ ROWS = (1, 8, 16)
 PROMPT, WRITTEN = 32, 128
 PASTS = (64, 192, 256, 320, 384, 512, 768, 1024)
 """Tokens before those that attention writes: unlike ones, 440 on average, and 512 in a batch."""
+PADDED = tuple(range(16, 257, 16))
+"""Tokens of prompts that transformers' `generate` fills up to the longest, on the left."""
 TURN = 2048
 GREEDY = Draws(temperature=0)
 
@@ -54,7 +57,12 @@ def run(repeats: int, short: bool = False) -> Rows:
     progress.say("conversations ...")
     rows |= _second_turn(repeats, 256 if short else TURN)
     progress.say("guesses ...")
-    return rows | _guessed(repeats, 64 if short else WRITTEN)
+    rows |= _guessed(repeats, 64 if short else WRITTEN)
+    if not peers.installed():
+        progress.say("transformers is left out: pip install 'gam_jax[official]'")
+        return rows
+    progress.say("transformers ...")
+    return rows | _beside_generate(repeats, *((PADDED[:4], 16) if short else (PADDED, WRITTEN)))
 
 
 @dataclasses.dataclass
@@ -66,12 +74,14 @@ class Asked:
       tokens: to be written.
       draws: how.
       times: of the start, and of each token.
+      ids: that were written.
     """
 
     prompt: Sequence[int]
     tokens: int
     draws: Draws = GREEDY
     times: list[float] = dataclasses.field(default_factory=list)
+    ids: list[int] = dataclasses.field(default_factory=list)
 
     @property
     def first(self) -> float:
@@ -87,9 +97,14 @@ def _model(name: str) -> tuple[LanguageModel, Params]:
 
 @contextlib.contextmanager
 def _engine(
-    model: LanguageModel, params: Params, rows: int, snapshots: int = 0, block: int = 1
+    model: LanguageModel,
+    params: Params,
+    rows: int,
+    snapshots: int = 0,
+    block: int = 1,
+    limit: int = CONTEXT,
 ) -> Iterator[Engine]:
-    device = Device(model, params, rows, limit=CONTEXT, block=block)
+    device = Device(model, params, rows, limit=limit, block=block)
     device.compile()
     settings = Settings(snapshots=snapshots)
     engine = Engine(device, settings, NgramDraft() if block > 1 else None)
@@ -110,8 +125,10 @@ def _ask(engine: Engine, asked: Sequence[Asked]) -> float:
             one.times.append(time.perf_counter())
             if isinstance(event, End):
                 done.release()
+            else:
+                one.ids.append(event.id)
 
-        one.times[:] = [time.perf_counter()]
+        one.times[:], one.ids[:] = [time.perf_counter()], []
         row = Continuation(ByteTokenizer().stream())
         engine.submit(Request(tuple(one.prompt), one.tokens, one.draws, row, tell, seed=number))
     for _ in range(left):
@@ -252,3 +269,43 @@ def _guessed(repeats: int, tokens: int) -> Rows:
                 "time over plain": Quantity.of(ratios, ""),
             }
     return rows
+
+
+def _beside_generate(repeats: int, lengths: Sequence[int], written: int) -> Rows:
+    """A Llama, a row for each prompt, beside `generate` of transformers with the same weights.
+
+    Seconds are from the prompts to the last token. `generate` wants prompts of one length: shorter
+    ones are filled up on the left, as its documentation says.
+    """
+    peers.use_own_cores()
+    theirs = peers.transformers_model("Llama")
+    model, params = peers.converted(theirs)
+    asked = [Asked(prompt, written) for prompt in _prompts(lengths)]
+    longest = max(lengths)
+    tokens, mask = np.zeros((2, len(lengths), longest), int)
+    for row, one in enumerate(asked):
+        begins = longest - len(one.prompt)
+        tokens[row, begins:], mask[row, begins:] = one.prompt, 1
+    write = peers.generating(theirs, tokens, written, mask)
+    found: list[np.ndarray] = []
+
+    def generate() -> float:
+        begun = time.perf_counter()
+        found[:] = write()
+        return time.perf_counter() - begun
+
+    with _engine(model, params, len(lengths), limit=longest + written) as engine:
+        taken = _turns({"serve": lambda: _ask(engine, asked), "generate": generate}, repeats)
+    alike = sum(one.ids == ids.tolist() for one, ids in zip(asked, found, strict=True))
+    count = len(lengths) * written
+    ratios = [y / x for x, y in zip(taken["serve"], taken["generate"], strict=True)]
+    return {
+        f"Llama, {len(lengths)} prompts of {min(lengths)} to {longest}, {written} each": {
+            "gam_jax": Quantity.of([count / seconds for seconds in taken["serve"]], "tokens/s"),
+            "transformers": Quantity.of(
+                [count / seconds for seconds in taken["generate"]], "tokens/s"
+            ),
+            "speed over transformers": Quantity.of(ratios, ""),
+            "texts alike": Quantity.exactly(alike),
+        }
+    }

@@ -18,7 +18,7 @@ from experiments.study import Absent, Arm, Claim, Measure, Study, as_printed, cl
 from experiments.study.found import Found
 from experiments.wav import write_wav
 from gam_jax.data import Sounds, TwoPaths
-from gam_jax.data.signals import TO_SCORE
+from gam_jax.data.drawn import TO_SCORE
 from gam_jax.layers.convolution import Convolution, Pointwise, Transposed
 from gam_jax.layers.delayed import MEAN, Node, Parallel, Sequential, residual
 from gam_jax.models import APNet, Model, PhaseModel

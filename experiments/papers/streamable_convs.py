@@ -19,7 +19,7 @@ from experiments.pictures import drawn
 from experiments.study import Absent, Arm, Claim, Measure, Setting, Study
 from experiments.study.found import Found
 from gam_jax.data import Sounds
-from gam_jax.data.signals import TO_SCORE
+from gam_jax.data.drawn import TO_SCORE
 from gam_jax.layers.convolution import causal
 from gam_jax.layers.delayed import Node, started, streamed
 from gam_jax.models.autoencoder import Autoencoder

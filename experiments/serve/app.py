@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import hmac
 import pathlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -30,6 +32,9 @@ PAGE = pathlib.Path(__file__).with_name("page.html")
 WAIT = 5
 """Seconds after which a client may ask a server again that has just begun, or is about to end."""
 
+GRAMMARS = 2
+"""Schemas and expressions that are compiled at once; others wait, and nothing else for them."""
+
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -42,6 +47,7 @@ class State:
       key: that clients must give; empty for none.
       active: answers to bodies, on their way.
       draining: whether no more are taken.
+      grammars: threads for what may take long to compile.
 
     Args:
       key: as above.
@@ -55,6 +61,7 @@ class State:
         self._lost = lost
         self.active: set[Live] = set()
         self.draining = False
+        self.grammars = concurrent.futures.ThreadPoolExecutor(GRAMMARS, "grammars")
 
     def serve(self, served: Mapping[str, Served]) -> None:
         """From now on these are served."""
@@ -196,8 +203,9 @@ async def _answer(
         asked = dataclasses.replace(asked, user=request.client.host)
     prompts = await asyncio.to_thread(served.prompts, asked)
     live = Live(served.engine, state.metrics.times)
-    requests = await asyncio.to_thread(served.requests, asked, prompts, live.tell)
-    live.submit(requests)
+    pool = None if asked.grammar is None else state.grammars
+    made = functools.partial(served.requests, asked, prompts, live.tell)
+    live.submit(await asyncio.get_running_loop().run_in_executor(pool, made))
     answers = Answers.to(served, asked, prompts)
     if asked.stream:
         return _Pieces(state, live, answers.pieces(live.events()))

@@ -75,6 +75,7 @@ async def _serve(
         await server.serve(sockets=[bound])
     finally:
         ending.cancel()
+        state.grammars.shutdown(wait=False, cancel_futures=True)
     if loading.done() and (error := loading.exception()):
         raise error
     await _stop(state)

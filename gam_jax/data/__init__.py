@@ -14,6 +14,7 @@ from gam_jax.data.digits import Digits
 from gam_jax.data.mixture import TextMixture
 from gam_jax.data.recall import Recall
 from gam_jax.data.signals import Sounds, TwoPaths
+from gam_jax.data.source_facts import SourceFacts
 from gam_jax.data.text import Text
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ __all__ = [
     "Digits",
     "Recall",
     "Sounds",
+    "SourceFacts",
     "Text",
     "TextMixture",
     "TwoPaths",
@@ -37,7 +39,7 @@ __all__ = [
 
 DATA: dict[str, type[Data]] = {
     name: kind
-    for kind in (Text, TextMixture, Recall, Digits, Sounds, TwoPaths, Arrays)
+    for kind in (Text, TextMixture, Recall, Digits, Sounds, TwoPaths, SourceFacts, Arrays)
     for name in kind.NAMES
 }
 """What stands before the colon of `data.name` -> the class that reads it."""

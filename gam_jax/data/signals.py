@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from gam_jax.data.arrays import ArraysDataset
-from gam_jax.data.base import Data
-from gam_jax.data.storage import digest_of
-from sharding.bounds import Few, Positive, Size, check_bounds
+from gam_jax.data.drawn import Drawn
+from sharding.bounds import Few, Positive, Size
 from sharding.errors import UserError
 
-TO_SCORE = (1 << 32) - 1
-"""The seed of the validation rows."""
 TONE, CHIRP, NOISE = "tone", "chirp", "noise"
 KINDS = (TONE, CHIRP, NOISE)
 PEAK = 0.9
@@ -24,7 +19,7 @@ PEAK = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
-class Sounds(Data):
+class Sounds(Drawn):
     """Harmonic tones with vibrato, chirps and coloured noise.
 
     A tone is a sum of harmonics below half the rate, of amplitudes k^-slope and any phases, over
@@ -49,27 +44,24 @@ class Sounds(Data):
     scored: Few = 48
 
     def __post_init__(self) -> None:
-        check_bounds(self, "data")
+        super().__post_init__()
         unknown = [kind for kind in self.kinds if kind not in KINDS]
         if unknown or not self.kinds:
             raise UserError(f"data.kinds={self.kinds!r}: give some of {', '.join(KINDS)}")
         if self.rate < 1000:
             raise UserError(f"data.rate={self.rate}: give at least 1000 samples a second")
 
-    def open(self, files: Mapping[str, str] | None = None) -> ArraysDataset:
-        """Draws the validation rows."""
-        return _opened(self, "samples", self.samples)
+    @property
+    def unit(self) -> tuple[str, int]:
+        """Samples."""
+        return "samples", self.samples
 
     def sizes(self) -> dict[str, int]:
         """samples and rate."""
         return {"samples": self.samples, "rate": self.rate}
 
-    def batch(self, rows: int) -> dict[str, Any]:
-        """audio float32 [rows, samples], weights float32 [rows]."""
-        return _shapes(rows, {"audio": (self.samples,)})
-
     def row(self, seed: int, index: int) -> dict[str, np.ndarray]:
-        """Row number `index` of the stream of a seed."""
+        """audio float32 [samples]."""
         draw = np.random.default_rng((seed, index))
         kind = self.kinds[index % len(self.kinds)]
         made = {TONE: self._tone, CHIRP: self._chirp, NOISE: self._noise}[kind](draw)
@@ -102,7 +94,7 @@ class Sounds(Data):
 
 
 @dataclasses.dataclass(frozen=True)
-class TwoPaths(Data):
+class TwoPaths(Drawn):
     """Phases of what two paths make of a pulse: H[k] = sum_i g_i exp(-2 pi i k tau_i / size).
 
     Gains are even in 0.2 .. 1, delays in 0 .. `longest` samples, frequencies k = 0 .. bins - 1 of
@@ -123,24 +115,16 @@ class TwoPaths(Data):
     scored: Few = 1024
 
     def __post_init__(self) -> None:
-        check_bounds(self, "data")
+        super().__post_init__()
         if self.bins < 2:
             raise UserError(f"data.bins={self.bins}: give at least 2")
-
-    def open(self, files: Mapping[str, str] | None = None) -> ArraysDataset:
-        """Draws the validation rows."""
-        return _opened(self, "rows", 1)
 
     def sizes(self) -> dict[str, int]:
         """bins, and the 4 inputs."""
         return {"bins": self.bins, "inputs": 4}
 
-    def batch(self, rows: int) -> dict[str, Any]:
-        """inputs float32 [rows, 4], phases float32 [rows, bins], weights float32 [rows]."""
-        return _shapes(rows, {"inputs": (4,), "phases": (self.bins,)})
-
     def row(self, seed: int, index: int) -> dict[str, np.ndarray]:
-        """Row number `index` of the stream of a seed."""
+        """inputs float32 [4], phases float32 [bins]."""
         draw = np.random.default_rng((seed, index))
         gains, shares = draw.uniform(0.2, 1, 2), draw.uniform(0, 1, 2)
         turns = np.arange(self.bins)[:, None] * shares * self.longest / (2 * (self.bins - 1))
@@ -150,25 +134,3 @@ class TwoPaths(Data):
             "phases": np.angle(response).astype(np.float32),
             "weights": np.ones((), np.float32),
         }
-
-
-def _opened(config: Sounds | TwoPaths, unit: str, units: int) -> ArraysDataset:
-    rows = [config.row(TO_SCORE, number) for number in range(config.scored)]
-    held = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    return ArraysDataset(
-        config=config,
-        source=config.row,
-        held_out={"": held},
-        sizes=config.sizes(),
-        fingerprints={"signals": digest_of(dataclasses.asdict(config))},
-        unit=unit,
-        units_per_row=units,
-    )
-
-
-def _shapes(rows: int, each: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    import jax
-    import jax.numpy as jnp
-
-    shapes = {**each, "weights": ()}
-    return {k: jax.ShapeDtypeStruct((rows, *x), jnp.float32) for k, x in shapes.items()}

@@ -16,6 +16,7 @@ from gam_jax.layers.mamba import Mamba
 from gam_jax.layers.mamba2 import Mamba2
 from gam_jax.layers.mhs import MHS
 from gam_jax.layers.minimal import MinimalRNN
+from gam_jax.layers.mixed import Mixed
 from gam_jax.layers.mlp import MLP
 from gam_jax.layers.moe import MoE
 from gam_jax.layers.mofme import MoFME
@@ -53,6 +54,7 @@ LAYERS: dict[str, type] = {
         Mamba,
         Mamba2,
         MinimalRNN,
+        Mixed,
         MoE,
         ParScale,
         MoFME,
@@ -98,6 +100,7 @@ __all__ = [
     "Mamba",
     "Mamba2",
     "MinimalRNN",
+    "Mixed",
     "MoE",
     "MoFME",
     "ParScale",

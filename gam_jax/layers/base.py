@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
 
 import jax
@@ -160,6 +160,14 @@ class Layer:
 
         return with_held(self, fitted)
 
+    def gives(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What layers inside inherit, of what this one does (`inherit`): by default all as it is.
+
+        Args:
+          values: by field.
+        """
+        return values
+
     def unit_table(self) -> UnitTable:
         """The units of its parameters, see `gam_jax.units`; none for a layer that tells of none."""
         return {}
@@ -282,7 +290,8 @@ def inherit(layer: LayerType, **values: Any) -> LayerType:
     """
     names = (field.name for field in dataclasses.fields(layer))  # type: ignore[arg-type]
     missing = {n: values[n] for n in names if n in values and getattr(layer, n) is None}
-    return with_held(layer, lambda inner: inherit(inner, **values), **missing)
+    inside = layer.gives(values) if isinstance(layer, Layer) else values
+    return with_held(layer, lambda inner: inherit(inner, **inside), **missing)
 
 
 def known(value: int | None, field: str, layer: object) -> int:

@@ -1,9 +1,11 @@
-"""Two unlike branches of a model at once, on two devices of a mesh axis."""
+"""Unlike branches of a model at once, on as many devices of a mesh axis."""
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -65,6 +67,29 @@ def branches(a: Branch, b: Branch, given: Any, axes: Axes = Axes()) -> tuple[Arr
         for own, shape in zip(both, shapes, strict=True)
     )
     return first, second
+
+
+def summed(parts: Sequence[Branch], given: Any, axes: Axes = Axes()) -> Array:
+    """The sum of what several branches make of the same; one a device along `stream`, and one sum.
+
+    As `branches`, but that outputs have one shape and are added: each device brings one of them.
+
+    Args:
+      parts: pure functions; outputs of all have one shape and dtype.
+      given: parameters and inputs, all that the branches read.
+      axes: mesh axes, inside `jax.shard_map`; devices along `stream` are as many as branches.
+
+    Raises:
+      UserError: outputs of unlike shapes or dtypes.
+    """
+    kinds = {(y.shape, y.dtype) for y in (jax.eval_shape(part, given) for part in parts)}
+    if len(kinds) > 1:
+        raise UserError(f"summed: branches give {sorted(map(str, kinds))}: they must be alike")
+    axis = axes.of("stream")
+    if axis is None:
+        return functools.reduce(operator.add, (part(given) for part in parts))
+    given = jax.tree.map(lambda x: collectives.as_varying(x, axis), given)
+    return collectives.psum(lax.switch(lax.axis_index(axis), parts, given), axis)
 
 
 def exchanged_bytes(numbers: tuple[int, int], itemsize: int = 4) -> int:

@@ -7,6 +7,7 @@ from gam_jax.models.classifier import ImageClassifier
 from gam_jax.models.language import LanguageModel
 from gam_jax.models.phase import PhaseModel
 from gam_jax.models.semi import SemiDrafter
+from gam_jax.models.source_reader import SourceReader
 from gam_jax.models.units import LexicalUnits
 
 MODELS: dict[str, type[Model]] = {
@@ -19,6 +20,7 @@ MODELS: dict[str, type[Model]] = {
         LexicalUnits,
         PhaseModel,
         SemiDrafter,
+        SourceReader,
     )
 }
 """Every model by name: configurations name them, tests run their laws over all of them."""
@@ -37,4 +39,5 @@ __all__ = [
     "Model",
     "PhaseModel",
     "SemiDrafter",
+    "SourceReader",
 ]

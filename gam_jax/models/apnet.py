@@ -6,7 +6,7 @@ Source: Ai and Ling 2023 (arXiv 2305.07952) and its released code.
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -62,8 +62,6 @@ class APNet(Model):
       released: whether errors of phases are measured as in the released code: -cos, and the first
         bin and frame beside the differences.
     """
-
-    branches: ClassVar[int] = 2
 
     width: Size = 512
     kernels: tuple[int, ...] = (3, 7, 11)
@@ -138,6 +136,11 @@ class APNet(Model):
     def hann(self) -> np.ndarray:
         """The window of both transforms."""
         return spectra.hann(self.window)
+
+    @property
+    def branches(self) -> int:
+        """Amplitudes and phases."""
+        return 2
 
     def table(self) -> Table:
         """amplitudes and phases, the two branches."""

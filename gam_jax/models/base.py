@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +62,8 @@ class Parts:
       layers: (parameters of some layers, stream, batch, axes, key, span) -> stream, their carry.
       deepened: the same model with another number of layers.
       last: (parameters, stream, carry of all layers, batch, axes) -> what `Model.objective` gives.
+      scored: (parameters, stream, batch, axes) -> what `Model.scored` gives; None where that is
+        what `last` tells.
     """
 
     blocks: str
@@ -74,6 +76,7 @@ class Parts:
         tuple[Float[Array, ""], Float[Array, ""] | float, Measures],
     ]
     deepened: Callable[[int], Model]
+    scored: Callable[[Params, Any, Batch, Axes], Measures] | None = None
 
     def objective(
         self, params: Params, batch: Batch, axes: Axes, key: Array | None
@@ -101,9 +104,6 @@ class Model:
     """
 
     param_dtype: str = dataclasses.field(default=FLOAT32, kw_only=True)
-
-    branches: ClassVar[int] = 1
-    """Unlike branches that devices along `stream` may take, one each: see `layers.branches`."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -211,6 +211,11 @@ class Model:
                 f"make it 1"
             )
 
+    @property
+    def branches(self) -> int:
+        """Unlike branches that devices along `stream` may take, one each: see `layers.branches`."""
+        return 1
+
     def init_params(self, key: Array) -> Params:
         """Initial parameters, float32: those that are stored are rounded from them."""
         return tables.init_params(self.table(), key)
@@ -218,6 +223,27 @@ class Model:
     def carry_bytes(self, batch: int) -> int | None:
         """Bytes of the recurrent state or KV cache of so many rows; None for no sequence model."""
         return None
+
+
+def sizes_of(model: Model, data: Dataset, names: Sequence[str]) -> dict[str, int]:
+    """Sizes that the data decides, for the model's fields of those names.
+
+    Raises:
+      UserError: the data has other sizes than the model, or none where the model has none either.
+    """
+    found: dict[str, int] = {}
+    for name in names:
+        own, given = getattr(model, name), data.sizes.get(name)
+        if own is not None and given is not None and own != given:
+            raise UserError(f"model.{name}={own}, and the data has {given}: leave it out")
+        size = own if given is None else given
+        if size is None:
+            raise UserError(
+                f"data.name={data.config.name} has no {name}: set model.{name}, or give the data "
+                f"sizes={{'{name}': N}}"
+            )
+        found[name] = size
+    return found
 
 
 def check_stages(model: Model, layout: Layout) -> None:
@@ -244,7 +270,7 @@ def check_stages(model: Model, layout: Layout) -> None:
             f"layers, and the model has {parts.depth}: change the one or the other"
         )
     if dealt:
-        layout.layers_of_stages(parts.depth)
+        layout.layers_of_chunks(parts.depth)
     elif parts.depth % chunks:
         raise UserError(
             f"{parts.depth} layers do not divide into mesh axis pipe={layout.stages} x "
@@ -264,14 +290,14 @@ def check_no_workers(layout: Layout) -> None:
 def on_stages(model: Model, layout: Layout) -> tuple[Model, Layout]:
     """A model and a mesh as a step is compiled for them.
 
-    Where stages have unlike numbers of layers the model has a layer for every place on them: its
+    Where chunks have unlike numbers of layers the model has a layer for every slot in them: its
     parameters are those that lie on the mesh, zeros where no layer is. Otherwise both are as given.
     """
     parts = None if layout.stages == 1 else model.parts()
-    layers = () if parts is None else layout.layers_of_stages(parts.depth)
+    layers = () if parts is None else layout.layers_of_chunks(parts.depth)
     if parts is None or not layers:
         return model, layout
-    return parts.deepened(layout.stages * max(layers)), layout.with_layers(parts.depth)
+    return parts.deepened(len(layers) * max(layers)), layout.with_layers(parts.depth)
 
 
 def as_read(model: Model, layout: Layout) -> Layout:

@@ -14,7 +14,7 @@ from gam_jax.layers.base import WHOLE, Carry, Layer, inherit, known
 from gam_jax.layers.ladder import Stream
 from gam_jax.layers.norm import LayerNorm
 from gam_jax.layers.stack import Stack
-from gam_jax.models.base import BATCH, Batch, Measures, Model, Parts, Span, reported
+from gam_jax.models.base import BATCH, Batch, Measures, Model, Parts, Span, reported, sizes_of
 from gam_jax.ops.linear import linear
 from gam_jax.params import Param, Params, Table, fan_in, normal, zeros
 from sharding import collectives
@@ -92,17 +92,7 @@ class ImageClassifier(Model):
         Raises:
           UserError: the data has none, or others than the model's.
         """
-        found: dict[str, int] = {}
-        for name in ("side", "classes"):
-            own, given = getattr(self, name), data.sizes.get(name)
-            if given is None and own is None:
-                raise UserError(
-                    f"data.name={data.config.name} does not say its {name}: set model.{name}, or "
-                    f"give the data sizes={{'{name}': N}}"
-                )
-            if None not in (own, given) and own != given:
-                raise UserError(f"model.{name}={own}, and the data has {given}: leave it out")
-            found[name] = own if given is None else given
+        found = sizes_of(self, data, ("side", "classes"))
         try:
             return dataclasses.replace(self, **found)
         except ValueError as error:

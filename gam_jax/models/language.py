@@ -360,8 +360,13 @@ class LanguageModel(Model):
 
     def scored(self, params: Params, batch: Batch, axes: Axes = WHOLE) -> Measures:
         """The loss, and the accuracy: how often the likeliest token is the target."""
-        count, params = self.count(batch, axes), self.own(params, axes)
+        params = self.own(params, axes)
         hidden, _ = self._hidden(params, batch["inputs"], None, axes, starts=batch.get("starts"))
+        return self.hits(params, hidden, batch, axes)
+
+    def hits(self, params: Params, hidden: Array, batch: Batch, axes: Axes) -> Measures:
+        """What `scored` gives, from what `hidden` gives."""
+        count = self.count(batch, axes)
         loss, hits = self._scores(params, hidden, batch, axes).sums(token_scores)
         return {"loss": (loss, count), "accuracy": (hits, count)}
 

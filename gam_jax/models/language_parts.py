@@ -47,8 +47,11 @@ def parts(model: LanguageModel) -> Parts:
         hidden = model.scaled(trunk.normed(params, x, axes))
         return model.told(params, hidden, carry, batch, axes)
 
+    def scored(params: Params, x: Stream, batch: Batch, axes: Axes) -> Measures:
+        return model.hits(params, model.scaled(trunk.normed(params, x, axes)), batch, axes)
+
     def deepened(depth: int) -> LanguageModel:
         more = depth - model.depth if model.ladder else 0  # the same block is the ladder's first
         return dataclasses.replace(model, depth=depth, ladder=model.ladder + more)
 
-    return Parts("blocks", model.depth, model.own, first, layers, last, deepened)
+    return Parts("blocks", model.depth, model.own, first, layers, last, deepened, scored)

@@ -12,14 +12,13 @@ from jaxtyping import Array, Float
 
 from gam_jax.data.base import Dataset
 from gam_jax.layers.base import WHOLE, known
-from gam_jax.models.base import BATCH, Batch, Measures, Model
+from gam_jax.models.base import BATCH, Batch, Measures, Model, sizes_of
 from gam_jax.ops.activation import gelu
 from gam_jax.ops.linear import linear
 from gam_jax.ops.spectrum import anti_wrapped, phase_of
 from gam_jax.params import Param, Params, Table, fan_in, zeros
 from sharding.axes import Axes
 from sharding.bounds import Size
-from sharding.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,16 +48,7 @@ class PhaseModel(Model):
         Raises:
           UserError: the data has other sizes than the model.
         """
-        found: dict[str, int] = {}
-        for name in ("inputs", "bins"):
-            own, given = getattr(self, name), data.sizes.get(name)
-            if own is not None and given is not None and own != given:
-                raise UserError(f"model.{name}={own}, and the data has {given}: leave it out")
-            size = own if given is None else given
-            if size is None:
-                raise UserError(f"data.name={data.config.name} has no {name}: set model.{name}")
-            found[name] = size
-        return dataclasses.replace(self, **found)
+        return dataclasses.replace(self, **sizes_of(self, data, ("inputs", "bins")))
 
     def table(self) -> Table:
         """hidden_0 ...: weight, bias; head: weight, bias."""

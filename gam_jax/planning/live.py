@@ -78,7 +78,7 @@ class Lives:
         return int((self.alive @ self.sizes).max(initial=0))
 
 
-class _Eqn(NamedTuple):
+class Equation(NamedTuple):
     """An equation after all calls are written out; inputs that are literals are left out."""
 
     name: str
@@ -146,7 +146,7 @@ def _follow(
     to a stack is copied there at once.
     """
     env: dict[Any, Any] = {}
-    eqns = list(_written_out(jaxpr, env))
+    eqns = list(written_out(jaxpr, env))
     outs = [env.get(v, v) for v in jaxpr.outvars if not isinstance(v, core.Literal)]
     reads, own = _arrays(eqns, outs, found)
     last = {array: i for i, read in enumerate(reads) for array in read}
@@ -170,7 +170,7 @@ def _follow(
 
 
 def _loop(
-    eqn: _Eqn, found: _Found, around: frozenset[int], written: list[int], turns: float
+    eqn: Equation, found: _Found, around: frozenset[int], written: list[int], turns: float
 ) -> None:
     """What runs inside a loop or a branch, beside `around`, which holds what it writes too."""
     if eqn.name == "scan":
@@ -185,7 +185,7 @@ def _loop(
 
 
 def _count(
-    eqn: _Eqn, read: frozenset[int], written: list[int], found: _Found, turns: float
+    eqn: Equation, read: frozenset[int], written: list[int], found: _Found, turns: float
 ) -> None:
     """Adds what an equation moves and multiplies."""
     if eqn.name in LOOPS:
@@ -200,7 +200,7 @@ def _count(
         found.operands[array] += turns * bool(product)
 
 
-def _written_out(jaxpr: Any, env: dict[Any, Any]) -> Iterator[_Eqn]:
+def written_out(jaxpr: Any, env: dict[Any, Any]) -> Iterator[Equation]:
     """The equations with those of every call in its place."""
 
     def named(v: Any) -> Any:
@@ -211,18 +211,18 @@ def _written_out(jaxpr: Any, env: dict[Any, Any]) -> Iterator[_Eqn]:
         inner = () if name in LOOPS or name in KERNELS else tuple(inner_jaxprs(eqn))
         if not inner or "reduce" in name or name.startswith(("scatter", "sort", "cum")):
             inputs = tuple(named(v) for v in eqn.invars if not isinstance(v, core.Literal))
-            yield _Eqn(name, eqn, inputs, tuple(eqn.outvars))
+            yield Equation(name, eqn, inputs, tuple(eqn.outvars))
             continue
         called = inner[0]
         given = eqn.invars[len(eqn.invars) - len(called.invars) :]
         own = {v: named(o) for v, o in zip(called.invars, given, strict=True)}
-        yield from _written_out(called, own)
+        yield from written_out(called, own)
         for v, o in zip(called.outvars, eqn.outvars, strict=True):
             env[o] = None if isinstance(v, core.Literal) else own.get(v, v)
 
 
 def _arrays(
-    eqns: list[_Eqn], outs: list[Any], found: _Found
+    eqns: list[Equation], outs: list[Any], found: _Found
 ) -> tuple[list[frozenset[int]], dict[Any, int]]:
     """Which arrays each equation reads, and the number of each value that is one."""
     needed = {v for v in outs if v is not None}
@@ -245,7 +245,7 @@ def _arrays(
     return reads, own
 
 
-def _roots_of(eqns: list[_Eqn], own: Mapping[Any, int]) -> dict[Any, frozenset[int]]:
+def _roots_of(eqns: list[Equation], own: Mapping[Any, int]) -> dict[Any, frozenset[int]]:
     """The arrays that a value is read from."""
     roots: dict[Any, frozenset[int]] = {}
     for eqn in eqns:

@@ -5,20 +5,26 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from gam_jax.params import stored_specs
-from gam_jax.planning.cluster import Cluster
+from gam_jax.planning.cluster import Cluster, strides
 from gam_jax.planning.cost import PENALTY, Cost, cost
-from gam_jax.planning.traces import SCALED, Class, Run, Traced, trace
+from gam_jax.planning.traces import SCALED, Class, Levels, Run, Traced, trace
 from gam_jax.planning.work import Candidate, own_trace, state_of, work_of
 from gam_jax.traffic.memory import StateBytes
+from sharding.degrees import IN_LEVELS, in_words, legal
 from sharding.errors import UserError
 from sharding.mesh import AXIS_NAMES
 from sharding.parallel import WORDS
 from sharding.pipeline.tables import make_table
 
 DATA_WORDS = ("data", "zero1", "fully_sharded")
+LEVELS = "levels"
+"""All degrees that the levels of a data axis allow."""
+MORE_WORDS = ("zero2", *IN_LEVELS, LEVELS)
+"""Further uses of `data`, each a program of its own; of levels, where a cluster has them."""
 
 ROWS = "the batch does not divide"
 PARAMETERS = "a parameter does not divide"
@@ -35,7 +41,7 @@ class Space:
 
     Attributes:
       axes: of the mesh that may have several devices.
-      data_words: uses of `data`, see `sharding.parallel.WORDS`.
+      data_words: uses of `data`: of `sharding.parallel.WORDS`, or `LEVELS`.
       tensor_word: the use of `tensor`.
       remats: whether blocks are computed again, each choice.
       parts: the most parts that a batch is taken in.
@@ -49,23 +55,45 @@ class Space:
     parts: int = 64
     schedules: tuple[tuple[str, int], ...] = (("1f1b", 1), ("interleaved", 2))
 
-    def candidates(self, devices: int, batch: int) -> Iterator[Candidate]:
-        """All of them, whether they fit or not."""
-        parts = [n for n in _divisors(batch) if n <= self.parts]
-        for sizes in _splits(devices, len(self.axes)):
+    def candidates(
+        self, devices: int, batch: int, cluster: Cluster | None = None
+    ) -> Iterator[Candidate]:
+        """All of them, whether they fit or not.
+
+        Args:
+          devices: of the cluster.
+          batch: rows of a step.
+          cluster: whose links give the levels of `data`; None where these are not asked for.
+        """
+        parts = [n for n in divisors(batch) if n <= self.parts]
+        for sizes in splits(devices, len(self.axes)):
             own = dict(zip(self.axes, sizes, strict=True))
             mesh = tuple((name, own.get(name, 1)) for name in AXIS_NAMES)
-            for preset in self._presets(own):
+            for preset, use in self._uses(mesh, own, cluster):
                 staged = own.get("pipe", 1) > 1
                 schedules = self.schedules if staged else (("1f1b", 1),)
                 for more in itertools.product(parts, self.remats, schedules):
                     accumulate, remat, (schedule, turns) = more
-                    yield Candidate(mesh, preset, accumulate, remat, schedule, turns)
+                    yield Candidate(mesh, preset, accumulate, remat, schedule, turns, use)
 
-    def _presets(self, sizes: dict[str, int]) -> Iterator[str]:
+    def _uses(
+        self, mesh: Sequence[tuple[str, int]], sizes: dict[str, int], cluster: Cluster | None
+    ) -> Iterator[tuple[str, Levels]]:
+        """Presets, and levels of `data` under those that have a use for them."""
         inner = [word for word in ("sequence", self.tensor_word) if sizes.get(WORDS[word], 1) > 1]
-        for word in self.data_words if sizes.get("data", 1) > 1 else ("data",):
-            yield "+".join((word, *inner))
+        data = sizes.get("data", 1)
+        crossed = cluster.crossed(strides(dict(mesh))["data"], data) if cluster else []
+        levels = tuple(members for members, _, _ in reversed(crossed))
+        for word in self.data_words if data > 1 else ("data",):
+            if word not in (*IN_LEVELS, LEVELS):
+                yield "+".join((word, *inner)), Levels()
+            elif len(levels) < 2 or math.prod(levels) != data:
+                continue
+            elif word in IN_LEVELS:
+                yield "+".join((word, *inner)), Levels(levels)
+            else:
+                for degrees in legal(levels):
+                    yield "+".join(("data", *inner)), Levels(levels, in_words(degrees))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,13 +224,14 @@ class _Checked:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._meshes: dict[tuple[object, str, int], str] = {}
+        self._meshes: dict[tuple[object, str, int, Levels], str] = {}
         self._schedules: dict[tuple[str, int, int, int], str] = {}
-        self._states: dict[tuple[object, str], StateBytes] = {}
+        self._states: dict[tuple[object, str, Levels], StateBytes] = {}
 
     def refusal(self, candidate: Candidate) -> tuple[str, str]:
         """The reason and the line; empty where there is none."""
-        key, run = (candidate.mesh, candidate.preset, candidate.turns), self._run
+        run = self._run
+        key = candidate.mesh, candidate.preset, candidate.turns, candidate.use
         if run.batch % candidate.accumulate:
             return ROWS, f"a batch of {run.batch} rows, in {candidate.accumulate} parts"
         rows = run.batch // candidate.accumulate
@@ -227,7 +256,7 @@ class _Checked:
 
     def state(self, candidate: Candidate) -> StateBytes:
         """`state_of` the candidate."""
-        key = candidate.mesh, candidate.preset
+        key = candidate.mesh, candidate.preset, candidate.use
         if key not in self._states:
             self._states[key] = state_of(self._run, candidate)
         return self._states[key]
@@ -265,15 +294,16 @@ def _traced_or_why(traced: Callable[[], Traced]) -> Traced | str:
         return str(error).splitlines()[0]
 
 
-def _splits(devices: int, axes: int) -> Iterator[tuple[int, ...]]:
+def splits(devices: int, axes: int) -> Iterator[tuple[int, ...]]:
     """Every way to write a number of devices as a product of so many sizes."""
     if axes == 1:
         yield (devices,)
         return
-    for inner in _divisors(devices):
-        for outer in _splits(devices // inner, axes - 1):
+    for inner in divisors(devices):
+        for outer in splits(devices // inner, axes - 1):
             yield (*outer, inner)
 
 
-def _divisors(number: int) -> list[int]:
+def divisors(number: int) -> list[int]:
+    """From 1 up."""
     return [n for n in range(1, number + 1) if number % n == 0]

@@ -20,8 +20,9 @@ from gam_jax.models.base import Model
 from gam_jax.optimizer import OptimizerConfig
 from gam_jax.params import Param, shard_dims, shardings, stored_specs
 from gam_jax.planning.live import Lives, lives
+from sharding.degrees import in_words, parsed
 from sharding.layout import Layout
-from sharding.mesh import AXIS_NAMES
+from sharding.mesh import AXIS_NAMES, in_levels
 from sharding.parallel import Parallel
 
 PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71)
@@ -67,6 +68,20 @@ SCALED = ("tensor", "seq")
 
 
 @dataclasses.dataclass(frozen=True)
+class Levels:
+    """A data axis in levels.
+
+    Attributes:
+      sizes: the outermost first; () where it is in one.
+      shards: degrees of the parts of its state, see `sharding.degrees`; empty where a word of the
+        preset says them.
+    """
+
+    sizes: tuple[int, ...] = ()
+    shards: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Class:
     """What makes programs differ, and not in their sizes alone.
 
@@ -75,12 +90,14 @@ class Class:
       remat: whether blocks are computed again in the backward pass.
       split: which axes of `SCALED` have several devices.
       sizes: of the other axes but `data` and `pipe`, whose programs are not scaled.
+      use: of `data`, where it is in levels: no program is then scaled to another.
     """
 
     preset: str
     remat: bool
     split: tuple[str, ...]
     sizes: tuple[tuple[str, int], ...]
+    use: Levels = Levels()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,12 +160,16 @@ class Traced:
         return float((self.peak.at(scale) - away).max(initial=0.0))
 
 
-def class_of(preset: str, remat: bool, mesh: Mapping[str, int]) -> Class:
+def class_of(preset: str, remat: bool, mesh: Mapping[str, int], use: Levels = Levels()) -> Class:
     """The class of a step's program.
 
     The program of a device between its first sum and its last is the same under `data` and
-    `zero1`.
+    `zero1`, and whatever the degree of the optimizer's state.
     """
+    if use.shards:
+        degrees = parsed(use.shards)
+        shards = in_words(dataclasses.replace(degrees, state=degrees.gradients))
+        use = dataclasses.replace(use, shards=shards)
     words = {"zero1": "data"}
     kept = "+".join(words.get(word, word) for word in preset.split("+"))
     sizes = tuple(
@@ -157,7 +178,7 @@ def class_of(preset: str, remat: bool, mesh: Mapping[str, int]) -> Class:
         if name not in ("pipe", "data", *SCALED) and mesh.get(name, 1) > 1
     )
     split = tuple(name for name in SCALED if mesh.get(name, 1) > 1)
-    return Class(kept, remat, split, sizes)
+    return Class(kept, remat, split, sizes, use)
 
 
 def trace(run: Run, one: Class, asked: Mapping[str, Iterable[int]], rows: int = 0) -> Traced:
@@ -183,7 +204,7 @@ def trace(run: Run, one: Class, asked: Mapping[str, Iterable[int]], rows: int = 
     sizes |= {"data": max(asked.get("data", (1,))), **dict(one.sizes)}
 
     def read(sizes: Mapping[str, int]) -> Lives:
-        layout = abstract_layout(sizes, one.preset, backend=run.backend)
+        layout = abstract_layout(sizes, one.preset, backend=run.backend, use=one.use)
         return lives(_live(run.program(model, layout, rows)))
 
     first = read(sizes)
@@ -192,7 +213,7 @@ def trace(run: Run, one: Class, asked: Mapping[str, Iterable[int]], rows: int = 
         for name, more in many.items()
         if len(more) > 1
     }
-    shards = _shards(model, abstract_layout(sizes, one.preset))
+    shards = _shards(model, abstract_layout(sizes, one.preset, use=one.use))
     found = _terms(first, others, rows, shards, tiled=run.backend == "tpu")
     return Traced(rows, sizes, *found, traces=1 + len(others))
 
@@ -208,11 +229,13 @@ def abstract_layout(
     schedule: str = "1f1b",
     turns: int = 1,
     backend: str | None = None,
+    use: Levels = Levels(),
 ) -> Layout:
     """A mesh of no devices."""
-    shape = tuple(sizes.get(name, 1) for name in AXIS_NAMES)
-    mesh = AbstractMesh(shape, AXIS_NAMES, axis_types=(AxisType.Auto,) * len(shape))
-    parallel = Parallel(preset, schedule=schedule, turns=turns)
+    own = in_levels({name: sizes.get(name, 1) for name in AXIS_NAMES}, use.sizes)
+    kinds = (AxisType.Auto,) * len(own)
+    mesh = AbstractMesh(tuple(own.values()), tuple(own), axis_types=kinds)
+    parallel = Parallel(preset, schedule=schedule, turns=turns, shards=use.shards)
     return Layout(mesh, parallel, backend)  # type: ignore[arg-type]
 
 

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 
 from gam_jax.optimizer import OptimizerConfig
-from gam_jax.planning.traces import Class, Run, Traced, abstract_layout, class_of, trace
+from gam_jax.planning.traces import Class, Levels, Run, Traced, abstract_layout, class_of, trace
 from gam_jax.traffic import has_formula, state_bytes, step_traffic
-from gam_jax.traffic.memory import StateBytes
+from gam_jax.traffic.memory import StateBytes, step_bytes
 from gam_jax.traffic.sizes import FLOAT
 from sharding.errors import UserError
 from sharding.layout import Layout
-from sharding.mesh import in_words
+from sharding.mesh import in_levels, in_words
 from sharding.messages import Message
 from sharding.pipeline.tables import make_table
 
@@ -54,6 +54,7 @@ class Candidate:
       remat: whether blocks are computed again in the backward pass.
       schedule: of stages, see `sharding.layout.Parallel`.
       turns: likewise.
+      use: of `data`, where it is in levels.
     """
 
     mesh: tuple[tuple[str, int], ...]
@@ -62,6 +63,7 @@ class Candidate:
     remat: bool
     schedule: str = "1f1b"
     turns: int = 1
+    use: Levels = Levels()
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -71,22 +73,33 @@ class Candidate:
     @property
     def layout(self) -> Layout:
         """The mesh, of no devices."""
-        return abstract_layout(self.sizes, self.preset, self.schedule, self.turns)
+        return abstract_layout(self.sizes, self.preset, self.schedule, self.turns, use=self.use)
+
+    @property
+    def in_levels(self) -> dict[str, int]:
+        """The mesh, its axis of data in the levels that it has."""
+        return in_levels(self.sizes, self.use.sizes)
 
     @property
     def kind(self) -> Class:
         """The class of its program."""
-        return class_of(self.preset, self.remat, self.sizes)
+        return class_of(self.preset, self.remat, self.sizes, self.use)
 
     @property
     def flags(self) -> str:
         """What `gam train` is told."""
-        axes = ",".join(f"{name}={size}" for name, size in self.mesh if size > 1) or "data=1"
+        shards = f" --config.parallel.shards={self.use.shards}" if self.use.shards else ""
         return (
-            f"--mesh={axes} --config.parallel.preset={self.preset} "
+            f"--mesh={self.axes} --config.parallel.preset={self.preset} "
             f"--config.train.accumulate={self.accumulate} "
-            f"--config.model.remat={str(self.remat).lower()}{self._stages}"
+            f"--config.model.remat={str(self.remat).lower()}{self._stages}{shards}"
         )
+
+    @property
+    def axes(self) -> str:
+        """The axes of several devices, as `--mesh` takes them."""
+        words = dict(self.mesh) | {"data": "x".join(map(str, self.use.sizes)) or self.sizes["data"]}
+        return ",".join(f"{name}={words[name]}" for name, size in self.mesh if size > 1) or "data=1"
 
     @property
     def _stages(self) -> str:
@@ -99,7 +112,9 @@ class Candidate:
     def shown(self) -> str:
         """In words."""
         remat = ", remat" if self.remat else ""
-        return f"{in_words(self.sizes)} {self.preset}, accumulate {self.accumulate}{remat}"
+        shards = f" {self.use.shards}" if self.use.shards else ""
+        mesh = in_words(self.in_levels)
+        return f"{mesh} {self.preset}{shards}, accumulate {self.accumulate}{remat}"
 
 
 def work_of(
@@ -127,9 +142,9 @@ def work_of(
     gradients = gradient_bytes(state, run.optimizer)
     held = state.total + traced.held(scale, run.chip)
     if parts > 1:  # what earlier parts have found, beside what this one finds
-        held += gradients
+        held += step_bytes(model, layout).gradients
     work = Work(
-        candidate.sizes,
+        candidate.in_levels,
         {dtype: parts * float(terms.at(scale)) for dtype, terms in traced.flops.items()},
         parts * float(traced.operands.at(scale)),
         parts * float(traced.moved.at(scale)),

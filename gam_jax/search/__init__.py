@@ -1,6 +1,7 @@
 """Searches over the fields of any configuration; they know neither meshes nor models."""
 
 from gam_jax.search.exact import Budget, Exact, best_sum
+from gam_jax.search.gates import Gate, Verdict, through
 from gam_jax.search.optuna_samplers import Optuna
 from gam_jax.search.run import STRATEGIES, Searched, search, strategy_of
 from gam_jax.search.space import Choice, Point, Space
@@ -15,6 +16,7 @@ __all__ = [
     "Choice",
     "Evolve",
     "Exact",
+    "Gate",
     "Optuna",
     "Point",
     "Random",
@@ -25,8 +27,10 @@ __all__ = [
     "Strategy",
     "TableSearch",
     "Told",
+    "Verdict",
     "best_sum",
     "learn",
     "search",
     "strategy_of",
+    "through",
 ]

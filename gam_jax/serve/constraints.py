@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gam_jax.data.tokenizer import ByteTokenizer, Tokenizer
 from gam_jax.serve.request import Constraint
+from gam_jax.serve.trial import check_grammar
 from sharding.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 2**16
 """Of a schema, a regular expression, or of all texts of a choice."""
+KEPT = 8
+"""Grammars that stay compiled."""
 SPACES = r"[ \n]{0,8}"
 """Between the parts of JSON: without an end to them a weak model writes nothing else."""
 
@@ -46,38 +49,40 @@ class Constraints:
         self._lib = llguidance
         self._tokenizer, self._vocab = tokenizer, vocab
         self._ends = sorted(end for end in ends if end < tokenizer.vocab)
+        self._compiled = functools.lru_cache(KEPT)(self._compile)
 
     def json_object(self) -> Constraint:
         """Any JSON object."""
-        return self.json_schema({"type": "object"})
+        return self._made("json_object", self._grammar('{"type": "object"}'))
 
     def json_schema(self, schema: Mapping[str, Any] | str) -> Constraint:
         """JSON of a schema (json-schema.org), as far as llguidance knows its words.
 
         Raises:
-          UserError: no schema, one that is too large, or words of it that are not known.
+          UserError: no schema, one that is too large, words of it that are not known, or one that
+            takes long to compile, see `trial.check_grammar`.
         """
         try:
             text = schema if isinstance(schema, str) else json.dumps(schema)
             _check_size("json_schema", text)
             if not isinstance(json.loads(text), dict):
                 raise UserError("json_schema: give an object, such as {'type': 'object'}")
-            options: Any = {"whitespace_pattern": SPACES}
-            grammar = self._lib.LLMatcher.grammar_from_json_schema(text, overrides=options)
+            grammar = self._grammar(text)
         except (ValueError, TypeError, RecursionError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"json_schema: {_line(error)}") from error
-        return self._made("json_schema", grammar)
+        return self._made("json_schema", grammar, tried=True)
 
     def regex(self, pattern: str) -> Constraint:
         """Text that a regular expression matches as a whole; without look-around.
 
         Raises:
-          UserError: no such expression, or one that is too large.
+          UserError: no such expression, one that is too large, or one that takes long to compile.
         """
         _check_size("regex", pattern)
-        return self._made("regex", self._lib.LLMatcher.grammar_from_regex(pattern))
+        grammar = self._lib.LLMatcher.grammar_from_regex(pattern)
+        return self._made("regex", grammar, tried=True)
 
     def choice(self, texts: Sequence[str]) -> Constraint:
         """One of some texts.
@@ -105,11 +110,22 @@ class Constraints:
         separator = self._tokenizer.separator
         return self._tokenizer.vocab - 1 if separator is None else separator
 
-    def _made(self, name: str, grammar: str) -> Constraint:
+    def _grammar(self, schema: str) -> str:
+        options: Any = {"whitespace_pattern": SPACES}
+        return self._lib.LLMatcher.grammar_from_json_schema(schema, overrides=options)
+
+    def _made(self, name: str, grammar: str, tried: bool = False) -> Constraint:
+        """A constraint of its own; `tried`: in a process that can be ended, before it is here."""
+        matcher = self._compiled(name, grammar, tried).deep_copy()
+        return _Matched(matcher, self._vocab, None if self._ends else self._unused)
+
+    def _compile(self, name: str, grammar: str, tried: bool) -> llguidance.LLMatcher:
+        if tried:
+            check_grammar(name, grammar)
         matcher = self._lib.LLMatcher(self._ids, grammar, log_level=0)
         if matcher.is_error():
             raise UserError(f"{name}: {_line(matcher.get_error())}")
-        return _Matched(matcher, self._vocab, None if self._ends else self._unused)
+        return matcher
 
 
 class _Bytes:

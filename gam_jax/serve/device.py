@@ -21,20 +21,16 @@ from gam_jax.models.semi import SemiDrafter
 from gam_jax.models.suits import positions_in
 from gam_jax.params import Params, shardings
 from gam_jax.sampling import Past, Sampling
-from gam_jax.serve.executor import MOST_BIASED, Drawn, Draws, Saved, Scores, Sizes, Work
-from gam_jax.serve.programs import WHOLE, Programs, Seats, State, empty_seats, marks, packed
-from gam_jax.serve.rows import Rows, has_growing_cache
+from gam_jax.serve.executor import MOST_BIASED, Drawn, Draws, Saved, Scores, Work
+from gam_jax.serve.listed import PAGE, WIDTHS, empty_state, listed, rows_of
+from gam_jax.serve.programs import WHOLE, Programs, Seats, marks, packed
 from gam_jax.serve.saved import from_bytes, to_bytes
-from sharding.bounds import Count, Size, check_number
+from sharding.bounds import Count, check_number
 from sharding.errors import UserError
 from sharding.layout import Layout
 from sharding.mesh import make_mesh
 from sharding.products import Flops, product_flops
 
-WIDTHS = (256, 64, 16, 4, 1)
-"""Of the blocks of a prompt."""
-PAGE = 64
-"""Tokens of a page."""
 NO, YES = np.zeros((), bool), np.ones((), bool)
 
 
@@ -102,52 +98,37 @@ class Device:
         widths: tuple[int, ...] = WIDTHS,
         drafter: tuple[SemiDrafter, Params] | None = None,
     ) -> None:
-        check_number("rows", rows, Size)
-        check_number("block", block, Size)
-        check_number("page", page, Size)
         check_number("limit", limit, Count)
-        check_number("tokens", tokens, Count)
         named = str(model)
         layout = (layout or Layout(make_mesh())).whole
         check_mesh(layout)
         model.check_mesh(layout)
         model, limit = served(model, limit)
-        page = page if has_growing_cache(model) else 0
-        pages = 1 + max(-(-(tokens or rows * limit) // page), -(-limit // page)) if page else 0
-        self._rows = Rows(model, layout, rows, page, pages, limit)
+        sized: Any = {"limit": limit, "tokens": tokens, "block": block}
+        self._rows, self.sizes = rows_of(model, layout, rows, page=page, widths=widths, **sized)
         self.drafter, own = drafter or (None, {})
         passes = 0 if self.drafter is None else -(-(block - 1) // self.drafter.ahead)
         self._programs = Programs(self._rows, self.drafter, passes)
-        widths = tuple(w for w in widths if not limit or w <= limit)
-        vocab = model.ids()["inputs"]
-        if limit and block > limit:
-            raise UserError(f"a block of {block} tokens is longer than a text of {limit}")
-        self.sizes = Sizes(rows, widths, block, page, pages, self._rows.row_pages, limit, vocab)
         lie = functools.partial(shardings, layout=layout)
         ready = jax.jit(self._programs.ready, out_shardings=lie(self._programs.param_specs))
         self._params = ready(params)
         whole = NamedSharding(layout.mesh, WHOLE)
         self._own = jax.device_put(own, whole)
         numbers = np.asarray(jax.jit(marks, out_shardings=whole)(self._params)).tobytes()
-        self._mark = hashlib.sha256(f"{named} {page}".encode() + numbers)
+        self._mark = hashlib.sha256(f"{named} {self.sizes.page}".encode() + numbers)
         self.fingerprint = self._mark.hexdigest()
         self._lies = lie(self._programs.state_specs)
-        self._state = jax.jit(self._empty, out_shardings=self._lies)()
+        empty = functools.partial(empty_state, self._programs)
+        self._state = jax.jit(empty, out_shardings=self._lies)()
         self._own_lies, self._pools_lie = map(lie, self._rows.parted(self._rows.specs(())))
         self._start = jax.jit(self._empty_row, out_shardings=self._own_lies)()
         self._across = len({device.process_index for device in layout.mesh.devices.flat}) > 1
         self._compiled: dict[str, Any] = {}
         self._traced: dict[str, Callable[[], Any]] = {}
         self._tops = np.full(rows, -1)
-        words = np.full((rows, -(-vocab // 32)), 2**32 - 1, np.uint32)
+        words = np.full((rows, -(-self.sizes.vocab // 32)), 2**32 - 1, np.uint32)
         self._any, self._no = (_placed(x, whole) for x in (words, NO))
         self._plan()
-
-    def _empty(self) -> State:
-        shapes = self._rows.shapes(self._rows.rows)
-        carry = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        seats = empty_seats(self._rows.rows, self._rows.model.ids()["inputs"])
-        return State(carry, seats, self._programs.no_features())  # type: ignore[call-arg]
 
     def _empty_row(self) -> list[Any]:
         own, _ = self._rows.parted(self._rows.shapes(1))
@@ -169,63 +150,20 @@ class Device:
 
     def _plan(self) -> None:
         """Says how each program is traced."""
-        sizes, programs = self.sizes, self._programs
-        states = programs.state_specs
-        own, pools = self._rows.parted(self._rows.specs(()))
-        params = self._params, programs.param_specs
-        row = np.zeros((), np.int32), WHOLE
-        table = np.zeros(sizes.row_pages, np.int32), WHOLE
-        for width in sorted({1, sizes.block}):
-            work = np.zeros((sizes.rows, width + 2 + sizes.row_pages), np.int32), WHOLE
-            words = self._any, WHOLE
-            told = states, WHOLE
-            self._build(f"step {width}", programs.step, told, params, work, words, (NO, WHOLE))
-        for width in sizes.widths:
-            work = np.zeros((2, width), np.int32), WHOLE
-            told = states, WHOLE
-            self._build(f"read {width}", programs.read, told, params, row, work, table, (NO, WHOLE))
-        if self.drafter is not None and programs.passes:
-            own_params = self._own, jax.tree.map(lambda _: WHOLE, self._own)
-            work = np.zeros((sizes.rows, self.drafter.window + 1), np.int32), WHOLE
-            self._build("guess", programs.guess, WHOLE, params, own_params, work, changes=False)
-        seats = self._seats(0, Draws(), np.zeros(0, int), None), WHOLE
-        self._build("seat", programs.seat, states, row, seats)
-        self._build("load", programs.load, states, row, (self._start, own))
-        self._build("save", programs.save, own, row, changes=False)
-        if self._across:
-            whole = NamedSharding(self._rows.layout.mesh, WHOLE)
+        layout, across = self._rows.layout, self._across
+        for name, one in listed(self._programs, self.sizes, self._params, self._own).items():
+            lies = jax.tree.map(lambda _: WHOLE, one.gives) if one.whole and across else one.gives
+            jitted = jax.jit(
+                self._programs.on_mesh(one.program, one.takes, one.gives),
+                in_shardings=shardings(one.takes, layout),
+                out_shardings=shardings(lies, layout),
+                donate_argnums=0 if one.changes else (),
+            )
+            self._traced[name] = functools.partial(jitted.trace, *one.shapes)
+        if across:
+            whole = NamedSharding(layout.mesh, WHOLE)
             gathered = jax.jit(lambda saved: saved, out_shardings=[whole] * len(self._start))
             self._traced["gather"] = lambda: gathered.trace(self._start)
-        if sizes.page:
-            page = self._rows.parted(self._rows.page_shapes)[1], pools
-            self._build("copy a page", programs.copy_page, states, row, row)
-            self._build("take a page", programs.page, pools, row, changes=False, whole=True)
-            self._build("put a page", programs.put_page, states, row, page)
-
-    def _build(
-        self,
-        name: str,
-        program: Any,
-        gives: Any,
-        *rest: tuple[Any, Any],
-        changes: bool = True,
-        whole: bool = False,
-    ) -> None:
-        """A program of one device, of the state and arguments with their specs.
-
-        What it gives lies as `gives` says; `whole`: whole in each of several processes.
-        """
-        layout, takes = self._rows.layout, (self._programs.state_specs, *(spec for _, spec in rest))
-        lies = jax.tree.map(lambda _: WHOLE, gives) if whole and self._across else gives
-        jitted = jax.jit(
-            self._programs.on_mesh(program, takes, gives),
-            in_shardings=shardings(takes, layout),
-            out_shardings=shardings(lies, layout),
-            donate_argnums=0 if changes else (),
-        )
-        given = (self._state, *(array for array, _ in rest))
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), given)
-        self._traced[name] = lambda: jitted.trace(*shapes)
 
     def seat(
         self,

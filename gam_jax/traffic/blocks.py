@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -15,7 +15,9 @@ from gam_jax.layers import (
     Chunked,
     FalconH1,
     InOrder,
+    Layer,
     LayerNorm,
+    Mixed,
     Pattern,
     Residual,
     RMSNorm,
@@ -94,6 +96,39 @@ def _(layer: SoftMixture, sizes: Sizes) -> Iterator[Message]:
 def _(layer: SoftMixture, sizes: Sizes) -> Iterator[Message]:
     for message in constants(layer.inner, sizes):
         yield message.times(layer.experts)
+
+
+@layer_traffic.register
+def _(layer: Mixed, sizes: Sizes) -> Iterator[Message]:
+    """Of a drawn option, as an audit counts branches, that which sends most: once forward, once
+    forward and backward where it is run again, and forward for each other gate."""
+    own = dataclasses.replace(sizes, width=sizes.width // layer.share)
+    among = 2 if layer.how == "two" else len(layer.options)
+    if layer.drawn and layer.how == "sum":
+        raise NotImplementedError("no formula for options with drawn weights")
+    if layer.how == "sum":
+        weighed = dataclasses.replace(own, leave_again=sizes.again)
+        for option in layer.options:
+            yield from layer_traffic(option, weighed)
+    else:
+        for message in _dearest(_forward(option, own) for option in layer.options):
+            yield message.times(among + sizes.leave_again)
+        once = dataclasses.replace(own, again=False, enter_again=False, leave_again=False)
+        yield from _dearest([*layer_traffic(option, once)] for option in layer.options)
+    if sizes.split:  # each device weighs its own tokens
+        yield sizes.over_tensor("all_reduce", among * FLOAT)
+
+
+def _dearest(options: Iterable[list[Message]]) -> list[Message]:
+    return max(options, key=lambda messages: sum(message.sent for message in messages))
+
+
+def _forward(layer: Layer, sizes: Sizes) -> list[Message]:
+    """What it sends forward: what a backward pass that runs it again sends more."""
+    once = dataclasses.replace(sizes, again=False, enter_again=False, leave_again=False)
+    twice = dataclasses.replace(sizes, again=True, enter_again=True, leave_again=True)
+    less = [message.times(-1) for message in layer_traffic(layer, once)]
+    return [*layer_traffic(layer, twice), *less]
 
 
 @layer_traffic.register

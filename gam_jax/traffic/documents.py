@@ -25,6 +25,7 @@ from gam_jax.layers import (
     Mamba,
     Mamba2,
     MinimalRNN,
+    Mixed,
     Pattern,
     ProductMemory,
     RMSNorm,
@@ -168,6 +169,14 @@ def _(layer: SoftMixture, sizes: Sizes) -> Iterator[Message]:
 def _(layer: SoftMixture, sizes: Sizes) -> Iterator[Message]:
     for message in places_traffic(layer.inner, sizes):
         yield message.times(layer.experts)
+
+
+@starts_traffic.register
+def _(layer: Mixed, sizes: Sizes) -> Iterator[Message]:
+    if layer.drawn:
+        raise NotImplementedError("no formula for documents in options of which one is drawn")
+    for option in layer.options:
+        yield from starts_traffic(option, sizes)
 
 
 @places_traffic.register

@@ -23,6 +23,7 @@ from gam_jax.layers import (
     Mamba,
     Mamba2,
     MinimalRNN,
+    Mixed,
     MoE,
     Pattern,
     Shallow,
@@ -129,6 +130,16 @@ def _(layer: Stack, sizes: Sizes) -> Iterator[Door]:
 @_doors.register
 def _(layer: SoftMixture, sizes: Sizes) -> Iterator[Door]:
     yield from _times(layer.inner, sizes, layer.experts)
+
+
+@_doors.register
+def _(layer: Mixed, sizes: Sizes) -> Iterator[Door]:
+    own = dataclasses.replace(sizes, width=sizes.width // layer.share)
+    found = [[*_doors(option, own)] for option in layer.options]
+    if layer.drawn:
+        found = [max(found, key=lambda doors: sum(door.flops * door.count for door in doors))]
+    for doors in found:
+        yield from doors
 
 
 @_doors.register

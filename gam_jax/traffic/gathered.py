@@ -20,6 +20,7 @@ from gam_jax.layers import (
     LayerNorm,
     Mamba,
     Mamba2,
+    Mixed,
     MoE,
     MoFME,
     Pattern,
@@ -114,6 +115,13 @@ def _(layer: WrittenGAM, sizes: Sizes, followed: bool = False) -> Iterator[str]:
 def _(layer: SoftMixture, sizes: Sizes, followed: bool = False) -> Iterator[str]:
     for path in added_last(layer.inner, sizes, followed=True):
         yield f"shared/{path}" if layer.is_shared(path) else f"experts/{path}"
+
+
+@added_last.register
+def _(layer: Mixed, sizes: Sizes, followed: bool = False) -> Iterator[str]:
+    if not layer.drawn:  # of one that is drawn all is run again
+        for name, option in layer.named.items():
+            yield from _inside(f"options/{name}", option, sizes, followed=True)
 
 
 @added_last.register

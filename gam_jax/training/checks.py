@@ -13,6 +13,7 @@ from gam_jax.training.experiment import Experiment, run_optimizer
 from gam_jax.training.pipeline import table_of
 from gam_jax.training.step import make_eval_step
 from sharding.errors import UserError
+from sharding.host_memory import check_kinds, kinds_of
 from sharding.layout import Layout
 from sharding.mesh import make_mesh
 
@@ -42,10 +43,16 @@ def check_arrays(model: Model, batch: Mapping[str, Any], name: str) -> None:
 def check_batch(experiment: Experiment, layout: Layout) -> None:
     """Raises a UserError if the rows, tokens, parts or workers of a training batch do not divide.
 
-    Or if the run's workers cannot be on that mesh at all.
+    Or if the run's workers cannot be on that mesh at all, or its moments in no host's memory.
     """
     settings = experiment.train
     _check_workers(experiment, layout)
+    _check_memory(layout)
+    if settings.bilevel.on and experiment.parallel.offload:
+        raise UserError(
+            f"parallel.offload={experiment.parallel.offload}: train.bilevel needs the moments of "
+            f"logits before those of weights: leave it out"
+        )
     table_of(layout, settings.accumulate)
     rows = settings.batch // settings.accumulate // settings.local.workers
     window = getattr(experiment.data, "window", None)
@@ -75,6 +82,13 @@ def _check_workers(experiment: Experiment, layout: Layout) -> None:
             f"model.param_dtype={experiment.model.param_dtype}: workers (train.local) meet in "
             f"parameters of float32: leave it so, model.dtype may be another"
         )
+
+
+def _check_memory(layout: Layout) -> None:
+    """Refuses moments in a memory that the devices of this process do not have."""
+    own = [d for d in layout.mesh.devices.flat if d.process_index == jax.process_index()]
+    for device in own[:1] if layout.parallel.offload else ():
+        check_kinds(layout.parallel.offload, device.platform, kinds_of(device))
 
 
 def check_fits(

@@ -71,9 +71,13 @@ class GradientNorms:
         self._unsaved = min(len(self._norms), WINDOW)
 
 
+class Diverged(UserError):
+    """A run whose loss, gradients or parameters are not finite."""
+
+
 def diverged(
     what: str, step: int, experiment: Experiment, folder: RunFolder, checkpoints: Checkpoints
-) -> UserError:
+) -> Diverged:
     """The error of a run that has gone wrong, with flags by which it goes on.
 
     Args:
@@ -92,8 +96,8 @@ def diverged(
             f"go on at a lower rate by --resume=latest-good {lower}, or without these batches by "
             f"--resume=latest-good --skip={step - good[-1]}"
         )
-        return UserError(f"{what} (checkpoint {good[-1]} is kept): {mend}")
+        return Diverged(f"{what} (checkpoint {good[-1]} is kept): {mend}")
     kept = f"checkpoint {steps[-1]} is suspect" if steps else "no checkpoint was saved yet"
     if folder.init.exists():
-        return UserError(f"{what} ({kept}): begin another run with --run at a lower rate")
-    return UserError(f"{what} ({kept}): begin again at a lower rate by --resume=0 {lower}")
+        return Diverged(f"{what} ({kept}): begin another run with --run at a lower rate")
+    return Diverged(f"{what} ({kept}): begin again at a lower rate by --resume=0 {lower}")

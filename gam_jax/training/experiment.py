@@ -9,12 +9,13 @@ from typing import Any
 
 import optax
 
+from gam_jax.bilevel import Bilevel, two_levels
 from gam_jax.config import flatten, to_dict, unknown
 from gam_jax.data.base import Data
 from gam_jax.data.text import Text
 from gam_jax.local import Local, with_workers
 from gam_jax.models.base import Model
-from gam_jax.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
+from gam_jax.optimizer import OptimizerConfig, learning_rate_schedule
 from sharding.bounds import Count, NotNegative, Seed, Size, check_bounds
 from sharding.checkpoint import CheckpointConfig
 from sharding.errors import UserError
@@ -30,6 +31,7 @@ class TrainConfig:
       batch: windows in an update, all devices together.
       accumulate: parts that a batch is taken in, one after another.
       local: workers that train alone for some steps and then meet.
+      bilevel: an optimizer of their own for logits of mixed layers.
       seed: of parameters, data order and dropout.
       log_every: steps between lines of training metrics.
       validate_every: steps between validations; there is one more at the end.
@@ -48,6 +50,7 @@ class TrainConfig:
     batch: Size = 16
     accumulate: Size = 1
     local: Local = Local()
+    bilevel: Bilevel = Bilevel()
     seed: Seed = 0
     log_every: Size = 10
     validate_every: Size = 200
@@ -71,6 +74,13 @@ class TrainConfig:
                 f"{self.local.workers} in {self.accumulate} equal parts: choose a multiple of "
                 f"{parts}"
             )
+        if self.bilevel.on and self.accumulate % 2:
+            raise UserError(
+                f"train.accumulate={self.accumulate}: with train.bilevel half of the parts of a "
+                f"batch train logits: choose an even number"
+            )
+        if self.bilevel.on and self.local.on:
+            raise UserError("train.bilevel and train.local: workers have no logits, take one")
         for name in ("steps", "stop_at"):
             if getattr(self, name) % self.local.every:
                 raise UserError(
@@ -143,10 +153,11 @@ def run_optimizer(experiment: Experiment) -> optax.GradientTransformation:
     """The optimizer of a run, of all its workers where it has some.
 
     Raises:
-      UserError: see `make_optimizer`.
+      UserError: see `two_levels`.
     """
-    steps, table = experiment.train.steps, experiment.model.table()
-    return with_workers(make_optimizer(experiment.optimizer, steps, table), experiment.train.local)
+    train, table = experiment.train, experiment.model.table()
+    own = two_levels(experiment.optimizer, train.bilevel, train.steps, table)
+    return with_workers(own, train.local)
 
 
 FREE_TO_CHANGE = {

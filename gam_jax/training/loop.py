@@ -14,7 +14,7 @@ from gam_jax.data.base import Dataset
 from gam_jax.optimizer import learning_rate_schedule
 from gam_jax.training.batches import BatchShape, TrainFeed
 from gam_jax.training.beginning import Beginning, begin
-from gam_jax.training.divergence import GradientNorms, diverged
+from gam_jax.training.divergence import Diverged, GradientNorms, diverged
 from gam_jax.training.experiment import Experiment, run_optimizer
 from gam_jax.training.expert_load import SPLIT, routing_lines, routing_scalars
 from gam_jax.training.folder import RunFolder, describe, logical_axes
@@ -31,7 +31,6 @@ from gam_jax.training.stragglers import Pace, Straggler, Stragglers
 from gam_jax.training.timing import Clock, Work, work_of
 from sharding import processes
 from sharding.checkpoint import CannotSave, Checkpoints, NotFinite
-from sharding.errors import UserError
 from sharding.layout import Layout
 
 AGREE_EVERY = 10
@@ -130,7 +129,7 @@ class _Run:
         self.stride = settings.local.every  # steps of one call
         self.train_step = make_step(model, optimizer, layout, settings.accumulate)
         self.together = layout.without_workers
-        self.eval_step = make_eval_step(model, self.together)
+        self.eval_step = make_eval_step(model, self.together, settings.accumulate)
         self.rate = learning_rate_schedule(experiment.optimizer, settings.steps)
         self.best = checkpoints.best_loss()
         self.axes = logical_axes(experiment)
@@ -331,7 +330,7 @@ class _Run:
             self.best = min(self.best, loss)
         self.norms.saved()
 
-    def _diverged(self, what: str, step: int) -> UserError:
+    def _diverged(self, what: str, step: int) -> Diverged:
         """The error of a run that has gone wrong at a step."""
         self._settle()
         return diverged(what, step, self.experiment, self.folder, self.checkpoints)

@@ -28,13 +28,13 @@ def moves(
     """(state as it is read -> as it is trained, and back). Where both are one, nothing is done.
 
     Only the order of layers differs, see `sharding.pipeline.stages`: a stage with several turns
-    holds chunks that do not follow one another. Where stages have unlike numbers of layers, each
-    has places for as many as the fullest; zeros stand in those that are empty.
+    holds chunks that do not follow one another. Where chunks have unlike numbers of layers, each
+    has slots for as many as the fullest; zeros stand in those that are empty.
     """
     parts, turns = model.parts(), layout.parallel.turns
     if layout.stages == 1 or parts is None:
         return _as_it_is, _as_it_is
-    unlike = layout.layers_of_stages(parts.depth)
+    unlike = layout.layers_of_chunks(parts.depth)
     if turns == 1 and not unlike:
         return _as_it_is, _as_it_is
     stacked = stacked_mask(model.table())
@@ -60,12 +60,12 @@ def moves(
         there = stages.order(parts.depth, layout.stages, turns)
         back = np.argsort(there)
         return moved(lambda x: x[there], read, placed), moved(lambda x: x[back], placed, read)
-    places, slots = stages.places(unlike), layout.stages * max(unlike)
+    slots, count = stages.slots(unlike, layout.stages), len(unlike) * max(unlike)
 
     def spread(x: Array) -> Array:
-        return jnp.zeros((slots, *x.shape[1:]), x.dtype).at[places].set(x)
+        return jnp.zeros((count, *x.shape[1:]), x.dtype).at[slots].set(x)
 
-    return moved(spread, read, placed), moved(lambda x: x[places], placed, read)
+    return moved(spread, read, placed), moved(lambda x: x[slots], placed, read)
 
 
 def _as_it_is(state: TrainState) -> TrainState:

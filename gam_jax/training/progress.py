@@ -26,15 +26,19 @@ class Progress:
 
     Args:
       visible: False says nothing, as for all processes of a job but the first.
+      title: what stands before the bar.
+      lines: False shows the bar alone, as where a run is one of many.
     """
 
-    def __init__(self, visible: bool = True) -> None:
+    def __init__(self, visible: bool = True, title: str = "training", lines: bool = True) -> None:
+        self._title, self._lines = title, lines
         self.console = Console(stderr=True, highlight=False, quiet=not visible)
         self._bar: RichProgress | None = None
 
     def say(self, message: str) -> None:
         """A line above the bar."""
-        self.console.print(message, soft_wrap=True, markup=False)
+        if self._lines:
+            self.console.print(message, soft_wrap=True, markup=False)
 
     @contextlib.contextmanager
     def training(self, step: int, last: int, per_step: int, unit: str) -> Iterator[None]:
@@ -47,7 +51,7 @@ class Progress:
           unit: what they are: tokens, images.
         """
         columns = (
-            TextColumn("training"),
+            TextColumn(self._title, markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]}"),

@@ -14,6 +14,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
+from gam_jax.bilevel import LevelState, TwoLevels, of_logits, with_logits
 from gam_jax.master import Mastered, begun, like_params, put_first, updated
 from gam_jax.models.base import (
     BATCH,
@@ -40,13 +41,15 @@ from gam_jax.params import (
     widened,
     without_signs,
 )
-from gam_jax.training.pipeline import through_stages
+from gam_jax.training.pipeline import scores_in_stages, through_stages
 from sharding import collectives, zero
 from sharding.host_memory import HOST, chosen, fetched, returned, share
 from sharding.layout import Layout
 
 Specs = dict[str, PartitionSpec]
 """Of each array of a batch."""
+HELD = 2**31 - 1
+"""Folded into a step's key for the rows that train logits; parts of a batch are folded in too."""
 OPTIMIZER = "optimizer"
 """The scope of what is computed after the gradients, in traces and in counts of products."""
 
@@ -329,13 +332,20 @@ def make_train_step(
       A function whose metrics are float32: the scalars loss and grad_norm, and the measures of
       the model's `objective`.
     """
-    gradients = make_gradients(model, layout, accumulate, fill)
+    levels = optimizer if isinstance(optimizer, TwoLevels) else None
+    parts = accumulate if levels is None else accumulate // 2
+    gradients = make_gradients(model, layout, parts, fill)
     placed = state_shardings(model, optimizer, layout)
     model, layout = on_stages(model, layout)
     table = model.table()
     stored = shardings(stored_specs(table, layout), layout)
+    weights = optimizer if levels is None else levels.weights
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        if levels is not None:
+            held = jax.tree.map(lambda x: x[parts] if parts == 1 else x[parts:], dict(batch))
+            batch = jax.tree.map(lambda x: x[0] if parts == 1 else x[:parts], dict(batch))
+            state = _with_logits(levels, gradients, table, layout, state, held)
         measures, grads = gradients(state.params, batch, jax.random.fold_in(state.key, state.step))
         params = lax.with_sharding_constraint(state.params, stored)
         with jax.named_scope(OPTIMIZER):
@@ -343,13 +353,47 @@ def make_train_step(
             params, opt_state = updated(optimizer, grads, opt_state, params)
             params, opt_state = spread(params, table, layout), returned(opt_state, placed.opt_state)
         after = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
-        norm = optax.tree.norm(trained(optimizer, without_signs(table, grads)))
+        norm = optax.tree.norm(trained(weights, without_signs(table, grads)))
         return after, {**measures, "grad_norm": norm}
 
     batches = shardings(batch_specs(model, layout, accumulate), layout)
     return jax.jit(
         step, donate_argnums=0, in_shardings=(placed, batches), out_shardings=(placed, None)
     )
+
+
+def _with_logits(
+    optimizer: TwoLevels,
+    gradients: Callable[[Params, Batch, Array], tuple[dict[str, Array], Params]],
+    table: Any,
+    layout: Layout,
+    state: TrainState,
+    held: Batch,
+) -> TrainState:
+    """The state after a step of the logits alone, where one is due."""
+    opt_state, inner = state.opt_state, isinstance(state.opt_state, Mastered)
+    levels: LevelState = opt_state.inner if inner else opt_state
+    own = of_logits(table)
+    stored = shardings(stored_specs(own, layout), layout)
+    key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), HELD)
+
+    def moved(logits: Any, found: Any) -> tuple[Any, Any]:
+        grads = of_logits(gradients(state.params, held, key)[1])
+        with jax.named_scope(OPTIMIZER):
+            logits = lax.with_sharding_constraint(logits, stored)
+            logits, found = optimizer.step_logits(grads, found, logits)
+            return spread(logits, own, layout), found
+
+    logits, found = lax.cond(
+        optimizer.due(state.step),
+        moved,
+        lambda *as_they_are: as_they_are,
+        of_logits(state.params),
+        levels.logits,
+    )
+    levels = levels._replace(logits=found)
+    opt_state = opt_state._replace(inner=levels) if inner else levels
+    return state.replace(params=with_logits(state.params, logits), opt_state=opt_state)
 
 
 def spread(params: Any, table: Any, layout: Layout, workers: bool = False) -> Any:
@@ -381,15 +425,30 @@ def spread(params: Any, table: Any, layout: Layout, workers: bool = False) -> An
     return jax.shard_map(program, mesh=layout.mesh, in_specs=specs[:1], out_specs=specs[1])(params)
 
 
-def make_eval_step(model: Model, layout: Layout) -> Callable[[Params, Batch], Measures]:
+def make_eval_step(
+    model: Model, layout: Layout, accumulate: int = 1, fill: float = 0.0
+) -> Callable[[Params, Batch], Measures]:
     """A compiled (params, batch) -> name -> (sum, count) of all devices, without dropout.
 
     "loss" is the first of the names; the others are the scalar measures of `Model.scored`.
+
+    Args:
+      model: what is scored.
+      layout: the mesh and its uses.
+      accumulate: parts of a training batch: in so many, or as many of these as divide its rows, a
+        batch [rows, ...] goes through the stages of the mesh axis `pipe`.
+      fill: see `make_gradients`.
     """
     model, layout = on_stages(model, layout)
+    in_stages = None
+    if layout.stages > 1:
+        in_stages = scores_in_stages(model, layout, accumulate, fill)
 
     def evaluate(params: Params, batch: Batch) -> Measures:
-        found = model.scored(params, batch, layout.axes)
+        if in_stages is None:
+            found = model.scored(params, batch, layout.axes)
+        else:
+            found = in_stages(params, batch)
         scalars = {name: pair for name, pair in found.items() if not jnp.ndim(pair[0])}
         return _over_devices(scalars, layout.axes.batch)
 

@@ -52,6 +52,14 @@ def balance(costs: Sequence[float], speeds: Sequence[float]) -> tuple[int, ...]:
     return tuple(reversed(found))
 
 
+def to_turns(layers: Sequence[int], turns: int) -> tuple[int, ...]:
+    """Layers of each chunk, those of all stages' first turn first, from the layers of each stage.
+
+    Chunks of a stage differ by one at most; the first ones have more.
+    """
+    return tuple((n + left) // turns for left in reversed(range(turns)) for n in layers)
+
+
 def parsed(text: str, name: str, kind: type[int] | type[float]) -> tuple[float, ...]:
     """Numbers of stages as a command line gives them, "5,3"; () for none.
 

@@ -95,6 +95,42 @@ def run(
     return jax.tree.map(lambda x: collectives.psum(x, axis), running.sums), running.grads
 
 
+def run_forward(
+    table: Table, axis: str, program: Program, shared: Shared, layers: Layers, fill: float = 0.0
+) -> Any:
+    """All parts of a batch forward alone; nothing is kept.
+
+    Args:
+      table: of forward tasks, see `tables.one_way`.
+      axis: the mesh axis of stages.
+      program: what is done; what its `last` would have differentiated is left out.
+      shared: see `run`.
+      layers: likewise.
+      fill: likewise.
+
+    Returns:
+      The sums of all parts, on every stage.
+    """
+    stages, me = _Stages(table, axis, program), lax.axis_index(axis)
+    state, zero = stages.state_types(shared, layers), jnp.int32(0)
+
+    def through(sent: State, part: Any, turn: Any) -> tuple[State, Any]:
+        own = stages.of_turn(layers, turn)
+        after, (_, sums) = stages.through(shared, own, sent, part, turn, state)
+        return after, sums
+
+    def tick(carry: tuple[State, Any], row: Array) -> tuple[tuple[State, Any], None]:
+        (sent, sums), (part, turn) = carry, row[me]
+        sent, more = through(sent, jnp.maximum(part, 0), jnp.maximum(turn, 0))
+        return (stages.permuted(sent), _added(sums, more, part >= 0)), None
+
+    tasks = [[task or (-1, -1) for task in row] for row in table.forward]
+    _, sums = jax.eval_shape(lambda: through(_zeros(state), zero, zero))
+    start = _filled(state, fill), _zeros(sums)
+    (_, sums), _ = lax.scan(tick, start, jnp.asarray(tasks, jnp.int32))
+    return jax.tree.map(lambda x: collectives.psum(x, axis), sums)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Running:
@@ -197,11 +233,10 @@ class _Stages:
             part, turn = (jnp.maximum(own[f"forward_{name}"], 0) for name in ("part", "turn"))
             state = _take(inputs, own["forward_slot"], types)
             state = self.forward(shared, self.of_turn(layers, turn), state, part, turn, types)
-            changes["sent"] = self._permuted(state, self._ring)
+            changes["sent"] = self.permuted(state)
         if backward:
-            back = [(to, of) for of, to in self._ring]
             grads, sums, gradient = self._backward(own, inputs, gradients, types, shared, layers)
-            changes["returned"] = self._permuted(gradient, back)
+            changes["returned"] = self.permuted(gradient, back=True)
             there, turn = own["backward_part"] >= 0, jnp.maximum(own["backward_turn"], 0)
             changes["grads"] = (
                 _added(running.grads[0], grads[0], there),
@@ -235,7 +270,9 @@ class _Stages:
         of_shared, of_chunk, of_state = pull((gradient, jnp.ones_like(objective)))
         return (of_shared, of_chunk), sums, of_state
 
-    def _permuted(self, tree: State, pairs: list[tuple[int, int]]) -> State:
+    def permuted(self, tree: State, back: bool = False) -> State:
+        """What the stage before has sent; the one after, on the way back."""
+        pairs = [(to, of) for of, to in self._ring] if back else self._ring
         return jax.tree.map(lambda x: lax.ppermute(x, self.axis, pairs), tree)
 
 

@@ -2,7 +2,8 @@
 
 A stage holds `turns` chunks of neighbouring layers. Chunk c of stage s stands at place
 c * stages + s of all chunks, and an array of layers holds stage after stage, each with its chunks
-in order. With one turn that is the order of the layers themselves.
+in order. With one turn that is the order of the layers themselves. Where chunks have unlike numbers
+of layers each has slots for as many as the fullest.
 """
 
 from __future__ import annotations
@@ -31,10 +32,16 @@ def order(layers: int, stages: int, turns: int) -> np.ndarray:
     return chunks.swapaxes(0, 1).reshape(-1)
 
 
-def places(layers: Sequence[int]) -> np.ndarray:
-    """int [sum of layers]: where each layer lies, if every stage has places for the most layers."""
-    most = max(layers)
-    return np.concatenate([stage * most + np.arange(n) for stage, n in enumerate(layers)])
+def slots(layers: Sequence[int], stages: int) -> np.ndarray:
+    """int [sum of layers]: where each layer lies, if every chunk has slots for the most layers.
+
+    Args:
+      layers: of each chunk, by its place.
+      stages: of the pipeline.
+    """
+    most, turns = max(layers), len(layers) // stages
+    first = [(place % stages * turns + place // stages) * most for place in range(len(layers))]
+    return np.concatenate([start + np.arange(n) for start, n in zip(first, layers, strict=True)])
 
 
 def span(place: Array, depth: int, layers: Sequence[int]) -> tuple[Array, Array | None]:
@@ -42,8 +49,8 @@ def span(place: Array, depth: int, layers: Sequence[int]) -> tuple[Array, Array 
 
     Args:
       place: of the chunk.
-      depth: places for layers in it.
-      layers: of each stage, where these differ; else ().
+      depth: slots for layers in it.
+      layers: of each chunk, by its place, where these differ; else ().
     """
     if not layers:
         return place * depth, None
@@ -56,7 +63,7 @@ def gathered(x: Array, axis: str, turns: int, layers: Sequence[int] = ()) -> Arr
     stages = collectives.axis_size(axis)
     whole = collectives.all_gather(x, axis, dim=0)
     if layers:
-        return whole[places(layers)]
+        return whole[slots(layers, stages)]
     return whole[np.argsort(order(whole.shape[0], stages, turns))]
 
 

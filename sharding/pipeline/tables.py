@@ -170,6 +170,25 @@ def make_table(schedule: str, stages: int, parts: int, turns: int = 1) -> Table:
     return _paired(stages, parts, turns)
 
 
+def one_way(stages: int, parts: int, turns: int = 1) -> Table:
+    """Forward tasks alone, in the order of any schedule: what is sent is used in the next tick.
+
+    Any number of parts will do: those that are missing in a group leave its places empty.
+
+    Args:
+      stages: of the pipeline.
+      parts: that go through it.
+      turns: chunks of a stage.
+    """
+    groups = -(-parts // stages)
+    full = _order(stages, turns, parts if turns == 1 else groups * stages, lambda turn: turn)
+    order = [task if task.part < parts else None for task in full]
+    while order[-1] is None:
+        order.pop()
+    placed = ((s, task, i + s) for s in range(stages) for i, task in enumerate(order) if task)
+    return _filled(stages, parts, turns, len(order) + stages - 1, placed, iter(()))
+
+
 def check_schedule(schedule: str, turns: int) -> None:
     """Raises a UserError if there is no such schedule, or it has no turns."""
     if schedule not in SCHEDULES:

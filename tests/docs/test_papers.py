@@ -10,7 +10,7 @@ import pytest
 PAGES = pathlib.Path(__file__).parents[2] / "docs/papers"
 
 
-@pytest.mark.parametrize("page", ["apnet", "streamable_convs"])
+@pytest.mark.parametrize("page", ["apnet", "streamable_convs", "kling_avatar", "imagine_yourself"])
 def test_the_code_on_a_page_runs(page):
     text = (PAGES / f"{page}.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)

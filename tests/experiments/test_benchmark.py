@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from experiments.benchmark import loss, peer_layers, peers
+from experiments.benchmark import loss, peer_layers, peers, serve
 from experiments.benchmark.__main__ import BENCHMARKS
 from experiments.benchmark.against import compare
 from experiments.benchmark.collect import Measured, read
@@ -104,6 +104,15 @@ def test_beside_peers_each_row_has_both_speeds_and_their_ratio():
         other = "PyTorch" if name == attention else "transformers"
         assert row["gam_jax"].median > 0 < row[other].median
         assert row["time, ours over theirs"].unit == ""
+
+
+def test_a_server_writes_what_generate_writes_from_prompts_of_unlike_lengths():
+    if not peers.installed():
+        pytest.skip("torch and transformers are not here")
+    ((name, row),) = serve._beside_generate(1, (5, 21, 34), 8).items()
+    assert name == "Llama, 3 prompts of 5 to 34, 8 each"
+    assert row["texts alike"].median == 3
+    assert row["gam_jax"].median > 0 < row["transformers"].median
 
 
 def test_the_loss_is_timed_and_its_bytes_are_counted():

@@ -10,7 +10,7 @@ import pytest
 from experiments import every_layer
 from experiments.every_layer import BLOCKS, MESHES, PAGE, Row, kept, row_of, table
 from gam_jax.layers import LAYERS, MHS, Attention
-from sharding.topology import topology
+from gam_jax.planning.targets import topology
 from tests.experiments.commands import ROOT
 from tests.sharding.test_topology import there
 

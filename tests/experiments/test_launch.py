@@ -189,6 +189,11 @@ def test_a_launcher_that_ends_well_leaves_its_processes_to_themselves():
         (("--processes=0", "--", "true"), "processes"),
         ((), "give the command to run after --"),
         (("--", "no-such-program"), "no program 'no-such-program'"),
+        (
+            ("--elastic", "--", "gam", "train", "--mesh=data=4", "--mesh=data=2x2"),
+            "--mesh=data=2x2: meshes are planned anew with data in one level",
+        ),
+        (("--elastic", "--", "gam", "train", "--mesh", "data=2x2"), "--mesh=data=2x2: meshes"),
     ],
 )
 def test_bad_input_is_one_line(command, args, words):

@@ -110,4 +110,4 @@ def test_no_flag_that_names_a_file_or_folder_is_a_plain_text():
                 if any(word in str(text).lower() for word in words):
                     names.add(name.value)  # type: ignore[attr-defined]
     # Files that must be there, a name or a file; the name of a data set; numbers of steps.
-    assert names == {"cluster", "config", "data", "draft", "name", "profile", "tasks"}
+    assert names == {"cluster", "config", "data", "draft", "name", "profile", "tasks", "trace"}

@@ -64,7 +64,11 @@ def test_what_fits_nowhere_is_an_answer(plan):
         (("--cluster=h100:1x8", "--presets=zero4"), "'zero4' is none of data"),
         (("--cluster=h100:1x8", "--order=nothing.json"), "no matrix that gam measure wrote"),
         (("measured", "--cluster=h100:1x4"), "measured: give 8 devices"),
-        (("serve",), "say one of train, check, measured"),
+        (("teach",), "say one of train, serve, check, measured"),
+        (("serve", "--cluster=h100:1x2", "--trace=nothing.csv"), "--trace=nothing.csv: it cannot"),
+        (("serve", "--cluster=h100:1x2", "--rows=x"), "--rows=x: give whole numbers"),
+        (("serve", "--cluster=h100:1x2", "--budgets=8"), "--budgets=8: give numbers of at least"),
+        (("serve", "--cluster=h100:1x2", "--axes=width"), "'width' is no axis of a mesh"),
     ],
 )
 def test_bad_input_is_one_line(plan, words, says):
@@ -72,6 +76,24 @@ def test_bad_input_is_one_line(plan, words, says):
     assert ended.code == 2
     assert says in ended.err
     assert ended.err.count("\n") == 1
+
+
+def test_ways_to_serve_are_printed_by_tokens_a_second(plan, tmp_path):
+    (tmp_path / "trace.csv").write_text("arrives,reads,writes\n0,9,4\n0.001,5,6\n0.002,30,3\n")
+    words = ("serve", "--cluster=h100:1x2", "--rows=2", "--json", f"--trace={tmp_path}/trace.csv")
+    ended = plan(*words, "--host=0.0001")
+    assert (ended.code, ended.err) == (0, "")
+    found = json.loads(ended.out)
+    assert (found["devices"], found["requests"], found["ways"]) == (2, 3, 2)
+    assert found["refused"] == {}
+    tokens = [each["tokens_a_second"] for each in found["best"]]
+    assert tokens == sorted(tokens, reverse=True)
+    for each in found["best"]:
+        assert each["requests_a_second"] == pytest.approx(2 / 0.002)
+        assert each["first"]["median"] <= each["first"]["most"]
+        assert each["flags"].startswith("gam serve --run=RUN --mesh=")
+    late = plan(*words, "--host=0.0001", "--ttft=0.0001")
+    assert json.loads(late.out)["refused"] == {"the bounds are not kept": 2}
 
 
 def row(predicted, compiled, memory=100):
@@ -106,7 +128,7 @@ def test_rank_correlation_is_one_where_both_rank_alike_and_less_where_not():
 @pytest.mark.slow
 @there
 def test_predicted_memory_is_near_the_compilers():
-    from sharding.topology import topology
+    from gam_jax.planning.targets import topology
 
     rows = list(plan_check.rows(topology("v5e:2x4"), plan_check.CASES[:3]))
     assert not any(each.wrong for each in rows)

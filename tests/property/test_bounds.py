@@ -16,9 +16,18 @@ from gam_jax.config import from_dict, to_dict
 from gam_jax.data.digits import Digits
 from gam_jax.data.recall import Recall
 from gam_jax.data.signals import Sounds, TwoPaths
+from gam_jax.data.source_facts import SourceFacts
 from gam_jax.decode import generate
 from gam_jax.layers import Layer
-from gam_jax.models import APNet, Autoencoder, ImageClassifier, LanguageModel, PhaseModel
+from gam_jax.layers.sources import SourceAttention
+from gam_jax.models import (
+    APNet,
+    Autoencoder,
+    ImageClassifier,
+    LanguageModel,
+    PhaseModel,
+    SourceReader,
+)
 from gam_jax.ops.rotary import Positions
 from gam_jax.training.experiment import Experiment
 from sharding.bounds import FINITE, Bound, _bounds_of
@@ -36,6 +45,9 @@ CONFIGS = {
     "apnet": APNet(),
     "autoencoder": Autoencoder(),
     "phases": PhaseModel(),
+    "source facts": SourceFacts(),
+    "source reader": SourceReader(),
+    "sources": SourceAttention(8, (8, 8)),
     "positions": Positions(),
     "classifier": ImageClassifier(SMALL.model.block, width=64, depth=2),
     **EXAMPLES,

@@ -90,14 +90,15 @@ CHOSEN = (
     ("Pattern", (1, 2, 2), IN_TOKENS),
     ("Adapted attention", (2, 2, 2), IN_RING),
     ("Adapted mixtures", (1, 2, 2, 1, 2), WHOLE),
+    ("Mixed", (1, 2, 4), IN_TOKENS),
 )
 """Layers, meshes and presets with each kind of layer, itself or in another."""
 
 ALIKE = (
     *("MoE of all kinds", "MoE chosen by experts", "Stack", "Series", "LSTM", "InTurn", "MoFME"),
-    *("ParScale of a stack", "Residual", "Adapted mixtures"),
+    *("ParScale of a stack", "Residual", "Adapted mixtures", "Mixed"),
 )
-"""Of these, what is `slow`: kinds that other cases, or models on meshes, hold as well."""
+"""Of these, what is `slow`: kinds that other cases, tests of models or of their own hold too."""
 ALWAYS = [case for case in CHOSEN if case[0] not in ALIKE]
 
 SPLITS = ("data", "sequence", *TENSORS)

@@ -13,7 +13,7 @@ from gam_jax.models import ImageClassifier
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.training.order import moves
 from gam_jax.training.step import init_state, make_eval_step, make_train_step
-from sharding.pipeline.stages import places as in_places
+from sharding.pipeline.stages import slots
 from tests.meshes import ONE, WORDS, assert_leaves_close, layout_of, pairs
 from tests.property.test_meshes import MODEL, MODELS
 from tests.property.test_models_on_meshes import MODELS as CLASSIFIERS
@@ -73,7 +73,7 @@ def run(name, depth, shape, preset, schedule="1f1b", turns=1, stages=""):
     optimizer = make_optimizer(OptimizerConfig(warmup=1, eps=1e-4), 10, model.table())
     to_stages, from_stages = moves(model, optimizer, layout)
     state = to_stages(init_state(model, optimizer, layout, seed=0))
-    empty = _empty_places(stages, state)
+    empty = _empty_slots(model, layout, state)
     step = make_train_step(model, optimizer, layout, PARTS, fill=float("nan"))
     told, gradients = [], None
     for batch in batches(model):
@@ -85,7 +85,8 @@ def run(name, depth, shape, preset, schedule="1f1b", turns=1, stages=""):
         assert np.all(np.asarray(leaf)[empty] == 0)  # they never move
     part = {array: x[0] for array, x in batch.items()}
     part["weights"][3:] = 0
-    evaluation = make_eval_step(model, layout)(state.params, part)
+    evaluate = make_eval_step(model, layout, PARTS, fill=float("nan"))
+    evaluation = evaluate(state.params, part)
     params = jax.tree.map(np.asarray, from_stages(state).params)
     return told, gradients, params, jax.tree.map(np.asarray, evaluation)
 
@@ -95,11 +96,11 @@ def gradients_of(state):
     return next(s for s in jax.tree.leaves(state.opt_state, is_leaf=_is_adam) if _is_adam(s)).mu
 
 
-def _empty_places(stages, state):
+def _empty_slots(model, layout, state):
     """Those on stages that no layer takes."""
-    places = len(jax.tree.leaves(state.params["blocks"])[0])
-    layers = tuple(map(int, stages.split(","))) if stages else (places,)
-    return np.setdiff1d(np.arange(places), in_places(layers))
+    every = np.arange(len(jax.tree.leaves(state.params["blocks"])[0]))
+    layers = layout.layers_of_chunks(model.depth)
+    return np.setdiff1d(every, slots(layers, layout.stages)) if layers else every[:0]
 
 
 def _is_adam(state):
@@ -129,18 +130,20 @@ UNLIKE = (
     ("image, experts", (2, 1, 1, 1, 1, 2), "data", "1f1b", "1,2"),
     ("remat", (1, 2, 1, 1, 1, 4), "data+sequence", "interleaved", "1,2,1,3"),
     ("ladder", (1, 1, 2, 1, 1, 2), "data+tensor", "1f1b", "1,2"),
+    ("gam", (1, 2, 1, 1, 1, 2), "fully_sharded+sequence", "interleaved", "3,2", 2),
+    ("experts", (1, 1, 1, 1, 2, 2), "zero1", "interleaved", "1,2,1,1", 2),
 )
-"""Model, mesh, preset, schedule, layers of each stage."""
+"""Model, mesh, preset, schedule, layers of each stage or chunk; turns, where there are several."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", UNLIKE, ids=str)
 def test_stages_of_unlike_size_give_the_run_of_one_device(case):
     """Places that no layer takes are zeros at the end, parameters and moments."""
-    name, shape, preset, schedule, stages = case
+    name, shape, preset, schedule, stages, *turns = case
     depth = sum(map(int, stages.split(",")))
     want = run(name, depth, *ONE)
-    found = run(name, depth, shape, preset, schedule, 1, stages)
+    found = run(name, depth, shape, preset, schedule, *(turns or [1]), stages)
     for one, other in zip(found, want, strict=True):
         assert_leaves_close(one, other)
 

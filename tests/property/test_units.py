@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 
@@ -16,6 +15,7 @@ from gam_jax.layers import GAM, LAYERS, MLP, RMSNorm
 from gam_jax.params import Param, rule_specs, shardings
 from sharding.errors import UserError
 from tests.examples import EXAMPLES, inputs, params_of
+from tests.float64 import double, of_double
 from tests.meshes import layout_of
 
 KINDS = {
@@ -38,21 +38,6 @@ QUICK = (
 every_kind = pytest.mark.parametrize(
     "case", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in KINDS]
 )
-
-
-@contextlib.contextmanager
-def double(monkeypatch):
-    """All arithmetic in float64, that of norms and softmaxes too."""
-    with jax.enable_x64(True), monkeypatch.context() as patched:
-        patched.setattr(jnp, "float32", jnp.float64)
-        patched.setattr(np, "float32", np.float64)
-        yield
-
-
-def of_double(tree):
-    return jax.tree.map(
-        lambda x: np.asarray(x, np.float64) if np.issubdtype(x.dtype, np.floating) else x, tree
-    )
 
 
 def started(layer, rows):
@@ -107,7 +92,7 @@ def test_every_layer_tells_of_its_units_or_is_listed_here():
     """A new layer is either declared, or no growth of it is promised."""
     without = {
         *("Adapted", "Bidirectional", "Chunked", "Elman", "FalconH1", "FusedDelta", "GRU"),
-        *("LSTM", "LatentAttention", "MHS", "Mamba", "MinimalRNN", "MoFME", "ParScale"),
+        *("LSTM", "LatentAttention", "MHS", "Mamba", "MinimalRNN", "Mixed", "MoFME", "ParScale"),
         *("ProductMemory", "Shallow", "TCN", "TCNCA", "WrittenGAM"),
     }
     assert TELLING | without | {"Residual"} >= set(LAYERS)  # as in a Pattern, with what it holds

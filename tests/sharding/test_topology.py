@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental import pallas as pl
 
+from gam_jax.planning.targets import NAMES, gpus, topology
 from sharding import plugins
 from sharding.errors import UserError
 from sharding.layout import Layout
 from sharding.mesh import mesh_from_text
-from sharding.topology import MACHINES, compiled, compiles, topology
+from sharding.topology import TPUS, compiled, compiles
 
 there = pytest.mark.skipif(
     len(plugins.installed()) < 2, reason="pip install -e '.[compilers]' installs the compilers"
@@ -54,9 +55,9 @@ def test_a_compiler_that_is_not_installed_is_named(text, monkeypatch):
 
 
 @there
-@pytest.mark.parametrize("name", MACHINES)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_machine_has_devices_of_its_kind(name):
-    machine = topology(MACHINES[name].like(name))
+    machine = topology({**TPUS, **gpus()}[name].like(name))
     assert machine.backend == ("gpu" if name in ("h100", "a100") else "tpu")
     assert len({device.device_kind for device in machine.devices}) == 1
     assert Layout(mesh_from_text("", "", machine.devices)).axes.backend == machine.backend

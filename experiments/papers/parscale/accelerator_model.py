@@ -14,6 +14,9 @@ import math
 
 from experiments.papers.parscale.published import COEFFICIENTS, HEADS, KV_HEADS, LAYERS, PREFIX
 from gam_jax.planning import Profile, profile
+from gam_jax.planning.cluster import Cluster
+from gam_jax.planning.cost import cost
+from gam_jax.planning.work import Work
 
 HALF, WHOLE = 2, 4
 """Bytes of weights and activations, and of what a norm reads."""
@@ -61,8 +64,8 @@ class Transformer:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cost:
-    """Of writing one batch: bytes held and seconds taken."""
+class Written:
+    """What writing one batch takes: bytes held, and seconds."""
 
     memory: float
     seconds: float
@@ -75,7 +78,7 @@ def inference(
     read: int = 128,
     written: int = 128,
     chip: Profile | None = None,
-) -> Cost:
+) -> Written:
     """Memory and time to read a prompt and write after it, by the paper's model.
 
     Args:
@@ -98,8 +101,22 @@ def inference(
     mixing = model.aggregator(streams) / model.ffn * _ffn(model, batch, read + written, chip)
     head = (batch - rows) * (read + written) * _head(model, chip)  # counted for all rows below
     seconds = _forward(model, rows, tokens, chip) + mixing + head
-    seconds += written * (_forward(model, rows, 1, chip) + 2 * cache / chip.bandwidth)
-    return Cost(cache + HALF * weights + activations, seconds)
+    cached = _seconds(chip, passes=2 * cache)
+    seconds += written * (_forward(model, rows, 1, chip) + cached)
+    return Written(cache + HALF * weights + activations, seconds)
+
+
+def _seconds(chip: Profile, flops: float = 0, read: float = 0, passes: float = 0) -> float:
+    """Of a part of a layer, as every plan has it.
+
+    Args:
+      chip: what it runs on.
+      flops: of products.
+      read: bytes of their operands.
+      passes: bytes of what is no product.
+    """
+    work = Work({}, {DTYPE: flops}, read, passes, messages=(), held=0)
+    return cost(work, Cluster(chip.name, chip, ())).seconds
 
 
 def _forward(model: Transformer, rows: int, tokens: int, chip: Profile) -> float:
@@ -107,22 +124,21 @@ def _forward(model: Transformer, rows: int, tokens: int, chip: Profile) -> float
     count = rows * tokens
     arithmetic = 2 * count * model.attention + 4 * count * tokens * model.width
     reading = HALF * model.attention + _activations(model, rows, tokens)[0]
-    attention = max(arithmetic / chip.flops(DTYPE), reading / chip.bandwidth)
-    norm = count * model.width * max(5 / chip.flops(DTYPE), WHOLE / chip.bandwidth)
-    layer = attention + _ffn(model, rows, tokens, chip) + 2 * norm
-    embedding = HALF * model.vocab * model.width / chip.bandwidth
+    norm = count * model.width * _seconds(chip, 5, WHOLE)
+    layer = _seconds(chip, arithmetic, reading) + _ffn(model, rows, tokens, chip) + 2 * norm
+    embedding = _seconds(chip, passes=HALF * model.vocab * model.width)
     return model.layers * layer + embedding + count * _head(model, chip)
 
 
 def _ffn(model: Transformer, rows: int, tokens: int, chip: Profile) -> float:
     """Seconds of one layer's feed-forward."""
     reading = HALF * model.ffn + _activations(model, rows, tokens)[1]
-    return max(2 * rows * tokens * model.ffn / chip.flops(DTYPE), reading / chip.bandwidth)
+    return _seconds(chip, 2 * rows * tokens * model.ffn, reading)
 
 
 def _head(model: Transformer, chip: Profile) -> float:
     """Seconds for the logits of one token."""
-    return 2 * model.vocab * model.width / chip.flops(DTYPE)
+    return _seconds(chip, 2 * model.vocab * model.width)
 
 
 def _activations(model: Transformer, rows: int, tokens: int) -> tuple[float, float]:
@@ -132,12 +148,14 @@ def _activations(model: Transformer, rows: int, tokens: int) -> tuple[float, flo
     return attention, count * max(model.width, model.hidden)
 
 
-def mean(model: Transformer, streams: int = 1, batch: int = 1) -> Cost:
+def mean(model: Transformer, streams: int = 1, batch: int = 1) -> Written:
     """Over every pair of the paper's lengths."""
     found = [
         inference(model, streams, batch, *pair) for pair in itertools.product(LENGTHS, LENGTHS)
     ]
-    return Cost(*(sum(x) / len(found) for x in zip(*map(dataclasses.astuple, found), strict=True)))
+    return Written(
+        *(sum(x) / len(found) for x in zip(*map(dataclasses.astuple, found), strict=True))
+    )
 
 
 def compared(streams: int, batch: int, corpus: str = "stack") -> dict[str, float]:
@@ -168,5 +186,5 @@ def compared(streams: int, batch: int, corpus: str = "stack") -> dict[str, float
     return found
 
 
-def _shown(cost: Cost) -> dict[str, float]:
-    return {"memory": cost.memory / GIB, "seconds": cost.seconds}
+def _shown(written: Written) -> dict[str, float]:
+    return {"memory": written.memory / GIB, "seconds": written.seconds}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import random
+import socket
 import threading
 import time
 
@@ -12,8 +13,10 @@ import httpx
 import jax
 import pytest
 
+from experiments.serve.app import GRAMMARS
 from experiments.serve.body import MOST_BYTES
-from tests.experiments.serve.conftest import NAME, compiled
+from gam_jax.serve import trial
+from tests.experiments.serve.conftest import KEY, NAME, compiled
 
 WORDS = ["the cat", "a dog sees the ", "one mouse likes a fish.\n", "the", "a bird near ", "behind"]
 
@@ -183,6 +186,25 @@ def test_what_must_be_json_is(server):
     assert set(json.loads(found["choices"][0]["message"]["content"])) == {"a"}
 
 
+def test_a_schema_that_takes_long_to_compile_stops_nobody_else(server, monkeypatch):
+    """More of them than are compiled at once."""
+    monkeypatch.setattr(trial, "SECONDS", 0.3)
+    slow = {"type": "integer", "multipleOf": 1_234_567}
+    wanted = {"type": "json_schema", "json_schema": {"name": "one", "schema": slow}}
+    with concurrent.futures.ThreadPoolExecutor(GRAMMARS + 1) as pool:
+        asked = [
+            pool.submit(server.post, prompt="x", response_format=wanted)
+            for _ in range(GRAMMARS + 1)
+        ]
+        answer(server, prompt="the", max_tokens=3, seed=1)
+        assert not all(one.done() for one in asked)
+        found = [one.result() for one in asked]
+    assert {one.status_code for one in found} == {400}
+    told = found[0].json()["error"]
+    assert told["param"] == "response_format"
+    assert "it takes more than 0.3 seconds" in told["message"]
+
+
 def test_a_second_turn_reads_what_is_new_alone(server):
     prompt = "one mouse likes a fish near the bird. " * 20
     first = answer(server, prompt=prompt, max_tokens=60, seed=1)
@@ -259,3 +281,45 @@ def test_the_client_of_openai_understands_it(server):
         client.models.retrieve("other")
     with pytest.raises(openai.BadRequestError, match="max_tokens"):
         client.completions.create(model=NAME, prompt="the", max_tokens=0)
+
+
+def test_a_running_server_is_loaded_and_its_times_are_told(server, command):
+    args = [f"--url={server.url}", f"--api_key={KEY}", "--rate=50", "--requests=12", "--json"]
+    args += ["--letters=4,40", "--tokens=2,9"]
+    result = command("benchmark.__main__", "serve", *args)
+    assert result.code == 0, result.err
+    found = json.loads(result.out)
+    ((name, row),) = found["rows"].items()
+    assert found["benchmark"] == "serve"
+    assert name == f"{NAME}, 12 requests, 50 a second"
+    figures = {column: figure["median"] for column, figure in row.items()}
+    assert figures["answered"] == 12
+    assert not any(column.startswith("refused") for column in figures)
+    for times in ("first token", "between tokens"):
+        assert 0 <= figures[f"{times}, p50"] <= figures[f"{times}, p99"]
+    assert figures["speed"] > 0
+    assert figures["first token, p50"] > 0
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("serve", "--url={url}"), "it wants another key (code 401): give it as --api_key"),
+        (("serve", "--url={url}", "--api_key=x\u00e9"), "it wants another key"),
+        (("serve", "--url={url}", KEYED := f"--api_key={KEY}", "--model=smal"), "did you mean"),
+        (("serve", "--url={url}/v2", KEYED), "/v1/models has code 404"),
+        (("serve", "--url=http://127.0.0.1:{free}"), "no server answers there"),
+        (("serve", "--url=127.0.0.1:{free}"), "give the address of a server"),
+        (("serve", "--url=http://"), "give the address of a server"),
+        (("serve", "--url={url}", "--letters=9,1"), "--letters: give the least and the most"),
+        (("scan", "--url={url}"), "--url is for benchmark serve, not scan"),
+    ],
+)
+def test_what_cannot_be_loaded_is_one_line(args, words, server, command):
+    with socket.socket() as bound:  # bound, and nobody listens
+        bound.bind(("127.0.0.1", 0))
+        names = {"url": server.url, "free": bound.getsockname()[1]}
+        result = command("benchmark.__main__", *(arg.format(**names) for arg in args))
+    assert result.code == 2
+    assert words in result.err
+    assert len(result.err.strip().splitlines()) <= 2  # what is done, and the error

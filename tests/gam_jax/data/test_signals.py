@@ -10,10 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gam_jax.config import from_dict, to_dict
-from gam_jax.data import DATA, Data, Sounds, TwoPaths
+from gam_jax.data import DATA, Data, Sounds, SourceFacts, TwoPaths
 from sharding.errors import UserError
 
-SMALL = {"sounds": Sounds(samples=512, scored=4), "two_paths": TwoPaths(bins=9, scored=4)}
+SMALL = {
+    "sounds": Sounds(samples=512, scored=4),
+    "two_paths": TwoPaths(bins=9, scored=4),
+    "source_facts": SourceFacts(lengths=(1, 5), scored=4),
+}
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -67,12 +71,23 @@ def test_phases_of_two_paths_are_those_of_their_sum_of_delays(seed):
         assert off * size < 1e-5
 
 
+@given(seeds)
+def test_the_name_that_is_asked_for_stands_once_in_each_list_beside_its_fact(seed):
+    row = SourceFacts(lengths=(1, 7, 20), names=3).row(seed, 0)
+    for number, fact in enumerate(row["facts"]):
+        tokens = row[f"source_{number}"]
+        (place,) = np.flatnonzero(tokens[:, 0] == row["asked"])
+        assert tokens[place, 1] == fact
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
         (lambda: Sounds(kinds=("hum",)), "tone, chirp, noise"),
         (lambda: Sounds(kinds=()), "tone, chirp, noise"),
         (lambda: Sounds(rate=100), "data.rate=100"),
+        (lambda: SourceFacts(lengths=()), "data.lengths=()"),
+        (lambda: SourceFacts(names=1), "data.names=1"),
         (lambda: TwoPaths(bins=1), "data.bins=1"),
         (lambda: TwoPaths(longest=0.0), "longest"),
     ],

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from gam_jax.data import Sounds, TwoPaths
+from gam_jax.data import Sounds, SourceFacts, TwoPaths
 from gam_jax.layers.branches import branches, exchanged_bytes
-from gam_jax.models import APNet, Autoencoder, PhaseModel
+from gam_jax.models import APNet, Autoencoder, PhaseModel, SourceReader
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.params import abstract_params
 from gam_jax.training import Experiment, TrainConfig, fit
@@ -27,6 +27,7 @@ CASES = {
     "apnet": (APNet(4, (3,), (1,), 3, 4, 1000, 16, 8, 4), SOUNDS),
     "autoencoder": (Autoencoder(width=4, code=2), SOUNDS),
     "phases": (PhaseModel(width=8, depth=1), TwoPaths(bins=5, scored=8)),
+    "sources": (SourceReader(8, 2, 4, sources=2), SourceFacts(lengths=(1, 3), scored=8)),
 }
 ROWS = 8
 
@@ -74,6 +75,15 @@ def test_two_branches_on_two_devices_are_one_device_s(preset):
         found("apnet", (2, 1, 1, 2), preset), found("apnet", (1, 1, 1), "data"), strict=True
     ):
         assert_leaves_close(own, other, 2e-4)
+
+
+def test_a_source_on_each_device_is_one_device_s():
+    for own, other in zip(
+        found("sources", (2, 1, 1, 2), "fully_sharded"),
+        found("sources", (1, 1, 1), "data"),
+        strict=True,
+    ):
+        assert_leaves_close(own, other, 2e-5)
 
 
 def test_branches_meet_in_one_gather_of_the_bytes_that_were_said():

@@ -24,10 +24,10 @@ from gam_jax.ops.grouped import (
     ranks,
     spread,
 )
+from gam_jax.planning.targets import topology
 from sharding.errors import UserError
 from sharding.mesh import make_mesh
 from sharding.products import product_flops
-from sharding.topology import topology
 from tests.sharding.test_topology import there
 
 METHODS = ("ragged", "blocks")

@@ -19,10 +19,11 @@ from gam_jax.layers import LinearMemory
 from gam_jax.ops import memory_scan
 from gam_jax.ops.scan import RULES
 from gam_jax.params import init_params
+from gam_jax.planning.targets import topology
 from sharding.errors import UserError
 from sharding.mesh import make_mesh
 from sharding.products import RECOMPUTED, product_flops
-from sharding.topology import compiles, topology
+from sharding.topology import compiles
 from tests import scan_oracle
 from tests.gam_jax.ops.test_scan import DECAYS, assert_close, draw, packing
 from tests.meshes import slow_unless_chosen

@@ -19,9 +19,9 @@ from gam_jax.ops import memory_scan, selective_scan
 from gam_jax.ops.scan import RULES, chunks
 from gam_jax.ops.selective import SEGMENT
 from gam_jax.params import abstract_params
+from gam_jax.planning.targets import topology
 from sharding.axes import Axes
 from sharding.chains import longest_chain
-from sharding.topology import topology
 from tests import scan_oracle
 from tests.gam_jax.ops import test_selective as selective
 from tests.gam_jax.ops.test_scan import DECAYS, assert_close, draw, packing

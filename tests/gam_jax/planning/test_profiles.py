@@ -10,7 +10,7 @@ import pytest
 from gam_jax.planning import Figure, Profile, profile, profile_of, profiles, read_profiles
 from gam_jax.planning.profiles import KINDS
 from sharding.errors import UserError
-from sharding.topology import GPUS, TPUS
+from sharding.topology import TPUS
 
 VENDORS = [each for each in profiles() if "." not in each.name]
 PAPERS = [each for each in profiles() if "." in each.name]
@@ -69,14 +69,6 @@ def test_no_device_is_told_of_twice_and_an_unknown_one_not_at_all():
 @pytest.mark.parametrize("name", TPUS)
 def test_what_programs_can_use_of_a_tpu_is_what_its_compiler_says(name):
     assert profile(name).memory.capacity == TPUS[name].memory
-
-
-@pytest.mark.parametrize(("name", "target"), [("h100", "h100"), ("a100_80", "a100")])
-def test_a_gpu_is_the_one_that_its_compiler_compiles_for(name, target):
-    found = profile(name)
-    assert GPUS[target].kind in found.kinds
-    assert found.memory.capacity == GPUS[target].memory
-    assert abs(found.memory.bandwidth / GPUS[target].bandwidth - 1) < 0.001
 
 
 def test_levels_and_tiers_are_in_the_order_of_the_file():

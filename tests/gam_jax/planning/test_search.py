@@ -17,12 +17,22 @@ from gam_jax.models.language import LanguageModel
 from gam_jax.params import abstract_params
 from gam_jax.planning.cluster import Level
 from gam_jax.planning.live import lives
-from gam_jax.planning.search import MEMORY, PARAMETERS, REASONS, REFUSED, ROWS, Space, plan
+from gam_jax.planning.search import (
+    LEVELS,
+    MEMORY,
+    PARAMETERS,
+    REASONS,
+    REFUSED,
+    ROWS,
+    Space,
+    plan,
+)
 from gam_jax.planning.traces import abstract_layout, trace
 from gam_jax.planning.work import Candidate, own_trace, work_of
 from gam_jax.traffic import state_bytes, step_traffic
 from gam_jax.training.experiment import Experiment, TrainConfig
 from gam_jax.training.step import make_gradients
+from sharding.degrees import legal
 from sharding.mesh import AXIS_NAMES
 from sharding.products import product_flops
 from tests.gam_jax.planning.made import made
@@ -122,6 +132,49 @@ def test_a_plan_prices_the_program_of_the_machines_backend():
         assert ("opaque" in str(jaxpr)) == (backend == "tpu")
         held[backend] = work_of(run, one, traced).held
     assert held["tpu"] < held["cpu"]
+
+
+WORDS = ("fully_sharded", "zero2", "mics", "hpz")
+DEGREES = {
+    "fully_sharded": "weights:16,gradients:16,state:16",
+    "mics": "weights:4,gradients:4,state:4",
+    "hpz": "weights:16,gradients:16,state:16,secondary:4",
+}
+"""In the levels of `LINKS`."""
+
+
+@pytest.mark.parametrize("words", [WORDS, pytest.param((*WORDS, LEVELS), marks=pytest.mark.slow)])
+def test_uses_of_data_in_the_levels_of_a_cluster_are_ranked(words):
+    cluster = made(*LINKS, capacity=1e12)
+    space = Space(("data",), data_words=words, parts=1)
+    candidates = list(space.candidates(16, RUN.batch, cluster))
+    assert len(set(candidates)) == len(candidates)
+    assert len(candidates) == len(WORDS) + (LEVELS in words) * len(legal((4, 4)))
+    priced = {
+        each.candidate.use.shards or each.candidate.preset: each
+        for each in plan(RUN, cluster, candidates).priced
+    }
+    assert len(priced) == len(candidates)
+    for each in priced.values():
+        one, apart = each.candidate, each.candidate.preset in ("fully_sharded", "zero2")
+        assert ("data_0" in one.layout.mesh.shape) == (not apart)
+        assert ("--mesh=data=4x4 " in one.flags) == (not apart)
+    slow = {name: priced[name].cost.messages.get("data_0", 0) for name in ("mics", "hpz")}
+    assert 0 < slow["mics"] < priced["fully_sharded"].cost.messages["data"]
+    assert priced["hpz"].cost.seconds < priced["fully_sharded"].cost.seconds
+    assert priced["hpz"].cost.held > priced["fully_sharded"].cost.held
+    for word, degrees in DEGREES.items() if LEVELS in words else ():
+        one, other = (sum(priced[name].cost.messages.values()) for name in (word, degrees))
+        assert one == pytest.approx(other)
+        assert priced[word].cost.held == pytest.approx(priced[degrees].cost.held)
+        assert f"--config.parallel.shards={degrees}" in priced[degrees].candidate.flags
+
+
+def test_where_a_cluster_has_one_level_there_are_no_degrees_of_levels():
+    one = made(Level("node", 16, 1e9), capacity=1e12)
+    space = Space(("data",), data_words=("mics", "hpz", LEVELS), parts=1)
+    assert not list(space.candidates(16, RUN.batch, one))
+    assert not list(space.candidates(16, RUN.batch))
 
 
 def test_less_memory_refuses_more_and_nothing_that_fits(found):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from gam_jax.continuations import Continuation
 from gam_jax.data.tokenizer import ByteTokenizer, HFTokenizer
+from gam_jax.serve import trial
 from gam_jax.serve.constraints import MOST_BYTES, Constraints
 from gam_jax.serve.drafts import NgramDraft
 from gam_jax.serve.executor import Draws
@@ -137,6 +138,22 @@ def test_what_cannot_be_a_constraint_is_refused_in_one_line():
         with pytest.raises(UserError, match=message) as error:
             wrong()
         assert "\n" not in str(error.value)
+
+
+def test_what_takes_long_to_compile_is_ended_and_what_compiled_is_kept(monkeypatch):
+    """Numbers that are a multiple of 1,234,567 take 18 seconds of a processor."""
+    monkeypatch.setattr(trial, "SECONDS", 0.1)
+    made = TOKENIZERS["bytes"]
+    with pytest.raises(
+        UserError, match=r"json_schema: it takes more than 0\.1 seconds or 1,024 MiB"
+    ):
+        made.json_schema({"type": "integer", "multipleOf": 1_234_567})
+    one = made.regex("[ab]{2}")
+    monkeypatch.setattr(trial, "PROGRAM", "raise SystemExit(1)")  # it is not tried again
+    other = made.regex("[ab]{2}")
+    one.push(ord("a"))
+    one.push(ord("b"))
+    assert (one.ended, other.ended) == (True, False)
 
 
 def test_a_token_that_is_not_allowed_is_an_error():

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gam_jax.layers import GAM, MLP, Attention, Block
 from gam_jax.models.language import LanguageModel
 from gam_jax.models.semi import SemiDrafter
 from gam_jax.models.units import as_units
+from gam_jax.planning.batching import Clock, Priced
 from gam_jax.serve.device import Device
 from gam_jax.serve.drafts import NgramDraft, RunDraft, SemiDraft, UnitsDraft
-from gam_jax.serve.executor import Draws
+from gam_jax.serve.executor import Draws, Work
 from gam_jax.serve.seating import Settings
 from gam_jax.serve.service import Service
 from gam_jax.serve.text import Text
@@ -154,6 +158,64 @@ def test_rows_that_leave_for_want_of_pages_go_on_with_the_same_bits():
     assert small.sizes.pages < device_of("attention").sizes.pages
     together, _ = served(small, wanted)
     assert told(together) == told(alone)
+
+
+class Noted:
+    """An executor with a note of each call, and perhaps fewer pages than it has."""
+
+    def __init__(self, executor, pages):
+        self.executor, self.notes = executor, []
+        self.sizes = dataclasses.replace(executor.sizes, pages=pages)
+        self.fingerprint = executor.fingerprint
+
+    def __getattr__(self, name):
+        call = getattr(self.executor, name)
+
+        def noted(*args):
+            states = {"bytes_of": 0, "load": 1}  # whatever stands for one
+            shown = [x for place, x in enumerate(args) if place != states.get(name)]
+            self.notes.append((name, *map(self.shown, shown)))
+            return call(*args)
+
+        return noted
+
+    @staticmethod
+    def shown(x):
+        """What a call depends on, but for the tokens themselves."""
+        if isinstance(x, Work):
+            return x.tokens.shape, *(y.tolist() for y in (x.known, x.guesses, x.pages))
+        if isinstance(x, np.ndarray):
+            return x.shape
+        return x if isinstance(x, int | tuple) else None
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+@given(
+    wanted=st.lists(
+        st.tuples(st.integers(1, 20), st.integers(1, 20), st.integers(0, 3)), min_size=1, max_size=5
+    ),
+    pages=st.integers(1 + LIMIT // 4, 1 + 2 * LIMIT // 4),
+)
+def test_a_plan_makes_the_calls_that_the_device_gets(mixer, wanted, pages):
+    """Reads and steps of the same rows on the same pages in the same order, and as many tokens."""
+    device = device_of(mixer)
+    priced = Priced(device.sizes, lambda name, tokens: 0.0, Clock(), (1, 1), lambda size: 0.0)
+    pages = pages if device.sizes.page else 0
+    told = []
+    for executor in (Noted(device, pages), Noted(priced, pages)):
+        service = Service(executor, COLD, None, clock=lambda: 0.0)
+        for number, (reads, writes, turns) in enumerate(wanted):
+            prompt = np.random.default_rng(number).integers(0, VOCAB, reads).tolist()
+            service.queue.push("", Text(number, asked(prompt, writes, ends=()).request))
+            for _ in range(turns):
+                service.turn()
+        while service.busy:
+            service.turn()
+        told.append((executor.notes, service.counts()))
+    (calls, counts), (planned, expected) = told
+    assert counts == expected
+    assert counts.written == sum(writes for _, writes, _ in wanted)
+    assert planned == calls
 
 
 def test_what_was_written_to_a_folder_is_read_by_another_process_of_the_same_model(tmp_path):

@@ -14,7 +14,7 @@ from gam_jax.local import Local
 from gam_jax.models import LanguageModel
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.traffic import state_bytes
-from gam_jax.training import fit
+from gam_jax.training import checks, fit
 from gam_jax.training.checks import check_batch
 from gam_jax.training.metrics import read_metrics
 from gam_jax.training.order import moves
@@ -103,8 +103,8 @@ def test_a_step_copies_what_the_formula_says(name):
 
 
 def on_places(model, layout):
-    places = layout.stages * max(layout.layers_of_stages(model.depth), default=0)
-    return dataclasses.replace(model, depth=places or model.depth)
+    chunks = layout.layers_of_chunks(model.depth)
+    return dataclasses.replace(model, depth=len(chunks) * max(chunks, default=0) or model.depth)
 
 
 def fitted(folder, shape, preset, offload, stop=0, resume=False):
@@ -139,3 +139,15 @@ def test_workers_keep_their_moments():
     layout = Layout(layout_of((1, 1, 1)).mesh, parallel)
     with pytest.raises(UserError, match="need their moments in every step of a round"):
         check_batch(dataclasses.replace(experiment, parallel=parallel), layout)
+
+
+def test_devices_without_such_a_memory_are_refused(monkeypatch):
+    """No backend here is without it, so what its devices have is said in its place."""
+    experiment, parallel = line.experiment(8), Parallel(offload="all")
+    layout = Layout(layout_of((1, 1, 1)).mesh, parallel)
+    check_batch(dataclasses.replace(experiment, parallel=parallel), layout)
+    monkeypatch.setattr(checks, "kinds_of", lambda device: {"device", "unpinned_host"})
+    says = "parallel.offload=all: devices of 'cpu' have no memory of kind pinned_host, only device"
+    with pytest.raises(UserError, match=says):
+        check_batch(dataclasses.replace(experiment, parallel=parallel), layout)
+    check_batch(experiment, layout_of((1, 1, 1)))

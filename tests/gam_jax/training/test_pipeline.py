@@ -10,15 +10,18 @@ import pytest
 
 from gam_jax.data import Recall
 from gam_jax.layers import GAM, Attention, Block
-from gam_jax.models.base import Model
+from gam_jax.layers.base import WHOLE
+from gam_jax.models.base import Model, on_stages
 from gam_jax.models.language import LanguageModel
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
+from gam_jax.params import abstract_params
 from gam_jax.training.checks import check_batch, check_fits
 from gam_jax.training.experiment import Experiment, TrainConfig
 from gam_jax.training.order import moves
-from gam_jax.training.step import make_gradients, new_state
+from gam_jax.training.step import make_eval_step, make_gradients, new_state
 from sharding.errors import UserError
 from sharding.layout import Layout
+from sharding.messages import Total, messages_of, totals
 from sharding.parallel import Parallel
 from tests.meshes import ONE, layout_of
 
@@ -80,7 +83,8 @@ def test_a_run_that_does_not_fit_is_refused_before_it_compiles():
         ({"stages": "4,0"}, "parallel.stages=4,0: give a number above 0 for each stage"),
         ({"speeds": "fast"}, "parallel.speeds=fast: give a number above 0"),
         ({"stages": "2,2", "speeds": "1,1"}, "both deal out layers: give one"),
-        ({"stages": "1,3", "schedule": "interleaved", "turns": 2}, "leave parallel.turns at 1"),
+        ({"stages": "1,3", "schedule": "interleaved", "turns": 2}, "a layer for each turn"),
+        ({"stages": "1,1,2", "schedule": "interleaved", "turns": 2}, "3 numbers, and mesh axis"),
     ],
 )
 def test_stages_that_cannot_be_are_refused(given, says):
@@ -91,8 +95,8 @@ def test_stages_that_cannot_be_are_refused(given, says):
 
 def test_speeds_deal_out_layers_and_unlike_stages_hold_zeros_in_what_is_empty():
     layout = Layout(layout_of(PIPE).mesh, Parallel(speeds="1,3"))
-    assert layout.layers_of_stages(4) == (1, 3)
-    assert layout.layers_of_stages(2) == ()
+    assert layout.layers_of_chunks(4) == (1, 3)
+    assert layout.layers_of_chunks(2) == ()
     optimizer = make_optimizer(OptimizerConfig(warmup=1), 10, MODEL.table())
     state = new_state(MODEL, optimizer, jax.random.key(0))
     to_stages, from_stages = moves(MODEL, optimizer, layout)
@@ -102,6 +106,27 @@ def test_speeds_deal_out_layers_and_unlike_stages_hold_zeros_in_what_is_empty():
     assert np.all(np.asarray(spread)[1:3] == 0)
     back = from_stages(there).params["blocks"]["ffn"]["w_in"]
     np.testing.assert_array_equal(np.asarray(back), own)
+
+
+@pytest.mark.parametrize(
+    ("given", "depth", "chunks"),
+    [
+        ({"stages": "3,2"}, 5, (2, 1, 1, 1)),
+        ({"stages": "2,4"}, 6, (1, 2, 1, 2)),
+        ({"stages": "1,2,3,1"}, 7, (1, 2, 3, 1)),
+        ({"stages": "4,4"}, 8, ()),
+        ({"speeds": "2,1"}, 6, (2, 1, 2, 1)),
+        ({"speeds": "1,1"}, 8, ()),
+    ],
+)
+def test_layers_of_a_stage_are_dealt_to_its_turns(given, depth, chunks):
+    layout = Layout(layout_of(PIPE).mesh, Parallel(schedule="interleaved", turns=2, **given))
+    model = dataclasses.replace(MODEL, depth=depth)
+    model.check_mesh(layout)
+    assert layout.layers_of_chunks(depth) == chunks
+    placed, own = on_stages(model, layout)
+    assert own.axes.layers == chunks
+    assert placed.depth == (4 * max(chunks) if chunks else depth)
 
 
 def test_layers_move_to_stages_of_several_turns_and_back():
@@ -119,3 +144,41 @@ def test_layers_move_to_stages_of_several_turns_and_back():
             np.testing.assert_array_equal(np.asarray(own), np.asarray(other))
     one = moves(MODEL, optimizer, layout_of(*ONE))
     assert all(move(state) is state for move in one)
+
+
+@pytest.mark.parametrize(
+    ("rows", "parts", "turns", "ticks"), [(8, 4, 1, 5), (8, 4, 2, 9), (6, 2, 1, 3), (3, 1, 2, 4)]
+)
+def test_a_validation_goes_through_stages_in_parts(rows, parts, turns, ticks):
+    """As many of the four parts as divide the rows: v m + p - 1 messages, each of a part's rows."""
+    schedule = "1f1b" if turns == 1 else "interleaved"
+    evaluate = make_eval_step(MODEL, layout_of(PIPE, schedule=schedule, turns=turns), 4)
+    batch = {
+        name: jax.ShapeDtypeStruct((rows, 8), "float32" if name == "weights" else "int32")
+        for name in MODEL.batch_axes()
+    }
+    found = totals(messages_of(evaluate, abstract_params(MODEL.table()), batch))
+    size = rows // parts * 8 * MODEL.width * 4
+    assert found["permute", ("pipe",)] == Total(ticks, ticks * size)
+
+
+class Scored(LanguageModel):
+    """A model that scores in a way of its own, of which its parts say nothing."""
+
+    def parts(self):
+        return dataclasses.replace(super().parts(), scored=None)
+
+    def scored(self, params, batch, axes=WHOLE):
+        return {"twice": tuple(2 * x for x in super().scored(params, batch, axes)["loss"])}
+
+
+def test_a_model_that_scores_in_a_way_of_its_own_is_scored_so():
+    model = Scored(**{f.name: getattr(MODEL, f.name) for f in dataclasses.fields(MODEL)})
+    ids = np.random.default_rng(0).integers(0, 32, (2, 4, 8)).astype(np.int32)
+    batch = {"inputs": ids[0], "targets": ids[1], "weights": np.ones((4, 8), np.float32)}
+    params = model.init_params(jax.random.key(0))
+    one, two = (
+        make_eval_step(model, layout_of(shape), 2)(params, batch) for shape in ((1, 1, 1), PIPE)
+    )
+    assert one.keys() == two.keys() == {"twice"}
+    np.testing.assert_allclose(two["twice"], one["twice"], rtol=1e-5)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 from hypothesis import given
+from hypothesis import strategies as st
 
 from sharding.pipeline.buffers import plan_of
-from sharding.pipeline.stages import order
+from sharding.pipeline.stages import order, slots
 from sharding.pipeline.tables import make_table
 from tests.sharding.pipeline.test_tables import SIZES, table_of
 
@@ -59,3 +60,19 @@ def test_as_many_slots_as_the_worst_stage_keeps_inputs(size):
 def test_the_order_of_layers_on_stages():
     np.testing.assert_array_equal(order(8, 2, 1), range(8))
     np.testing.assert_array_equal(order(8, 2, 2), [0, 1, 4, 5, 2, 3, 6, 7])
+
+
+@given(st.integers(1, 4), st.integers(1, 3), st.data())
+def test_every_layer_has_a_slot_of_its_own_in_its_chunk(stages, turns, data):
+    """Chunks of equal size are in the order of `order`."""
+    chunks = st.lists(st.integers(1, 3), min_size=stages * turns, max_size=stages * turns)
+    layers = data.draw(chunks)
+    found, most, layer = slots(layers, stages), max(layers), 0
+    for place, count in enumerate(layers):
+        for slot in range(count):
+            stage, turn = place % stages, place // stages
+            assert found[layer] == (stage * turns + turn) * most + slot
+            layer += 1
+    assert len(found) == layer
+    if len(set(layers)) == 1:
+        np.testing.assert_array_equal(np.argsort(found), order(layer, stages, turns))

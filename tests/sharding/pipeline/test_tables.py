@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sharding.errors import UserError
-from sharding.pipeline.tables import GPIPE, INTERLEAVED, ONE_F_ONE_B, SCHEDULES, make_table
+from sharding.pipeline.tables import (
+    GPIPE,
+    INTERLEAVED,
+    ONE_F_ONE_B,
+    SCHEDULES,
+    Task,
+    make_table,
+    one_way,
+    ticks_of,
+)
 
 SIZES = st.tuples(
     st.sampled_from(SCHEDULES), st.integers(1, 6), st.integers(1, 4), st.integers(1, 4)
@@ -35,6 +44,21 @@ def test_every_stage_goes_each_way_vm_plus_p_minus_1_times(size):
     assert (table.forward_ticks, table.backward_ticks) == (ticks, ticks)
     share = (table.stages - 1) / ticks
     assert table.idle_share() == pytest.approx(share)
+
+
+@given(st.integers(1, 6), st.integers(1, 9), st.integers(1, 4))
+def test_one_way_every_task_follows_that_which_it_waits_for_in_the_next_tick(stages, parts, turns):
+    """Whether parts fill groups of stages or not; where they do, as often as a schedule does."""
+    table = one_way(stages, parts, turns)
+    ticks = ticks_of(table.forward)
+    assert len(ticks) == stages * parts * turns
+    for (stage, task), tick in ticks.items():
+        if source := table.before(stage, task.turn):
+            assert ticks[source[0], Task(task.part, source[1])] == tick - 1
+    assert any(table.forward[0])
+    assert any(table.forward[-1])
+    if turns == 1 or parts % stages == 0:
+        assert table.ticks == turns * parts + stages - 1
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,225 @@
+"""What each program of a served model asks of a device, on machines that are not here.
+
+The programs are those that `gam_jax.serve.device.Device` compiles. They are traced on a mesh of no
+devices, at depths of one block and of two: each further block adds what the second one does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.interpreters import partial_eval
+
+from gam_jax.models.language import LanguageModel
+from gam_jax.ops.pages import COLUMNS
+from gam_jax.params import abstract_params
+from gam_jax.planning.cluster import Cluster
+from gam_jax.planning.cost import cost
+from gam_jax.planning.live import lives
+from gam_jax.planning.passes import Followed, follow
+from gam_jax.planning.traces import abstract_layout
+from gam_jax.planning.work import Work
+from gam_jax.serve.device import check_mesh, served
+from gam_jax.serve.executor import Sizes
+from gam_jax.serve.listed import PAGE, WIDTHS, Listed, listed, rows_of
+from gam_jax.serve.programs import Programs
+from sharding.layout import Layout
+from sharding.parallel import Parallel
+
+FEW = 2
+"""Pages of a pool that is traced: what programs do does not depend on how many there are."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """Bytes on one device.
+
+    Attributes:
+      params: of parameters.
+      rows: of what all rows have of their own, and how they draw.
+      row: of these, what one row takes with it when it leaves.
+      page: of one page in all pools.
+    """
+
+    params: float
+    rows: float
+    row: float
+    page: float
+
+    def beyond(self, other: Held, times: float) -> Held:
+        """See `Passes.beyond`."""
+        first, one = dataclasses.astuple(other), dataclasses.astuple(self)
+        return Held(*(a + times * (b - a) for a, b in zip(first, one, strict=True)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """All programs of a model on one mesh with so many rows.
+
+    Attributes:
+      sizes: of the executor, but for its pages.
+      mesh: sizes of all axes, the outermost first.
+      programs: what each does, by name.
+      between: bytes that each holds besides its arguments.
+      held: bytes of its arguments.
+      traces: how many programs were traced.
+    """
+
+    sizes: Sizes
+    mesh: Mapping[str, int]
+    programs: Mapping[str, Followed]
+    between: Mapping[str, float]
+    held: Held
+    traces: int
+
+    @property
+    def least(self) -> float:
+        """Bytes held on a device, without pages."""
+        return self.held.params + self.held.rows + max(self.between.values())
+
+    def work(self, name: str, tokens: int = 0) -> Work:
+        """What a program asks of a device.
+
+        Args:
+          name: of the program, as "step 1".
+          tokens: that the row which has the most has read when it ends.
+        """
+        found = self.programs[name]
+        passes = found.fixed
+        if found.turns:
+            columns = min(max(1, COLUMNS // self.sizes.page), self.sizes.row_pages)
+            turns = -(-tokens // (columns * self.sizes.page))
+            passes = found.most.beyond(found.fixed, min(turns / found.turns, 1.0))
+        moved = passes.product_bytes, passes.other_bytes
+        return Work(self.mesh, passes.flops, *moved, passes.messages, self.least)
+
+    def seconds(self, cluster: Cluster, name: str, tokens: int = 0) -> float:
+        """That a program takes on a cluster; the arguments are those of `work`.
+
+        Raises:
+          UserError: a figure of the profile that nobody has said.
+        """
+        return cost(self.work(name, tokens), cluster).seconds
+
+
+def trace(
+    model: LanguageModel,
+    mesh: Mapping[str, int],
+    rows: int,
+    limit: int,
+    backend: str | None = None,
+    page: int = PAGE,
+    widths: tuple[int, ...] = WIDTHS,
+    whole: bool = False,
+    like: Traced | None = None,
+) -> Traced:
+    """Traces all programs.
+
+    Args:
+      model: that is served.
+      mesh: sizes of its axes.
+      rows: S.
+      limit: the most tokens of a row; 0 for what the model can take at most.
+      backend: whose programs: "cpu", "gpu" or "tpu"; None for JAX's default.
+      page: tokens of a page.
+      widths: of the blocks of a prompt, falling to 1.
+      whole: whether every block is traced, and not two of them.
+      like: of the same model and mesh with other rows, whose programs of one row are these too.
+
+    Raises:
+      UserError: a model or a mesh that is not served so, see `Device`.
+    """
+    layout = abstract_layout(mesh, Parallel().whole.preset, backend=backend)
+    check_mesh(layout)
+    model.check_mesh(layout)
+    model, limit = served(model, limit)
+
+    def of(depth: int) -> Traced:
+        own = dataclasses.replace(model, depth=depth)
+        return _traced(own, layout, rows, limit, page, widths, "step" if like else "")
+
+    if whole or model.depth <= 2 or model.ladder:
+        found = of(model.depth)
+    else:
+        found = _deeper(of(1), of(2), model.depth - 1)
+    if like is None:
+        return found
+    programs = {**like.programs, **found.programs}
+    between = {**like.between, **found.between}
+    return dataclasses.replace(found, programs=programs, between=between)
+
+
+def _deeper(one: Traced, two: Traced, times: int) -> Traced:
+    """What programs of so many blocks more than one do, from those of one and of two."""
+    programs, between = {}, {}
+    for name, each in one.programs.items():
+        more = two.programs[name]
+        fixed = more.fixed.beyond(each.fixed, times)
+        programs[name] = Followed(fixed, more.most.beyond(each.most, times), each.turns)
+        between[name] = one.between[name] + times * (two.between[name] - one.between[name])
+    held, traces = two.held.beyond(one.held, times), one.traces + two.traces
+    return Traced(one.sizes, one.mesh, programs, between, held, traces)
+
+
+def _traced(
+    model: LanguageModel,
+    layout: Layout,
+    rows: int,
+    limit: int,
+    page: int,
+    widths: tuple[int, ...],
+    kind: str,
+) -> Traced:
+    """Programs whose names begin so, of every block."""
+    own, sizes = rows_of(model, layout, rows, limit=limit, page=page, widths=widths)
+    own = dataclasses.replace(own, pages=FEW if sizes.page else 0)
+    programs = Programs(own)
+    params = jax.eval_shape(programs.ready, abstract_params(model.table()))
+    mesh = {str(name): size for name, size in layout.mesh.shape.items()}
+    pools = _pools(programs)
+    found, between, held = {}, {}, None
+    for name, one in listed(programs, sizes, params, {}).items():
+        if not name.startswith(kind):
+            continue
+        jaxpr = _inside(programs, one)
+        found[name], between[name] = follow(jaxpr, mesh, pools), float(lives(jaxpr).peak)
+        if held is None:
+            held = _held(jaxpr, one, pools)
+    assert held is not None  # there is always a step
+    return Traced(sizes, mesh, found, between, held, len(found))
+
+
+def _inside(programs: Programs, one: Listed) -> Any:
+    """The jaxpr of one device, with all its arguments."""
+    jaxpr = jax.make_jaxpr(programs.on_mesh(one.program, one.takes, one.gives))(*one.shapes).jaxpr
+    (call,) = (eqn for eqn in jaxpr.eqns if eqn.primitive.name == "shard_map")
+    inside, first = call.params["jaxpr"], len(call.invars) - len(jaxpr.invars)
+    assert list(call.invars[first:]) == list(jaxpr.invars)
+    live, _ = partial_eval.dce_jaxpr(inside, [True] * len(inside.outvars), instantiate=True)
+    return live
+
+
+def _pools(programs: Programs) -> list[int]:
+    """Places of the pools of pages among the arguments of every program."""
+    carry = programs.rows.shapes(programs.rows.rows)
+    leaves, tree = jax.tree.flatten(carry)
+    return programs.rows.parted(jax.tree.unflatten(tree, list(range(len(leaves)))))[1]
+
+
+def _held(jaxpr: Any, one: Listed, pools: list[int]) -> Held:
+    """What a step is given, on one device."""
+    sizes = [math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in jaxpr.invars]
+    state, params, *_ = (len(jax.tree.leaves(each)) for each in one.shapes)
+    carried = len(jax.tree.leaves(one.shapes[0].carry))
+    paged = sum(sizes[place] for place in pools)
+    here = jaxpr.invars[0].aval.shape[0]  # rows of this device, of the counter of tokens
+    return Held(
+        params=sum(sizes[state : state + params]),
+        rows=sum(sizes[:state]) - paged,
+        row=(sum(sizes[:carried]) - paged) / here,
+        page=paged / FEW,
+    )

@@ -1,0 +1,84 @@
+"""The chosen plain model gives what the mixed one gives without a key."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gam_jax.config import from_dict, to_dict
+from gam_jax.extract import extraction
+from gam_jax.layers import GAM, MLP, Block, InTurn, Mixed, Pattern, Residual, WrittenGAM
+from gam_jax.models.language import LanguageModel
+from gam_jax.params import abstract_params
+from sharding.errors import UserError
+from tests.examples import random_like
+
+MIXER = Mixed((GAM(slots=8), GAM(variant="local"), MLP()), "one")
+FFN = Mixed((MLP(hidden=8), MLP(hidden=16)), "two", share=2)
+PLAIN = LanguageModel(Block(MIXER), width=8, depth=4, vocab=16)
+MODELS = {
+    "unlike blocks": (PLAIN, [[0, 2, 2, 0]]),
+    "equal blocks": (PLAIN, [[1, 1, 1, 1]]),
+    "shares, in a pattern": (
+        LanguageModel(
+            Pattern((Block(MIXER, FFN), InTurn((Residual(MIXER),))), (0, 1, 0)), 8, 1, vocab=16
+        ),
+        [[0], [2], [2], [1], [1]],
+    ),
+}
+
+
+def with_choices(params, choices):
+    """The likeliest option in each place, in the order of their names."""
+    left = iter(choices)
+
+    def one(path, leaf):
+        if "architecture" not in jax.tree_util.keystr(path):
+            return leaf
+        hot = jax.nn.one_hot(jnp.asarray(next(left)), leaf.shape[-1])
+        return hot.reshape(leaf.shape) + 0.1
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_chosen_model_gives_what_the_mixed_one_gives(name):
+    model, choices = MODELS[name]
+    params = with_choices(random_like(model.table()), choices)
+    found = extraction(model, params)
+    assert sorted(map(str, found.options.values())) == sorted(map(str, choices))
+    plain = found.pick(params)
+    shapes = jax.tree.map(jnp.shape, abstract_params(found.model.table()))
+    assert jax.tree.map(jnp.shape, plain) == shapes
+    assert from_dict(LanguageModel, to_dict(found.model)) == found.model
+    tokens = np.random.default_rng(0).integers(0, 16, (2, 6)).astype(np.int32)
+    want, y = (jax.jit(m)(p, tokens)[0] for m, p in ((model, params), (found.model, plain)))
+    np.testing.assert_allclose(y, want, rtol=1e-5, atol=1e-5)
+
+
+def test_equal_blocks_stay_one_loop_and_unlike_ones_are_a_pattern():
+    for name, kinds in (("unlike blocks", 2), ("equal blocks", 0)):
+        model, choices = MODELS[name]
+        plain = extraction(model, with_choices(random_like(model.table()), choices)).model
+        assert isinstance(plain.block, Pattern if kinds else Block)
+        assert plain.depth == (1 if kinds else 4)
+        if kinds:
+            assert plain.block.order == (0, 1, 1, 0)
+
+
+def test_what_cannot_be_extracted_is_refused():
+    plain = dataclasses.replace(PLAIN, block=Block(GAM(slots=8)))
+    with pytest.raises(UserError, match="no mixed layer"):
+        extraction(plain, random_like(plain.table()))
+    inside = dataclasses.replace(PLAIN, block=Block(WrittenGAM(MIXER)))
+    with pytest.raises(UserError, match="inside WrittenGAM cannot be taken out"):
+        extraction(inside, random_like(inside.table()))
+    for fields, match in (({"ladder": 2}, "ladder"), ({"streams": 2}, "streams")):
+        other = dataclasses.replace(PLAIN, **fields)
+        params = with_choices(random_like(other.table()), [[0, 1, 1, 0]])
+        with pytest.raises(UserError, match=match):
+            extraction(other, params)
