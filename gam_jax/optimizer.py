@@ -19,6 +19,7 @@ from gam_jax.params import (
     Param,
     Table,
     decay_mask,
+    is_fixed,
     path_name,
     sign_steps,
     trained_mask,
@@ -166,6 +167,10 @@ def make_optimizer(
     Raises:
       UserError: `only` names no parameter, or the warm-up is too long.
     """
+    if any(map(is_fixed, jax.tree.leaves(table, is_leaf=lambda leaf: isinstance(leaf, Param)))):
+        own = _without_fixed(table)
+        part = functools.partial(_like, own)
+        return of_part(make_optimizer(config, steps, own), part)
     if not config.only:
         return _of_all(config, steps, table)
     part = functools.partial(_part, patterns=tuple(filter(None, config.only.split(","))))
@@ -221,6 +226,29 @@ def _part(tree: Any, patterns: tuple[str, ...], name: str = "") -> Any:
         elif any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns):
             found[key] = branch
     return found
+
+
+def _without_fixed(table: Table) -> dict[str, Any]:
+    """The table without what is never trained."""
+    found: dict[str, Any] = {}
+    for name, entry in table.items():
+        if isinstance(entry, Mapping):
+            if inside := _without_fixed(entry):
+                found[name] = inside
+        elif not is_fixed(entry):
+            found[name] = entry
+    return found
+
+
+def _like(table: Table, tree: Any) -> Any:
+    """The part of a tree of dicts whose names the table has; what is no dict stays."""
+    if not isinstance(tree, Mapping):
+        return tree
+    return {
+        name: _like(table[name], branch) if isinstance(branch, Mapping) else branch
+        for name, branch in tree.items()
+        if name in table
+    }
 
 
 def _with_nothing(changes: Any, whole: Any) -> Any:

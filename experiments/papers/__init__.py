@@ -32,10 +32,12 @@ from experiments.papers import (
     megatron,
     modern_cpp,
     mofme,
+    mp_senet,
     nanoflow,
     nvidia_cores,
     parscale,
     pc_darts,
+    pepsi,
     pim_gpt,
     pipette,
     proxylessnas,
@@ -43,8 +45,12 @@ from experiments.papers import (
     recall,
     samba_coe,
     streamable_convs,
+    supertickets,
     t3_overlap,
+    tanglenas,
     tpe_bitweight,
+    unipt,
+    vins,
 )
 from experiments.study.declare import Study
 
@@ -82,10 +88,12 @@ STUDIES: dict[str, Study] = {
         megatron,
         modern_cpp,
         mofme,
+        mp_senet,
         nanoflow,
         nvidia_cores,
         parscale,
         pc_darts,
+        pepsi,
         pim_gpt,
         pipette,
         proxylessnas,
@@ -93,8 +101,12 @@ STUDIES: dict[str, Study] = {
         recall,
         samba_coe,
         streamable_convs,
+        supertickets,
         t3_overlap,
+        tanglenas,
         tpe_bitweight,
+        unipt,
+        vins,
     )
 }
 """By the name that `gam study run` takes."""

@@ -24,9 +24,8 @@ from gam_jax.layers import GAM, Block
 from gam_jax.layers.attention import Attention
 from gam_jax.models.language import LanguageModel
 from gam_jax.planning.cluster import clusters
-from gam_jax.planning.search import DATA_WORDS, plan
 from gam_jax.planning.search import Space as Meshes
-from gam_jax.planning.work import Candidate
+from gam_jax.planning.search import plan
 from gam_jax.search import Point, Settings, Space, learn, search, strategy_of
 from gam_jax.training.experiment import Experiment, TrainConfig
 
@@ -100,34 +99,11 @@ def landscape(scale: str) -> Landscape:
     model = LanguageModel(block, width=width, depth=depth, vocab=4096)
     run = run_of(Experiment(model, Text(window=window), TrainConfig(batch=256)))
     meshes = Meshes(axes, remats=remats, parts=64)
-    found = plan(run, clusters(machine), list(meshes.candidates(devices, run.batch)))
+    found = plan(run, clusters(machine), meshes.candidates(devices, run.batch))
     known = {each.candidate: each.cost.seconds for each in found.priced}
-    every = [each.candidate for each in (*found.priced, *found.refused)]
-    staged = any(each.sizes["pipe"] > 1 for each in every)
-    space = Space.of(
-        {
-            "mesh": sorted({tuple(size for _, size in each.mesh) for each in every}),
-            "preset": list(DATA_WORDS),
-            "parts": sorted({each.accumulate for each in every}),
-            "remat": list(remats),
-            "schedule": ["1f1b", "interleaved"] if staged else ["1f1b"],
-        }
-    )
-    names = [name for name, _ in every[0].mesh]
-    seconds = [_of(space, point, names, known) for point in space.points()]
-    return Landscape(space, np.array(seconds))
-
-
-def _of(space: Space, point: Point, names: list[str], known: dict[Candidate, float]) -> float:
-    """Seconds of a point; what does not matter on its mesh is left out, as the planner does."""
-    own = space.values(point)
-    sizes = dict(zip(names, own["mesh"], strict=True))
-    word = own["preset"] if sizes["data"] > 1 else "data"
-    preset = f"{word}+tensor_tokens" if sizes["tensor"] > 1 else word
-    schedule = own["schedule"] if sizes["pipe"] > 1 else "1f1b"
-    turns = 2 if schedule == "interleaved" else 1
-    mesh = tuple(sizes.items())
-    return known.get(Candidate(mesh, preset, own["parts"], own["remat"], schedule, turns), math.inf)
+    space = meshes.space(devices, run.batch)
+    designs = (meshes.candidate(space.values(point)) for point in space.points())
+    return Landscape(space, np.array([known.get(design, math.inf) for design in designs]))
 
 
 def gaps(name: str, scale: str) -> list[float]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
-import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
 
+from gam_jax import search
 from gam_jax.params import stored_specs
 from gam_jax.planning.cluster import Cluster, strides
 from gam_jax.planning.cost import PENALTY, Cost, cost
@@ -35,6 +37,10 @@ REASONS = (ROWS, STAGES, PARAMETERS, REFUSED, MEMORY)
 """Why a candidate is none, in the order in which that is asked."""
 
 
+Use = tuple[str, str]
+"""Of `data`: a word, and with `LEVELS` the degrees of the parts of the state."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Space:
     """Which candidates there are.
@@ -55,45 +61,83 @@ class Space:
     parts: int = 64
     schedules: tuple[tuple[str, int], ...] = (("1f1b", 1), ("interleaved", 2))
 
-    def candidates(
-        self, devices: int, batch: int, cluster: Cluster | None = None
-    ) -> Iterator[Candidate]:
-        """All of them, whether they fit or not.
+    def space(self, devices: int, batch: int, cluster: Cluster | None = None) -> search.Space:
+        """What is chosen: sizes of the mesh's axes, use of `data`, parts, remat, schedule.
 
         Args:
           devices: of the cluster.
           batch: rows of a step.
           cluster: whose links give the levels of `data`; None where these are not asked for.
         """
-        parts = [n for n in divisors(batch) if n <= self.parts]
+        meshes = set()
         for sizes in splits(devices, len(self.axes)):
             own = dict(zip(self.axes, sizes, strict=True))
-            mesh = tuple((name, own.get(name, 1)) for name in AXIS_NAMES)
-            for preset, use in self._uses(mesh, own, cluster):
-                staged = own.get("pipe", 1) > 1
-                schedules = self.schedules if staged else (("1f1b", 1),)
-                for more in itertools.product(parts, self.remats, schedules):
-                    accumulate, remat, (schedule, turns) = more
-                    yield Candidate(mesh, preset, accumulate, remat, schedule, turns, use)
+            meshes.add(tuple(own.get(name, 1) for name in AXIS_NAMES))
+        uses = {use for mesh in meshes for use in self._uses(mesh, cluster)}
+        uses = uses or {("data", "")}  # which no mesh has either
+        words = [*self.data_words, "data"]
+        return search.Space.of(
+            {
+                "mesh": sorted(meshes),
+                "use": sorted(uses, key=lambda use: (words.index(use[0]), use)),
+                "parts": [n for n in divisors(batch) if n <= self.parts],
+                "remat": list(self.remats),
+                "schedule": list(self.schedules) if "pipe" in self.axes else [("1f1b", 1)],
+            }
+        )
 
-    def _uses(
-        self, mesh: Sequence[tuple[str, int]], sizes: dict[str, int], cluster: Cluster | None
-    ) -> Iterator[tuple[str, Levels]]:
-        """Presets, and levels of `data` under those that have a use for them."""
-        inner = [word for word in ("sequence", self.tensor_word) if sizes.get(WORDS[word], 1) > 1]
-        data = sizes.get("data", 1)
-        crossed = cluster.crossed(strides(dict(mesh))["data"], data) if cluster else []
+    def candidate(self, values: Mapping[str, Any], cluster: Cluster | None = None) -> Candidate:
+        """That of a point's values; what does nothing on its mesh is as if not chosen.
+
+        Raises:
+          UserError: the mesh has no levels for that use of `data`.
+        """
+        return _candidate(values, self._uses(values["mesh"], cluster))
+
+    def candidates(
+        self, devices: int, batch: int, cluster: Cluster | None = None
+    ) -> tuple[Candidate, ...]:
+        """All of them, whether they fit or not, each once; see `space`."""
+        found = self.space(devices, batch, cluster)
+        uses = {mesh: self._uses(mesh, cluster) for mesh in found.choices[0].values}
+        made: dict[Candidate, None] = {}
+        for point in found.points():
+            values = found.values(point)
+            with contextlib.suppress(UserError):  # of a use that this mesh has no levels for
+                made[_candidate(values, uses[values["mesh"]])] = None
+        return tuple(made)
+
+    def _uses(self, mesh: Sequence[int], cluster: Cluster | None) -> dict[Use, tuple[str, Levels]]:
+        """Uses of `data` on a mesh -> the preset, and its levels where those are used."""
+        sizes: dict[str, int] = dict(zip(AXIS_NAMES, mesh, strict=True))
+        inner = [word for word in ("sequence", self.tensor_word) if sizes[WORDS[word]] > 1]
+        data = sizes["data"]
+        crossed = cluster.crossed(strides(sizes)["data"], data) if cluster else []
         levels = tuple(members for members, _, _ in reversed(crossed))
+        found: dict[Use, tuple[str, Levels]] = {}
         for word in self.data_words if data > 1 else ("data",):
             if word not in (*IN_LEVELS, LEVELS):
-                yield "+".join((word, *inner)), Levels()
+                found[word, ""] = "+".join((word, *inner)), Levels()
             elif len(levels) < 2 or math.prod(levels) != data:
                 continue
             elif word in IN_LEVELS:
-                yield "+".join((word, *inner)), Levels(levels)
+                found[word, ""] = "+".join((word, *inner)), Levels(levels)
             else:
-                for degrees in legal(levels):
-                    yield "+".join(("data", *inner)), Levels(levels, in_words(degrees))
+                for text in map(in_words, legal(levels)):
+                    found[word, text] = "+".join(("data", *inner)), Levels(levels, text)
+        return found
+
+
+def _candidate(values: Mapping[str, Any], uses: Mapping[Use, tuple[str, Levels]]) -> Candidate:
+    sizes = dict(zip(AXIS_NAMES, values["mesh"], strict=True))
+    use = values["use"] if sizes["data"] > 1 else ("data", "")
+    if use not in uses:
+        raise UserError(f"data={sizes['data']} has no levels for {' '.join(use)}")
+    preset, levels = uses[use]
+    schedule, turns = values["schedule"] if sizes["pipe"] > 1 else ("1f1b", 1)
+    return Candidate(
+        tuple(sizes.items()), preset, values["parts"], values["remat"], schedule, turns, levels
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,9 +224,9 @@ def plan(
     checked = _Checked(run)
     refused, kept = [], []
     for candidate in candidates:
-        reason, why = checked.refusal(candidate)
-        if reason:
-            refused.append(Refused(candidate, reason, why))
+        verdict = search.through(checked.gates, candidate)
+        if verdict.refused:
+            refused.append(Refused(candidate, verdict.refused, verdict.why))
         else:
             kept.append(candidate)
     traced = _traced(run, kept, known or {})
@@ -228,31 +272,34 @@ class _Checked:
         self._schedules: dict[tuple[str, int, int, int], str] = {}
         self._states: dict[tuple[object, str, Levels], StateBytes] = {}
 
-    def refusal(self, candidate: Candidate) -> tuple[str, str]:
-        """The reason and the line; empty where there is none."""
-        run = self._run
-        key = candidate.mesh, candidate.preset, candidate.turns, candidate.use
-        if run.batch % candidate.accumulate:
-            return ROWS, f"a batch of {run.batch} rows, in {candidate.accumulate} parts"
-        rows = run.batch // candidate.accumulate
-        if why := _said(lambda: candidate.layout.check_batch(rows, run.window or None)):
-            return ROWS, why
-        if why := self._schedule(candidate):
-            return STAGES, why
-        if key not in self._meshes:
-            layout = candidate.layout
-            self._meshes[key] = _said(lambda: run.model.check_mesh(layout)) or _said(
-                lambda: stored_specs(run.model.table(), layout)
-            )
-        return (PARAMETERS, self._meshes[key]) if self._meshes[key] else ("", "")
+    @property
+    def gates(self) -> tuple[search.Gate, ...]:
+        """What is asked before a program is traced, the cheapest first."""
+        asked = {ROWS: self._rows, STAGES: self._schedule, PARAMETERS: self._parameters}
+        return tuple(search.Gate(name, ask) for name, ask in asked.items())
 
-    def _schedule(self, candidate: Candidate) -> str:
-        """Why stages cannot take the parts; empty where they can."""
+    def _rows(self, candidate: Candidate) -> None:
+        run, parts = self._run, candidate.accumulate
+        if run.batch % parts:
+            raise UserError(f"a batch of {run.batch} rows, in {parts} parts")
+        candidate.layout.check_batch(run.batch // parts, run.window or None)
+
+    def _schedule(self, candidate: Candidate) -> None:
         stages, schedule = candidate.sizes["pipe"], candidate.schedule
         key = schedule, stages, candidate.accumulate, candidate.turns
         if stages > 1 and key not in self._schedules:
             self._schedules[key] = _said(lambda: make_table(*key))
-        return self._schedules.get(key, "")
+        _refuse(self._schedules.get(key, ""))
+
+    def _parameters(self, candidate: Candidate) -> None:
+        model = self._run.model
+        key = candidate.mesh, candidate.preset, candidate.turns, candidate.use
+        if key not in self._meshes:
+            layout = candidate.layout
+            self._meshes[key] = _said(lambda: model.check_mesh(layout)) or _said(
+                lambda: stored_specs(model.table(), layout)
+            )
+        _refuse(self._meshes[key])
 
     def state(self, candidate: Candidate) -> StateBytes:
         """`state_of` the candidate."""
@@ -260,6 +307,11 @@ class _Checked:
         if key not in self._states:
             self._states[key] = state_of(self._run, candidate)
         return self._states[key]
+
+
+def _refuse(why: str) -> None:
+    if why:
+        raise UserError(why)
 
 
 def _said(check: Callable[[], object]) -> str:

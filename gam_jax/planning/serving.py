@@ -1,7 +1,7 @@
 """What each program of a served model asks of a device, on machines that are not here.
 
 The programs are those that `gam_jax.serve.device.Device` compiles. They are traced on a mesh of no
-devices, at depths of one block and of two: each further block adds what the second one does.
+devices, with two blocks and with three: each further block adds what the third one does.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from gam_jax.serve.programs import Programs
 from sharding.layout import Layout
 from sharding.parallel import Parallel
 
+FIRST = 2
+"""Blocks of the smaller model that is traced: several are one function, a single one is none."""
 FEW = 2
 """Pages of a pool that is traced: what programs do does not depend on how many there are."""
 
@@ -127,7 +129,7 @@ def trace(
       backend: whose programs: "cpu", "gpu" or "tpu"; None for JAX's default.
       page: tokens of a page.
       widths: of the blocks of a prompt, falling to 1.
-      whole: whether every block is traced, and not two of them.
+      whole: whether every block is traced, and not a few of them.
       like: of the same model and mesh with other rows, whose programs of one row are these too.
 
     Raises:
@@ -142,10 +144,10 @@ def trace(
         own = dataclasses.replace(model, depth=depth)
         return _traced(own, layout, rows, limit, page, widths, "step" if like else "")
 
-    if whole or model.depth <= 2 or model.ladder:
+    if whole or model.depth <= FIRST + 1 or model.ladder:
         found = of(model.depth)
     else:
-        found = _deeper(of(1), of(2), model.depth - 1)
+        found = _deeper(of(FIRST), of(FIRST + 1), model.depth - FIRST)
     if like is None:
         return found
     programs = {**like.programs, **found.programs}
@@ -153,16 +155,18 @@ def trace(
     return dataclasses.replace(found, programs=programs, between=between)
 
 
-def _deeper(one: Traced, two: Traced, times: int) -> Traced:
-    """What programs of so many blocks more than one do, from those of one and of two."""
+def _deeper(few: Traced, one_more: Traced, times: int) -> Traced:
+    """What programs of so many blocks more than a few do, from those and from one block more."""
     programs, between = {}, {}
-    for name, each in one.programs.items():
-        more = two.programs[name]
+    for name, each in few.programs.items():
+        more = one_more.programs[name]
         fixed = more.fixed.beyond(each.fixed, times)
         programs[name] = Followed(fixed, more.most.beyond(each.most, times), each.turns)
-        between[name] = one.between[name] + times * (two.between[name] - one.between[name])
-    held, traces = two.held.beyond(one.held, times), one.traces + two.traces
-    return Traced(one.sizes, one.mesh, programs, between, held, traces)
+        held = few.between[name]
+        between[name] = held + times * (one_more.between[name] - held)
+    arguments = one_more.held.beyond(few.held, times)
+    traces = few.traces + one_more.traces
+    return Traced(few.sizes, few.mesh, programs, between, arguments, traces)
 
 
 def _traced(

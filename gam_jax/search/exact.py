@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import optimize, sparse
 
 from gam_jax.search.space import Point, Space
 from gam_jax.search.strategies import Searcher, Strategy, Told
@@ -45,6 +44,8 @@ def best_sum(
     Raises:
       UserError: there is no such point, or a table has another shape.
     """
+    from scipy import optimize, sparse  # late: it takes a third of a second to import
+
     sizes = [len(own) for own in costs]
     for budget in budgets:
         if [len(own) for own in budget.uses] != sizes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -116,6 +117,7 @@ class StepBytes:
     secondary: int
 
 
+@functools.lru_cache(maxsize=64)  # plans ask for many parts of a batch on each mesh
 def step_bytes(model: Model, layout: Layout) -> StepBytes:
     """What degrees of gradients and of a second copy hold, see `sharding.degrees`."""
     model, layout = on_stages(model, layout)
@@ -129,6 +131,7 @@ def step_bytes(model: Model, layout: Layout) -> StepBytes:
         gradients += part(layout.gradient_axes) * FLOAT
         coding, stored = codings({"": param}, layout)[""], part(layout.weight_axes)
         copied, layers = part(layout.layer_axes), math.prod(param.shape[: coding.layers])
+        layers //= layout.stages if coding.layers else 1
         if coding.bits.weights and shard_dims({"": param}, layout)[""]:
             each = coded_bytes(stored // layers, coding.bits.weights)
             secondary += copied // stored * layers * each

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from gam_jax.models import Masked
 from gam_jax.models.base import TOKEN, Model, on_stages
 from gam_jax.params import FLOAT32, abstract_params, stored_specs
 from gam_jax.training.experiment import Experiment, run_optimizer
@@ -68,6 +69,8 @@ def _check_workers(experiment: Experiment, layout: Layout) -> None:
         )
     if not local.on:
         return
+    if isinstance(experiment.model, Masked):
+        raise UserError("train.local: what workers send are numbers, and masks are none")
     if layout.stages > 1:
         raise UserError(
             f"mesh axis pipe={layout.stages}: workers (train.local) have no stages: make it 1"

@@ -32,13 +32,16 @@ from gam_jax.params import (
     Params,
     codings,
     gathered,
+    gradient_specs,
     mean_of_signs,
+    movable,
     param_specs,
     rule_specs,
     shard_dims,
     shardings,
     stored_specs,
     widened,
+    with_movable,
     without_signs,
 )
 from gam_jax.training.pipeline import scores_in_stages, through_stages
@@ -188,7 +191,7 @@ def make_gradients(
             batch_specs(model, layout, accumulate),
             PartitionSpec(),
         ),
-        out_specs=(PartitionSpec(), stored_specs(table, layout)),
+        out_specs=(PartitionSpec(), gradient_specs(table, layout)),
     )
 
 
@@ -237,13 +240,15 @@ def own_gradients(
         return total * scale + share, {**sums, "penalty": (share, jnp.ones(()))}
 
     def one(params: Params, part: Batch, key: Array, scale: Array) -> tuple[Measures, Params]:
-        def objective(own: Params) -> tuple[Array, Measures]:
-            whole = gathered(table, zero.put(params, own))
+        own = zero.differentiated(params)
+
+        def objective(moved: list[Array]) -> tuple[Array, Measures]:
+            arrays = with_movable(table, moved, lambda leaf: leaf, own)
+            whole = gathered(table, zero.put(params, arrays))
             return weighed(model.objective(whole, part, axes, key=key), scale)
 
-        own = zero.differentiated(params)
-        (_, sums), grads = jax.value_and_grad(objective, has_aux=True)(own)
-        return sums, grads
+        (_, sums), grads = jax.value_and_grad(objective, has_aux=True)(movable(table, own))
+        return sums, with_movable(table, grads, lambda _: jnp.zeros(()), own)
 
     def in_order(params: Params, batch: Batch, key: Array, scale: Array) -> tuple[Measures, Params]:
         if accumulate == 1:
@@ -274,7 +279,12 @@ def own_gradients(
         if "penalty" in sums:
             whole["penalty"] = sums.pop("penalty")[0]
         measures = whole | {name: _mean(*pair) for name, pair in sums.items()}
-        grads = zero.sum_gradients(grads, dims, layout.state_axes, split, spread, coding)
+        each = (movable(table, tree) for tree in (grads, dims, spread, coding))
+        summed, own_dims, own_spread, own_coding = each
+        found = zero.sum_gradients(
+            summed, own_dims, layout.state_axes, split, own_spread, own_coding
+        )
+        grads = with_movable(table, found, lambda leaf: leaf, grads)
         return measures, mean_of_signs(table, grads, accumulate)
 
     return gradients

@@ -92,8 +92,7 @@ def test_ways_to_serve_are_printed_by_tokens_a_second(plan, tmp_path):
         assert each["requests_a_second"] == pytest.approx(2 / 0.002)
         assert each["first"]["median"] <= each["first"]["most"]
         assert each["flags"].startswith("gam serve --run=RUN --mesh=")
-    late = plan(*words, "--host=0.0001", "--ttft=0.0001")
-    assert json.loads(late.out)["refused"] == {"the bounds are not kept": 2}
+    assert all(each["step"]["in_halves"] > 0 for each in found["best"])
 
 
 def row(predicted, compiled, memory=100):
