@@ -17,7 +17,16 @@ from experiments.tables import print_table
 from gam_jax.models.language import LanguageModel
 from gam_jax.planning.cluster import Cluster
 from gam_jax.planning.requests import TRACES, Asked, drawn, read_trace
-from gam_jax.planning.serve_search import SHARE, Arriving, Bounds, Served, plan, told_flags, ways
+from gam_jax.planning.serve_search import (
+    SHARE,
+    Arriving,
+    Bounds,
+    Served,
+    in_halves,
+    plan,
+    told_flags,
+    ways,
+)
 from sharding.errors import UserError
 from sharding.mesh import AXIS_NAMES
 from sharding.paths import local_path
@@ -66,7 +75,10 @@ def main(model: Any, machines: Cluster, axes: Sequence[str]) -> None:
         "traces": found.traces,
         "refused": found.reasons,
         "why": next((f"{way.shown}: {why}" for way, _, why in found.refused if why), ""),
-        "best": [_shown(each) for each in found.served[: args.best]],
+        "best": [
+            _shown(each, in_halves(model, machines, each, found.programs))
+            for each in found.served[: args.best]
+        ],
     }
     if args.json:
         print(json.dumps(result))
@@ -110,7 +122,7 @@ def _numbers(flag: str, least: int = 1) -> list[int]:
     return found
 
 
-def _shown(each: Served) -> dict[str, Any]:
+def _shown(each: Served, halves: float | None) -> dict[str, Any]:
     return {
         "replicas": each.way.replicas,
         "mesh": {name: size for name, size in each.way.mesh if size > 1},
@@ -130,6 +142,7 @@ def _shown(each: Served) -> dict[str, Any]:
             "products": each.step.products,
             "memory": each.step.memory,
             "messages": dict(each.step.messages),
+            "in_halves": halves,
         },
         "flags": f"gam serve --run=RUN {told_flags(each)}",
     }
@@ -163,6 +176,11 @@ def _print(result: dict[str, Any]) -> None:
             f"{each['held'] / 2**30:.2f} of {each['capacity'] / 2**30:.2f}",
         )
     print_table(table)
+    first = result["best"][0]["step"]
+    halves = "" if first["in_halves"] is None else f"; in halves {first['in_halves']:.3g} s"
+    print(
+        f"a step of the first takes {first['seconds']:.3g} s where texts are half written{halves}"
+    )
     print(f"seconds are the median, and what {SHARE:.0%} of the requests keep; of each replica:")
     for each in result["best"]:
         print(each["flags"])

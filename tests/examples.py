@@ -39,6 +39,7 @@ from gam_jax.layers import (
     Mixed,
     MoE,
     MoFME,
+    Nested,
     ParScale,
     Pattern,
     ProductMemory,
@@ -315,6 +316,7 @@ EXAMPLES: dict[str, Layer] = {
         Pattern((SoftMixture(GAM(slots=16), 2), Shallow(Residual(TCN(levels=2)), 2)), (0, 1, 0)),
         width=WIDTH,
     ),
+    "Nested": Nested(MLP(hidden=32, activation="swiglu"), "hidden", (8, 16, 32), width=WIDTH),
     "Mixed": Mixed(
         (GAM(slots=16), MLP(), Attention(heads=8, head_size=2, context=32)), width=WIDTH
     ),

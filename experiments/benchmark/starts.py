@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 import resource
 import signal
 import subprocess
 import tempfile
-import time
-import urllib.request
 
 from experiments.benchmark.timing import Quantity, Rows
 from experiments.command import as_process
@@ -17,13 +14,11 @@ from sharding.errors import UserError, one_line
 
 MOST = 3
 """Turns: each takes half a minute."""
-LONGEST = 600.0
-"""Seconds until a server must be ready."""
 TEXT = "def add(one, other):\n    return one + other\n\n\n"
 
 
 def run(repeats: int, width: int, depth: int) -> Rows:
-    """Processor time of the command from its first line to its last, once it was ready.
+    """Processor time of the command from its first line to its last, which follows once it serves.
 
     Of a run that was trained for one step; each turn begins with an empty folder of programs.
 
@@ -68,46 +63,26 @@ def _train(folder: pathlib.Path, width: int, depth: int) -> None:
     command += [f"--config.{name}={value}" for name, value in settings.items()]
     done = subprocess.run(as_process(command), capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UserError(f"the run to be served was not trained: {_last(done.stderr)}")
+        why = done.stderr.strip().splitlines()[-1:]
+        raise UserError(f"the run to be served was not trained: {one_line(' '.join(why))}")
 
 
 def _start(folder: pathlib.Path, cache: pathlib.Path) -> float:
-    """Seconds of the processor."""
+    """Seconds of the processor, to the end of the process that is told to end once it serves."""
     command = ["gam", "serve", f"--run={folder / 'run'}", "--port=0", f"--compile_cache={cache}"]
-    before = _spent()
+    before, told = _spent(), ""
     with subprocess.Popen(
-        as_process(command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        as_process(command), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
-        assert process.stdout is not None
-        try:
-            if url := process.stdout.readline().strip():
-                _wait(url, process)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            _, told = process.communicate()
+        assert process.stderr is not None
+        for told in process.stderr:
+            if told.startswith("serving"):
+                process.send_signal(signal.SIGTERM)
     if process.returncode:
-        raise UserError(f"gam serve failed: {_last(told)}")
+        raise UserError(f"gam serve failed: {one_line(told)}")
     return _spent() - before
-
-
-def _wait(url: str, process: subprocess.Popen[str]) -> None:
-    """Until all programs are compiled; a server that has ended is waited for no longer."""
-    until = time.monotonic() + LONGEST
-    while process.poll() is None and time.monotonic() < until:
-        try:
-            with urllib.request.urlopen(f"{url}health") as answer:
-                if json.load(answer)["status"] == "ok":
-                    return
-        except OSError:  # 503, or it does not listen yet
-            pass
-        time.sleep(0.05)
 
 
 def _spent() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
-
-
-def _last(text: str) -> str:
-    lines = text.strip().splitlines()
-    return one_line(lines[-1]) if lines else "it says nothing"

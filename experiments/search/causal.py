@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from gam_jax.bilevel import of_logits, with_logits
-from gam_jax.layers import Mixed
+from gam_jax.layers import Mixed, Nested
 from gam_jax.layers.base import WHOLE
 from gam_jax.models import LanguageModel
 from gam_jax.nested import with_held
@@ -43,6 +43,8 @@ def shaken(model: LanguageModel, key: Array) -> Params:
 def all_options(config: Any) -> Any:
     """A model or layer in which mixed layers are the sums of their options, so that each runs."""
     fields = {"how": "sum", "weights": "softmax"} if isinstance(config, Mixed) else {}
+    if isinstance(config, Nested):
+        fields = {"weights": "softmax"}  # of all sizes
     return with_held(config, all_options, **fields)
 
 

@@ -13,6 +13,7 @@ listens, and tells the others each step.
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 KEY = "GAM_API_KEY"
 """Of the environment: what stands in the arguments is seen by all users of a machine."""
+
+GARBAGE = 50_000, 20, 20
+"""After how many objects Python looks for garbage: tracing makes many, few of which are any."""
 
 
 def define_flags() -> None:
@@ -70,6 +74,7 @@ def define_flags() -> None:
 def main() -> None:
     """Looks at everything that was asked for, then listens, and reads and compiles meanwhile."""
     args = flags.FLAGS
+    gc.set_threshold(*GARBAGE)
     register_classes()
     try:
         from experiments.serve.app import State

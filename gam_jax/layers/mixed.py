@@ -163,7 +163,7 @@ class Mixed(Layer):
         drawing: Array | None,
     ) -> tuple[Array, Carry]:
         """All options, each weighed."""
-        logits = _wide(params[ARCHITECTURE]["logits"])
+        logits = choices.wide(params[ARCHITECTURE]["logits"])
         weights = choices.WEIGHTS[self.weights](logits, drawing, self.temperature)
         found: list[Array] = []
         after: dict[str, Carry] = {}
@@ -173,7 +173,7 @@ class Mixed(Layer):
             y, after[name] = layer(params["options"][name], x, begin, axes, key=own, **told(starts))
             found.append(y)
         weights, *found = collectives.vary_alike(weights, *found)
-        parts = [weights[i] * _wide(y) for i, y in enumerate(found)]
+        parts = [weights[i] * choices.wide(y) for i, y in enumerate(found)]
         return functools.reduce(jnp.add, parts).astype(x.dtype), after
 
     def _chosen(
@@ -187,7 +187,7 @@ class Mixed(Layer):
         drawing: Array | None,
     ) -> tuple[Array, Carry]:
         """One option, drawn or the likeliest."""
-        logits = _wide(params[ARCHITECTURE]["logits"])
+        logits = choices.wide(params[ARCHITECTURE]["logits"])
         if drawing is None:
             drawn = choices.likeliest(logits)
         else:
@@ -298,7 +298,7 @@ def _backward(layer: Mixed, axes: Axes, kept: Any, changes: Any) -> tuple[Any, A
     changes = [change for change, has in zip(changes, there, strict=True) if has]
 
     def gate(y: Array) -> Array:
-        return jnp.sum(_wide(dy) * _wide(y))
+        return jnp.sum(choices.wide(dy) * choices.wide(y))
 
     def differentiated(branch: _Branch) -> Callable[[_Smooth], tuple[Array, Any]]:
         def read(smooth: _Smooth) -> tuple[list[Array], Array]:
@@ -329,11 +329,6 @@ def _backward(layer: Mixed, axes: Axes, kept: Any, changes: Any) -> tuple[Any, A
 
 def _is_zero(change: Any) -> bool:
     return isinstance(change, SymbolicZero)
-
-
-def _wide(x: Array) -> Array:
-    """In float32 at least."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _if_float(x: Array, change: Any) -> Any:

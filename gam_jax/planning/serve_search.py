@@ -18,6 +18,7 @@ from gam_jax.models.language import LanguageModel
 from gam_jax.planning.batching import Outcome, simulate
 from gam_jax.planning.cluster import Cluster
 from gam_jax.planning.cost import Cost, cost
+from gam_jax.planning.overlap import chains
 from gam_jax.planning.requests import Asked
 from gam_jax.planning.search import divisors, splits
 from gam_jax.planning.serving import Traced, trace
@@ -123,6 +124,11 @@ class Served:
     capacity: float
     step: Cost
 
+    @property
+    def middle(self) -> int:
+        """Tokens of a text that has read half of what a row holds."""
+        return _middle(self.sizes)
+
     def keeps(self, bounds: Bounds) -> bool:
         """Whether it keeps the bounds."""
         return self.first[1] <= bounds.first and self.between[1] <= bounds.between
@@ -223,6 +229,39 @@ def plan(
     return Plan(tuple(served), tuple(refused), programs)
 
 
+def in_halves(model: LanguageModel, cluster: Cluster, served: Served, known: Known) -> float | None:
+    """Seconds of a step whose rows are taken in two halves that run beside each other.
+
+    Each half reads all parameters. Nothing here runs so: it is what NanoFlow's schedule would give.
+
+    Args:
+      model: that is served.
+      cluster: of all replicas together.
+      served: a way.
+      known: the programs of its plan.
+
+    Returns:
+      None for an odd number of rows, which has no halves.
+    """
+    way, blocks = served.way, model.depth
+    whole = known[way.mesh, way.rows]
+    if way.rows % 2 or isinstance(whole, str):
+        return None
+    limit, backend = whole.sizes.limit, cluster.profile.backend
+    half = trace(model, dict(way.mesh), way.rows // 2, limit, backend, like=whole)
+    work = half.work("step 1", served.middle)
+    took = cost(work, cluster)
+    rates = {dtype: cluster.profile.flops(dtype) for dtype in work.flops}
+    arithmetic = sum(count / rates[dtype] for dtype, count in work.flops.items())
+    reads = work.product_bytes / cluster.profile.bandwidth > arithmetic
+    resources = (
+        ("memory" if reads else "compute", took.products / blocks),
+        ("memory", took.memory / blocks),
+        ("network", sum(took.messages.values()) / blocks),
+    )
+    return chains(resources, 2, blocks)
+
+
 def _program(
     model: LanguageModel,
     cluster: Cluster,
@@ -304,7 +343,6 @@ class _One:
         program, capacity = self._program, self._cluster.profile.memory.capacity
         busy = sum(sum(outcome.busy.values()) for outcome in outcomes)
         parked = sum(outcome.calls.get("save", 0) for outcome in outcomes)
-        middle = self._sizes.row_pages * self._sizes.page // 2
         return Served(
             self._way,
             self._sizes,
@@ -316,8 +354,12 @@ class _One:
             parked,
             program.least + self._sizes.pages * program.held.page,
             capacity,
-            cost(program.work("step 1", middle), self._cluster),
+            cost(program.work("step 1", _middle(self._sizes)), self._cluster),
         )
+
+
+def _middle(sizes: Sizes) -> int:
+    return sizes.row_pages * sizes.page // 2
 
 
 def _quantiles(values: list[float]) -> tuple[float, float]:

@@ -28,6 +28,7 @@ from gam_jax.models.language import LanguageModel
 from gam_jax.params import abstract_params
 from sharding.errors import UserError
 from tests.examples import random_like
+from tests.meshes import slow_unless_chosen
 
 MIXER = Mixed((GAM(slots=8), GAM(variant="local"), MLP()), "one")
 FFN = Mixed((MLP(hidden=8), MLP(hidden=16)), "two", share=2)
@@ -57,7 +58,10 @@ def with_choices(params, choices):
     return jax.tree_util.tree_map_with_path(one, params)
 
 
-@pytest.mark.parametrize("name", MODELS)
+ALWAYS = [("shares, in a pattern",)]
+
+
+@pytest.mark.parametrize("name", slow_unless_chosen([(n,) for n in MODELS], ALWAYS))
 def test_the_chosen_model_gives_what_the_mixed_one_gives(name):
     model, choices = MODELS[name]
     params = with_choices(random_like(model.table()), choices)

@@ -77,6 +77,7 @@ def test_gates_have_the_gradients_of_full_differentiation(how, monkeypatch):
             close(by_x, want_x)
 
 
+@pytest.mark.slow
 def test_each_option_is_drawn_as_often_as_its_probability():
     keys = jax.random.split(jax.random.key(0), 4000)
     for count in (4, 2):
@@ -154,6 +155,7 @@ def test_the_shuffle_is_its_permutation():
     np.testing.assert_array_equal(twice, np.arange(16))
 
 
+@pytest.mark.slow
 def test_genotypes_and_shuffles_are_those_of_the_official_code():
     """A golden file of `tests/golden/pc_darts.py`; none is the largest in each second draw."""
     kept = json.loads((pathlib.Path(pc_darts.__file__).with_suffix(".json")).read_text())
@@ -177,6 +179,7 @@ def test_channels_that_pass_by_are_as_they_were():
     np.testing.assert_allclose(np.asarray(y)[..., back][..., :half], inner, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_stream_hands_on_the_carry_of_the_likeliest_option_alone():
     layer = EXAMPLES["Mixed, one of shares"]
     assert_split_equals_the_whole(layer, [4, 4])

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from experiments.papers.parscale import published
 from gam_jax.layers import GAM, MLP, Attention, Block, LinearMemory, ParScale, RMSNorm, WrittenGAM
+from gam_jax.layers.base import WHOLE
 from gam_jax.models.language import LanguageModel
 from gam_jax.params import abstract_params, count_params, init_params
 from tests.examples import WIDTH, apply, inputs, params_of, random_like
@@ -111,7 +112,7 @@ def test_a_mixture_is_that_of_the_equations_in_float64(smoothing):
     weights = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
     weights = (1 - smoothing) * weights + smoothing / 3
     expected = np.einsum("np,pnd->nd", weights, hidden)
-    found = layer._mixed(params["aggregator"], jnp.asarray(hidden, jnp.float32), None)
+    found = layer.mixed(params["aggregator"], jnp.asarray(hidden, jnp.float32), WHOLE)[0]
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 

@@ -75,7 +75,7 @@ def test_the_smallest_weights_are_left_out_by_one_threshold():
     size = magnitudes(params).size
     assert size == sum(np.size(m) for m in jax.tree.leaves(params[MASKS]))
     assert count_params(MODEL.table()) == count_params(INNER.table())
-    for share in (0.0, 0.1, 0.3, 0.95):
+    for share in (0.0, 0.3):
         found = pruned(params, share)
         drop = dropped(size, share)
         kept = np.concatenate([mask.ravel() for _, mask in pairs(found)])
@@ -98,6 +98,7 @@ def test_masked_weights_have_no_gradient_and_keep_their_values():
     assert all(mask.all() for _, mask in pairs(again))
 
 
+@pytest.mark.slow
 def test_a_baked_model_gives_the_same_loss():
     _, state, _ = run(*ONE)
     layout = layout_of(*ONE)

@@ -11,6 +11,7 @@ from gam_jax.layers import MLP, Attention, Block
 from gam_jax.models.language import LanguageModel
 from gam_jax.planning.batching import simulate
 from gam_jax.planning.cluster import Level
+from gam_jax.planning.cost import cost
 from gam_jax.planning.requests import Asked
 from gam_jax.planning.serve_search import (
     LATE,
@@ -20,6 +21,7 @@ from gam_jax.planning.serve_search import (
     SLOW,
     Bounds,
     Way,
+    in_halves,
     plan,
     told_flags,
     ways,
@@ -97,6 +99,18 @@ def test_a_pool_has_all_pages_that_rows_can_fill_where_there_is_memory(found):
         assert each.held <= each.capacity
         assert f"--cache_tokens={64 * (each.sizes.pages - 1)}" in told_flags(each)
         assert f"--rows={each.way.rows}" in told_flags(each)
+
+
+def test_halves_run_beside_each_other_as_far_as_they_need_different_things(found):
+    for each in found.served:
+        took = in_halves(MODEL, made(LINKS), each, found.programs)
+        rows = each.way.rows // 2
+        half = trace(MODEL, dict(each.way.mesh), rows, each.sizes.limit)
+        alone = cost(half.work("step 1", each.middle), made(LINKS))
+        most = max(alone.products, alone.memory, sum(alone.messages.values()))
+        assert took is not None
+        assert max(2 * most, alone.seconds) <= took * (1 + 1e-9)
+        assert took <= 2 * alone.seconds * (1 + 1e-9)
 
 
 def test_bounds_are_kept_at_the_highest_rate_that_is_found_or_refused(found):
