@@ -212,6 +212,8 @@ def of_part(
 
     made = _Partial(lambda params: inner.init(part(params)), update)
     made.part = part
+    if isinstance(inner, _Partial):  # which leaves out some of these
+        made.part = lambda tree: inner.part(part(tree))
     return made
 
 

@@ -144,6 +144,7 @@ def step_bytes(model: Model, layout: Layout) -> StepBytes:
         gradients += part(layout.gradient_axes) * FLOAT
         coding, stored = codings({"": param}, layout)[""], part(layout.weight_axes)
         copied, layers = part(layout.layer_axes), math.prod(param.shape[: coding.layers])
+        layers //= layout.stages if coding.layers else 1
         if coding.bits.weights and shard_dims({"": param}, layout)[""]:
             each = coded_bytes(stored // layers, coding.bits.weights)
             secondary += copied // stored * layers * each

@@ -27,6 +27,7 @@ from gam_jax.layers import (
 from gam_jax.models.language import LanguageModel
 from gam_jax.params import abstract_params
 from sharding.errors import UserError
+from tests.arrays import put
 from tests.examples import random_like
 from tests.meshes import slow_unless_chosen
 
@@ -52,7 +53,7 @@ def with_choices(params, choices):
     def one(path, leaf):
         if "architecture" not in jax.tree_util.keystr(path):
             return leaf
-        hot = jax.nn.one_hot(jnp.asarray(next(left)), leaf.shape[-1])
+        hot = jax.nn.one_hot(put(next(left)), leaf.shape[-1])
         return hot.reshape(leaf.shape) + 0.1
 
     return jax.tree_util.tree_map_with_path(one, params)
