@@ -141,8 +141,8 @@ class _Flow:
     Attributes:
       cut: its parts.
       axes: as a stage knows them.
-      depth: places for layers in a chunk.
-      unlike: the layers of each stage, where these differ; else ().
+      depth: slots for layers in a chunk.
+      unlike: the layers of each chunk, by its place, where these differ; else ().
     """
 
     cut: Parts
@@ -154,7 +154,7 @@ class _Flow:
     def rows(self) -> int:
         """Of what all layers count.
 
-        The empty places of a chunk write into the rows of what follows it, which are written later.
+        The empty slots of a chunk write into the rows of what follows it, which are written later.
         """
         return sum(self.unlike) + self.depth if self.unlike else self.cut.depth
 
