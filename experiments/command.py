@@ -38,6 +38,8 @@ COMMANDS = {
     "checkpoint": Command("sharding.checkpoint", "look into checkpoints, compare, export, import"),
     "convert": Command("experiments.convert", "runs from and to Hugging Face model folders"),
     "grow": Command("experiments.grow", "a trained run made larger, with the function it had"),
+    "shrink": Command("experiments.shrink", "a trained run made narrower, by what matters"),
+    "extract": Command("experiments.extract", "the plain model that a run of mixed layers chose"),
     "search": Command("experiments.search", "a better configuration, found by training many"),
     "report": Command("experiments.report", "one page about several runs"),
     "tune": Command("experiments.tune", "the fastest scans, attention and blocks of this machine"),

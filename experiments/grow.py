@@ -69,7 +69,7 @@ def main() -> None:
     source, target = (RunFolder(pathlib.Path(each)) for each in (args.run, args.out))
     old = source.experiment()
     new = _asked(source, old)
-    found = growth(_language_model(old), _language_model(new))
+    found = growth(language_model(old), language_model(new))
     if not found.told():
         raise UserError("nothing grows: give a larger size, as --config.model.depth=12")
     target.check_new()
@@ -85,7 +85,7 @@ def main() -> None:
             f"the larger model's logits are off by {off:.2g} of the largest one, so it is not the "
             f"same function: nothing is written"
         )
-    _write(source, target, new, step, larger, extra)
+    write_run(source, target, new, step, larger, extra)
     sizes = [count_params(one.model.table()) for one in (old, new)]
     facts = {"run": str(target.path), "step": step, "parameters": sizes, "difference": off}
     if args.json:
@@ -111,10 +111,15 @@ def _asked(source: RunFolder, old: Experiment) -> Experiment:
     return experiment_from_flags(source.saved_config())
 
 
-def _language_model(experiment: Experiment) -> LanguageModel:
+def language_model(experiment: Experiment, verb: str = "grow") -> LanguageModel:
+    """Its model.
+
+    Raises:
+      UserError: it is none of language.
+    """
     if isinstance(experiment.model, LanguageModel):
         return experiment.model
-    raise UserError(f"only language models grow, not a {type(experiment.model).__name__}")
+    raise UserError(f"only language models {verb}, not a {type(experiment.model).__name__}")
 
 
 def grown_run(found: Growth, new: Experiment, state: Any, seed: int, noise: float) -> Any:
@@ -138,7 +143,7 @@ def grown_run(found: Growth, new: Experiment, state: Any, seed: int, noise: floa
 
 def difference(old: Experiment, new: Experiment, params: Params, larger: Params) -> float:
     """Largest difference of logits on drawn tokens, as a share of the largest logit."""
-    model, other = _language_model(old), _language_model(new)
+    model, other = language_model(old), language_model(new)
     vocab = model.ids()["inputs"]
     limit = model.limit or SEEN
     drawn = np.random.default_rng(0).integers(0, vocab, (2, min(SEEN, limit)))
@@ -150,7 +155,7 @@ def difference(old: Experiment, new: Experiment, params: Params, larger: Params)
     return float(jnp.max(jnp.abs(found[0] - found[1])) / jnp.max(jnp.abs(found[0])))
 
 
-def _write(
+def write_run(
     source: RunFolder, target: RunFolder, new: Experiment, step: int, state: Any, extra: Any
 ) -> None:
     """The run folder, with one checkpoint, on the data of the old run."""

@@ -17,9 +17,17 @@ from experiments.tables import print_table
 from gam_jax.models.language import LanguageModel
 from gam_jax.planning.cluster import Cluster
 from gam_jax.planning.requests import TRACES, Asked, drawn, read_trace
-from gam_jax.planning.serve_search import SHARE, Arriving, Bounds, Served, plan, told_flags, ways
+from gam_jax.planning.serve_search import (
+    SHARE,
+    Arriving,
+    Bounds,
+    Served,
+    in_halves,
+    plan,
+    told_flags,
+    ways,
+)
 from sharding.errors import UserError
-from sharding.mesh import AXIS_NAMES
 from sharding.paths import local_path
 
 
@@ -42,7 +50,7 @@ def define_flags() -> None:
         "tpot", 0.0, f"serve: seconds a token after it for {SHARE:.0%} of requests; 0: any.", 0.0
     )
     flags.DEFINE_float(
-        "host", 0.0, "serve: seconds that the host takes to begin a program; 0: none.", 0.0, 1.0
+        "host_seconds", 0.0, "serve: of the host, to begin a program; 0: none.", 0.0, 1.0
     )
 
 
@@ -51,13 +59,10 @@ def main(model: Any, machines: Cluster, axes: Sequence[str]) -> None:
     args = flags.FLAGS
     if not isinstance(model, LanguageModel):
         raise UserError(f"plan serve: {type(model).__name__} is no language model: it writes none")
-    for name in axes:
-        if name not in AXIS_NAMES:
-            raise UserError(f"--axes={','.join(axes)}: '{name}' is no axis of a mesh")
     arriving, rate = _requests()
     bounds = Bounds(args.ttft or math.inf, args.tpot or math.inf)
     tried = list(ways(machines.devices, axes, _numbers("rows"), _numbers("budgets", 256)))
-    found = plan(model, machines, tried, arriving, rate, bounds, args.margin, args.host)
+    found = plan(model, machines, tried, arriving, rate, bounds, args.margin, args.host_seconds)
     result = {
         "cluster": machines.name,
         "devices": machines.devices,
@@ -66,7 +71,10 @@ def main(model: Any, machines: Cluster, axes: Sequence[str]) -> None:
         "traces": found.traces,
         "refused": found.reasons,
         "why": next((f"{way.shown}: {why}" for way, _, why in found.refused if why), ""),
-        "best": [_shown(each) for each in found.served[: args.best]],
+        "best": [
+            _shown(each, in_halves(model, machines, each, found.programs))
+            for each in found.served[: args.best]
+        ],
     }
     if args.json:
         print(json.dumps(result))
@@ -87,6 +95,11 @@ def _requests() -> tuple[Arriving, float]:
         return arriving, args.rate or math.inf
     found = read_trace(pathlib.Path(local_path(args.trace)))
     found = found[: args.requests or len(found)]
+    if args.rate and found[-1].arrives == 0:
+        raise UserError(
+            f"--trace={args.trace}: its requests all arrive at once, and no --rate spreads them: "
+            f"leave --rate out, or give times"
+        )
     if args.rate or found[-1].arrives == 0:
         return functools.partial(_stretched, found), args.rate or math.inf
     return functools.partial(_stretched, found), (len(found) - 1) / found[-1].arrives
@@ -110,7 +123,7 @@ def _numbers(flag: str, least: int = 1) -> list[int]:
     return found
 
 
-def _shown(each: Served) -> dict[str, Any]:
+def _shown(each: Served, halves: float | None) -> dict[str, Any]:
     return {
         "replicas": each.way.replicas,
         "mesh": {name: size for name, size in each.way.mesh if size > 1},
@@ -130,6 +143,7 @@ def _shown(each: Served) -> dict[str, Any]:
             "products": each.step.products,
             "memory": each.step.memory,
             "messages": dict(each.step.messages),
+            "in_halves": halves,
         },
         "flags": f"gam serve --run=RUN {told_flags(each)}",
     }
@@ -139,7 +153,7 @@ def _print(result: dict[str, Any]) -> None:
     print(
         f"{result['cluster']}: {result['devices']:,} devices, {result['requests']:,} requests, "
         f"{result['ways']:,} ways, {result['traces']} programs traced; times are predicted"
-        f"{'' if flags.FLAGS.host else ', and the host counts for nothing'}"
+        f"{'' if flags.FLAGS.host_seconds else ', and the host counts for nothing'}"
     )
     for reason, count in result["refused"].items():
         print(f"refused {count:,}: {reason}")
@@ -163,6 +177,11 @@ def _print(result: dict[str, Any]) -> None:
             f"{each['held'] / 2**30:.2f} of {each['capacity'] / 2**30:.2f}",
         )
     print_table(table)
+    first = result["best"][0]["step"]
+    halves = "" if first["in_halves"] is None else f"; in halves {first['in_halves']:.3g} s"
+    print(
+        f"a step of the first takes {first['seconds']:.3g} s where texts are half written{halves}"
+    )
     print(f"seconds are the median, and what {SHARE:.0%} of the requests keep; of each replica:")
     for each in result["best"]:
         print(each["flags"])

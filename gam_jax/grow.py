@@ -213,24 +213,46 @@ def grown_state(growth: Growth, opt_state: Any, key: Array, noise: float = 0.0) 
     Raises:
       UserError: a state of workers, or of an optimizer that is not known here.
     """
+    return changed_state(
+        opt_state,
+        lambda master: grown(growth, master, key, noise),
+        lambda moments, power: grown_moments(growth, moments, power),
+    )
+
+
+def changed_state(
+    opt_state: Any,
+    of_params: Callable[[Params], Params],
+    of_moments: Callable[[Params, int], Params],
+) -> Any:
+    """The optimizer's state of a model of other sizes.
+
+    Args:
+      opt_state: whole arrays.
+      of_params: what becomes of parameters, and so of a master copy.
+      of_moments: what becomes of averages of gradients (power 1), or of their squares (2).
+
+    Raises:
+      UserError: a state of workers, or of an optimizer that is not known here.
+    """
     if isinstance(opt_state, Mastered):
         if any(leaf is None for leaf in jax.tree.leaves(opt_state.master, is_leaf=_is_none)):
-            raise UserError("a run that stores a part of its parameters in float32 cannot grow yet")
-        return Mastered(
-            grown(growth, opt_state.master, key, noise),
-            grown_state(growth, opt_state.inner, key, noise),
-        )
+            raise UserError(
+                "a run that stores a part of its parameters in float32 cannot change its sizes yet"
+            )
+        inner = changed_state(opt_state.inner, of_params, of_moments)
+        return Mastered(of_params(opt_state.master), inner)
     if isinstance(opt_state, optax.ScaleByAdamState):
         mu, nu = (
-            grown_moments(growth, moments, power)
+            of_moments(moments, power)
             for moments, power in ((_tree(opt_state.mu), 1), (_tree(opt_state.nu), 2))
         )
         return opt_state._replace(mu=mu, nu=nu)
     if isinstance(opt_state, tuple):
-        own = [grown_state(growth, each, key, noise) for each in opt_state]
+        own = [changed_state(each, of_params, of_moments) for each in opt_state]
         return type(opt_state)(*own) if hasattr(opt_state, "_fields") else tuple(own)
     if isinstance(opt_state, Mapping) or np.ndim(opt_state):
-        raise UserError(f"no rule for an optimizer's {type(opt_state).__name__} of a larger model")
+        raise UserError(f"no rule for an optimizer's {type(opt_state).__name__} of other sizes")
     return opt_state
 
 

@@ -156,6 +156,15 @@ def rule_specs(table: Table, layout: Layout) -> Any:
     )
 
 
+def gradient_specs(table: Table, layout: Layout) -> Any:
+    """How gradients lie on the mesh: as the optimizer's state; of what has none a 0."""
+    return _map(
+        lambda param, spec: PartitionSpec() if is_fixed(param) else spec,
+        table,
+        stored_specs(table, layout),
+    )
+
+
 def stored_specs(table: Table, layout: Layout, over: Sequence[str] | None = None) -> Any:
     """How the optimizer's state for each parameter lies on the mesh: ZeRO splits it further.
 
@@ -299,6 +308,31 @@ def _as_float(x: Array, dtype: DTypeLike) -> Array:
     return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
+def is_fixed(param: Param) -> bool:
+    """Whether nothing is differentiated by it: a mask, which is no number."""
+    return param.dtype == "bool"
+
+
+def movable(table: Table, tree: Any) -> list[Any]:
+    """What a tree has in the places of the parameters that are differentiated by."""
+    places = jax.tree.leaves(table, is_leaf=_is_param)
+    leaves = jax.tree.structure(_map(lambda _: 0, table)).flatten_up_to(tree)
+    return [leaf for leaf, param in zip(leaves, places, strict=True) if not is_fixed(param)]
+
+
+def with_movable(table: Table, found: Sequence[Any], fixed: Callable[[Any], Any], tree: Any) -> Any:
+    """The inverse of `movable`.
+
+    Args:
+      table: of the parameters.
+      found: one for each that is differentiated by.
+      fixed: makes of a leaf of `tree` what stands for one that is not.
+      tree: in the shape of the parameters.
+    """
+    left = iter(found)
+    return _map(lambda param, leaf: fixed(leaf) if is_fixed(param) else next(left), table, tree)
+
+
 def count_params(table: Table, chosen: int | None = None) -> int:
     """How many numbers the table holds.
 
@@ -308,6 +342,8 @@ def count_params(table: Table, chosen: int | None = None) -> int:
     """
 
     def count(param: Param) -> int:
+        if is_fixed(param):
+            return 0
         sizes = zip(param.shape, param.axes, strict=True)
         return math.prod(chosen if chosen and axis == "expert" else n for n, axis in sizes)
 

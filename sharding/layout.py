@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from sharding.axes import Axes
 from sharding.degrees import IN_LEVELS, Degrees, check_levels
 from sharding.errors import UserError
-from sharding.mesh import axis_of, in_words
+from sharding.mesh import axis_of, in_words, level_names
 from sharding.overlap import OVERLAPS
 from sharding.parallel import WORDS, Parallel
 from sharding.pipeline.balance import balance, parsed, to_turns
@@ -58,19 +58,13 @@ class Layout:
                 f"data={'x'.join(map(str, levels))} in levels, each of several devices, as "
                 f"--mesh=data=2x4"
             )
-        if self.worker_axis and (len(levels) > 1 or self.parallel.shards):
-            raise UserError(
-                f"mesh axis worker={self._size('worker')} is joined with data when the run is "
-                f"validated: give data in one level, and a word of parallel.preset for "
-                f"parallel.shards"
-            )
         if self.parallel.shards and math.prod(levels) > 1:
             check_levels(self.degrees, levels, f"parallel.shards={self.parallel.shards}")
         if self.parallel.bits and math.prod(levels) > 1:
             self._check_bits()
 
     def _check_bits(self) -> None:
-        """Refuses bits of messages that are not sent, or not known to be sent rightly."""
+        """Refuses bits of messages that are not sent."""
         bits, degrees = self.bits, self.degrees
         for kind, message, degree in (
             ("weights", "gathered", degrees.weights),
@@ -82,11 +76,6 @@ class Layout:
                     f"device of data holds them whole: split them with parallel.preset or "
                     f"parallel.shards, or leave out {kind}"
                 )
-        if self.stages > 1:
-            raise UserError(
-                f"parallel.bits={self.parallel.bits} beside mesh axis pipe={self.stages}: between "
-                f"stages layers are gathered as they are: leave out the one or the other"
-            )
 
     @property
     def shown(self) -> str:
@@ -158,15 +147,22 @@ class Layout:
 
     @property
     def without_workers(self) -> Layout:
-        """The same devices, those of `worker` along `data` too: how workers validate together."""
+        """The same devices, those of `worker` along `data` too: how workers validate together.
+
+        Beside levels of `data`, or degrees that are groups of it, they are its outermost level.
+        """
         if self.worker_axis is None:
             return self
-        names = self.mesh.axis_names
-        worker, data = names.index("worker"), names.index("data")
-        shape = [*self.mesh.devices.shape]
-        shape[worker], shape[data] = 1, shape[worker] * shape[data]
+        names, levels = self.mesh.axis_names, self.levels
+        worker, data = names.index("worker"), names.index(levels[0])
         beside = np.moveaxis(self.mesh.devices, worker, data - 1)  # just outside of `data`
-        mesh = Mesh(beside.reshape(shape), names, axis_types=self.mesh.axis_types)
+        if apart := len(levels) > 1 or bool(self.parallel.shards):
+            names = (*names[:data], *level_names(len(levels) + 1), *names[data + len(levels) :])
+        shape = [1, *beside.shape]
+        if not apart:
+            shape[data : data + 2] = [math.prod(shape[data : data + 2])]
+        types = (self.mesh.axis_types[0],) * len(names)
+        mesh = Mesh(beside.reshape(shape), names, axis_types=types)
         return dataclasses.replace(self, mesh=mesh)
 
     @property

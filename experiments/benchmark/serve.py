@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import numpy as np
 
-from experiments.benchmark import peers
+from experiments.benchmark import peers, starts
 from experiments.benchmark.length import mixer_of
 from experiments.benchmark.timing import Quantity, Rows
 from gam_jax import decode
@@ -38,6 +38,8 @@ PASTS = (64, 192, 256, 320, 384, 512, 768, 1024)
 PADDED = tuple(range(16, 257, 16))
 """Tokens of prompts that transformers' `generate` fills up to the longest, on the left."""
 TURN = 2048
+GUESSED = 1024
+"""Tokens written with guesses and without: half a second, so that a twentieth of it is seen."""
 GREEDY = Draws(temperature=0)
 
 
@@ -49,6 +51,8 @@ def run(repeats: int, short: bool = False) -> Rows:
       short: the smallest sizes alone.
     """
     progress, rows = Progress(), _held(KINDS[:1] if short else KINDS)
+    progress.say("starts ...")
+    rows |= starts.run(1, 32, 1) if short else starts.run(repeats, WIDTH, DEPTH)
     for name in MIXERS[:1] if short else MIXERS:
         progress.say(f"{name} ...")
         rows |= _full(name, ROWS[:2] if short else ROWS, repeats)
@@ -57,7 +61,7 @@ def run(repeats: int, short: bool = False) -> Rows:
     progress.say("conversations ...")
     rows |= _second_turn(repeats, 256 if short else TURN)
     progress.say("guesses ...")
-    rows |= _guessed(repeats, 64 if short else WRITTEN)
+    rows |= _guessed(repeats, 64 if short else GUESSED)
     if not peers.installed():
         progress.say("transformers is left out: pip install 'gam_jax[official]'")
         return rows
@@ -142,11 +146,11 @@ def _prompts(lengths: Sequence[int]) -> list[list[int]]:
 
 
 def _turns(calls: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """What calls say they took, in turns; the first turn does not count."""
+    """What calls say they took, in turns, each first as often; the first turn does not count."""
     found: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(repeats + 1):
-        for name, call in calls.items():
-            seconds = call()
+        for name in list(calls)[:: -1 if turn % 2 else 1]:
+            seconds = calls[name]()
             if turn:
                 found[name].append(seconds)
     return found

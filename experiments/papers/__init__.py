@@ -33,10 +33,12 @@ from experiments.papers import (
     megatron,
     modern_cpp,
     mofme,
+    mp_senet,
     nanoflow,
     nvidia_cores,
     parscale,
     pc_darts,
+    pepsi,
     pim_gpt,
     pipette,
     proxylessnas,
@@ -44,8 +46,12 @@ from experiments.papers import (
     recall,
     samba_coe,
     streamable_convs,
+    supertickets,
     t3_overlap,
+    tanglenas,
     tpe_bitweight,
+    unipt,
+    vins,
 )
 from experiments.study.declare import Study
 
@@ -84,10 +90,12 @@ STUDIES: dict[str, Study] = {
         megatron,
         modern_cpp,
         mofme,
+        mp_senet,
         nanoflow,
         nvidia_cores,
         parscale,
         pc_darts,
+        pepsi,
         pim_gpt,
         pipette,
         proxylessnas,
@@ -95,8 +103,12 @@ STUDIES: dict[str, Study] = {
         recall,
         samba_coe,
         streamable_convs,
+        supertickets,
         t3_overlap,
+        tanglenas,
         tpe_bitweight,
+        unipt,
+        vins,
     )
 }
 """By the name that `gam study run` takes."""

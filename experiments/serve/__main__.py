@@ -13,6 +13,7 @@ listens, and tells the others each step.
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 KEY = "GAM_API_KEY"
 """Of the environment: what stands in the arguments is seen by all users of a machine."""
 
+GARBAGE = 50_000, 20, 20
+"""After how many objects Python looks for garbage: tracing makes many, few of which are any."""
+
 
 def define_flags() -> None:
     """The command line."""
@@ -46,6 +50,9 @@ def define_flags() -> None:
     flags.DEFINE_integer("port", 8000, "Port to listen on; 0 for any that is free.", 0, 65535)
     flags.DEFINE_string("api_key", "", f"What clients must give; better in {KEY}.")
     flags.DEFINE_integer("rows", 8, "Texts in progress at once, of each model.", 1, 4096)
+    flags.DEFINE_integer(
+        "limit", 0, "Tokens of the longest text, prompt and answer; 0 for the model's limit.", 0
+    )
     flags.DEFINE_integer(
         "cache_tokens", 0, "Tokens in the KV caches of all rows; 0 for --rows times the limit.", 0
     )
@@ -70,6 +77,7 @@ def define_flags() -> None:
 def main() -> None:
     """Looks at everything that was asked for, then listens, and reads and compiles meanwhile."""
     args = flags.FLAGS
+    gc.set_threshold(*GARBAGE)
     register_classes()
     try:
         from experiments.serve.app import State

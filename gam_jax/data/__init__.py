@@ -9,13 +9,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gam_jax.data.arrays import Arrays, arrays
+from gam_jax.data.audio import Audio
 from gam_jax.data.base import Data, Dataset
 from gam_jax.data.digits import Digits
+from gam_jax.data.holes import Holes
 from gam_jax.data.mixture import TextMixture
+from gam_jax.data.noisy_sounds import NoisySounds
 from gam_jax.data.recall import Recall
 from gam_jax.data.signals import Sounds, TwoPaths
 from gam_jax.data.source_facts import SourceFacts
 from gam_jax.data.text import Text
+from gam_jax.data.videos import Videos
 
 if TYPE_CHECKING:
     from gam_jax.data.text_dataset import TextDataset
@@ -24,23 +28,27 @@ if TYPE_CHECKING:
 __all__ = [
     "DATA",
     "Arrays",
+    "Audio",
     "Data",
     "Dataset",
     "Digits",
+    "Holes",
+    "NoisySounds",
     "Recall",
     "Sounds",
     "SourceFacts",
     "Text",
     "TextMixture",
     "TwoPaths",
+    "Videos",
     "arrays",
     "load",
 ]
 
+READ = (Text, TextMixture, Digits, Audio)
+DRAWN = (Recall, Sounds, NoisySounds, TwoPaths, SourceFacts, Videos, Holes)
 DATA: dict[str, type[Data]] = {
-    name: kind
-    for kind in (Text, TextMixture, Recall, Digits, Sounds, TwoPaths, SourceFacts, Arrays)
-    for name in kind.NAMES
+    name: kind for kind in (*READ, *DRAWN, Arrays) for name in kind.NAMES
 }
 """What stands before the colon of `data.name` -> the class that reads it."""
 

@@ -1,16 +1,21 @@
-"""Rows by number, shuffled, batched and read ahead by Grain, from any position."""
+"""Rows by number, shuffled, batched and read ahead by Grain, from any position.
+
+Grain is imported where a stream is made: who only writes text does not wait for it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import grain
 from absl import flags
 
 from gam_jax.data.base import Batch, Stream
 from sharding.errors import UserError
+
+if TYPE_CHECKING:
+    import grain
 
 AHEAD = 4
 """Batches read before they are asked for."""
@@ -59,6 +64,8 @@ def endless(source: Any, seed: int, shuffle: bool) -> grain.MapDataset:
     Raises:
       UserError: a seed out of range.
     """
+    import grain
+
     if not 0 <= seed < 1 << 32:
         raise UserError(f"seed {seed} is out of range: give 0 to {(1 << 32) - 1}")
     dataset = grain.MapDataset.source(source).seed(seed)
@@ -69,6 +76,8 @@ def mixed(
     sources: Sequence[Any], weights: Sequence[float], seed: int, shuffle: bool
 ) -> grain.MapDataset:
     """Rows of several sources in turn, as often as their weights say, each endless by itself."""
+    import grain
+
     streams = [endless(source, seed, shuffle) for source in sources]
     return grain.MapDataset.mix(streams, weights)
 
@@ -123,6 +132,8 @@ def validation_stream(
     Raises:
       UserError: the batch does not divide by the processes.
     """
+    import grain
+
     rows = rows_of_process(batch, process, processes)
     if not len(source):
         return iter(())
@@ -147,6 +158,8 @@ def rows_of_process(batch: int, process: int, processes: int) -> int:
 
 
 def _read_ahead(batches: grain.MapDataset, workers: int) -> grain.IterDataset:
+    import grain
+
     # One thread is enough to slice and stack arrays, and more would fight for the interpreter.
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD)
     dataset = batches.to_iter_dataset(options)

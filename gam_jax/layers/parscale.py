@@ -166,28 +166,82 @@ class ParScale(Layer):
         """All streams as rows of one batch; they meet in two sums over the axis of streams."""
         if self.streams == 1:
             return self.inner(params, x, carry, axes, key=key, **told(starts))
-        axis = axes.of("stream")
-        own = self.streams // collectives.axis_size(axis)
-        batch, tokens = x.shape[0], x.shape[1]
-        params = {**params, "starts": zero.whole(params["starts"])}  # they have an axis `layer`
+        own, batch, tokens = self.own(axes), x.shape[0], x.shape[1]
+        params = self.shared(params, axes)
         inside = {name: params[name] for name in params if name not in OWN}
-        if axis is not None:  # what streams share: gradients are summed over them once, here
-            x, inside = jax.tree.map(lambda p: collectives.as_varying(p, axis), (x, inside))
-        rows = jnp.broadcast_to(x, (own, *x.shape)).reshape(own * batch, *x.shape[1:])
-        inner_axes = dataclasses.replace(axes, streams=own)
         carry, _ = parted(carry)  # each sequence begins with what this layer has learned
-        before, begin = self._begin(params["starts"], carry, own * batch, inner_axes)
-        before = before if starts is None else paired(before, begin)
-        told_rows = told(None if starts is None else jnp.tile(starts, (own, 1)))
-        hidden, after = self.varied(inside, rows, before, inner_axes, key=key, **told_rows)
-        y = self._mixed(params["aggregator"], hidden.reshape(own, -1, hidden.shape[-1]), axis)
+        before, documents_rows = self.begin(params["starts"], carry, batch, starts, axes)
+        hidden, after = self.varied(
+            inside,
+            self.as_rows(x, axes),
+            before,
+            self.inside(axes),
+            key=key,
+            **told(documents_rows),
+        )
+        y = self.mixed(params["aggregator"], hidden, axes)
         for name in axes.tokens:
             tokens *= collectives.axis_size(name)
         seen = jnp.zeros(batch, jnp.int32) if carry is None else carry["seen"]
         seen = seen + tokens if starts is None else documents.places(starts, seen, axes.seq)[1]
         table = self._table_like(before, batch)
         streams = _map(lambda param, leaf: _split(param, leaf, own), table, after)
-        return y.reshape(x.shape), {"seen": seen, "streams": streams}
+        return y, {"seen": seen, "streams": streams}
+
+    def own(self, axes: Axes) -> int:
+        """Streams of this device."""
+        return self.streams // collectives.axis_size(axes.of("stream"))
+
+    def inside(self, axes: Axes) -> Axes:
+        """The axes as the inner layer knows them."""
+        return axes if self.streams == 1 else dataclasses.replace(axes, streams=self.own(axes))
+
+    def shared(self, params: Params, axes: Axes) -> Params:
+        """Parameters as streams use them, those around this layer's own as they are.
+
+        Starts are made whole, since they have an axis `layer`. Of what streams share gradients are
+        summed over their devices once, here.
+        """
+        if self.streams == 1:
+            return params
+        found = {**params, "starts": zero.whole(params["starts"])}
+        if (axis := axes.of("stream")) is not None:
+            own = {name: params[name] for name in self.inner.table()}
+            found |= jax.tree.map(lambda p: collectives.as_varying(p, axis), own)
+        return found
+
+    def as_rows(self, x: Float[Array, "B T D"], axes: Axes) -> Float[Array, "pB T D"]:
+        """What each stream of this device is given, as rows."""
+        if self.streams == 1:
+            return x
+        if (axis := axes.of("stream")) is not None:
+            x = collectives.as_varying(x, axis)
+        return jnp.broadcast_to(x, (self.own(axes), *x.shape)).reshape(-1, *x.shape[1:])
+
+    def begin(
+        self,
+        learned: Params,
+        carry: Carry | None,
+        batch: int,
+        starts: Bool[Array, "B T"] | None,
+        axes: Axes,
+    ) -> tuple[Carry, Bool[Array, "pB T"] | None]:
+        """The carry of the inner layer before the call, and where documents begin in its rows.
+
+        Args:
+          learned: the parameters `starts`, see `shared`.
+          carry: of this layer, without pairs.
+          batch: rows of this device, of one stream.
+          starts: where documents begin.
+          axes: mesh axes.
+        """
+        if self.streams == 1:
+            return carry, starts
+        own = self.own(axes)
+        before, begin = self._begin(learned, carry, own * batch, self.inside(axes))
+        if starts is None:
+            return before, None
+        return paired(before, begin), jnp.tile(starts, (own, 1))
 
     def sequences(self, carry: Carry) -> Carry:
         """The carry of the inner layer: streams are rows, as it sees them."""
@@ -269,11 +323,18 @@ class ParScale(Layer):
 
         return _map(chosen, table, left, begin), each
 
-    def _mixed(
-        self, params: Params, hidden: Float[Array, "p N D"], axis: str | None
-    ) -> Float[Array, "N D"]:
-        """The streams weighed, softmax and sum in float32; this device has p of them."""
-        dtype = hidden.dtype
+    def mixed(
+        self, params: Params, rows: Float[Array, "pB T D"], axes: Axes
+    ) -> Float[Array, "B T D"]:
+        """The streams weighed, softmax and sum in float32; this device has p of them.
+
+        Args:
+          params: of the aggregator.
+          rows: outputs of the inner layer.
+          axes: mesh axes.
+        """
+        axis, own, dtype = axes.of("stream"), self.own(axes), rows.dtype
+        hidden = rows.reshape(own, -1, rows.shape[-1])
         w_in, w_out = params["w_in"].astype(dtype), params["w_out"].astype(dtype)
         inside = jnp.einsum("pnd,pde->ne", hidden, w_in, preferred_element_type=jnp.float32)
         inside = collectives.psum(inside.astype(dtype), axis) + params["b_in"].astype(dtype)
@@ -282,7 +343,8 @@ class ParScale(Layer):
         weights = (1 - self.smoothing) * jax.nn.softmax(scores, axis=-1) + even
         weights = collectives.own_shard(weights, axis, dim=1)
         y = jnp.einsum("np,pnd->nd", weights, hidden, preferred_element_type=jnp.float32)
-        return collectives.psum(y.astype(dtype), axis)
+        y = collectives.psum(y.astype(dtype), axis)
+        return y.reshape(rows.shape[0] // own, *rows.shape[1:])
 
     def _starts(self) -> dict[str, Param]:
         """The parts of the inner carry that can be learned, [P, ...], by their paths."""

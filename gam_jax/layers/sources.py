@@ -36,6 +36,7 @@ class SourceAttention:
         all, as if the sources were concatenated, and there are no factors.
       silent: numbers of the sources whose values begin as zeros. In parallel the output is then
         that of the others; in one softmax their keys take weight all the same.
+      spread: of one softmax: whether `seq` splits the sources' tokens, see `attend_together`.
     """
 
     width: Size
@@ -44,11 +45,14 @@ class SourceAttention:
     head_size: Size = 8
     parallel: bool = True
     silent: tuple[int, ...] = ()
+    spread: bool = False
 
     def __post_init__(self) -> None:
         check_bounds(self)
         if not self.sources or min(self.sources) < 1:
             raise UserError(f"SourceAttention.sources={self.sources}: give widths of at least 1")
+        if self.parallel and self.spread:
+            raise UserError("SourceAttention.spread joins one softmax: set parallel=False")
         if not set(self.silent) <= set(range(len(self.sources))):
             raise UserError(
                 f"SourceAttention.silent={self.silent}: there are sources 0 to "
@@ -86,7 +90,14 @@ class SourceAttention:
           x: tokens that ask.
           sources: tokens of each source.
           axes: mesh axes.
+
+        Raises:
+          UserError: not as many sources as were declared.
         """
+        if len(sources) != len(self.sources):
+            raise UserError(
+                f"SourceAttention has {len(self.sources)} sources, and is given {len(sources)}"
+            )
         given = params, x, tuple(sources)
         if self.parallel:
             parts: list[Branch] = [
@@ -94,7 +105,8 @@ class SourceAttention:
             ]
             return _from_heads(params, summed(parts, given, axes), x)
         pairs = [self._pair(params, number, sources[number]) for number in range(len(sources))]
-        return _from_heads(params, attend_together(_heads(params["query"], x), pairs), x)
+        axis = axes.seq if self.spread else None
+        return _from_heads(params, attend_together(_heads(params["query"], x), pairs, axis), x)
 
     def _of_source(self, number: int, given: tuple[Params, Array, tuple[Array, ...]]) -> Array:
         params, x, sources = given

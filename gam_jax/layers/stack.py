@@ -232,8 +232,10 @@ def _run_blocks(
     if isinstance(carry, Apart):
         after = []
         each: Any = params if isinstance(params, Apart) else stack.apart(params, lambda p, i: p[i])
+        # Blocks that differ in nothing are traced and lowered once; compilers put them in place.
+        one = step if early is None else jax.jit(step)
         for i, both in enumerate(zip(each.blocks, carry.blocks, strict=True)):
-            stream, new = step(stream, (*both, i))
+            stream, new = one(stream, (*both, i))
             after.append(new)
         return stream, Apart(tuple(after))
     # Outside a loop, compilers may see that a gathering is done twice, and keep what was gathered.

@@ -4,9 +4,14 @@ from gam_jax.models.apnet import APNet
 from gam_jax.models.autoencoder import Autoencoder
 from gam_jax.models.base import BATCH, TOKEN, Batch, Measures, Model
 from gam_jax.models.classifier import ImageClassifier
+from gam_jax.models.denoiser import VideoDenoiser
+from gam_jax.models.enhancer import Enhancer
+from gam_jax.models.inpainter import Inpainter
 from gam_jax.models.language import LanguageModel
+from gam_jax.models.masked import Masked
 from gam_jax.models.phase import PhaseModel
 from gam_jax.models.semi import SemiDrafter
+from gam_jax.models.side_tuned import SideTuned
 from gam_jax.models.source_reader import SourceReader
 from gam_jax.models.units import LexicalUnits
 
@@ -15,12 +20,17 @@ MODELS: dict[str, type[Model]] = {
     for model in (
         APNet,
         Autoencoder,
+        Enhancer,
         ImageClassifier,
+        Inpainter,
         LanguageModel,
         LexicalUnits,
+        Masked,
         PhaseModel,
         SemiDrafter,
+        SideTuned,
         SourceReader,
+        VideoDenoiser,
     )
 }
 """Every model by name: configurations name them, tests run their laws over all of them."""
@@ -32,12 +42,17 @@ __all__ = [
     "APNet",
     "Autoencoder",
     "Batch",
+    "Enhancer",
     "ImageClassifier",
+    "Inpainter",
     "LanguageModel",
     "LexicalUnits",
+    "Masked",
     "Measures",
     "Model",
     "PhaseModel",
     "SemiDrafter",
+    "SideTuned",
     "SourceReader",
+    "VideoDenoiser",
 ]

@@ -39,7 +39,7 @@ class Span(NamedTuple):
 
     Attributes:
       before: layers that stand before the first of them.
-      depth: places for layers.
+      depth: slots for layers.
       count: how many of these hold one; None for all.
     """
 
@@ -257,11 +257,9 @@ def check_stages(model: Model, layout: Layout) -> None:
     parts, turns = model.parts(), layout.parallel.turns
     dealt = layout.parallel.stages or layout.parallel.speeds
     if parts is None:
-        kind = type(model).__name__
-        more = " with parallel streams" if getattr(model, "streams", 1) > 1 else ""
         raise UserError(
-            f"mesh axis pipe={layout.stages}: {kind}{more} does not say its parts, which stages "
-            f"are made of: make it 1"
+            f"mesh axis pipe={layout.stages}: {type(model).__name__} does not say its parts, which "
+            f"stages are made of: make it 1"
         )
     chunks = layout.stages * turns
     if parts.depth < chunks:

@@ -355,8 +355,10 @@ class LanguageModel(Model):
         return total, *reported(carry, axes)
 
     def parts(self) -> Parts | None:
-        """The objective in three. None of parallel streams, each of which begins every layer."""
-        return language_parts.parts(self) if self.streams == 1 else None
+        """The objective in three; None of a model that is more than embedding, blocks and head."""
+        own = type(self).scored is not LanguageModel.scored
+        found = language_parts.parts(self)
+        return dataclasses.replace(found, scored=None) if own else found
 
     def scored(self, params: Params, batch: Batch, axes: Axes = WHOLE) -> Measures:
         """The loss, and the accuracy: how often the likeliest token is the target."""

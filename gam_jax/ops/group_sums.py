@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from sharding.opaque import opaque
@@ -86,6 +85,8 @@ def visits_of(sizes: Int[Array, G], tiles: int) -> Visits:
 
 
 def _sums(interpret: bool, sizes: Array, x: Array, y: Array) -> tuple[Array]:
+    from jax.experimental.pallas import tpu as pltpu  # slow to import, and seldom used
+
     missing = -x.shape[0] % ROWS
     x, y = (jnp.pad(rows, ((0, missing), (0, 0))) for rows in (x, y))
     visits = visits_of(sizes, x.shape[0] // ROWS)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gam_jax.ops.attention import Rule, attend_tokens
+from sharding import collectives
 
 Pair = tuple[Array, Array]
 """Keys [B, S, G, K] and values [B, S, G, V] of a source."""
@@ -55,7 +56,19 @@ def shares(sums: Sequence[Float[Array, "B T H"]]) -> Float[Array, "N B T H"]:
     return jax.nn.softmax(jnp.stack(list(sums)), axis=0)
 
 
-def attend_together(q: Float[Array, "B T H K"], sources: Sequence[Pair]) -> Float[Array, "B T H V"]:
-    """One softmax over the keys of all sources, as if they were concatenated."""
+def attend_together(
+    q: Float[Array, "B T H K"], sources: Sequence[Pair], axis: str | None = None
+) -> Float[Array, "B T H V"]:
+    """One softmax over the keys of all sources, as if they were concatenated.
+
+    Args:
+      q: queries.
+      sources: keys and values of each.
+      axis: mesh axis that splits their tokens: two sums then join what its devices have found.
+    """
     keys, values = (jnp.concatenate(parts, 1) for parts in zip(*sources, strict=True))
-    return attend_source(q, (keys, values))[0]
+    out, log_sum = attend_source(q, (keys, values))
+    if axis is None:
+        return out
+    own = jnp.exp(log_sum - collectives.pmax(log_sum, axis))
+    return collectives.psum(own[..., None] * out, axis) / collectives.psum(own, axis)[..., None]

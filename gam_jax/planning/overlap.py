@@ -112,6 +112,29 @@ def _in_order(
     return order
 
 
+def chains(resources: Sequence[tuple[str, float]], parts: int, blocks: int) -> float:
+    """Seconds of a pass whose rows are taken in parts, each through all blocks by itself.
+
+    What one part computes runs beside what another one reads or sends (NanoFlow, section 3).
+
+    Args:
+      resources: of one part in one block: what each operation needs for itself and its seconds, in
+        order; 0 seconds for none.
+      parts: of the rows.
+      blocks: that each part goes through, one after the other.
+    """
+    found = []
+    for part in range(parts):
+        last: tuple[str, ...] = ()
+        for block in range(blocks):
+            for place, (resource, seconds) in enumerate(resources):
+                if seconds:
+                    name = f"{part}.{block}.{place}"
+                    found.append(Operation(name, resource, seconds, last))
+                    last = (name,)
+    return list_schedule(found).seconds
+
+
 def round_seconds(every: int, step: float, collective: float, delay: int) -> float:
     """Seconds of a round of workers that meet after so many steps, see `gam_jax.local`.
 

@@ -18,9 +18,10 @@ from gam_jax.models.language import LanguageModel
 from gam_jax.planning.batching import Outcome, simulate
 from gam_jax.planning.cluster import Cluster
 from gam_jax.planning.cost import Cost, cost
+from gam_jax.planning.overlap import chains
 from gam_jax.planning.requests import Asked
 from gam_jax.planning.search import divisors, splits
-from gam_jax.planning.serving import Traced, trace
+from gam_jax.planning.serving import Traced, check_drawn, trace
 from gam_jax.serve.executor import Sizes
 from sharding.errors import UserError
 from sharding.mesh import AXIS_NAMES, in_words
@@ -36,7 +37,8 @@ REFUSED = "the model is not served on these devices"
 MEMORY = "a device has too little memory for one text"
 SLOW = "the bounds are not kept at any rate"
 LATE = "the bounds are not kept"
-REASONS = (REFUSED, MEMORY, SLOW, LATE)
+UNSAID = "the cluster has no figure for what it does"
+REASONS = (REFUSED, MEMORY, UNSAID, SLOW, LATE)
 """Why a way is none, in the order in which that is asked."""
 
 
@@ -87,11 +89,6 @@ class Bounds:
     first: float = math.inf
     between: float = math.inf
 
-    @property
-    def any(self) -> bool:
-        """Whether there are any."""
-        return math.isfinite(self.first) or math.isfinite(self.between)
-
 
 @dataclasses.dataclass(frozen=True)
 class Served:
@@ -122,6 +119,11 @@ class Served:
     held: float
     capacity: float
     step: Cost
+
+    @property
+    def middle(self) -> int:
+        """Tokens of a text that has read half of what a row holds."""
+        return _middle(self.sizes)
 
     def keeps(self, bounds: Bounds) -> bool:
         """Whether it keeps the bounds."""
@@ -191,9 +193,10 @@ def plan(
       known: programs that an earlier plan of the same model and requests has traced.
 
     Raises:
-      UserError: a figure of the cluster that nobody has said; a request longer than the model can
-        take.
+      UserError: every way that has memory asks for a figure that nobody has said; a request longer
+        than the model can take; a model that draws an option, see `check_drawn`.
     """
+    check_drawn(model)
     longest = max(asked.reads + asked.writes for asked in arriving(math.inf))
     if model.limit and longest > model.limit:
         raise UserError(
@@ -214,13 +217,53 @@ def plan(
             refused.append((way, MEMORY, why))
             continue
         one = _One(program, cluster, way, dataclasses.replace(program.sizes, pages=pages), host)
-        found = one.best(arriving, rate, bounds)
+        try:
+            found = one.best(arriving, rate, bounds)
+        except UserError as error:  # a figure of what this way does, such as to park a text
+            refused.append((way, UNSAID, str(error)))
+            continue
         if isinstance(found, str):
             refused.append((way, found, ""))
         else:
             served.append(found)
     served.sort(key=lambda each: (-each.tokens, each.first[1], each.between[1]))
-    return Plan(tuple(served), tuple(refused), programs)
+    found = Plan(tuple(served), tuple(refused), programs)
+    if not served and UNSAID in found.reasons and not {SLOW, LATE} & set(found.reasons):
+        raise UserError(next(why for _, reason, why in refused if reason == UNSAID))
+    return found
+
+
+def in_halves(model: LanguageModel, cluster: Cluster, served: Served, known: Known) -> float | None:
+    """Seconds of a step whose rows are taken in two halves that run beside each other.
+
+    Each half reads all parameters. Nothing here runs so: it is what NanoFlow's schedule would give.
+
+    Args:
+      model: that is served.
+      cluster: of all replicas together.
+      served: a way.
+      known: the programs of its plan.
+
+    Returns:
+      None for an odd number of rows, which has no halves.
+    """
+    way, blocks = served.way, model.depth
+    whole = known[way.mesh, way.rows]
+    if way.rows % 2 or isinstance(whole, str):
+        return None
+    limit, backend = whole.sizes.limit, cluster.profile.backend
+    half = trace(model, dict(way.mesh), way.rows // 2, limit, backend, like=whole)
+    work = half.work("step 1", served.middle)
+    took = cost(work, cluster)
+    rates = {dtype: cluster.profile.flops(dtype) for dtype in work.flops}
+    arithmetic = sum(count / rates[dtype] for dtype, count in work.flops.items())
+    reads = work.product_bytes / cluster.profile.bandwidth > arithmetic
+    resources = (
+        ("memory" if reads else "compute", took.products / blocks),
+        ("memory", took.memory / blocks),
+        ("network", sum(took.messages.values()) / blocks),
+    )
+    return chains(resources, 2, blocks)
 
 
 def _program(
@@ -266,9 +309,9 @@ class _One:
         found = self.at(arriving, rate)
         if found.keeps(bounds):
             return found
-        if math.isfinite(rate):
-            return LATE
         requests = arriving(math.inf)
+        if math.isfinite(rate) or tuple(arriving(1.0)) == tuple(requests):  # at once at any rate
+            return LATE
         high = len(requests) * found.tokens / sum(asked.writes for asked in requests)
         low, kept = high / RANGE, None
         for step in range(STEPS + 1):
@@ -304,7 +347,6 @@ class _One:
         program, capacity = self._program, self._cluster.profile.memory.capacity
         busy = sum(sum(outcome.busy.values()) for outcome in outcomes)
         parked = sum(outcome.calls.get("save", 0) for outcome in outcomes)
-        middle = self._sizes.row_pages * self._sizes.page // 2
         return Served(
             self._way,
             self._sizes,
@@ -316,8 +358,12 @@ class _One:
             parked,
             program.least + self._sizes.pages * program.held.page,
             capacity,
-            cost(program.work("step 1", middle), self._cluster),
+            cost(program.work("step 1", _middle(self._sizes)), self._cluster),
         )
+
+
+def _middle(sizes: Sizes) -> int:
+    return sizes.row_pages * sizes.page // 2
 
 
 def _quantiles(values: list[float]) -> tuple[float, float]:
@@ -326,12 +372,12 @@ def _quantiles(values: list[float]) -> tuple[float, float]:
 
 
 def told_flags(served: Served) -> str:
-    """What `gam serve` is told, of each replica."""
+    """What `gam serve` is told, of each replica: texts no longer than those it was planned for."""
     sizes = {name: size for name, size in served.way.mesh if size > 1}
     mesh = ",".join(f"{name}={size}" for name, size in sizes.items()) or "data=1"
     tokens = (served.sizes.pages - 1) * served.sizes.page
     cache = f" --cache_tokens={tokens}" if served.sizes.page else ""
     return (
-        f"--mesh={mesh} --rows={served.way.rows} --prefill_budget={served.way.budget}{cache} "
-        f"--snapshots=0"
+        f"--mesh={mesh} --rows={served.way.rows} --limit={served.sizes.limit} "
+        f"--prefill_budget={served.way.budget}{cache} --snapshots=0"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Iterator
@@ -41,6 +42,13 @@ def sizes_of(model: Any, layout: Layout, rows: int, tokens: int) -> Sizes:
         packed=getattr(model, "packed", False),
         rings={None: 0, RING: 1, TWO_WAY: 2}[layout.axes.overlap],
     )
+
+
+def in_streams(model: Any, layout: Layout, sizes: Sizes) -> Sizes:
+    """Sizes of a device as the blocks know them, to which parallel streams are rows."""
+    streams = getattr(model, "streams", 1)
+    rows = sizes.rows * streams // layout.mesh.shape["stream"]
+    return dataclasses.replace(sizes, rows=rows, streams=streams > 1)
 
 
 def itemsize_of(model: Any) -> int:
@@ -89,7 +97,7 @@ def reports(stack: Layer, layout: Layout) -> Iterator[Message]:
 
 
 def mixing(model: LanguageModel, layout: Layout, sizes: Sizes) -> Iterator[Message]:
-    """Where parallel streams meet: two sums of [B, T, D], and the gradient by what they share."""
+    """Where parallel streams meet: two sums of [B, T, D], and the gradient by their input."""
     if model.streams == 1:
         return
     devices = layout.mesh.shape["stream"]
@@ -101,15 +109,21 @@ def mixing(model: LanguageModel, layout: Layout, sizes: Sizes) -> Iterator[Messa
 
     yield summed(stream, 2 + 1)  # into the aggregator and out of it; the gradient by the input
     yield summed(tokens * model.streams * FLOAT)  # the gradient by the weights
-    for path, size, dim, *_ in leaves_of(model, layout):
-        if path[0] in model.trunk.inner.table():
-            over = layout.gradient_axes if path[0] == "blocks" and dim else ()
-            yield summed(size // math.prod(layout.mesh.shape[name] for name in over))
     if sizes.split:  # each device aggregates its own tokens: a part of the gradients
         width, streams = model.width, model.streams
         for count in (streams // devices * width**2, width, width * streams):
             yield sizes.over_tensor("all_reduce", count * sizes.itemsize)
         yield sizes.over_tensor("all_reduce", streams * FLOAT)
+
+
+def between_streams(model: LanguageModel, layout: Layout) -> Iterator[Message]:
+    """The gradient by parameters that parallel streams share."""
+    devices = layout.mesh.shape["stream"]
+    for path, size, dim, *_ in leaves_of(model, layout) if model.streams > 1 else ():
+        if path[0] in model.trunk.inner.table():
+            over = layout.gradient_axes if path[0] == "blocks" and dim else ()
+            size //= math.prod(layout.mesh.shape[name] for name in over)
+            yield Message("all_reduce", ("stream",), devices, size)
 
 
 class Leaf(NamedTuple):
@@ -143,7 +157,7 @@ def leaves_of(model: Model, layout: Layout) -> tuple[Leaf, ...]:
         size = math.prod(spec.shard_shape(param.shape)) * FLOAT
         names = tuple(key.key for key in path)
         split, itemsize = tuple(filter(None, spec.spec)), jnp.dtype(param.dtype).itemsize
-        coded = math.prod(param.shape[: coding.layers])
+        coded = math.prod(spec.shard_shape(param.shape)[: coding.layers])
         leaf = Leaf(names, size, dim, split, param.precise, itemsize, coding.bits, coded)
         found.append(leaf)
     return tuple(found)
@@ -152,7 +166,6 @@ def leaves_of(model: Model, layout: Layout) -> tuple[Leaf, ...]:
 def gathered_in_parts(model: Any, layout: Layout, stack: Stack, sizes: Sizes) -> Iterator[Message]:
     """Parameters in shards: gathered in each part of a batch, their gradients scattered."""
     mesh = layout.mesh.shape
-    parts = math.prod(mesh[name] for name in layout.weight_axes)
     loops = [(loop.depth, set(added_last(loop, sizes))) for loop in loops_of(stack)]
     for path, size, dim, _, precise, _, bits, coded in leaves_of(model, layout):
         if not dim:
@@ -164,11 +177,24 @@ def gathered_in_parts(model: Any, layout: Layout, stack: Stack, sizes: Sizes) ->
             passes = layers // stack.depth * (stack.depth + twice)
             itemsize = FLOAT if precise else itemsize_of(model)
         count = size // layers // FLOAT
-        each = coded // layers
-        sent = each * levels.as_sent(count // each, itemsize, bits.weights, parts)
+        sent, summed = in_bits(layout, count, coded // layers, itemsize, bits)
         yield from levels.gathers(sent, layout.layer_axes, mesh, passes)
-        size = count * (FLOAT if bits.gradients else itemsize)
-        yield from levels.scatters(size, layout.gradient_axes, mesh, layers, bits.gradients)
+        yield from levels.scatters(summed, layout.gradient_axes, mesh, layers, bits.gradients)
+
+
+def in_bits(layout: Layout, count: int, coded: int, itemsize: int, bits: Bits) -> tuple[int, int]:
+    """Bytes of a whole parameter of so many numbers as it is gathered, and of its gradient.
+
+    Args:
+      layout: the mesh.
+      count: of numbers.
+      coded: parts of it that are coded by themselves on each device.
+      itemsize: bytes of a number that is sent as it is.
+      bits: of those that are sent in few.
+    """
+    parts = math.prod(layout.mesh.shape[name] for name in layout.weight_axes)
+    sent = coded * levels.as_sent(count // coded, itemsize, bits.weights, parts)
+    return sent, count * (FLOAT if bits.gradients else itemsize)
 
 
 def layers_of(model: Any, path: tuple[str, ...]) -> int:

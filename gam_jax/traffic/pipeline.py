@@ -24,12 +24,16 @@ from gam_jax.models.base import on_stages, reported
 from gam_jax.ops.cross_entropy import block_size
 from gam_jax.params import Param
 from gam_jax.traffic import levels
-from gam_jax.traffic.documents import row_numbers, starts_traffic
+from gam_jax.traffic.documents import places_traffic, row_numbers, starts_traffic
 from gam_jax.traffic.layers import FLOAT, Sizes, added_last, layer_traffic
 from gam_jax.traffic.models import (
+    between_streams,
+    in_bits,
+    in_streams,
     itemsize_of,
     layers_of,
     leaves_of,
+    mixing,
     outside,
     padded,
     reports,
@@ -59,17 +63,20 @@ def staged(
     table = make_table(parallel.schedule, pipe, accumulate, parallel.turns)
     tokens = model.patches if isinstance(model, ImageClassifier) else tokens
     sizes = sizes_of(model, layout, rows, tokens)
+    inside = in_streams(model, layout, sizes)
     placed, layout = on_stages(model, layout)
     whole: Any = placed  # with a layer for each place
-    depth = whole.depth // (pipe * parallel.turns)
-    ladder = depth if model.stack.ladder == model.depth else 0  # else it is seen layer by layer
-    chunk = dataclasses.replace(model.stack, depth=depth, ladder=ladder)
+    depth, stack = whole.depth // (pipe * parallel.turns), _stack_of(model)
+    ladder = depth if stack.ladder == model.depth else 0  # else it is seen layer by layer
+    chunk = dataclasses.replace(stack, depth=depth, ladder=ladder)
     language = isinstance(model, LanguageModel)
-    ahead = [*_forward(chunk, sizes)]
-    back = [*layer_traffic(chunk, sizes), *reports(model.stack, layout)]
+    ahead = [*_forward(chunk, inside)]
+    back = [*layer_traffic(chunk, inside), *reports(stack, layout)]
     if language:
         ahead += _entering(model, sizes)
         back += outside(model, sizes, block_size(layout.axes.backend))
+        back += mixing(model, layout, sizes)
+        yield from between_streams(whole, layout)
         if model.packed and model.context:
             ahead.append(row_numbers(sizes))
             back.append(row_numbers(sizes))
@@ -78,8 +85,8 @@ def staged(
         yield from padded(model, sizes)
     else:
         back += _around_images(model, layout, sizes)
-    gathered, scattered = _layers_gathered(whole, layout, chunk, sizes)
-    state = list(_handed_on(model, sizes, layout))
+    gathered, scattered = _layers_gathered(whole, layout, chunk, inside)
+    state = list(_handed_on(model, inside, layout))
     for message in (*ahead, *gathered, *state):
         yield message.times(table.forward_ticks)
     for message in (*back, *scattered, *state):
@@ -120,7 +127,7 @@ def stages_of(model: Any, layout: Layout, rows: int, tokens: int, accumulate: in
     table = make_table(parallel.schedule, pipe, accumulate, parallel.turns)
     plan = plan_of(table)
     tokens = model.patches if isinstance(model, ImageClassifier) else tokens
-    sizes = sizes_of(model, layout, rows, tokens)
+    sizes = in_streams(model, layout, sizes_of(model, layout, rows, tokens))
     return Stages(
         stages=pipe,
         parts=accumulate,
@@ -136,6 +143,14 @@ def stages_of(model: Any, layout: Layout, rows: int, tokens: int, accumulate: in
     )
 
 
+def _stack_of(model: Any) -> Stack:
+    """The layers of a model, with what parallel streams differ in."""
+    if isinstance(model, LanguageModel):
+        trunk: Any = model.trunk.varied
+        return trunk.stack
+    return model.stack
+
+
 def _forward(stack: Stack, sizes: Sizes) -> Iterator[Message]:
     """What layers send on the way forward alone: what running all of it again adds to a pass."""
     plain = dataclasses.replace(sizes, again=False, enter_again=False, leave_again=False)
@@ -147,8 +162,15 @@ def _forward(stack: Stack, sizes: Sizes) -> Iterator[Message]:
     for message in constants(stack.block, plain):
         yield message.times(stack.depth)
     if sizes.packed and sizes.seq > 1:
-        for message in starts_traffic(stack.block, plain):
-            yield message.times(stack.depth)
+        for told in (starts_traffic, places_traffic):
+            for message in told(stack.block, plain):
+                yield message.times(stack.depth)
+    for found in statistics(stack.carry_table(sizes.rows)).values() if sizes.seq > 1 else ():
+        routed: Any = found  # what each layer has counted of all tokens is handed on
+        *layers, _, experts = routed.counts.shape
+        yield sizes.over_seq(
+            "all_reduce", sizes.rows * (2 * experts + 4) * FLOAT, math.prod(layers)
+        )
 
 
 def _counts(messages: Iterable[Message]) -> collections.Counter[Message]:
@@ -178,7 +200,8 @@ def _around_images(model: ImageClassifier, layout: Layout, sizes: Sizes) -> Iter
 def _handed_on(model: Any, sizes: Sizes, layout: Layout) -> Iterator[Message]:
     """The stream, and what layers have counted so far; after these, room for a chunk's rows."""
     pipe, unlike = layout.stages, layout.axes.layers
-    stack = dataclasses.replace(model.stack, depth=model.depth + max(unlike, default=0))
+    stack = _stack_of(model)
+    stack = dataclasses.replace(stack, depth=model.depth + max(unlike, default=0))
     held = sizes.stream // (sizes.tensor if sizes.split else 1)
     for _ in range(2 if stack.ladder else 1):  # an update that is on its way, too
         yield Message("permute", ("pipe",), pipe, held)
@@ -217,22 +240,25 @@ def _layers_gathered(
     back: list[Message] = []
     mesh, chunks = layout.mesh.shape, layout.stages * layout.parallel.turns
     once = set(added_last(stack, sizes))
-    for path, size, dim, _, precise, *_ in leaves_of(model, layout):
+    for path, size, dim, _, precise, _, bits, coded in leaves_of(model, layout):
         if not dim or path[0] != "blocks":
             continue
         every = layers_of(model, path[1:])
         layers, own = every // chunks, every // layout.stages
         passes = 1 if "/".join(path[1:]) in once else 2
-        size = size // own * (FLOAT if precise else itemsize_of(model)) // FLOAT
-        ahead += levels.gathers(size, layout.layer_axes, mesh, layers)
-        back += levels.gathers(size, layout.layer_axes, mesh, passes * layers)
-        back += levels.scatters(size, layout.gradient_axes, mesh, layers)
+        itemsize = FLOAT if precise else itemsize_of(model)
+        sent, summed = in_bits(layout, size // own // FLOAT, coded // own, itemsize, bits)
+        ahead += levels.gathers(sent, layout.layer_axes, mesh, layers)
+        back += levels.gathers(sent, layout.layer_axes, mesh, passes * layers)
+        back += levels.scatters(summed, layout.gradient_axes, mesh, layers, bits.gradients)
     return ahead, back
 
 
 def _shared_gathered(model: Any, layout: Layout) -> Iterator[Message]:
     """All other parameters in shards: gathered once a step, and their gradients scattered."""
-    for path, size, dim, *_ in leaves_of(model, layout):
+    mesh = layout.mesh.shape
+    for path, size, dim, _, _, _, bits, coded in leaves_of(model, layout):
         if dim and path[0] != "blocks":
-            yield from levels.gathers(size, layout.layer_axes, layout.mesh.shape)
-            yield from levels.scatters(size, layout.gradient_axes, layout.mesh.shape)
+            sent, summed = in_bits(layout, size // FLOAT, coded, FLOAT, bits)
+            yield from levels.gathers(sent, layout.layer_axes, mesh)
+            yield from levels.scatters(summed, layout.gradient_axes, mesh, 1, bits.gradients)

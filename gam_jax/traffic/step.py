@@ -7,7 +7,6 @@ slots, hidden units and vocabulary alike.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -20,7 +19,9 @@ from gam_jax.traffic.documents import knows_starts, row_numbers
 from gam_jax.traffic.layers import FLOAT, layer_traffic
 from gam_jax.traffic.levels import as_sent, gathers, scatters
 from gam_jax.traffic.models import (
+    between_streams,
     gathered_in_parts,
+    in_streams,
     leaves_of,
     mixing,
     outside,
@@ -72,14 +73,14 @@ def _language(model: LanguageModel, layout: Layout, rows: int, tokens: int) -> l
     """A part of a batch of a language model."""
     mesh, sizes = layout.mesh.shape, sizes_of(model, layout, rows, tokens)
     trunk: Any = model.trunk.varied
-    streams = sizes.rows * model.streams // mesh["stream"]
-    inside = dataclasses.replace(sizes, rows=streams, streams=model.streams > 1)
+    inside = in_streams(model, layout, sizes)
     most = block_size(layout.axes.backend)
     parts = [*layer_traffic(trunk.stack, inside), *outside(model, sizes, most)]
     parts += padded(model, sizes)
     if model.packed and model.context:
         parts.append(row_numbers(sizes))  # of which documents begin, for learned positions
-    parts += [*mixing(model, layout, sizes), *reports(trunk.stack, layout)]
+    parts += [*mixing(model, layout, sizes), *between_streams(model, layout)]
+    parts += reports(trunk.stack, layout)
     batch = math.prod(mesh[axis] for axis in layout.axes.batch)
     parts += [Message("all_reduce", layout.axes.batch, batch, FLOAT)]  # the loss
     return [*parts, *gathered_in_parts(model, layout, trunk.stack, inside)]

@@ -15,6 +15,7 @@ from gam_jax.data.base import Data
 from gam_jax.data.text import Text
 from gam_jax.local import Local, with_workers
 from gam_jax.models.base import Model
+from gam_jax.models.side_tuned import ONLY, SideTuned
 from gam_jax.optimizer import OptimizerConfig, learning_rate_schedule
 from sharding.bounds import Count, NotNegative, Seed, Size, check_bounds
 from sharding.checkpoint import CheckpointConfig
@@ -116,6 +117,11 @@ class TrainConfig:
             raise UserError(f"train.goal={self.goal}: {unknown(name, scores, 'score')}")
         return scores[name] >= wanted if sign == ">=" else scores[name] <= wanted
 
+    @property
+    def parts(self) -> int:
+        """Of a batch, those that go through a step together: half where logits have their own."""
+        return self.accumulate // 2 if self.bilevel.on else self.accumulate
+
     def validates(self, step: int) -> bool:
         """Whether a validation comes after that step, or at the end of the round that it is in."""
         return self.due(step, self.validate_every) or (step == self.round_end(self.validate_first))
@@ -153,9 +159,11 @@ def run_optimizer(experiment: Experiment) -> optax.GradientTransformation:
     """The optimizer of a run, of all its workers where it has some.
 
     Raises:
-      UserError: see `two_levels`.
+      UserError: see `two_levels`; a model tuned at its side whose other parameters would move.
     """
     train, table = experiment.train, experiment.model.table()
+    if isinstance(experiment.model, SideTuned) and experiment.optimizer.only != ONLY:
+        raise UserError(f"a SideTuned model is frozen but for its side: give optimizer.only={ONLY}")
     own = two_levels(experiment.optimizer, train.bilevel, train.steps, table)
     return with_workers(own, train.local)
 

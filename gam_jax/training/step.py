@@ -32,13 +32,16 @@ from gam_jax.params import (
     Params,
     codings,
     gathered,
+    gradient_specs,
     mean_of_signs,
+    movable,
     param_specs,
     rule_specs,
     shard_dims,
     shardings,
     stored_specs,
     widened,
+    with_movable,
     without_signs,
 )
 from gam_jax.training.pipeline import scores_in_stages, through_stages
@@ -188,7 +191,7 @@ def make_gradients(
             batch_specs(model, layout, accumulate),
             PartitionSpec(),
         ),
-        out_specs=(PartitionSpec(), stored_specs(table, layout)),
+        out_specs=(PartitionSpec(), gradient_specs(table, layout)),
     )
 
 
@@ -237,13 +240,15 @@ def own_gradients(
         return total * scale + share, {**sums, "penalty": (share, jnp.ones(()))}
 
     def one(params: Params, part: Batch, key: Array, scale: Array) -> tuple[Measures, Params]:
-        def objective(own: Params) -> tuple[Array, Measures]:
-            whole = gathered(table, zero.put(params, own))
+        own = zero.differentiated(params)
+
+        def objective(moved: list[Array]) -> tuple[Array, Measures]:
+            arrays = with_movable(table, moved, lambda leaf: leaf, own)
+            whole = gathered(table, zero.put(params, arrays))
             return weighed(model.objective(whole, part, axes, key=key), scale)
 
-        own = zero.differentiated(params)
-        (_, sums), grads = jax.value_and_grad(objective, has_aux=True)(own)
-        return sums, grads
+        (_, sums), grads = jax.value_and_grad(objective, has_aux=True)(movable(table, own))
+        return sums, with_movable(table, grads, lambda _: jnp.zeros(()), own)
 
     def in_order(params: Params, batch: Batch, key: Array, scale: Array) -> tuple[Measures, Params]:
         if accumulate == 1:
@@ -274,7 +279,12 @@ def own_gradients(
         if "penalty" in sums:
             whole["penalty"] = sums.pop("penalty")[0]
         measures = whole | {name: _mean(*pair) for name, pair in sums.items()}
-        grads = zero.sum_gradients(grads, dims, layout.state_axes, split, spread, coding)
+        each = (movable(table, tree) for tree in (grads, dims, spread, coding))
+        summed, own_dims, own_spread, own_coding = each
+        found = zero.sum_gradients(
+            summed, own_dims, layout.state_axes, split, own_spread, own_coding
+        )
+        grads = with_movable(table, found, lambda leaf: leaf, grads)
         return measures, mean_of_signs(table, grads, accumulate)
 
     return gradients
@@ -330,7 +340,8 @@ def make_train_step(
 
     Returns:
       A function whose metrics are float32: the scalars loss and grad_norm, and the measures of
-      the model's `objective`.
+      the model's `objective`. Where logits are trained apart and one of them is not finite, the
+      loss and grad_norm are NaN, whatever the weights' rows gave.
     """
     levels = optimizer if isinstance(optimizer, TwoLevels) else None
     parts = accumulate if levels is None else accumulate // 2
@@ -354,7 +365,12 @@ def make_train_step(
             params, opt_state = spread(params, table, layout), returned(opt_state, placed.opt_state)
         after = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
         norm = optax.tree.norm(trained(weights, without_signs(table, grads)))
-        return after, {**measures, "grad_norm": norm}
+        measures = {**measures, "grad_norm": norm}
+        if levels is not None:  # an option that is drawn by such logits has a loss all the same
+            own = jax.tree.leaves(of_logits(params))
+            finite = jnp.all(jnp.stack([jnp.isfinite(x).all() for x in own]))
+            measures |= {n: jnp.where(finite, measures[n], jnp.nan) for n in ("loss", "grad_norm")}
+        return after, measures
 
     batches = shardings(batch_specs(model, layout, accumulate), layout)
     return jax.jit(

@@ -17,7 +17,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import tensorstore as ts
 
 from sharding.checkpoint import names
@@ -35,9 +34,14 @@ _INDEX_CACHE_BYTES = 64 << 20
 
 
 class Writer:
-    """Writes trees of arrays in the background, each process its own shards."""
+    """Writes trees of arrays in the background, each process its own shards.
+
+    Orbax is imported here alone: who only reads does not wait for it.
+    """
 
     def __init__(self) -> None:
+        import orbax.checkpoint as ocp
+
         arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICE_BYTES)
         types = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
         self._orbax = ocp.AsyncCheckpointer(
@@ -46,6 +50,8 @@ class Writer:
 
     def start(self, folder: pathlib.Path, leaves: Mapping[str, jax.Array]) -> None:
         """Copies the arrays; when this returns their buffers may be overwritten."""
+        import orbax.checkpoint as ocp
+
         tree = names.nested(leaves)
         cut = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=BLOCK_BYTES), tree)
         self._orbax.save(folder / FOLDER, args=ocp.args.PyTreeSave(tree, save_args=cut))

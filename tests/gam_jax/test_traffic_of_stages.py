@@ -35,6 +35,31 @@ CASES = {
         1,
         2,
     ),
+    "streams": (PIPED["streams"], (1, 2, 1, 2, 1, 2), "data+sequence", "gpipe", 1, 2),
+    "streams in shards": (
+        PIPED["streams"],
+        (1, 1, 2, 2, 1, 2),
+        "fully_sharded+tensor_tokens",
+        "interleaved",
+        1,
+        2,
+    ),
+    "packed streams of experts": (
+        dataclasses.replace(PIPED["streams of experts"], packed=True),
+        (1, 2, 1, 2, 1, 2),
+        "zero1+sequence",
+        "1f1b",
+        1,
+        2,
+    ),
+    "experts, seq and tensor": (
+        PIPED["experts"],
+        (1, 2, 2, 1, 1, 2),
+        "fully_sharded+sequence+tensor",
+        "interleaved",
+        1,
+        2,
+    ),
 }
 
 

@@ -13,20 +13,27 @@ from hypothesis import strategies as st
 
 from experiments.configs import gam_small
 from gam_jax.config import from_dict, to_dict
+from gam_jax.data.audio import Audio
 from gam_jax.data.digits import Digits
+from gam_jax.data.holes import Holes
+from gam_jax.data.noisy_sounds import NoisySounds
 from gam_jax.data.recall import Recall
 from gam_jax.data.signals import Sounds, TwoPaths
 from gam_jax.data.source_facts import SourceFacts
+from gam_jax.data.videos import Videos
 from gam_jax.decode import generate
 from gam_jax.layers import Layer
 from gam_jax.layers.sources import SourceAttention
 from gam_jax.models import (
     APNet,
     Autoencoder,
+    Enhancer,
     ImageClassifier,
+    Inpainter,
     LanguageModel,
     PhaseModel,
     SourceReader,
+    VideoDenoiser,
 )
 from gam_jax.ops.rotary import Positions
 from gam_jax.training.experiment import Experiment
@@ -39,6 +46,7 @@ SMALL: Any = from_dict(Experiment, gam_small.get_config().to_dict())
 CONFIGS = {
     "default": SMALL,
     "digits": Digits(),
+    "audio": Audio(),
     "recall": Recall(),
     "sounds": Sounds(),
     "two paths": TwoPaths(),
@@ -48,6 +56,12 @@ CONFIGS = {
     "source facts": SourceFacts(),
     "source reader": SourceReader(),
     "sources": SourceAttention(8, (8, 8)),
+    "videos": Videos(),
+    "denoiser": VideoDenoiser(),
+    "enhancer": Enhancer(),
+    "noisy sounds": NoisySounds(),
+    "holes": Holes(),
+    "inpainter": Inpainter(),
     "positions": Positions(),
     "classifier": ImageClassifier(SMALL.model.block, width=64, depth=2),
     **EXAMPLES,

@@ -21,8 +21,7 @@ from tests.property.test_models_on_meshes import MODELS as CLASSIFIERS
 STEPS, PARTS = 3, 4
 IN_TURN = "stacks in turn"
 PIPED: dict = {
-    **{name: model for name, model in MODELS.items() if model.streams == 1},
-    IN_TURN: dataclasses.replace(MODELS[IN_TURN], depth=2),
+    **{name: dataclasses.replace(model, depth=2) for name, model in MODELS.items()},
     "image": CLASSIFIERS["gam"],
     "image, experts": CLASSIFIERS["experts"],
 }
@@ -43,6 +42,10 @@ CASES = (
     ("ladder", (1, 1, 2, 1, 1, 2), "data+tensor_tokens", "1f1b", 1),
     ("ladder", (2, 1, 1, 1, 1, 2), "fully_sharded", "interleaved", 2),
     ("half a ladder", (1, 1, 1, 1, 1, 2), "zero1", "gpipe", 1),
+    ("streams", (1, 1, 2, 2, 1, 2), "data+tensor_tokens", "interleaved", 1),
+    ("streams", (1, 2, 1, 2, 1, 2), "fully_sharded+sequence", "gpipe", 1),
+    ("streams of experts", (2, 1, 1, 2, 1, 2), "zero1", "1f1b", 1),
+    ("streams of experts", (1, 1, 1, 2, 2, 2), "data", "1f1b", 1),
     ("image", (2, 1, 1, 1, 1, 2), "data", "1f1b", 1),
     ("image, experts", (1, 1, 1, 1, 2, 2), "fully_sharded", "interleaved", 1),
 )
@@ -131,6 +134,7 @@ UNLIKE = (
     ("remat", (1, 2, 1, 1, 1, 4), "data+sequence", "interleaved", "1,2,1,3"),
     ("ladder", (1, 1, 2, 1, 1, 2), "data+tensor", "1f1b", "1,2"),
     ("gam", (1, 2, 1, 1, 1, 2), "fully_sharded+sequence", "interleaved", "3,2", 2),
+    ("streams", (1, 1, 1, 2, 1, 2), "data", "1f1b", "2,1"),
     ("experts", (1, 1, 1, 1, 2, 2), "zero1", "interleaved", "1,2,1,1", 2),
 )
 """Model, mesh, preset, schedule, layers of each stage or chunk; turns, where there are several."""

@@ -1,5 +1,6 @@
 """The same text is written on every mesh."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -55,6 +56,14 @@ def test_stages_of_layers_write_in_turn_what_one_device_writes():
     found, want = (
         sampled(shape, 2, CACHING, tokens=20, lengths=lengths) for shape in (stages, (1, 1, 1))
     )
+    np.testing.assert_array_equal(found, want)
+
+
+@pytest.mark.slow
+def test_parallel_streams_write_on_stages_what_they_write_on_one_device():
+    model, tokens = dataclasses.replace(PARALLEL, depth=2), {"tokens": 20, "lengths": (20, 1)}
+    stages = (1, 1, 1, 2, 1, 2)
+    found, want = (sampled(shape, 2, model, **tokens) for shape in (stages, (1, 1, 1)))
     np.testing.assert_array_equal(found, want)
 
 

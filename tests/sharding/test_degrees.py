@@ -82,11 +82,6 @@ def test_degrees_that_are_no_levels_are_refused(data, preset, shards, words):
         layout_of((data, 1, 1), preset, shards=shards)
 
 
-def test_workers_of_an_axis_have_data_in_one_level():
-    with pytest.raises(UserError, match="worker=2 is joined with data"):
-        Layout(make_mesh((2, 2), worker=2))
-
-
 def test_one_device_takes_any_degrees():
     assert layout_of((1, 1, 1), shards="weights:2,state:8").degrees == Degrees()
 

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from gam_jax.ops.scan.layout import Inputs
@@ -194,6 +193,7 @@ def _call(
     order: Callable[[Any], Any],
 ) -> tuple[Array, ...]:
     """Runs a kernel for each group, head and chunk, chunks in `order`, with a state beside it."""
+    from jax.experimental.pallas import tpu as pltpu  # slow to import, and seldom used
 
     def spec(x: Any) -> pl.BlockSpec:
         if isinstance(x, _Once):

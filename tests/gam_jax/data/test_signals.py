@@ -10,13 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gam_jax.config import from_dict, to_dict
-from gam_jax.data import DATA, Data, Sounds, SourceFacts, TwoPaths
+from gam_jax.data import DATA, Data, Holes, Sounds, SourceFacts, TwoPaths, Videos
 from sharding.errors import UserError
 
 SMALL = {
     "sounds": Sounds(samples=512, scored=4),
     "two_paths": TwoPaths(bins=9, scored=4),
     "source_facts": SourceFacts(lengths=(1, 5), scored=4),
+    "videos": Videos(frames=8, scored=4),
+    "holes": Holes(side=9, hole=4, scored=4),
 }
 seeds = st.integers(0, 2**32 - 1)
 
@@ -35,7 +37,7 @@ def test_rows_are_told_by_seed_and_number_and_have_the_shapes_that_were_said(nam
     second = {key: data.row(5, 4)[key] for key in batch}
     assert all(np.array_equal(later[key][0], second[key]) for key in batch)
     (held,) = opened.validation_stream("", 4)
-    assert not np.array_equal(next(iter(held.values())), next(iter(batch.values())))
+    assert not all(np.array_equal(held[key], batch[key]) for key in batch)
     assert opened.fingerprints != type(data)(scored=5).open().fingerprints
 
 
@@ -78,6 +80,27 @@ def test_the_name_that_is_asked_for_stands_once_in_each_list_beside_its_fact(see
         tokens = row[f"source_{number}"]
         (place,) = np.flatnonzero(tokens[:, 0] == row["asked"])
         assert tokens[place, 1] == fact
+
+
+@given(seeds)
+def test_a_hole_is_one_square_of_its_size_inside_the_picture(seed):
+    row = Holes(side=12, hole=5).row(seed, 0)
+    assert np.abs(row["images"]).max() == pytest.approx(0.9, abs=1e-6)
+    rows, columns, _ = np.nonzero(row["known"] == 0)
+    assert len(rows) == 25
+    assert np.ptp(rows) == np.ptp(columns) == 4
+
+
+def test_videos_keep_their_colour_and_swing_as_was_said():
+    rows = [Videos(frames=64).row(3, number) for number in range(400)]
+    colours, paths = np.moveaxis(np.stack([row["frames"] for row in rows]).astype(float), 2, 0)
+    own = colours.mean(1)
+    assert np.abs(own).max() < 3**0.5 + 0.2
+    assert own.var() == pytest.approx(1, abs=0.15)
+    assert (colours - own[:, None]).std() == pytest.approx(0.2, rel=0.05)
+    assert paths.var() == pytest.approx(1, abs=0.1)
+    added = paths[:, 2:] - 1.6 * paths[:, 1:-1] + 0.8 * paths[:, :-2]
+    assert added.var() / paths.var() == pytest.approx(0.2 * (3.24 - 2.56) / 1.8, rel=0.1)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from gam_jax.planning.overlap import (
     Operation,
+    chains,
     decomposed,
     ideal,
     list_schedule,
@@ -73,3 +74,10 @@ def test_steps_of_a_ring_take_the_longer_of_both_and_pay_where_the_rule_says(
     if devices > 1:
         assert steps >= max(product, collective) * (1 - 1e-12)
         assert ideal(product, collective, devices) <= serial(product, collective) * (1 + 1e-12)
+
+
+def test_parts_of_rows_overlap_what_they_need_by_themselves():
+    """Two parts over one block: the second computes while the first sends."""
+    assert chains((("compute", 2.0), ("network", 3.0)), 1, 4) == 4 * 5.0
+    assert chains((("compute", 2.0), ("network", 3.0)), 2, 1) == 2 + 3 + 3
+    assert chains((("memory", 2.0), ("memory", 3.0), ("network", 0.0)), 2, 3) == 2 * 3 * 5

@@ -80,6 +80,18 @@ def test_few_programs_are_traced(found):
     assert found.traces == (1 + 2) * 2
 
 
+def test_a_thousand_candidates_need_no_more_than_ten_programs():
+    """However many parts of a batch there are; three of them are those of the best, their own."""
+    run = dataclasses.replace(RUN, batch=55_440)
+    space = Space(parts=1000)  # what `gam plan` tries where nothing is said, and more parts
+    candidates = list(space.candidates(64, run.batch))
+    assert len(candidates) > 1000
+    many = plan(run, made(LINKS[0], Level("network", 64, 1e8), capacity=1e12), candidates, own=3)
+    assert len(many.own) == 3
+    assert len(many.priced) > 100
+    assert many.traces <= 10
+
+
 def test_what_is_stacked_is_that_of_the_candidates_own_program(found):
     drawn = np.random.default_rng(0).choice(len(found.priced), 10, replace=False)
     for each in (found.priced[i].candidate for i in drawn):

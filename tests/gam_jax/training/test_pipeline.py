@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gam_jax.data import Recall
-from gam_jax.layers import GAM, Attention, Block
+from gam_jax.layers import GAM, Block
 from gam_jax.layers.base import WHOLE
 from gam_jax.models.base import Model, on_stages
 from gam_jax.models.language import LanguageModel
@@ -36,11 +36,6 @@ class Whole(Model):
         return {"weights": ("batch",)}
 
 
-STREAMS = dataclasses.replace(
-    MODEL, block=Block(GAM(slots=16), Attention(heads=2, context=32)), streams=2, prefix=3
-)
-
-
 @pytest.mark.parametrize(
     ("model", "turns", "says"),
     [
@@ -48,7 +43,6 @@ STREAMS = dataclasses.replace(
         (MODEL, 3, "pipe=2 with parallel.turns=3 needs at least 6 layers"),
         (dataclasses.replace(MODEL, depth=5), 1, "5 layers do not divide into mesh axis pipe=2"),
         (dataclasses.replace(MODEL, depth=6), 2, "6 layers do not divide"),
-        (STREAMS, 1, "LanguageModel with parallel streams does not say its parts"),
         (Whole(), 1, "mesh axis pipe=2: Whole does not say its parts"),
     ],
 )
@@ -164,9 +158,6 @@ def test_a_validation_goes_through_stages_in_parts(rows, parts, turns, ticks):
 
 class Scored(LanguageModel):
     """A model that scores in a way of its own, of which its parts say nothing."""
-
-    def parts(self):
-        return dataclasses.replace(super().parts(), scored=None)
 
     def scored(self, params, batch, axes=WHOLE):
         return {"twice": tuple(2 * x for x in super().scored(params, batch, axes)["loss"])}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.extend.core import Var
 
-from gam_jax.layers import GAM, Block
+from gam_jax.layers import GAM, MLP, Block, Mixed
 from gam_jax.local import Local, with_workers
 from gam_jax.models import LanguageModel
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
@@ -30,13 +30,14 @@ from sharding.errors import UserError
 from sharding.layout import Layout, bytes_held
 from sharding.mesh import make_mesh
 from sharding.messages import inner_jaxprs, messages_of, totals
+from sharding.parallel import Parallel
 from tests.gam_jax.training import line
 from tests.meshes import ONE, assert_leaves_close, layout_of
 
 MODEL = LanguageModel(Block(GAM(slots=16)), width=16, depth=1, vocab=32, context=16, dropout=0.1)
 CONFIG = OptimizerConfig(warmup=1, eps=1e-4)
 OPTIMIZER = make_optimizer(CONFIG, 10, MODEL.table())
-STEPS, ROWS, PARTS = 4, 16, 2
+STEPS, ROWS, PARTS = 4, 32, 2
 LATE = Local(4, 2, 1, momentum=0.3, penalty=1.2)
 SLOW = Local(4, 2, 0, rate=0.9, momentum=0.3)
 
@@ -50,8 +51,8 @@ def parts():
         yield {"inputs": tokens[:, :-1], "targets": tokens[:, 1:], "weights": weights}
 
 
-def workers_mesh(worker=1, data=1, seq=1, tensor=1, preset=ONE[1]):
-    plain = layout_of((1, 1, 1), preset)
+def workers_mesh(worker=1, data=1, seq=1, tensor=1, preset=ONE[1], shards=""):
+    plain = layout_of((1, 1, 1), preset, shards=shards)
     return dataclasses.replace(
         plain, mesh=make_mesh(data=data, seq=seq, tensor=tensor, worker=worker)
     )
@@ -90,6 +91,8 @@ MESHES = {
     "fully_sharded": workers_mesh(2, 2, 1, 2, "fully_sharded+tensor_tokens"),
     "sequence": workers_mesh(2, seq=2),
     "data alone": workers_mesh(data=2),
+    "levels": workers_mesh(2, (2, 2), shards="weights:2,gradients:2,state:4"),
+    "second copy": workers_mesh(2, (2, 2), preset="hpz"),
 }
 CASES = [
     pytest.param(local, name, id=f"{name}, delay {local.delay}", marks=() if chosen else slow)
@@ -201,11 +204,22 @@ def fitted(folder, local, layout, stop=0, resume=False):
     return list(read_metrics(folder / "metrics.jsonl"))
 
 
-@pytest.mark.parametrize("delay", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_a_run_goes_on_on_another_mesh_from_what_was_under_way(delay, tmp_path):
+IN_LEVELS = workers_mesh(2, (2, 2), shards="weights:2,state:4")
+
+
+@pytest.mark.parametrize(
+    ("delay", "layout"),
+    [
+        pytest.param(0, workers_mesh(worker=2, data=2), marks=pytest.mark.slow),
+        (1, workers_mesh(worker=2, data=2)),
+        pytest.param(1, IN_LEVELS, marks=pytest.mark.slow),
+    ],
+    ids=["delay 0", "delay 1", "levels"],
+)
+def test_a_run_goes_on_on_another_mesh_from_what_was_under_way(delay, layout, tmp_path):
     local = Local(2, 3, delay, momentum=0.2)
     whole = fitted(tmp_path / "whole", local, layout_of((1, 1, 1)))
-    fitted(tmp_path / "parted", local, workers_mesh(worker=2, data=2), stop=6)
+    fitted(tmp_path / "parted", local, layout, stop=6)
     parted = fitted(tmp_path / "parted", local, layout_of((2, 1, 1)), resume=True)
     for split in ("train", "validation"):
         found, wanted = (
@@ -268,7 +282,32 @@ def test_devices_of_workers_validate_rows_together():
     together = layout.without_workers
     assert {"worker": 1, "data": 4, "tensor": 2}.items() <= dict(together.mesh.shape).items()
     assert list(together.mesh.devices.flat) == list(layout.mesh.devices.flat)
+    apart = IN_LEVELS.without_workers
+    assert [*apart.mesh.shape.items()][2:5] == [("data_0", 2), ("data_1", 2), ("data_2", 2)]
+    assert list(apart.mesh.devices.flat) == list(IN_LEVELS.mesh.devices.flat)
+    assert (apart.degrees.weights, apart.worker_axis, apart.row_parts) == (2, None, 8)
     staged = Layout(make_mesh(pipe=2, data=2, worker=2)).without_workers.mesh
     assert staged.devices.shape[:3] == (1, 2, 4)
     ids = np.vectorize(lambda device: device.id)(staged.devices).reshape(2, 4)
     assert ids.tolist() == [[0, 1, 4, 5], [2, 3, 6, 7]]  # a stage's devices stay its own
+
+
+def test_workers_that_draw_layers_over_split_tokens_are_refused_before_and_while_tracing():
+    """Each would send along `seq` what the others, which drew another option, never take."""
+    local, seq = Local(2), workers_mesh(worker=2, seq=2)
+    model = dataclasses.replace(MODEL, block=Block(Mixed((GAM(slots=16), MLP(hidden=8)), "one")))
+    run = dataclasses.replace(line.experiment(12, local=local), model=model)
+    says = "mesh axis worker, which would wait for one another's messages along seq"
+    with pytest.raises(UserError, match=says):
+        check_batch(run, seq)
+    for fine in (workers_mesh(seq=2), workers_mesh(worker=2, tensor=2)):
+        check_batch(run, fine)
+    ring = Parallel(preset="data+tensor_tokens", overlap="ring")
+    with pytest.raises(UserError, match=r"along tensor \(parallel.overlap=ring\)"):
+        check_batch(run, dataclasses.replace(workers_mesh(worker=2, tensor=2), parallel=ring))
+    summed = dataclasses.replace(model, block=Block(Mixed((GAM(slots=16), MLP(hidden=8)))))
+    check_batch(dataclasses.replace(run, model=summed), seq)
+    optimizer = with_workers(make_optimizer(CONFIG, 10, model.table()), local)
+    state, batch = abstract_state(model, optimizer), put_round(model, seq, [next(parts())], local)
+    with pytest.raises(UserError, match=says):
+        make_step(model, optimizer, seq).trace(state, batch)

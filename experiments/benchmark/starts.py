@@ -1,0 +1,88 @@
+"""What the start of `gam serve` costs: the first one, and the next, which finds its programs."""
+
+from __future__ import annotations
+
+import pathlib
+import resource
+import signal
+import subprocess
+import tempfile
+
+from experiments.benchmark.timing import Quantity, Rows
+from experiments.command import as_process
+from sharding.errors import UserError, one_line
+
+MOST = 3
+"""Turns: each takes half a minute."""
+TEXT = "def add(one, other):\n    return one + other\n\n\n"
+
+
+def run(repeats: int, width: int, depth: int) -> Rows:
+    """Processor time of the command from its first line to its last, which follows once it serves.
+
+    Of a run that was trained for one step; each turn begins with an empty folder of programs.
+
+    Args:
+      repeats: turns, at most `MOST`.
+      width, depth: of the model.
+
+    Raises:
+      UserError: a command that fails; its last line says why.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        folder = pathlib.Path(place)
+        _train(folder, width, depth)
+        first, second = [], []
+        for turn in range(min(repeats, MOST)):
+            cache = folder / f"programs {turn}"
+            first.append(_start(folder, cache))
+            second.append(_start(folder, cache))
+    ratios = [y / x for x, y in zip(first, second, strict=True)]
+    return {
+        f"start, GAM of {depth} blocks of width {width}, processor time": {
+            "first": Quantity.of(first, "s"),
+            "second": Quantity.of(second, "s"),
+            "second over first": Quantity.of(ratios, ""),
+        }
+    }
+
+
+def _train(folder: pathlib.Path, width: int, depth: int) -> None:
+    text = folder / "corpus.txt"
+    text.write_text(TEXT * 500)
+    settings = {
+        "data.name": f"text:{text}",
+        "data.dir": folder / "data",
+        "model.width": width,
+        "model.depth": depth,
+        "model.block.mixer.slots": width,
+        "train.steps": 1,
+        "train.validate_first": 0,
+    }
+    command = ["gam", "train", f"--run={folder / 'run'}", "--compile_cache=off"]
+    command += [f"--config.{name}={value}" for name, value in settings.items()]
+    done = subprocess.run(as_process(command), capture_output=True, text=True, check=False)
+    if done.returncode:
+        why = done.stderr.strip().splitlines()[-1:]
+        raise UserError(f"the run to be served was not trained: {one_line(' '.join(why))}")
+
+
+def _start(folder: pathlib.Path, cache: pathlib.Path) -> float:
+    """Seconds of the processor, to the end of the process that is told to end once it serves."""
+    command = ["gam", "serve", f"--run={folder / 'run'}", "--port=0", f"--compile_cache={cache}"]
+    before, told = _spent(), ""
+    with subprocess.Popen(
+        as_process(command), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        for told in process.stderr:
+            if told.startswith("serving"):
+                process.send_signal(signal.SIGTERM)
+    if process.returncode:
+        raise UserError(f"gam serve failed: {one_line(told)}")
+    return _spent() - before
+
+
+def _spent() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
