@@ -142,7 +142,7 @@ class _Walk:
     def __init__(self, sizes: Mapping[str, int]) -> None:
         self._sizes, self._numbers = sizes, 0
         self.growing: set[int] = set()
-        self._placed: set[int] = set()  # what depends on the device's place and constants alone
+        self._placed: set[int] = set()  # numbers by the device's place and constants alone
 
     def array(self, size: float) -> Sources:
         """A new array."""
@@ -210,7 +210,8 @@ class _Walk:
             for message in messages_at(eqn.eqn, self._sizes):
                 found.messages[_kind(message)] += round(turns) * message.count
         made = [self.array(_bytes(v.aval)) for v in eqn.outputs]
-        if eqn.name in READ and self._placed.issuperset(read):
+        number = not any(v.aval.shape for v in eqn.outputs)  # no list of them that a loop takes
+        if number and eqn.name in READ and self._placed.issuperset(read):
             self._placed.update(array for each in made for array in each)
         return made
 

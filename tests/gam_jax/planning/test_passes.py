@@ -88,6 +88,14 @@ def test_of_what_a_devices_place_alone_chooses_the_branch_that_moves_most_counts
     assert found.flops == ({"float32": 2 * ROWS * WIDTH**2} if by_place else {})
 
 
+def test_what_a_loop_s_turn_chooses_counts_as_what_is_not_asked_for():
+    def some(x, w):
+        turn = lambda h, i: (lax.cond(i == 1, lambda: h @ w, lambda: h), None)  # noqa: E731
+        return lax.scan(turn, x, jnp.arange(3))[0]
+
+    assert of(some, X, W).fixed.flops == {}
+
+
 def test_a_loop_over_places_that_fill_counts_apart():
     def read(cache, count):
         with turns(PLACES // ROWS):
