@@ -41,6 +41,7 @@ from gam_jax.layers import (
     Mixed,
     MoE,
     MoFME,
+    Nested,
     ParScale,
     Pattern,
     ProductMemory,
@@ -100,6 +101,7 @@ BLOCKS: dict[type, Layer] = {
     MoE: Block(_GAM, MoE()),
     ParScale: Block(_GAM),  # of two streams, see `model_of`
     MoFME: Block(_GAM, MoFME()),
+    Nested: Block(_GAM, Nested(MLP(hidden=256), "hidden", (64, 128, 256), "softmax")),
     Pattern: Pattern((Block(_GAM), Residual(_MEMORY)), (0, 1)),
     ProductMemory: Block(_GAM, ProductMemory(side=32, keys=16)),
     RMSNorm: Block(_GAM, norm=RMSNorm()),

@@ -11,11 +11,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gam_jax.layers import Block, Chunked, InTurn, Layer, Mixed, Pattern, Residual, Series, Stack
+from gam_jax import units
+from gam_jax.bilevel import LevelState
+from gam_jax.grow import changed_state
+from gam_jax.layers import (
+    Block,
+    Chunked,
+    InTurn,
+    Layer,
+    Mixed,
+    Nested,
+    Pattern,
+    Residual,
+    Series,
+    Stack,
+)
 from gam_jax.layers.base import layers_in
+from gam_jax.master import Mastered
 from gam_jax.models.language import LanguageModel
 from gam_jax.ops.choices import ARCHITECTURE
-from gam_jax.params import Params
+from gam_jax.params import Param, Params, abstract_params, path_name
 from sharding.errors import UserError
 
 Pick = Callable[[Any], Any]
@@ -52,8 +67,8 @@ def extraction(model: LanguageModel, params: Params) -> Extraction:
       params: its own, whole arrays.
 
     Raises:
-      UserError: no mixed layer; one inside a layer that cannot be taken apart, or under parallel
-        streams; unlike blocks under a ladder.
+      UserError: no mixed layer; one that is a norm, or inside a layer that cannot be taken apart,
+        or under parallel streams; unlike blocks under a ladder.
     """
     options: dict[str, list[int]] = {}
     _note(params, (), options)
@@ -69,11 +84,51 @@ def extraction(model: LanguageModel, params: Params) -> Extraction:
     if depth == 1 and model.ladder and model.depth > 1:
         raise UserError(f"model.ladder={model.ladder}: blocks are unlike now, so there is none")
     plain = dataclasses.replace(model, block=block, depth=depth)
+    _check_chosen(plain)
 
     def pick(tree: Any) -> Any:
         return {**tree, BLOCKS: inside(tree[BLOCKS])} if BLOCKS in tree else tree
 
     return Extraction(plain, pick, options)
+
+
+def _check_chosen(model: LanguageModel) -> None:
+    """Refuses a model in which there is something to choose yet."""
+    leaves = jax.tree_util.tree_leaves_with_path(
+        model.table(), is_leaf=lambda leaf: isinstance(leaf, Param)
+    )
+    for path, param in leaves:
+        *place, kind, _ = ("", *path_name(path).split("/"))
+        if kind == ARCHITECTURE and param.shape[-1] > 1:
+            raise UserError(
+                f"the mixed layer {'/'.join(place[1:])} cannot be taken out: it can be of blocks, "
+                f"stacks, patterns and what stands in a row, and not where these norm"
+            )
+
+
+def extracted_state(found: Extraction, opt_state: Any) -> Any:
+    """The optimizer's state of the plain model, whose parameters are all trained as weights are.
+
+    Averages of what is kept follow; those of the logits that are left are 0.
+
+    Raises:
+      UserError: see `grow.changed_state`.
+    """
+    if isinstance(opt_state, LevelState):
+        opt_state = opt_state.weights
+    elif isinstance(opt_state, Mastered) and isinstance(opt_state.inner, LevelState):
+        opt_state = opt_state._replace(inner=opt_state.inner.weights)
+    shapes = abstract_params(found.model.table())
+    return changed_state(
+        opt_state, found.pick, lambda moments, _: _filled(found.pick(moments), shapes)
+    )
+
+
+def _filled(tree: Any, shapes: Any) -> Any:
+    """A tree with zeros for what it lacks."""
+    if not isinstance(shapes, dict):
+        return jnp.zeros(shapes.shape, jnp.float32) if tree is None else tree
+    return {name: _filled((tree or {}).get(name), own) for name, own in shapes.items()}
 
 
 def _note(params: Any, path: tuple[str, ...], found: dict[str, list[int]]) -> None:
@@ -139,7 +194,7 @@ def _plain(layer: Layer, params: Params) -> Chosen:
 
 
 def _holds_mixed(layer: Layer) -> bool:
-    return isinstance(layer, Mixed) or any(map(_holds_mixed, layers_in(layer)))
+    return isinstance(layer, (Mixed, Nested)) or any(map(_holds_mixed, layers_in(layer)))
 
 
 @_plain.register
@@ -151,12 +206,26 @@ def _(layer: Mixed, params: Params) -> Chosen:
         own = inside(tree["options"][str(best)])
         if layer.share == 1:
             return own
+        if ARCHITECTURE not in tree:  # moments of the weights alone
+            return {"options": {"0": own}}
         logits = jax.tree.map(lambda x: x[best : best + 1], tree[ARCHITECTURE])
         return {ARCHITECTURE: logits, "options": {"0": own}}
 
     if layer.share == 1:
         return option, pick
     return dataclasses.replace(layer, options=(option,), how="sum", weights="softmax"), pick
+
+
+@_plain.register
+def _(layer: Nested, params: Params) -> Chosen:
+    best = layer.sizes[int(np.argmax(np.asarray(params[ARCHITECTURE]["logits"], np.float32)))]
+    unit, inner = layer.own, units.resized(layer.inner, layer.unit, best)
+
+    def pick(tree: Any) -> Any:
+        own = {name: branch for name, branch in tree.items() if name != ARCHITECTURE}
+        return units.keep(own, unit, np.arange(best))
+
+    return inner, pick
 
 
 @_plain.register(Block)

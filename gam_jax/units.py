@@ -87,7 +87,7 @@ ALL_CHANNELS = "norms see the whole width"
 def count(table: Table, unit: Unit) -> int:
     """How many units a table has."""
     part = unit.parts[0]
-    return _leaf(table, part.name).shape[part.dim] // part.per
+    return leaf(table, part.name).shape[part.dim] // part.per
 
 
 def within(prefix: str, lead: int, units: UnitTable, field: str) -> dict[str, Unit]:
@@ -311,13 +311,13 @@ def contribution(params: Params, gradients: Params, unit: Unit) -> Array:
     flat: dict[str, Array] = {}
     parts = unit.takes or unit.makes
     for part in parts:
-        flat[part.name] = _leaf(params, part.name) * _leaf(gradients, part.name)
+        flat[part.name] = leaf(params, part.name) * leaf(gradients, part.name)
     sums = [_summed(flat[part.name], part, unit.lead) for part in parts]
     return jnp.abs(functools.reduce(jnp.add, sums))
 
 
 def _squares(params: Params, unit: Unit, parts: tuple[Part, ...]) -> Any:
-    found = [_summed(jnp.square(_leaf(params, part.name)), part, unit.lead) for part in parts]
+    found = [_summed(jnp.square(leaf(params, part.name)), part, unit.lead) for part in parts]
     return functools.reduce(jnp.add, found) if found else None
 
 
@@ -384,7 +384,8 @@ def _put(params: Params, path: list[str], change: Callable[[Array], Array]) -> P
     return {**params, name: _put(inner, rest, change) if rest else change(inner)}
 
 
-def _leaf(tree: Any, name: str) -> Any:
+def leaf(tree: Any, name: str) -> Any:
+    """The entry of that name in nested dicts."""
     for step in name.split("/"):
         tree = tree[step]
     return tree

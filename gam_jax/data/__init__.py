@@ -14,6 +14,7 @@ from gam_jax.data.base import Data, Dataset
 from gam_jax.data.digits import Digits
 from gam_jax.data.holes import Holes
 from gam_jax.data.mixture import TextMixture
+from gam_jax.data.noisy_sounds import NoisySounds
 from gam_jax.data.recall import Recall
 from gam_jax.data.signals import Sounds, TwoPaths
 from gam_jax.data.source_facts import SourceFacts
@@ -32,6 +33,7 @@ __all__ = [
     "Dataset",
     "Digits",
     "Holes",
+    "NoisySounds",
     "Recall",
     "Sounds",
     "SourceFacts",
@@ -44,7 +46,7 @@ __all__ = [
 ]
 
 READ = (Text, TextMixture, Digits, Audio)
-DRAWN = (Recall, Sounds, TwoPaths, SourceFacts, Videos, Holes)
+DRAWN = (Recall, Sounds, NoisySounds, TwoPaths, SourceFacts, Videos, Holes)
 DATA: dict[str, type[Data]] = {
     name: kind for kind in (*READ, *DRAWN, Arrays) for name in kind.NAMES
 }

@@ -20,6 +20,7 @@ from gam_jax.layers.mixed import Mixed
 from gam_jax.layers.mlp import MLP
 from gam_jax.layers.moe import MoE
 from gam_jax.layers.mofme import MoFME
+from gam_jax.layers.nested import Nested
 from gam_jax.layers.norm import LayerNorm, RMSNorm
 from gam_jax.layers.parscale import ParScale
 from gam_jax.layers.pattern import Pattern
@@ -58,6 +59,7 @@ LAYERS: dict[str, type] = {
         MoE,
         ParScale,
         MoFME,
+        Nested,
         Pattern,
         ProductMemory,
         RMSNorm,
@@ -103,6 +105,7 @@ __all__ = [
     "Mixed",
     "MoE",
     "MoFME",
+    "Nested",
     "ParScale",
     "Pattern",
     "ProductMemory",

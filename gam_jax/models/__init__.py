@@ -5,6 +5,7 @@ from gam_jax.models.autoencoder import Autoencoder
 from gam_jax.models.base import BATCH, TOKEN, Batch, Measures, Model
 from gam_jax.models.classifier import ImageClassifier
 from gam_jax.models.denoiser import VideoDenoiser
+from gam_jax.models.enhancer import Enhancer
 from gam_jax.models.inpainter import Inpainter
 from gam_jax.models.language import LanguageModel
 from gam_jax.models.masked import Masked
@@ -19,6 +20,7 @@ MODELS: dict[str, type[Model]] = {
     for model in (
         APNet,
         Autoencoder,
+        Enhancer,
         ImageClassifier,
         Inpainter,
         LanguageModel,
@@ -40,6 +42,7 @@ __all__ = [
     "APNet",
     "Autoencoder",
     "Batch",
+    "Enhancer",
     "ImageClassifier",
     "Inpainter",
     "LanguageModel",

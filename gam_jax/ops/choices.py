@@ -19,11 +19,18 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
+from sharding import collectives
+
 ARCHITECTURE = "architecture"
 """The entry of a table in which logits stand, so that `*architecture/*` is a pattern of all."""
 
 Weights = Callable[[Array, Array | None, float], Array]
 """(logits [N], key, temperature) -> weights [N], which sum to 1."""
+
+
+def wide(x: Array) -> Array:
+    """In float32 at least."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def softmax(logits: Array, key: Array | None = None, temperature: float = 1.0) -> Array:
@@ -39,7 +46,9 @@ def sparsemax(logits: Array, key: Array | None = None, temperature: float = 1.0)
 def dirichlet(logits: Array, key: Array | None, temperature: float = 1.0) -> Array:
     """A draw from Dirichlet(elu(a / t) + 1), with gradients through it."""
     assert key is not None
-    return jax.random.dirichlet(key, jax.nn.elu(logits / temperature) + 1)
+    alpha = jax.nn.elu(logits / temperature) + 1
+    alike, alpha = collectives.vary_alike(key, alpha)  # all devices draw alike
+    return jax.random.dirichlet(alike, alpha)
 
 
 def gumbel(logits: Array, key: Array | None, temperature: float = 1.0) -> Array:

@@ -1,7 +1,7 @@
 """What each program of a served model asks of a device, on machines that are not here.
 
 The programs are those that `gam_jax.serve.device.Device` compiles. They are traced on a mesh of no
-devices, at depths of one block and of two: each further block adds what the second one does.
+devices, with two blocks and with three: each further block adds what the third one does.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any
 import jax
 from jax.interpreters import partial_eval
 
+from gam_jax.layers import Layer, Mixed
+from gam_jax.layers.base import layers_in
 from gam_jax.models.language import LanguageModel
 from gam_jax.ops.pages import COLUMNS
 from gam_jax.params import abstract_params
@@ -27,9 +29,12 @@ from gam_jax.serve.device import check_mesh, served
 from gam_jax.serve.executor import Sizes
 from gam_jax.serve.listed import PAGE, WIDTHS, Listed, listed, rows_of
 from gam_jax.serve.programs import Programs
+from sharding.errors import UserError
 from sharding.layout import Layout
 from sharding.parallel import Parallel
 
+FIRST = 2
+"""Blocks of the smaller model that is traced: several are one function, a single one is none."""
 FEW = 2
 """Pages of a pool that is traced: what programs do does not depend on how many there are."""
 
@@ -127,12 +132,13 @@ def trace(
       backend: whose programs: "cpu", "gpu" or "tpu"; None for JAX's default.
       page: tokens of a page.
       widths: of the blocks of a prompt, falling to 1.
-      whole: whether every block is traced, and not two of them.
+      whole: whether every block is traced, and not a few of them.
       like: of the same model and mesh with other rows, whose programs of one row are these too.
 
     Raises:
-      UserError: a model or a mesh that is not served so, see `Device`.
+      UserError: a model or a mesh that is not served so, see `Device` and `check_drawn`.
     """
+    check_drawn(model)
     layout = abstract_layout(mesh, Parallel().whole.preset, backend=backend)
     check_mesh(layout)
     model.check_mesh(layout)
@@ -142,10 +148,10 @@ def trace(
         own = dataclasses.replace(model, depth=depth)
         return _traced(own, layout, rows, limit, page, widths, "step" if like else "")
 
-    if whole or model.depth <= 2 or model.ladder:
+    if whole or model.depth <= FIRST + 1 or model.ladder:
         found = of(model.depth)
     else:
-        found = _deeper(of(1), of(2), model.depth - 1)
+        found = _deeper(of(FIRST), of(FIRST + 1), model.depth - FIRST)
     if like is None:
         return found
     programs = {**like.programs, **found.programs}
@@ -153,16 +159,36 @@ def trace(
     return dataclasses.replace(found, programs=programs, between=between)
 
 
-def _deeper(one: Traced, two: Traced, times: int) -> Traced:
-    """What programs of so many blocks more than one do, from those of one and of two."""
+def check_drawn(model: LanguageModel) -> None:
+    """Which option a drawn `Mixed` serves with is known with its logits, which no plan has.
+
+    Raises:
+      UserError: the model has one.
+    """
+    if _draws(model.block):
+        raise UserError(
+            "the model draws an option of its Mixed, and what is served depends on its logits: "
+            "extract it first (gam extract)"
+        )
+
+
+def _draws(layer: Layer) -> bool:
+    own = isinstance(layer, Mixed) and layer.drawn
+    return own or any(map(_draws, layers_in(layer)))
+
+
+def _deeper(few: Traced, one_more: Traced, times: int) -> Traced:
+    """What programs of so many blocks more than a few do, from those and from one block more."""
     programs, between = {}, {}
-    for name, each in one.programs.items():
-        more = two.programs[name]
+    for name, each in few.programs.items():
+        more = one_more.programs[name]
         fixed = more.fixed.beyond(each.fixed, times)
         programs[name] = Followed(fixed, more.most.beyond(each.most, times), each.turns)
-        between[name] = one.between[name] + times * (two.between[name] - one.between[name])
-    held, traces = two.held.beyond(one.held, times), one.traces + two.traces
-    return Traced(one.sizes, one.mesh, programs, between, held, traces)
+        held = few.between[name]
+        between[name] = held + times * (one_more.between[name] - held)
+    arguments = one_more.held.beyond(few.held, times)
+    traces = few.traces + one_more.traces
+    return Traced(few.sizes, few.mesh, programs, between, arguments, traces)
 
 
 def _traced(

@@ -18,6 +18,7 @@ from gam_jax.layers import (
     Layer,
     LayerNorm,
     Mixed,
+    Nested,
     Pattern,
     Residual,
     RMSNorm,
@@ -29,6 +30,7 @@ from gam_jax.layers.adapted import ADAPTERS, Factor
 from gam_jax.traffic.documents import places_traffic, starts_traffic
 from gam_jax.traffic.gathered import loops_of
 from gam_jax.traffic.sizes import FLOAT, Sizes, constants, layer_traffic, sums
+from gam_jax.units import leaf
 from sharding.messages import Message
 from sharding.rules import DEFAULT_RULES
 
@@ -129,6 +131,16 @@ def _forward(layer: Layer, sizes: Sizes) -> list[Message]:
     twice = dataclasses.replace(sizes, again=True, enter_again=True, leave_again=True)
     less = [message.times(-1) for message in layer_traffic(layer, once)]
     return [*layer_traffic(layer, twice), *less]
+
+
+@layer_traffic.register
+def _(layer: Nested, sizes: Sizes) -> Iterator[Message]:
+    yield from layer_traffic(layer.inner, sizes)
+    table: Any = layer.inner.table()
+    for part in layer.own.takes:
+        axis = leaf(table, part.name).axes[part.dim]
+        if axis and DEFAULT_RULES[axis] == "tensor":  # each device weighs its own units
+            yield sizes.over_tensor("all_reduce", layer.sizes[-1] * FLOAT)
 
 
 @layer_traffic.register

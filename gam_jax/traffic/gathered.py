@@ -23,6 +23,7 @@ from gam_jax.layers import (
     Mixed,
     MoE,
     MoFME,
+    Nested,
     Pattern,
     Residual,
     Shallow,
@@ -167,6 +168,11 @@ def _(layer: Shallow, sizes: Sizes, followed: bool = False) -> Iterator[str]:
 
 @added_last.register
 def _(layer: Adapted, sizes: Sizes, followed: bool = False) -> Iterator[str]:
+    yield from added_last(layer.inner, sizes, followed)
+
+
+@added_last.register
+def _(layer: Nested, sizes: Sizes, followed: bool = False) -> Iterator[str]:
     yield from added_last(layer.inner, sizes, followed)
 
 

@@ -11,7 +11,16 @@ PAGES = pathlib.Path(__file__).parents[2] / "docs/papers"
 
 
 @pytest.mark.parametrize(
-    "page", ["apnet", "streamable_convs", "kling_avatar", "imagine_yourself", "vins", "pepsi"]
+    "page",
+    [
+        "apnet",
+        "streamable_convs",
+        "kling_avatar",
+        "imagine_yourself",
+        "vins",
+        "pepsi",
+        pytest.param("mp_senet", marks=pytest.mark.slow),
+    ],
 )
 def test_the_code_on_a_page_runs(page):
     text = (PAGES / f"{page}.md").read_text()

@@ -16,6 +16,7 @@ from gam_jax.config import from_dict, to_dict
 from gam_jax.data.audio import Audio
 from gam_jax.data.digits import Digits
 from gam_jax.data.holes import Holes
+from gam_jax.data.noisy_sounds import NoisySounds
 from gam_jax.data.recall import Recall
 from gam_jax.data.signals import Sounds, TwoPaths
 from gam_jax.data.source_facts import SourceFacts
@@ -26,6 +27,7 @@ from gam_jax.layers.sources import SourceAttention
 from gam_jax.models import (
     APNet,
     Autoencoder,
+    Enhancer,
     ImageClassifier,
     Inpainter,
     LanguageModel,
@@ -56,6 +58,8 @@ CONFIGS = {
     "sources": SourceAttention(8, (8, 8)),
     "videos": Videos(),
     "denoiser": VideoDenoiser(),
+    "enhancer": Enhancer(),
+    "noisy sounds": NoisySounds(),
     "holes": Holes(),
     "inpainter": Inpainter(),
     "positions": Positions(),

@@ -91,6 +91,7 @@ CHOSEN = (
     ("Adapted attention", (2, 2, 2), IN_RING),
     ("Adapted mixtures", (1, 2, 2, 1, 2), WHOLE),
     ("Mixed", (1, 2, 4), IN_TOKENS),
+    ("Nested", (2, 1, 4), IN_TOKENS),
 )
 """Layers, meshes and presets with each kind of layer, itself or in another."""
 

@@ -206,6 +206,16 @@ def test_a_schema_that_takes_long_to_compile_stops_nobody_else(server, monkeypat
     assert "it takes more than 0.3 seconds" in told["message"]
 
 
+def test_a_choice_waits_for_no_schema(server):
+    free = threading.Event()
+    held = [server.state.grammars.submit(free.wait, 60) for _ in range(GRAMMARS)]
+    try:
+        answer(server, prompt="the", guided_choice=["the"], max_tokens=4)
+        assert not any(one.done() for one in held)
+    finally:
+        free.set()
+
+
 def test_a_second_turn_reads_what_is_new_alone(server):
     prompt = "one mouse likes a fish near the bird. " * 20
     first = answer(server, prompt=prompt, max_tokens=60, seed=1)
@@ -332,6 +342,8 @@ def test_a_running_server_is_loaded_and_its_times_are_told(server, command):
         assert 0 <= figures[f"{times}, p50"] <= figures[f"{times}, p99"]
     assert figures["speed"] > 0
     assert figures["first token, p50"] > 0
+    few = command("benchmark.__main__", "serve", *args[:3], "--requests=3", "--short", "--json")
+    assert list(json.loads(few.out)["rows"]) == [f"{NAME}, 3 requests, 50 a second"]
 
 
 @pytest.mark.parametrize(
@@ -345,7 +357,8 @@ def test_a_running_server_is_loaded_and_its_times_are_told(server, command):
         (("serve", "--url=127.0.0.1:{free}"), "give the address of a server"),
         (("serve", "--url=http://"), "give the address of a server"),
         (("serve", "--url={url}", "--letters=9,1"), "--letters: give the least and the most"),
-        (("scan", "--url={url}"), "--url is for benchmark serve, not scan"),
+        (("serve", "--rate=10"), "--rate is read beside --url alone"),
+        (("scan", "--url={url}"), "--url is for serve: scan does not read it"),
     ],
 )
 def test_what_cannot_be_loaded_is_one_line(args, words, server, command):

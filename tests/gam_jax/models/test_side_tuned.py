@@ -74,6 +74,7 @@ def test_no_token_has_to_do_with_later_ones():
     assert np.any(after[:, 5:] != found[:, 5:])
 
 
+@pytest.mark.slow
 def test_it_begins_as_the_inner_model():
     layout, params = layout_of(*ONE), MODEL.init_params(jax.random.key(0))
     own = mean_loss(make_eval_step(MODEL, layout)(params, batch()))
