@@ -42,7 +42,7 @@ from gam_jax.models.base import on_stages
 from gam_jax.nested import with_held
 from gam_jax.params import shardings
 from gam_jax.planning.targets import GPUS, topology
-from gam_jax.traffic import has_formula, state_bytes, step_bytes
+from gam_jax.traffic import StateBytes, has_formula, state_bytes, step_bytes
 from gam_jax.traffic.pipeline import Stages, stages_of
 from gam_jax.traffic.rounds import round_traffic
 from gam_jax.training.checks import check_batch, check_fits
@@ -212,7 +212,7 @@ def kept_by_stages(experiment: Experiment, layout: Layout) -> Stages:
     """What the schedule of the stages costs."""
     settings, window = experiment.train, getattr(experiment.data, "window", 0)
     rows = settings.batch // settings.accumulate
-    return stages_of(experiment.model, layout, rows, window, settings.accumulate)
+    return stages_of(experiment.model, layout, rows, window, settings.parts)
 
 
 def _row(kind: Kind, counted: dict[Kind, Total], expected: dict[Kind, Total]) -> dict[str, Any]:
@@ -246,24 +246,28 @@ def state_memory(experiment: Experiment, layout: Layout) -> dict[str, int]:
             jax.tree.leaves(state.opt_state), jax.tree.leaves(placed.opt_state), strict=True
         )
         held[AWAY] = sum(bytes_held(x, lies) for x, lies in leaves if on_host(lies))
-    alone = state_bytes(model, experiment.optimizer, local=experiment.train.local).total
+    alone = _state_bytes(experiment, None).total
     return {**held, "both on one device alone": alone}
 
 
 def memory_by_formula(experiment: Experiment, layout: Layout) -> dict[str, int]:
     """What `state_memory` should find, from sizes and dtypes."""
-    local = experiment.train.local
-    found = state_bytes(experiment.model, experiment.optimizer, layout, local)
+    found = _state_bytes(experiment, layout)
     master = {"of it the float32 master copy": found.master} if found.master else {}
     away = {AWAY: found.host} if experiment.parallel.offload else {}
     return {"parameters": found.parameters, "optimizer state": found.optimizer, **master, **away}
+
+
+def _state_bytes(experiment: Experiment, layout: Layout | None) -> StateBytes:
+    train = experiment.train
+    return state_bytes(experiment.model, experiment.optimizer, layout, train.local, train.bilevel)
 
 
 def copied_bytes(experiment: Experiment, layout: Layout) -> dict[str, int]:
     """Bytes that a step copies between a device and the host's memory, counted and by formula."""
     step, state, batch = lowered(experiment, layout)
     found = copied(jax.make_jaxpr(step)(state, batch).jaxpr)
-    away = state_bytes(experiment.model, experiment.optimizer, layout).host
+    away = _state_bytes(experiment, layout).host
     return {"to_devices": found[DEVICE], "to_host": found[HOST], "each_by_formula": away}
 
 
@@ -276,7 +280,7 @@ def argument_bytes(experiment: Experiment, layout: Layout) -> int:
     whole = NamedSharding(layout.mesh, PartitionSpec())
     scalars = (state.step, state.key)
     held = bytes_held(batch, placed) + bytes_held(scalars, (whole, whole))
-    state_held = state_bytes(model, experiment.optimizer, layout, settings.local)
+    state_held = _state_bytes(experiment, layout)
     return state_held.total - state_held.host + held
 
 

@@ -8,19 +8,22 @@ from __future__ import annotations
 import functools
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
-from experiments.usage import usage
+from experiments.usage import ENUM, usage
 from sharding import processes
 from sharding.errors import UserError, one_line
 from sharding.fault import shortage, tell_fault
 from sharding.paths import check_local, local_path
 
 BAD_INPUT = 2
+READERS = re.compile(r"(\w+(?:, \w+)*)(?: --(\w+))?: ")
+"""How the help of a flag begins that some words of a command read, and others do not."""
 HELP = ("help", "h", "helpshort", "?")
 MAX_SEED = 2**32 - 1
 """The largest seed, see `sharding.bounds.Seed`."""
@@ -38,8 +41,10 @@ def run(
     """Defines and parses the flags, then runs `main`; never shows a trace for bad input.
 
     With `choices`, the command takes one word of them, which is given to `main`, and after it as
-    many files as `files` says; it is `otherwise` where none is given. With `takes_command`, all
-    that follows `--` is given to it. With `takes`, which says what they are, any number of words,
+    many files as `files` says; it is `otherwise` where none is given. A flag whose help begins with
+    such words, as "law, stages: widths.", is read by these alone, and one of "serve --url: ..."
+    beside that flag alone: others are refused. With `takes_command`, all that follows `--` is given
+    to it. With `takes`, which says what they are, any number of words,
     but at least one.
     """
     before = set(flags.FLAGS)
@@ -53,6 +58,7 @@ def run(
     description = sys.modules[main.__module__].__doc__ or ""
     parse = functools.partial(
         _parse,
+        own=own,
         choices=choices,
         takes=takes,
         files=files,
@@ -139,6 +145,7 @@ def fail(message: str) -> NoReturn:
 
 def _parse(
     argv: list[str],
+    own: Sequence[Any],
     choices: Sequence[str],
     takes: str,
     files: Mapping[str, int] | None,
@@ -158,6 +165,8 @@ def _parse(
         fail(_one_line(error))
     if choices and (len(rest) < 2 or rest[1] not in choices):
         fail(f"say one of {', '.join(choices)}; see --help")
+    if choices:
+        _check_read(own, rest[1], choices)
     wanted = (files or {}).get(rest[1], 0) if choices else 0
     if choices and len(rest) != 2 + wanted:
         fail(f"{rest[1]} takes {wanted or 'no'} file{'' if wanted == 1 else 's'}; see --help")
@@ -168,6 +177,19 @@ def _parse(
     if wanted or paths:
         _check_paths(rest[1:])
     return rest
+
+
+def _check_read(own: Sequence[Any], word: str, choices: Sequence[str]) -> None:
+    """Refuses a flag that is given and that this word does not read, see `run`."""
+    for flag in own:
+        found = READERS.match(ENUM.sub("", flag.help))
+        words = found[1].split(", ") if found else []
+        if not flag.present or found is None or not set(words) <= set(choices):
+            continue
+        if word not in words:
+            fail(f"--{flag.name} is for {' and '.join(words)}: {word} does not read it")
+        if found[2] and not flags.FLAGS[found[2]].value:
+            fail(f"--{flag.name} is read beside --{found[2]} alone: give that too")
 
 
 def _check_paths(words: Sequence[str]) -> None:

@@ -42,6 +42,7 @@ COMMANDS = {
     "extract": Command("experiments.extract", "the plain model that a run of mixed layers chose"),
     "search": Command("experiments.search", "a better configuration, found by training many"),
     "report": Command("experiments.report", "one page about several runs"),
+    "tune": Command("experiments.tune", "the fastest scans, attention and blocks of this machine"),
     "launch": Command("experiments.launch", "run a command as several processes of this host"),
     "audit": Command("experiments.audit", "what a training step sends and holds on a mesh"),
     "plan": Command("experiments.plan", "which mesh for machines that need not be here"),

@@ -30,7 +30,6 @@ from gam_jax.training.fit import Fitted, check_beginning, fit, summary
 from gam_jax.training.folder import RunFolder, load_params
 from gam_jax.training.warm_start import Source
 from sharding import processes
-from sharding.errors import UserError
 from sharding.layout import Layout
 from sharding.paths import local_path
 
@@ -62,9 +61,6 @@ def main(kind: str) -> None:
     """Looks at everything that was asked for, then trains."""
     args = flags.FLAGS
     register_classes()
-    for name in {*OWN[UNITS], *OWN[SEMI]} - {*OWN[kind]}:
-        if args[name].present:
-            raise UserError(f"--{name} is not for gam draft {kind}: leave it out")
     run = TextRun.open(args.run)
     experiment = (units_of if kind == UNITS else semi_of)(run.experiment, args.ahead, args.steps)
     experiment = _asked(experiment, {name: getattr(args, name) for name in OWN[kind]})

@@ -29,7 +29,7 @@ def define_flags() -> None:
     define_study_flags(out="runs/parscale")
     flags.DEFINE_bool("published", False, "law: fit the tables that the paper published.")
     flags.DEFINE_string("mixer", "gam", f"One of {','.join(CONTENDERS)}.")
-    flags.DEFINE_list("sizes", ["32", "48", "64"], "law: widths; stages: the first of them.")
+    flags.DEFINE_list("sizes", ["32", "48", "64"], "law, stages: widths; of stages the first.")
     flags.DEFINE_list("streams", ["1", "2", "4", "8"], "Numbers of parallel streams.")
     flags.DEFINE_integer("second", 250, "stages: updates of the second stage.", 1)
     flags.DEFINE_multi_enum("stage", list(RATES), list(RATES), "stages: what trains.")

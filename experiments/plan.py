@@ -35,7 +35,7 @@ from gam_jax.planning.cluster import Cluster, clusters
 from gam_jax.planning.cost import OVERLAPS, PENALTY
 from gam_jax.planning.order import best_order, seconds
 from gam_jax.planning.search import DATA_WORDS, MORE_WORDS, ROWS, Plan, Priced, Space, plan
-from gam_jax.planning.targets import NAMES, topology
+from gam_jax.planning.targets import GPUS, NAMES, topology
 from gam_jax.planning.traces import Run
 from gam_jax.planning.work import Work, work_of
 from gam_jax.training.checks import check_fits
@@ -50,8 +50,8 @@ from sharding.topology import Topology, compiled
 WORDS = ("train", "serve", "check", "measured")
 REPEATS = 5
 """Steps that are measured on each mesh."""
-COMPILERS = {"a100_80": "a100"}
-"""Profile -> the name that `sharding.topology` has for it, where that is another one."""
+COMPILERS = {profile: name for name, profile in GPUS.items()}
+"""Profile of a GPU -> the name that compilers are asked for by."""
 
 
 def define_flags() -> None:
@@ -60,29 +60,44 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "cluster",
         "",
-        "NAME:SHAPE of TPUs, or *SLICES after it; NAME:HOSTSxDEVICES; FILE.toml:DEVICES; A+B for "
+        "train, serve, measured: NAME:SHAPE of TPUs, or *SLICES after it; NAME:HOSTSxDEVICES; "
+        "FILE.toml:DEVICES; A+B for "
         "two joined by a network. Names are those of gam_jax/planning/profiles.toml.",
     )
-    flags.DEFINE_list("axes", [], "Mesh axes that may have several devices; by the model if empty.")
+    flags.DEFINE_list(
+        "axes",
+        [],
+        "train, serve: mesh axes that may have several devices; by the model if empty.",
+    )
     flags.DEFINE_list(
         "presets",
         list(DATA_WORDS),
-        f"Uses of the data axis; also {', '.join(MORE_WORDS)} (all degrees of a cluster's levels).",
+        f"train: uses of the data axis; also {', '.join(MORE_WORDS)} (all degrees of a cluster's "
+        "levels).",
     )
-    flags.DEFINE_enum("tensor", "tensor_tokens", ["tensor", "tensor_tokens"], "Use of tensor.")
+    flags.DEFINE_enum("tensor", "tensor_tokens", ["tensor", "tensor_tokens"], "train: its use.")
     flags.DEFINE_enum(
-        "remat", "auto", ["auto", "true", "false", "both"], "Recompute blocks; auto: as --config."
+        "remat",
+        "auto",
+        ["auto", "true", "false", "both"],
+        "train: recompute blocks; auto: as --config.",
     )
-    flags.DEFINE_integer("parts", 64, "The most parts that a batch is taken in.", 1)
-    flags.DEFINE_enum("overlap", "none", OVERLAPS, "Of messages with products.")
+    flags.DEFINE_integer("parts", 64, "train: the most parts that a batch is taken in.", 1)
+    flags.DEFINE_enum("overlap", "none", OVERLAPS, "train: of messages with products.")
     flags.DEFINE_float(
-        "penalty", PENALTY, "decomposed: by what part small products are slower.", 0.0, 10.0
+        "penalty",
+        PENALTY,
+        "train: by what part small products of --overlap=decomposed are slower.",
+        0.0,
+        10.0,
     )
-    flags.DEFINE_float("margin", 1.1, "What is held counts so many times.", 1.0, 10.0)
-    flags.DEFINE_integer("best", 3, "How many are printed.", 1, 1000)
-    flags.DEFINE_integer("confirm", 0, "Compile so many for the machine itself.", 0, 1000)
+    flags.DEFINE_float("margin", 1.1, "train, serve: what is held counts so many times.", 1.0, 10.0)
+    flags.DEFINE_integer("best", 3, "train, serve: how many are printed.", 1, 1000)
+    flags.DEFINE_integer("confirm", 0, "train: compile so many for the machine itself.", 0, 1000)
     cli.define_path(
-        "order", None, "A matrix of bandwidths, as gam measure writes it: where each device stands."
+        "order",
+        None,
+        "train: bandwidths, as gam measure writes them, for where each device stands.",
     )
     flags.DEFINE_string("topology", "v5e:2x4", "check: the machine that cases are compiled for.")
     flags.DEFINE_bool("json", False, "Print one JSON object.")
@@ -137,9 +152,6 @@ def main(which: str) -> None:
 def _space(experiment: Experiment) -> Space:
     """What the flags allow; axes that the model has a use for where they say nothing."""
     args, axes = flags.FLAGS, _axes(experiment, ("data", "stream", "expert"))
-    for name in axes:
-        if name not in AXIS_NAMES:
-            raise UserError(f"--axes={','.join(axes)}: '{name}' is no axis of a mesh")
     for word in args.presets:
         if word not in DATA_WORDS + MORE_WORDS:
             words = ", ".join(DATA_WORDS + MORE_WORDS)
@@ -151,10 +163,16 @@ def _space(experiment: Experiment) -> Space:
 
 def _axes(experiment: Experiment, others: tuple[str, ...]) -> tuple[str, ...]:
     """Axes that the flags name; else those of `others` that the model uses, and `tensor`."""
+    given = tuple(flags.FLAGS.axes)
+    for name in given:
+        if name not in AXIS_NAMES:
+            raise UserError(f"--axes={','.join(given)}: '{name}' is no axis of a mesh")
+        if given.count(name) > 1:
+            raise UserError(f"--axes={','.join(given)}: '{name}' stands there twice")
     model = experiment.model
     leaves = jax.tree.leaves(model.table(), is_leaf=lambda x: isinstance(x, Param))
     known = {"data", *(axis for param in leaves for axis in param.axes)}
-    return tuple(flags.FLAGS.axes) or (*(name for name in others if name in known), "tensor")
+    return given or (*(name for name in others if name in known), "tensor")
 
 
 def _best(

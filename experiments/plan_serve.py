@@ -28,7 +28,6 @@ from gam_jax.planning.serve_search import (
     ways,
 )
 from sharding.errors import UserError
-from sharding.mesh import AXIS_NAMES
 from sharding.paths import local_path
 
 
@@ -51,7 +50,7 @@ def define_flags() -> None:
         "tpot", 0.0, f"serve: seconds a token after it for {SHARE:.0%} of requests; 0: any.", 0.0
     )
     flags.DEFINE_float(
-        "host", 0.0, "serve: seconds that the host takes to begin a program; 0: none.", 0.0, 1.0
+        "host_seconds", 0.0, "serve: of the host, to begin a program; 0: none.", 0.0, 1.0
     )
 
 
@@ -60,13 +59,10 @@ def main(model: Any, machines: Cluster, axes: Sequence[str]) -> None:
     args = flags.FLAGS
     if not isinstance(model, LanguageModel):
         raise UserError(f"plan serve: {type(model).__name__} is no language model: it writes none")
-    for name in axes:
-        if name not in AXIS_NAMES:
-            raise UserError(f"--axes={','.join(axes)}: '{name}' is no axis of a mesh")
     arriving, rate = _requests()
     bounds = Bounds(args.ttft or math.inf, args.tpot or math.inf)
     tried = list(ways(machines.devices, axes, _numbers("rows"), _numbers("budgets", 256)))
-    found = plan(model, machines, tried, arriving, rate, bounds, args.margin, args.host)
+    found = plan(model, machines, tried, arriving, rate, bounds, args.margin, args.host_seconds)
     result = {
         "cluster": machines.name,
         "devices": machines.devices,
@@ -99,6 +95,11 @@ def _requests() -> tuple[Arriving, float]:
         return arriving, args.rate or math.inf
     found = read_trace(pathlib.Path(local_path(args.trace)))
     found = found[: args.requests or len(found)]
+    if args.rate and found[-1].arrives == 0:
+        raise UserError(
+            f"--trace={args.trace}: its requests all arrive at once, and no --rate spreads them: "
+            f"leave --rate out, or give times"
+        )
     if args.rate or found[-1].arrives == 0:
         return functools.partial(_stretched, found), args.rate or math.inf
     return functools.partial(_stretched, found), (len(found) - 1) / found[-1].arrives
@@ -152,7 +153,7 @@ def _print(result: dict[str, Any]) -> None:
     print(
         f"{result['cluster']}: {result['devices']:,} devices, {result['requests']:,} requests, "
         f"{result['ways']:,} ways, {result['traces']} programs traced; times are predicted"
-        f"{'' if flags.FLAGS.host else ', and the host counts for nothing'}"
+        f"{'' if flags.FLAGS.host_seconds else ', and the host counts for nothing'}"
     )
     for reason, count in result["refused"].items():
         print(f"refused {count:,}: {reason}")

@@ -1,7 +1,7 @@
 """Makes a trained run narrower: units that matter are kept, the others taken away.
 
   gam shrink --run=runs/a --keep=ffn:0.5 --out=runs/b
-  gam shrink --run=runs/a --keep=ffn:0.5,mixer.slots:0.75 --by=contribution --out=runs/b
+  gam shrink --run=runs/a --keep=mixer.slots:0.5 --by=contribution --out=runs/b
   gam train --run=runs/b --resume
 
 The new run stands at the step of the old one, with the optimizer's averages of what is kept, on the

@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array
 
 from gam_jax.ops.choices import ARCHITECTURE, others_kept
-from gam_jax.optimizer import OptimizerConfig, make_optimizer, of_part
+from gam_jax.optimizer import OptimizerConfig, check_span, make_optimizer, of_part, steps_of
 from gam_jax.params import Table
 from sharding.bounds import NotNegative, Positive, Rate, Size, Span, check_bounds
 from sharding.errors import UserError
@@ -51,6 +51,7 @@ class Bilevel:
 
     def __post_init__(self) -> None:
         check_bounds(self, "train.bilevel")
+        check_span("train.bilevel.warmup", self.warmup)
 
     @property
     def on(self) -> bool:
@@ -113,7 +114,7 @@ def two_levels(
         raise UserError("train.bilevel.rate trains logits of mixed layers, and there is none")
     if config.only:
         raise UserError(f"optimizer.only={config.only}: with train.bilevel all weights are trained")
-    first = round(bilevel.warmup * steps) if bilevel.warmup < 1 else int(bilevel.warmup)
+    first = steps_of(bilevel.warmup, steps)
     if first >= steps:
         raise UserError(f"train.bilevel.warmup={bilevel.warmup:g} is all of train.steps={steps}")
     weights = of_part(make_optimizer(config, steps, without_logits(table)), without_logits)

@@ -30,7 +30,7 @@ from gam_jax.layers.base import layers_in
 from gam_jax.master import Mastered
 from gam_jax.models.language import LanguageModel
 from gam_jax.ops.choices import ARCHITECTURE
-from gam_jax.params import Params, abstract_params
+from gam_jax.params import Param, Params, abstract_params, path_name
 from sharding.errors import UserError
 
 Pick = Callable[[Any], Any]
@@ -67,8 +67,8 @@ def extraction(model: LanguageModel, params: Params) -> Extraction:
       params: its own, whole arrays.
 
     Raises:
-      UserError: no mixed layer; one inside a layer that cannot be taken apart, or under parallel
-        streams; unlike blocks under a ladder.
+      UserError: no mixed layer; one that is a norm, or inside a layer that cannot be taken apart,
+        or under parallel streams; unlike blocks under a ladder.
     """
     options: dict[str, list[int]] = {}
     _note(params, (), options)
@@ -84,11 +84,26 @@ def extraction(model: LanguageModel, params: Params) -> Extraction:
     if depth == 1 and model.ladder and model.depth > 1:
         raise UserError(f"model.ladder={model.ladder}: blocks are unlike now, so there is none")
     plain = dataclasses.replace(model, block=block, depth=depth)
+    _check_chosen(plain)
 
     def pick(tree: Any) -> Any:
         return {**tree, BLOCKS: inside(tree[BLOCKS])} if BLOCKS in tree else tree
 
     return Extraction(plain, pick, options)
+
+
+def _check_chosen(model: LanguageModel) -> None:
+    """Refuses a model in which there is something to choose yet."""
+    leaves = jax.tree_util.tree_leaves_with_path(
+        model.table(), is_leaf=lambda leaf: isinstance(leaf, Param)
+    )
+    for path, param in leaves:
+        *place, kind, _ = ("", *path_name(path).split("/"))
+        if kind == ARCHITECTURE and param.shape[-1] > 1:
+            raise UserError(
+                f"the mixed layer {'/'.join(place[1:])} cannot be taken out: it can be of blocks, "
+                f"stacks, patterns and what stands in a row, and not where these norm"
+            )
 
 
 def extracted_state(found: Extraction, opt_state: Any) -> Any:

@@ -79,11 +79,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         check_bounds(self, "optimizer")
         for name in ("warmup", "cooldown"):
-            value = getattr(self, name)
-            if value >= 1 and value != int(value):
-                raise UserError(
-                    f"optimizer.{name}={value}: give a share of the steps below 1, or whole steps"
-                )
+            check_span(f"optimizer.{name}", getattr(self, name))
         for name, valid in (("kind", KINDS), ("schedule", SCHEDULES), ("moments", MOMENTS)):
             if getattr(self, name) not in valid:
                 raise UserError(f"optimizer.{name}: {unknown(getattr(self, name), valid, name)}")
@@ -97,15 +93,21 @@ class OptimizerConfig:
 
     def warmup_steps(self, steps: int) -> int:
         """Steps of the warm-up in a run of `steps` steps."""
-        return _steps_of(self.warmup, steps)
+        return steps_of(self.warmup, steps)
 
     def cooldown_steps(self, steps: int) -> int:
         """Steps of the cooldown in a run of `steps` steps, where the schedule has one."""
-        return _steps_of(self.cooldown, steps) if self.schedule == "wsd" else 0
+        return steps_of(self.cooldown, steps) if self.schedule == "wsd" else 0
 
 
-def _steps_of(span: float, steps: int) -> int:
-    """A share never takes all the steps."""
+def check_span(name: str, span: float) -> None:
+    """Raises a UserError for a number of steps that is not whole."""
+    if span >= 1 and span != int(span):
+        raise UserError(f"{name}={span}: give a share of the steps below 1, or whole steps")
+
+
+def steps_of(span: float, steps: int) -> int:
+    """Steps of a span of a run: below 1 a share, which never is all of them; else so many."""
     return min(round(span * steps), steps - 1) if span < 1 else int(span)
 
 
@@ -210,6 +212,8 @@ def of_part(
 
     made = _Partial(lambda params: inner.init(part(params)), update)
     made.part = part
+    if isinstance(inner, _Partial):  # which leaves out some of these
+        made.part = lambda tree: inner.part(part(tree))
     return made
 
 

@@ -21,7 +21,7 @@ class Axes:
       expert: axis that further splits the batch, between layers whose experts it splits.
       splits: (logical axis, mesh axis) for every logical axis that is split, see `rules`.
       turns: chunks of layers that a device of the axis of `layer` holds, see `sharding.pipeline`.
-      layers: how many layers each chunk has, where these differ; a chunk then has places for as
+      layers: how many layers each chunk has, where these differ; a chunk then has slots for as
         many as the fullest. () where all have as many.
       overlap: how products at the ends of a layer go along with the messages over `residual`:
         "ring" or "two_way", see `sharding.overlap`; None for one after the other.

@@ -64,7 +64,7 @@ class Layout:
             self._check_bits()
 
     def _check_bits(self) -> None:
-        """Refuses bits of messages that are not sent, or not known to be sent rightly."""
+        """Refuses bits of messages that are not sent."""
         bits, degrees = self.bits, self.degrees
         for kind, message, degree in (
             ("weights", "gathered", degrees.weights),
@@ -76,11 +76,6 @@ class Layout:
                     f"device of data holds them whole: split them with parallel.preset or "
                     f"parallel.shards, or leave out {kind}"
                 )
-        if self.stages > 1:
-            raise UserError(
-                f"parallel.bits={self.parallel.bits} beside mesh axis pipe={self.stages}: between "
-                f"stages layers are gathered as they are: leave out the one or the other"
-            )
 
     @property
     def shown(self) -> str:

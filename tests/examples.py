@@ -55,6 +55,7 @@ from gam_jax.layers.mamba2 import Scales
 from gam_jax.ops.rotary import Positions
 from gam_jax.ops.routing import Capacity, Router
 from gam_jax.params import Params, Table, abstract_params
+from tests.arrays import put
 
 WIDTH = 8
 HEADS: Any = {"width": WIDTH, "heads": 8, "key_width": 4, "value_width": 3}
@@ -356,14 +357,14 @@ def random_like(table: Table, seed: int = 0) -> Params:
     random = np.random.default_rng(seed)
 
     def draw(want: jax.ShapeDtypeStruct) -> jax.Array:
-        return jnp.asarray(random.normal(0.1, 0.4, want.shape), want.dtype)
+        return put(random.normal(0.1, 0.4, want.shape), want.dtype)
 
     return jax.tree.map(draw, abstract_params(table))
 
 
 def inputs(batch: int, tokens: int, seed: int = 0) -> jax.Array:
     """Normal inputs [B, T, WIDTH]."""
-    return jnp.asarray(np.random.default_rng(seed).normal(size=(batch, tokens, WIDTH)), jnp.float32)
+    return put(np.random.default_rng(seed).normal(size=(batch, tokens, WIDTH)), jnp.float32)
 
 
 VARIANTS = frozenset(

@@ -174,7 +174,7 @@ def _run(which: str) -> Rows:
     if which not in ON_MESH and (args.mesh or args.emulate):
         raise UserError(f"benchmark {which} chooses its own devices: leave --mesh, --emulate out")
     if args.url:
-        return load.run(_load(which), args.short)
+        return load.run(_load(), args.short)
     if which in OVER_MESHES:
         processes.emulate(mesh.DEVICES)
         say_where()
@@ -192,10 +192,8 @@ def _run(which: str) -> Rows:
     return decode.run(args.repeats, layout, args.mixers, lengths or decode.CONTEXTS)
 
 
-def _load(which: str) -> load.Load:
+def _load() -> load.Load:
     args = flags.FLAGS
-    if which != "serve":
-        raise UserError(f"--url is for benchmark serve, not {which}")
     letters, tokens = _bounds("letters"), _bounds("tokens")
     return load.Load(args.url, args.rate, args.requests, letters, tokens, args.model, args.api_key)
 

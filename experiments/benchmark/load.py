@@ -117,7 +117,7 @@ def run(load: Load, short: bool = False) -> Rows:
 
     Args:
       load: what is asked of it.
-      short: a few requests alone.
+      short: a few requests alone, or fewer if it asks for fewer.
 
     Raises:
       UserError: httpx is missing, no such server, another key is wanted, no such model, or not one
@@ -127,7 +127,7 @@ def run(load: Load, short: bool = False) -> Rows:
         import httpx
     except ImportError as error:
         raise UserError("--url needs httpx: pip install 'gam_jax[serve]'") from error
-    load = dataclasses.replace(load, requests=SHORT) if short else load
+    load = dataclasses.replace(load, requests=min(SHORT, load.requests)) if short else load
     model = _model(load)
     asked = drawn(load, model)
     Progress().say(
@@ -260,7 +260,7 @@ def _said(content: bytes) -> str:
 
 
 def _figures(asked: Sequence[Asked]) -> dict[str, Quantity]:
-    """Percentiles over all answers, and counts.
+    """Percentiles over all answers, and counts; of times between tokens, if any has two pieces.
 
     Raises:
       UserError: there is no answer.
@@ -274,7 +274,7 @@ def _figures(asked: Sequence[Asked]) -> dict[str, Quantity]:
     seconds = max(one.pieces[-1] for one in answered) - asked[0].due
     return {
         **_percentiles("first token", [one.pieces[0] - one.due for one in answered]),
-        **_percentiles("between tokens", between or [0.0]),
+        **(_percentiles("between tokens", between) if between else {}),
         "speed": Quantity.exactly(sum(one.tokens for one in answered) / seconds, "tokens/s"),
         **_percentiles("sent late", [one.sent - one.due for one in asked], (99,)),
         "answered": Quantity.exactly(sum(not one.refused for one in asked)),

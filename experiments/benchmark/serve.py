@@ -60,6 +60,8 @@ def run(repeats: int, short: bool = False) -> Rows:
     rows |= _unlike(repeats, PASTS[:2] if short else PASTS)
     progress.say("conversations ...")
     rows |= _second_turn(repeats, 256 if short else TURN)
+    progress.say("departures ...")
+    rows |= _left(repeats)
     progress.say("guesses ...")
     rows |= _guessed(repeats, 64 if short else GUESSED)
     if not peers.installed():
@@ -248,6 +250,27 @@ def _second_turn(repeats: int, tokens: int) -> Rows:
     return rows
 
 
+def _left(repeats: int) -> Rows:
+    """Seconds from a client's leaving to the moment at which its row is free, as counts tell it."""
+    model, params = _model("GAM")
+    (prompt,) = _prompts([PROMPT])
+    found: list[float] = []
+    with _engine(model, params, 1) as engine:
+        for _ in range(repeats + 1):
+            written = threading.Event()
+            row = Continuation(ByteTokenizer().stream())
+            number = engine.submit(
+                Request(tuple(prompt), CONTEXT // 2, GREEDY, row, lambda _: written.set(), seed=0)  # noqa: B023
+            )
+            written.wait()
+            begun = time.perf_counter()
+            engine.cancel(number)
+            while engine.counts().rows:
+                time.sleep(1e-5)
+            found.append(time.perf_counter() - begun)
+    return {"GAM, a client that leaves": {"row free after": Quantity.of(found[1:], "s")}}
+
+
 def _guessed(repeats: int, tokens: int) -> Rows:
     """Guesses by n-grams: of greedy text, which repeats itself, and of noise, where none is right.
 
@@ -275,14 +298,16 @@ def _guessed(repeats: int, tokens: int) -> Rows:
     return rows
 
 
-def _beside_generate(repeats: int, lengths: Sequence[int], written: int) -> Rows:
-    """A Llama, a row for each prompt, beside `generate` of transformers with the same weights.
+def _beside_generate(
+    repeats: int, lengths: Sequence[int], written: int, kind: str = "Llama"
+) -> Rows:
+    """A model, a row for each prompt, beside `generate` of transformers with the same weights.
 
     Seconds are from the prompts to the last token. `generate` wants prompts of one length: shorter
     ones are filled up on the left, as its documentation says.
     """
     peers.use_own_cores()
-    theirs = peers.transformers_model("Llama")
+    theirs = peers.transformers_model(kind)
     model, params = peers.converted(theirs)
     asked = [Asked(prompt, written) for prompt in _prompts(lengths)]
     longest = max(lengths)
@@ -304,7 +329,7 @@ def _beside_generate(repeats: int, lengths: Sequence[int], written: int) -> Rows
     count = len(lengths) * written
     ratios = [y / x for x, y in zip(taken["serve"], taken["generate"], strict=True)]
     return {
-        f"Llama, {len(lengths)} prompts of {min(lengths)} to {longest}, {written} each": {
+        f"{kind}, {len(lengths)} prompts of {min(lengths)} to {longest}, {written} each": {
             "gam_jax": Quantity.of([count / seconds for seconds in taken["serve"]], "tokens/s"),
             "transformers": Quantity.of(
                 [count / seconds for seconds in taken["generate"]], "tokens/s"

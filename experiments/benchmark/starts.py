@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-import resource
+import re
 import signal
 import subprocess
 import tempfile
@@ -14,11 +14,12 @@ from sharding.errors import UserError, one_line
 
 MOST = 3
 """Turns: each takes half a minute."""
+READY = re.compile(r"ready after ([0-9.]+) s of the processor")
 TEXT = "def add(one, other):\n    return one + other\n\n\n"
 
 
 def run(repeats: int, width: int, depth: int) -> Rows:
-    """Processor time of the command from its first line to its last, which follows once it serves.
+    """Processor time of the command until it serves.
 
     Of a run that was trained for one step; each turn begins with an empty folder of programs.
 
@@ -68,21 +69,17 @@ def _train(folder: pathlib.Path, width: int, depth: int) -> None:
 
 
 def _start(folder: pathlib.Path, cache: pathlib.Path) -> float:
-    """Seconds of the processor, to the end of the process that is told to end once it serves."""
+    """Seconds of the processor until it serves, as it says itself; it is told to end then."""
     command = ["gam", "serve", f"--run={folder / 'run'}", "--port=0", f"--compile_cache={cache}"]
-    before, told = _spent(), ""
+    told, spent = "", 0.0
     with subprocess.Popen(
         as_process(command), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stderr is not None
         for told in process.stderr:
-            if told.startswith("serving"):
+            if found := READY.search(told):
+                spent = float(found[1])
                 process.send_signal(signal.SIGTERM)
-    if process.returncode:
+    if process.returncode or not spent:
         raise UserError(f"gam serve failed: {one_line(told)}")
-    return _spent() - before
-
-
-def _spent() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    return spent

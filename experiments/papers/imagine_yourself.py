@@ -105,10 +105,6 @@ STUDY = Study(
     page="papers/imagine_yourself.md",
     arms={
         **{
-            name: Arm(title, experiment=lambda s, name=name: experiment(s, name == "parallel"))
-            for name, title in ARMS.items()
-        },
-        **{
             name: closed(
                 f"{title}, as published",
                 lambda votes=votes: {j: v[1] - v[0] for j, v in zip(JUDGED, votes, strict=True)},
@@ -120,6 +116,10 @@ STUDY = Study(
                 f"{title}, as published", lambda r=rates: dict(zip(JUDGED, r, strict=True))
             )
             for name, (title, rates) in RATES.items()
+        },
+        **{
+            name: Arm(title, experiment=lambda s, name=name: experiment(s, name == "parallel"))
+            for name, title in ARMS.items()
         },
     },
     measures={

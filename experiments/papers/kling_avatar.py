@@ -104,7 +104,7 @@ def drift(scheme: str, frames: int, seed: int) -> Numbers:
 
     Args:
       scheme: "sequential"; "anchored" at frames without error; "chained", at anchors that the step
-        model itself has made.
+        model itself has made before, with other errors.
       frames: of the walk, a multiple of the span.
       seed: of the errors, uniform in 0 .. 2 BIAS.
     """
@@ -112,7 +112,12 @@ def drift(scheme: str, frames: int, seed: int) -> Numbers:
     summed = np.concatenate([[0.0], np.cumsum(errors)])
     ends = np.arange(0, frames + 1, SPAN)
     line = np.interp(np.arange(frames + 1), ends, summed[ends])
-    anchors = {"sequential": line, "anchored": 0 * line, "chained": line}[scheme]
+    if scheme == "chained":  # a walk of its own from anchor to anchor, with errors of its own
+        others = 2 * BIAS * np.random.default_rng((seed, 1)).uniform(size=(len(ends) - 1, SPAN))
+        made = np.concatenate([[0.0], np.cumsum(others.sum(1))])
+        anchors = np.interp(np.arange(frames + 1), ends, made)
+    else:
+        anchors = {"sequential": line, "anchored": 0 * line}[scheme]
     summed = anchors + (summed - line)
     return {"drift": float(np.max(np.abs(summed)))}
 

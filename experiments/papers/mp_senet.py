@@ -129,14 +129,14 @@ STUDY = Study(
     source="arXiv 2308.08926",
     page="papers/mp_senet.md",
     arms={
-        **{
-            name: Arm(title, experiment=lambda s, m=model: experiment(s, m))
-            for name, (title, model) in WAYS.items()
-        },
         "noisy": closed("the noisy sounds", untouched),
         **{
             f"size_{part}": closed(f"published size, {part}", lambda part=part: sizes(part))
             for part in PARTS
+        },
+        **{
+            name: Arm(title, experiment=lambda s, m=model: experiment(s, m))
+            for name, (title, model) in WAYS.items()
         },
     },
     measures={

@@ -141,13 +141,13 @@ def draw(study: Study, found: Found, path: pathlib.Path) -> None:
 
 ARMS: dict[str, Arm] = {
     **{
-        reads: Arm(title, experiment=lambda s, reads=reads: experiment(s, reads), also=as_drawn)
-        for reads, title in READS.items()
-    },
-    **{
         f"{reads}_cost": Arm(
             f"{title}, cost", numbers=lambda s, seed, reads=reads: counted(reads), exact=True
         )
+        for reads, title in READS.items()
+    },
+    **{
+        reads: Arm(title, experiment=lambda s, reads=reads: experiment(s, reads), also=as_drawn)
         for reads, title in READS.items()
     },
 }

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from gam_jax.bilevel import of_logits, with_logits
+from gam_jax.layers import Mixed, Nested
 from gam_jax.layers.base import WHOLE
 from gam_jax.models import LanguageModel
+from gam_jax.nested import with_held
 from gam_jax.params import Params
 from sharding.errors import UserError
 
@@ -36,8 +40,16 @@ def shaken(model: LanguageModel, key: Array) -> Params:
     return jax.tree.unflatten(tree, moved)
 
 
+def all_options(config: Any) -> Any:
+    """A model or layer in which mixed layers are the sums of their options, so that each runs."""
+    fields = {"how": "sum", "weights": "softmax"} if isinstance(config, Mixed) else {}
+    if isinstance(config, Nested):
+        fields = {"weights": "softmax"}  # of all sizes
+    return with_held(config, all_options, **fields)
+
+
 def check_causal(model: LanguageModel, params: Params, tokens: Int[np.ndarray, "B T"]) -> None:
-    """Refuses a model whose logits depend on later tokens.
+    """Refuses a model whose logits depend on later tokens; of mixed layers, by any option.
 
     At several places, the gradient of all logits up to there by what enters the blocks after it
     must be 0, and so must be what other tokens after it change. The gradient sees each path that
@@ -51,7 +63,8 @@ def check_causal(model: LanguageModel, params: Params, tokens: Int[np.ndarray, "
     Raises:
       UserError: what depends, and by how much; or logits that are no numbers.
     """
-    model = dataclasses.replace(model, dtype="float32")
+    model = dataclasses.replace(all_options(model), dtype="float32")
+    params = with_logits(params, jax.tree.map(jnp.zeros_like, of_logits(params)))
     count = tokens.shape[1]
     others = np.random.default_rng(1).permutation(tokens.ravel()).reshape(tokens.shape)
     for cut in sorted({1, count // 3, count // 2 + 1, count - 1} - {0}):

@@ -79,6 +79,16 @@ def with_tokens_of(experiment: Experiment, base: Experiment) -> Experiment:
     return dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, steps=steps))
 
 
+def stopped_at(step: int, experiment: Experiment, base: Experiment) -> Experiment:
+    """The experiment that ends with the tokens of a step of the base.
+
+    Raises:
+      UserError: no whole number of its steps, or of its rounds, sees as many.
+    """
+    train = dataclasses.replace(experiment.train, stop_at=steps_of(step, experiment, base))
+    return dataclasses.replace(experiment, train=train)
+
+
 def steps_of(step: int, experiment: Experiment, base: Experiment) -> int:
     """Steps of an experiment that see as many tokens as so many of the base.
 

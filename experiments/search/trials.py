@@ -13,7 +13,7 @@ import jax
 
 from experiments.search import gates
 from experiments.search.results import Result, SearchFolder, plain
-from experiments.search.rules import Rules, steps_of, with_tokens_of
+from experiments.search.rules import Rules, stopped_at, with_tokens_of
 from experiments.search.shown import in_words
 from gam_jax.config import to_dict
 from gam_jax.data.base import Data, Dataset
@@ -85,6 +85,7 @@ class Trials:
         self._built = functools.cache(self._experiment)
         self.base = self._fitted(space.base)
         self.rungs = rules.rungs(self.base.train.steps)
+        self._check_rungs(self.base)
         gates.check_mesh(self.base, layout)
         self.base_figures = gates.parameters(self.base) | gates.costs(self.base, layout)
         self._gates = gates.gates(self._built, layout, rules, self.base_figures)
@@ -162,14 +163,15 @@ class Trials:
             return
         trial.losses[step], trial.score = loss, loss / base_loss
         trial.finished = step == self.rungs[-1]
-        if trial.score < 1 - self._rules.doubt:
+        if trial.score < 1 - self._rules.doubt and not trial.doubt:
+            trial.doubt = f"{1 - trial.score:.1%} below the base's loss after {step} steps"
+        if trial.doubt:
             self._doubted(trial, step)
 
     def _doubted(self, trial: _Trial, step: int) -> None:
         """Trained parameters must be causal; at the end, another seed must be better too."""
         experiment = trial.experiment
         assert experiment is not None
-        trial.doubt = f"{1 - trial.score:.1%} below the base's loss after {step} steps"
         if why := self._dependence(trial.run, experiment, step):
             trial.refuse(gates.DOUBT, why)
             return
@@ -185,7 +187,9 @@ class Trials:
         if score >= 1:
             trial.refuse(gates.DOUBT, f"from a second seed its loss is {score:.3f} of the base's")
             return
-        trial.doubt += f"; causal as trained, and {1 - score:.1%} below from a second seed"
+        trial.doubt += (
+            f"; causal as trained, and {1 - score:.1%} below after {step} from a second seed"
+        )
         trial.score = max(trial.score, score)
 
     def _dependence(self, name: str, experiment: Experiment, step: int) -> str:
@@ -208,13 +212,13 @@ class Trials:
 
     def _loss(self, name: str, experiment: Experiment, step: int, title: str) -> float:
         """The validation loss after the tokens of a step of the base."""
-        own = steps_of(step, experiment, self.base)
+        experiment = stopped_at(step, experiment, self.base)
+        own = experiment.train.stop_at
         folder = RunFolder(self._folder.run(name))
         if (found := _loss_at(folder, own)) is not None:
             return found
-        train = dataclasses.replace(experiment.train, stop_at=own)
         fitted = fit(
-            dataclasses.replace(experiment, train=train),
+            experiment,
             self._opened(experiment.data),
             run=folder.path,
             layout=dataclasses.replace(self._layout, parallel=experiment.parallel),
@@ -232,8 +236,14 @@ class Trials:
         return found
 
     def _experiment(self, point: Point) -> Experiment:
-        """That of a point, its model fitted to the data."""
-        return self._fitted(with_tokens_of(self._space.config(point), self.base))
+        """That of a point, its model fitted to the data; it can stop where all are compared."""
+        found = self._fitted(with_tokens_of(self._space.config(point), self.base))
+        self._check_rungs(found)
+        return found
+
+    def _check_rungs(self, experiment: Experiment) -> None:
+        for step in self.rungs:
+            stopped_at(step, experiment, self.base)
 
     def _fitted(self, experiment: Experiment) -> Experiment:
         """With its model fitted to the data."""

@@ -51,6 +51,9 @@ def define_flags() -> None:
     flags.DEFINE_string("api_key", "", f"What clients must give; better in {KEY}.")
     flags.DEFINE_integer("rows", 8, "Texts in progress at once, of each model.", 1, 4096)
     flags.DEFINE_integer(
+        "limit", 0, "Tokens of the longest text, prompt and answer; 0 for the model's limit.", 0
+    )
+    flags.DEFINE_integer(
         "cache_tokens", 0, "Tokens in the KV caches of all rows; 0 for --rows times the limit.", 0
     )
     flags.DEFINE_integer(

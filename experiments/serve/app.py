@@ -203,7 +203,7 @@ async def _answer(
         asked = dataclasses.replace(asked, user=request.client.host)
     prompts = await asyncio.to_thread(served.prompts, asked)
     live = Live(served.engine, state.metrics.times)
-    pool = None if asked.grammar is None else state.grammars
+    pool = state.grammars if asked.grammar is not None and asked.grammar.slow else None
     made = functools.partial(served.requests, asked, prompts, live.tell)
     live.submit(await asyncio.get_running_loop().run_in_executor(pool, made))
     answers = Answers.to(served, asked, prompts)

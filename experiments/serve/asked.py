@@ -68,6 +68,11 @@ class Grammar:
     text: str
     field: str
 
+    @property
+    def slow(self) -> bool:
+        """Whether it may take long to compile: a schema or an expression."""
+        return self.kind in ("json_schema", "regex")
+
 
 @dataclasses.dataclass(frozen=True)
 class Asked:

@@ -9,6 +9,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import flags
 
@@ -43,6 +44,7 @@ class Options:
       block: tokens of a row that are checked at once; 1 where nobody guesses.
       draft: who guesses: "ngram", "units", a run, or a drafter beside the model; None for nobody.
       settings: how an engine shares out its rows.
+      limit: tokens of the longest text; 0 for what each model takes.
     """
 
     rows: int
@@ -50,13 +52,15 @@ class Options:
     block: int
     draft: str | Opened | OpenedDrafter | None
     settings: Settings
+    limit: int = 0
 
     @classmethod
     def from_flags(cls, models: Sequence[Opened]) -> Options:
         """What the flags of `gam serve` say, for some models.
 
         Raises:
-          UserError: a draft that there is not, or that has another tokenizer than a model.
+          UserError: a limit beyond a model's; a draft that there is not, or that has another
+            tokenizer than a model.
         """
         args = flags.FLAGS
         settings = Settings(
@@ -66,8 +70,14 @@ class Options:
             folder=args.snapshot_dir,
             exact=args.exact,
         )
+        for one in models:
+            if one.model.limit and args.limit > one.model.limit:
+                raise UserError(
+                    f"--limit={args.limit}: {one.name} takes texts of {one.model.limit} tokens"
+                )
         block = args.block if args.draft else 1
-        return cls(args.rows, args.cache_tokens, block, _drafter(args.draft, models), settings)
+        draft = _drafter(args.draft, models)
+        return cls(args.rows, args.cache_tokens, block, draft, settings, args.limit)
 
 
 def _drafter(text: str, models: Sequence[Opened]) -> str | Opened | OpenedDrafter | None:
@@ -108,7 +118,7 @@ def rows_of(
       UserError: see `served_of`.
     """
     beside = options.draft if isinstance(options.draft, OpenedDrafter) else None
-    sizes = options.rows, options.cache_tokens, options.block
+    sizes = options.rows, options.limit, options.cache_tokens, options.block
     device = shared(_device(opened, layout, *sizes, beside))
     return device, _draft(opened, layout, options, device, shared)
 
@@ -170,6 +180,7 @@ def _device(
     opened: Opened,
     layout: Layout,
     rows: int,
+    limit: int,
     tokens: int,
     block: int,
     beside: OpenedDrafter | None = None,
@@ -177,7 +188,8 @@ def _device(
     begun = time.perf_counter()
     model, params = opened.read(layout)
     drafter = None if beside is None else (beside.model, beside.read(layout))
-    device = Device(model, params, rows, layout=layout, tokens=tokens, block=block, drafter=drafter)
+    sizes: Any = {"limit": limit, "tokens": tokens, "block": block}
+    device = Device(model, params, rows, layout=layout, drafter=drafter, **sizes)
     names = device.compile()
     if not processes.is_first():
         return device
@@ -198,7 +210,7 @@ def _draft(
     if isinstance(options.draft, OpenedDrafter):
         return SemiDraft(device, options.draft.model.window)
     if isinstance(options.draft, Opened):
-        return RunDraft(shared(_device(options.draft, layout, options.rows, 0, 1)), device.sizes)
+        return RunDraft(shared(_device(options.draft, layout, options.rows, 0, 0, 1)), device.sizes)
     if options.draft == UNITS:
         assert isinstance(opened.model, LexicalUnits)
         return UnitsDraft(opened.model.placeholder, opened.model.unit)

@@ -87,7 +87,8 @@ def _loaded(task: asyncio.Task[Mapping[str, Served]], state: State, server: uvic
         server.should_exit = True
         return
     state.serve(task.result())
-    print(f"serving {', '.join(state.served)}", file=sys.stderr, flush=True)
+    spent = f"{time.process_time():.2f} s of the processor"
+    print(f"serving {', '.join(state.served)}, ready after {spent}", file=sys.stderr, flush=True)
 
 
 async def _end(state: State, server: uvicorn.Server, drain: float) -> None:

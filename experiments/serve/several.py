@@ -23,7 +23,7 @@ from sharding.layout import Layout
 from sharding.links import Link, open_links
 
 T = TypeVar("T")
-ALIKE = ("rows", "cache_tokens", "draft", "block", "mesh", "across")
+ALIKE = ("rows", "limit", "cache_tokens", "draft", "block", "mesh", "across")
 """Flags that decide what programs there are."""
 
 

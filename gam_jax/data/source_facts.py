@@ -16,8 +16,8 @@ from sharding.errors import UserError
 class SourceFacts(Drawn):
     """Lists of (name, value); a row asks for one name, and wants its value from every list.
 
-    The name that is asked for stands once in each list, at any place, beside even values; all
-    other tokens have other names and even values of their own.
+    The name that is asked for stands once in each list, at any place; all other tokens have other
+    names. Every value, the wanted ones too, is drawn evenly from all.
 
     Attributes:
       name: `source_facts`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -41,9 +41,10 @@ class Mixed(Layer):
     one option. "two": two options are drawn, one of them is active, and the gradient is of those
     two logits.
 
-    The draw is from a key that all devices have alike, so all take the same branch. Without a key
-    nothing is drawn: "one", "two" and drawn weights then take the likeliest option, as streaming
-    and serving do.
+    The draw is from a key that all devices have alike, so all take the same branch; but stages of
+    a pipeline and workers draw each for themselves, see `check_apart`. Without a key nothing is
+    drawn: "one", "two" and drawn weights then take the likeliest option, as streaming and serving
+    do.
 
     With `share` K only the first 1 / K of the channels go through the options; the others pass by,
     and all are dealt out anew, so that the next layer's options see others (PC-DARTS, arXiv
@@ -138,7 +139,7 @@ class Mixed(Layer):
         """The mixture; option i draws its own randomness from fold_in(key, i).
 
         Raises:
-          UserError: an option would be drawn for each stage of a pipeline over split tokens.
+          UserError: see `check_apart`.
         """
         own = x.shape[-1] // self.share
         drawing, inner = (None, None) if key is None else jax.random.split(key)
@@ -192,11 +193,7 @@ class Mixed(Layer):
         else:
             drawn = choices.draw(logits, drawing, 2 if self.how == "two" else len(self.options))
         differs = sorted(collectives.varying(drawn.options) | collectives.varying(drawn.active))
-        if axes.seq and "pipe" in differs:
-            raise UserError(
-                "Mixed draws an option for each layer, and the stages of mesh axis pipe would wait "
-                "for one another's messages along seq: make pipe or seq 1, or take how='sum'"
-            )
+        check_apart(axes, differs)
         begin = dict.fromkeys(self.named) if carry is None else carry
         smooth: Any = jax.tree.map(
             lambda leaf: collectives.as_varying(leaf, differs),
@@ -208,6 +205,30 @@ class Mixed(Layer):
         found: Any = _active(self, axes, smooth, gates, fixed)
         y, after = found
         return checkpoint_name(y, "mixed"), after  # kept where parameters are gathered again
+
+
+def check_apart(axes: Axes, differs: Collection[str]) -> None:
+    """Refuses devices that run other options at once where a message waits for all devices.
+
+    Those are messages from neighbour to neighbour, over split tokens and in `parallel.overlap`.
+
+    Args:
+      axes: that the options run over.
+      differs: mesh axes along which one option or another may run; of these only stages of a
+        pipeline and workers have parameters or keys of their own.
+
+    Raises:
+      UserError: it names the axes.
+    """
+    along = axes.seq or (axes.residual if axes.overlap else None)
+    why = "" if axes.seq else f" (parallel.overlap={axes.overlap})"
+    for name in ("pipe", "worker"):
+        if along and name in differs:
+            raise UserError(
+                f"Mixed may run another option on each device of mesh axis {name}, which would "
+                f"wait for one another's messages along {along}{why}: make {name} or {along} 1, "
+                f"or take how='sum' with weights='softmax' or 'sparsemax'"
+            )
 
 
 class _Fixed(NamedTuple):

@@ -90,7 +90,14 @@ class SourceAttention:
           x: tokens that ask.
           sources: tokens of each source.
           axes: mesh axes.
+
+        Raises:
+          UserError: not as many sources as were declared.
         """
+        if len(sources) != len(self.sources):
+            raise UserError(
+                f"SourceAttention has {len(self.sources)} sources, and is given {len(sources)}"
+            )
         given = params, x, tuple(sources)
         if self.parallel:
             parts: list[Branch] = [

@@ -39,7 +39,7 @@ class Span(NamedTuple):
 
     Attributes:
       before: layers that stand before the first of them.
-      depth: places for layers.
+      depth: slots for layers.
       count: how many of these hold one; None for all.
     """
 

@@ -268,12 +268,15 @@ def _conv(rows: int, columns: int, inputs: int, outputs: int) -> Table:
 def _unit(rows: int, columns: int, inputs: int, outputs: int, normed: int = 0) -> Table:
     """A convolution, an instance norm and a PReLU, of `normed` channels or of all."""
     channels = normed or outputs
-    quarter: Any = lambda key, shape: jnp.full(shape, 0.25)  # noqa: E731 (PyTorch's start)
     return {
         "conv": _conv(rows, columns, inputs, outputs),
         "norm": _norm(channels),
-        "slope": Param((channels,), (None,), quarter, decay=False),
+        "slope": Param((channels,), (None,), _quarter, decay=False),
     }
+
+
+def _quarter(key: Array, shape: tuple[int, ...]) -> Array:
+    return jnp.full(shape, 0.25)
 
 
 def _norm(width: int) -> Table:

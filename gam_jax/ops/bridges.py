@@ -17,6 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float
 
 from sharding import collectives
@@ -164,14 +165,14 @@ def draw_segments(
 ) -> Float[Array, "B M SW"]:
     """Segments with both their anchors, each drawn by itself; no message is sent.
 
-    A segment's noise depends on the key and its number in the whole signal, so that any number of
-    devices along `axes.seq` draws the same.
+    A segment's noise depends on the key, its number in the whole signal and its row's in the whole
+    batch, so that any number of devices along `axes.seq` and those of rows draws the same.
 
     Args:
       made: the bridge.
-      anchors: all of them, on every device.
+      anchors: all of them, of this device's rows.
       key: random key.
-      axes: mesh axes; `seq` splits the segments.
+      axes: mesh axes; `seq` splits the segments, `data` and `expert` the rows.
 
     Returns:
       This device's segments, S + width frames each: a segment's last `width` frames are the next
@@ -191,8 +192,13 @@ def draw_segments(
     numbers = collectives.axis_index(axes.seq) * own + jnp.arange(own)
     ends = jnp.stack([anchors[:, numbers], anchors[:, numbers + 1]], 2)
 
+    first = collectives.axis_index(axes.rows) * rows
+    shape = collectives.axis_size(axes.rows) * rows, made.span - width
+
     def noise(number: Array) -> Array:
-        return jax.random.normal(jax.random.fold_in(key, number), (rows, made.span - width))
+        """Of this device's rows among those of all."""
+        drawn = jax.random.normal(jax.random.fold_in(key, number), shape)
+        return lax.dynamic_slice_in_dim(drawn, first, rows)
 
     z = jax.vmap(noise, out_axes=1)(numbers)
     weights, factor = (jnp.asarray(x, jnp.float32) for x in made)

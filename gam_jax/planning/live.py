@@ -8,8 +8,9 @@ read. Everything else lives in what it is computed from.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -111,9 +112,27 @@ class _Found:
         self.tiles.append(min((-(-d // LANES) * LANES / d for d in aval.shape if d), default=1.0))
         return len(self.sizes) - 1
 
+    @property
+    def mark(self) -> tuple[int, int]:
+        """How many arrays and products there are so far."""
+        return len(self.sizes), len(self.flops)
+
+    def keep_dearest(self, marks: Sequence[tuple[int, int]]) -> None:
+        """Of branches between these marks, of which one runs, that which multiplies most counts."""
+        spans = list(itertools.pairwise(marks))
+        dearest = max(spans, key=lambda span: sum(self.flops[span[0][1] : span[1][1]]))
+        for span in spans:
+            if span is not dearest:
+                (array, product), (arrays, products) = span
+                self.flops[product:products] = [0.0] * (products - product)
+                self.moved[array:arrays] = self.operands[array:arrays] = [0.0] * (arrays - array)
+
 
 def lives(jaxpr: Any) -> Lives:
     """Follows a program from its first equation to its last.
+
+    Of the branches of a `lax.cond` that which multiplies most counts in what is moved and
+    multiplied; what each of them holds is among the points.
 
     Args:
       jaxpr: open, of the program; without what no result depends on. What is inside
@@ -180,8 +199,12 @@ def _loop(
     of_scan = eqn.name == "scan"
     times = turns * (turns_of(eqn.eqn) or 1)
     kept = eqn.eqn.params["num_carry"] if of_scan else None
+    marks = [found.mark]
     for part in inner_jaxprs(eqn.eqn):
         _follow(part, found, around, times, kept)
+        marks.append(found.mark)
+    if eqn.name == "cond":
+        found.keep_dearest(marks)
 
 
 def _count(
@@ -200,20 +223,18 @@ def _count(
         found.operands[array] += turns * bool(product)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Value:
-    """What an equation inside a call gives; a function that is called twice gives two of them."""
+    """What an equation of a call gives, apart from what it gives in other calls of the same."""
 
-    def __init__(self, aval: Any) -> None:
-        self.aval = aval
+    aval: Any
 
 
 def written_out(jaxpr: Any, env: dict[Any, Any], called: bool = False) -> Iterator[Equation]:
     """The equations with those of every call in its place.
 
-    Args:
-      jaxpr: open.
-      env: what its variables stand for; those that a call has given are added.
-      called: whether it is that of a call, which other calls may share.
+    Several calls may be of one jaxpr, as those of equal blocks are, so what is `called` has results
+    of its own each time.
     """
 
     def named(v: Any) -> Any:

@@ -114,9 +114,9 @@ def follow(jaxpr: Any, sizes: Mapping[str, int], growing: Collection[int] = ()) 
     """Follows a program of one device from its arguments to its results.
 
     Results that were computed element by element are read by others without being written, see
-    `gam_jax.planning.live`. Of what `lax.cond` chooses by a device's place the branch that moves
-    most counts, of what it chooses by data the one that moves least: that is how programs leave
-    out what nobody has asked for.
+    `gam_jax.planning.live`. Of what `lax.cond` chooses by a device's place alone, the branch that
+    moves most counts, of what it chooses by data the one that moves least: that is how programs
+    leave out what nobody has asked for.
 
     Args:
       jaxpr: open, what is inside `jax.shard_map`; without what no result depends on.
@@ -142,6 +142,7 @@ class _Walk:
     def __init__(self, sizes: Mapping[str, int]) -> None:
         self._sizes, self._numbers = sizes, 0
         self.growing: set[int] = set()
+        self._placed: set[int] = set()  # numbers by the device's place and constants alone
 
     def array(self, size: float) -> Sources:
         """A new array."""
@@ -208,7 +209,11 @@ class _Walk:
         if eqn.name in PRIMITIVES:
             for message in messages_at(eqn.eqn, self._sizes):
                 found.messages[_kind(message)] += round(turns) * message.count
-        return [self.array(_bytes(v.aval)) for v in eqn.outputs]
+        made = [self.array(_bytes(v.aval)) for v in eqn.outputs]
+        number = not any(v.aval.shape for v in eqn.outputs)  # no list of them that a loop takes
+        if number and eqn.name in READ and self._placed.issuperset(read):
+            self._placed.update(array for each in made for array in each)
+        return made
 
     def _loop(
         self, eqn: Equation, outer: list[Sources], turns: float, fixed: _Sum, grown: _Sum
@@ -220,7 +225,7 @@ class _Walk:
             sums = [(_Sum(), _Sum()) for _ in params["branches"]]
             for branch, pair in zip(params["branches"], sums, strict=True):
                 self.follow(branch.jaxpr, outer[1:], turns, *pair)
-            choose = min if outer[0] else max
+            choose = max if self._placed.issuperset(outer[0]) else min
             chosen = choose(sums, key=lambda pair: sum(pair[0].bytes.values()))
             fixed.add(chosen[0])
             grown.add(chosen[1])

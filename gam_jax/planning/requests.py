@@ -10,7 +10,7 @@ import dataclasses
 import math
 import pathlib
 import random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sharding.errors import UserError
 
@@ -89,7 +89,9 @@ def read_trace(path: pathlib.Path, what: str = "--trace") -> tuple[Asked, ...]:
     return tuple(dataclasses.replace(each, arrives=each.arrives - first) for each in found)
 
 
-def _asked(row: dict[str, str], where: str) -> Asked:
+def _asked(row: dict[str | Any, str], where: str) -> Asked:
+    if None in row:
+        raise UserError(f"{where}: it has more cells than the first line")
     try:
         found = Asked(float(row["arrives"]), int(row["reads"]), int(row["writes"]))
     except (TypeError, ValueError) as error:

@@ -21,7 +21,7 @@ from gam_jax.planning.cost import Cost, cost
 from gam_jax.planning.overlap import chains
 from gam_jax.planning.requests import Asked
 from gam_jax.planning.search import divisors, splits
-from gam_jax.planning.serving import Traced, trace
+from gam_jax.planning.serving import Traced, check_drawn, trace
 from gam_jax.serve.executor import Sizes
 from sharding.errors import UserError
 from sharding.mesh import AXIS_NAMES, in_words
@@ -37,7 +37,8 @@ REFUSED = "the model is not served on these devices"
 MEMORY = "a device has too little memory for one text"
 SLOW = "the bounds are not kept at any rate"
 LATE = "the bounds are not kept"
-REASONS = (REFUSED, MEMORY, SLOW, LATE)
+UNSAID = "the cluster has no figure for what it does"
+REASONS = (REFUSED, MEMORY, UNSAID, SLOW, LATE)
 """Why a way is none, in the order in which that is asked."""
 
 
@@ -87,11 +88,6 @@ class Bounds:
 
     first: float = math.inf
     between: float = math.inf
-
-    @property
-    def any(self) -> bool:
-        """Whether there are any."""
-        return math.isfinite(self.first) or math.isfinite(self.between)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,9 +193,10 @@ def plan(
       known: programs that an earlier plan of the same model and requests has traced.
 
     Raises:
-      UserError: a figure of the cluster that nobody has said; a request longer than the model can
-        take.
+      UserError: every way that has memory asks for a figure that nobody has said; a request longer
+        than the model can take; a model that draws an option, see `check_drawn`.
     """
+    check_drawn(model)
     longest = max(asked.reads + asked.writes for asked in arriving(math.inf))
     if model.limit and longest > model.limit:
         raise UserError(
@@ -220,13 +217,20 @@ def plan(
             refused.append((way, MEMORY, why))
             continue
         one = _One(program, cluster, way, dataclasses.replace(program.sizes, pages=pages), host)
-        found = one.best(arriving, rate, bounds)
+        try:
+            found = one.best(arriving, rate, bounds)
+        except UserError as error:  # a figure of what this way does, such as to park a text
+            refused.append((way, UNSAID, str(error)))
+            continue
         if isinstance(found, str):
             refused.append((way, found, ""))
         else:
             served.append(found)
     served.sort(key=lambda each: (-each.tokens, each.first[1], each.between[1]))
-    return Plan(tuple(served), tuple(refused), programs)
+    found = Plan(tuple(served), tuple(refused), programs)
+    if not served and UNSAID in found.reasons and not {SLOW, LATE} & set(found.reasons):
+        raise UserError(next(why for _, reason, why in refused if reason == UNSAID))
+    return found
 
 
 def in_halves(model: LanguageModel, cluster: Cluster, served: Served, known: Known) -> float | None:
@@ -305,9 +309,9 @@ class _One:
         found = self.at(arriving, rate)
         if found.keeps(bounds):
             return found
-        if math.isfinite(rate):
-            return LATE
         requests = arriving(math.inf)
+        if math.isfinite(rate) or tuple(arriving(1.0)) == tuple(requests):  # at once at any rate
+            return LATE
         high = len(requests) * found.tokens / sum(asked.writes for asked in requests)
         low, kept = high / RANGE, None
         for step in range(STEPS + 1):
@@ -368,12 +372,12 @@ def _quantiles(values: list[float]) -> tuple[float, float]:
 
 
 def told_flags(served: Served) -> str:
-    """What `gam serve` is told, of each replica."""
+    """What `gam serve` is told, of each replica: texts no longer than those it was planned for."""
     sizes = {name: size for name, size in served.way.mesh if size > 1}
     mesh = ",".join(f"{name}={size}" for name, size in sizes.items()) or "data=1"
     tokens = (served.sizes.pages - 1) * served.sizes.page
     cache = f" --cache_tokens={tokens}" if served.sizes.page else ""
     return (
-        f"--mesh={mesh} --rows={served.way.rows} --prefill_budget={served.way.budget}{cache} "
-        f"--snapshots=0"
+        f"--mesh={mesh} --rows={served.way.rows} --limit={served.sizes.limit} "
+        f"--prefill_budget={served.way.budget}{cache} --snapshots=0"
     )

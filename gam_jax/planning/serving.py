@@ -14,6 +14,8 @@ from typing import Any
 import jax
 from jax.interpreters import partial_eval
 
+from gam_jax.layers import Layer, Mixed
+from gam_jax.layers.base import layers_in
 from gam_jax.models.language import LanguageModel
 from gam_jax.ops.pages import COLUMNS
 from gam_jax.params import abstract_params
@@ -27,6 +29,7 @@ from gam_jax.serve.device import check_mesh, served
 from gam_jax.serve.executor import Sizes
 from gam_jax.serve.listed import PAGE, WIDTHS, Listed, listed, rows_of
 from gam_jax.serve.programs import Programs
+from sharding.errors import UserError
 from sharding.layout import Layout
 from sharding.parallel import Parallel
 
@@ -133,8 +136,9 @@ def trace(
       like: of the same model and mesh with other rows, whose programs of one row are these too.
 
     Raises:
-      UserError: a model or a mesh that is not served so, see `Device`.
+      UserError: a model or a mesh that is not served so, see `Device` and `check_drawn`.
     """
+    check_drawn(model)
     layout = abstract_layout(mesh, Parallel().whole.preset, backend=backend)
     check_mesh(layout)
     model.check_mesh(layout)
@@ -153,6 +157,24 @@ def trace(
     programs = {**like.programs, **found.programs}
     between = {**like.between, **found.between}
     return dataclasses.replace(found, programs=programs, between=between)
+
+
+def check_drawn(model: LanguageModel) -> None:
+    """Which option a drawn `Mixed` serves with is known with its logits, which no plan has.
+
+    Raises:
+      UserError: the model has one.
+    """
+    if _draws(model.block):
+        raise UserError(
+            "the model draws an option of its Mixed, and what is served depends on its logits: "
+            "extract it first (gam extract)"
+        )
+
+
+def _draws(layer: Layer) -> bool:
+    own = isinstance(layer, Mixed) and layer.drawn
+    return own or any(map(_draws, layers_in(layer)))
 
 
 def _deeper(few: Traced, one_more: Traced, times: int) -> Traced:

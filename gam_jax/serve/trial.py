@@ -6,6 +6,7 @@ A few characters can ask for automata of millions of states, such as numbers tha
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 
@@ -17,6 +18,8 @@ TIMES = 10
 """As many seconds by the clock on the wall: other work may stand before it."""
 MEMORY = 2**30
 """Bytes that it may need, the process's own among them."""
+ENDED = (-signal.SIGPROF, -signal.SIGXCPU, -signal.SIGABRT)
+"""How a process ends that has no more time, or whose library gets no more memory."""
 PROGRAM = f"""
 import contextlib, os, resource, signal, sys
 import llguidance
@@ -42,22 +45,26 @@ def check_grammar(name: str, grammar: str) -> None:
     Raises:
       UserError: what is wrong with it; or that it takes more than `SECONDS` of a processor, or more
         than `MEMORY`.
+      RuntimeError: the process failed for another reason, such as a library that is not there.
     """
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-c", PROGRAM, str(SECONDS)],
             input=grammar.encode(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            capture_output=True,
             timeout=TIMES * SECONDS,
             check=False,
         )
     except subprocess.TimeoutExpired:
         done = None
-    if done is None or done.returncode:
+    said = "" if done is None else done.stderr.decode(errors="replace").strip()
+    last = said.rpartition("\n")[2]
+    if done is None or done.returncode in ENDED or last.startswith("MemoryError"):
         raise UserError(
             f"{name}: it takes more than {SECONDS:g} seconds or {MEMORY >> 20:,} MiB to compile: "
             f"make it simpler"
         )
+    if done.returncode:
+        raise RuntimeError(f"{name} was not tried, code {done.returncode}: {last[:200]}")
     if done.stdout:
         raise UserError(f"{name}: {one_line(done.stdout.decode())}")

@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from gam_jax.bilevel import Bilevel
 from gam_jax.local import Local
 from gam_jax.models.base import Model, on_stages
+from gam_jax.ops.choices import ARCHITECTURE
 from gam_jax.optimizer import OptimizerConfig, make_optimizer, trained
 from gam_jax.params import (
     FLOAT32,
@@ -28,8 +30,10 @@ from sharding.host_memory import chosen, share
 from sharding.layout import Layout
 from sharding.quantised import coded_bytes
 
-COUNTERS = 2 * 4
-"""Bytes of the optimizer's two counts of steps: of the averages, and of the rate."""
+COUNT = 4
+"""Bytes of a count of steps."""
+COUNTERS = 2 * COUNT
+"""Of the optimizer's two: of the averages, and of the rate. That of logits has one, of averages."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +46,7 @@ class StateBytes:
       moments: the optimizer's two averages of each parameter that it trains, of all workers there.
       meeting: what workers keep for when they meet, see `gam_jax.local.LocalState`.
       workers: how many are on the device.
+      counters: the optimizer's counts of steps, of a worker.
       host: of the moments, those that lie in the host's memory between steps.
     """
 
@@ -51,11 +56,12 @@ class StateBytes:
     meeting: int = 0
     workers: int = 1
     host: int = 0
+    counters: int = COUNTERS
 
     @property
     def optimizer(self) -> int:
         """Of the optimizer's state: master, moments, counters and what workers keep."""
-        return self.master + self.moments + self.workers * COUNTERS + self.meeting
+        return self.master + self.moments + self.workers * self.counters + self.meeting
 
     @property
     def total(self) -> int:
@@ -64,7 +70,11 @@ class StateBytes:
 
 
 def state_bytes(
-    model: Model, config: OptimizerConfig, layout: Layout | None = None, local: Local = Local()
+    model: Model,
+    config: OptimizerConfig,
+    layout: Layout | None = None,
+    local: Local = Local(),
+    bilevel: Bilevel = Bilevel(),
 ) -> StateBytes:
     """The bytes of parameters and optimizer's state.
 
@@ -73,6 +83,7 @@ def state_bytes(
       config: of the optimizer.
       layout: the mesh and its uses; None for one device alone.
       local: the run's workers.
+      bilevel: the run's optimizer of logits, whose averages are float32.
     """
     if layout is not None:
         model, layout = on_stages(model, layout)
@@ -97,10 +108,12 @@ def state_bytes(
         parameters += kept * jnp.dtype(param.dtype).itemsize
         meeting += used * outer
         if path_name(path) in own:
-            moments += workers * used * moment
+            apart = bilevel.on and ARCHITECTURE in path_name(path).split("/")
+            moments += workers * used * (2 * FLOAT if apart else moment)
             host += used * moment * away[path_name(path)]
             master += used * FLOAT * (param.dtype != FLOAT32)
-    return StateBytes(parameters, master, moments, meeting, workers, host)
+    counters = COUNTERS + bilevel.on * COUNT
+    return StateBytes(parameters, master, moments, meeting, workers, host, counters)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +144,7 @@ def step_bytes(model: Model, layout: Layout) -> StepBytes:
         gradients += part(layout.gradient_axes) * FLOAT
         coding, stored = codings({"": param}, layout)[""], part(layout.weight_axes)
         copied, layers = part(layout.layer_axes), math.prod(param.shape[: coding.layers])
+        layers //= layout.stages if coding.layers else 1
         if coding.bits.weights and shard_dims({"": param}, layout)[""]:
             each = coded_bytes(stored // layers, coding.bits.weights)
             secondary += copied // stored * layers * each

@@ -157,7 +157,7 @@ def leaves_of(model: Model, layout: Layout) -> tuple[Leaf, ...]:
         size = math.prod(spec.shard_shape(param.shape)) * FLOAT
         names = tuple(key.key for key in path)
         split, itemsize = tuple(filter(None, spec.spec)), jnp.dtype(param.dtype).itemsize
-        coded = math.prod(param.shape[: coding.layers])
+        coded = math.prod(spec.shard_shape(param.shape)[: coding.layers])
         leaf = Leaf(names, size, dim, split, param.precise, itemsize, coding.bits, coded)
         found.append(leaf)
     return tuple(found)
@@ -166,7 +166,6 @@ def leaves_of(model: Model, layout: Layout) -> tuple[Leaf, ...]:
 def gathered_in_parts(model: Any, layout: Layout, stack: Stack, sizes: Sizes) -> Iterator[Message]:
     """Parameters in shards: gathered in each part of a batch, their gradients scattered."""
     mesh = layout.mesh.shape
-    parts = math.prod(mesh[name] for name in layout.weight_axes)
     loops = [(loop.depth, set(added_last(loop, sizes))) for loop in loops_of(stack)]
     for path, size, dim, _, precise, _, bits, coded in leaves_of(model, layout):
         if not dim:
@@ -178,11 +177,24 @@ def gathered_in_parts(model: Any, layout: Layout, stack: Stack, sizes: Sizes) ->
             passes = layers // stack.depth * (stack.depth + twice)
             itemsize = FLOAT if precise else itemsize_of(model)
         count = size // layers // FLOAT
-        each = coded // layers
-        sent = each * levels.as_sent(count // each, itemsize, bits.weights, parts)
+        sent, summed = in_bits(layout, count, coded // layers, itemsize, bits)
         yield from levels.gathers(sent, layout.layer_axes, mesh, passes)
-        size = count * (FLOAT if bits.gradients else itemsize)
-        yield from levels.scatters(size, layout.gradient_axes, mesh, layers, bits.gradients)
+        yield from levels.scatters(summed, layout.gradient_axes, mesh, layers, bits.gradients)
+
+
+def in_bits(layout: Layout, count: int, coded: int, itemsize: int, bits: Bits) -> tuple[int, int]:
+    """Bytes of a whole parameter of so many numbers as it is gathered, and of its gradient.
+
+    Args:
+      layout: the mesh.
+      count: of numbers.
+      coded: parts of it that are coded by themselves on each device.
+      itemsize: bytes of a number that is sent as it is.
+      bits: of those that are sent in few.
+    """
+    parts = math.prod(layout.mesh.shape[name] for name in layout.weight_axes)
+    sent = coded * levels.as_sent(count // coded, itemsize, bits.weights, parts)
+    return sent, count * (FLOAT if bits.gradients else itemsize)
 
 
 def layers_of(model: Any, path: tuple[str, ...]) -> int:

@@ -28,6 +28,7 @@ from gam_jax.traffic.documents import places_traffic, row_numbers, starts_traffi
 from gam_jax.traffic.layers import FLOAT, Sizes, added_last, layer_traffic
 from gam_jax.traffic.models import (
     between_streams,
+    in_bits,
     in_streams,
     itemsize_of,
     layers_of,
@@ -239,22 +240,25 @@ def _layers_gathered(
     back: list[Message] = []
     mesh, chunks = layout.mesh.shape, layout.stages * layout.parallel.turns
     once = set(added_last(stack, sizes))
-    for path, size, dim, _, precise, *_ in leaves_of(model, layout):
+    for path, size, dim, _, precise, _, bits, coded in leaves_of(model, layout):
         if not dim or path[0] != "blocks":
             continue
         every = layers_of(model, path[1:])
         layers, own = every // chunks, every // layout.stages
         passes = 1 if "/".join(path[1:]) in once else 2
-        size = size // own * (FLOAT if precise else itemsize_of(model)) // FLOAT
-        ahead += levels.gathers(size, layout.layer_axes, mesh, layers)
-        back += levels.gathers(size, layout.layer_axes, mesh, passes * layers)
-        back += levels.scatters(size, layout.gradient_axes, mesh, layers)
+        itemsize = FLOAT if precise else itemsize_of(model)
+        sent, summed = in_bits(layout, size // own // FLOAT, coded // own, itemsize, bits)
+        ahead += levels.gathers(sent, layout.layer_axes, mesh, layers)
+        back += levels.gathers(sent, layout.layer_axes, mesh, passes * layers)
+        back += levels.scatters(summed, layout.gradient_axes, mesh, layers, bits.gradients)
     return ahead, back
 
 
 def _shared_gathered(model: Any, layout: Layout) -> Iterator[Message]:
     """All other parameters in shards: gathered once a step, and their gradients scattered."""
-    for path, size, dim, *_ in leaves_of(model, layout):
+    mesh = layout.mesh.shape
+    for path, size, dim, _, _, _, bits, coded in leaves_of(model, layout):
         if dim and path[0] != "blocks":
-            yield from levels.gathers(size, layout.layer_axes, layout.mesh.shape)
-            yield from levels.scatters(size, layout.gradient_axes, layout.mesh.shape)
+            sent, summed = in_bits(layout, size // FLOAT, coded, FLOAT, bits)
+            yield from levels.gathers(sent, layout.layer_axes, mesh)
+            yield from levels.scatters(summed, layout.gradient_axes, mesh, 1, bits.gradients)

@@ -7,8 +7,11 @@ from typing import Any
 
 import jax
 
+from gam_jax.layers import Mixed
+from gam_jax.layers.mixed import check_apart
 from gam_jax.models import Masked
 from gam_jax.models.base import TOKEN, Model, on_stages
+from gam_jax.nested import held
 from gam_jax.params import FLOAT32, abstract_params, stored_specs
 from gam_jax.training.experiment import Experiment, run_optimizer
 from gam_jax.training.pipeline import table_of
@@ -17,6 +20,7 @@ from sharding.errors import UserError
 from sharding.host_memory import check_kinds, kinds_of
 from sharding.layout import Layout
 from sharding.mesh import make_mesh
+from sharding.pipeline.tables import INTERLEAVED, ONE_F_ONE_B
 
 
 def check_arrays(model: Model, batch: Mapping[str, Any], name: str) -> None:
@@ -54,7 +58,7 @@ def check_batch(experiment: Experiment, layout: Layout) -> None:
             f"parallel.offload={experiment.parallel.offload}: train.bilevel needs the moments of "
             f"logits before those of weights: leave it out"
         )
-    table_of(layout, settings.accumulate)
+    _check_parts(experiment, layout)
     rows = settings.batch // settings.accumulate // settings.local.workers
     window = getattr(experiment.data, "window", None)
     layout.check_batch(rows, window if _reads_tokens(experiment.model) else None)
@@ -85,6 +89,26 @@ def _check_workers(experiment: Experiment, layout: Layout) -> None:
             f"model.param_dtype={experiment.model.param_dtype}: workers (train.local) meet in "
             f"parameters of float32: leave it so, model.dtype may be another"
         )
+    if layout.worker_axis and _draws(experiment.model):
+        check_apart(layout.axes, [layout.worker_axis])
+
+
+def _draws(config: Any) -> bool:
+    """Whether a mixed layer somewhere inside runs one option of several."""
+    return (isinstance(config, Mixed) and config.how != "sum") or any(map(_draws, held(config)))
+
+
+def _check_parts(experiment: Experiment, layout: Layout) -> None:
+    """Refuses parts of a batch that cannot go through the stages."""
+    settings, stages = experiment.train, layout.stages
+    grouped = layout.parallel.schedule == INTERLEAVED
+    if settings.bilevel.on and grouped and settings.parts % stages:
+        raise UserError(
+            f"train.accumulate={settings.accumulate}: with train.bilevel each half of the parts "
+            f"is interleaved by itself, in groups of {stages}, one a stage: give a multiple of "
+            f"{2 * stages}, or parallel.schedule={ONE_F_ONE_B}"
+        )
+    table_of(layout, settings.parts)
 
 
 def _check_memory(layout: Layout) -> None:

@@ -117,6 +117,11 @@ class TrainConfig:
             raise UserError(f"train.goal={self.goal}: {unknown(name, scores, 'score')}")
         return scores[name] >= wanted if sign == ">=" else scores[name] <= wanted
 
+    @property
+    def parts(self) -> int:
+        """Of a batch, those that go through a step together: half where logits have their own."""
+        return self.accumulate // 2 if self.bilevel.on else self.accumulate
+
     def validates(self, step: int) -> bool:
         """Whether a validation comes after that step, or at the end of the round that it is in."""
         return self.due(step, self.validate_every) or (step == self.round_end(self.validate_first))

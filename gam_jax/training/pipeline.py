@@ -63,7 +63,11 @@ def through_stages(
     cut, axes = flow.cut, flow.axes
 
     def own(params: Params, batch: Batch, key: Array, scale: Array) -> tuple[Measures, Params]:
-        whole, pull = jax.vjp(lambda params: cut.own(gathered(table, params), axes), params)
+        def opened(arrays: Any) -> tuple[Any, Params]:
+            whole = cut.own(gathered(table, zero.put(params, arrays)), axes)
+            return zero.differentiated(whole), whole
+
+        _, pull, whole = jax.vjp(opened, zero.differentiated(params), has_aux=True)
         shared, layers = flow.apart(whole)
 
         def part_of(number: Array) -> tuple[Batch, Array]:
@@ -77,7 +81,7 @@ def through_stages(
         program = flow.program(layers, part_of, last)
         sums, (grads, of_layers) = executor.run(schedule, PIPE, program, shared, layers, fill)
         of_layers = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), of_layers)
-        return sums, zero.differentiated(pull({**grads, cut.blocks: of_layers})[0])
+        return sums, pull({**grads, cut.blocks: of_layers})[0]
 
     return own
 
@@ -137,8 +141,8 @@ class _Flow:
     Attributes:
       cut: its parts.
       axes: as a stage knows them.
-      depth: places for layers in a chunk.
-      unlike: the layers of each stage, where these differ; else ().
+      depth: slots for layers in a chunk.
+      unlike: the layers of each chunk, by its place, where these differ; else ().
     """
 
     cut: Parts
@@ -150,7 +154,7 @@ class _Flow:
     def rows(self) -> int:
         """Of what all layers count.
 
-        The empty places of a chunk write into the rows of what follows it, which are written later.
+        The empty slots of a chunk write into the rows of what follows it, which are written later.
         """
         return sum(self.unlike) + self.depth if self.unlike else self.cut.depth
 

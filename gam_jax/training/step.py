@@ -340,7 +340,8 @@ def make_train_step(
 
     Returns:
       A function whose metrics are float32: the scalars loss and grad_norm, and the measures of
-      the model's `objective`.
+      the model's `objective`. Where logits are trained apart and one of them is not finite, the
+      loss and grad_norm are NaN, whatever the weights' rows gave.
     """
     levels = optimizer if isinstance(optimizer, TwoLevels) else None
     parts = accumulate if levels is None else accumulate // 2
@@ -364,7 +365,12 @@ def make_train_step(
             params, opt_state = spread(params, table, layout), returned(opt_state, placed.opt_state)
         after = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
         norm = optax.tree.norm(trained(weights, without_signs(table, grads)))
-        return after, {**measures, "grad_norm": norm}
+        measures = {**measures, "grad_norm": norm}
+        if levels is not None:  # an option that is drawn by such logits has a loss all the same
+            own = jax.tree.leaves(of_logits(params))
+            finite = jnp.all(jnp.stack([jnp.isfinite(x).all() for x in own]))
+            measures |= {n: jnp.where(finite, measures[n], jnp.nan) for n in ("loss", "grad_norm")}
+        return after, measures
 
     batches = shardings(batch_specs(model, layout, accumulate), layout)
     return jax.jit(

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from sharding import collectives
+from sharding import collectives, zero
 from sharding.pipeline.buffers import plan_of
 from sharding.pipeline.tables import Table
 
@@ -62,21 +62,22 @@ def run(
       fill: what buffers hold before anything is sent. No result depends on it.
 
     Returns:
-      The sums of all parts, on every stage; and each stage's own gradients of its parameters:
-      those of `shared` are still to be summed over `axis`.
+      The sums of all parts, on every stage; and each stage's own gradients of its parameters, of
+      shards by what `zero.differentiated` says: those of `shared` are still to be summed over
+      `axis`.
     """
     stages = _Stages(table, axis, program)
     plan = plan_of(table)
-    state, zero = stages.state_types(shared, layers), jnp.int32(0)
+    state, none = stages.state_types(shared, layers), jnp.int32(0)
     _, (_, sums) = jax.eval_shape(
-        lambda: stages.through(shared, stages.of_turn(layers, 0), _zeros(state), zero, zero, state)
+        lambda: stages.through(shared, stages.of_turn(layers, 0), _zeros(state), none, none, state)
     )
     start = _Running(
         inputs=_buffers(state, plan.inputs, fill),
         gradients=_buffers(state, plan.gradients, fill),
         sent=_filled(state, fill),
         returned=_filled(state, fill),
-        grads=jax.tree.map(jnp.zeros_like, (shared, layers)),
+        grads=jax.tree.map(jnp.zeros_like, zero.differentiated((shared, layers))),
         sums=_zeros(sums),
     )
     running = start
@@ -112,7 +113,7 @@ def run_forward(
       The sums of all parts, on every stage.
     """
     stages, me = _Stages(table, axis, program), lax.axis_index(axis)
-    state, zero = stages.state_types(shared, layers), jnp.int32(0)
+    state, none = stages.state_types(shared, layers), jnp.int32(0)
 
     def through(sent: State, part: Any, turn: Any) -> tuple[State, Any]:
         own = stages.of_turn(layers, turn)
@@ -125,7 +126,7 @@ def run_forward(
         return (stages.permuted(sent), _added(sums, more, part >= 0)), None
 
     tasks = [[task or (-1, -1) for task in row] for row in table.forward]
-    _, sums = jax.eval_shape(lambda: through(_zeros(state), zero, zero))
+    _, sums = jax.eval_shape(lambda: through(_zeros(state), none, none))
     start = _filled(state, fill), _zeros(sums)
     (_, sums), _ = lax.scan(tick, start, jnp.asarray(tasks, jnp.int32))
     return jax.tree.map(lambda x: collectives.psum(x, axis), sums)
@@ -258,12 +259,15 @@ class _Stages:
         part, turn = (jnp.maximum(own[f"backward_{name}"], 0) for name in ("part", "turn"))
         state = _take(inputs, own["backward_slot"], types)
 
+        both = shared, self.of_turn(layers, turn)
+
         def through(shared: Shared, chunk: Layers, state: State) -> Any:
-            after, (objective, sums) = self.through(shared, chunk, state, part, turn, types)
+            all_, own = zero.put(both, (shared, chunk))
+            after, (objective, sums) = self.through(all_, own, state, part, turn, types)
             return (after, objective), sums
 
-        chunk = self.of_turn(layers, turn)
-        (_, objective), pull, sums = jax.vjp(through, shared, chunk, state, has_aux=True)
+        given = *zero.differentiated(both), state
+        (_, objective), pull, sums = jax.vjp(through, *given, has_aux=True)
         gradient = _take(gradients, own["gradient_slot"], types)
         ends = self._ends(turn)
         gradient = jax.tree.map(lambda x: jnp.where(ends, jnp.zeros_like(x), x), gradient)

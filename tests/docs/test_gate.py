@@ -51,50 +51,53 @@ def build(tree: pathlib.Path, **changed: str) -> subprocess.CompletedProcess[str
     )
 
 
-def test_a_site_without_a_fault_is_built(tmp_path):
-    result = build(tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert (tmp_path / "site/data/index.html").exists()
-    assert (tmp_path / "site/api/gam_jax.adding/index.html").exists()
-
-
-@pytest.mark.parametrize(
-    ("fault", "said"),
-    [
-        ({"front": "# Front\n\n[gone](docs/gone.md)\n"}, "gone.md"),
-        ({"data": "\n[gone](gone.md)\n"}, "gone.md"),
-        ({"front": "# Front\n\n[a part](docs/data.md#third)\n"}, "#third"),
-        ({"data": "\n[a part](#third)\n"}, "#third"),
-        (
-            {
-                "module": '"""Adds."""\n\n\ndef add(a: int) -> int:\n    """Adds.\n\n    Args:\n'
-                '      b: not there.\n    """\n    return a\n'
-            },
-            "'b'",
-        ),
-        ({"data": "\n$x_{$\n"}, "x_{"),
-        ({"data": "\n$\\softmax x$\n"}, "softmax"),
-    ],
-    ids=[
-        "a link from the front page",
-        "a link from a page",
-        "an anchor of another page",
-        "an anchor of the page itself",
-        "a docstring's argument",
-        "a formula without its end",
-        "a formula's unknown command",
-    ],
-)
-def test_a_fault_is_named_and_fails_the_build(tmp_path, fault, said):
-    result = build(tmp_path, **fault)
-    assert result.returncode != 0
-    assert said in result.stderr
-
-
-def test_formulas_become_mathml_and_code_does_not(tmp_path):
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """A site without a fault, and where it was built."""
+    tree = tmp_path_factory.mktemp("sound")
     text = "\n$a_t$ costs 3$ or 4$, `$b_t$`.\n\n$$\nc_t\n$$\n\n```\n$d_t$\n```\n"
-    assert build(tmp_path, data=text).returncode == 0
-    page = (tmp_path / "site/data/index.html").read_text()
+    return build(tree, data=text), tree / "site"
+
+
+def test_a_site_without_a_fault_is_built(sound):
+    result, site = sound
+    assert result.returncode == 0, result.stderr
+    assert (site / "data/index.html").exists()
+    assert (site / "api/gam_jax.adding/index.html").exists()
+
+
+FAULTS = {
+    "a link from the front page": ("front", "[gone](docs/gone.md)", "'docs/gone.md'"),
+    "a link from a page": ("data", "[gone](gone_too.md)", "'gone_too.md'"),
+    "an anchor of another page": ("front", "[a part](docs/data.md#third)", "'#third'"),
+    "an anchor of the page itself": ("data", "[a part](#fourth)", "'#fourth'"),
+    "a formula without its end": ("data", "$x_{$", "'x_{'"),
+    "a formula's unknown command": ("data", r"$\softmax x$", "softmax"),
+    "a docstring's argument without a type": ("module", "      b: not there.", "for parameter 'b'"),
+    "a docstring's argument": ("module", "", "'b' does not appear"),
+}
+"""The page that it is on, the line, and what the one warning about it says."""
+
+
+def test_each_fault_is_a_warning_and_each_warning_fails_the_build(tmp_path):
+    def of(place: str) -> str:
+        return "\n\n".join(line for page, line, _ in FAULTS.values() if page == place)
+
+    module = '"""Adds."""\n\n\ndef add(a: int) -> int:\n    """Adds.\n\n    Args:\n'
+    module += f'{of("module").rstrip()}\n    """\n    return a\n'
+    result = build(
+        tmp_path, front=f"# Front\n\n{of('front')}\n", data=f"\n{of('data')}\n", module=module
+    )
+    warnings = [line for line in result.stderr.splitlines() if line.startswith("WARNING")]
+    for name, (_, _, said) in FAULTS.items():
+        assert len([line for line in warnings if said in line]) == 1, name
+    assert len(warnings) == len(FAULTS)
+    assert f"Aborted with {len(FAULTS)} warnings in strict mode!" in result.stdout
+    assert result.returncode != 0
+
+
+def test_formulas_become_mathml_and_code_does_not(sound):
+    page = (sound[1] / "data/index.html").read_text()
     found = [page.count(f"<msub><mi>{letter}</mi><mi>t</mi></msub>") for letter in "abcd"]
     assert found == [1, 0, 1, 0]
     assert "costs 3$ or 4$" in page
@@ -102,8 +105,7 @@ def test_formulas_become_mathml_and_code_does_not(tmp_path):
     assert "$d_t$" in page
 
 
-def test_a_page_needs_nothing_from_elsewhere(tmp_path):
-    build(tmp_path, data="\n$a_t$\n")
-    page = (tmp_path / "site/data/index.html").read_text()
+def test_a_page_needs_nothing_from_elsewhere(sound):
+    page = (sound[1] / "data/index.html").read_text()
     fetched = re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="(https?:[^"]*)"', page)
     assert fetched == []

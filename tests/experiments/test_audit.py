@@ -6,6 +6,15 @@ import json
 
 import pytest
 
+from experiments.audit import expected_traffic, memory_by_formula, state_memory
+from gam_jax.bilevel import Bilevel
+from gam_jax.data.text import Text
+from gam_jax.layers import GAM, MLP, Block, Mixed
+from gam_jax.models import LanguageModel
+from gam_jax.optimizer import OptimizerConfig
+from gam_jax.training import Experiment, TrainConfig
+from tests.meshes import layout_of
+
 SMALL = (
     "--config.model.width=32",
     "--config.model.depth=2",
@@ -79,6 +88,19 @@ def test_bytes_held_equal_the_formulas_whatever_they_are_stored_in(audit):
     assert "of it the float32 master copy" in narrow["memory_by_formula"]
     before, after = (found["memory"]["both on one device alone"] for found in (wide, narrow))
     assert after / before == pytest.approx((2 + 4 + 4) / 12, rel=0.01)
+
+
+@pytest.mark.parametrize("moments", ["float32", "bfloat16"])
+def test_bytes_held_where_logits_are_trained_apart(moments):
+    """Averages of logits are float32, and their steps are counted."""
+    model = LanguageModel(Block(Mixed((MLP(hidden=8), GAM(slots=8)), "one")), 8, 2, vocab=16)
+    train = TrainConfig(accumulate=2, bilevel=Bilevel(0.1))
+    run = Experiment(model, Text(), train, OptimizerConfig(moments=moments))
+    for layout in (layout_of((1, 1, 1)), layout_of((2, 1, 2), "fully_sharded+tensor")):
+        held, formula = state_memory(run, layout), memory_by_formula(run, layout)
+        assert held.pop("both on one device alone") >= sum(held.values())
+        assert held == formula
+        assert expected_traffic(run, layout) is None
 
 
 def test_traffic_over_split_tokens_stays_where_ring_attention_s_grows(audit):

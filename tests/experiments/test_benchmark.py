@@ -106,11 +106,12 @@ def test_beside_peers_each_row_has_both_speeds_and_their_ratio():
         assert row["time, ours over theirs"].unit == ""
 
 
-def test_a_server_writes_what_generate_writes_from_prompts_of_unlike_lengths():
+@pytest.mark.parametrize("kind", ["Llama", "Mamba2"])
+def test_a_server_writes_what_generate_writes_from_prompts_of_unlike_lengths(kind):
     if not peers.installed():
         pytest.skip("torch and transformers are not here")
-    ((name, row),) = serve._beside_generate(1, (5, 21, 34), 8).items()
-    assert name == "Llama, 3 prompts of 5 to 34, 8 each"
+    ((name, row),) = serve._beside_generate(1, (5, 21, 34), 8, kind).items()
+    assert name == f"{kind}, 3 prompts of 5 to 34, 8 each"
     assert row["texts alike"].median == 3
     assert row["gam_jax"].median > 0 < row["transformers"].median
 

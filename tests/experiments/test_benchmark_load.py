@@ -37,5 +37,7 @@ def test_percentiles_are_of_what_was_answered_and_refusals_are_counted_by_code()
     assert found["speed"] == pytest.approx(5 / 1.6)
     assert found["sent late, p99"] == pytest.approx(0.25, rel=0.05)
     assert (found["answered"], found["refused, 429"], found["refused, lost"]) == (2, 1, 1)
+    one = _figures([Asked(0.0, {}, 0.0, [0.1], 1)])
+    assert not any(name.startswith("between") for name in one)  # of one piece there is no time
     with pytest.raises(UserError, match="not one of 1 requests was answered with text: 400: no"):
         _figures([Asked(0.0, {}, refused="400", why="no")])

@@ -10,8 +10,8 @@ from gam_jax.training.folder import RunFolder
 REFUSED = [
     (("units", "--run=/nowhere"), "/nowhere"),
     (("units", "--run={run}", "--ahead=0"), "ahead"),
-    (("units", "--run={run}", "--glance=0.1"), "--glance is not for gam draft units"),
-    (("semi", "--run={run}", "--sure=0.1"), "--sure is not for gam draft semi"),
+    (("units", "--run={run}", "--glance=0.1"), "--glance is for semi: units does not read it"),
+    (("semi", "--run={run}", "--sure=0.1"), "--sure is for units: semi does not read it"),
     (("semi", "--run={run}", "--checkpoint=7"), "7"),
     (("semi", "--run={run}", "--out={run}"), "{run}"),
     ((), "say one of units, semi"),

@@ -69,6 +69,10 @@ def test_what_fits_nowhere_is_an_answer(plan):
         (("serve", "--cluster=h100:1x2", "--rows=x"), "--rows=x: give whole numbers"),
         (("serve", "--cluster=h100:1x2", "--budgets=8"), "--budgets=8: give numbers of at least"),
         (("serve", "--cluster=h100:1x2", "--axes=width"), "'width' is no axis of a mesh"),
+        (("serve", "--cluster=h100:1x2", "--axes=tensor,tensor"), "'tensor' stands there twice"),
+        (("serve", "--cluster=h100:1x2", "--overlap=ideal"), "--overlap is for train: serve does"),
+        (("--cluster=h100:1x2", "--rate=3"), "--rate is for serve: train does not read it"),
+        (("check", "--margin=2"), "--margin is for train and serve: check does not read it"),
     ],
 )
 def test_bad_input_is_one_line(plan, words, says):
@@ -81,7 +85,7 @@ def test_bad_input_is_one_line(plan, words, says):
 def test_ways_to_serve_are_printed_by_tokens_a_second(plan, tmp_path):
     (tmp_path / "trace.csv").write_text("arrives,reads,writes\n0,9,4\n0.001,5,6\n0.002,30,3\n")
     words = ("serve", "--cluster=h100:1x2", "--rows=2", "--json", f"--trace={tmp_path}/trace.csv")
-    ended = plan(*words, "--host=0.0001")
+    ended = plan(*words, "--host_seconds=0.0001")
     assert (ended.code, ended.err) == (0, "")
     found = json.loads(ended.out)
     assert (found["devices"], found["requests"], found["ways"]) == (2, 3, 2)
@@ -93,6 +97,16 @@ def test_ways_to_serve_are_printed_by_tokens_a_second(plan, tmp_path):
         assert each["first"]["median"] <= each["first"]["most"]
         assert each["flags"].startswith("gam serve --run=RUN --mesh=")
     assert all(each["step"]["in_halves"] > 0 for each in found["best"])
+
+
+def test_requests_that_all_come_at_once_have_no_rate(plan, tmp_path):
+    (tmp_path / "trace.csv").write_text("arrives,reads,writes\n" + "0,9,4\n" * 2)
+    words = ("serve", "--cluster=h100:1x1", "--rows=2", f"--trace={tmp_path}/trace.csv")
+    ended = plan(*words, "--rate=5")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "its requests all arrive at once, and no --rate spreads them" in ended.err
+    late = plan(*words, "--json", "--ttft=1e-9")
+    assert json.loads(late.out)["refused"] == {"the bounds are not kept": 1}
 
 
 def row(predicted, compiled, memory=100):

@@ -10,14 +10,19 @@ import signal
 import time
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from experiments.search import gates
+from experiments.search.causal import check_causal
 from experiments.search.results import Result, SearchFolder, best_of
 from experiments.search.rules import Rules, check_limits, check_paths, steps_of, with_tokens_of
 from experiments.search.spaces import SPACES, space_of
 from experiments.search.trials import Trials, about
+from gam_jax.bilevel import of_logits, with_logits
 from gam_jax.config import from_dict
+from gam_jax.layers import MLP, Mixed, Residual
+from gam_jax.search import Space, through
 from gam_jax.training import Experiment, fit
 from gam_jax.training.progress import Progress
 from sharding.errors import UserError
@@ -112,7 +117,7 @@ def test_who_looks_ahead_is_refused_before_training_or_after(trials):
 
 def test_a_loss_far_below_is_confirmed_by_a_second_seed_and_has_the_worse_of_both(trials, folder):
     second = trials.results[1]
-    assert "below the base's loss after 16 steps" in second.doubt
+    assert "below the base's loss after 8 steps; causal" in second.doubt
     assert "from a second seed" in second.doubt
     own = second.losses["16"] / trials.base_loss(16)
     again = json.loads((folder.run("0001-second") / "metrics.jsonl").read_text().splitlines()[-1])
@@ -214,6 +219,29 @@ def test_equal_tokens_for_candidates_of_other_batches_and_windows(space):
     assert Rules(halvings=2).rungs(400) == (100, 200, 400)
     with pytest.raises(UserError, match="cannot be halved"):
         Rules(halvings=5).rungs(16)
+
+
+def test_a_candidate_that_cannot_stop_where_all_are_compared_is_refused(space, tmp_path):
+    """Its last step is right, and half of it is no step, or no end of a round."""
+    base = dataclasses.replace(space.base, train=dataclasses.replace(space.base.train, steps=24))
+    own = Space.of({"train.batch": [4, 32], "train.local.every": [1, 8]}, base)
+    found = Trials(own, RULES, SearchFolder(tmp_path), LAYOUT, 4, Counted)
+    for point, why in (((1, 0), "the 1,536 of the base's 12"), ((0, 1), "train.stop_at=12 is no")):
+        assert with_tokens_of(own.config(point), base).train.steps in (3, 24)
+        verdict = through(found._gates[:1], point)
+        assert verdict.refused == gates.BUILDS
+        assert why in verdict.why
+
+
+def test_each_option_of_a_mixed_layer_is_asked_for_causality(space):
+    """Whichever is the likeliest, and however deep."""
+    causal, ahead = MLP(hidden=8), space.config((1, 0)).model.block.inner
+    inner = Mixed((causal, Mixed((causal, ahead), "two")), "one")
+    model = dataclasses.replace(space.base.model, block=Residual(inner), vocab=256)
+    params = model.init_params(jax.random.key(0))
+    logits = jax.tree.map(lambda x: 9 - 18 * jnp.arange(x.shape[-1]) + 0 * x, of_logits(params))
+    with pytest.raises(UserError, match="depend on later ones"):
+        check_causal(model, with_logits(params, logits), gates.drawn(model, 8))
 
 
 @pytest.mark.parametrize("path", ["data.name", "data", "train.seed", "train.validate_every"])

@@ -14,6 +14,7 @@ from gam_jax.models.carry import ModelCarry
 from gam_jax.models.language import LanguageModel
 from sharding.layout import Layout
 from sharding.mesh import make_mesh
+from tests.arrays import put
 from tests.examples import random_like
 
 MODEL = LanguageModel(Block(GAM(slots=8)), width=16, depth=2, vocab=32)
@@ -272,7 +273,7 @@ BEFORE = np.zeros((2, 32), np.float32)
 def test_a_token_is_drawn_from_a_distribution_or_none_is(row, drawn, temperature):
     """Of several rows one is enough to stop; a lone -inf is a token that is never drawn."""
     _, carry = decode.prefill(MODEL, PARAMS, PROMPT)
-    logits = jnp.asarray(BEFORE).at[1].set(jnp.asarray(row))
+    logits = put(BEFORE).at[1].set(put(row))
     key = jax.random.key(0)
     pieces = decode.write(MODEL, PARAMS, logits, carry, 10, key, temperature=temperature)
     if drawn:

@@ -9,12 +9,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gam_jax.bilevel import without_logits
 from gam_jax.config import from_dict, to_dict
 from gam_jax.extract import extraction
-from gam_jax.layers import GAM, MLP, Block, InTurn, Mixed, Pattern, Residual, WrittenGAM
+from gam_jax.layers import (
+    GAM,
+    MLP,
+    Block,
+    InTurn,
+    LayerNorm,
+    Mixed,
+    Pattern,
+    Residual,
+    RMSNorm,
+    WrittenGAM,
+)
 from gam_jax.models.language import LanguageModel
 from gam_jax.params import abstract_params
 from sharding.errors import UserError
+from tests.arrays import put
 from tests.examples import random_like
 from tests.meshes import slow_unless_chosen
 
@@ -40,7 +53,7 @@ def with_choices(params, choices):
     def one(path, leaf):
         if "architecture" not in jax.tree_util.keystr(path):
             return leaf
-        hot = jax.nn.one_hot(jnp.asarray(next(left)), leaf.shape[-1])
+        hot = jax.nn.one_hot(put(next(left)), leaf.shape[-1])
         return hot.reshape(leaf.shape) + 0.1
 
     return jax.tree_util.tree_map_with_path(one, params)
@@ -64,6 +77,15 @@ def test_the_chosen_model_gives_what_the_mixed_one_gives(name):
     np.testing.assert_allclose(y, want, rtol=1e-5, atol=1e-5)
 
 
+def test_moments_of_weights_alone_have_no_logits():
+    """Where `train.bilevel` trains them apart; the chosen model has its part of all others."""
+    model = LanguageModel(Block(MLP(hidden=8), FFN), width=8, depth=1, vocab=16)
+    params = random_like(model.table())
+    found = extraction(model, with_choices(params, [[1]]))
+    moments = jax.tree.map(jnp.shape, found.pick(without_logits(params)))
+    assert moments == jax.tree.map(jnp.shape, without_logits(abstract_params(found.model.table())))
+
+
 def test_equal_blocks_stay_one_loop_and_unlike_ones_are_a_pattern():
     for name, kinds in (("unlike blocks", 2), ("equal blocks", 0)):
         model, choices = MODELS[name]
@@ -81,6 +103,13 @@ def test_what_cannot_be_extracted_is_refused():
     inside = dataclasses.replace(PLAIN, block=Block(WrittenGAM(MIXER)))
     with pytest.raises(UserError, match="inside WrittenGAM cannot be taken out"):
         extraction(inside, random_like(inside.table()))
+    norm = Mixed((LayerNorm(), RMSNorm()), "one")
+    for other, name in (
+        (dataclasses.replace(PLAIN, block=Block(GAM(slots=8), norm=norm)), "blocks/ffn_norm"),
+        (dataclasses.replace(PLAIN, norm=norm), "final_norm"),
+    ):
+        with pytest.raises(UserError, match=f"the mixed layer {name} cannot be taken out"):
+            extraction(other, random_like(other.table()))
     for fields, match in (({"ladder": 2}, "ladder"), ({"streams": 2}, "streams")):
         other = dataclasses.replace(PLAIN, **fields)
         params = with_choices(random_like(other.table()), [[0, 1, 1, 0]])

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from gam_jax import hopfield
 from gam_jax.ops.memory import memory_read
 from sharding.mesh import make_mesh
+from tests.arrays import put
 
 NEURONS = 4000
 retrieve = jax.jit(hopfield.retrieve)
@@ -38,9 +39,9 @@ def test_energy_and_steps_are_those_of_the_couplings():
     xi, _, order = store(3, 0.3, 60)
     spins = np.where(np.random.default_rng(0).random(60) < 0.5, -1.0, 1.0)
     w = couplings(xi)
-    energy = hopfield.energy(xi, jnp.asarray(spins, jnp.float32))
+    energy = hopfield.energy(xi, put(spins, jnp.float32))
     np.testing.assert_allclose(energy, -spins @ w @ spins / 2, rtol=1e-5)
-    found = retrieve(xi, jnp.asarray(spins, jnp.float32), order)
+    found = retrieve(xi, put(spins, jnp.float32), order)
     for i in np.asarray(order):
         field = w[i] @ spins
         spins[i] = spins[i] if abs(field) < 1e-12 else np.sign(field)
@@ -120,7 +121,7 @@ def test_many_blocks_reach_what_the_sequential_order_reaches():
 
 def test_all_at_once_may_swing_between_two_states():
     """Two neurons that want to differ: the pattern (+1, -1), begun at (+1, +1)."""
-    xi, start = jnp.asarray([[1.0, -1.0]]), jnp.ones(2)
+    xi, start = put([[1.0, -1.0]]), jnp.ones(2)
     once = retrieve_blocks(xi, start, 1)
     np.testing.assert_array_equal(once, -start)
     np.testing.assert_array_equal(retrieve_blocks(xi, once, 1), start)

@@ -22,6 +22,7 @@ from gam_jax.training.step import abstract_state, init_state, make_train_step, s
 from gam_jax.training.warm_start import Source
 from sharding.checkpoint import Checkpoints
 from sharding.errors import UserError
+from tests.arrays import put
 from tests.meshes import layout_of
 
 WIDE = {
@@ -37,7 +38,7 @@ CONFIG = OptimizerConfig(learning_rate=0.01, warmup=0, schedule="constant", clip
 def draw(seed, scale=1.0):
     random = np.random.default_rng(seed)
     return {
-        name: jnp.asarray(scale * random.normal(size=param.shape), jnp.float32)
+        name: put(scale * random.normal(size=param.shape), jnp.float32)
         for name, param in WIDE.items()
     }
 

@@ -16,6 +16,7 @@ from gam_jax.muon import ADAM_SIZE, matrix_sides, orthogonalised, scale_by_muon
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.params import Param, zeros
 from gam_jax.training.step import init_state, make_train_step
+from tests.arrays import put
 from tests.examples import random_like
 from tests.meshes import ONE, assert_leaves_close, layout_of
 
@@ -53,7 +54,7 @@ def test_singular_values_come_near_to_one_and_vectors_stay(rows, columns, seed):
     random = np.random.default_rng(seed)
     u, _, vt = np.linalg.svd(random.normal(size=(rows, columns)), full_matrices=False)
     values = random.uniform(0.3, 1, min(rows, columns))
-    found = np.asarray(orthogonalised(jnp.asarray((u * values) @ vt, jnp.float32)[None])[0])
+    found = np.asarray(orthogonalised(put((u * values) @ vt, jnp.float32)[None])[0])
     inside = u.T @ found @ vt.T
     np.testing.assert_allclose(inside, np.diag(np.diag(inside)), atol=1e-4)
     assert ((np.diag(inside) > 0.6) & (np.diag(inside) < 1.3)).all()

@@ -14,6 +14,7 @@ import pytest
 from gam_jax.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
 from gam_jax.params import Param, ones, zeros
 from sharding.errors import UserError
+from tests.arrays import put
 
 CONFIG = OptimizerConfig(learning_rate=0.1, warmup=2, weight_decay=0.3, clip=1.0)
 STEPS = 6
@@ -154,11 +155,11 @@ def adamw_formula(config):
 )
 def test_five_steps_equal_the_formula(config):
     optimizer = make_optimizer(config, STEPS, TABLE)
-    params = {name: jnp.asarray(value, jnp.float32) for name, value in start().items()}
+    params = {name: put(value, jnp.float32) for name, value in start().items()}
     state = optimizer.init(params)
     update = jax.jit(optimizer.update)
     for step, want in enumerate(adamw_formula(config)):
-        gradients = {n: jnp.asarray(g, jnp.float32) for n, g in gradients_of(step).items()}
+        gradients = {n: put(g, jnp.float32) for n, g in gradients_of(step).items()}
         changes, state = update(gradients, state, params)
         params = optax.apply_updates(params, changes)
         for name in TABLE:

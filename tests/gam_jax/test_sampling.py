@@ -14,6 +14,7 @@ import pytest
 from gam_jax import sampling
 from gam_jax.sampling import Past, Settings
 from sharding.errors import UserError
+from tests.arrays import put
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "sampling.npz"
 NAMES = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -24,7 +25,7 @@ choose = jax.jit(sampling.choose)
 
 
 def probabilities(logits, settings, seen):
-    left = filtered(jnp.asarray(logits), settings.of_rows(len(logits)), Past.of(seen))
+    left = filtered(put(logits), settings.of_rows(len(logits)), Past.of(seen))
     return np.asarray(jax.nn.softmax(left, axis=-1))
 
 
@@ -61,7 +62,7 @@ def test_what_is_left_is_what_the_equations_leave():
     for some in (False, True) * 10:
         logits = (4 * random.standard_normal((ROWS, VOCAB))).astype(np.float32)
         read, written = random.random((ROWS, VOCAB)) < 0.3, random.poisson(0.2, (ROWS, VOCAB))
-        past = Past(jnp.asarray(read), jnp.asarray(written, jnp.int32))
+        past = Past(put(read), put(written, jnp.int32))
         ids = np.stack([random.permutation(VOCAB + 3)[:5] for _ in range(ROWS)])  # V and on: none
         bias = some * random.normal(0, 3, (ROWS, 5)).astype(np.float32)
         allowed = random.random((ROWS, VOCAB)) < (0.6 if some else 2)
@@ -74,7 +75,7 @@ def test_what_is_left_is_what_the_equations_leave():
             "repetition_penalty": random.choice([0.5, 1, 1.4], ROWS),
             **{name: some * random.choice([-1.5, 0, 0.4], ROWS) for name in TAKEN},
         }
-        rows = Settings(**drawn).of_rows(ROWS).replace(biased=jnp.asarray(ids), bias=bias)
+        rows = Settings(**drawn).of_rows(ROWS).replace(biased=put(ids), bias=bias)
         found = jax.nn.softmax(filtered(logits, rows, past, allowed), axis=-1)
         for row in range(ROWS):
             own = [drawn[name][row] for name in NAMES]
@@ -99,7 +100,7 @@ def test_a_sort_of_the_likeliest_leaves_what_a_sort_of_all_leaves(sharp):
             "top_k": random.choice([0, 1, 5, 8, 9, 1000], ROWS),
         }
         rows = Settings(**drawn).of_rows(ROWS)
-        scaled = jnp.asarray(logits - logits.max(axis=1, keepdims=True))
+        scaled = put(logits - logits.max(axis=1, keepdims=True))
         found, known = beyond(scaled, rows)
         ordered = jnp.sort(scaled, axis=-1, descending=True)
         want, _ = jax.jit(sampling._least_in, static_argnums=3)(ordered, scaled, rows, 8)
@@ -139,14 +140,14 @@ def test_no_setting_compiles_anything():
 
 
 def test_draws_follow_the_softmax():
-    many = jnp.broadcast_to(jnp.log(jnp.array([0.6, 0.3, 0.1])), (20_000, 3))
+    many = jnp.broadcast_to(jnp.log(put([0.6, 0.3, 0.1])), (20_000, 3))
     keys = sampling.row_keys(jax.random.key(0), 20_000)
     drawn = choose(many, keys, Settings().of_rows(20_000), Past.of(jnp.zeros(many.shape, bool)))
     np.testing.assert_allclose(np.bincount(drawn) / 20_000, [0.6, 0.3, 0.1], atol=0.02)
 
 
 def test_greedy_takes_the_first_of_equals():
-    logits = jnp.array([[0.0, 2.0, 2.0, -jnp.inf]])
+    logits = put([[0.0, 2.0, 2.0, -jnp.inf]])
     drawn = choose(
         logits,
         sampling.row_keys(jax.random.key(0), 1),
@@ -183,7 +184,7 @@ def test_every_setting_has_an_array():
 def test_log_probabilities_are_before_all_settings_and_filled_up():
     logits = np.random.default_rng(0).normal(0, 3, (2, 3, 5)).astype(np.float32)
     ids = np.array([[0, 4, 2], [1, 1, 3]])
-    own, top, values = sampling.log_probs_of(jnp.asarray(logits), jnp.asarray(ids), 7)
+    own, top, values = sampling.log_probs_of(put(logits), put(ids), 7)
     whole = logits - np.log(np.sum(np.exp(np.float64(logits)), axis=-1, keepdims=True))
     np.testing.assert_allclose(
         own, np.take_along_axis(whole, ids[..., None], -1)[..., 0], atol=1e-5

@@ -27,6 +27,7 @@ from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.training.step import TrainState, abstract_state, state_shardings
 from sharding.checkpoint import Checkpoints, names
 from sharding.checkpoint.manifest import files_of
+from tests.arrays import put
 from tests.meshes import EVERY_AXIS, EXPERT_SHAPES, SHAPES, WORDS, layout_of, pairs
 
 EXPERTS = MoE(ffn=MLP(expansion=1), router=Router(bias_step=0.1))
@@ -214,7 +215,7 @@ def test_only_what_is_asked_for_is_read(tmp_path):
     """Parameters alone, as for serving: not the optimizer's two copies of them."""
     random = np.random.default_rng(0)
     names = ("params", "mu", "nu")
-    arrays = {name: jnp.asarray(random.normal(size=(300, 300)), jnp.float32) for name in names}
+    arrays = {name: put(random.normal(size=(300, 300)), jnp.float32) for name in names}
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, arrays, {})
         checkpoints.wait()

@@ -13,6 +13,7 @@ from gam_jax.layers import LAYERS
 from gam_jax.layers.base import Layer
 from gam_jax.ops import documents
 from gam_jax.params import Params
+from tests.arrays import put
 from tests.examples import EXAMPLES, TOKENS, apply, inputs, law_of, params_of
 from tests.meshes import layout_of
 from tests.property.test_layers import assert_equal_but_for_rounding, rows_of
@@ -140,14 +141,14 @@ def test_segments_and_places_are_counted(begins, before):
             place += 1
         ends.append(place)
     np.testing.assert_array_equal(documents.segments(starts), want_segments)
-    places, after = documents.places(jnp.asarray(starts), jnp.asarray(before))
+    places, after = documents.places(put(starts), put(before))
     np.testing.assert_array_equal(places, want_places)
     np.testing.assert_array_equal(after, ends)
 
 
 def test_segments_and_places_over_split_tokens_are_those_of_the_whole():
     starts = np.random.default_rng(0).random((ROWS, TOKENS)) < 0.3
-    before = jnp.array([4, 0])
+    before = put([4, 0])
     layout = layout_of((1, 4, 1))
     rows = jax.sharding.PartitionSpec(None, "seq")
     whole = jax.sharding.PartitionSpec()
@@ -162,7 +163,7 @@ def test_segments_and_places_over_split_tokens_are_those_of_the_whole():
             out_specs=(rows, rows, whole),
         )
     )
-    found = own(jnp.asarray(starts))
-    want = documents.segments(starts), *documents.places(jnp.asarray(starts), before)
+    found = own(put(starts))
+    want = documents.segments(starts), *documents.places(put(starts), before)
     for a, b in zip(found, want, strict=True):
         np.testing.assert_array_equal(a, b)

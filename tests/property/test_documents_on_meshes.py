@@ -1,12 +1,12 @@
 """The law of documents over devices: a packed row that is split gives what it gives whole."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sharding import collectives
+from tests.arrays import put
 from tests.examples import EXAMPLES
 from tests.property.test_layers_on_meshes import IN_TOKENS, WHOLE, assert_same
 
@@ -30,7 +30,7 @@ STARTS[0] = np.arange(32) == 5
 
 def packed_and_on(layer, axes, params, x):
     """One piece, and one more on its carry: documents go on from device to device and over both."""
-    starts = collectives.own_shard(jnp.asarray(STARTS), axes.rows, dim=0)
+    starts = collectives.own_shard(put(STARTS), axes.rows, dim=0)
     starts = collectives.own_shard(starts, axes.seq, dim=1)
     y, carry = layer(params, x, None, axes, starts=starts)
     more, carry = layer(params, x, carry, axes, starts=starts)

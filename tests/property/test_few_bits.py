@@ -29,6 +29,8 @@ CASES = (
     (((2, 2), 2, 1), "data+sequence+tensor", "weights:4,secondary:2", "weights:8,gradients:4"),
     ((4, 1, 1, 2), "fully_sharded+sequence+tensor", "", "weights:8,gradients:4"),
     (((2, 2), 1, 2), "data+sequence+tensor_tokens", "weights:4,secondary:1", "weights:8"),
+    ((2, 1, 1, 1, 1, 2), "fully_sharded", "", "weights:8,gradients:4"),
+    (((2, 2), 1, 1, 1, 1, 2), "data", "weights:4,secondary:2", "weights:8,gradients:8"),
 )
 """Mesh, preset, degrees and bits."""
 ALONE = [case for case in CASES if case[0][2] == 1]
@@ -119,7 +121,7 @@ def test_what_is_sent_is_the_formula(case):
     assert counted(MODEL, placed, 16, 32, 2) == wanted
 
 
-@pytest.mark.parametrize("case", CASES[:3], ids=str)
+@pytest.mark.parametrize("case", [*CASES[:3], CASES[-1]], ids=str)
 def test_what_is_held_coded_is_the_formula(case):
     placed, table, held = layout(case), MODEL.table(), []
 

@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from gam_jax import ops
 from sharding.mesh import make_mesh
+from tests.arrays import put
 from tests.meshes import slow_unless_chosen
 
 ROWS, TOKENS, PIECES = 2, 12, (5, 1, 6)
@@ -197,8 +198,8 @@ def test_values_and_gradients_are_those_of_a_plain_reading_in_float64(name):
 
     found = both(lambda t, w, state: case.call(t, w, state=state, starts=starts))(args)
     with jax.enable_x64(True):
-        wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), args)
-        wanted = both(lambda *args: plain(case, *args, jnp.asarray(starts)))(wide)
+        wide = jax.tree.map(lambda x: put(x, jnp.float64), args)
+        wanted = both(lambda *args: plain(case, *args, put(starts)))(wide)
     close(found, wanted)
 
 

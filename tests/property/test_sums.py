@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from gam_jax.layers import GAM, Block
 from gam_jax.models import LanguageModel
 from gam_jax.training.step import make_gradients, put_batch
+from tests.arrays import put
 from tests.examples import random_like
 from tests.meshes import assert_leaves_close, layout_of
 
@@ -99,7 +100,7 @@ def test_a_batch_of_no_weight_has_loss_0_and_gradient_0(name, accumulate):
 def test_the_loss_of_a_model_in_a_notebook_is_the_same_mean():
     weights = 0.1 * uneven(20, 3)
     batch = batch_of(weights)
-    loss = MODEL.loss(PARAMS, batch["inputs"], batch["targets"], jnp.asarray(weights))
+    loss = MODEL.loss(PARAMS, batch["inputs"], batch["targets"], put(weights))
     assert float(loss) == pytest.approx(by_hand(weights), rel=1e-5)
     nothing = jnp.zeros((ROWS, TOKENS))
     assert float(MODEL.loss(PARAMS, batch["inputs"], batch["targets"], nothing)) == 0

@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from sharding.checkpoint import CannotSave, CheckpointConfig, Checkpoints, Damaged, manifest
 from sharding.errors import UserError
 from sharding.mesh import make_mesh
+from tests.arrays import put
 
 EXTRA = {"position": 12, "corpus": "a fingerprint"}
 
@@ -28,8 +29,8 @@ def state(seed=0):
     return {
         "step": jnp.int32(seed),
         "params": {
-            "w": jnp.asarray(random.normal(size=(16, 8)), jnp.float32),
-            "b": jnp.asarray(random.normal(size=(8,)), jnp.bfloat16),
+            "w": put(random.normal(size=(16, 8)), jnp.float32),
+            "b": put(random.normal(size=(8,)), jnp.bfloat16),
         },
         "key": jax.random.key(seed),
     }
@@ -344,7 +345,7 @@ def small_files():
 def test_a_write_that_fails_is_told_and_leaves_the_last_good_one_and_nothing_else(
     tmp_path, small_files
 ):
-    state = {"w": jnp.asarray(np.random.default_rng(0).normal(size=100_000), jnp.float32)}
+    state = {"w": put(np.random.default_rng(0).normal(size=100_000), jnp.float32)}
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state, {})
         checkpoints.wait()

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from sharding.checkpoint import Checkpoints, manifest
 from sharding.checkpoint.__main__ import main
+from tests.arrays import put
 
 LARGE = np.random.default_rng(0).normal(size=4000).astype(np.float32)
 """Not stored inside the index, as small arrays are."""
@@ -24,9 +25,9 @@ def arrays(change: float = 0.0):
     """Parameters, a moment of theirs and a counter."""
     w = np.arange(12, dtype=np.float32).reshape(3, 4)
     w[1, 2] += change
-    b = jnp.asarray([1.5, -2.0], jnp.bfloat16)
+    b = put([1.5, -2.0], jnp.bfloat16)
     return {
-        "params": {"blocks": {"w": jnp.asarray(w)}, "b": b, "large": jnp.asarray(LARGE)},
+        "params": {"blocks": {"w": put(w)}, "b": b, "large": put(LARGE)},
         "mu": {"blocks": {"w": jnp.zeros((3, 4))}},
         "step": jnp.int32(7),
     }

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from sharding import collectives
 from sharding.mesh import make_mesh
+from tests.arrays import put
 
 AXIS, SIZE = "seq", 4
 X = np.random.default_rng(0).normal(size=(2, 8, 3)).astype(np.float32)
@@ -38,13 +39,13 @@ def over_four(program, *arrays, inputs=SPLIT, outputs=SPLIT):
     ],
 )
 def test_without_an_axis_it_is_the_identity(collective):
-    x = jnp.asarray(X)
+    x = put(X)
     np.testing.assert_array_equal(collective(x, axis=None), x)
 
 
 def test_without_an_axis_there_is_one_place():
     assert (collectives.axis_index(None), collectives.axis_size(None)) == (0, 1)
-    np.testing.assert_array_equal(collectives.psum(jnp.asarray(X), ()), X)
+    np.testing.assert_array_equal(collectives.psum(put(X), ()), X)
 
 
 def test_sum_and_maximum_are_over_all_devices():
@@ -124,7 +125,7 @@ def test_the_gradient_of_a_halo_goes_back_to_where_it_came_from(halo):
 
 def test_without_an_axis_the_halo_is_the_carry():
     carry = jnp.ones((2, 9, 3))
-    np.testing.assert_array_equal(collectives.left_halo(jnp.asarray(X), carry, None), carry)
+    np.testing.assert_array_equal(collectives.left_halo(put(X), carry, None), carry)
 
 
 def test_arrays_vary_wherever_one_of_them_does():

@@ -15,6 +15,7 @@ from sharding import cost
 from sharding.mesh import make_mesh
 from sharding.messages import inner_jaxprs, messages_of, totals
 from sharding.overlap import RING, TWO_WAY, gather_map, map_scatter
+from tests.arrays import put
 
 ROWS, TOKENS, WIDTH, UNITS = 2, 3, 8, 6
 """Tokens of one device: odd, so that halves differ."""
@@ -175,8 +176,8 @@ def test_a_parameter_that_devices_share_has_its_gradient_summed_once():
 
 @functools.cache
 def narrow(way):
-    x = jnp.asarray(normal(ROWS, 4 * TOKENS, 4 * UNITS), jnp.bfloat16)
-    weight = jnp.asarray(normal(4 * UNITS, WIDTH, seed=1), jnp.bfloat16)
+    x = put(normal(ROWS, 4 * TOKENS, 4 * UNITS), jnp.bfloat16)
+    weight = put(normal(4 * UNITS, WIDTH, seed=1), jnp.bfloat16)
     return x, weight, scattering(4, way)(x, weight)
 
 

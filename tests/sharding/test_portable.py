@@ -17,6 +17,7 @@ from sharding.checkpoint import Checkpoints, manifest
 from sharding.checkpoint.__main__ import main
 from sharding.checkpoint.portable import load
 from sharding.errors import UserError
+from tests.arrays import put
 
 W = np.arange(6, dtype=np.float32).reshape(2, 3)
 
@@ -25,7 +26,7 @@ W = np.arange(6, dtype=np.float32).reshape(2, 3)
 def saved(tmp_path_factory):
     """A run of one checkpoint, which no test changes."""
     run = tmp_path_factory.mktemp("saved") / "run"
-    state = {"params": {"w": jnp.asarray(W), "b": jnp.asarray([1.5], jnp.bfloat16)}}
+    state = {"params": {"w": put(W), "b": put([1.5], jnp.bfloat16)}}
     with Checkpoints(run / "checkpoints") as checkpoints:
         checkpoints.save(3, state, {"position": 1}, axes={"params/w": ("embed", None)})
         checkpoints.wait()

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 from gam_jax.ops.attention import Rule, attend_tokens
 from sharding.mesh import make_mesh
 from sharding.products import RECOMPUTED, product_flops, turns
+from tests.arrays import put
 
 M, K, N = 3, 5, 7
 ONE = 2 * M * K * N
@@ -96,7 +97,7 @@ def test_products_are_counted_through_whatever_they_stand_in(function, shapes, c
 
 
 def test_rows_by_group_cost_what_rows_cost_forward_and_backward():
-    sizes = jnp.array([3, 3, 2])
+    sizes = put([3, 3, 2])
     args = arrays((8, K), (3, K, N))
     step = jax.value_and_grad(lambda x, w: jnp.sin(lax.ragged_dot(x, w, sizes)).sum(), (0, 1))
     assert flops(step, *args) == {"": 3 * 2 * 8 * K * N}

@@ -129,7 +129,6 @@ def test_bits_that_there_are_not_are_refused(text, words):
     [
         ((8, 1, 1), "data", "gradients:4", "no gradients are scattered"),
         ((8, 1, 1), "zero1", "weights:8", "no weights are gathered"),
-        ((2, 1, 1, 1, 1, 2), "fully_sharded", "weights:8", "beside mesh axis pipe=2"),
     ],
 )
 def test_bits_of_what_is_not_sent_are_refused(shape, preset, bits, words):

@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from sharding.mesh import make_mesh
 from sharding.zigzag import from_zigzag, to_zigzag
+from tests.arrays import put
 
 
 def over(function, shards):
@@ -28,7 +29,7 @@ def test_device_r_holds_the_pieces_r_and_as_far_from_the_end(shards):
 
 @pytest.mark.parametrize("shards", [2, 3, 4, 8])
 def test_there_and_back_changes_nothing(shards):
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4 * shards, 3)))
+    x = put(np.random.default_rng(0).normal(size=(2, 4 * shards, 3)))
     back = over(lambda x, *where: from_zigzag(to_zigzag(x, *where), *where), shards)
     np.testing.assert_array_equal(back(x), x)
 

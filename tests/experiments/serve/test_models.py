@@ -33,7 +33,8 @@ def llama(folder):
     """The folder, served by two rows."""
     settings = Settings(prefill_budget=256, snapshots=0)
     opened = open_folder(f"letters={folder}", "")
-    served = served_of(opened, Layout(make_mesh()).whole, Options(2, 0, 1, None, settings))
+    options = Options(2, 0, 1, None, settings, limit=opened.model.limit // 2)
+    served = served_of(opened, Layout(make_mesh()).whole, options)
     yield served
     served.engine.stop(0)
 
@@ -67,6 +68,15 @@ def test_a_folder_s_greedy_text_is_that_of_generate(folder, llama):
         [written] = decode.written(pieces)
         written = written[~np.isin(written, llama.ends)]
         assert text == llama.tokenizer.decode(written)
+
+
+def test_texts_have_the_limit_that_is_asked_for_and_none_beyond_the_model_s(folder, llama, command):
+    own = open_folder(str(folder), "").model.limit
+    assert llama.limit == own // 2
+    result = command("serve.__main__", f"--hf={folder}", f"--limit={own + 1}")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert f"--limit={own + 1}: " in result.err
+    assert f"takes texts of {own} tokens" in result.err
 
 
 def test_names_of_special_tokens_in_a_prompt_are_those_tokens(llama):

@@ -49,6 +49,33 @@ def test_it_ends_in_peace(trained):
     assert "Traceback" not in result.err
 
 
+@pytest.mark.slow
+def test_several_runs_by_name_on_meshes_of_their_own_are_cut_when_their_time_is_over(trained):
+    runs = (f"--run=one={trained.path}", f"--run=two={trained.path}")
+    meshes = ("--mesh=data=1;data=2", "--emulate=2")
+    process = commands.start("serve", *runs, *meshes, "--port=0", "--rows=2", "--drain=0.2")
+    assert process.stdout is not None
+    url = process.stdout.readline().strip().rstrip("/")
+    wait(url, "ok")
+    assert [one["id"] for one in httpx.get(f"{url}/v1/models").json()["data"]] == ["one", "two"]
+    body = {"prompt": "the", "max_tokens": 8, "temperature": 0}
+
+    def ask(**fields):
+        return httpx.post(f"{url}/v1/completions", json={**body, **fields}, timeout=60)
+
+    texts = [ask(model=name).json()["choices"][0]["text"] for name in ("one", "two")]
+    assert texts[0] == texts[1]
+    assert ask().status_code == ask(model="three").status_code == 404
+    long = {**body, "model": "two", "max_tokens": 2**20, "stream": True}
+    with httpx.stream("POST", f"{url}/v1/completions", json=long, timeout=60) as sent:
+        lines = filter(None, sent.iter_lines())
+        next(lines)
+        process.send_signal(signal.SIGTERM)
+        last = list(lines)[-1]
+    assert '"error"' in last
+    assert commands.finish(process).code == 0
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [

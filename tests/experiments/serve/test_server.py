@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import json
 import random
 import socket
@@ -205,6 +206,16 @@ def test_a_schema_that_takes_long_to_compile_stops_nobody_else(server, monkeypat
     assert "it takes more than 0.3 seconds" in told["message"]
 
 
+def test_a_choice_waits_for_no_schema(server):
+    free = threading.Event()
+    held = [server.state.grammars.submit(free.wait, 60) for _ in range(GRAMMARS)]
+    try:
+        answer(server, prompt="the", guided_choice=["the"], max_tokens=4)
+        assert not any(one.done() for one in held)
+    finally:
+        free.set()
+
+
 def test_a_second_turn_reads_what_is_new_alone(server):
     prompt = "one mouse likes a fish near the bird. " * 20
     first = answer(server, prompt=prompt, max_tokens=60, seed=1)
@@ -258,6 +269,38 @@ def test_who_may_ask_and_how_much(server):
         assert ids["tokens"] == list(b"the")
 
 
+def test_a_full_queue_says_when_to_ask_again(server):
+    """Of 404 places, for rows and those that wait, six bodies take 384; the seventh takes none."""
+    body = {"prompt": "the", "max_tokens": 4000, "n": 64, "stream": True}
+    with server.client() as client, contextlib.ExitStack() as stack:
+        for number in range(6):
+            sent = client.stream("POST", "/v1/completions", json={**body, "seed": number})
+            assert stack.enter_context(sent).status_code == 200
+        found = client.post("/v1/completions", json={**body, "stream": False})
+        assert found.status_code == 429
+        assert found.json()["error"]["code"] == "queue_full"
+        assert int(found.headers["Retry-After"]) >= 1
+    settled(server)
+
+
+def test_who_reads_slowly_stops_nobody_and_keeps_no_row(server):
+    """All is written while nothing is read; then it is read, to the last token."""
+    settled(server)
+    body = {"prompt": "the", "max_tokens": 500, "seed": 8, "stream": True}
+    with (
+        server.client() as client,
+        client.stream("POST", "/v1/completions", json={**body, "temperature": 2}) as sent,
+    ):
+        assert answer(server, prompt="the", max_tokens=3, seed=1)["usage"]["completion_tokens"] == 3
+        until = time.monotonic() + 60
+        while server.engine.counts().rows and time.monotonic() < until:
+            time.sleep(0.01)
+        assert server.engine.counts().rows == 0
+        lines = list(filter(None, sent.iter_lines()))
+    assert lines[-1] == "data: [DONE]"
+    assert json.loads(lines[-2].removeprefix("data: "))["choices"][0]["finish_reason"]
+
+
 def test_metrics_count_what_was_done(server):
     before = settled(server)
     answer(server, prompt="the", max_tokens=3, seed=9)
@@ -299,6 +342,8 @@ def test_a_running_server_is_loaded_and_its_times_are_told(server, command):
         assert 0 <= figures[f"{times}, p50"] <= figures[f"{times}, p99"]
     assert figures["speed"] > 0
     assert figures["first token, p50"] > 0
+    few = command("benchmark.__main__", "serve", *args[:3], "--requests=3", "--short", "--json")
+    assert list(json.loads(few.out)["rows"]) == [f"{NAME}, 3 requests, 50 a second"]
 
 
 @pytest.mark.parametrize(
@@ -312,7 +357,8 @@ def test_a_running_server_is_loaded_and_its_times_are_told(server, command):
         (("serve", "--url=127.0.0.1:{free}"), "give the address of a server"),
         (("serve", "--url=http://"), "give the address of a server"),
         (("serve", "--url={url}", "--letters=9,1"), "--letters: give the least and the most"),
-        (("scan", "--url={url}"), "--url is for benchmark serve, not scan"),
+        (("serve", "--rate=10"), "--rate is read beside --url alone"),
+        (("scan", "--url={url}"), "--url is for serve: scan does not read it"),
     ],
 )
 def test_what_cannot_be_loaded_is_one_line(args, words, server, command):

@@ -16,6 +16,7 @@ from sharding.errors import UserError
 from sharding.layout import Layout
 from sharding.mesh import make_mesh
 from sharding.parallel import Parallel
+from tests.arrays import put
 from tests.examples import random_like
 
 GAMS = LanguageModel(Block(GAM(slots=8)), width=8, depth=2, vocab=16)
@@ -65,9 +66,9 @@ def test_it_is_read_onto_the_shards_of_a_mesh(tmp_path):
 def test_ten_lines_of_python_open_it(tmp_path):
     save_model(GAMS, params_of(GAMS), tmp_path)
     model, params = load_model(tmp_path)
-    logits, carry = jax.jit(model)(params, jnp.asarray([[1, 2, 3]]))
-    more, _ = model(params, jnp.asarray([[4]]), carry)
-    whole, _ = model(params, jnp.asarray([[1, 2, 3, 4]]))
+    logits, carry = jax.jit(model)(params, put([[1, 2, 3]]))
+    more, _ = model(params, put([[4]]), carry)
+    whole, _ = model(params, put([[1, 2, 3, 4]]))
     np.testing.assert_allclose(jnp.concatenate([logits, more], axis=1), whole, atol=1e-5)
 
 

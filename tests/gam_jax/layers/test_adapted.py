@@ -30,6 +30,7 @@ from gam_jax.params import abstract_params, init_params
 from gam_jax.training.step import make_gradients
 from sharding.errors import UserError
 from sharding.messages import inner_jaxprs
+from tests.arrays import put
 from tests.examples import WIDTH, apply, inputs, random_like
 from tests.meshes import layout_of
 
@@ -68,7 +69,7 @@ def test_it_is_the_inner_layer_on_w_and_a_b():
         part, matrix = name.split("/")
         own = {k: np.asarray(x, np.float64) for k, x in params[ADAPTERS][part][matrix].items()}
         added = 0.5 * np.einsum(product, own["a"], own["b"])  # 1.5 / 3
-        changed[part][matrix] = jnp.asarray(params[part][matrix] + added, jnp.float32)
+        changed[part][matrix] = put(params[part][matrix] + added, jnp.float32)
     wanted, _ = apply(BLOCK, changed, inputs(2, 8))
     found, _ = apply(LAYER, params, inputs(2, 8))
     np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-5)

@@ -6,12 +6,12 @@ import functools
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gam_jax.layers import LinearMemory
 from gam_jax.ops import memory_scan
 from tests import scan_oracle
+from tests.arrays import put
 from tests.examples import apply
 from tests.gam_jax.ops.test_scan import METHOD
 
@@ -92,7 +92,7 @@ def test_the_layer_is_that_of_the_library_with_all_its_parameters():
     found = of("layer.")
     x, y = found.pop("x"), found.pop("y")
     layer = LinearMemory(width=10, heads=HEADS, variant="kimi_delta", key_width=4, value_width=6)
-    params = jax.tree.map(jnp.asarray, from_fla(found))
+    params = jax.tree.map(put, from_fla(found))
     assert not found
     assert {name: p.shape for name, p in params.items()} == {
         name: p.shape for name, p in layer.table().items()

@@ -10,6 +10,7 @@ import pytest
 from gam_jax.layers import MHS
 from gam_jax.layers.mhs import conv_3x3, fuse
 from gam_jax.ops.scan_routes import PATTERNS, both_ways, routes
+from tests.arrays import put
 from tests.examples import apply, random_like
 from tests.oracle import sigmoid
 
@@ -44,7 +45,7 @@ def fuse_formula(y, threshold):
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 1.3])
 def test_the_gate_equals_its_formula(threshold):
     y = np.random.default_rng(0).normal(size=(4, 3, 5))
-    found = fuse(jnp.asarray(y, jnp.float32), threshold, axis=0)
+    found = fuse(put(y, jnp.float32), threshold, axis=0)
     np.testing.assert_allclose(found, fuse_formula(y, threshold), rtol=1e-4, atol=1e-5)
 
 
@@ -98,7 +99,7 @@ def test_the_layer_equals_its_equations():
     layer = MHS(width=8, rows=3, patterns="CXSZ", state=2, threshold=0.2)
     params, x = random_like(layer.table()), np.random.default_rng(0).normal(size=(1, 12, 8))
     wide = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
-    y, _ = apply(layer, params, jnp.asarray(x, jnp.float32))
+    y, _ = apply(layer, params, put(x, jnp.float32))
     np.testing.assert_allclose(y[0], layer_formula(wide, x[0], layer), rtol=1e-3, atol=1e-4)
 
 

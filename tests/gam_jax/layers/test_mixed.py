@@ -15,6 +15,7 @@ import pytest
 
 from gam_jax.layers import GAM, MLP, Attention, Block, LayerNorm, LinearMemory, Mixed, MoE
 from gam_jax.ops import choices
+from tests.arrays import put
 from tests.examples import EXAMPLES, WIDTH, apply, inputs, params_of
 from tests.gam_jax.traffic_cases import MODEL, assert_formula
 from tests.golden import pc_darts
@@ -61,7 +62,7 @@ def test_gates_have_the_gradients_of_full_differentiation(how, monkeypatch):
             key = jax.random.key(seed)
             found, by_x = whole(params, x, key)
             count = 2 if how == "two" else len(OPTIONS)
-            drawn = choices.draw(jnp.asarray(LOGITS), jax.random.split(key)[0], count)
+            drawn = choices.draw(put(LOGITS), jax.random.split(key)[0], count)
             among = np.asarray(drawn.options)
             hot = np.zeros(len(OPTIONS))
             hot[among[int(drawn.active)]] = 1
@@ -81,7 +82,7 @@ def test_gates_have_the_gradients_of_full_differentiation(how, monkeypatch):
 def test_each_option_is_drawn_as_often_as_its_probability():
     keys = jax.random.split(jax.random.key(0), 4000)
     for count in (4, 2):
-        drawn = jax.vmap(lambda k, n=count: choices.draw(jnp.asarray(LOGITS), k, n))(keys)
+        drawn = jax.vmap(lambda k, n=count: choices.draw(put(LOGITS), k, n))(keys)
         active = np.take_along_axis(np.asarray(drawn.options), drawn.active[:, None], 1)[:, 0]
         assert np.all(drawn.gates[np.arange(4000), drawn.active] == 1)
         first = active if count == 4 else np.asarray(drawn.options)[:, 0]
@@ -104,7 +105,7 @@ def test_a_sum_is_that_of_its_options(weights):
         return outs, layer(params, x, key=key)[0], layer(params, x)[0]
 
     outs, drawn, still = run(params, x)
-    w = choices.WEIGHTS[weights](jnp.asarray(LOGITS), jax.random.split(key)[0], 0.7)
+    w = choices.WEIGHTS[weights](put(LOGITS), jax.random.split(key)[0], 0.7)
     np.testing.assert_allclose(np.sum(w), 1, rtol=1e-6)
     assert np.all(w >= 0)
     want = sum(a * y for a, y in zip(w, outs, strict=True))
@@ -117,7 +118,7 @@ def test_sparse_weights_are_the_nearest_point_of_the_simplex():
     """By its conditions: w = max(a - t, 0) with a sum of 1."""
     for seed in range(5):
         a = np.random.default_rng(seed).normal(0, 1, 6)
-        w = np.asarray(choices.sparsemax(jnp.asarray(a, jnp.float32)))
+        w = np.asarray(choices.sparsemax(put(a, jnp.float32)))
         t = (a - w)[w > 0].mean()
         np.testing.assert_allclose(w, np.maximum(a - t, 0), atol=1e-6)
         np.testing.assert_allclose(w.sum(), 1, rtol=1e-6)
@@ -125,8 +126,8 @@ def test_sparse_weights_are_the_nearest_point_of_the_simplex():
 
 def test_others_keep_their_probabilities():
     with jax.enable_x64(True):
-        before = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5)))
-        after = before.at[:, [1, 3]].add(jnp.asarray([0.7, -0.2]))
+        before = put(np.random.default_rng(0).normal(size=(3, 5)))
+        after = before.at[:, [1, 3]].add(put([0.7, -0.2]))
         p, q = (np.asarray(jax.nn.softmax(x)) for x in (before, choices.others_kept(before, after)))
     np.testing.assert_allclose(q[:, [0, 2, 4]], p[:, [0, 2, 4]], rtol=0, atol=1e-15)
     ratio = np.exp(0.9) * p[:, 1] / p[:, 3]
@@ -135,7 +136,7 @@ def test_others_keep_their_probabilities():
 
 def test_the_gradient_of_an_expected_cost():
     costs = np.array([1.0, 5.0, 2.0, 9.0], np.float32)
-    logits = jnp.asarray(LOGITS, jnp.float32)
+    logits = put(LOGITS, jnp.float32)
     p = np.asarray(jax.nn.softmax(logits))
     found = jax.grad(choices.expected_cost)(logits, costs)
     np.testing.assert_allclose(found, p * (costs - p @ costs), rtol=1e-5)
@@ -145,7 +146,7 @@ def test_the_shuffle_is_its_permutation():
     x = np.arange(24.0).reshape(2, 12)
     for groups in (1, 2, 3, 4):
         np.testing.assert_array_equal(
-            choices.shuffled(jnp.asarray(x), groups), x[:, choices.shuffle_of(12, groups)]
+            choices.shuffled(put(x), groups), x[:, choices.shuffle_of(12, groups)]
         )
         size = 12 // groups
         for r in range(groups):
@@ -164,7 +165,7 @@ def test_genotypes_and_shuffles_are_those_of_the_official_code():
         assert [list(gene) for node in found for gene in node] == wanted
     for groups, wanted in kept["shuffled"].items():
         assert choices.shuffle_of(24, int(groups)).tolist() == wanted
-    weights = choices.edge_weights(jnp.asarray(pc_darts.drawn(0)[1]), (2, 3, 4, 5))
+    weights = choices.edge_weights(put(pc_darts.drawn(0)[1]), (2, 3, 4, 5))
     sums = [part.sum() for part in np.split(np.asarray(weights), (2, 5, 9))]
     np.testing.assert_allclose(sums, 1, rtol=1e-6)
 

@@ -18,6 +18,7 @@ from gam_jax.ops.routing import Capacity, Router, choose, max_violation
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.params import count_params, without_signs
 from gam_jax.training.step import init_state, make_train_step
+from tests.arrays import put
 from tests.examples import apply, inputs, params_of, random_like
 from tests.meshes import layout_of
 from tests.oracle import sigmoid, softmax
@@ -97,7 +98,7 @@ def test_room_for_every_token_is_no_limit():
 
 def test_experts_may_be_renamed_with_their_columns_of_the_router():
     params, x = params_of(PLAIN), inputs(2, 5)
-    order = jnp.array([2, 0, 3, 1])
+    order = put([2, 0, 3, 1])
     renamed = {
         "router": params["router"][:, order],
         "experts": jax.tree.map(lambda leaf: leaf[order], params["experts"]),
@@ -240,7 +241,7 @@ def test_no_gradient_norm_has_the_load_in_it():
 def test_the_bias_counts_in_choosing_alone():
     layer = dataclasses.replace(PLAIN, router=Router(bias_step=0.5))
     params = params_of(layer)
-    params = {**params, "balance_bias": jnp.array([9.0, 9.0, 0.0, 0.0])}
+    params = {**params, "balance_bias": put([9.0, 9.0, 0.0, 0.0])}
     choice, _, _ = layer._routed(params, inputs(1, 5)[..., :4], layer.carry(1), WHOLE)
     assert set(np.unique(choice.experts)) == {0, 1}
     want = jax.nn.softmax(inputs(1, 5)[..., :4])[..., :2]
@@ -253,7 +254,7 @@ def test_the_bias_counts_in_choosing_alone():
 def zipf_load(step):
     """The load after 300 updates of a balance bias, on tokens by Zipf's law in their contexts."""
     random = np.random.default_rng(2)
-    table = jnp.asarray(random.normal(size=(50, 8)), jnp.float32)
+    table = put(random.normal(size=(50, 8)), jnp.float32)
     shares = 1 / np.arange(1, 51)
     router = Router("sigmoid")
 

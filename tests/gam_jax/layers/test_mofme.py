@@ -12,6 +12,7 @@ from gam_jax.layers.mofme import calibrated
 from gam_jax.ops.dropout import dropout
 from gam_jax.params import count_params
 from tests import oracle
+from tests.arrays import put
 from tests.examples import WIDTH, apply, inputs, params_of
 
 
@@ -90,9 +91,9 @@ def test_a_router_without_doubt_trains_as_it_evaluates():
 
 
 def test_samples_that_agree_change_nothing_and_one_that_wavers_loses():
-    p = jnp.array([0.5, 0.3, 0.2])
+    p = put([0.5, 0.3, 0.2])
     np.testing.assert_allclose(calibrated(jnp.stack([p, p, p])), p, rtol=1e-6)
-    wavering = jnp.array([[0.5, 0.4, 0.1], [0.5, 0.1, 0.4]])
+    wavering = put([[0.5, 0.4, 0.1], [0.5, 0.1, 0.4]])
     found = calibrated(wavering)
     np.testing.assert_allclose(found.sum(), 1, rtol=1e-6)
     assert found[0] > 0.5
@@ -104,7 +105,7 @@ def test_experts_that_do_not_modulate_are_the_shared_one_whatever_the_router_say
     layer = MoFME(width=WIDTH, experts=4, chosen=2)
     params = dict(params_of(layer))
     params["modulation"] = jnp.zeros((4, WIDTH, 2 * WIDTH))
-    params["modulation_bias"] = jnp.tile(jnp.repeat(jnp.array([1.0, 0.0]), WIDTH), (4, 1))
+    params["modulation_bias"] = jnp.tile(jnp.repeat(put([1.0, 0.0]), WIDTH), (4, 1))
     x = inputs(1, 3)
     y, _ = apply(layer, params, x)
     own = wide(params)

@@ -17,6 +17,7 @@ from gam_jax.layers import GAM, MLP, Attention, Block, LinearMemory, ParScale, R
 from gam_jax.layers.base import WHOLE
 from gam_jax.models.language import LanguageModel
 from gam_jax.params import abstract_params, count_params, init_params
+from tests.arrays import put
 from tests.examples import WIDTH, apply, inputs, params_of, random_like
 
 MEMORY = WrittenGAM(LinearMemory(width=WIDTH, heads=2, key_width=4), slots=8, kernel=3)
@@ -83,7 +84,7 @@ def test_starts_are_small_at_first_but_for_the_offsets_of_a_bank():
 @given(order=st.permutations(range(3)))
 def test_the_order_of_streams_does_not_matter(order):
     layer, params = scaled(INNER["attention"])
-    own = jnp.asarray(order)
+    own = put(order)
     mixed = params["aggregator"]
     other = {
         **with_starts(layer, params, lambda x, at: jnp.take(x, own, axis=at)),
@@ -112,7 +113,7 @@ def test_a_mixture_is_that_of_the_equations_in_float64(smoothing):
     weights = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
     weights = (1 - smoothing) * weights + smoothing / 3
     expected = np.einsum("np,pnd->nd", weights, hidden)
-    found = layer.mixed(params["aggregator"], jnp.asarray(hidden, jnp.float32), WHOLE)[0]
+    found = layer.mixed(params["aggregator"], put(hidden, jnp.float32), WHOLE)[0]
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from gam_jax.layers import GRU, LSTM, Bidirectional, Elman
 from gam_jax.params import count_params, init_params, stack
+from tests.arrays import put
 from tests.examples import apply, random_like
 from tests.oracle import sigmoid
 
@@ -62,7 +63,7 @@ def test_it_equals_its_equations_token_by_token(layer, step, states):
     for t in range(x.shape[1]):
         state = step(wide, x[:, t], state)
         outputs.append(state[0])
-    y, carry = apply(layer, params, jnp.asarray(x, jnp.float32))
+    y, carry = apply(layer, params, put(x, jnp.float32))
     np.testing.assert_allclose(y, np.stack(outputs, axis=1), rtol=1e-5, atol=1e-6)
     for found, want in zip(jax.tree.leaves(carry), state, strict=True):
         np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-6)
@@ -89,7 +90,7 @@ def gradients(layer, params, name):
         return jnp.sum(y * pull[..., : y.shape[-1]]), y
 
     both = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
-    (_, y), found = both(jax.tree.map(jnp.asarray, params), x)
+    (_, y), found = both(jax.tree.map(put, params), x)
     return y, found
 
 
@@ -123,8 +124,8 @@ def test_both_directions_are_those_of_pytorch():
     layer, eye, zero = Bidirectional(GRU(), width=WIDTH), np.eye(WIDTH), np.zeros((WIDTH, WIDTH))
     for half, out in enumerate(([eye, zero], [zero, eye])):
         params = {**directions, "w_out": np.stack(out), "b_out": np.zeros(WIDTH)}
-        params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
-        y, _ = apply(layer, params, jnp.asarray(GOLDEN["bigru/x"]))
+        params = jax.tree.map(lambda p: put(p, jnp.float32), params)
+        y, _ = apply(layer, params, put(GOLDEN["bigru/x"]))
         want = GOLDEN["bigru/y"][..., half * WIDTH : (half + 1) * WIDTH]
         np.testing.assert_allclose(y, want, rtol=1e-5, atol=1e-6)
 
@@ -138,7 +139,7 @@ def test_a_reversed_sequence_swaps_the_two_directions():
         "backward": params["forward"],
         "w_out": params["w_out"][::-1],
     }
-    x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 6, WIDTH)), jnp.float32)
+    x = put(np.random.default_rng(1).normal(size=(2, 6, WIDTH)), jnp.float32)
     there, back = apply(layer, params, x)[0], apply(layer, swapped, x[:, ::-1])[0]
     np.testing.assert_allclose(back[:, ::-1], there, rtol=1e-5, atol=1e-6)
 

@@ -14,6 +14,7 @@ from gam_jax.layers.mamba2 import Scales
 from gam_jax.models.language import LanguageModel
 from gam_jax.params import carry_specs, count_params, init_params, rule_specs
 from sharding.messages import messages_of, totals
+from tests.arrays import put
 from tests.examples import apply, inputs, params_of
 from tests.meshes import layout_of
 
@@ -88,8 +89,8 @@ def test_constants_are_what_weights_could_have_held():
     params, x = params_of(plain), inputs(2, 7)
     folded = {
         **params,
-        "w_zx": 0.9 * params["w_zx"] * jnp.array([0.8, 1.2])[:, None, None],
-        "w_bc": 0.9 * params["w_bc"] * jnp.array([1.1, 0.7])[:, None, None],
+        "w_zx": 0.9 * params["w_zx"] * put([0.8, 1.2])[:, None, None],
+        "w_bc": 0.9 * params["w_bc"] * put([1.1, 0.7])[:, None, None],
         "w_dt": 0.9 * 1.3 * params["w_dt"],
     }
     np.testing.assert_allclose(

@@ -12,6 +12,7 @@ import pytest
 from gam_jax.layers import TCN, TCNCA
 from gam_jax.ops.chunk_attention import chunk_attention
 from gam_jax.ops.conv import causal_conv
+from tests.arrays import put
 from tests.examples import apply, random_like
 from tests.oracle import sigmoid, softmax
 
@@ -34,9 +35,7 @@ def test_a_dilated_convolution_is_pytorch_s(name, dilation):
     ours = weight[:, 0].T if name == "depthwise" else weight.transpose(2, 1, 0)
     carry = jnp.zeros((2, (len(ours) - 1) * dilation, x.shape[1]))
     bias = GOLDEN[f"{name}/bias"]
-    y, _ = causal_conv(
-        x.transpose(0, 2, 1), jnp.asarray(ours), bias, state=carry, dilation=dilation
-    )
+    y, _ = causal_conv(x.transpose(0, 2, 1), put(ours), bias, state=carry, dilation=dilation)
     np.testing.assert_allclose(y.transpose(0, 2, 1), GOLDEN[f"{name}/y"], rtol=1e-5, atol=1e-6)
 
 
@@ -61,7 +60,7 @@ def test_a_stack_of_linear_convolutions_is_one_without_holes_iff_factor_is_at_mo
     for level, weight in enumerate(kernels):
         dilation = factor**level
         carry = jnp.zeros((1, (kernel - 1) * dilation, 1))
-        taps = jnp.asarray(weight[:, None], jnp.float32)
+        taps = put(weight[:, None], jnp.float32)
         y, _ = causal_conv(y, taps, state=carry, dilation=dilation)
     np.testing.assert_allclose(y[0, :, 0], whole, rtol=1e-5, atol=1e-6)
     assert np.all(whole != 0) == (factor <= kernel)
@@ -72,7 +71,7 @@ def test_a_stack_of_linear_convolutions_is_one_without_holes_iff_factor_is_at_mo
 @pytest.mark.parametrize("layer", [TCN(1, 3, 3, 3), TCN(1, 2, 3, 2, convs=2), TCN(1, 4, 2, 2)])
 def test_a_token_sees_itself_and_its_span_and_no_further(layer):
     params = random_like(layer.table())
-    x = jnp.asarray(normal(1, layer.span + 4, 1), jnp.float32)
+    x = put(normal(1, layer.span + 4, 1), jnp.float32)
     gradient = jax.jit(jax.grad(lambda x: layer(params, x)[0][0, -1, 0]))(x)[0, :, 0]
     assert np.all(gradient[3:] != 0)
     assert not np.any(gradient[:3])
@@ -93,15 +92,13 @@ def attention_formula(q, k, v, bias):
 def test_chunked_attention_equals_its_formula_and_full_attention_in_one_chunk(tokens, size):
     arrays = (normal(2, tokens, 3), normal(2, tokens, 3, seed=1), normal(2, tokens, 5))
     bias = normal(size)
-    o, (keys, _, place) = jax.jit(chunk_attention)(
-        *(jnp.asarray(x, jnp.float32) for x in (*arrays, bias))
-    )
+    o, (keys, _, place) = jax.jit(chunk_attention)(*(put(x, jnp.float32) for x in (*arrays, bias)))
     np.testing.assert_allclose(o, attention_formula(*arrays, bias), rtol=1e-5, atol=1e-6)
     assert (keys.shape, place.tolist()) == ((2, size, 3), [tokens % size] * 2)
 
 
 def test_large_scores_do_not_overflow():
-    q = jnp.asarray(1e3 * normal(1, 8, 2), jnp.float32)
+    q = put(1e3 * normal(1, 8, 2), jnp.float32)
     o, _ = chunk_attention(q, 1e3 * q, q, jnp.zeros(4))
     assert np.all(np.isfinite(o))
 
@@ -133,7 +130,7 @@ def test_the_layer_equals_its_equations(variant):
     params = random_like(layer.table())
     x = normal(2, 11, WIDTH)
     wide = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
-    y, _ = apply(layer, params, jnp.asarray(x, jnp.float32))
+    y, _ = apply(layer, params, put(x, jnp.float32))
     np.testing.assert_allclose(y, tcnca_formula(wide, x, layer), rtol=1e-4, atol=1e-5)
 
 
@@ -141,7 +138,7 @@ def test_convolutions_carry_across_chunks_what_attention_cannot():
     """Gradients reach back through the convolutions alone beyond the start of a chunk."""
     layer = TCNCA(WIDTH, TCN(kernel=2, levels=2, factor=2), chunk=4, keys=5)
     params = random_like(layer.table())
-    x = jnp.asarray(normal(1, 12, WIDTH), jnp.float32)
+    x = put(normal(1, 12, WIDTH), jnp.float32)
     gradient = jax.jit(jax.grad(lambda x: layer(params, x)[0][0, 9].sum()))(x)[0]
     seen = np.any(np.asarray(gradient) != 0, axis=1)
     first = 8 - layer.tcn.span  # what the chunk's first token sees

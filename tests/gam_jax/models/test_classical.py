@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from gam_jax.models import classical
 from sharding.mesh import make_mesh
 from sharding.messages import messages_of
+from tests.arrays import put
 
 CLASSES, FEATURES, ROWS, ASKED, NEAR = 3, 6, 60, 20, 5
 
@@ -94,9 +95,7 @@ NAMES = ("linear_svm", "logistic_regression", "naive_bayes", "neighbours", "kmea
 @pytest.mark.parametrize("name", NAMES)
 def test_it_gives_what_scikit_learn_gives_on_one_device_and_on_two(blobs, name):
     function, arrays, specs, expected = cases(blobs)[name]
-    arrays = jax.tree.map(
-        lambda x: jnp.asarray(x, jnp.float32 if x.dtype.kind == "f" else None), arrays
-    )
+    arrays = jax.tree.map(lambda x: put(x, jnp.float32 if x.dtype.kind == "f" else None), arrays)
     alone = function(*arrays, axis=None)
     np.testing.assert_allclose(alone, expected, rtol=2e-5, atol=2e-5)
     mesh = make_mesh(data=2, devices=jax.devices()[:2])
@@ -111,8 +110,8 @@ def test_it_gives_what_scikit_learn_gives_on_one_device_and_on_two(blobs, name):
 
 
 def test_of_equally_near_rows_the_first_count_and_of_equal_votes_the_lowest_class():
-    rows = jnp.array([[1.0], [-1.0], [1.0], [-1.0]])
-    labels = jnp.array([2, 1, 0, 0])
+    rows = put([[1.0], [-1.0], [1.0], [-1.0]])
+    labels = put([2, 1, 0, 0])
     asked = jnp.zeros((1, 1))
     assert classical.neighbours(asked, rows, labels, 1, 3)[0] == 2
     assert classical.neighbours(asked, rows, labels, 2, 3)[0] == 1  # one vote each for 2 and 1
@@ -128,14 +127,14 @@ def test_of_equally_near_rows_the_first_count_and_of_equal_votes_the_lowest_clas
 
 
 def test_of_two_classes_one_column_of_scores_decides():
-    x, weights, bias = jnp.array([[2.0], [-2.0]]), jnp.ones((1, 1)), jnp.zeros(1)
+    x, weights, bias = put([[2.0], [-2.0]]), jnp.ones((1, 1)), jnp.zeros(1)
     np.testing.assert_array_equal(classical.linear_svm(x, weights, bias), [1, 0])
     chances = classical.logistic_regression(x, weights, bias)
     np.testing.assert_allclose(chances[:, 1], 1 / (1 + np.exp([-2.0, 2.0])), rtol=1e-6)
 
 
 def test_a_centre_without_rows_stays():
-    x = jnp.array([[0.0], [1.0]])
-    centres = classical.fit_kmeans(x, jnp.array([[0.4], [9.0]]), 3)
+    x = put([[0.0], [1.0]])
+    centres = classical.fit_kmeans(x, put([[0.4], [9.0]]), 3)
     np.testing.assert_allclose(centres, [[0.5], [9.0]])
-    np.testing.assert_array_equal(classical.assigned(x, jnp.array([[0.5], [0.5]])), [0, 0])
+    np.testing.assert_array_equal(classical.assigned(x, put([[0.5], [0.5]])), [0, 0])

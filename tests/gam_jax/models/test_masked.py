@@ -18,7 +18,13 @@ from gam_jax.optimizer import OptimizerConfig
 from gam_jax.params import count_params, param_specs, shardings
 from gam_jax.training.experiment import Experiment, TrainConfig, run_optimizer
 from gam_jax.training.folder import abstract_on_mesh, logical_axes
-from gam_jax.training.step import init_state, make_eval_step, make_train_step
+from gam_jax.training.step import (
+    abstract_state,
+    init_state,
+    make_eval_step,
+    make_train_step,
+    state_shardings,
+)
 from sharding.checkpoint import CheckpointConfig, Checkpoints
 from sharding.errors import UserError
 from tests.meshes import ONE, assert_leaves_close, layout_of, mean_loss
@@ -137,6 +143,16 @@ def test_it_is_the_same_run_in_shards_and_opens_on_another_mesh(tmp_path):
         checkpoints.wait()
         back = checkpoints.restore(2, abstract_on_mesh(EXPERIMENT, layout_of(*ONE)))
     jax.tree.map(np.testing.assert_array_equal, host(back.params), host(state.params))
+
+
+def test_an_optimizer_of_some_weights_has_a_place_for_each_of_its_moments():
+    some = OptimizerConfig(warmup=0, only="blocks/ffn/*")
+    optimizer = run_optimizer(dataclasses.replace(EXPERIMENT, optimizer=some))
+    state = abstract_state(MODEL, optimizer)
+    placed = state_shardings(MODEL, optimizer, layout_of(*SHARDED))
+    assert jax.tree.structure(state) == jax.tree.structure(placed)
+    moments = jax.tree.leaves(state.opt_state)
+    assert sum(x.size for x in moments) < 2.1 * count_params(INNER.table()["blocks"]["ffn"])
 
 
 def test_shares_grow_by_tenths():

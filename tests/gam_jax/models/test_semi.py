@@ -15,6 +15,7 @@ from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.params import param_specs, shardings
 from gam_jax.training.step import init_state, make_gradients, make_train_step, put_batch
 from sharding.errors import UserError
+from tests.arrays import put
 from tests.examples import WIDTH, random_like
 from tests.meshes import layout_of
 
@@ -33,7 +34,7 @@ def batch_of(rows=2):
 
 def slots(seed=0):
     random = np.random.default_rng(seed)
-    return (jnp.asarray(random.normal(size=(2, TOKENS, WIDTH)), jnp.float32) for _ in range(2))
+    return (put(random.normal(size=(2, TOKENS, WIDTH)), jnp.float32) for _ in range(2))
 
 
 def reaches(model):
@@ -66,7 +67,7 @@ def test_the_last_block_tells_from_its_window_what_it_tells_from_the_text():
 
 def test_slots_that_are_not_there_change_nothing():
     embedded, before = (x[:, -WINDOW:] for x in slots())
-    there = jnp.asarray([[False] * 2 + [True] * 4] * 2)
+    there = put([[False] * 2 + [True] * 4] * 2)
     found = [
         MODEL.tell_next(PARAMS["drafter"], embedded.at[:, :2].set(value), before, there)
         for value in (0.0, 7.0)
@@ -81,7 +82,7 @@ def test_its_loss_is_that_of_the_equations():
     f = np.asarray(TARGET.hidden(target, batch["inputs"])[0], np.float64)
     embedded = np.asarray(TARGET.looked_up(target, batch["inputs"], WHOLE))
     before = np.pad(f[:, :-1], ((0, 0), (1, 0), (0, 0)))
-    found = np.asarray(MODEL.tell(own, embedded, jnp.asarray(before, jnp.float32)), np.float64)
+    found = np.asarray(MODEL.tell(own, embedded, put(before, jnp.float32)), np.float64)
     head = np.asarray(target["embedding"], np.float64)
     wanted = agreed = 0.0
     for row in range(2):
@@ -101,7 +102,7 @@ def test_its_loss_is_that_of_the_equations():
 
 def test_as_many_slots_are_shown_as_are_asked_for_in_runs_of_half_a_block():
     model = dataclasses.replace(MODEL, ahead=4, window=8)
-    counts = jnp.asarray([0.0, 6.0, 40.0])
+    counts = put([0.0, 6.0, 40.0])
     shown = np.asarray(model._shown(counts, 40, jax.random.key(0)))
     assert shown.sum(axis=1).tolist() == [0, 6, 20]  # at most one run in each of ten blocks
     for block in shown.reshape(-1, 4):
@@ -149,8 +150,8 @@ def test_loss_and_gradient_are_the_same_on_a_mesh(preset):
 def test_guesses_of_several_passes_read_what_those_before_have_told():
     embedded_of = PARAMS["target"]["embedding"]
     random = np.random.default_rng(3)
-    tokens = jnp.asarray(random.integers(0, VOCAB, (2, WINDOW)), jnp.int32)
-    before = jnp.asarray(random.normal(size=(2, WINDOW, WIDTH)), jnp.float32)
+    tokens = put(random.integers(0, VOCAB, (2, WINDOW)), jnp.int32)
+    before = put(random.normal(size=(2, WINDOW, WIDTH)), jnp.float32)
     there = jnp.ones((2, WINDOW), bool)
 
     def likeliest(kept, logits, place):

@@ -19,6 +19,7 @@ from gam_jax.models.units import as_units, mark_units
 from gam_jax.params import param_specs, shardings
 from gam_jax.training.step import make_gradients, put_batch
 from sharding.errors import UserError
+from tests.arrays import put
 from tests.examples import WIDTH, random_like
 from tests.meshes import layout_of
 
@@ -81,7 +82,7 @@ def separate(model, params, batch, losses):
                 if not sure[row, place]:
                     break
                 wanted.append((len(blocks) - 1, place, batch["targets"][row, place]))
-    logits = model(params, jnp.asarray(np.stack(blocks), jnp.int32))[0]
+    logits = model(params, put(np.stack(blocks), jnp.int32))[0]
     number, place, token = np.asarray(wanted).T
     each = jax.nn.logsumexp(logits[number, place], axis=-1) - logits[number, place, token]
     return jnp.sum(each), len(wanted)
@@ -141,7 +142,7 @@ def test_without_placeholders_it_is_the_language_model_to_the_bit():
     model, batch = model_of("gam"), batch_of()
     params = random_like(model.table())
     base = LanguageModel(model.block, WIDTH, depth=2, vocab=VOCAB)
-    inputs = jnp.asarray(batch["inputs"])
+    inputs = put(batch["inputs"])
     ours, theirs = (jax.jit(one)(params, inputs)[0] for one in (model, base))
     np.testing.assert_array_equal(ours, theirs)
 

@@ -17,6 +17,7 @@ from gam_jax.ops.ring_attention import ring_attention
 from gam_jax.ops.rotary import rotary
 from sharding import collectives
 from sharding.mesh import make_mesh
+from tests.arrays import put, single
 
 
 def normal(*shape, seed=0):
@@ -44,10 +45,6 @@ def formula(rule, q, k, v, offset, first):
 
 def heads(tokens, keys, count=4, groups=2):
     return [normal(2, tokens, count, 6), normal(2, keys, groups, 6), normal(2, keys, groups, 5)]
-
-
-def single(arrays):
-    return [jnp.asarray(array, jnp.float32) for array in arrays]
 
 
 def begun(tokens, *borders):
@@ -120,7 +117,7 @@ def test_a_sink_is_one_more_key_without_a_value():
     rule = Rule(1.0, causal=False)
     q, k, v = heads(5, 9)
     sinks = normal(4)
-    found = with_sinks(*attend_tokens(rule, *single([q, k, v])), jnp.asarray(sinks, jnp.float32))
+    found = with_sinks(*attend_tokens(rule, *single([q, k, v])), put(sinks, jnp.float32))
     more = np.concatenate([q, np.broadcast_to(sinks[:, None], (*q.shape[:3], 1))], axis=-1)
     keys = np.concatenate([k, np.zeros((*k.shape[:3], 1))], axis=-1)
     sink = np.zeros((2, 1, 2, 7))
@@ -212,7 +209,7 @@ def test_memory_grows_with_the_tokens_and_not_with_their_square():
 def test_the_program_of_jax_gives_the_same(window):
     rule = Rule(0.3, window=window)
     q, k, _ = single(heads(9, 9))
-    v = jnp.asarray(normal(*k.shape, seed=5), jnp.float32)
+    v = put(normal(*k.shape, seed=5), jnp.float32)
     own, of_jax = (fused(rule, q, k, v, backend) for backend in ("cpu", "tpu"))
     np.testing.assert_allclose(own, of_jax, atol=2e-6)
 
@@ -239,7 +236,7 @@ def test_the_machine_decides_the_program(backend, dtype, tokens, rule, want):
 
 def test_rotary_turns_pairs_so_that_products_tell_distances_alone():
     x = normal(1, 1, 1, 6)
-    turned = {t: rotary(jnp.asarray(x, jnp.float32), jnp.asarray([t]), 100.0) for t in (0, 3, 5, 8)}
+    turned = {t: rotary(put(x, jnp.float32), put([t]), 100.0) for t in (0, 3, 5, 8)}
     np.testing.assert_allclose(turned[0], x, atol=1e-6)
     for i in range(3):
         angle = 5 * 100.0 ** (-i / 3)
@@ -272,10 +269,10 @@ def test_every_device_of_a_ring_computes_as_many_blocks(shards, documents, monke
 
     monkeypatch.setattr(Tiles, "scores", counted)
     mesh, half = make_mesh(seq=shards), 2
-    q = jnp.asarray(normal(1, 2 * shards * half, 1, 4), jnp.float32)
+    q = put(normal(1, 2 * shards * half, 1, 4), jnp.float32)
     rule = Rule(1.0, block=half)
     spec = P(None, "seq")
-    first = jnp.asarray(begun(8, (4,)) if documents else [])
+    first = put(begun(8, (4,)) if documents else [])
 
     def own(q, k, v):
         begins = collectives.own_shard(first, "seq", dim=1) if documents else None
@@ -301,7 +298,7 @@ def test_every_device_of_a_ring_computes_as_many_blocks(shards, documents, monke
 def test_the_blocks_of_a_processor_give_what_one_block_gives():
     """Of tokens that fill no whole number of them, in documents too."""
     q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 300, 2, 8))
-    first = jnp.asarray(begun(300, (0, 130, 131), (0, 290)))
+    first = put(begun(300, (0, 130, 131), (0, 290)))
     for starts in (None, first):
         one = attend_tokens(Rule(0.4), q, k, v, 0, 0 if starts is None else starts)[0]
         found = fused(Rule(0.4), q, k, v, "cpu", starts)

@@ -7,20 +7,21 @@ import numpy as np
 import pytest
 
 from gam_jax.ops.bitslice import booth_digits, cycles, digit_matmul, digits, nonzero_digits
+from tests.arrays import put
 
 EVERY = np.arange(-128, 128, dtype=np.int8)
 
 
 @pytest.mark.parametrize("code", [digits, booth_digits])
 def test_the_digits_of_all_numbers_are_the_numbers(code):
-    found = np.asarray(code(jnp.asarray(EVERY)), np.int64)
+    found = np.asarray(code(put(EVERY)), np.int64)
     np.testing.assert_array_equal(found @ 4 ** np.arange(4), EVERY)
     assert abs(found).max() <= 2
 
 
 def test_it_has_fewer_digits_than_booths():
-    own = nonzero_digits(jnp.asarray(EVERY))
-    booth = jnp.sum(booth_digits(jnp.asarray(EVERY)) != 0, -1)
+    own = nonzero_digits(put(EVERY))
+    booth = jnp.sum(booth_digits(put(EVERY)) != 0, -1)
     assert float(jnp.mean(own)) == pytest.approx(2.91796875)
     assert float(jnp.mean(booth)) == 3.0
     assert cycles(8, 2.0) == 4
@@ -32,7 +33,7 @@ def test_the_product_is_that_of_whole_numbers_bit_for_bit(kind):
     a, b = (rng.integers(-128, 128, shape, dtype=np.int8) for shape in ((5, 300), (300, 7)))
     if kind == "lowest":
         a, b = np.full_like(a, -128), np.full_like(b, -128)
-    found = digit_matmul(jnp.asarray(a), jnp.asarray(b))
+    found = digit_matmul(put(a), put(b))
     assert found.dtype == jnp.int32
     np.testing.assert_array_equal(found, a.astype(np.int32) @ b.astype(np.int32))
 

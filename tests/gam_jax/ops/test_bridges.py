@@ -94,6 +94,18 @@ def test_segments_on_eight_devices_are_those_of_one_and_nothing_is_sent(drawn):
     assert own < 1.1 * alone.compile().cost_analysis()["flops"]
 
 
+def test_rows_on_eight_devices_are_those_of_one(drawn):
+    """Each row has noise of its own, whatever device it lies on."""
+    _, made, anchors, whole = drawn
+
+    def segments(anchors):
+        return draw_segments(made, anchors, jax.random.key(1), Axes(data="data"))
+
+    mesh, rows = layout_of((8, 1, 1)).mesh, PartitionSpec("data")
+    program = jax.jit(jax.shard_map(segments, mesh=mesh, in_specs=rows, out_specs=rows))
+    np.testing.assert_allclose(program(anchors), whole, atol=2e-6)
+
+
 def test_what_does_not_fit_is_refused(drawn):
     _, made, anchors, _ = drawn
     with pytest.raises(UserError, match="grows without bound"):

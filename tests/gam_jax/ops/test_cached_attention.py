@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from gam_jax.ops import KeyValues, attend
 from sharding.mesh import make_mesh
+from tests.arrays import put
 
 ROWS, TOKENS, HEADS, GROUPS, SIZE, ROOM = 2, 12, 4, 2, 6, 12
 PIECES = (5, 1, 6)
@@ -86,8 +87,8 @@ def close(found, wanted, tolerance=3e-6):
 def test_values_and_gradients_are_those_of_all_scores_in_pieces_and_at_once(how):
     args, starts = draw()
     with jax.enable_x64(True):
-        wide = [jnp.asarray(x, jnp.float64) for x in args]
-        wanted = pulled(all_scores, wide, jnp.asarray(starts), how)
+        wide = [put(x, jnp.float64) for x in args]
+        wanted = pulled(all_scores, wide, put(starts), how)
     for function in (at_once, streamed):
         close(pulled(function, args, starts, how), wanted)
 

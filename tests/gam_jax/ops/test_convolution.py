@@ -11,6 +11,7 @@ import pytest
 
 from gam_jax.ops.convolution import convolve, transposed
 from sharding.errors import UserError
+from tests.arrays import put
 
 DRAW = np.random.default_rng(0)
 
@@ -44,7 +45,7 @@ def test_a_convolution_is_its_equation(axes):
     bias = DRAW.normal(size=6)
     how = {"stride": stride, "dilation": dilation, "pads": pads, "groups": 2}
     with jax.enable_x64(True):
-        found = convolve(jnp.asarray(x), jnp.asarray(weight), jnp.asarray(bias), **how)
+        found = convolve(put(x), put(weight), put(bias), **how)
     np.testing.assert_allclose(found, naive(x, weight, **how) + bias, atol=1e-12)
 
 
@@ -54,10 +55,10 @@ def test_a_transposed_convolution_is_the_transpose(axes):
     shape, taps, stride = (9, 7)[:axes], (3, 4)[:axes], (2, 3)[:axes]
     weight = DRAW.normal(size=(*taps, 2, 3))
     with jax.enable_x64(True):
-        x = jnp.asarray(DRAW.normal(size=(1, *shape, 2)))
-        made = convolve(x, jnp.asarray(weight), stride=stride)
-        y = jnp.asarray(DRAW.normal(size=made.shape))
-        back = transposed(y, jnp.asarray(np.swapaxes(weight, -1, -2)), stride=stride)
+        x = put(DRAW.normal(size=(1, *shape, 2)))
+        made = convolve(x, put(weight), stride=stride)
+        y = put(DRAW.normal(size=made.shape))
+        back = transposed(y, put(np.swapaxes(weight, -1, -2)), stride=stride)
         np.testing.assert_allclose(jnp.sum(made * y), jnp.sum(x * back), rtol=1e-12)
 
 

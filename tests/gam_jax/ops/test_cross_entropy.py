@@ -19,6 +19,7 @@ from sharding.axes import Axes
 from sharding.mesh import make_mesh
 from sharding.messages import inner_jaxprs
 from sharding.products import RECOMPUTED, product_flops
+from tests.arrays import put
 
 WIDTH = 3
 
@@ -72,7 +73,7 @@ def test_any_blocks_on_any_devices_give_what_the_whole_gives(
             in_specs=(P(), whole, P()),
             out_specs=P(),
         )
-    arrays = [jnp.asarray(x, jnp.float32) for x in (hidden, head, weights)]
+    arrays = [put(x, jnp.float32) for x in (hidden, head, weights)]
 
     @jax.jit
     def everything(*arrays):

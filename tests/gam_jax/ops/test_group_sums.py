@@ -6,13 +6,13 @@ from __future__ import annotations
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gam_jax.ops.group_sums import ROWS, sums_by_group, visits_of
+from tests.arrays import put
 
 TILES = 4
 visits = jax.jit(functools.partial(visits_of, tiles=TILES))
@@ -20,7 +20,7 @@ visits = jax.jit(functools.partial(visits_of, tiles=TILES))
 
 @given(st.lists(st.integers(0, TILES * ROWS // 3), min_size=3, max_size=3))
 def test_every_row_of_a_group_is_visited_once_and_every_group_too(sizes):
-    found = [np.asarray(x) for x in visits(jnp.asarray(sizes))]
+    found = [np.asarray(x) for x in visits(put(sizes))]
     rows = []
     for group, tile, begin, end in zip(*found, strict=True):
         rows += [(group, row) for row in range(begin, end)]

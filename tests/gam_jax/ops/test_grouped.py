@@ -28,6 +28,7 @@ from gam_jax.planning.targets import topology
 from sharding.errors import UserError
 from sharding.mesh import make_mesh
 from sharding.products import product_flops
+from tests.arrays import put
 from tests.sharding.test_topology import there
 
 METHODS = ("ragged", "blocks")
@@ -69,9 +70,9 @@ def test_both_methods_equal_a_loop_over_choices(seed):
         if (group := owner[token, k]) < GROUPS:
             hidden = np.tanh(x[token] @ w_in[group] + bias[group])
             want[token] += weights[token, k] * (w_out[group] @ hidden)
-    args = [jnp.asarray(a, jnp.float32) for a in (x, w_in, w_out, bias, weights)]
+    args = [put(a, jnp.float32) for a in (x, w_in, w_out, bias, weights)]
     for method in METHODS:
-        found = mixed(*args, jnp.asarray(owner), method=method)
+        found = mixed(*args, put(owner), method=method)
         np.testing.assert_allclose(found, want, atol=2e-5, rtol=2e-5)
 
 
@@ -79,20 +80,20 @@ def test_both_methods_equal_a_loop_over_choices(seed):
 @pytest.mark.parametrize("tokens", [TOKENS, 260], ids=["small blocks", "two sizes of blocks"])
 def test_gradients_are_those_of_the_loop(method, tokens):
     x, w_in, w_out, bias, owner, weights = problem(3, tokens)
-    args = [jnp.asarray(a, jnp.float32) for a in (x, w_in, w_out, bias, weights)]
+    args = [put(a, jnp.float32) for a in (x, w_in, w_out, bias, weights)]
 
     def of(function):
         loss = lambda *args: jnp.sum(jnp.sin(function(*args)))  # noqa: E731
         return jax.jit(jax.value_and_grad(loss, argnums=tuple(range(5))))(*args)
 
-    found = of(lambda *args: mixed(*args, jnp.asarray(owner), method=method))
-    want = of(lambda *args: every_group(*args, jnp.asarray(owner)))
+    found = of(lambda *args: mixed(*args, put(owner), method=method))
+    want = of(lambda *args: every_group(*args, put(owner)))
     chex.assert_trees_all_close(found, want, atol=2e-5, rtol=2e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_of_one_product_too(method):
-    x, w_in, _, bias, owner, _ = (jnp.asarray(a, "float32") for a in problem(1, 90, chosen=1))
+    x, w_in, _, bias, owner, _ = (put(a, "float32") for a in problem(1, 90, chosen=1))
     owner = owner[:, 0].astype(jnp.int32)
 
     def product(x, weight, bias):
@@ -117,11 +118,11 @@ def test_blocks_cost_what_their_rows_cost_and_ragged_products_on_cpu_as_many_tim
     """Forward and backward: six products of choices x width x hidden."""
     sizes = {"tokens": 512, "chosen": 2, "groups": 8, "width": 16, "hidden": 32}
     x, w_in, w_out, bias, owner, weights = problem(0, **sizes)
-    args = [jnp.asarray(a, jnp.float32) for a in (x, w_in, w_out, bias, weights)]
+    args = [put(a, jnp.float32) for a in (x, w_in, w_out, bias, weights)]
 
     def step(method):
         def loss(*args):
-            return jnp.sum(jnp.sin(mixed(*args, jnp.asarray(owner), method=method)))
+            return jnp.sum(jnp.sin(mixed(*args, put(owner), method=method)))
 
         return jax.grad(loss, argnums=(0, 1, 2))
 
@@ -139,7 +140,7 @@ def ordered(owner):
 
 @given(owner=st.lists(st.integers(0, 4), min_size=24, max_size=24))
 def test_entries_stand_in_the_order_of_their_groups(owner):
-    groups, (sizes, rank) = jax.tree.map(np.asarray, ordered(jnp.asarray(owner)))
+    groups, (sizes, rank) = jax.tree.map(np.asarray, ordered(put(owner)))
     stood = [entry for entry in groups.source.tolist() if entry < len(owner)]
     assert stood == sorted((i for i, o in enumerate(owner) if o < 4), key=owner.__getitem__)
     assert groups.source[: len(stood)].tolist() == stood
@@ -167,7 +168,7 @@ def test_blocks_cover_each_group_in_order_and_reach_less_than_a_block_beyond(siz
         return block
 
     state = jnp.full(300, -1), jnp.zeros((99, 3), jnp.int32), 0
-    sums = each_block(210, jnp.asarray(sizes), largest, of_group, state)
+    sums = each_block(210, put(sizes), largest, of_group, state)
     owner, at, count = jax.tree.map(np.asarray, sums)
     total = sum(sizes)
     assert owner[:total].tolist() == np.repeat(np.arange(3), sizes).tolist()
@@ -194,7 +195,7 @@ def test_the_kernel_has_the_gradients_of_the_others_on_a_mesh():
     """Rows of some groups fill more than a tile of it, others share one."""
     mesh = make_mesh(data=2, devices=jax.devices()[:2])
     x, w_in, w_out, bias, owner, weights = problem(2, tokens=400)
-    args = [jnp.asarray(a, jnp.float32) for a in (x, w_in, w_out, bias, weights)]
+    args = [put(a, jnp.float32) for a in (x, w_in, w_out, bias, weights)]
     found, want = (gradients_on(mesh, method)(*args, owner) for method in ("kernel", "ragged"))
     chex.assert_trees_all_close(found, want, atol=1e-4, rtol=2e-5)
 

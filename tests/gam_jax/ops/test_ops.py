@@ -25,6 +25,7 @@ from gam_jax.ops.norm import layer_norm, rms_norm
 from gam_jax.ops.vocabulary import embed, padded_rows
 from sharding.axes import Axes
 from sharding.mesh import make_mesh
+from tests.arrays import put, single
 
 
 def normal(*shape, seed=0):
@@ -112,27 +113,23 @@ OPS = {
         [normal(2, 4, 2), normal(2, 2, 3), normal(3), normal(2, 3, 2)],
     ),
     "token losses": (
-        lambda hidden, embedding: token_losses(hidden, embedding, jnp.asarray(TARGETS)),
+        lambda hidden, embedding: token_losses(hidden, embedding, put(TARGETS)),
         losses_formula,
         [normal(5, 4), normal(8, 4)],
     ),
     "token losses, capped": (
-        lambda hidden, embedding: token_losses(
-            hidden, embedding, jnp.asarray(TARGETS), Head(cap=1.5)
-        ),
+        lambda hidden, embedding: token_losses(hidden, embedding, put(TARGETS), Head(cap=1.5)),
         functools.partial(losses_formula, cap=1.5),
         [normal(5, 4), normal(8, 4)],
     ),
     "token losses, in blocks": (
-        lambda hidden, embedding: token_losses(
-            hidden, embedding, jnp.asarray(TARGETS), Head(block=2)
-        ),
+        lambda hidden, embedding: token_losses(hidden, embedding, put(TARGETS), Head(block=2)),
         losses_formula,
         [normal(5, 4), normal(8, 4)],
     ),
     "sum of losses, capped, in blocks": (
         lambda hidden, embedding, weights: loss_sum(
-            hidden, embedding, jnp.asarray(TARGETS), weights, Head(cap=1.5, block=3)
+            hidden, embedding, put(TARGETS), weights, Head(cap=1.5, block=3)
         ),
         lambda hidden, embedding, weights: np.sum(
             weights * losses_formula(hidden, embedding, cap=1.5)
@@ -140,17 +137,13 @@ OPS = {
         [normal(5, 4), normal(8, 4), normal(5)],
     ),
     "embed": (
-        lambda table: embed(jnp.asarray(TOKENS), table),
+        lambda table: embed(put(TOKENS), table),
         lambda table: table[TOKENS],
         [normal(8, 3)],
     ),
 }
 
 every_op = pytest.mark.parametrize(("op", "formula", "arrays"), OPS.values(), ids=OPS.keys())
-
-
-def single(arrays):
-    return [jnp.asarray(array, jnp.float32) for array in arrays]
 
 
 def differences(function, arrays, step=1e-5):
@@ -192,25 +185,25 @@ def test_its_gradients_are_the_formula_s_slopes(op, formula, arrays):
 @pytest.mark.parametrize("name", ["gelu", "layer norm", "memory", "conv", "linear"])
 def test_bfloat16_in_is_bfloat16_out_and_near(name):
     op, formula, arrays = OPS[name]
-    found = op(*(jnp.asarray(array, jnp.bfloat16) for array in arrays))
+    found = op(*(put(array, jnp.bfloat16) for array in arrays))
     assert found.dtype == jnp.bfloat16
     want = formula(*arrays)
     np.testing.assert_allclose(np.asarray(found, np.float64), want, atol=0.05 * np.abs(want).max())
 
 
 def test_losses_of_bfloat16_are_float32():
-    arrays = [jnp.asarray(array, jnp.bfloat16) for array in OPS["token losses"][2]]
-    assert token_losses(*arrays, jnp.asarray(TARGETS)).dtype == jnp.float32
+    arrays = [put(array, jnp.bfloat16) for array in OPS["token losses"][2]]
+    assert token_losses(*arrays, put(TARGETS)).dtype == jnp.float32
 
 
 def test_gelu_is_exact_and_has_no_bad_value_far_out():
-    far = jnp.asarray([-1e4, -40.0, 40.0, 1e4])
+    far = put([-1e4, -40.0, 40.0, 1e4])
     np.testing.assert_array_equal(gelu(far), [0, 0, 40, 1e4])
     np.testing.assert_array_equal(jax.vmap(jax.grad(gelu))(far), [0, 0, 1, 1])
 
 
 def test_large_scores_do_not_overflow():
-    bank = jnp.asarray(normal(6, 4), jnp.float32)
+    bank = put(normal(6, 4), jnp.float32)
     x = 1e4 * bank[:3]
     best = np.argmax(np.asarray(x) @ np.asarray(bank).T, axis=1)
     np.testing.assert_allclose(memory_read(x, bank), bank[best], rtol=1e-6)
@@ -219,8 +212,8 @@ def test_large_scores_do_not_overflow():
 
 
 def test_a_bank_of_one_slot_gives_that_slot_to_every_row():
-    bank = jnp.asarray(normal(1, 4), jnp.float32)
-    found = memory_read(jnp.asarray(normal(7, 4), jnp.float32), bank)
+    bank = put(normal(1, 4), jnp.float32)
+    found = memory_read(put(normal(7, 4), jnp.float32), bank)
     np.testing.assert_allclose(found, jnp.tile(bank, (7, 1)), rtol=1e-6)
 
 
@@ -235,7 +228,7 @@ def test_what_is_read_lies_between_the_slots():
 def test_the_carry_of_a_convolution_is_its_last_inputs(taps, tokens):
     x, carry = normal(2, tokens, 3), normal(2, taps - 1, 3)
     weight, bias = normal(taps, 3), normal(3)
-    _, after = causal_conv(*single([x, weight, bias]), state=jnp.asarray(carry, jnp.float32))
+    _, after = causal_conv(*single([x, weight, bias]), state=put(carry, jnp.float32))
     last = np.concatenate([carry, x], axis=1)[:, tokens:]
     assert after.shape == (2, taps - 1, 3)
     np.testing.assert_array_equal(after, last.astype(np.float32))
@@ -313,16 +306,14 @@ SPLIT = {
         P(None, AXIS),
     ),
     "token losses": (
-        lambda hidden, table, axis=None: token_losses(
-            hidden, table, jnp.asarray(TARGETS), Head(axis)
-        ),
+        lambda hidden, table, axis=None: token_losses(hidden, table, put(TARGETS), Head(axis)),
         [normal(5, 4), normal(8, 4)],
         (P(), P(AXIS)),
         P(),
     ),
     "sum of losses, in blocks": (
         lambda hidden, table, weights, axis=None: loss_sum(
-            hidden, table, jnp.asarray(TARGETS), weights, Head(axis, block=2)
+            hidden, table, put(TARGETS), weights, Head(axis, block=2)
         ),
         [normal(5, 4), normal(8, 4), normal(5)],
         (P(), P(AXIS), P()),
@@ -330,7 +321,7 @@ SPLIT = {
     ),
     "embed": (
         lambda table, axis=None: embed(
-            jnp.asarray(TOKENS), table, Axes(splits=(("vocab", axis),) if axis else ())
+            put(TOKENS), table, Axes(splits=(("vocab", axis),) if axis else ())
         ),
         [normal(8, 3)],
         (P(AXIS),),
@@ -369,7 +360,7 @@ def test_split_over_four_devices_it_equals_the_whole_with_its_gradients(op, arra
 @pytest.mark.parametrize("size", [3, 6, 9])
 def test_rows_that_four_devices_do_not_divide_are_padded_with_nothing(size):
     """Some devices have no row of the vocabulary at all; ids outside it are still none."""
-    ids = jnp.asarray([0, size - 1, size, 1, -1, size + 1])
+    ids = put([0, size - 1, size, 1, -1, size + 1])
     known = np.asarray((ids >= 0) & (ids < size))
     hidden, table = single([normal(len(ids), 4), normal(size, 4)])
 
@@ -415,7 +406,7 @@ BAD = (-1, 8, -9, 300, 2**31 - 1)
 @pytest.mark.parametrize("split", [False, True], ids=["whole", "split"])
 def test_ids_outside_the_vocabulary_give_nan_where_they_stand_and_nowhere_else(split):
     """Rows of the embedding, losses with their gradients, and hits."""
-    ids = jnp.asarray([3, *BAD, 7, 0])
+    ids = put([3, *BAD, 7, 0])
     bad = np.isin(np.asarray(ids), BAD)
     hidden, table = single([normal(len(ids), 4), normal(8, 4)])
 
@@ -442,8 +433,8 @@ def test_ids_outside_the_vocabulary_give_nan_where_they_stand_and_nowhere_else(s
 
 
 def test_small_unsigned_ids_are_ids():
-    ids = jnp.asarray([0, 5, 255], jnp.uint8)
-    table = jnp.asarray(normal(300, 4), jnp.float32)
+    ids = put([0, 5, 255], jnp.uint8)
+    table = put(normal(300, 4), jnp.float32)
     np.testing.assert_array_equal(embed(ids[None], table)[0], table[ids.astype(jnp.int32)])
     assert jnp.all(jnp.isfinite(token_losses(table[:3], table, ids)))
 

@@ -12,6 +12,7 @@ from gam_jax.ops.cached_attention import attend_spans, causal_rule
 from gam_jax.ops.documents import spans_of
 from gam_jax.ops.pages import PagedKeys, Pages
 from sharding.errors import UserError
+from tests.arrays import put
 
 ROWS, GROUPS, SIZE, PAGE, MOST = 3, 2, 4, 4, 5
 POOL = 1 + ROWS * MOST
@@ -22,7 +23,7 @@ def paged(random, cache):
     table = 1 + random.permutation(POOL - 1).reshape(ROWS, MOST)
     pool = random.normal(size=(POOL, GROUPS, PAGE, SIZE)).astype(np.float32)
     pool[table] = np.moveaxis(cache.reshape(ROWS, GROUPS, MOST, PAGE, SIZE), 2, 1)
-    return Pages(jnp.asarray(pool), jnp.asarray(table, jnp.int32))
+    return Pages(put(pool), put(table, jnp.int32))
 
 
 def unpaged(pages):
@@ -41,7 +42,7 @@ def test_a_row_is_written_in_its_own_pages_and_nowhere_else(places, seed):
     cache = random.normal(size=(ROWS, GROUPS, MOST * PAGE, SIZE)).astype(np.float32)
     new = random.normal(size=(ROWS, GROUPS, 3, SIZE)).astype(np.float32)
     pages = paged(random, cache)
-    after = write(pages, jnp.asarray(new), jnp.asarray(places, jnp.int32), 2)
+    after = write(pages, put(new), put(places, jnp.int32), 2)
     for row, place in enumerate(places):
         count = min(3, MOST * PAGE - place)
         cache[row, :, place : place + count] = new[row, :, :count]
@@ -60,10 +61,10 @@ def test_where_pages_lie_and_what_stands_behind_a_row_change_no_bit(places):
         cache = random.normal(size=(2, ROWS, GROUPS, MOST * PAGE, SIZE)).astype(np.float32)
         behind = np.arange(MOST * PAGE) >= np.asarray(places)[:, None]
         stale = np.where(behind[None, :, None, :, None], np.nan if seed else 0, cache)
-        position = jnp.asarray(places, jnp.int32)
+        position = put(places, jnp.int32)
         y, _ = attend(q, k, v, tuple(paged(other, x.astype(np.float32)) for x in stale), position)
         outputs.append(np.asarray(y))
-        want, _ = attend(q, k, v, tuple(map(jnp.asarray, cache)), position)
+        want, _ = attend(q, k, v, tuple(map(put, cache)), position)
         np.testing.assert_allclose(y, want, atol=1e-5)
     np.testing.assert_array_equal(*outputs)
 
@@ -79,7 +80,7 @@ def test_tokens_beyond_the_pages_are_nan_and_those_before_are_not():
     cache = random.normal(size=(ROWS, GROUPS, MOST * PAGE, SIZE)).astype(np.float32)
     held = paged(random, cache), paged(random, cache)
     q = jnp.ones((ROWS, 2, GROUPS, SIZE))
-    y, _ = attend(q, q, q, held, jnp.asarray([MOST * PAGE - 1, 0, 3], jnp.int32))
+    y, _ = attend(q, q, q, held, put([MOST * PAGE - 1, 0, 3], jnp.int32))
     assert np.isnan(y[0, 1]).all()
     assert np.isfinite(y[0, 0]).all()
     assert np.isfinite(y[1:]).all()
@@ -87,12 +88,12 @@ def test_tokens_beyond_the_pages_are_nan_and_those_before_are_not():
 
 def test_keys_of_one_head_in_two_parts_are_joined():
     random = np.random.default_rng(0)
-    table = jnp.asarray([[2, 1], [3, 0]], jnp.int32)
-    one, two = (jnp.asarray(random.normal(size=(4, PAGE, k)), jnp.float32) for k in (3, 2))
-    count = jnp.asarray([7, 2], jnp.int32)
+    table = put([[2, 1], [3, 0]], jnp.int32)
+    one, two = (put(random.normal(size=(4, PAGE, k)), jnp.float32) for k in (3, 2))
+    count = put([7, 2], jnp.int32)
     keys = PagedKeys.of((Pages(one, table), Pages(two, table)), count, jnp.float32)
     values = PagedKeys.of((Pages(one, table),), count, jnp.float32)
-    rule, q = causal_rule(1.0, 0, 0.0), jnp.asarray(random.normal(size=(2, 1, 3, 5)), jnp.float32)
+    rule, q = causal_rule(1.0, 0, 0.0), put(random.normal(size=(2, 1, 3, 5)), jnp.float32)
     found, _ = attend_cache(rule, q, keys, values, count - 1)
     flat = jnp.concatenate([one, two], axis=-1)[table].reshape(2, 1, 2 * PAGE, 5)
     want, _ = attend_cache(rule, q, flat, flat[..., :3], count - 1)
@@ -100,7 +101,7 @@ def test_keys_of_one_head_in_two_parts_are_joined():
 
 
 def test_streams_are_rows_with_pages_of_their_own():
-    table = jnp.asarray([[1, 2], [3, 0]], jnp.int32)
+    table = put([[1, 2], [3, 0]], jnp.int32)
     pages = Pages(jnp.arange(3 * 4 * 5.0).reshape(3, 4, 5), jnp.broadcast_to(table, (3, 2, 2)))
     joined = pages.join_streams(0)
     np.testing.assert_array_equal(joined.pool, pages.pool.reshape(12, 5))

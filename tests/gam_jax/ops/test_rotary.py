@@ -10,6 +10,7 @@ import pytest
 from gam_jax.convert.fields import Fields
 from gam_jax.convert.positions import read_positions, written_positions
 from gam_jax.ops.rotary import Positions, rotary
+from tests.arrays import put
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden" / "positions"
 
@@ -54,7 +55,7 @@ def test_pairs_are_turned_as_complex_numbers_are(turned, neighbours):
     draw = np.random.default_rng(0)
     x, places = draw.normal(size=(2, 5, 3, 8)), draw.integers(0, 900, (2, 5))
     positions = Positions(turned=turned, neighbours=neighbours, scale=1.5)
-    found = np.asarray(rotary(jnp.float32(x), jnp.asarray(places), 100.0, positions))
+    found = np.asarray(rotary(jnp.float32(x), put(places), 100.0, positions))
     channels = turned or 8
     own = (
         x[..., :channels].reshape(2, 5, 3, -1, 2)

@@ -20,6 +20,7 @@ from gam_jax.ops.routing import (
     positions_by_choice,
     positions_on_device,
 )
+from tests.arrays import put
 from tests.oracle import sigmoid, softmax
 
 EXPERTS, CHOSEN = 8, 3
@@ -69,7 +70,7 @@ ROUTERS = {
 @pytest.mark.parametrize(("formula", "router"), ROUTERS.values(), ids=ROUTERS)
 def test_a_token_s_experts_and_weights_are_those_of_the_formula(formula, router):
     bias = np.random.default_rng(1).normal(size=EXPERTS) if formula is deepseek else None
-    choice = choose(router, CHOSEN, jnp.asarray(LOGITS, jnp.float32), bias)
+    choice = choose(router, CHOSEN, put(LOGITS, jnp.float32), bias)
     for place in np.ndindex(*LOGITS.shape[:2]):
         experts, weights = formula(LOGITS[place], bias)
         np.testing.assert_array_equal(choice.experts[place], experts)
@@ -84,7 +85,7 @@ def test_of_equal_scores_the_first_is_taken():
 
 
 def test_experts_choose_their_best_tokens_of_a_sequence():
-    logits = jnp.asarray(LOGITS, jnp.float32)
+    logits = put(LOGITS, jnp.float32)
     choice, kept = choose_tokens(Router(by="expert"), CHOSEN, logits)
     scores = jax.nn.softmax(logits)
     assert jnp.all(jnp.sum(kept, axis=1) == 3)  # 7 tokens x 3 / 8 experts, rounded up
@@ -96,7 +97,7 @@ def test_experts_choose_their_best_tokens_of_a_sequence():
 
 def hot_choices(tokens, seed=0, batch=2):
     logits = np.random.default_rng(seed).normal(size=(batch, tokens, EXPERTS))
-    return choose(Router(), CHOSEN, jnp.asarray(logits, jnp.float32))
+    return choose(Router(), CHOSEN, put(logits, jnp.float32))
 
 
 def counted(experts, order):
@@ -164,10 +165,10 @@ def test_room_is_an_even_share_times_the_factor():
 def test_the_balance_loss_is_one_where_all_is_even():
     even = jnp.full(8, 3.0)
     np.testing.assert_allclose(balance_loss(even, even), 1)
-    counts, mass = jnp.array([3.0, 1.0]), jnp.array([1.2, 2.8])
+    counts, mass = put([3.0, 1.0]), put([1.2, 2.8])
     np.testing.assert_allclose(balance_loss(counts, mass), 2 * (0.75 * 0.3 + 0.25 * 0.7), rtol=1e-6)
     np.testing.assert_allclose(max_violation(counts), 0.5)
-    np.testing.assert_allclose(entropy(jnp.array([0.5, 0.5, 0.0])), np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(entropy(put([0.5, 0.5, 0.0])), np.log(2), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from gam_jax.ops.scan import METHODS, RULES, memory_scan
 from tests import scan_oracle
+from tests.arrays import put
 from tests.meshes import slow_unless_chosen
 
 EXTREME = (0.0, 1e-6, 1.0, 0.5, 0.99, 0.9999)
@@ -222,7 +223,7 @@ def test_the_delta_rule_recalls_as_many_values_as_keys_and_overwrites():
 
 def test_in_bfloat16_states_stay_float32():
     args = draw(1, 20, 1, 2, 4, 4, "head")
-    half = tuple(jnp.asarray(x, jnp.bfloat16) for x in args[:3])
+    half = tuple(put(x, jnp.bfloat16) for x in args[:3])
     y, state = run((*half, *args[3:]), rule="delta")
     assert (y.dtype, state.dtype) == (jnp.bfloat16, jnp.float32)
 

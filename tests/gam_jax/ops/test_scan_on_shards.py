@@ -15,6 +15,7 @@ from sharding import collectives
 from sharding.mesh import make_mesh
 from sharding.messages import messages_of, totals
 from tests import scan_oracle
+from tests.arrays import put
 from tests.gam_jax.ops.test_scan import assert_close, draw, scan
 
 SPLIT, WHOLE = P(None, "seq"), P()
@@ -84,7 +85,7 @@ def test_a_shard_in_which_a_document_begins_hands_on_nothing_of_what_came_in(rul
     cotangents = tuple(random.normal(size=shape).astype(np.float32) for shape in shapes)
     begin = random.normal(size=shapes[1]).astype(np.float32)
     args = (*args, begin)
-    function = with_starts(functools.partial(scan, rule=rule, chunk=4), jnp.asarray(starts))
+    function = with_starts(functools.partial(scan, rule=rule, chunk=4), put(starts))
     program = over_shards(function, args, 4, states=2)
     outputs, gradients = jax.jit(lambda args, g: pulled(program, args, g))(args, cotangents)
     *wanted, pull = scan_oracle.memory(*args[:-1], rule, starts, begin)
@@ -123,7 +124,7 @@ def test_of_the_diagonal_scan_likewise(size, packed):
 
     starts = packing() if packed else None
     if packed:
-        function = with_starts(function, jnp.asarray(starts))
+        function = with_starts(function, put(starts))
     cotangents = random.normal(size=write.shape).astype(np.float32), np.zeros((2, 3), np.float32)
     program = over_shards(function, args, size, states=2)
     outputs, gradients = jax.jit(lambda args, g: pulled(program, args, g))(args, cotangents)

@@ -119,6 +119,15 @@ def test_silent_sources_begin_silent_and_learn(layer):
         SourceAttention(8, WIDTHS, silent=(4,))
 
 
+@pytest.mark.parametrize("parallel", [True, False])
+@pytest.mark.parametrize("count", [1, 3])
+def test_as_many_sources_are_given_as_declared(layer, parallel, count):
+    params, x, sources = layer
+    given = (*sources, sources[-1])[:count]
+    with pytest.raises(UserError, match=f"has 2 sources, and is given {count}"):
+        SourceAttention(8, WIDTHS, heads=2, head_size=4, parallel=parallel)(params, x, given)
+
+
 def test_the_order_of_a_source_s_tokens_plays_no_part(layer):
     params, x, sources = layer
     turned = [source[:, ::-1] for source in sources]

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from gam_jax.ops.memory import memory_read
 from gam_jax.ops.sparse_memory import best_slots, product_read, sparse_read
 from sharding.mesh import make_mesh
+from tests.arrays import put
 from tests.oracle import softmax
 
 
@@ -19,7 +20,7 @@ def normal(*shape, seed=0):
 
 
 def single(*arrays):
-    return [jnp.asarray(array, jnp.float32) for array in arrays]
+    return [put(array, jnp.float32) for array in arrays]
 
 
 def read_formula(x, bank, top):
@@ -91,7 +92,7 @@ def test_gradients_of_product_keys_are_the_formula_s_slopes():
     arrays, pull, top = (normal(2, 1, 2, 2), normal(1, 2, 3, 2), normal(9, 3)), normal(2, 3), 4
 
     def loss(*arrays):
-        return jnp.sum(product_read(*arrays, top) * jnp.asarray(pull, jnp.float32))
+        return jnp.sum(product_read(*arrays, top) * put(pull, jnp.float32))
 
     found = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*single(*arrays))
     for i, gradient in enumerate(found):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from gam_jax.ops import spectrum
 from sharding.errors import UserError
+from tests.arrays import put
 from tests.golden import spectrum as golden
 
 FILE = pathlib.Path(golden.__file__).with_suffix(".npz")
@@ -31,9 +32,9 @@ def test_spectra_and_signals_are_those_of_torch(wanted, number):
     window = golden.window_of(case)
     how = {"hop": case.hop, "size": case.size, "center": case.center}
     with jax.enable_x64(True):
-        made = spectrum.stft(jnp.asarray(golden.signal()), window, **how)
+        made = spectrum.stft(put(golden.signal()), window, **how)
         np.testing.assert_allclose(made, wanted[f"stft {number}"], atol=1e-12)
-        back = spectrum.istft(jnp.asarray(golden.bins(case)), window, **how)
+        back = spectrum.istft(put(golden.bins(case)), window, **how)
         np.testing.assert_allclose(back, wanted[f"istft {number}"], atol=1e-12)
     assert made.shape[1] == spectrum.frames_of(golden.SAMPLES, case.size, case.hop, case.center)
 
@@ -77,9 +78,9 @@ def test_losses_of_phases_do_not_see_turns(measure, first):
     turns = draw.integers(-3, 4, (2, 3, 5, 6)) * 2 * math.pi
     with jax.enable_x64(True):
         how = {"measure": measure, "first": first}
-        one = spectrum.phase_losses(jnp.asarray(a), jnp.asarray(b), **how)
-        other = spectrum.phase_losses(jnp.asarray(a + turns[0]), jnp.asarray(b + turns[1]), **how)
-        same = spectrum.phase_losses(jnp.asarray(a), jnp.asarray(a - turns[0]), **how)
+        one = spectrum.phase_losses(put(a), put(b), **how)
+        other = spectrum.phase_losses(put(a + turns[0]), put(b + turns[1]), **how)
+        same = spectrum.phase_losses(put(a), put(a - turns[0]), **how)
     np.testing.assert_allclose(np.stack(one), np.stack(other), atol=1e-12)
     np.testing.assert_allclose(np.stack(same), measure(jnp.zeros(())), atol=1e-6)
 
@@ -88,8 +89,8 @@ def test_losses_of_phases_are_the_written_ones():
     """Of errors that no turn is in: means of absolute differences, and of their first ones."""
     error = np.random.default_rng(2).uniform(-1.5, 1.5, (2, 4, 5))
     with jax.enable_x64(True):
-        found = spectrum.phase_losses(jnp.asarray(error), jnp.zeros(error.shape))
-        kept = spectrum.phase_losses(jnp.asarray(error), jnp.zeros(error.shape), first=True)
+        found = spectrum.phase_losses(put(error), jnp.zeros(error.shape))
+        kept = spectrum.phase_losses(put(error), jnp.zeros(error.shape), first=True)
     delay = np.abs(error[..., 1:] - error[..., :-1])
     frequency = np.abs(error[..., 1:, :] - error[..., :-1, :])
     turned = [np.where(x > math.pi, 2 * math.pi - x, x) for x in (delay, frequency)]

@@ -16,6 +16,7 @@ from sharding import collectives
 from sharding.mesh import make_mesh
 from sharding.opaque import opaque
 from sharding.products import RECOMPUTED, product_flops
+from tests.arrays import put
 
 TOKENS, HEADS, GROUPS, SIZE = 384, 2, 1, 8
 CASES = {
@@ -61,7 +62,7 @@ def test_values_and_derivatives_are_the_formula_s_on_a_mesh(case):
     first = None if borders is None else first_of(borders)
     given, along, weights = arrays(), arrays(seed=7), normal(2, TOKENS, HEADS, SIZE, seed=9)
     mesh = make_mesh(data=2, devices=jax.devices()[:2])
-    documents = () if first is None else (jnp.asarray(first, jnp.int32),)
+    documents = () if first is None else (put(first, jnp.int32),)
 
     def own(weights, qkv, *documents):
         def total(*qkv):
@@ -75,8 +76,8 @@ def test_values_and_derivatives_are_the_formula_s_on_a_mesh(case):
     program = jax.shard_map(
         own, mesh=mesh, in_specs=(split,) * (2 + len(documents)), out_specs=split
     )
-    single = [jnp.asarray(x, jnp.float32) for x in given]
-    y, found = jax.jit(program)(jnp.asarray(weights, jnp.float32), single, *documents)
+    single = [put(x, jnp.float32) for x in given]
+    y, found = jax.jit(program)(put(weights, jnp.float32), single, *documents)
     np.testing.assert_allclose(y, formula(rule, first, *given), atol=3e-6)
     step = 1e-5
     ends = [
@@ -102,8 +103,8 @@ def squares(scale, x, y):
 
 def test_a_program_behind_the_primitive_is_itself():
     """Its values, its derivative and its map over an axis, with and without a mesh."""
-    x, y = (jnp.asarray(normal(4, 4, seed=seed), jnp.float32) for seed in (1, 2))
-    scale = jnp.asarray(3)
+    x, y = (put(normal(4, 4, seed=seed), jnp.float32) for seed in (1, 2))
+    scale = put(3)
     hidden = functools.partial(opaque, squares, (scale,), flops=(128, 256, 0))
 
     def plain(arrays):

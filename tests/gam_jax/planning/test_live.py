@@ -71,3 +71,28 @@ def test_a_function_that_is_called_twice_gives_two_arrays():
 def test_calls_are_read_through():
     inner = jax.jit(lambda x: jnp.exp(x) + 1)
     assert of(lambda x: inner(x) * 2, X).sizes.tolist() == [ARRAY]
+
+
+def test_of_a_choice_the_branch_that_multiplies_most_counts():
+    def chosen(number, x, w):
+        return lax.switch(number, [lambda x: x @ w, lambda x: jnp.sin(x @ w) @ w, jnp.sin], x)
+
+    found = of(chosen, jnp.int32(0), X, W)
+    alone = of(lambda x, w: jnp.sin(x @ w) @ w, X, W)
+    assert sum(found.flops) == sum(alone.flops)
+    assert found.operands @ found.sizes == alone.operands @ alone.sizes
+
+
+def test_calls_of_one_function_are_told_apart():
+    """As equal blocks are, which are traced once: each call writes arrays of its own."""
+
+    def block(x, w):
+        return x + jnp.sin(x @ w) @ w
+
+    def twice(block):
+        return lambda x, w: block(block(x, w) @ w, w)
+
+    once, apart = of(twice(jax.jit(block)), X, W), of(twice(block), X, W)
+    assert once.sizes.tolist() == apart.sizes.tolist()
+    assert once.moved.tolist() == apart.moved.tolist()
+    assert once.peak == apart.peak

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 from jax.interpreters import partial_eval
+from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import PartitionSpec as P
 
 from gam_jax.planning.passes import follow
 from sharding.products import turns
@@ -68,6 +70,30 @@ def test_a_choice_that_data_make_counts_as_what_is_not_asked_for():
         return lax.cond(flag, lambda: x @ w, lambda: jnp.zeros_like(x))
 
     assert of(asked, X, W, jnp.bool_(False)).fixed.flops == {}
+
+
+@pytest.mark.parametrize("by_place", [True, False])
+def test_of_what_a_devices_place_alone_chooses_the_branch_that_moves_most_counts(by_place):
+    mesh = AbstractMesh((4,), ("data",), axis_types=(AxisType.Auto,))
+
+    def inside(x, w, flag):
+        first = lax.axis_index("data") == 3 if by_place else flag[0] > 0
+        return lax.cond(first, lambda x: x @ w, lambda x: x, x)
+
+    specs = (P("data"), P(), P())
+    whole = jax.shard_map(inside, mesh=mesh, in_specs=specs, out_specs=P("data"), check_vma=False)
+    jaxpr = jax.make_jaxpr(whole)(jnp.ones((4 * ROWS, WIDTH)), W, jnp.ones(1)).jaxpr
+    (call,) = (eqn for eqn in jaxpr.eqns if eqn.primitive.name == "shard_map")
+    found = follow(call.params["jaxpr"], {"data": 4}).fixed
+    assert found.flops == ({"float32": 2 * ROWS * WIDTH**2} if by_place else {})
+
+
+def test_what_a_loop_s_turn_chooses_counts_as_what_is_not_asked_for():
+    def some(x, w):
+        turn = lambda h, i: (lax.cond(i == 1, lambda: h @ w, lambda: h), None)  # noqa: E731
+        return lax.scan(turn, x, jnp.arange(3))[0]
+
+    assert of(some, X, W).fixed.flops == {}
 
 
 def test_a_loop_over_places_that_fill_counts_apart():

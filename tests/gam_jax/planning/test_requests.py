@@ -51,6 +51,7 @@ def test_a_file_is_read_by_arrival(tmp_path):
         ("arrives,reads,writes\n", "there is no request in it"),
         ("arrives,reads,writes\n1,2,x\n", "line 2: give a time and two whole numbers"),
         ("arrives,reads,writes\n1,2,3\n1,2\n", "line 3: give a time"),
+        ("arrives,reads,writes\n0,10,10,999\n", "line 2: it has more cells than the first line"),
         ("arrives,reads,writes\n1,0,3\n", "line 2: a request arrives at a time"),
         ("arrives,reads,writes\nnan,1,3\n", "line 2: a request arrives at a time"),
     ],

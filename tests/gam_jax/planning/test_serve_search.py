@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from gam_jax.layers import MLP, Attention, Block
+from gam_jax.layers import MLP, Attention, Block, Mixed
 from gam_jax.models.language import LanguageModel
 from gam_jax.planning.batching import simulate
 from gam_jax.planning.cluster import Level
@@ -19,6 +19,7 @@ from gam_jax.planning.serve_search import (
     REASONS,
     REFUSED,
     SLOW,
+    UNSAID,
     Bounds,
     Way,
     in_halves,
@@ -27,8 +28,12 @@ from gam_jax.planning.serve_search import (
     ways,
 )
 from gam_jax.planning.serving import trace
+from gam_jax.planning.traces import abstract_layout
+from gam_jax.serve.device import served
+from gam_jax.serve.listed import rows_of
 from sharding.errors import UserError
 from sharding.mesh import AXIS_NAMES
+from sharding.parallel import Parallel
 from tests.gam_jax.planning.made import made
 
 MODEL = LanguageModel(
@@ -146,3 +151,35 @@ def test_what_does_not_fit_is_refused():
         plan(MODEL, made(), some, long)
     staged = Way(1, tuple((name, 2 if name == "pipe" else 1) for name in AXIS_NAMES), 2, 512)
     assert plan(MODEL, made(), [staged], arriving).reasons == {REFUSED: 1}
+
+
+def test_a_server_with_the_flags_that_are_told_has_the_pages_that_were_planned(found):
+    """They hold far more texts than the model's own limit would need pages for."""
+    for each in found.served:
+        told = dict(word.removeprefix("--").split("=", 1) for word in told_flags(each).split())
+        model, limit = served(MODEL, int(told["limit"]))
+        layout = abstract_layout(dict(each.way.mesh), Parallel().whole.preset)
+        sized = {"limit": limit, "tokens": int(told["cache_tokens"])}
+        assert rows_of(model, layout, int(told["rows"]), **sized)[1] == each.sizes
+
+
+def test_a_way_that_asks_for_a_figure_nobody_has_said_is_refused_alone(found):
+    """Four rows in a pool of so few pages park a text, and nobody has said how fast that is."""
+    ways_of = [way for way in (each.way for each in found.served) if way.replicas == 4]
+    long = lambda rate: (Asked(0.0, 70, 120),) * 16  # noqa: E731
+    free = {w.rows: trace(MODEL, dict(w.mesh), w.rows, 190, backend="gpu") for w in ways_of}
+    one = {(w.mesh, w.rows): free[w.rows] for w in ways_of}
+    most = max(each.least for each in free.values())
+    tight = made(LINKS, capacity=most + 8 * free[2].held.page)
+    result = plan(MODEL, tight, ways_of, long, known=one)
+    assert result.reasons == {UNSAID: 1}
+    assert "memory.host.dma" in result.refused[0][2]
+    with pytest.raises(UserError, match=r"memory\.host\.dma"):
+        plan(MODEL, tight, [result.refused[0][0]], long, known=one)
+
+
+def test_a_model_that_draws_an_option_is_refused():
+    options = (MLP(expansion=1), MLP(expansion=4))
+    drawn = dataclasses.replace(MODEL, block=Block(MODEL.block.mixer, Mixed(options, how="one")))
+    with pytest.raises(UserError, match="extract it first"):
+        plan(drawn, made(), [], arriving)

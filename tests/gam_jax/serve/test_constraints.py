@@ -156,6 +156,22 @@ def test_what_takes_long_to_compile_is_ended_and_what_compiled_is_kept(monkeypat
     assert (one.ended, other.ended) == (True, False)
 
 
+@pytest.mark.parametrize(
+    ("program", "error", "says"),
+    [
+        ("raise MemoryError", UserError, "takes more than"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGPROF)", UserError, "takes more than"),
+        ("import no_such_library", RuntimeError, "not tried, code 1: ModuleNotFoundError"),
+    ],
+)
+def test_a_process_that_fails_for_another_reason_is_no_fault_of_the_grammar(
+    monkeypatch, program, error, says
+):
+    monkeypatch.setattr(trial, "PROGRAM", program)
+    with pytest.raises(error, match=says):
+        trial.check_grammar("regex", "start: /a/")
+
+
 def test_a_token_that_is_not_allowed_is_an_error():
     constraint = TOKENIZERS["bytes"].choice(["yes"])
     with pytest.raises(UserError, match="the constraint: "):

@@ -1,12 +1,12 @@
 """Features of rows, beside a list for each row."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gam_jax.serve.features import Features
+from tests.arrays import put
 
 SIZE, WIDTH, ROWS = 6, 2, 2
 FED = jax.jit(Features.fed)
@@ -48,10 +48,10 @@ def test_they_are_those_of_the_last_tokens_that_stood(steps, forgets, when):
             end = max(known[row], default=-1) + 1
             known[row] = {p: own for p, own in known[row].items() if p >= end - SIZE}
             read[row] += stood if whole else 0
-        features = FED(features, jnp.asarray(block), jnp.asarray(places), jnp.asarray(right))
+        features = FED(features, put(block), put(places), put(right))
     ends = [max(own, default=-1) + 1 for own in known]
     length = np.asarray(ends, np.int32) + 1
-    found, there = (np.asarray(x) for x in BEFORE(features, jnp.asarray(length), SIZE))
+    found, there = (np.asarray(x) for x in BEFORE(features, put(length), SIZE))
     for row in range(ROWS):
         for i in range(SIZE):
             place = length[row] - SIZE - 1 + i

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from gam_jax.bilevel import Bilevel, of_logits, two_levels, without_logits
+from gam_jax.data import Recall
 from gam_jax.layers import GAM, MLP, Block, Mixed
 from gam_jax.models.language import LanguageModel
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
-from gam_jax.training.experiment import TrainConfig
+from gam_jax.training.checks import check_batch
+from gam_jax.training.experiment import Experiment, TrainConfig
 from gam_jax.training.step import HELD, init_state, make_gradients, make_train_step
 from sharding.errors import UserError
 from tests.meshes import ONE, assert_leaves_close, layout_of
@@ -32,11 +34,17 @@ def batch(seed=0):
 
 
 @functools.cache
-def states(shape, preset):
-    """Before a step, and after each of four; the gradients by logits of the second step's rows."""
+def made(shape, preset):
+    """Layout, optimizer and step."""
     layout = layout_of(shape, preset)
     optimizer = two_levels(CONFIG, LEVELS, STEPS, MODEL.table())
-    step = make_train_step(MODEL, optimizer, layout, 2)
+    return layout, optimizer, make_train_step(MODEL, optimizer, layout, 2)
+
+
+@functools.cache
+def states(shape, preset):
+    """Before a step, and after each of four; the gradients by logits of the second step's rows."""
+    layout, optimizer, step = made(shape, preset)
     state = init_state(MODEL, optimizer, layout, 0)
     host = functools.partial(jax.tree.map, np.asarray)
     found, key = [host(state.params)], state.key
@@ -70,6 +78,19 @@ def test_a_step_of_the_logits_is_adam_on_the_second_half_of_the_rows():
     assert np.any(g)
     wanted = before - 0.1 * (g / (np.abs(g) + 1e-4) + 0.5 * before)  # moments of a first step
     np.testing.assert_allclose(after, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_logits_that_are_no_numbers_make_the_loss_of_their_step_none():
+    """A drawn option has a finite loss whatever the logits are, and nobody would see them."""
+    layout, optimizer, step = made(*ONE)
+    state, _ = step(init_state(MODEL, optimizer, layout, 0), batch(0))
+    levels = state.opt_state
+    broken = jax.tree.map(lambda x: x * np.float32(np.nan), levels.logits[0].mu)
+    adam = levels.logits[0]._replace(mu=broken)
+    state = state.replace(opt_state=levels._replace(logits=(adam, *levels.logits[1:])))
+    state, metrics = step(state, batch(1))
+    assert np.isnan([metrics["loss"], metrics["grad_norm"]]).all()
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(without_logits(state.params)))
 
 
 @pytest.mark.slow
@@ -107,3 +128,15 @@ def test_what_does_not_go_together_is_refused():
         two_levels(OptimizerConfig(only="*ffn*"), LEVELS, STEPS, MODEL.table())
     with pytest.raises(UserError, match="is all of"):
         two_levels(CONFIG, Bilevel(0.1, warmup=STEPS), STEPS, MODEL.table())
+    with pytest.raises(UserError, match=r"train.bilevel.warmup=1.5: give a share"):
+        Bilevel(0.1, warmup=1.5)
+
+
+def test_half_of_the_parts_go_through_interleaved_stages():
+    layout = layout_of((1, 1, 1, 1, 1, 4), schedule="interleaved")
+    run = Experiment(MODEL, Recall(), TrainConfig(batch=8, accumulate=4, bilevel=LEVELS))
+    with pytest.raises(UserError, match=r"accumulate=4: with .* groups of 4, .* a multiple of 8"):
+        check_batch(run, layout)
+    check_batch(dataclasses.replace(run, train=TrainConfig(batch=8, accumulate=4)), layout)
+    train = TrainConfig(batch=8, accumulate=8, bilevel=LEVELS)
+    check_batch(dataclasses.replace(run, train=train), layout)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.extend.core import Var
 
-from gam_jax.layers import GAM, Block
+from gam_jax.layers import GAM, MLP, Block, Mixed
 from gam_jax.local import Local, with_workers
 from gam_jax.models import LanguageModel
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
@@ -30,6 +30,7 @@ from sharding.errors import UserError
 from sharding.layout import Layout, bytes_held
 from sharding.mesh import make_mesh
 from sharding.messages import inner_jaxprs, messages_of, totals
+from sharding.parallel import Parallel
 from tests.gam_jax.training import line
 from tests.meshes import ONE, assert_leaves_close, layout_of
 
@@ -289,3 +290,24 @@ def test_devices_of_workers_validate_rows_together():
     assert staged.devices.shape[:3] == (1, 2, 4)
     ids = np.vectorize(lambda device: device.id)(staged.devices).reshape(2, 4)
     assert ids.tolist() == [[0, 1, 4, 5], [2, 3, 6, 7]]  # a stage's devices stay its own
+
+
+def test_workers_that_draw_layers_over_split_tokens_are_refused_before_and_while_tracing():
+    """Each would send along `seq` what the others, which drew another option, never take."""
+    local, seq = Local(2), workers_mesh(worker=2, seq=2)
+    model = dataclasses.replace(MODEL, block=Block(Mixed((GAM(slots=16), MLP(hidden=8)), "one")))
+    run = dataclasses.replace(line.experiment(12, local=local), model=model)
+    says = "mesh axis worker, which would wait for one another's messages along seq"
+    with pytest.raises(UserError, match=says):
+        check_batch(run, seq)
+    for fine in (workers_mesh(seq=2), workers_mesh(worker=2, tensor=2)):
+        check_batch(run, fine)
+    ring = Parallel(preset="data+tensor_tokens", overlap="ring")
+    with pytest.raises(UserError, match=r"along tensor \(parallel.overlap=ring\)"):
+        check_batch(run, dataclasses.replace(workers_mesh(worker=2, tensor=2), parallel=ring))
+    summed = dataclasses.replace(model, block=Block(Mixed((GAM(slots=16), MLP(hidden=8)))))
+    check_batch(dataclasses.replace(run, model=summed), seq)
+    optimizer = with_workers(make_optimizer(CONFIG, 10, model.table()), local)
+    state, batch = abstract_state(model, optimizer), put_round(model, seq, [next(parts())], local)
+    with pytest.raises(UserError, match=says):
+        make_step(model, optimizer, seq).trace(state, batch)

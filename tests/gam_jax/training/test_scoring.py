@@ -17,6 +17,7 @@ from gam_jax.params import Param, param_specs, shardings, zeros
 from gam_jax.training.scoring import score
 from gam_jax.training.step import make_eval_step
 from sharding.errors import UserError
+from tests.arrays import put
 from tests.examples import random_like
 from tests.meshes import layout_of
 
@@ -73,7 +74,7 @@ def test_of_a_model_that_tells_no_losses_the_batch_is_named():
 def test_labels_outside_the_classes_are_nan_in_a_program():
     """Of a batch that was not looked at on the host: the loss is not that of another class."""
     model = ImageClassifier(Block(GAM(slots=8)), width=8, depth=1, side=2, classes=3)
-    labels = jnp.asarray([-1, 0, 2, 3])
+    labels = put([-1, 0, 2, 3])
     batch = {"images": jnp.zeros((4, 2, 2)), "labels": labels, "weights": jnp.ones(4)}
     losses = jax.jit(model.losses)(random_like(model.table()), batch)
     np.testing.assert_array_equal(np.isnan(losses), [True, False, False, True])

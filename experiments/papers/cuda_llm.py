@@ -1,0 +1,125 @@
+"""Kernels chosen by gates: compile, check, then time (CUDA-LLM), on ways of this project's ops.
+
+Source: arXiv 2506.09092. Its models that write kernels are no part of this; what is seen here is
+its order of gates and its choice, on block sizes and methods that are there already.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+from experiments.study import Absent, Arm, Claim, Measure, Setting, Study
+from experiments.study.declare import CPU, SHORT, Numbers
+from experiments.tuning import (
+    HOW,
+    Case,
+    Tuned,
+    attention_case,
+    broken,
+    does_not_compile,
+    is_wrong,
+    scan_case,
+    tune,
+)
+from gam_jax.search import Space
+
+REPEATS = {SHORT: 3, CPU: 15}
+TOKENS = {SHORT: (16,), CPU: (512, 2048)}
+
+
+@functools.cache
+def cases(scale: str) -> tuple[Case, ...]:
+    """Attention and a memory scan at each length."""
+    heads, size = (1, 8) if scale == SHORT else (4, 32)
+    found = []
+    for tokens in TOKENS[scale]:
+        attention = attention_case(1, tokens, heads, size, "float32")
+        scan = scan_case("hebb:head", 1, tokens, heads, size, "float32")
+        if scale == SHORT:
+            attention = dataclasses.replace(attention, space=Space.of({"block": [8, 512]}))
+            ways = [{"method": "chunked", "chunk": chunk} for chunk in (8, 64)]
+            scan = dataclasses.replace(scan, space=Space.of({HOW: ways}))
+        found += [attention, scan]
+    return tuple(found)
+
+
+@functools.cache
+def tuned(scale: str, seed: int) -> tuple[Tuned, ...]:
+    """Each case, tuned; another seed times it again."""
+    del seed
+    return tuple(tune(case, REPEATS[scale]) for case in cases(scale))
+
+
+def gates(setting: Setting, seed: int) -> Numbers:
+    """Faulty ways of the first case: how many there were, and how many were timed."""
+    case = broken(cases(setting.scale)[0], is_wrong, does_not_compile)
+    found = tune(case, 3)
+    faulty = [point for point in found.verdicts if case.space.values(point)["fault"]]
+    return {
+        "faulty": len(faulty),
+        "timed": sum(point in found.seconds for point in faulty),
+        "refused": sum(bool(verdict.refused) for verdict in found.verdicts.values()),
+    }
+
+
+def choice(setting: Setting, seed: int) -> Numbers:
+    """The best gain over the default of any case, and the most that one is slower than it."""
+    gains, slower = [], []
+    for case, found in zip(cases(setting.scale), tuned(setting.scale, seed), strict=True):
+        best, default = (
+            found.seconds[case.space.point_of(each)] for each in (found.best, case.default)
+        )
+        gains.append(default.median / best.median)
+        slower.append(max(best.low / default.high - 1, 0.0))
+    return {"gain": max(gains), "slower": max(slower)}
+
+
+STUDY = Study(
+    name="cuda-llm",
+    title="Kernels chosen by gates",
+    source="arXiv 2506.09092",
+    page="speed.md",
+    arms={
+        "gates": Arm("ways that are wrong or do not compile", numbers=gates, exact=True),
+        "choice": Arm("the way that is taken", numbers=choice),
+    },
+    measures={
+        "gain": Measure("default over taken", "higher", "times", ".2f"),
+        "slower": Measure("slower than the default beyond the spread", "lower", "", ".3f"),
+        "faulty": Measure("faulty ways", form=".0f"),
+        "timed": Measure("of them timed", "lower", form=".0f"),
+        "refused": Measure("refused", form=".0f"),
+    },
+    claims=(
+        Claim(
+            "Wrong ways and ways that do not compile are out before anything is timed",
+            "at_most",
+            ("gates",),
+            "timed",
+            0.0,
+            source="section on feature search and reinforcement",
+        ),
+        Claim(
+            "What is taken is never slower than the default beyond the spread",
+            "at_most",
+            ("choice",),
+            "slower",
+            0.0,
+            source="ours",
+        ),
+        Claim(
+            "For at least one shape a tuned way is 1.05 times as fast as the default",
+            "at_least",
+            ("choice",),
+            "gain",
+            1.05,
+            source="ours, after its speedups over default kernels",
+        ),
+    ),
+    notes=("blocks of attention, methods and chunks of a memory scan, forward and backward",),
+    absent=(
+        Absent("Up to 179 times as fast as general code", "language models that write kernels"),
+        Absent("All of 20 kernels correct", "language models that write kernels"),
+    ),
+)
