@@ -9,7 +9,7 @@ import jax
 from gam_jax.models.base import on_stages
 from gam_jax.training.experiment import Experiment, run_optimizer
 from gam_jax.training.rounds import make_step
-from gam_jax.training.step import abstract_state
+from gam_jax.training.state import abstract_state
 from sharding.layout import Layout
 
 

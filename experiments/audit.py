@@ -48,7 +48,8 @@ from gam_jax.traffic.rounds import round_traffic
 from gam_jax.training.checks import check_batch, check_fits
 from gam_jax.training.experiment import Experiment, run_optimizer
 from gam_jax.training.rounds import round_specs
-from gam_jax.training.step import abstract_state, batch_specs, state_shardings
+from gam_jax.training.state import abstract_state, state_shardings
+from gam_jax.training.step import batch_specs
 from sharding import cost
 from sharding.degrees import Degrees
 from sharding.errors import UserError

@@ -21,7 +21,8 @@ from gam_jax.planning.cost import cost
 from gam_jax.planning.traces import trace
 from gam_jax.planning.work import Candidate, work_of
 from gam_jax.training.experiment import Experiment, TrainConfig
-from gam_jax.training.step import init_state, make_train_step, put_batch
+from gam_jax.training.state import init_state
+from gam_jax.training.step import make_train_step, put_batch
 from sharding.layout import Layout
 from sharding.mesh import AXIS_NAMES, mesh_from_text
 from sharding.parallel import Parallel

@@ -14,13 +14,8 @@ import numpy as np
 from experiments.benchmark.mesh import BATCH, MODEL, TOKENS
 from experiments.benchmark.timing import Quantity, Rows, medians, ratio
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
-from gam_jax.training.step import (
-    abstract_state,
-    init_state,
-    make_train_step,
-    put_batch,
-    state_shardings,
-)
+from gam_jax.training.state import abstract_state, init_state, state_shardings
+from gam_jax.training.step import make_train_step, put_batch
 from sharding.checkpoint import Checkpoints
 from sharding.layout import Layout
 from sharding.mesh import make_mesh

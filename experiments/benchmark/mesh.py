@@ -11,13 +11,8 @@ from experiments.benchmark.timing import Quantity, Rows, medians, ratio
 from gam_jax.layers import GAM, Block
 from gam_jax.models.language import LanguageModel
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
-from gam_jax.training.step import (
-    abstract_state,
-    init_state,
-    make_train_step,
-    put_batch,
-    state_shardings,
-)
+from gam_jax.training.state import abstract_state, init_state, state_shardings
+from gam_jax.training.step import make_train_step, put_batch
 from sharding.layout import Layout, Parallel, bytes_held
 from sharding.mesh import make_mesh
 from sharding.products import product_flops

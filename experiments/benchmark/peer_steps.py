@@ -13,7 +13,8 @@ from experiments.benchmark.peer_layers import Pair
 from gam_jax.layers import MLP, Attention, Block
 from gam_jax.models.language import LanguageModel
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
-from gam_jax.training.step import init_state, make_train_step
+from gam_jax.training.state import init_state
+from gam_jax.training.step import make_train_step
 from sharding.layout import Layout
 from sharding.mesh import make_mesh
 

@@ -12,7 +12,8 @@ from gam_jax.layers import GAM, Block
 from gam_jax.models.language import LanguageModel
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.training.order import moves
-from gam_jax.training.step import init_state, make_train_step, put_batch
+from gam_jax.training.state import init_state
+from gam_jax.training.step import make_train_step, put_batch
 from sharding.layout import Layout
 from sharding.mesh import make_mesh
 from sharding.parallel import Parallel

@@ -25,7 +25,8 @@ def run(repeats: int, width: int, depth: int) -> Rows:
 
     Args:
       repeats: turns, at most `MOST`.
-      width, depth: of the model.
+      width: of the model.
+      depth: of the model, in blocks.
 
     Raises:
       UserError: a command that fails; its last line says why.

@@ -15,7 +15,8 @@ from experiments.benchmark.timing import Quantity, Rows, medians, ratio
 from gam_jax.layers import GAM, Block
 from gam_jax.models.language import LanguageModel
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
-from gam_jax.training.step import init_state, make_train_step
+from gam_jax.training.state import init_state
+from gam_jax.training.step import make_train_step
 from sharding.errors import UserError
 from sharding.layout import Layout
 

@@ -24,7 +24,8 @@ from gam_jax.ops import choices
 from gam_jax.optimizer import OptimizerConfig
 from gam_jax.params import abstract_params, init_params
 from gam_jax.training import Experiment, TrainConfig
-from gam_jax.training.step import init_state, make_train_step
+from gam_jax.training.state import init_state
+from gam_jax.training.step import make_train_step
 from sharding.checkpoint import CheckpointConfig
 from sharding.layout import Layout
 from sharding.mesh import make_mesh

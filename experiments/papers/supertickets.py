@@ -23,7 +23,8 @@ from gam_jax.models import LanguageModel, Masked
 from gam_jax.models.masked import MASKS, dropped, pruned, share_at
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.params import init_params
-from gam_jax.training.step import init_state, make_eval_step, make_train_step
+from gam_jax.training.state import init_state
+from gam_jax.training.step import make_eval_step, make_train_step
 from sharding.layout import Layout
 from sharding.mesh import make_mesh
 

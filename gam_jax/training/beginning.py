@@ -17,7 +17,7 @@ from gam_jax.training.experiment import Changes, Experiment, run_optimizer
 from gam_jax.training.folder import RunFolder, abstract_on_mesh, check_data, compiler, versions
 from gam_jax.training.history import Began, note, read_history, skipped_from
 from gam_jax.training.progress import Progress
-from gam_jax.training.step import TrainState, begun_from, init_state
+from gam_jax.training.state import TrainState, begun_from, init_state
 from gam_jax.training.warm_start import Origin
 from sharding import processes
 from sharding.checkpoint import Checkpoints

@@ -25,7 +25,7 @@ from gam_jax.training.experiment import (
     may_change,
     run_optimizer,
 )
-from gam_jax.training.step import TrainState, abstract_state, state_shardings
+from gam_jax.training.state import TrainState, abstract_state, state_shardings
 from sharding.checkpoint import Checkpoints, names
 from sharding.errors import UserError
 from sharding.json_file import read_json

@@ -25,7 +25,8 @@ from gam_jax.training.profile import Span, Tracer
 from gam_jax.training.progress import Progress
 from gam_jax.training.rounds import make_step
 from gam_jax.training.scoring import NotANumber, Score, score
-from gam_jax.training.step import TrainState, make_eval_step, state_shardings
+from gam_jax.training.state import TrainState, state_shardings
+from gam_jax.training.step import make_eval_step
 from gam_jax.training.stop_request import StopRequest
 from gam_jax.training.stragglers import Pace, Straggler, Stragglers
 from gam_jax.training.timing import Clock, Work, work_of

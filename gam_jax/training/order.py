@@ -14,7 +14,7 @@ from jaxtyping import Array
 from gam_jax.master import like_params
 from gam_jax.models.base import Model, as_read
 from gam_jax.params import stacked_mask
-from gam_jax.training.step import TrainState, abstract_state, state_shardings
+from gam_jax.training.state import TrainState, abstract_state, state_shardings
 from sharding.host_memory import fetched, returned
 from sharding.layout import Layout
 from sharding.pipeline import stages

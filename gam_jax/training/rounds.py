@@ -18,15 +18,14 @@ from gam_jax.master import updated
 from gam_jax.models.base import Batch, Model
 from gam_jax.optimizer import trained
 from gam_jax.params import Params, param_specs, shardings, stored_specs, without_signs
+from gam_jax.training.state import TrainState, state_shardings
 from gam_jax.training.step import (
     OPTIMIZER,
     Specs,
-    TrainState,
     batch_specs,
     make_train_step,
     own_gradients,
     spread,
-    state_shardings,
 )
 from sharding import collectives
 from sharding.layout import Layout

@@ -11,7 +11,8 @@ import pytest
 from experiments.abstract_step import abstract_batch
 from gam_jax.optimizer import make_optimizer
 from gam_jax.params import shardings
-from gam_jax.training.step import abstract_state, batch_specs, state_shardings
+from gam_jax.training.state import abstract_state, state_shardings
+from gam_jax.training.step import batch_specs
 from sharding.layout import Layout
 from sharding.mesh import mesh_from_text
 from sharding.parallel import Parallel

@@ -15,7 +15,8 @@ from gam_jax.convert.hf import model_of
 from gam_jax.data.text import Text
 from gam_jax.master import first_values
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
-from gam_jax.training.step import begun_from, init_state, make_train_step, put_batch
+from gam_jax.training.state import begun_from, init_state
+from gam_jax.training.step import make_train_step, put_batch
 from sharding.checkpoint import names
 from sharding.errors import UserError
 from sharding.layout import Layout

@@ -12,7 +12,8 @@ from gam_jax.layers.parscale import OWN
 from gam_jax.models.language import LanguageModel
 from gam_jax.optimizer import OptimizerConfig, make_optimizer, trained
 from gam_jax.params import count_params
-from gam_jax.training.step import init_state, make_train_step
+from gam_jax.training.state import init_state
+from gam_jax.training.step import make_train_step
 from sharding.errors import UserError
 from tests.meshes import layout_of
 

@@ -16,7 +16,7 @@ from gam_jax.local import Local, with_workers
 from gam_jax.models import Model
 from gam_jax.params import Param, ones
 from gam_jax.training.rounds import make_round, put_round
-from gam_jax.training.step import init_state
+from gam_jax.training.state import init_state
 from sharding.errors import UserError
 from tests.meshes import layout_of
 

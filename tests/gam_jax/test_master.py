@@ -18,7 +18,8 @@ from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.params import Param, ones, stored_as, zeros
 from gam_jax.traffic import state_bytes
 from gam_jax.training.folder import RunFolder
-from gam_jax.training.step import abstract_state, init_state, make_train_step, state_shardings
+from gam_jax.training.state import abstract_state, init_state, state_shardings
+from gam_jax.training.step import make_train_step
 from gam_jax.training.warm_start import Source
 from sharding.checkpoint import Checkpoints
 from sharding.errors import UserError

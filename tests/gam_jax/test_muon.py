@@ -15,7 +15,8 @@ from gam_jax.models.language import LanguageModel
 from gam_jax.muon import ADAM_SIZE, matrix_sides, orthogonalised, scale_by_muon
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.params import Param, zeros
-from gam_jax.training.step import init_state, make_train_step
+from gam_jax.training.state import init_state
+from gam_jax.training.step import make_train_step
 from tests.arrays import put
 from tests.examples import random_like
 from tests.meshes import ONE, assert_leaves_close, layout_of

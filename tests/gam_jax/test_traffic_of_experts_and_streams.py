@@ -27,7 +27,8 @@ from gam_jax.ops.ring_attention import ring_attention
 from gam_jax.ops.routing import Capacity, Router
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.traffic.step import step_traffic
-from gam_jax.training.step import make_eval_step, state_shardings
+from gam_jax.training.state import state_shardings
+from gam_jax.training.step import make_eval_step
 from sharding import cost
 from sharding.layout import Layout, bytes_held
 from sharding.mesh import make_mesh

@@ -41,7 +41,8 @@ from gam_jax.models.base import on_stages
 from gam_jax.models.language import LanguageModel
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.traffic.step import step_traffic
-from gam_jax.training.step import abstract_state, make_train_step
+from gam_jax.training.state import abstract_state
+from gam_jax.training.step import make_train_step
 from sharding.messages import messages_of, totals
 from tests.meshes import (
     layout_of,

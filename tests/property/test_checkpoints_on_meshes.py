@@ -24,7 +24,7 @@ from gam_jax.layers import GAM, MLP, Block, MoE
 from gam_jax.models.language import LanguageModel
 from gam_jax.ops.routing import Router
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
-from gam_jax.training.step import TrainState, abstract_state, state_shardings
+from gam_jax.training.state import TrainState, abstract_state, state_shardings
 from sharding.checkpoint import Checkpoints, names
 from sharding.checkpoint.manifest import files_of
 from tests.arrays import put

@@ -14,13 +14,8 @@ from gam_jax.models.language import LanguageModel
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.params import count_params
 from gam_jax.traffic import state_bytes, step_bytes, step_traffic
-from gam_jax.training.step import (
-    abstract_state,
-    init_state,
-    make_eval_step,
-    make_train_step,
-    state_shardings,
-)
+from gam_jax.training.state import abstract_state, init_state, state_shardings
+from gam_jax.training.step import make_eval_step, make_train_step
 from sharding.degrees import Degrees, held, legal
 from sharding.layout import bytes_held
 from sharding.messages import inner_jaxprs, totals

@@ -15,7 +15,8 @@ from gam_jax.layers import GAM, MLP, Attention, Block, Chunked, MoE, RMSNorm, Se
 from gam_jax.models.language import LanguageModel
 from gam_jax.ops.routing import Capacity, Router
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
-from gam_jax.training.step import init_state, make_eval_step, make_train_step
+from gam_jax.training.state import init_state
+from gam_jax.training.step import make_eval_step, make_train_step
 from tests.examples import random_like
 from tests.meshes import (
     AXES,

@@ -14,15 +14,8 @@ from gam_jax.ops.routing import Router
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.params import abstract_params
 from gam_jax.traffic import step_traffic
-from gam_jax.training.step import (
-    abstract_state,
-    init_state,
-    make_eval_step,
-    make_gradients,
-    make_train_step,
-    put_batch,
-    state_shardings,
-)
+from gam_jax.training.state import abstract_state, init_state, state_shardings
+from gam_jax.training.step import make_eval_step, make_gradients, make_train_step, put_batch
 from sharding.errors import UserError
 from sharding.layout import bytes_held
 from sharding.messages import messages_of, totals

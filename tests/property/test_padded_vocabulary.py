@@ -15,7 +15,8 @@ from gam_jax.models.language import LanguageModel
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.params import rule_specs, shardings, stored_specs
 from gam_jax.traffic import state_bytes
-from gam_jax.training.step import abstract_state, make_eval_step, make_gradients, state_shardings
+from gam_jax.training.state import abstract_state, state_shardings
+from gam_jax.training.step import make_eval_step, make_gradients
 from sharding.checkpoint import Checkpoints
 from sharding.errors import UserError
 from sharding.layout import bytes_held

@@ -12,7 +12,8 @@ import pytest
 from gam_jax.models import ImageClassifier
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.training.order import moves
-from gam_jax.training.step import init_state, make_eval_step, make_train_step
+from gam_jax.training.state import init_state
+from gam_jax.training.step import make_eval_step, make_train_step
 from sharding.pipeline.stages import slots
 from tests.meshes import ONE, WORDS, assert_leaves_close, layout_of, pairs
 from tests.property.test_meshes import MODEL, MODELS

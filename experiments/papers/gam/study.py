@@ -22,7 +22,8 @@ from gam_jax.params import count_params
 from gam_jax.training import Experiment
 from gam_jax.training.folder import RunFolder, read_baselines
 from gam_jax.training.metrics import read_metrics
-from gam_jax.training.step import init_state, make_train_step
+from gam_jax.training.state import init_state
+from gam_jax.training.step import make_train_step
 from sharding.layout import Layout
 from sharding.mesh import make_mesh
 

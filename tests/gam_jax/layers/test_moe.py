@@ -17,7 +17,8 @@ from gam_jax.models.language import LanguageModel
 from gam_jax.ops.routing import Capacity, Router, choose, max_violation
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.params import count_params, without_signs
-from gam_jax.training.step import init_state, make_train_step
+from gam_jax.training.state import init_state
+from gam_jax.training.step import make_train_step
 from tests.arrays import put
 from tests.examples import apply, inputs, params_of, random_like
 from tests.meshes import layout_of

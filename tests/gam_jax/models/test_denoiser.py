@@ -13,7 +13,8 @@ import pytest
 from gam_jax.data import Videos
 from gam_jax.models.denoiser import FULL, INTERFACE, NONE, VideoDenoiser
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
-from gam_jax.training.step import init_state, make_eval_step, make_gradients, put_batch
+from gam_jax.training.state import init_state
+from gam_jax.training.step import make_eval_step, make_gradients, put_batch
 from sharding.errors import UserError
 from sharding.messages import messages_of
 from tests.examples import random_like

@@ -18,13 +18,8 @@ from gam_jax.optimizer import OptimizerConfig
 from gam_jax.params import count_params, param_specs, shardings
 from gam_jax.training.experiment import Experiment, TrainConfig, run_optimizer
 from gam_jax.training.folder import abstract_on_mesh, logical_axes
-from gam_jax.training.step import (
-    abstract_state,
-    init_state,
-    make_eval_step,
-    make_train_step,
-    state_shardings,
-)
+from gam_jax.training.state import abstract_state, init_state, state_shardings
+from gam_jax.training.step import make_eval_step, make_train_step
 from sharding.checkpoint import CheckpointConfig, Checkpoints
 from sharding.errors import UserError
 from tests.meshes import ONE, assert_leaves_close, layout_of, mean_loss

@@ -13,7 +13,8 @@ from gam_jax.models import LanguageModel, SemiDrafter
 from gam_jax.models.semi import TRAINED, guess
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.params import param_specs, shardings
-from gam_jax.training.step import init_state, make_gradients, make_train_step, put_batch
+from gam_jax.training.state import init_state
+from gam_jax.training.step import make_gradients, make_train_step, put_batch
 from sharding.errors import UserError
 from tests.arrays import put
 from tests.examples import WIDTH, random_like

@@ -17,7 +17,8 @@ from gam_jax.models.side_tuned import SIDE, side, side_table
 from gam_jax.optimizer import OptimizerConfig
 from gam_jax.params import count_params
 from gam_jax.training.experiment import Experiment, TrainConfig, run_optimizer
-from gam_jax.training.step import begun_from, init_state, make_eval_step, make_train_step
+from gam_jax.training.state import begun_from, init_state
+from gam_jax.training.step import make_eval_step, make_train_step
 from sharding.errors import UserError
 from tests.examples import random_like
 from tests.meshes import ONE, assert_leaves_close, layout_of, mean_loss

@@ -16,7 +16,8 @@ from gam_jax.models import APNet, Autoencoder, PhaseModel, SourceReader
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.params import abstract_params
 from gam_jax.training import Experiment, TrainConfig, fit
-from gam_jax.training.step import init_state, make_eval_step, make_gradients, put_batch
+from gam_jax.training.state import init_state
+from gam_jax.training.step import make_eval_step, make_gradients, put_batch
 from sharding.axes import Axes
 from sharding.errors import UserError
 from sharding.messages import Message, messages_of

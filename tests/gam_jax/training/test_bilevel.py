@@ -16,7 +16,8 @@ from gam_jax.models.language import LanguageModel
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.training.checks import check_batch
 from gam_jax.training.experiment import Experiment, TrainConfig
-from gam_jax.training.step import HELD, init_state, make_gradients, make_train_step
+from gam_jax.training.state import init_state
+from gam_jax.training.step import HELD, make_gradients, make_train_step
 from sharding.errors import UserError
 from tests.meshes import ONE, assert_leaves_close, layout_of
 

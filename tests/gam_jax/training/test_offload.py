@@ -19,7 +19,8 @@ from gam_jax.training.checks import check_batch
 from gam_jax.training.metrics import read_metrics
 from gam_jax.training.order import moves
 from gam_jax.training.progress import Progress
-from gam_jax.training.step import abstract_state, init_state, make_train_step
+from gam_jax.training.state import abstract_state, init_state
+from gam_jax.training.step import make_train_step
 from sharding.errors import UserError
 from sharding.host_memory import DEVICE, HOST, copied
 from sharding.layout import Layout

@@ -18,7 +18,8 @@ from gam_jax.params import abstract_params
 from gam_jax.training.checks import check_batch, check_fits
 from gam_jax.training.experiment import Experiment, TrainConfig
 from gam_jax.training.order import moves
-from gam_jax.training.step import make_eval_step, make_gradients, new_state
+from gam_jax.training.state import new_state
+from gam_jax.training.step import make_eval_step, make_gradients
 from sharding.errors import UserError
 from sharding.layout import Layout
 from sharding.messages import Total, messages_of, totals

@@ -25,7 +25,8 @@ from gam_jax.training.metrics import read_metrics
 from gam_jax.training.profile import Span
 from gam_jax.training.progress import Progress
 from gam_jax.training.rounds import make_step, put_round
-from gam_jax.training.step import abstract_state, init_state, put_batch, state_shardings
+from gam_jax.training.state import abstract_state, init_state, state_shardings
+from gam_jax.training.step import put_batch
 from sharding.errors import UserError
 from sharding.layout import Layout, bytes_held
 from sharding.mesh import make_mesh

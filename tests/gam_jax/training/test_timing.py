@@ -14,7 +14,8 @@ from gam_jax.layers import GAM, Attention, Block
 from gam_jax.models.language import LanguageModel
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.planning import profiles
-from gam_jax.training.step import abstract_state, init_state, make_train_step, put_batch
+from gam_jax.training.state import abstract_state, init_state
+from gam_jax.training.step import make_train_step, put_batch
 from gam_jax.training.timing import Clock, Lap, Work, work_of
 from sharding.layout import Layout
 from sharding.mesh import make_mesh
