@@ -21,7 +21,7 @@ from experiments.search.spaces import SPACES, space_of
 from experiments.search.trials import Trials, about
 from gam_jax.bilevel import of_logits, with_logits
 from gam_jax.config import from_dict
-from gam_jax.layers import MLP, Mixed, Residual
+from gam_jax.layers import LAYERS, MLP, Mixed, Residual
 from gam_jax.search import Space, through
 from gam_jax.training import Experiment, fit
 from gam_jax.training.progress import Progress
@@ -36,6 +36,15 @@ POINTS = [(0, 0), (0, 1), (1, 0), (2, 1)]
 RULES = Rules(round=4, halvings=1, parameters=0, flops=0, held=0)
 STOPPED = 21
 """The step, of all runs together, at which the search is stopped: in the first trial's run."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def layers_of_the_file_are_forgotten():
+    """Other files ask about every registered layer."""
+    known = dict(LAYERS)
+    yield
+    LAYERS.clear()
+    LAYERS.update(known)
 
 
 class Stopped(Exception):

@@ -8,6 +8,7 @@ import threading
 import httpx
 import pytest
 
+from experiments.serve import server
 from experiments.serve.engines import Options
 from gam_jax.serve.seating import Settings
 from tests.experiments.serve.conftest import start
@@ -30,6 +31,7 @@ def waits(device, state, monkeypatch):
 
 @pytest.mark.parametrize("break_", [fails, waits])
 def test_a_failed_engine_is_told_to_all_and_ends_the_server(trained, monkeypatch, break_):
+    monkeypatch.setattr(server, "LAST", 0.3)
     settings = Settings(prefill_budget=256, snapshots=0)
     running, thread, codes = start(trained, Options(2, 0, 1, None, settings))
     while running.state.status == "compiling" and thread.is_alive():
