@@ -8,7 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
+from typing import Any
 
+import jax
+
+from experiments.benchmark.timing import Quantity, samples
 from experiments.study import Absent, Arm, Claim, Measure, Setting, Study
 from experiments.study.declare import CPU, SHORT, Numbers
 from experiments.tuning import (
@@ -52,7 +57,7 @@ def tuned(scale: str, seed: int) -> tuple[Tuned, ...]:
 
 
 def gates(setting: Setting, seed: int) -> Numbers:
-    """Faulty ways of the first case: how many there were, and how many were timed."""
+    """Faulty ways of the first case: how many, and how many were timed; whether others were."""
     case = broken(cases(setting.scale)[0], is_wrong, does_not_compile)
     found = tune(case, 3)
     faulty = [point for point in found.verdicts if case.space.values(point)["fault"]]
@@ -60,19 +65,34 @@ def gates(setting: Setting, seed: int) -> Numbers:
         "faulty": len(faulty),
         "timed": sum(point in found.seconds for point in faulty),
         "refused": sum(bool(verdict.refused) for verdict in found.verdicts.values()),
+        "default": float(case.space.point_of(case.default) in found.seconds),
     }
 
 
 def choice(setting: Setting, seed: int) -> Numbers:
-    """The best gain over the default of any case, and the most that one is slower than it."""
-    gains, slower = [], []
+    """The best gain over the default of any case, and the most that one is slower than it.
+
+    Both are timed anew: those times by which a way was taken cannot speak against it.
+    """
+    gains, slower = [], [0.0]
     for case, found in zip(cases(setting.scale), tuned(setting.scale, seed), strict=True):
-        best, default = (
-            found.seconds[case.space.point_of(each)] for each in (found.best, case.default)
-        )
+        if found.best == case.default:
+            gains.append(1.0)
+            continue
+        default, best = afresh(case, found.best, REPEATS[setting.scale])
         gains.append(default.median / best.median)
-        slower.append(max(best.low / default.high - 1, 0.0))
+        slower.append(best.low / default.high - 1)
     return {"gain": max(gains), "slower": max(slower)}
+
+
+def afresh(case: Case, best: Mapping[str, Any], repeats: int) -> list[Quantity]:
+    """Seconds of the default and of another way, compiled again and in turn."""
+    arrays = case.draw(0)
+    programs = {
+        name: functools.partial(jax.jit(case.make(settings)), *arrays)
+        for name, settings in (("default", case.default), ("best", best))
+    }
+    return [Quantity.of(values, "s") for values in samples(programs, repeats).values()]
 
 
 STUDY = Study(
@@ -90,6 +110,7 @@ STUDY = Study(
         "faulty": Measure("faulty ways", form=".0f"),
         "timed": Measure("of them timed", "lower", form=".0f"),
         "refused": Measure("refused", form=".0f"),
+        "default": Measure("defaults timed beside them", "higher", form=".0f"),
     },
     claims=(
         Claim(
@@ -100,8 +121,17 @@ STUDY = Study(
             0.0,
             source="section on feature search and reinforcement",
         ),
+        Claim("and there were such ways", "at_least", ("gates",), "faulty", 1.0, source="ours"),
         Claim(
-            "What is taken is never slower than the default beyond the spread",
+            "beside a default that was timed",
+            "at_least",
+            ("gates",),
+            "default",
+            1.0,
+            source="ours",
+        ),
+        Claim(
+            "What is taken is not slower than the default beyond the spread, timed anew",
             "at_most",
             ("choice",),
             "slower",
@@ -109,7 +139,7 @@ STUDY = Study(
             source="ours",
         ),
         Claim(
-            "For at least one shape a tuned way is 1.05 times as fast as the default",
+            "For at least one shape a tuned way is 1.05 times as fast as the default, timed anew",
             "at_least",
             ("choice",),
             "gain",

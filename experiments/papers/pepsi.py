@@ -29,6 +29,7 @@ from sharding.layout import Layout
 from sharding.mesh import make_mesh
 from sharding.products import product_flops
 
+PUBLISHED: Any = {"channels": 3}
 STEPS = {SHORT: 4, CPU: 300}
 ROWS = 16
 SMALL: Any = {"width": 6, "channels": 1, "halvings": 2, "rates": (1, 2, 3, 4)}
@@ -77,19 +78,19 @@ def used(run: RunFolder, experiment: Experiment) -> Numbers:
 
 def sizes(part: str) -> Numbers:
     """Parameters of the published model, or of a part of it."""
-    table = Inpainter().table()
+    table = Inpainter(**PUBLISHED).table()
     return {"parameters": float(count_params(table if part == "whole" else table[part]))}
 
 
 def saved() -> Numbers:
     """What one kernel for four rates saves, scales and shifts counted."""
-    both = [count_params(Inpainter(shared=shared).table()) for shared in (False, True)]
+    both = [count_params(Inpainter(**PUBLISHED, shared=s).table()) for s in (False, True)]
     return {"parameters": float(both[0] - both[1])}
 
 
 def published_operations() -> Numbers:
     """A cascade over two paths at the published size, pictures of 256 x 256."""
-    two, cascade = Inpainter(), Inpainter(paths=CASCADE)
+    two, cascade = Inpainter(**PUBLISHED), Inpainter(**PUBLISHED, paths=CASCADE)
     return {
         "ratio": operations(cascade, 256) / operations(two, 256),
         "convolutions": operations(cascade, 256, False) / operations(two, 256, False),
@@ -146,7 +147,7 @@ STUDY = Study(
     },
     measures={
         "psnr": Measure("in the hole", "higher", "dB", ".2f"),
-        "loss": Measure("loss of training", "lower"),
+        "loss": Measure("validation loss", "lower"),
         "parameters": Measure("parameters", "lower", form=",.0f"),
         "operations": Measure("operations of a picture in use", "lower", form=".3g"),
         "convolutions": Measure("convolutions of a cascade over two paths'", form=".3f"),

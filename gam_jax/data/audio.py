@@ -15,6 +15,8 @@ from gam_jax.data.base import Data
 from sharding.bounds import Size, check_bounds
 from sharding.errors import UserError
 
+OPEN_END = 0xFFFFFFFF
+"""The bytes of samples that a header says where its writer could not know them."""
 LARGEST = 1 << 15
 """What a sample of 16 bits is divided by, so that all lie in -1 .. 1."""
 SHARE = 10
@@ -48,7 +50,8 @@ class Audio(Data):
         """Reads the files.
 
         Raises:
-          UserError: no file, one that is not understood or has another rate, or fewer than 2 rows.
+          UserError: no file, one that is not understood, has another rate or other samples than
+            its header says, or fewer than 2 rows.
         """
         parts = [self._rows(path) for path in self._files()]
         rows = np.concatenate(parts).astype(np.float32) / LARGEST
@@ -82,7 +85,10 @@ class Audio(Data):
         return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
 
     def _files(self) -> list[pathlib.Path]:
-        path = pathlib.Path(self.name.partition(":")[2]).expanduser()
+        given = self.name.partition(":")[2]
+        if not given:
+            raise UserError(f"data.name={self.name} names no file: give data.name=audio:PATH")
+        path = pathlib.Path(given).expanduser()
         if path.is_dir():
             found = sorted(p for p in path.rglob("*") if p.suffix.lower() == ".wav" and p.is_file())
         else:
@@ -93,11 +99,14 @@ class Audio(Data):
 
     def _rows(self, path: pathlib.Path) -> np.ndarray:
         try:
-            with wave.open(str(path), "rb") as sound:
+            with path.open("rb") as file, wave.open(file) as sound:
                 kind = sound.getnchannels(), 8 * sound.getsampwidth(), sound.getframerate()
-                read = sound.readframes(sound.getnframes()) if kind[:2] == (1, 16) else b""
+                there = path.stat().st_size - file.tell()  # behind the header of the samples
+                said = sound.getnframes()
+                read = sound.readframes(min(said, there // 2)) if kind[:2] == (1, 16) else b""
         except (wave.Error, EOFError, OSError) as error:
-            raise UserError(f"{path} is no WAV file that is understood here: {error}") from error
+            why = str(error) or "it ends within its header"
+            raise UserError(f"{path} is no WAV file that is understood here: {why}") from error
         if kind[:2] != (1, 16):
             raise UserError(
                 f"{path} has {kind[0]} channels of {kind[1]} bits: convert it to 1 channel of 16"
@@ -108,5 +117,11 @@ class Audio(Data):
                 f"set data.rate"
             )
         numbers = np.frombuffer(read[: len(read) // 2 * 2], "<i2")
+        wanted = there // 2 if said == OPEN_END // 2 else said
+        if len(numbers) < wanted or (there and not said):
+            raise UserError(
+                f"{path}: its header says {said} samples, and {there} bytes follow, of which "
+                f"{len(numbers)} samples can be read: write it anew"
+            )
         whole = len(numbers) // self.samples * self.samples
         return numbers[:whole].reshape(-1, self.samples)

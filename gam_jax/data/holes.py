@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from gam_jax.data.drawn import Drawn
+from gam_jax.data.drawn import TO_SCORE, Drawn
 from sharding.bounds import Count, Few, Size
 from sharding.errors import UserError
 
@@ -19,13 +19,14 @@ class Holes(Drawn):
 
     A grating is a sine of any direction and phase, with a period of 5 to 16 pixels; a picture's
     largest value is 0.9. A square of `hole` pixels, anywhere inside, is not known. `coarse` is 1
-    for the first training row and falls to 0 with row `fade`.
+    for the first training row and falls to 0 with row `fade`; validation rows have 0, so that the
+    loss of a validation is of what is used, however long the training was.
 
     Attributes:
       name: `holes`.
       side: S.
       hole: pixels of the hole's side.
-      fade: training rows over which `coarse` falls; 0 keeps it 1.
+      fade: training rows over which `coarse` falls; 0 keeps it 1 in training.
       scored: validation rows.
     """
 
@@ -59,7 +60,8 @@ class Holes(Drawn):
         known = np.ones((self.side, self.side, 1), np.float32)
         top, left = draw.integers(0, self.side - self.hole + 1, 2)
         known[top : top + self.hole, left : left + self.hole] = 0
-        coarse = max(0.0, 1 - index / self.fade) if self.fade else 1.0
+        faded = max(0.0, 1 - index / self.fade) if self.fade else 1.0
+        coarse = 0.0 if seed == TO_SCORE else faded
         return {
             "images": picture[..., None].astype(np.float32),
             "known": known,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 
 from gam_jax.data.signals import TONE, Sounds
+from sharding.bounds import Bound
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +17,7 @@ class NoisySounds(Sounds):
 
     Attributes:
       name: `noisy_sounds`.
-      ratio: of the sound's power over that of the noise, in decibels.
+      ratio: of the sound's power over that of the noise, in decibels, -200 to 200.
       kinds: of sounds; tones alone where nothing is said.
     """
 
@@ -24,7 +25,7 @@ class NoisySounds(Sounds):
 
     name: str = "noisy_sounds"
     kinds: tuple[str, ...] = (TONE,)
-    ratio: float = 5.0
+    ratio: Annotated[float, Bound(-200, 200)] = 5.0
 
     def row(self, seed: int, index: int) -> dict[str, np.ndarray]:
         """audio and clean float32 [samples]: with the noise and without."""

@@ -220,7 +220,17 @@ class VideoDenoiser(Model):
           rows: B.
           steps: of the sampler.
           fuse: "early", at times above 0.4; "late", below; "" for never.
+
+        Raises:
+          UserError: another word, or fusion where chunks have no context.
         """
+        if fuse not in ("", EARLY, LATE):
+            raise UserError(f"fuse='{fuse}' is not one of {EARLY}, {LATE}, or empty for never")
+        if fuse and (self.reads == FULL or not self.context):
+            raise UserError(
+                f"fuse='{fuse}': chunks share no frames where model.reads={self.reads} and "
+                f"model.context={self.context}: leave it empty"
+            )
         shape = rows, known(self.frames, "frames", self), known(self.channels, "channels", self)
 
         def predict(x: Array, t: Array) -> Array:

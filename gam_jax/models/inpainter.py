@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gam_jax.layers.base import WHOLE
-from gam_jax.models.base import BATCH, Batch, Measures, Model
+from gam_jax.data.base import Dataset
+from gam_jax.layers.base import WHOLE, known
+from gam_jax.models.base import BATCH, Batch, Measures, Model, sizes_of
 from gam_jax.ops.convolution import convolve
-from gam_jax.ops.patches import contextual
+from gam_jax.ops.patches import SIDE, contextual
 from gam_jax.params import Param, Params, Table, fan_in, ones, zeros
 from sharding.axes import Axes
 from sharding.bounds import NotNegative, Size
@@ -39,8 +40,8 @@ class Inpainter(Model):
 
     Attributes:
       width: channels behind the first convolution; they double with each halving.
-      channels: C.
-      halvings: convolutions with stride 2.
+      channels: C; the data's where it is None.
+      halvings: convolutions with stride 2; S is a multiple of 2^halvings, three times it or more.
       rates: of the dilated convolutions.
       shared: whether these have one kernel W: that of rate d is beta_d W + gamma_d, with a scale
         and a shift for each output channel. The source says no shapes of them.
@@ -51,7 +52,7 @@ class Inpainter(Model):
     """
 
     width: Size = 32
-    channels: Size = 3
+    channels: Size | None = None
     halvings: Size = 3
     rates: tuple[int, ...] = (2, 4, 8, 16)
     shared: bool = False
@@ -69,6 +70,24 @@ class Inpainter(Model):
             raise UserError(
                 f"model.width={self.width}, model.halvings={self.halvings}: give an even width and "
                 f"at most 6 halvings"
+            )
+
+    def fitted(self, data: Dataset) -> Inpainter:
+        """With the channels of the data.
+
+        Raises:
+          UserError: the data has other channels than the model, or sides that it cannot halve.
+        """
+        if (side := data.sizes.get("side")) is not None:
+            self._check_side(side)
+        return dataclasses.replace(self, **sizes_of(self, data, ("channels",)))
+
+    def _check_side(self, side: int) -> None:
+        step = 2**self.halvings
+        if side % step or side < SIDE * step:
+            raise UserError(
+                f"a picture's side of {side} and model.halvings={self.halvings}: give a multiple "
+                f"of {step} from {SIDE * step} on, or fewer halvings"
             )
 
     @property
@@ -90,7 +109,8 @@ class Inpainter(Model):
 
     def _encoder(self) -> Table:
         size, inner = self.width, self.inner
-        found: dict[str, Any] = {"conv_0": _conv(5, 2 * self.channels, size)}
+        channels = known(self.channels, "channels", self)
+        found: dict[str, Any] = {"conv_0": _conv(5, 2 * channels, size)}
         for number in range(self.halvings):
             found[f"half_{number}"] = _conv(3, size, 2 * size)
             size *= 2
@@ -115,7 +135,7 @@ class Inpainter(Model):
                 "second": _conv(3, size // 2, size // 2),
             }
             size //= 2
-        return {**found, "colours": _conv(3, size, self.channels)}
+        return {**found, "colours": _conv(3, size, known(self.channels, "channels", self))}
 
     def batch_axes(self) -> dict[str, tuple[str | None, ...]]:
         """images [rows, S, S, C], known [rows, S, S, 1], coarse and weights [rows]."""
@@ -189,7 +209,12 @@ class Inpainter(Model):
           images: pictures; what the hole hides is not read.
           known: 1 where a pixel is known.
           coarse: whether the coarse path runs where it is there for training alone.
+
+        Raises:
+          UserError: sides that cannot be halved so often.
         """
+        for side in images.shape[1:3]:
+            self._check_side(side)
         given = images * known
         if self.paths == CASCADE:
             first = params["first"]

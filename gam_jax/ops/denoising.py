@@ -88,7 +88,7 @@ def sample(
 
     Args:
       predict: the model.
-      start: noise, N(0, 1).
+      start: noise, N(0, 1); its dtype is that of every x_t.
       key: random key of the new noise.
       steps: how many.
       eta: 0 adds none (DDIM); 1 is the ancestral sampler (DDPM).
@@ -107,7 +107,7 @@ def sample(
         x_then = alpha_then * clean + kept * noise
         if eta:
             x_then += spread * jax.random.normal(key, x.shape, x.dtype)
-        return x_then, None
+        return x_then.astype(x.dtype), None
 
     return lax.scan(step, start, (times[:-1], times[1:], jax.random.split(key, steps)))[0]
 

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from sharding.errors import UserError
+
 SIDE = 3
 """Of a patch."""
 SCOPE = "patches"
@@ -46,8 +48,13 @@ def contextual(
       x: features.
       known: 1 where they are known, 0 in the hole.
 
+    Raises:
+      UserError: H or W is smaller than a patch.
+
     Source: PEPSI (arXiv 1905.09010), contextual attention with truncated distances.
     """
+    if min(x.shape[1:3]) < SIDE:
+        raise UserError(f"contextual: x {x.shape} holds no patch of {SIDE} x {SIDE}")
     with jax.named_scope(SCOPE):
         mixed = _mixed(patches(x * known), patches(x, pad=1))
     mixed = overlapped(mixed, *x.shape[1:3]) / SIDE**2

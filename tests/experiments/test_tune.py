@@ -21,6 +21,7 @@ from experiments.tuning import (
     EQUAL,
     HOW,
     Case,
+    Tuned,
     blocks_case,
     broken,
     difference,
@@ -179,11 +180,32 @@ def test_bad_input_is_one_line(words, message, command):
 
 
 @pytest.mark.slow
-def test_the_study_refuses_faulty_ways_and_is_never_slower():
-    setting = Setting(SHORT)
-    found = cuda_llm.gates(setting, 0)
-    assert (found["faulty"], found["timed"], found["refused"]) == (4, 0, 4)
-    assert cuda_llm.choice(setting, 0)["slower"] == 0
+def test_the_study_refuses_faulty_ways_and_times_the_others():
+    found = cuda_llm.gates(Setting(SHORT), 0)
+    assert found == {"faulty": 4, "timed": 0, "refused": 4, "default": 1}
+    case = SMALL[0]
+    quantities = cuda_llm.afresh(case, {"block": 8}, 3)
+    assert all(0 < each.low <= each.high for each in quantities)
+
+
+@pytest.mark.parametrize(
+    ("best", "times", "gain", "slower"),
+    [
+        (8, ((2, 2, 2), (1, 1, 1)), 2.0, 0.0),
+        (8, ((1, 1, 1), (2, 2, 2)), 0.5, 1.0),  # taken by chance
+        (512, (), 1.0, 0.0),  # the default itself
+    ],
+)
+def test_the_study_times_anew_what_was_taken(monkeypatch, best, times, gain, slower):
+    found = Tuned({}, {}, {"block": best})
+
+    def samples(calls, repeats):
+        return dict(zip(calls, times, strict=True))
+
+    monkeypatch.setattr(cuda_llm, "cases", lambda scale: SMALL[:1])
+    monkeypatch.setattr(cuda_llm, "tuned", lambda scale, seed: [found])
+    monkeypatch.setattr(cuda_llm, "samples", samples)
+    assert cuda_llm.choice(Setting(SHORT), 0) == {"gain": gain, "slower": slower}
 
 
 def doubled(settings):

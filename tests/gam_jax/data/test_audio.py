@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import wave
 
 import numpy as np
@@ -42,6 +43,22 @@ def test_rows_are_those_of_the_files_in_the_order_of_their_names(folder):
         assert next(opened.train_stream(14, seed=0))[name].shape == shape.shape
 
 
+def cut(path, says, kept=None):
+    """160 samples behind a header that says so many bytes of them; so much of the file is kept."""
+    write_wav(path, np.random.default_rng(0).uniform(-1, 1, 160), 8000)
+    raw = path.read_bytes()
+    path.write_bytes((raw[:40] + struct.pack("<I", says) + raw[44:])[:kept])
+
+
+def test_samples_whose_number_the_writer_could_not_know_are_all_read(tmp_path):
+    rows = []
+    for says in (320, 0xFFFFFFFF):
+        cut(tmp_path / "one.wav", says)
+        rows.append(Audio(f"audio:{tmp_path}", rate=8000, samples=16).open().source["audio"])
+    np.testing.assert_array_equal(*rows)
+    assert len(rows[0]) == 9
+
+
 def changed(path, channels=1, width=2, rate=8000):
     with wave.open(str(path), "wb") as sound:
         sound.setparams((channels, width, rate, 0, "NONE", ""))
@@ -58,6 +75,9 @@ def changed(path, channels=1, width=2, rate=8000):
         (lambda path: path.write_bytes(b"RIFF"), "no WAV file that is understood"),
         (lambda path: path.write_bytes(b"ID3" * 40), "no WAV file that is understood"),
         (lambda path: path.write_bytes(b""), "no WAV file that is understood"),
+        (lambda path: cut(path, 320, 30), "ends within its header"),
+        (lambda path: cut(path, 320, 44 + 201), "says 160 samples, and 201 bytes .* 100 samples"),
+        (lambda path: cut(path, 0), "says 0 samples, and 320 bytes follow"),
         (lambda path: None, "there is no WAV file"),
         (lambda path: write_wav(path, np.zeros(20), 8000), "1 rows of data.samples=16"),
     ],
@@ -67,3 +87,5 @@ def test_what_is_not_understood_is_one_line(make, says, tmp_path):
     with pytest.raises(UserError, match=says) as error:
         Audio(f"audio:{tmp_path}", rate=8000, samples=16).open()
     assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="names no file"):
+        Audio("audio:", rate=8000, samples=16).open()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gam_jax.config import from_dict, to_dict
-from gam_jax.data import DATA, Data, Holes, Sounds, SourceFacts, TwoPaths, Videos
+from gam_jax.data import DATA, Data, Holes, NoisySounds, Sounds, SourceFacts, TwoPaths, Videos
 from sharding.errors import UserError
 
 SMALL = {
@@ -112,6 +112,8 @@ def test_videos_keep_their_colour_and_swing_as_was_said():
         (lambda: SourceFacts(lengths=()), "data.lengths=()"),
         (lambda: SourceFacts(names=1), "data.names=1"),
         (lambda: TwoPaths(bins=1), "data.bins=1"),
+        (lambda: NoisySounds(ratio=1e4), "at most 200"),
+        (lambda: NoisySounds(ratio=-1e4), "at least -200"),
         (lambda: TwoPaths(longest=0.0), "longest"),
     ],
 )

@@ -145,6 +145,13 @@ def test_what_does_not_fit_is_refused():
     ):
         with pytest.raises(UserError, match=says):
             dataclasses.replace(MODEL, **change)
+    for change, fuse, says in (
+        ({}, "Early", "early, late"),
+        ({"reads": FULL}, "late", "share no frames"),
+        ({"context": 0}, "early", "share no frames"),
+    ):
+        with pytest.raises(UserError, match=says):
+            dataclasses.replace(MODEL, **change).draw({}, jax.random.key(0), 1, fuse=fuse)
     with pytest.raises(UserError, match="4 chunks of 4 frames"):
         MODEL.check_mesh(layout_of((1, 8, 1), "data+sequence"))
     with pytest.raises(UserError, match=r"model\.frames=16"):

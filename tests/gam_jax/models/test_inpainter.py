@@ -24,12 +24,12 @@ DATA = Holes(side=8, hole=3, fade=4, scored=4)
 
 
 def test_sizes_are_those_of_the_released_generator():
-    table = Inpainter().table()
+    table = Inpainter(channels=3).table()
     sizes = {name: count_params(part) for name, part in table.items()}
     assert sizes == {"encoder": 2_937_184, "mixer": 131_328, "decoder": 588_435}
-    one_kernel = count_params(Inpainter(shared=True).table())
+    one_kernel = count_params(Inpainter(channels=3, shared=True).table())
     assert count_params(table) - one_kernel == 3 * 9 * 256 * 256 - 2 * 4 * 256
-    first = Inpainter(paths=CASCADE).table()["first"]
+    first = Inpainter(channels=3, paths=CASCADE).table()["first"]
     assert count_params(first) == sizes["encoder"] + sizes["decoder"]
 
 
@@ -107,6 +107,9 @@ def test_known_pixels_pass_and_what_the_hole_hides_is_not_read(given):
 def test_the_coarse_path_teaches_until_it_has_faded(given):
     params, batch = given
     assert [DATA.row(0, n)["coarse"] for n in (0, 1, 4, 9)] == [1, 0.75, 0, 0]
+    opened = DATA.open()
+    assert not opened.held_out[""]["coarse"].any()
+    assert Inpainter(halvings=1).fitted(opened).channels == 1
 
     @functools.partial(jax.jit, static_argnums=0)
     def gradient(model, coarse):
@@ -156,3 +159,14 @@ def test_what_does_not_fit_is_refused():
             dataclasses.replace(MODEL, **change)
     with pytest.raises(UserError, match="less than the side"):
         Holes(side=8, hole=8)
+    with pytest.raises(UserError, match=r"model\.channels=3"):
+        dataclasses.replace(MODEL, channels=3).fitted(DATA.open())
+    for side, halvings, says in ((30, 2, "a multiple of 4"), (8, 2, "from 12 on")):
+        model = dataclasses.replace(MODEL, halvings=halvings)
+        with pytest.raises(UserError, match=says):
+            model.fitted(Holes(side=side, hole=2, scored=1).open())
+        picture = jnp.ones((1, side, side, 1))
+        with pytest.raises(UserError, match=says):
+            model({}, picture, picture)
+    with pytest.raises(UserError, match="no patch of 3 x 3"):
+        contextual(jnp.ones((1, 5, 2, 1)), jnp.ones((1, 5, 2, 1)))

@@ -68,6 +68,10 @@ def test_ddim_carries_noise_to_the_gaussian_by_its_affine_map(kind, schedule):
     z = jnp.asarray([-2.0, 0.0, 1.0])
     found = jax.jit(lambda z: run(z, jax.random.key(0), 400))(z)
     np.testing.assert_allclose(found, MEAN + SPREAD * z, atol=0.02)
+    if (kind, schedule) == (VELOCITY, COSINE):
+        low = sample(best(kind, schedule), z.astype("bfloat16"), jax.random.key(0), 40)
+        assert low.dtype == "bfloat16"
+        np.testing.assert_allclose(low.astype("float32"), MEAN + SPREAD * z, atol=0.15)
 
 
 def test_the_ancestral_sampler_has_the_mean_and_the_variance():
