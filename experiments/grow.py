@@ -13,8 +13,6 @@ which the model would compute something else is refused.
 from __future__ import annotations
 
 import json
-import pathlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,20 +20,14 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import cli
+from experiments import cli, remake
 from experiments.config_flags import define_config_flag, experiment_from_flags
-from gam_jax.convert.source import read_source
 from gam_jax.grow import Growth, grown, grown_state, growth
-from gam_jax.master import Mastered
-from gam_jax.models import LanguageModel
-from gam_jax.params import Params, count_params, round_to, stored_dtypes
+from gam_jax.params import Params
 from gam_jax.training.experiment import Experiment
-from gam_jax.training.folder import RunFolder, abstract_on_mesh, logical_axes
-from sharding.checkpoint import Checkpoints
+from gam_jax.training.folder import RunFolder
+from gam_jax.training.state import TrainState
 from sharding.errors import UserError
-from sharding.layout import Layout
-from sharding.mesh import make_mesh
-from sharding.whole_file import write_atomically
 
 SEEN = 64
 """Tokens on which the two models are compared."""
@@ -46,11 +38,7 @@ OFF = 1e-3
 def define_flags() -> None:
     """The command line."""
     define_config_flag()
-    cli.define_path("run", None, "Run folder that is made larger; it stays as it is.")
-    cli.define_path("out", None, "New run folder.")
-    flags.DEFINE_string(
-        "checkpoint", "latest", "Of --run: latest, latest-good, best (validation loss), or a step."
-    )
+    remake.define_flags("Run folder that is made larger")
     flags.DEFINE_float(
         "noise",
         0.0,
@@ -58,42 +46,35 @@ def define_flags() -> None:
         0,
     )
     flags.DEFINE_integer("seed", 0, "Of new blocks and of the noise.", 0, cli.MAX_SEED)
-    flags.DEFINE_bool("json", False, "Print one JSON object.")
 
 
 def main() -> None:
     """Reads one run and writes the other."""
     args = flags.FLAGS
-    if not args.run or not args.out:
-        raise UserError("give --run, what is made larger, and --out, the new run folder")
-    source, target = (RunFolder(pathlib.Path(each)) for each in (args.run, args.out))
+    source, target = remake.folders(args.run, args.out)
     old = source.experiment()
     new = _asked(source, old)
-    found = growth(language_model(old), language_model(new))
+    found = growth(*(remake.language_model(one, "grow") for one in (old, new)))
     if not found.told():
         raise UserError("nothing grows: give a larger size, as --config.model.depth=12")
     target.check_new()
-    layout = Layout(make_mesh(devices=jax.devices()[:1]))
-    with Checkpoints(source.checkpoints, read_only=True) as checkpoints:
-        step = checkpoints.choose(args.checkpoint)
-        state = checkpoints.restore(step, abstract_on_mesh(old, layout))
-        extra = checkpoints.extra(step)
-    larger = grown_run(found, new, state, args.seed, args.noise)
-    off = difference(old, new, state.params, larger.params)
+    read = remake.restored(source, old, args.checkpoint)
+    larger = grown_run(found, new, read.state, args.seed, args.noise)
+    off = difference(old, new, read.state.params, larger.params)
     if not args.noise and not off <= OFF:
         raise UserError(
             f"the larger model's logits are off by {off:.2g} of the largest one, so it is not the "
             f"same function: nothing is written"
         )
-    write_run(source, target, new, step, larger, extra)
-    sizes = [count_params(one.model.table()) for one in (old, new)]
-    facts = {"run": str(target.path), "step": step, "parameters": sizes, "difference": off}
+    remake.write_run(source, target, new, read, larger)
+    sizes = remake.sizes(old, new)
+    facts = {"run": str(target.path), "step": read.step, "parameters": sizes, "difference": off}
     if args.json:
         print(json.dumps({**facts, "grown": found.told()}))
         return
     for line in found.told():
         print(line)
-    print(f"{sizes[0]:,} -> {sizes[1]:,} parameters at step {step} in {target.path}")
+    print(remake.size_line(sizes, read.step, target))
     print(f"largest difference of logits: {off:.2g} of the largest one")
     print(f"next: gam train --run={target.path} --resume")
 
@@ -111,18 +92,9 @@ def _asked(source: RunFolder, old: Experiment) -> Experiment:
     return experiment_from_flags(source.saved_config())
 
 
-def language_model(experiment: Experiment, verb: str = "grow") -> LanguageModel:
-    """Its model.
-
-    Raises:
-      UserError: it is none of language.
-    """
-    if isinstance(experiment.model, LanguageModel):
-        return experiment.model
-    raise UserError(f"only language models {verb}, not a {type(experiment.model).__name__}")
-
-
-def grown_run(found: Growth, new: Experiment, state: Any, seed: int, noise: float) -> Any:
+def grown_run(
+    found: Growth, new: Experiment, state: TrainState, seed: int, noise: float
+) -> TrainState:
     """The training state of the larger model.
 
     Args:
@@ -134,16 +106,12 @@ def grown_run(found: Growth, new: Experiment, state: Any, seed: int, noise: floa
     """
     key = jax.random.key(seed)
     opt_state = grown_state(found, state.opt_state, key, noise)
-    if isinstance(opt_state, Mastered):
-        params = round_to(opt_state.master, stored_dtypes(new.model.stored_table()))
-    else:
-        params = grown(found, state.params, key, noise)
-    return state.replace(params=params, opt_state=opt_state)
+    return remake.remade(state, new, opt_state, lambda old: grown(found, old, key, noise))
 
 
 def difference(old: Experiment, new: Experiment, params: Params, larger: Params) -> float:
     """Largest difference of logits on drawn tokens, as a share of the largest logit."""
-    model, other = language_model(old), language_model(new)
+    model, other = (remake.language_model(one, "grow") for one in (old, new))
     vocab = model.ids()["inputs"]
     limit = model.limit or SEEN
     drawn = np.random.default_rng(0).integers(0, vocab, (2, min(SEEN, limit)))
@@ -153,21 +121,6 @@ def difference(old: Experiment, new: Experiment, params: Params, larger: Params)
         for own, p in ((model, params), (other, larger))
     ]
     return float(jnp.max(jnp.abs(found[0] - found[1])) / jnp.max(jnp.abs(found[0])))
-
-
-def write_run(
-    source: RunFolder, target: RunFolder, new: Experiment, step: int, state: Any, extra: Any
-) -> None:
-    """The run folder, with one checkpoint, on the data of the old run."""
-    kept = read_source(source.source) if source.source.is_dir() else {}
-    target.start(new, source.kept(new.data), kept)
-    saved = target.saved_config()
-    own = {**extra, "config": saved, "gradient_norms": []}
-    if source.baselines.is_file():
-        write_atomically(target.baselines, source.baselines.read_text(encoding="utf-8"))
-    with Checkpoints(target.checkpoints, new.checkpoint) as checkpoints:
-        checkpoints.save(step, state, own, axes=logical_axes(new))
-        checkpoints.wait()
 
 
 if __name__ == "__main__":

@@ -15,27 +15,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from absl import flags
 
-from experiments import cli
-from experiments.grow import language_model, write_run
+from experiments import cli, remake
 from gam_jax import units
 from gam_jax.data import Dataset
-from gam_jax.master import Mastered
 from gam_jax.models import LanguageModel
-from gam_jax.params import Params, count_params, round_to, stored_dtypes, widened
+from gam_jax.params import Params, widened
 from gam_jax.shrink import Scores, asked, shrinking
 from gam_jax.training.experiment import Experiment
-from gam_jax.training.folder import RunFolder, abstract_on_mesh, check_data
-from sharding.checkpoint import Checkpoints
+from gam_jax.training.folder import check_data
 from sharding.errors import UserError
-from sharding.layout import Layout
-from sharding.mesh import make_mesh
 
 WAYS = ("scale", "contribution")
 ROWS = 32
@@ -44,53 +38,41 @@ ROWS = 32
 
 def define_flags() -> None:
     """The command line."""
-    cli.define_path("run", None, "Run folder that is made narrower; it stays as it is.")
-    cli.define_path("out", None, "New run folder.")
+    remake.define_flags("Run folder that is made narrower")
     flags.DEFINE_string("keep", None, "Units and shares, as ffn:0.5,mixer.slots:0.25.")
     flags.DEFINE_enum("by", "scale", WAYS, "What says which units matter.")
-    flags.DEFINE_string(
-        "checkpoint", "latest", "Of --run: latest, latest-good, best (validation loss), or a step."
-    )
-    flags.DEFINE_bool("json", False, "Print one JSON object.")
 
 
 def main() -> None:
     """Reads one run and writes the other."""
     args = flags.FLAGS
-    if not args.run or not args.out or not args.keep:
-        raise UserError("give --run, --keep (as ffn:0.5) and --out, the new run folder")
-    source, target = (RunFolder(pathlib.Path(each)) for each in (args.run, args.out))
+    if not args.keep:
+        raise UserError("give --keep, units and shares, as ffn:0.5")
+    source, target = remake.folders(args.run, args.out)
     old = source.experiment()
-    model = language_model(old, "shrink")
+    model = remake.language_model(old, "shrink")
     if old.train.local.on:
         raise UserError(f"{source.path} is a run of workers (train.local): its units stay")
     shares = asked(args.keep, model)
     target.check_new()
     data = old.data.open(source.kept(old.data))
-    layout = Layout(make_mesh(devices=jax.devices()[:1]))
-    with Checkpoints(source.checkpoints, read_only=True) as checkpoints:
-        step = checkpoints.choose(args.checkpoint)
-        state = checkpoints.restore(step, abstract_on_mesh(old, layout))
-        extra = checkpoints.extra(step)
-    check_data(extra, data, f"checkpoint {step} in {source.path}")
-    wide = widened(state.params)
+    read = remake.restored(source, old, args.checkpoint)
+    check_data(read.extra, data, f"checkpoint {read.step} in {source.path}")
+    wide = widened(read.state.params)
     found = shrinking(model, wide, shares, scores_of(args.by, model, data, old, wide))
     new = dataclasses.replace(old, model=found.model)
-    opt_state = found.state(state.opt_state)
-    if isinstance(opt_state, Mastered):
-        params = round_to(opt_state.master, stored_dtypes(new.model.stored_table()))
-    else:
-        params = found.params(state.params)
-    losses = [loss_of(m, p, data) for m, p in ((model, wide), (found.model, widened(params)))]
-    write_run(source, target, new, step, state.replace(params=params, opt_state=opt_state), extra)
-    sizes = [count_params(one.model.table()) for one in (old, new)]
+    state = remake.remade(read.state, new, found.state(read.state.opt_state), found.params)
+    narrow = widened(state.params)
+    losses = [loss_of(m, p, data) for m, p in ((model, wide), (found.model, narrow))]
+    remake.write_run(source, target, new, read, state)
+    sizes = remake.sizes(old, new)
     if args.json:
-        facts = {"run": str(target.path), "step": step, "parameters": sizes, "losses": losses}
+        facts = {"run": str(target.path), "step": read.step, "parameters": sizes, "losses": losses}
         print(json.dumps({**facts, "kept": found.told()}))
         return
     for line in found.told():
         print(line)
-    print(f"{sizes[0]:,} -> {sizes[1]:,} parameters at step {step} in {target.path}")
+    print(remake.size_line(sizes, read.step, target))
     print(f"loss of {ROWS} rows of validation: {losses[0]:.4f} -> {losses[1]:.4f}")
     print(f"next: gam train --run={target.path} --resume")
 
