@@ -32,7 +32,10 @@ class Budget:
 
 
 def best_sum(
-    costs: Sequence[Sequence[float]], budgets: Sequence[Budget] = (), without: Sequence[Point] = ()
+    costs: Sequence[Sequence[float]],
+    budgets: Sequence[Budget] = (),
+    without: Sequence[Point] = (),
+    apart: int = 1,
 ) -> tuple[Point, float]:
     """The point of the least sum of costs.
 
@@ -40,6 +43,7 @@ def best_sum(
       costs: of each value of each choice; infinite where a value cannot be.
       budgets: each is held.
       without: points that are left out.
+      apart: choices at least in which it differs from each of them.
 
     Raises:
       UserError: there is no such point, or a table has another shape.
@@ -60,7 +64,7 @@ def best_sum(
     for point in without:
         taken = np.zeros(len(flat))
         taken[starts + np.asarray(point)] = 1
-        rows.append((taken, -np.inf, len(sizes) - 1.0))
+        rows.append((taken, -np.inf, float(len(sizes) - apart)))
     matrix = sparse.csr_array(np.array([row for row, _, _ in rows], float))
     low: Any = [row[1] for row in rows]
     high: Any = [row[2] for row in rows]
