@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -138,7 +139,7 @@ class Library:
         }
         return {**params, BLOCKS: blocks}
 
-    def choosing(self, params: Params, point: Int[Array, "L 2"]) -> Params:
+    def choosing(self, params: Params, point: Int[np.ndarray | Array, "L 2"]) -> Params:
         """Parameters of `model` that choose, in each block, a mixer and a feed-forward.
 
         Args:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from gam_jax import units
 from gam_jax.layers import MLP, Attention, Layer, Linear, NoOp
 from gam_jax.params import Params, init_params
+from sharding.errors import UserError
 
 Start = Callable[[Layer, Params, Array, Array], Params]
 """(the parent's layer, its parameters, what it is given [B, T, D], a key) -> an option's
@@ -55,6 +56,11 @@ def pooled(groups: int) -> Start:
 
     def start(parent: Layer, params: Params, x: Array, key: Array) -> Params:
         assert isinstance(parent, Attention)
+        if parent.groups % groups or parent.bias or parent.qk_norm:
+            raise UserError(
+                f"{parent.groups} heads of keys are not shared out by {groups}, or they have "
+                f"biases or norms, which have no mean"
+            )
 
         def mean(weight: Array) -> Array:
             width, _, size = weight.shape

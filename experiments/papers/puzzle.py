@@ -112,7 +112,7 @@ class World(NamedTuple):
       params: of the library's model; options are trained.
       costs: KL of each swap, by block and pair of options.
       left: of each block's and option's loss on other text, the part that training has left.
-      held: of the text for validation, [batches, rows, tokens].
+      held: batches of tokens of the text for validation.
       lessons: batches for children.
     """
 
@@ -121,7 +121,7 @@ class World(NamedTuple):
     params: Any
     costs: list[list[float]]
     left: np.ndarray
-    held: np.ndarray
+    held: list[np.ndarray]
     lessons: list[Any]
 
     def scored(self, share: float) -> Scored:
@@ -149,7 +149,7 @@ def world(setting: Setting, seed: int) -> World:
     data = text.open()
     stream = data.train_stream(size.rows, seed)
     validation = itertools.islice(data.validation_stream("", size.rows), size.scored)
-    held = np.stack([batch["inputs"] for batch in validation])
+    held = [batch["inputs"] for batch in validation]
     model = parent_of(size)
     parent = _trained(model, stream, size, seed)
     library = library_of(model)
@@ -198,8 +198,8 @@ def random(setting: Setting, seed: int) -> Numbers:
         one = own.scored(share)
         points = drawn_within(sizes, one.budgets, seed, own.size.drawn)
         found += [own.told(one, point) for point in points]
-    ranks = [np.argsort(np.argsort([each[name] for each in found])) for name in ("kl", "sum")]
-    return {**_mean(found), "rank": float(np.corrcoef(*ranks)[0, 1])}
+    kl, total = (np.argsort(np.argsort([each[name] for each in found])) for name in ("kl", "sum"))
+    return {**_mean(found), "rank": float(np.corrcoef(kl, total)[0, 1])}
 
 
 def _mean(found: list[dict[str, float]]) -> dict[str, float]:

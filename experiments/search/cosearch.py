@@ -7,14 +7,15 @@ a cluster, and its templates of dataflow uses of a mesh's axes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gam_jax.planning.cluster import cluster
 from gam_jax.planning.search import plan
 from gam_jax.planning.traces import Run
 from gam_jax.planning.work import Candidate
-from gam_jax.search import Gate, Limit, Point, penalty, through
+from gam_jax.search import Gate, Limit, Point, Space, penalty, through
 from sharding.errors import UserError
 from sharding.mesh import AXIS_NAMES
 
@@ -86,56 +87,102 @@ def together(parts: Sequence[Price]) -> dict[str, float]:
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class Landscape:
+    """All designs of two nets on two parts of a cluster, and what each costs.
+
+    Attributes:
+      space: `TASK` and `TASK style` for both, and `devices`, how many each has.
+      prices: of each task's nets, by devices and style.
+      limits: on figures of designs.
+    """
+
+    space: Space
+    prices: Mapping[str, Mapping[str, Mapping[tuple[int, str], Price]]]
+    limits: tuple[Limit, ...]
+
+    def price(self, point: Point) -> dict[str, float]:
+        """Figures of a design.
+
+        Raises:
+          UserError: a net cannot be on its part so.
+        """
+        values = self.space.values(point)
+        parts = []
+        for place, task in enumerate(self.prices):
+            key = values["devices"][place], values[f"{task} style"]
+            own = self.prices[task][values[task]]
+            if key not in own:
+                raise UserError(f"{values[task]} cannot be on {key[0]} devices by {key[1]}")
+            parts.append(own[key])
+        return together(parts)
+
+    def nets(self, point: Point) -> list[tuple[str, str]]:
+        """Task and name of each net of a design."""
+        values = self.space.values(point)
+        return [(task, values[task]) for task in self.prices]
+
+    def figures(self) -> dict[Point, dict[str, float]]:
+        """Of all designs that can be."""
+        found = {}
+        for point in self.space.points():
+            try:
+                found[point] = self.price(point)
+            except UserError:
+                continue
+        return found
+
+    def told(self, point: Point) -> dict[str, float]:
+        """Of a design: its penalty, and its figures as parts of their limits.
+
+        Raises:
+          UserError: see `price`.
+        """
+        figures = self.price(point)
+        shares = {limit.name: figures[limit.name] / limit.most for limit in self.limits}
+        return {"penalty": penalty(figures, self.limits), **shares}
+
+
 @dataclasses.dataclass
 class Cosearch:
     """Measures designs for `gam_jax.search.search`: prices, then limits, then training.
 
     Attributes:
-      price: of a point: its figures, or a UserError.
-      limits: on the figures.
-      nets: of a point: what is trained of it.
-      accuracy: of a net, by training it; it is asked once a net.
+      land: the designs.
+      accuracy: of a net (its task and name), by training it; it is asked once a net.
       trained: the accuracies that were asked for.
       above: of those, how many for a design with a penalty.
       stopped: designs that were not trained.
     """
 
-    price: Callable[[Point], Mapping[str, float]]
-    limits: Sequence[Limit]
-    nets: Callable[[Point], Sequence[Hashable]]
-    accuracy: Callable[[Any], float]
-    trained: dict[Any, float] = dataclasses.field(default_factory=dict)
+    land: Landscape
+    accuracy: Callable[[tuple[str, str]], float]
+    trained: dict[tuple[str, str], float] = dataclasses.field(default_factory=dict)
     above: int = 0
     stopped: int = 0
 
     def measure(self, points: Sequence[Point]) -> list[float]:
-        """Less the reward of each: infinity where there is no price."""
+        """Less the reward of each: infinity where there is no price.
+
+        The reward is the mean accuracy of both nets, or `PENALTY` times the penalty below 0.
+        """
         return [self._score(point) for point in points]
 
-    def figures(self, point: Point) -> dict[str, float]:
-        """Prices of a point, and its penalty.
-
-        Raises:
-          UserError: it cannot be.
-        """
-        figures = dict(self.price(point))
-        return {**figures, "penalty": penalty(figures, self.limits)}
-
     def reward(self, point: Point) -> float:
-        """The mean accuracy of a design without a penalty, whose nets are trained now.
+        """The mean accuracy of a design's nets, which are trained now.
 
         Raises:
-          UserError: see `figures`; or a penalty.
+          UserError: it has no price, or a penalty.
         """
-        if penalty(self.price(point), self.limits) > 0:
+        if self.land.told(point)["penalty"] > 0:
             raise UserError("a design that exceeds a limit is not trained")
-        return self._accuracy(point)
+        return self._trained(point)
 
     def _score(self, point: Point) -> float:
         told: dict[str, float] = {}
 
         def priced(point: Point) -> Mapping[str, float]:
-            told.update(self.figures(point))
+            told.update(self.land.told(point))
             return told
 
         def within(point: Point) -> None:
@@ -145,13 +192,37 @@ class Cosearch:
         verdict = through((Gate(PRICES, priced), Gate(LIMITS, within)), point)
         if verdict.refused:
             self.stopped += 1
-            return PENALTY * told["penalty"] if told else float("inf")
-        return -self._accuracy(point)
+            return PENALTY * told["penalty"] if told else math.inf
+        return -self._trained(point)
 
-    def _accuracy(self, point: Point) -> float:
-        nets = self.nets(point)
+    def _trained(self, point: Point) -> float:
+        nets = self.land.nets(point)
         for net in nets:
             if net not in self.trained:
-                self.above += penalty(self.price(point), self.limits) > 0
+                self.above += self.land.told(point)["penalty"] > 0
                 self.trained[net] = self.accuracy(net)
         return sum(self.trained[net] for net in nets) / len(nets)
+
+
+def best_of(land: Landscape, accuracy: Callable[[tuple[str, str]], float]) -> float:
+    """The reward of the best design within all limits, by trying all."""
+    own = Cosearch(land, accuracy)
+    within = [p for p, each in land.figures().items() if penalty(each, land.limits) == 0]
+    return max(own.reward(point) for point in within)
+
+
+def nets_first(
+    land: Landscape, accuracy: Callable[[tuple[str, str]], float]
+) -> tuple[Point, float]:
+    """The nets of the best accuracy, then the devices for them: of the least penalty, and fastest.
+
+    Returns:
+      The design and its reward.
+    """
+    wanted = [
+        max(((task, name) for name in own), key=accuracy) for task, own in land.prices.items()
+    ]
+    told = {point: land.told(point) for point in land.figures() if land.nets(point) == wanted}
+    point = min(told, key=lambda p: (told[p]["penalty"], told[p]["seconds"]))
+    mean = sum(map(accuracy, wanted)) / len(wanted)
+    return point, mean - PENALTY * told[point]["penalty"]

@@ -21,6 +21,7 @@ from gam_jax.optimizer import OptimizerConfig
 from gam_jax.params import Param, shard_dims, shardings, stored_specs
 from gam_jax.planning.live import Lives, lives
 from sharding.degrees import in_words, parsed
+from sharding.errors import UserError
 from sharding.layout import Layout
 from sharding.mesh import AXIS_NAMES, in_levels
 from sharding.parallel import Parallel
@@ -56,9 +57,17 @@ class Run:
     chip: float = 0.0
 
     def with_remat(self, remat: bool) -> Model:
-        """The model with blocks computed again in the backward pass, or not."""
+        """The model with blocks computed again in the backward pass, or not.
+
+        Raises:
+          UserError: they should be, of a model that has no such field.
+        """
         model: Any = self.model
-        return model if model.remat == remat else dataclasses.replace(model, remat=remat)
+        if getattr(model, "remat", False) == remat:
+            return model
+        if not hasattr(model, "remat"):
+            raise UserError(f"{type(model).__name__} computes no blocks again: plan without remat")
+        return dataclasses.replace(model, remat=remat)
 
 
 ON_CHIP = 0.5
