@@ -119,8 +119,7 @@ def test_greedy_points_hold_the_budgets_and_are_no_better(rule):
         costs, budgets = drawn(seed)
         try:
             point = rule(costs, budgets)
-        except UserError as error:
-            assert "raise a limit" in str(error)
+        except UserError:  # it has found none
             continue
         found += 1
         assert all(total(b.uses, point) <= b.limit * (1 + 1e-6) for b in budgets)
