@@ -11,8 +11,10 @@ import pytest
 from jax.interpreters import partial_eval
 
 from experiments.planned import run_of
+from gam_jax.data import Digits
 from gam_jax.data.text import Text
 from gam_jax.layers import GAM, Attention, Block
+from gam_jax.models import ImageClassifier
 from gam_jax.models.language import LanguageModel
 from gam_jax.params import abstract_params
 from gam_jax.planning.cluster import Level
@@ -262,3 +264,14 @@ def test_stages_hold_less_state_and_idle_less_with_more_parts():
     assert list(map(shares.get, sorted(shares))) == sorted(shares.values(), reverse=True)
     assert {each.reason for each in found.refused} <= set(REASONS)
     assert any("--config.parallel.schedule=1f1b" in each.candidate.flags for each in plain)
+
+
+def test_a_classifier_of_images_is_priced_and_computes_no_blocks_again():
+    model = ImageClassifier(Block(GAM(slots=8)), width=8, depth=1, side=8, classes=10, patch=4)
+    run = run_of(Experiment(model, Digits(), TrainConfig(batch=8)))
+    sizes = {**dict.fromkeys(AXIS_NAMES, 1), "data": 2}
+    one = Candidate(tuple(sizes.items()), "data", 1, False)
+    found = plan(run, made(Level("node", 2, 1e9)), [one, dataclasses.replace(one, remat=True)])
+    assert [each.candidate for each in found.priced] == [one]
+    assert found.reasons == {REFUSED: 1}
+    assert "ImageClassifier computes no blocks again" in found.refused[0].why
