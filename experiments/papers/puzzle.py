@@ -7,19 +7,17 @@ of bytes of six layers. The library that was published with its demo is read whe
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import itertools
 import pathlib
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.pictures import drawn, shade
+from experiments.search import children_laws
 from experiments.search.children import (
     RULES,
     Scored,
@@ -32,13 +30,13 @@ from experiments.search.children import (
 from experiments.study import Absent, Arm, Claim, Measure, Setting, Study, as_printed
 from experiments.study.declare import CPU, SHORT, Numbers
 from experiments.study.found import Found
-from gam_jax.blockwise import BLOCKS, Library
+from gam_jax.blockwise import Library
 from gam_jax.data.text import Text
 from gam_jax.layers import GAM, MLP, Attention, Block
 from gam_jax.models.language import LanguageModel
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.replacements import LINEAR_FFN, LINEAR_MIXER, NO_OP, Option, grouped, narrower
-from gam_jax.search import Budget, Point, best_sum, by_ratio, drawn_within, layer_by_layer
+from gam_jax.search import Budget, Point, best_sum, drawn_within
 from gam_jax.training.state import init_state
 from gam_jax.training.step import make_train_step
 from sharding.errors import UserError
@@ -254,71 +252,17 @@ def official(name: str, setting: Setting, seed: int) -> Numbers:
 
 
 def identities(setting: Setting, seed: int) -> Numbers:
-    """What must be so for any parent, of one that is not trained."""
+    """Of the smallest parent and some of its options, see `children_laws.identities`."""
     size = SIZES[SHORT]
-    model = parent_of(size)
-    every = library_of(model)
-    library = Library(model, every.mixers[:4:2], every.ffns[2:4])
+    every = library_of(parent_of(size))
+    library = Library(every.parent, every.mixers[:4:2], every.ffns[2:4])
     tokens = np.random.default_rng(0).integers(0, 256, (2, size.tokens)).astype(np.int32)
-    params = jax.jit(model.init_params)(jax.random.key(0))
-    begun = jax.jit(library.begun)(params, tokens, jax.random.key(1))
-    given = jax.jit(library.given)(params, tokens)
-    same = scorer(library)(begun, tokens[None], (0,) * size.depth)
-
-    def found(own: Any, blocks: Any, given: Any) -> Any:
-        def total(own: Any) -> Any:
-            losses = library.losses(own, {BLOCKS: blocks}, given)
-            return sum(map(jnp.sum, jax.tree.leaves(losses))), losses
-
-        return jax.value_and_grad(total, has_aux=True)(own)
-
-    slopes = jax.jit(found)
-    own, blocks = library.trained(begun), params[BLOCKS]
-    (_, losses), grads = slopes(own, blocks, given)
-    others = np.delete(np.arange(size.depth), 1)
-    moved = jax.tree.map(
-        lambda x: np.asarray(x) + (np.arange(size.depth) == 1).reshape(-1, *[1] * (x.ndim - 1)), own
-    )
-    (_, losses_then), grads_then = slopes(moved, blocks, given)
-    between = _furthest((losses, grads), (losses_then, grads_then), lambda x: x[others])
-    alone = 0.0
-    for number in range(size.depth):
-        one = jax.tree.map(lambda x, n=number: x[n : n + 1], (own, blocks, given))
-        (_, losses_one), grads_one = slopes(*one)
-        part = functools.partial(lambda x, n: x[n : n + 1], n=number)
-        here = jax.tree.map(part, (losses, grads))
-        alone = max(alone, _furthest((losses_one, grads_one), here))
-    return {"same": same, "between": between, "alone": alone}
-
-
-def _furthest(one: Any, other: Any, part: Callable[[Any], Any] = lambda x: x) -> float:
-    pairs_of = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-    return max(
-        (float(np.max(np.abs(part(np.asarray(a)) - part(np.asarray(b))))) for a, b in pairs_of)
-    )
+    return children_laws.identities(library, tokens)
 
 
 def solver(setting: Setting, seed: int) -> Numbers:
-    """The integer program beside all points of 20 small libraries under two budgets."""
-    off, below = 0.0, 0
-
-    def total(table: Any, point: Point) -> float:
-        return sum(own[n] for own, n in zip(table, point, strict=True))
-
-    for number in range(20):
-        draw = np.random.default_rng(number)
-        sizes = draw.integers(2, 5, 5)
-        costs, *uses = ([draw.uniform(0, 9, n).tolist() for n in sizes] for _ in range(3))
-        some = tuple(int(draw.integers(n)) for n in sizes)  # so that there is a point within both
-        budgets = [Budget(use, 1.05 * total(use, some)) for use in uses]
-        points = itertools.product(*map(range, sizes))
-        held = [p for p in points if all(total(b.uses, p) <= b.limit for b in budgets)]
-        least = min(total(costs, point) for point in held)
-        off = max(off, abs(best_sum(costs, budgets)[1] - least))
-        for rule in (layer_by_layer, by_ratio):
-            with contextlib.suppress(UserError):  # it has found nothing within the budgets
-                below += total(costs, rule(costs, budgets)) < least - 1e-9
-    return {"off": off, "below": float(below)}
+    """See `children_laws.solved`."""
+    return children_laws.solved(20)
 
 
 CHILDREN = {
