@@ -26,7 +26,15 @@ def test_nets_first_and_devices_then_are_worse_where_it_is_planted():
     assert first["reward"] == pytest.approx(0.84 - 10 * 0.35)
 
 
-@pytest.mark.parametrize("strategy", ["all", "random", "evolve:pool=4,parents=2", "table:count=4"])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "all",
+        "random",
+        "evolve:pool=4,parents=2",
+        pytest.param("table:count=4", marks=pytest.mark.slow),
+    ],
+)
 def test_no_net_is_trained_for_a_design_that_exceeds_a_limit(strategy):
     asked = []
     land = nasaic.PLANTED
