@@ -32,9 +32,9 @@ from experiments.tuning import (
     tune,
 )
 from gam_jax.config import unknown
+from gam_jax.planning.targets import topology
 from gam_jax.tuned import Entry, device_name, read_tuned
 from sharding.errors import UserError
-from sharding.topology import topology
 from sharding.whole_file import check_place, write_named
 
 DTYPES = ("float32", "bfloat16")

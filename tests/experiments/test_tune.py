@@ -33,11 +33,11 @@ from experiments.tuning import (
 from gam_jax.data import Text
 from gam_jax.layers import Block, LinearMemory, Pattern
 from gam_jax.models import LanguageModel
+from gam_jax.planning.targets import topology
 from gam_jax.search import Space
 from gam_jax.training import Experiment, TrainConfig
 from gam_jax.tuned import Entry, device_name, scan_shape, with_tuned
 from sharding.errors import UserError
-from sharding.topology import topology
 
 SMALL = cuda_llm.cases(SHORT)
 
@@ -170,6 +170,7 @@ def test_the_command_writes_entries_and_keeps_others(command, tmp_path, clock):
         (("--ops=atention",), "unknown op 'atention'; did you mean 'attention'?"),
         (("--topology=v5e:2x2", "--out=x.json"), "leave --out out"),
         (("--topology=v5f:2x2",), "unknown 'v5f'; did you mean 'v5"),
+        (("--topology=h100:1",), "give HOSTSxGPUS, as h100:1x8"),
         (("--out=README.md",), "README.md is not JSON"),
     ],
 )

@@ -128,4 +128,4 @@ def test_a_mesh_axis_without_work_and_sizes_that_differ_are_refused():
     with pytest.raises(UserError, match="no inputs"):
         PhaseModel().fitted(SOUNDS.open())
     with pytest.raises(UserError, match="from 1 to 64"):
-        Autoencoder(ratios=(4, 0))
+        Autoencoder(ratios=(4, 65))
