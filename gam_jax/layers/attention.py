@@ -65,8 +65,8 @@ class Attention(Layer):
         learned, as the prefixes of the streams of a `ParScale` are.
       dropout: rate on the output in training.
       block_size: tokens of a block of queries, and of keys, in which scores are computed; 0 for
-        512, with a window for fewer. Programs for GPUs have at most their own. It is found by
-        `gam tune`.
+        what the machine and the window ask for. `gam tune` finds it; kernels of a GPU's or TPU's
+        own have blocks of their own.
     """
 
     width: Size | None = None
@@ -130,7 +130,7 @@ class Attention(Layer):
     def rule(self) -> Rule:
         """What a query makes of a key; narrow windows are computed in small blocks."""
         rule = causal_rule(self.scale or self.size**-0.5, self.window, self.soft_cap)
-        return dataclasses.replace(rule, block=self.block_size or rule.block)
+        return rule.in_blocks(self.block_size)
 
     @property
     def limit(self) -> int:
