@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import jax
 
 from gam_jax.config import to_dict
-from gam_jax.layers import Attention, LinearMemory
+from gam_jax.layers import Attention, LinearMemory, Pattern
 from gam_jax.layers.base import Layer
 from gam_jax.models import LanguageModel
 from gam_jax.nested import held, with_held
@@ -265,7 +265,7 @@ def blocks_of(model: LanguageModel, part: Part) -> Op | None:
     """The blocks of a model as one op, by a digest of their configuration; None of split ones."""
     if part.split - {"data"} or model.streams > 1 or model.ladder:
         return None
-    block = json.dumps(to_dict(model.block), sort_keys=True)
+    block = json.dumps(to_dict(_untuned(model.block)), sort_keys=True)
     shape = {
         "rows": part.rows,
         "tokens": part.tokens,
@@ -275,6 +275,17 @@ def blocks_of(model: LanguageModel, part: Part) -> Op | None:
         "block": hashlib.sha256(block.encode()).hexdigest()[:12],
     }
     return Op(BLOCKS, shape, model.dtype)
+
+
+def _untuned(config: Any) -> Any:
+    """A layer with the default of whatever may be found for it, here and inside."""
+    names: tuple[str, ...] = ()
+    if isinstance(config, LinearMemory | Attention):
+        names = SETTINGS[SCAN if isinstance(config, LinearMemory) else ATTENTION]
+    if isinstance(config, Pattern):
+        names = SETTINGS[BLOCKS]
+    usual = {field.name: field.default for field in dataclasses.fields(config)}
+    return with_held(config, _untuned, **{name: usual[name] for name in names})
 
 
 def _key(op: Op) -> tuple[str, str, str]:

@@ -156,6 +156,9 @@ def test_ops_take_what_was_found_for_their_shape_and_others_stay(tmp_path, capsy
     assert second == before.model.block.layers[1].mixer
     assert (third.block_size, third.rule.block, third.rule.fixed) == (64, 64, True)
     assert (model.remat, model.unroll) == (True, 2)
+    ops = [list(ops_of(run, part_of(run))) for run in (before, with_tuned(before, file))]
+    assert ops[0][:3] == ops[1][:3]  # they are found again, however they are computed
+    assert {**ops[1][3].shape, "remat": False} == ops[0][3].shape
     whole = {"train": dataclasses.replace(before.train, batch=8, accumulate=2)}
     assert with_tuned(dataclasses.replace(before, **whole), file).model == model
     for other in ({"device": "another"}, {"dtype": "bfloat16"}, {"shape": {}}):
