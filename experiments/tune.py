@@ -1,6 +1,6 @@
 """Finds the fastest way to compute scans, attention and blocks on this machine.
 
-  gam tune --config=mine.py --mesh=data=4 --out=tuned.json    what a run has, of its own shapes
+  gam tune --config=mine.py --mesh=data=4 --out=tuned.json    the ops of a run
   gam tune --ops=delta:head --tokens=4096 --heads=8 --size=32
   gam tune --topology=v5e:2x2      what a TPU's compiler refuses; runs nothing
 
