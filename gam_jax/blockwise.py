@@ -58,10 +58,11 @@ class Library:
 
     def __post_init__(self) -> None:
         block = self.parent.block
-        if not isinstance(block, Block) or (block.form, block.norms) != ("sequential", "pre"):
+        steps = block.steps if isinstance(block, Block) and block.norms == "pre" else {}
+        if tuple(steps.values()) != (("mixer",), ("ffn",)):
             raise UserError(
                 "a library needs a parent of equal blocks, each a Block with form='sequential' "
-                "and norms='pre'"
+                "and norms='pre', of which neither part is a NoOp"
             )
 
     @property
@@ -99,12 +100,11 @@ class Library:
         """
         given = self.given(params, tokens)
         blocks = params[BLOCKS]
-        steps = {part: name for name, (part,) in self.block.steps.items()}
         read = {"mixer": given.inputs, "ffn": self._middles(blocks, given.inputs)}
         found = {**blocks}
         for number, part in enumerate(PARTS):
             norm = jax.vmap(lambda p, x: self.block.norm(p, x)[0])
-            normed = norm(blocks[f"{steps[part]}norm"], read[part])
+            normed = norm(blocks[f"{part}_norm"], read[part])
             keys = jax.random.split(jax.random.fold_in(key, number), len(self.options[part]))
             own = {"0": blocks[part]}
             for place, option in list(enumerate(self.options[part]))[1:]:

@@ -232,11 +232,14 @@ def _(layer: Any, params: Params) -> Chosen:
 def _of_fields(layer: Any, params: Params, names: Sequence[str]) -> Chosen:
     """A layer whose fields hold layers, with parameters of the same names."""
     found = {name: _plain(getattr(layer, name), params[name]) for name in names if name in params}
+    plain = dataclasses.replace(layer, **{name: inner for name, (inner, _) in found.items()})
+    kept = plain.table()  # of what adds nothing there is no norm either
 
     def pick(tree: Any) -> Any:
-        return {**tree, **{name: own(tree[name]) for name, (_, own) in found.items()}}
+        inside = {name: own(tree[name]) for name, (_, own) in found.items()}
+        return {name: own for name, own in {**tree, **inside}.items() if name in kept}
 
-    return dataclasses.replace(layer, **{name: inner for name, (inner, _) in found.items()}), pick
+    return plain, pick
 
 
 @_plain.register

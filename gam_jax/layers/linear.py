@@ -59,7 +59,7 @@ class Linear(Layer):
 
 @dataclasses.dataclass(frozen=True)
 class NoOp(Layer):
-    """y = 0: in a block, a step that adds nothing. It has no parameters.
+    """y = 0: in a block, a step that adds nothing. It has no parameters, see `Block.steps`.
 
     Source: Puzzle (arXiv 2411.19146), section 2.
     """

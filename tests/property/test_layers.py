@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gam_jax.config import from_dict, to_dict
-from gam_jax.layers import LAYERS, MLP, Block, Chunked, Layer, Stack
+from gam_jax.layers import LAYERS, MLP, Block, Chunked, Layer, NoOp, Stack
 from gam_jax.models.language import LanguageModel
 from gam_jax.params import (
     Param,
@@ -253,7 +253,7 @@ def test_no_token_has_to_do_with_later_ones(layer):
         assert_equal_but_for_rounding(found[:, : t + 1], y[:, : t + 1])
         other[:, t] += 1
         found = np.asarray(apply(layer, params, other)[0])
-        assert np.any(found[:, t] != y[:, t])
+        assert np.any(found[:, t] != y[:, t]) or isinstance(layer, NoOp)
 
 
 @pytest.mark.slow
