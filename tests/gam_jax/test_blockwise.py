@@ -17,6 +17,7 @@ from gam_jax.extract import extraction
 from gam_jax.layers import MLP, Attention, Block, Pattern
 from gam_jax.models import LanguageModel
 from gam_jax.ops.activation import gelu
+from gam_jax.params import abstract_params
 from gam_jax.replacements import (
     LINEAR_FFN,
     NO_OP,
@@ -79,7 +80,10 @@ def test_a_child_is_a_pattern_that_gives_what_its_choice_gives(begun):
     mixed = LIBRARY.choosing(begun, np.array(pairs(point, 3)))
     found = extraction(LIBRARY.model, mixed)
     assert isinstance(found.model.block, Pattern)
-    child, states = logits(found.model, found.pick(mixed))
+    own = found.pick(mixed)
+    shapes = jax.tree.map(lambda x: x.shape, abstract_params(found.model.table()))
+    assert jax.tree.map(np.shape, own) == shapes
+    child, states = logits(found.model, own)
     np.testing.assert_allclose(child, jax.jit(LIBRARY.model)(mixed, TOKENS)[0], atol=1e-4)
     np.testing.assert_allclose(states.logits, child, atol=1e-4)
 
