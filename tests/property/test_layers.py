@@ -263,7 +263,7 @@ def test_it_is_causal_by_its_gradient(layer):
     for t in (0, TOKENS // 2):
         gradient = np.asarray(output_and_gradient(layer, params, x, t)[1])
         assert not np.any(gradient[:, t + 1 :])
-        assert np.any(gradient[:, t])
+        assert np.any(gradient[:, t]) or isinstance(layer, NoOp)
 
 
 @whole_layer
