@@ -2,13 +2,15 @@
 
   gam serve --run=runs/gam_small
   gam serve --run=small=runs/a --run=large=runs/b --port=8001
+  gam serve --run=runs/a --run=runs/b --run=runs/c --loaded=2
   gam serve --hf=FOLDER --rows=16 --mesh=data=2,tensor=2
   gam launch --processes=2 -- gam serve --run=runs/gam_small --mesh=tensor=2
 
 /v1/completions, /v1/chat/completions, /v1/models, /tokenize, /health, /metrics, and / to try it. A
-text depends on its own request alone, never on what else is served. Ctrl-C or SIGTERM lets running
-answers end, for at most --drain seconds, and refuses new ones. Of several processes the first one
-listens, and tells the others each step.
+text depends on its own request alone, never on what else is served. With --loaded, models for
+which there is no room wait in the host's memory until they are asked for. Ctrl-C or SIGTERM lets
+running answers end, for at most --drain seconds, and refuses new ones. Of several processes the
+first one listens, and tells the others each step.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from experiments import cli
 from experiments.config_flags import define_classes_flag, register_classes
 from experiments.devices import define_cache_flag, define_device_flags, join_devices, say_where
 from gam_jax.serve.device import check_mesh
+from gam_jax.serve.residents import Residents
 from sharding.errors import UserError
 from sharding.layout import Layout
 from sharding.mesh import mesh_from_text
@@ -58,6 +61,9 @@ def define_flags() -> None:
     )
     flags.DEFINE_integer(
         "prefill_budget", 512, "Tokens of prompts read between two steps.", 256, 2**20
+    )
+    flags.DEFINE_integer(
+        "loaded", 0, "Models on the devices at once, where several are served; 0 for all.", 0
     )
     flags.DEFINE_integer("queue", 256, "Requests that may wait for a row.", 1, 2**20)
     flags.DEFINE_integer(
@@ -106,10 +112,16 @@ def main() -> None:
     print(f"http://{shown}:{bound.getsockname()[1]}/", flush=True)
 
     def load() -> dict[str, Served]:
-        pairs = zip(opened, layouts, strict=True)
-        served = {one.name: served_of(one, layout, options, several.share) for one, layout in pairs}
+        fewer = 0 < options.loaded < len(opened)
+        residents = Residents(options.loaded, names[: options.loaded]) if fewer else None
+        served = {
+            names[place]: served_of(
+                opened[place], layouts[place], options, several.share, residents
+            )
+            for place, _ in options.order(len(opened))
+        }
         several.begin()
-        return served
+        return {name: served[name] for name in names}
 
     state = State(args.api_key or os.environ.get(KEY, ""), several.lost)
     several.run(lambda: serve(state, bound, load, args.drain))
