@@ -25,7 +25,6 @@ from experiments import cli
 from experiments.config_flags import define_classes_flag, register_classes
 from experiments.devices import define_cache_flag, define_device_flags, join_devices, say_where
 from gam_jax.serve.device import check_mesh
-from gam_jax.serve.residents import Residents
 from sharding.errors import UserError
 from sharding.layout import Layout
 from sharding.mesh import mesh_from_text
@@ -87,7 +86,7 @@ def main() -> None:
     register_classes()
     try:
         from experiments.serve.app import State
-        from experiments.serve.engines import Options, served_of
+        from experiments.serve.engines import Options, all_served
         from experiments.serve.models import open_folder, open_run
         from experiments.serve.served import Served
         from experiments.serve.server import listen, serve
@@ -112,16 +111,9 @@ def main() -> None:
     print(f"http://{shown}:{bound.getsockname()[1]}/", flush=True)
 
     def load() -> dict[str, Served]:
-        fewer = 0 < options.loaded < len(opened)
-        residents = Residents(options.loaded, names[: options.loaded]) if fewer else None
-        served = {
-            names[place]: served_of(
-                opened[place], layouts[place], options, several.share, residents
-            )
-            for place, _ in options.order(len(opened))
-        }
+        served = all_served(opened, layouts, options, several.share)
         several.begin()
-        return {name: served[name] for name in names}
+        return served
 
     state = State(args.api_key or os.environ.get(KEY, ""), several.lost)
     several.run(lambda: serve(state, bound, load, args.drain))

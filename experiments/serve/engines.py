@@ -194,6 +194,30 @@ def served_of(
     )
 
 
+def all_served(
+    opened: Sequence[Opened],
+    layouts: Sequence[Layout],
+    options: Options,
+    shared: Shared = lambda own: own,
+) -> dict[str, Served]:
+    """Serves several models; those for which there is no room wait, see `Options.loaded`.
+
+    Args:
+      opened: the models.
+      layouts: their meshes.
+      options: how they are served.
+      shared: see `served_of`, which raises what this one does.
+    """
+    names = [one.name for one in opened]
+    fewer = 0 < options.loaded < len(opened)
+    residents = Residents(options.loaded, names[: options.loaded]) if fewer else None
+    served = {
+        names[place]: served_of(opened[place], layouts[place], options, shared, residents)
+        for place, _ in options.order(len(opened))
+    }
+    return {name: served[name] for name in names}
+
+
 def _constraint(constraints: Constraints, grammar: Grammar) -> Constraint:
     if grammar.kind == "json_object":
         return constraints.json_object()

@@ -285,7 +285,7 @@ class Device:
     def sleep(self) -> None:
         """Moves the parameters to the host's memory and drops the rows, see `Executor.sleep`."""
         self._away = jax.tree.map(OnHost.of, (self._params, self._own, self._start))
-        self._params = self._own = self._start = self._state = None
+        self._params, self._own, self._start, self._state = {}, {}, [], None
 
     def wake(self) -> None:
         """The inverse, see `Executor.wake`."""

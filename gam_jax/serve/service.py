@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -104,6 +105,7 @@ class Service:
         """What was done, and is in hand."""
         names = ("read", "written", "wasted", "guessed", "accepted", "fell", "passes")
         names += ("guessed_passes", "guessed_written")
+        done: dict[str, Any] = {name: self._done[name] for name in names}
         return Counts(
             block=self._sizes.block,
             queued=len(self.queue) + len(self.seats.parked),
@@ -111,7 +113,7 @@ class Service:
             pages=self.seats.pool.used,
             cached=self.seats.cached,
             requests=tuple(sorted(self._ends.items())),
-            **{name: self._done[name] for name in names},
+            **done,
         )
 
     def all(self) -> list[Text]:
