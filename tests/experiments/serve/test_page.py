@@ -29,11 +29,14 @@ class Element {
   }
   append(...own) { for (const one of own) { one.parent = this; this.children.push(one); } }
   remove() { this.parent.children = this.parent.children.filter(one => one !== this); }
-  replaceChildren(...own) { this.children = own; this.options = own; this.value = own[0]?.value ?? ""; }
+  replaceChildren(...own) {
+    Object.assign(this, { children: own, options: own, value: own[0]?.value ?? "" });
+  }
   focus() {}
   scrollIntoView() {}
 }
-const all = Object.fromEntries(Object.entries(values).map(([id, value]) => [id, new Element(value)]));
+const all = {};
+for (const [id, value] of Object.entries(values)) all[id] = new Element(value);
 all.way.options = ["chat", "text"].map(value => new Element(value));
 const own = globalThis.fetch;
 Object.assign(globalThis, {
