@@ -49,7 +49,7 @@ def run(repeats: int, width: int, depth: int) -> Rows:
     }
 
 
-def train(run: pathlib.Path, width: int, depth: int, seed: int = 0) -> None:
+def train(run: pathlib.Path, width: int, depth: int, seed: int = 0, cache: str = "off") -> None:
     """Trains a GAM on bytes for one step, so that it can be served.
 
     Args:
@@ -57,6 +57,7 @@ def train(run: pathlib.Path, width: int, depth: int, seed: int = 0) -> None:
       width: of the model.
       depth: in blocks.
       seed: of its parameters.
+      cache: folder of compiled programs.
 
     Raises:
       UserError: the command failed; its last line says why.
@@ -73,7 +74,7 @@ def train(run: pathlib.Path, width: int, depth: int, seed: int = 0) -> None:
         "train.seed": seed,
         "train.validate_first": 0,
     }
-    command = ["gam", "train", f"--run={run}", "--compile_cache=off"]
+    command = ["gam", "train", f"--run={run}", f"--compile_cache={cache}"]
     command += [f"--config.{name}={value}" for name, value in settings.items()]
     done = subprocess.run(as_process(command), capture_output=True, text=True, check=False)
     if done.returncode:

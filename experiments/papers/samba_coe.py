@@ -120,20 +120,20 @@ def answer(url: str, **body: Any) -> Any:
         return json.load(sent)
 
 
-def served(setting: Setting, seed: int) -> Numbers:
+def served(setting: Setting) -> Numbers:
     """Requests for three runs of unlike parameters, one after another: `gam serve` with room for
     two of them, beside the simulator, and beside a server with room for all.
     """
-    draw = random.Random(seed)
+    draw = random.Random(0)
     weights = [1 / (rank + 1) for rank in range(len(RUNS))]
     asked = draw.choices(RUNS, weights, k=8 if setting.scale == SHORT else 100)
     found, texts = [], []
     with tempfile.TemporaryDirectory() as place:
         runs = [pathlib.Path(place) / name for name in RUNS]
         for number, run in enumerate(runs):
-            train(run, WIDTH, BLOCKS, number)
+            train(run, WIDTH, BLOCKS, number, f"{place}/programs")
         for options in ((), (f"--loaded={LOADED}",)):
-            with serving(runs, *options) as url:
+            with serving(runs, f"--compile_cache={place}/programs", *options) as url:
                 own = []
                 for number, name in enumerate(asked):
                     before = _misses(url)
@@ -169,7 +169,9 @@ ARMS = {
     "room": closed("850 experts, DGX of 640 GB", room),
     "holds-47": _cache(47),
     "holds-100": _cache(100),
-    "served": Arm("three small runs served, room for two", numbers=served),
+    "served": Arm(
+        "three small runs served, room for two", numbers=lambda s, seed: served(s), exact=True
+    ),
 }
 LINKS = "the paper's text"
 CLAIMS = (

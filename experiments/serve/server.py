@@ -92,7 +92,7 @@ def told(served: Served) -> str:
     ended = sum(number for _, number in counts.requests)
     line = f"{served.name}: {ended:,} answers, {counts.written:,} tokens"
     if counts.misses:
-        line += f"; brought in {counts.misses:,} times in {counts.loading_seconds:.1f} s"
+        line += f"; loaded anew for {counts.misses:,} of them in {counts.loading_seconds:.2f} s"
     if counts.accepted + counts.fell:
         line += (
             f"; with guesses {counts.tokens_a_pass:.2f} tokens a pass, where "

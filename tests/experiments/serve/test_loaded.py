@@ -105,4 +105,4 @@ def test_the_command_says_which_are_loaded_and_how_often_one_came(runs):
     result = commands.finish(process)
     assert result.code == 0
     assert "serving a, b, c (loaded: a, b), ready after" in result.err
-    assert "brought in" in result.err
+    assert "; loaded anew for " in result.err

@@ -27,8 +27,6 @@ from tests.gam_jax.serve.test_service import Always, asked
 from tests.meshes import layout_of
 
 VOCAB, LIMIT, BLOCK = 23, 48, 4
-WINDOW = 6
-"""Of the drafter beside a model."""
 MIXERS = {"gam": GAM(slots=8), "attention": Attention(heads=2, context=64)}
 SIZES = {"limit": LIMIT, "page": 4, "widths": (8, 4, 1), "block": BLOCK}
 COLD = Settings(prefill_budget=8, snapshots=0)
@@ -131,44 +129,37 @@ def test_a_model_that_looks_ahead_writes_the_same(mixer):
     assert counts.guessed == 0
 
 
-@pytest.mark.parametrize("mixer", ["gam", pytest.param("attention", marks=pytest.mark.slow)])
-def test_a_drafter_from_features_changes_no_text(mixer):
+SLOW = pytest.mark.slow
+DRAFTED = {
+    "gam on a mesh": ("gam", (2, 1, 2)),  # rows over two, channels over two
+    "attention": ("attention", None),
+    "gam": pytest.param("gam", None, marks=SLOW),
+    "attention on a mesh": pytest.param("attention", (2, 1, 2), marks=SLOW),
+}
+
+
+@pytest.mark.parametrize(("mixer", "shape"), DRAFTED.values(), ids=DRAFTED)
+def test_a_drafter_from_features_changes_no_text(mixer, shape):
     """A text that goes on from a remembered state has none at first."""
-    device = drafted(mixer)
+    model = LanguageModel(Block(MIXERS[mixer], MLP(expansion=1)), WIDTH, depth=1, vocab=VOCAB)
+    drafter = SemiDrafter(model, ahead=2, window=6, heads=2)
+    params = random_like(drafter.table())
+    layout = None if shape is None else layout_of(shape)
+    beside = drafter, params["drafter"]
+    device = Device(model, params["target"], 4, **SIZES, layout=layout, drafter=beside)
+    assert "guess" in device.compile()
     wanted = requests(np.random.default_rng(4), 5)
     plain, _ = served(device, wanted)
     before = len(COMPILED)
-    guessed, counts = served(device, wanted, draft=SemiDraft(device, WINDOW), always=True)
-    assert [one.tokens for one in guessed] == [one.tokens for one in plain]
+    drafted, counts = served(device, wanted, draft=SemiDraft(device, 6), always=True)
+    assert [one.tokens for one in drafted] == [one.tokens for one in plain]
     assert 0 < counts.accepted < counts.guessed
+    assert counts.tokens_a_pass < counts.ideal_tokens_a_pass < BLOCK
     options = Settings(prefill_budget=8)
-    warm, counts = served(device, wanted * 2, options, SemiDraft(device, WINDOW), always=True)
+    warm, counts = served(device, wanted * 2, options, SemiDraft(device, 6), always=True)
     assert [one.tokens for one in warm] == [one.tokens for one in plain] * 2
     assert counts.cached > 0
     assert len(COMPILED) == before
-
-
-def drafted(mixer, **options):
-    """A device whose rows are guessed for by a drafter beside its model."""
-    model = LanguageModel(Block(MIXERS[mixer], MLP(expansion=1)), WIDTH, depth=1, vocab=VOCAB)
-    drafter = SemiDrafter(model, ahead=2, window=WINDOW, heads=2)
-    params = random_like(drafter.table())
-    beside = drafter, params["drafter"]
-    device = Device(model, params["target"], 4, **SIZES, **options, drafter=beside)
-    assert "guess" in device.compile()
-    return device
-
-
-@pytest.mark.parametrize("mixer", ["gam", pytest.param("attention", marks=pytest.mark.slow)])
-def test_a_drafter_on_a_mesh_guesses_what_it_does_on_one_device(mixer):
-    """Rows over two where no cache grows, channels over two."""
-    wanted = requests(np.random.default_rng(4), 5)
-    one, split = drafted(mixer), drafted(mixer, layout=layout_of((2, 1, 2)))
-    plain, counts = served(one, wanted, draft=SemiDraft(one, WINDOW), always=True)
-    assert counts.accepted
-    found, on_mesh = served(split, wanted, draft=SemiDraft(split, WINDOW), always=True)
-    assert [one.tokens for one in found] == [one.tokens for one in plain]
-    assert on_mesh == counts
 
 
 @pytest.mark.slow
