@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gam_jax.serve.drafts import Draft, Lookup, NgramDraft, RunDraft
 from gam_jax.serve.executor import Draws
-from gam_jax.serve.pace import EXCESS, MARGIN, Pace, Shadow
+from gam_jax.serve.pace import EXCESS, LONGEST, MARGIN, Pace, Shadow
 from gam_jax.serve.request import Counts
 from gam_jax.serve.seating import Settings
 from sharding.errors import UserError
@@ -200,5 +200,22 @@ def test_a_text_that_cannot_be_guessed_is_seldom_guessed():
     for token in range(101):
         tokens.append(token)
         passes += shadow.push(tokens, 1, guess)
-    assert passes == [1] * 25
-    assert guessed == list(range(1, 102, 4))
+    assert passes == [1] * 26  # as if there were a guess after each fourth token
+    assert guessed == [1, 5, 13, 29, 61]
+
+
+def test_a_text_that_begins_to_repeat_itself_is_guessed_again():
+    """After noise, within the longest pause; from then on in each pass."""
+    rng = np.random.default_rng(0)
+    tokens, passes = rng.integers(0, 10**6, 300).tolist(), []
+    shadow, lookup = Shadow(4, pause=3), Lookup()
+    for end in range(1, len(tokens) + 1):
+        passes += shadow.push(tokens[:end], 1, lookup.guess)
+    assert passes == [1] * len(passes)
+    assert abs(len(passes) - len(tokens) / 4) <= 1
+    passes = []
+    for _ in range(2 * LONGEST):
+        tokens.append(tokens[-3])
+        passes += shadow.push(tokens, 1, lookup.guess)
+    right = [gave for gave in passes if gave > 1]
+    assert sum(right) >= len(passes) > len(right) > 10
