@@ -21,6 +21,7 @@ from gam_jax.layers import (
     Residual,
 )
 from gam_jax.models.language import LanguageModel
+from gam_jax.models.side_tuned import SideTuned
 from gam_jax.ops.rotary import Positions
 from gam_jax.ops.routing import Capacity
 from gam_jax.serve.device import Device
@@ -77,6 +78,9 @@ def texts(random, count=7):
 MODELS = {
     "of many": model_of(OF_MANY),
     "streams": model_of(Block(Attention(heads=2, context=64), MLP(expansion=1)), streams=2),
+    "tuned at its side": SideTuned(
+        model_of(Block(Attention(heads=2, context=64), MLP(expansion=1)))
+    ).writing(),
     **{
         name: model_of(layer if isinstance(layer, Pattern) else Residual(layer, width=WIDTH))
         for name, layer in EXAMPLES.items()
