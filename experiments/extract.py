@@ -11,6 +11,7 @@ one option is drawn.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 
 from absl import flags
@@ -39,7 +40,7 @@ def main() -> None:
     found = extraction(model, read.state.params)
     train = dataclasses.replace(old.train, bilevel=Bilevel())
     new = dataclasses.replace(old, model=found.model, train=train)
-    opt_state = extracted_state(found, read.state.opt_state)
+    opt_state = functools.partial(extracted_state, found)
     state = remake.remade(read.state, new, opt_state, found.pick)
     remake.write_run(source, target, new, read, state)
     sizes = remake.sizes(old, new)

@@ -93,22 +93,26 @@ def restored(source: RunFolder, experiment: Experiment, which: str) -> Restored:
 
 
 def remade(
-    state: TrainState, new: Experiment, opt_state: Any, params: Callable[[Params], Params]
+    state: TrainState,
+    new: Experiment,
+    opt_state: Callable[[Any], Any],
+    params: Callable[[Params], Params],
 ) -> TrainState:
-    """The state of the new run.
+    """The state of the new run, made in two programs.
 
     Args:
       state: of the old one.
       new: the experiment with the new model.
-      opt_state: the new optimizer's state.
+      opt_state: of the old optimizer's state the new one's.
       params: of old parameters the new ones; not asked where the optimizer keeps a float32 master,
         which is rounded instead.
     """
-    if isinstance(opt_state, Mastered):
-        own = round_to(opt_state.master, stored_dtypes(new.model.stored_table()))
+    moved = jax.jit(opt_state)(state.opt_state)
+    if isinstance(moved, Mastered):
+        own = round_to(moved.master, stored_dtypes(new.model.stored_table()))
     else:
-        own = params(state.params)
-    return state.replace(params=own, opt_state=opt_state)
+        own = jax.jit(params)(state.params)
+    return state.replace(params=own, opt_state=moved)
 
 
 def write_run(
