@@ -31,6 +31,7 @@ from sharding.mesh import make_mesh
 from tests.arrays import initial, put
 from tests.experiments import commands
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 FILE = pathlib.Path(__file__).parent / "search_space.py"
 POINTS = [(0, 0), (0, 1), (1, 0), (2, 1)]
 """The base; at a high rate; a layer that looks ahead at once; one that learns to."""

@@ -22,6 +22,7 @@ from sharding.messages import Message, messages_of
 from tests.arrays import initial
 from tests.meshes import assert_leaves_close, laid_out, layout_of
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 SOUNDS = Sounds(rate=1000, samples=64, scored=4)
 CASES = {
     "apnet": (APNet(4, (3,), (1,), 3, 4, 1000, 16, 8, 4), SOUNDS),
