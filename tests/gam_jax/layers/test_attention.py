@@ -63,6 +63,21 @@ def test_a_model_says_before_it_writes_that_its_cache_is_too_small():
     assert dataclasses.replace(model, block=Block(window)).limit == 0
 
 
+def test_block_sizes_are_taken_as_given_and_change_nothing():
+    """Those of the machine are 128 tokens here; a window's are no smaller than 64."""
+    own, x = dataclasses.replace(LAYER, context=32), inputs(1, 20)
+    params = params_of(own)
+    shut = dataclasses.replace(own, block_size=4, window=7)
+    assert (shut.rule.block, dataclasses.replace(shut, block_size=0).rule.block) == (4, 64)
+    texts = [
+        jax.jit(dataclasses.replace(own, block_size=size)).lower(params, x) for size in (0, 4, 256)
+    ]
+    found = [lowered.compile()(params, x)[0] for lowered in texts]
+    assert texts[0].as_text() != texts[1].as_text()
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], atol=1e-6)
+
+
 def test_a_window_keeps_one_token_less_than_it_sees():
     layer = Attention(width=8, heads=4, kv_heads=2, window=5)
     assert layer.carry_table(3)["key"].shape == (3, 2, 4, 2)
