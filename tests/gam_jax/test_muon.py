@@ -111,7 +111,8 @@ def test_a_step_is_the_same_with_parameters_and_state_in_shards():
     for shape, preset in (ONE, ((2, 2, 2), "fully_sharded+sequence+tensor")):
         layout = layout_of(shape, preset)
         state = init_state(model, optimizer, layout, seed=0)
-        start = jax.tree.map(np.asarray, state.params)
+        if (shape, preset) == ONE:
+            start = jax.tree.map(np.asarray, state.params)
         step = make_train_step(model, optimizer, layout)
         for _ in range(2):  # the rate of the first step is 0
             state, _ = step(state, batch)
