@@ -23,7 +23,7 @@ from gam_jax.training.step import make_train_step
 from gam_jax.training.warm_start import Source
 from sharding.checkpoint import Checkpoints
 from sharding.errors import UserError
-from tests.arrays import compiled, put
+from tests.arrays import put
 from tests.meshes import layout_of
 
 WIDE = {
@@ -112,7 +112,7 @@ def test_changes_too_small_for_a_bfloat16_add_up():
 
 def test_a_master_begins_with_what_was_not_yet_rounded():
     optimizer = make_optimizer(CONFIG, 100, TABLE)
-    stored, state = compiled(put_first, *start(optimizer, TABLE, draw(0)), draw(7))
+    stored, state = put_first(*start(optimizer, TABLE, draw(0)), draw(7))
     for name, want in draw(7).items():
         own = state.master[name]
         np.testing.assert_array_equal(stored[name] if own is None else own, want)
