@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -18,8 +20,9 @@ from experiments.study.found import ArmFound, Found
 from experiments.study.run import experiment_of
 from experiments.study.sheets import sheet
 from gam_jax.config import flatten, to_dict
-from gam_jax.params import count_params
-from tests.examples import apply, random_like
+from gam_jax.params import count_params, init_params
+from tests.arrays import compiled
+from tests.examples import apply
 from tests.oracle import softmax
 
 COUNTS = {
@@ -104,7 +107,7 @@ def test_the_papers_own_two_runs_do_not_tell_its_first_ablation_from_noise():
 
 def test_scores_at_once_are_attention_by_its_formula():
     layer = ScoresAtOnce(width=8, heads=2)
-    params = random_like(layer.table())
+    params = compiled(functools.partial(init_params, layer.table()), jax.random.key(0))
     x = np.random.default_rng(1).normal(size=(2, 5, 8))
     p = {name: np.asarray(value, np.float64) for name, value in params.items()}
     y, heads = np.zeros_like(x), (x @ p["w_in"] + p["b_in"]).reshape(2, 5, 2, 12)
