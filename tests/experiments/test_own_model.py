@@ -54,14 +54,14 @@ def test_it_learns_and_says_so_in_its_own_units(alone):
 @pytest.mark.parametrize(
     "mesh",
     [
-        pytest.param(("--mesh=data=4",), marks=pytest.mark.slow),
-        ("--mesh=data=4", "--config.parallel.preset=fully_sharded"),
+        pytest.param(("--emulate=4", "--mesh=data=4"), marks=pytest.mark.slow),
+        ("--emulate=4", "--config.parallel.preset=fully_sharded"),
     ],
     ids=["data=4", "fully_sharded"],
 )
-def test_any_mesh_gives_the_losses_of_one_device(command, workshop, alone, mesh):
-    path = workshop.path / f"own_{mesh[-1].split('=')[-1]}"
-    result = command("train", CONFIG, f"--run={path}", "--config.train.stop_at=20", *mesh)
+def test_any_mesh_gives_the_losses_of_one_device(workshop, alone, mesh):
+    path = workshop.path / f"own_{mesh[1].split('=')[-1]}"
+    result = workshop.run("train", CONFIG, f"--run={path}", "--config.train.stop_at=20", *mesh)
     assert result.code == 0, result.err
     np.testing.assert_allclose(losses(path), losses(alone[0])[:20], rtol=1e-5)
 
@@ -98,9 +98,11 @@ def test_killed_and_resumed_it_is_the_same_run_bit_for_bit(workshop, alone):
     chex.assert_trees_all_equal(params(path), params(alone[0]))
 
 
-def test_it_is_evaluated_on_another_mesh(command, alone):
+def test_it_is_evaluated_on_another_mesh(command, workshop, alone):
     path, summary = alone
-    result = command("evaluate", CONFIG, f"--run={path}", "--mesh=data=2", "--json")
+    result = workshop.run(
+        "evaluate", CONFIG, f"--run={path}", "--emulate=2", "--mesh=data=2", "--json"
+    )
     assert result.code == 0, result.err
     found = json.loads(result.out)
     assert found["loss"] == pytest.approx(summary["validation"]["loss"], rel=1e-5)
