@@ -232,7 +232,8 @@ def keep(params: Params, unit: Unit, index: Any) -> Params:
     """
     if unit.first and not np.array_equal(index, np.arange(np.shape(index)[-1])):  # of every layer
         raise UserError(f"only the first units may be kept, since {unit.first}")
-    return _with(params, unit.parts, lambda x, part: _taken(x, part, jnp.asarray(index)))
+    index = jnp.asarray(index)
+    return _with(params, unit.parts, lambda x, part: _taken(x, part, index))
 
 
 def copy(params: Params, unit: Unit, index: np.ndarray) -> Params:

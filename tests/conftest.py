@@ -59,9 +59,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def what_is_compiled_is_kept_for_all_processes(shared_folder: pathlib.Path):
     """The test processes, and the commands that they start, read what any of them compiled."""
     with pytest.MonkeyPatch.context() as patch:
-        if sys.dont_write_bytecode:  # each command would compile the project's Python anew
-            patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
-            patch.setenv("PYTHONPYCACHEPREFIX", str(shared_folder / "bytecode"))
         for name, value in {
             "compilation_cache_dir": str(shared_folder / "compiled"),
             "persistent_cache_min_compile_time_secs": 0.0,
@@ -69,6 +66,9 @@ def what_is_compiled_is_kept_for_all_processes(shared_folder: pathlib.Path):
         }.items():
             patch.setenv(f"JAX_{name.upper()}", str(value))  # for the commands
             jax.config.update(f"jax_{name}", value)
+        if sys.dont_write_bytecode:  # each command would compile its Python anew
+            patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+            patch.setenv("PYTHONPYCACHEPREFIX", str(shared_folder / "bytecode"))
         yield
 
 
