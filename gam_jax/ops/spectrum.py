@@ -287,6 +287,31 @@ def inconsistency(
     return jnp.mean(jnp.square(off.real) + jnp.square(off.imag), (-2, -1))
 
 
+def log_spectral_distance(
+    made: Float[Array, "B N"], wanted: Float[Array, "B N"], size: int = 2048, hop: int = 512
+) -> Float[Array, B]:
+    """Mean over frames of the root of the mean over bins of squared differences of log10 |S|^2.
+
+    Powers count as no less than 1e-8. A difference of 1 is 10 dB.
+
+    Source: AP-BWE (arXiv 2401.06387), its released code.
+
+    Args:
+      made: sounds.
+      wanted: sounds.
+      size: samples of a frame and of Hann's window.
+      hop: samples from a frame to the next.
+    """
+
+    def logs(x: Array) -> Array:
+        found = stft(x, hann(size), hop=hop)
+        power = jnp.square(found.real) + jnp.square(found.imag)
+        return jnp.log10(jnp.maximum(power, 1e-8))
+
+    off = jnp.square(logs(made) - logs(wanted))
+    return jnp.mean(jnp.sqrt(jnp.mean(off, -1)), -1)
+
+
 def mel_filters(
     rate: int, size: int, mels: int, low: float = 0.0, high: float = 0.0
 ) -> Float[np.ndarray, "F M"]:
