@@ -128,17 +128,23 @@ class Discriminators:
             inputs = self.width
         return {**found, "last": _filters((3, 3), inputs, 1)}
 
-    def __call__(self, params: Params, audio: Float[Array, "B N"]) -> dict[str, Judged]:
-        """What each judge says."""
-        found = {}
-        for period in self.periods:
-            found[f"period_{period}"] = of_period(params[f"period_{period}"], audio, period)
+    def seen(self, audio: Float[Array, "B N"]) -> dict[str, Array]:
+        """What each judge is given: samples, or an image of bins and frames."""
+        found = {f"period_{period}": audio for period in self.periods}
         for size in self.frames:
-            seen = spectra.stft(audio, np.ones(size), hop=size // 4)
-            seen = jnp.swapaxes(seen, 1, 2)[..., None]
-            phases = spectra.phase_of(seen.real, seen.imag)
-            found[f"amplitude_{size}"] = of_spectrum(params[f"amplitude_{size}"], _length(seen))
-            found[f"phase_{size}"] = of_spectrum(params[f"phase_{size}"], phases)
+            spectrum = spectra.stft(audio, np.ones(size), hop=size // 4)
+            own = {"amplitude": _length(spectrum), "phase": spectra.phases_of(spectrum)}
+            found |= {f"{kind}_{size}": jnp.swapaxes(x, 1, 2)[..., None] for kind, x in own.items()}
+        return found
+
+    def __call__(self, params: Params, seen: dict[str, Array]) -> dict[str, Judged]:
+        """What each judge says of what it sees."""
+        found = {}
+        for name, x in seen.items():
+            if name.startswith("period"):
+                found[name] = of_period(params[name], x, int(name.split("_")[1]))
+            else:
+                found[name] = of_spectrum(params[name], x)
         return found
 
     def weight(self, name: str) -> float:
@@ -152,10 +158,16 @@ class Discriminators:
 
         Judges' losses see the made sounds as given; the others see the judges as given.
         """
+        return self.verdicts_of(params, self.seen(true), self.seen(made))
+
+    def verdicts_of(
+        self, params: Params, true: dict[str, Array], made: dict[str, Array]
+    ) -> Verdicts:
+        """The same of what judges see of both."""
         frozen = jax.lax.stop_gradient(params)
         seen, fake = self(params, true), self(params, jax.lax.stop_gradient(made))
         wanted, judged = self(frozen, true), self(frozen, made)
-        losses = [jnp.zeros(len(true))] * 3
+        losses = [jnp.zeros(())] * 3
         for name in judged:
             own = (
                 _mean(jax.nn.relu(1 - seen[name].scores) + jax.nn.relu(1 + fake[name].scores)),

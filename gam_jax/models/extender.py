@@ -188,7 +188,7 @@ class BandExtender(Model):
         square = jnp.square(found.real) + jnp.square(found.imag)
         # The root's slope at silence would not be finite.
         amplitude = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
-        return jnp.log(amplitude + FLOOR), spectra.phase_of(found.real, found.imag)
+        return jnp.log(amplitude + FLOOR), spectra.phases_of(found)
 
     def __call__(self, params: Params, audio: Float[Array, "B N"], axes: Axes = WHOLE) -> Extended:
         """What is made of a narrow band."""

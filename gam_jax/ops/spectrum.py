@@ -196,6 +196,17 @@ def phase_of(real: Float[Array, ...], imaginary: Float[Array, ...]) -> Float[Arr
     return _phase(*collectives.vary_alike(imaginary, real))
 
 
+def phases_of(spectrum: Complex[Array, "... F"]) -> Float[Array, "... F"]:
+    """Phases of a signal's frames of an even size, in (-pi, pi].
+
+    The first bin and the last are real numbers, whose phase is 0 or pi. Transforms leave them an
+    imaginary part of 0 with one sign or the other, and so pi or -pi; here it is pi on any device.
+    """
+    last = spectrum.shape[-1] - 1
+    within = (np.arange(last + 1) % last > 0) if last else np.zeros(1, bool)
+    return phase_of(spectrum.real, jnp.where(within, spectrum.imag, 0.0))
+
+
 def log_amplitude(spectrum: Complex[Array, ...], floor: float = 1e-5) -> Float[Array, ...]:
     """log(|S| + floor)."""
     return jnp.log(jnp.abs(spectrum) + floor)

@@ -3,8 +3,11 @@
     python tests/golden/extender.py FOLDER tests/golden/extender.npz
 
 FOLDER is a copy of github.com/yxlu-0102/AP-BWE, commit 751710f. Log amplitudes, phases and sound
-of one batch are written, the losses of both sides of the game, and the slopes of scores. Channels
-of the judges, which that code has as numbers, are divided by `LESS`. It needs torch alone.
+of one batch are written, the losses of both sides of the game, and the scores of what was made.
+Channels of the judges, which that code has as numbers, are divided by `LESS`. It needs torch alone.
+
+Phases that are read are written too: those of real numbers are pi or -pi by the sign of what
+rounding leaves, and the first and the last frame of a signal that is reflected are real.
 """
 
 from __future__ import annotations
@@ -124,6 +127,8 @@ def main(folder: str, path: str) -> None:
     made = amp_pha_istft(mag_made, pha_made, SIZE, HOP, WINDOW)
     again = amp_pha_stft(made, SIZE, HOP, WINDOW)[2]
     found = {
+        "given_log_amplitude": given[0].swapaxes(1, 2),
+        "given_phase": given[1].swapaxes(1, 2),
         "log_amplitude": mag_made.swapaxes(1, 2),
         "phase": pha_made.swapaxes(1, 2),
         "audio": made,
@@ -144,6 +149,9 @@ def main(folder: str, path: str) -> None:
         totals["judges"] += weight * released.discriminator_loss(true_scores, made_scores)[0]
         totals["made"] += weight * released.generator_loss(made_scores)[0]
         totals["features"] += weight * released.feature_loss(true_maps, made_maps)
+        for j, judge in enumerate(judges[name].discriminators if name == "mrpd" else ()):
+            found[f"phases_true_{j}"] = judge.spectrogram(wide)
+            found[f"phases_made_{j}"] = judge.spectrogram(made)
         for j, scores in enumerate(made_scores):
             found[f"scores_{name}_{j}"] = scores
     found |= {f"game_{name}": total for name, total in totals.items()}
