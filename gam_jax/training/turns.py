@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from gam_jax.master import like_params
 from gam_jax.params import Params
+from sharding.errors import UserError
 
 Gradients = Callable[[Params], tuple[dict[str, Array], Params]]
 """Parameters to (measures, gradients)."""
@@ -55,7 +56,15 @@ def in_turn(
       params: before the step.
       opt_state: the optimizer's.
       rivals: first parts of names.
+
+    Raises:
+      UserError: a name that no parameter has, or nobody to move after them.
     """
+    if not set(rivals) < params.keys():
+        raise UserError(
+            f"rivals {', '.join(rivals)}: they must be some of the parameters, and not all: "
+            f"{', '.join(params)}"
+        )
     first = _named(params, rivals)
     _, grads = gradients(params)
     grads = _chosen(first, grads, jax.tree.map(jnp.zeros_like, grads))

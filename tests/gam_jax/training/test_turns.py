@@ -21,6 +21,7 @@ from gam_jax.training import Experiment, TrainConfig
 from gam_jax.training.checks import check_batch
 from gam_jax.training.state import init_state
 from gam_jax.training.step import make_train_step, put_batch
+from gam_jax.training.turns import in_turn
 from sharding.errors import UserError
 from tests.meshes import layout_of
 
@@ -103,6 +104,12 @@ def test_a_game_is_the_same_on_a_mesh(preset):
 def test_a_game_in_few_bits_keeps_its_master():
     (params, _), (wanted, _) = played((1, 1, 1), "data", "bfloat16"), played((1, 1, 1), "data")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=0.02), params, wanted)
+
+
+@pytest.mark.parametrize("rivals", [("referee",), ("judge", "maker")])
+def test_rivals_that_are_none_are_refused(rivals):
+    with pytest.raises(UserError, match="some of the parameters, and not all: judge, maker"):
+        in_turn(None, None, None, dict.fromkeys(("judge", "maker")), None, rivals)
 
 
 def test_workers_play_no_games():
