@@ -42,7 +42,7 @@ from sharding.checkpoint import CheckpointConfig
 from sharding.layout import Layout
 from sharding.mesh import make_mesh
 
-STEPS = {SHORT: 3, CPU: 800}
+STEPS = {SHORT: 3, CPU: 600}
 GAME_STEPS = {SHORT: 2, CPU: 200}
 RATE = 1.5e-2
 """The best of 2e-3, 6e-3 and 1.5e-2 for either way, of one seed and 600 steps."""
