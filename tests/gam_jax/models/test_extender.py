@@ -101,11 +101,11 @@ def made():
                 own[f"phase_{size}"] = file[f"phases_{kind}_{number}"][..., None]
         game = JUDGES.verdicts_of(judges, seen["true"], seen["made"])
         found |= {f"game_{name}": jnp.mean(x) for name, x in game._asdict().items()}
+        judged = JUDGES(judges, seen["made"])
         kinds = {"mpd": "period", "mrad": "amplitude", "mrpd": "phase"}
         for theirs, ours in kinds.items():
             for number, size in enumerate(golden.PERIODS if theirs == "mpd" else golden.FRAMES):
-                judged = JUDGES(judges, seen["made"])[f"{ours}_{size}"]
-                found[f"scores_{theirs}_{number}"] = judged.scores
+                found[f"scores_{theirs}_{number}"] = judged[f"{ours}_{size}"].scores
         return found
 
     file = dict(np.load(FILE))

@@ -125,9 +125,9 @@ def test_bins_and_frames_over_devices_in_turn_are_one_device_s(shape):
 @pytest.mark.parametrize(
     ("name", "shape", "preset"),
     [
-        ("extender", (1, 1, 1, 2), "data"),
+        pytest.param("extender", (1, 1, 1, 2), "data", marks=pytest.mark.slow),
         ("extender", (2, 1, 1, 2), "fully_sharded"),
-        ("enhancer", (1, 2, 1), "data+sequence"),
+        pytest.param("enhancer", (1, 2, 1), "data+sequence", marks=pytest.mark.slow),
         ("enhancer", (2, 4, 1), "fully_sharded+sequence"),
     ],
 )
