@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from gam_jax.config import from_dict, to_dict
 from gam_jax.data import NarrowSounds, Sounds
 from gam_jax.layers.branches import coupled, swapped_bytes
+from gam_jax.models import Model
 from gam_jax.models.discriminators import Discriminators
 from gam_jax.models.extender import RIVALS, BandExtender, signal_to_error
 from gam_jax.ops.spectrum import log_spectral_distance
@@ -44,6 +46,15 @@ def test_published_counts_by_shapes_alone():
     assert sum(sizes.values()) == 29_760_515
     assert kinds == {"period": 41_105_770, "amplitude": 600_198, "phase": 600_198}
     assert count_params(BandExtender().table()) == 29_760_515
+
+
+def test_a_model_with_judges_is_a_configuration():
+    for judges in (JUDGES, None):
+        model = BandExtender(discriminators=judges)
+        assert from_dict(Model, to_dict(model)) == model
+    wrong = {**to_dict(model), "discriminators": {"periods": [2], "places": 3}}
+    with pytest.raises(UserError, match=r"discriminators.places"):
+        from_dict(Model, wrong)
 
 
 def of_formula():

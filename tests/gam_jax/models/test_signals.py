@@ -39,6 +39,9 @@ CASES = {
     "sources": (SourceReader(8, 2, 4, sources=2), SourceFacts(lengths=(1, 3), scored=8)),
 }
 ROWS = 8
+FLOORS = {"enhancer": 1e-6, "game": 1e-7}
+"""What gradients may differ by that are 0 but for rounding: biases before an instance norm, and
+judges whose slopes cancel."""
 
 
 @functools.cache
@@ -71,7 +74,7 @@ def found(name, shape, preset):
 def test_measures_gradients_and_scores_equal_those_of_one_device(name, shape, preset):
     for own, other in zip(found(name, shape, preset), found(name, (1, 1, 1), "data"), strict=True):
         # A phase near a turn has a steep gradient: what rounding differs in is seen in it.
-        assert_leaves_close(own, other, 2e-4 if name == "apnet" else 2e-5)
+        assert_leaves_close(own, other, 2e-4 if name == "apnet" else 2e-5, FLOORS.get(name, 0))
 
 
 @pytest.mark.parametrize(
@@ -119,7 +122,7 @@ def test_bins_and_frames_over_devices_in_turn_are_one_device_s(shape):
         found("enhancer", (1, 1, 1), "data"),
         strict=True,
     ):
-        assert_leaves_close(own, other, 2e-4)
+        assert_leaves_close(own, other, 2e-4, FLOORS["enhancer"])
 
 
 @pytest.mark.parametrize(
