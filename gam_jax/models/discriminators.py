@@ -87,6 +87,9 @@ class Discriminators:
         check_bounds(self)
         if not all(1 <= period <= 999 for period in self.periods):
             raise UserError(f"Discriminators.periods={self.periods}: give whole numbers from 1")
+        for name in ("periods", "frames"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise UserError(f"Discriminators.{name}={getattr(self, name)}: give each once")
         if not all(8 <= size <= 1 << 16 and size % 4 == 0 for size in self.frames):
             raise UserError(
                 f"Discriminators.frames={self.frames}: give multiples of 4 from 8 to 65536"
@@ -133,7 +136,7 @@ class Discriminators:
         found = {f"period_{period}": audio for period in self.periods}
         for size in self.frames:
             spectrum = spectra.stft(audio, np.ones(size), hop=size // 4)
-            own = {"amplitude": _length(spectrum), "phase": spectra.phases_of(spectrum)}
+            own = {"amplitude": jnp.abs(spectrum), "phase": spectra.phases_of(spectrum)}
             found |= {f"{kind}_{size}": jnp.swapaxes(x, 1, 2)[..., None] for kind, x in own.items()}
         return found
 
@@ -207,13 +210,6 @@ def of_spectrum(params: Params, x: Float[Array, "B F T 1"]) -> Judged:
         features.append(x)
     x = _convolved(params["last"], x)
     return Judged(x.reshape(len(x), -1), (*features, x))
-
-
-def _length(x: Array) -> Array:
-    """|x|, with a gradient of 0 at 0."""
-    square = jnp.square(x.real) + jnp.square(x.imag)
-    safe = jnp.where(square > 0, square, 1.0)
-    return jnp.where(square > 0, jnp.sqrt(safe), 0.0)
 
 
 def _mean(x: Array) -> Float[Array, B]:

@@ -185,10 +185,7 @@ class BandExtender(Model):
     def parts_of(self, audio: Float[Array, "B N"]) -> tuple[Array, Array]:
         """Log amplitudes and phases, [B, T, F] each."""
         found = self.spectrum_of(audio)
-        square = jnp.square(found.real) + jnp.square(found.imag)
-        # The root's slope at silence would not be finite.
-        amplitude = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
-        return jnp.log(amplitude + FLOOR), spectra.phases_of(found)
+        return spectra.log_amplitude(found, FLOOR), spectra.phases_of(found)
 
     def __call__(self, params: Params, audio: Float[Array, "B N"], axes: Axes = WHOLE) -> Extended:
         """What is made of a narrow band."""

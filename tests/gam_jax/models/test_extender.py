@@ -219,6 +219,7 @@ def test_judges_and_maker_have_gradients_of_their_own_losses_alone():
         (lambda: Discriminators(periods=(0,)), "whole numbers from 1"),
         (lambda: Discriminators(frames=(30,)), "multiples of 4"),
         (lambda: Discriminators((), ()), "there is no judge"),
+        (lambda: Discriminators((2, 3, 2)), "give each once"),
         (lambda: BandExtender().fitted(NarrowSounds(scored=1).open()), "8000 samples a second"),
         (
             lambda: BandExtender(rate=8000, size=4000).fitted(
