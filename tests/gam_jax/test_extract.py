@@ -96,6 +96,18 @@ def test_equal_blocks_stay_one_loop_and_unlike_ones_are_a_pattern():
             assert plain.block.order == (0, 1, 1, 0)
 
 
+def test_patterns_in_a_row_are_computed_again_as_before():
+    """Each turn of each pattern by itself, whichever of them are unlike now."""
+    inner = Pattern((Block(MIXER),), (0, 0))
+    model = LanguageModel(inner, width=8, depth=2, vocab=16, remat=True, unroll=2)
+    params = random_like(model.table())
+    for choices, unlike in ([[1, 1, 1, 1]], False), ([[0, 0, 1, 1]], True):
+        plain = extraction(model, with_choices(params, choices)).model
+        each = plain.block.layers if unlike else (plain.block,)
+        assert all((pattern.remat, pattern.unroll) == (True, 2) for pattern in each)
+        assert plain.stack.block.remat != unlike  # not all of them at once
+
+
 def test_what_cannot_be_extracted_is_refused():
     plain = dataclasses.replace(PLAIN, block=Block(GAM(slots=8)))
     with pytest.raises(UserError, match="no mixed layer"):

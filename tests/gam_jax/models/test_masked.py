@@ -12,7 +12,7 @@ import pytest
 from gam_jax.config import from_dict, to_dict
 from gam_jax.data.text import Text
 from gam_jax.layers import GAM, Block
-from gam_jax.models import LanguageModel, Masked, Model
+from gam_jax.models import LanguageModel, Masked, Model, SemiDrafter, SideTuned
 from gam_jax.models.masked import MASKS, _new_masks, baked, dropped, pruned, share_at
 from gam_jax.optimizer import OptimizerConfig
 from gam_jax.params import count_params, param_specs, shardings
@@ -148,6 +148,16 @@ def test_an_optimizer_of_some_weights_has_a_place_for_each_of_its_moments():
     assert jax.tree.structure(state) == jax.tree.structure(placed)
     moments = jax.tree.leaves(state.opt_state)
     assert sum(x.size for x in moments) < 2.1 * count_params(INNER.table()["blocks"]["ffn"])
+
+
+def test_a_model_and_the_one_inside_store_their_parameters_alike():
+    few = dataclasses.replace(INNER, param_dtype="bfloat16")
+    for model in (Masked(few), Masked(INNER, param_dtype="bfloat16"), SideTuned(few)):
+        assert model == from_dict(Model, to_dict(model))
+        assert (model.param_dtype, model.inner.param_dtype) == ("bfloat16", "bfloat16")
+        assert model.stored_table()["embedding"].dtype == "bfloat16"
+    assert MODEL.param_dtype == MODEL.inner.param_dtype == "float32"
+    assert SemiDrafter(few, heads=2).stored_table()["target"]["embedding"].dtype == "bfloat16"
 
 
 def test_shares_grow_by_tenths():

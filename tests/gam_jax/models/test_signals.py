@@ -187,6 +187,8 @@ def test_a_mesh_axis_without_work_and_sizes_that_differ_are_refused():
     ):
         with pytest.raises(UserError, match=says):
             CASES["apnet"][0].check_mesh(layout_of(shape))
+    with pytest.raises(UserError, match=r"parallel.overlap=ring: .* would wait for ever"):
+        CASES["apnet"][0].check_mesh(layout_of((1, 1, 2, 2), "data+tensor_tokens+ring"))
     with pytest.raises(UserError, match="no parallel streams"):
         CASES["phases"][0].check_mesh(layout_of((1, 1, 1, 2)))
     with pytest.raises(UserError, match=r"model\.bins=9"):
@@ -194,4 +196,4 @@ def test_a_mesh_axis_without_work_and_sizes_that_differ_are_refused():
     with pytest.raises(UserError, match="no inputs"):
         PhaseModel().fitted(SOUNDS.open())
     with pytest.raises(UserError, match="from 1 to 64"):
-        Autoencoder(ratios=(4, 0))
+        Autoencoder(ratios=(4, 65))
