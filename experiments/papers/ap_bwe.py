@@ -121,7 +121,7 @@ def timed() -> Mapping[str, Callable[[], Any]]:
 
 
 def draw(study: Study, found: Found, path: pathlib.Path) -> None:
-    """Spectra of two tones: narrow, wide, and as each way makes them; WAV files beside."""
+    """Half a second of two tones: narrow, wide, and as each way makes them; WAV files beside."""
     rows = [SHOWN.row(TO_SCORE, number) for number in (0, 1)]
     shown = {
         "wide": np.stack([row["wide"] for row in rows]),
@@ -137,15 +137,16 @@ def draw(study: Study, found: Found, path: pathlib.Path) -> None:
             _, params = load_params(run, experiment, Layout(make_mesh()))
             program = jax.jit(functools.partial(_audio, model))
             shown[name] = np.asarray(program(jax.device_get(params), shown["narrow"]))
-    with drawn(path, 2.6 * len(shown), 4.4) as figure:
+    with drawn(path, 2.2 * len(shown), 3.8) as figure:
         cells = figure.subplots(2, len(shown), squeeze=False)
         for column, (name, sounds) in enumerate(shown.items()):
             for number, sound in enumerate(sounds):
                 write_wav(path.parent / f"{name}_{number}.wav", sound, SHOWN.rate)
                 axes = cells[number][column]
                 spectrum = WAYS["coupled"][1].spectrum_of(jnp.asarray(sound)[None])[0]
-                logs = np.log(np.abs(np.asarray(spectrum)) + 1e-3).T
-                axes.imshow(logs, origin="lower", aspect="auto", cmap="magma", vmin=-6.9, vmax=3)
+                half = np.abs(np.asarray(spectrum))[: len(spectrum) // 2]
+                shades = {"cmap": "magma", "vmin": -6.9, "vmax": 3, "interpolation": "nearest"}
+                axes.imshow(np.log(half + 1e-3).T, origin="lower", aspect="auto", **shades)
                 axes.set(xticks=[], yticks=[])
             cells[0][column].set_title(titles.get(name, name), fontsize=8, loc="left")
 
