@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from ml_collections import config_flags
@@ -127,12 +126,12 @@ def difference(old: Experiment, new: Experiment, params: Params, larger: Params)
     vocab = model.ids()["inputs"]
     limit = model.limit or SEEN
     drawn = np.random.default_rng(0).integers(0, vocab, (2, min(SEEN, limit)))
-    tokens = jnp.asarray(drawn, jnp.int32)
-    found = [
-        jax.jit(lambda p, t, own=own: own(p, t)[0])(p, tokens)
+    tokens = drawn.astype(np.int32)
+    one, two = (
+        np.asarray(jax.jit(lambda p, t, own=own: own(p, t)[0])(p, tokens), np.float64)
         for own, p in ((model, params), (other, larger))
-    ]
-    return float(jnp.max(jnp.abs(found[0] - found[1])) / jnp.max(jnp.abs(found[0])))
+    )
+    return float(np.max(np.abs(one - two)) / np.max(np.abs(one)))
 
 
 if __name__ == "__main__":

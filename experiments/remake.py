@@ -98,7 +98,7 @@ def remade(
     params: Callable[[Params], Params],
     moments: Callable[[Any], Any],
 ) -> TrainState:
-    """The state of the new run.
+    """The state of the new run, made in one program.
 
     Args:
       state: of the old one.
@@ -107,9 +107,14 @@ def remade(
         one.
       moments: of the optimizer's state without a master the new one.
     """
-    wide = widened(params(values(state.params, state.opt_state)))
-    inner = moments(inner_state(state.opt_state))
-    own, opt_state = begun(run_optimizer(new), new.model.stored_table(), wide, inner)
+    optimizer, table = run_optimizer(new), new.model.stored_table()
+
+    @jax.jit
+    def begin(old: Params, opt_state: Any) -> tuple[Params, Any]:
+        wide = widened(params(values(old, opt_state)))
+        return begun(optimizer, table, wide, moments(inner_state(opt_state)))
+
+    own, opt_state = begin(state.params, state.opt_state)
     return state.replace(params=own, opt_state=opt_state)
 
 

@@ -29,6 +29,8 @@ def test_it_begins_from_a_run_and_writes_what_it_has_learned(command, trained, t
     result = command("evaluate", f"--run={run}", "--json")
     assert result.code == 0, result.err
     assert json.loads(result.out)["loss"] == pytest.approx(loss, rel=1e-4)
+    result = command("evaluate", f"--run={run}", "--window=64", "--tokens=512", "--json")
+    assert (result.code, json.loads(result.out)["window"]) == (0, 64), result.err
     texts = []
     for mesh in ("data=1", "tensor=2"):
         words = ("--prompt=the cat ", "--tokens=24", "--temperature=0", f"--mesh={mesh}", "--json")

@@ -22,6 +22,7 @@ from gam_jax.training.state import abstract_state, init_state, state_shardings
 from gam_jax.training.step import make_eval_step, make_train_step
 from sharding.checkpoint import CheckpointConfig, Checkpoints
 from sharding.errors import UserError
+from tests.arrays import initial
 from tests.meshes import ONE, assert_leaves_close, layout_of, mean_loss
 
 INNER = LanguageModel(Block(GAM(slots=8)), width=8, depth=2, vocab=16)
@@ -72,7 +73,7 @@ def run(shape, preset):
 
 
 def test_the_smallest_weights_are_left_out_by_one_threshold():
-    params = MODEL.init_params(jax.random.key(0))
+    params = initial(MODEL)
     size = magnitudes(params).size
     assert size == sum(np.size(m) for m in jax.tree.leaves(params[MASKS]))
     assert count_params(MODEL.table()) == count_params(INNER.table())
@@ -111,7 +112,7 @@ def test_a_baked_model_gives_the_same_loss():
 
 def test_masks_are_the_same_bits_on_a_mesh_and_no_weight_leaves_its_device():
     layout = layout_of(*SHARDED)
-    params = MODEL.init_params(jax.random.key(0))
+    params = initial(MODEL)
     placed = jax.device_put(params, shardings(param_specs(MODEL.table(), layout), layout))
     found, want = pruned(placed, 0.6), pruned(params, 0.6)
     jax.tree.map(np.testing.assert_array_equal, host(found[MASKS]), host(want[MASKS]))

@@ -130,7 +130,7 @@ LIMITED = LanguageModel(
 )
 
 
-@pytest.mark.parametrize("inner", [INNER, LIMITED])
+@pytest.mark.parametrize("inner", [pytest.param(INNER, marks=pytest.mark.slow), LIMITED])
 def test_it_writes_what_it_is_trained_on(inner):
     """As a language model: at once, in chunks, and in rows that stand at unlike places."""
     tuned = SideTuned(inner)

@@ -18,13 +18,15 @@ from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.params import abstract_params
 from gam_jax.traffic import step_traffic
 from gam_jax.training import Experiment, TrainConfig, fit
-from gam_jax.training.state import abstract_state, init_state
+from gam_jax.training.state import abstract_state
 from gam_jax.training.step import make_eval_step, make_gradients, make_train_step, put_batch
 from sharding.axes import Axes
 from sharding.errors import UserError
 from sharding.messages import Message, messages_of, totals
-from tests.meshes import assert_leaves_close, layout_of
+from tests.arrays import initial
+from tests.meshes import assert_leaves_close, laid_out, layout_of
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 SOUNDS = Sounds(rate=1000, samples=64, scored=4)
 NARROW = NarrowSounds(rate=1000, samples=64, scored=4)
 EXTENDER = BandExtender(4, 2, 2, 3, rate=1000, size=16, window=8, hop=4)
@@ -52,8 +54,7 @@ def found(name, shape, preset):
     model = model.fitted(data)
     batch = dict(next(data.train_stream(ROWS, seed=0)))
     batch["weights"] = np.linspace(0.2, 1.0, ROWS, dtype=np.float32)
-    optimizer = make_optimizer(OptimizerConfig(warmup=1), 10, model.table())
-    params = init_state(model, optimizer, layout, seed=0).params
+    params = laid_out(model, initial(model), layout)
     placed = put_batch(model, layout, batch)
     measures, gradients = jax.jit(make_gradients(model, layout))(params, placed, jax.random.key(0))
     evaluation = make_eval_step(model, layout)(params, placed)
