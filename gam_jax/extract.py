@@ -165,7 +165,7 @@ def _together(blocks: Sequence[Chosen], before: Layer, remat: bool) -> tuple[Lay
         return layers[0], lambda tree: _stacked(each(tree)), len(layers)
     width, dropout = (getattr(before, name, None) for name in ("width", "dropout"))
     pattern = _pattern(layers, remat, width=width, dropout=dropout)
-    return pattern, lambda tree: _stacked([_in_runs(pattern, each(tree))]), 1
+    return pattern, lambda tree: _stacked([pattern.of_layers(each(tree))]), 1
 
 
 def _pattern(layers: Sequence[Layer], apart: bool = False, **fields: Any) -> Pattern:
@@ -176,20 +176,6 @@ def _pattern(layers: Sequence[Layer], apart: bool = False, **fields: Any) -> Pat
         return Pattern(tuple(same[0] for same in groups), order, **fields)
     kinds = tuple(dict.fromkeys(layers))
     return Pattern(kinds, tuple(kinds.index(layer) for layer in layers), **fields)
-
-
-def _in_runs(pattern: Pattern, each: Sequence[Any]) -> dict[str, Any]:
-    """Parameters of a pattern's layers, from the first to the last, as the pattern has them."""
-    turns: dict[tuple[str, ...], list[Any]] = {}
-    for (*names, _), own in zip(pattern.places(), each, strict=True):
-        turns.setdefault(tuple(names), []).append(own)
-    found: dict[str, Any] = {}
-    for (run, *place), own in turns.items():
-        if place:
-            found.setdefault(run, {})[place[0]] = _stacked(own)
-        else:
-            found[run] = _stacked(own)
-    return found
 
 
 def _slice(tree: Any, index: int) -> Any:
@@ -256,11 +242,14 @@ def _(layer: Any, params: Params) -> Chosen:
 def _of_fields(layer: Any, params: Params, names: Sequence[str]) -> Chosen:
     """A layer whose fields hold layers, with parameters of the same names."""
     found = {name: _plain(getattr(layer, name), params[name]) for name in names if name in params}
+    plain = dataclasses.replace(layer, **{name: inner for name, (inner, _) in found.items()})
+    kept = plain.table()  # of what adds nothing there is no norm either
 
     def pick(tree: Any) -> Any:
-        return {**tree, **{name: own(tree[name]) for name, (_, own) in found.items()}}
+        inside = {name: own(tree[name]) for name, (_, own) in found.items()}
+        return {name: own for name, own in {**tree, **inside}.items() if name in kept}
 
-    return dataclasses.replace(layer, **{name: inner for name, (inner, _) in found.items()}), pick
+    return plain, pick
 
 
 @_plain.register
@@ -294,19 +283,13 @@ def _(layer: Stack, params: Params) -> Chosen:
 
 @_plain.register
 def _(layer: Pattern, params: Params) -> Chosen:
-    places = layer.places()
-
-    def own(tree: Any, number: int) -> Any:
-        *names, turn = places[number]
-        for name in names:
-            tree = tree[name]
-        return _slice(tree, int(turn))
-
-    found = [_plain(layer.layers[kind], own(params, i)) for i, kind in enumerate(layer.order)]
+    found = [
+        _plain(layer.layers[kind], layer.of_layer(params, i)) for i, kind in enumerate(layer.order)
+    ]
     fields = {name: getattr(layer, name) for name in ("width", "dropout", "remat", "unroll")}
     pattern = _pattern([inner for inner, _ in found], **fields)
 
     def pick(tree: Any) -> Any:
-        return _in_runs(pattern, [one(own(tree, i)) for i, (_, one) in enumerate(found)])
+        return pattern.of_layers([one(layer.of_layer(tree, i)) for i, (_, one) in enumerate(found)])
 
     return pattern, pick

@@ -1,6 +1,7 @@
 """Papers as data, one file each: `gam study list`."""
 
 from experiments.papers import (
+    ap_bwe,
     apex,
     apnet,
     archgym,
@@ -36,6 +37,7 @@ from experiments.papers import (
     mofme,
     mp_senet,
     nanoflow,
+    nasaic,
     nvidia_cores,
     parscale,
     pc_darts,
@@ -44,6 +46,7 @@ from experiments.papers import (
     pipette,
     proxylessnas,
     pulp_non_neural,
+    puzzle,
     recall,
     samba_coe,
     streamable_convs,
@@ -60,6 +63,7 @@ STUDIES: dict[str, Study] = {
     module.STUDY.name: module.STUDY
     for module in (
         apex,
+        ap_bwe,
         apnet,
         archgym,
         asi_arch,
@@ -94,6 +98,7 @@ STUDIES: dict[str, Study] = {
         mofme,
         mp_senet,
         nanoflow,
+        nasaic,
         nvidia_cores,
         parscale,
         pc_darts,
@@ -102,6 +107,7 @@ STUDIES: dict[str, Study] = {
         pipette,
         proxylessnas,
         pulp_non_neural,
+        puzzle,
         recall,
         samba_coe,
         streamable_convs,
