@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -82,7 +83,7 @@ def extraction(model: LanguageModel, params: Params) -> Extraction:
     if isinstance(model.block, Pattern):  # which may stand in a pattern soon, with these inside
         model = dataclasses.replace(model, block=model.stack.block, remat=False, unroll=1)
     blocks = [_plain(model.block, _slice(params[BLOCKS], i)) for i in range(model.depth)]
-    block, inside, depth = _together(blocks, model.block)
+    block, inside, depth = _together(blocks, model.block, model.remat)
     if depth == 1 and model.ladder and model.depth > 1:
         raise UserError(f"model.ladder={model.ladder}: blocks are unlike now, so there is none")
     plain = dataclasses.replace(model, block=block, depth=depth)
@@ -149,8 +150,12 @@ def _note(params: Any, path: tuple[str, ...], found: dict[str, list[int]]) -> No
             _note(inner, (*path, name), found)
 
 
-def _together(blocks: Sequence[Chosen], before: Layer) -> tuple[Layer, Pick, int]:
-    """Blocks one after another, of one stack: a block that is repeated, or a pattern, as often."""
+def _together(blocks: Sequence[Chosen], before: Layer, remat: bool) -> tuple[Layer, Pick, int]:
+    """Blocks one after another, of one stack: a block that is repeated, or a pattern, as often.
+
+    With `remat` no turn of the pattern has several blocks: it would be computed again as a whole,
+    and hold the insides of all of them.
+    """
     layers = [layer for layer, _ in blocks]
 
     def each(tree: Any) -> list[Any]:
@@ -159,11 +164,16 @@ def _together(blocks: Sequence[Chosen], before: Layer) -> tuple[Layer, Pick, int
     if all(layer == layers[0] for layer in layers):
         return layers[0], lambda tree: _stacked(each(tree)), len(layers)
     width, dropout = (getattr(before, name, None) for name in ("width", "dropout"))
-    pattern = _pattern(layers, width=width, dropout=dropout)
+    pattern = _pattern(layers, remat, width=width, dropout=dropout)
     return pattern, lambda tree: _stacked([pattern.of_layers(each(tree))]), 1
 
 
-def _pattern(layers: Sequence[Layer], **fields: Any) -> Pattern:
+def _pattern(layers: Sequence[Layer], apart: bool = False, **fields: Any) -> Pattern:
+    """Layers in order; `apart` only neighbours that are equal are in one run."""
+    if apart:
+        groups = [[*same] for _, same in itertools.groupby(layers)]
+        order = tuple(i for i, same in enumerate(groups) for _ in same)
+        return Pattern(tuple(same[0] for same in groups), order, **fields)
     kinds = tuple(dict.fromkeys(layers))
     return Pattern(kinds, tuple(kinds.index(layer) for layer in layers), **fields)
 
@@ -261,7 +271,7 @@ def _(layer: InTurn, params: Params) -> Chosen:
 @_plain.register
 def _(layer: Stack, params: Params) -> Chosen:
     blocks = [_plain(layer.block, _slice(params, i)) for i in range(layer.depth)]
-    block, pick, depth = _together(blocks, layer.block)
+    block, pick, depth = _together(blocks, layer.block, layer.remat)
     if depth == layer.depth:
         return dataclasses.replace(layer, block=block), pick
     if layer.ladder:

@@ -1,6 +1,7 @@
 """Papers as data, one file each: `gam study list`."""
 
 from experiments.papers import (
+    ap_bwe,
     apex,
     apnet,
     archgym,
@@ -62,6 +63,7 @@ STUDIES: dict[str, Study] = {
     module.STUDY.name: module.STUDY
     for module in (
         apex,
+        ap_bwe,
         apnet,
         archgym,
         asi_arch,

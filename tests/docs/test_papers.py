@@ -19,6 +19,7 @@ PAGES = pathlib.Path(__file__).parents[2] / "docs/papers"
         "imagine_yourself",
         "vins",
         "pepsi",
+        "ap_bwe",
         pytest.param("mp_senet", marks=pytest.mark.slow),
     ],
 )

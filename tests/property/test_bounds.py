@@ -16,6 +16,7 @@ from gam_jax.config import from_dict, to_dict
 from gam_jax.data.audio import Audio
 from gam_jax.data.digits import Digits
 from gam_jax.data.holes import Holes
+from gam_jax.data.narrow_sounds import NarrowSounds
 from gam_jax.data.noisy_sounds import NoisySounds
 from gam_jax.data.recall import Recall
 from gam_jax.data.signals import Sounds, TwoPaths
@@ -27,6 +28,7 @@ from gam_jax.layers.sources import SourceAttention
 from gam_jax.models import (
     APNet,
     Autoencoder,
+    BandExtender,
     Enhancer,
     ImageClassifier,
     Inpainter,
@@ -35,6 +37,7 @@ from gam_jax.models import (
     SourceReader,
     VideoDenoiser,
 )
+from gam_jax.models.discriminators import Discriminators
 from gam_jax.ops.rotary import Positions
 from gam_jax.training.experiment import Experiment
 from sharding.bounds import FINITE, Bound, _bounds_of
@@ -60,6 +63,8 @@ CONFIGS = {
     "denoiser": VideoDenoiser(),
     "enhancer": Enhancer(),
     "noisy sounds": NoisySounds(),
+    "narrow sounds": NarrowSounds(),
+    "extender": BandExtender(discriminators=Discriminators()),
     "holes": Holes(),
     "inpainter": Inpainter(),
     "positions": Positions(),
