@@ -156,6 +156,11 @@ def _space(experiment: Experiment) -> Space:
         if word not in DATA_WORDS + MORE_WORDS:
             words = ", ".join(DATA_WORDS + MORE_WORDS)
             raise UserError(f"--presets: '{word}' is none of {words}")
+    if not hasattr(experiment.model, "remat"):
+        raise UserError(
+            f"a {type(experiment.model).__name__} computes no blocks again, which plans choose: it "
+            f"cannot be planned by this command"
+        )
     own = bool(getattr(experiment.model, "remat", False))
     remats = {"auto": (own,), "true": (True,), "false": (False,), "both": (True, False)}
     return Space(axes, tuple(args.presets), args.tensor, remats[args.remat], args.parts)

@@ -119,8 +119,8 @@ class Candidate:
 
 
 def has_plan(model: Model, layout: Layout) -> bool:
-    """Whether plans know what a model sends, and can choose to compute its blocks again."""
-    return hasattr(model, "remat") and has_formula(model, layout)
+    """Whether plans know what a model sends."""
+    return has_formula(model, layout)
 
 
 def work_of(
@@ -142,8 +142,7 @@ def work_of(
     parts = candidate.accumulate
     if not has_plan(run.model, layout):
         raise UserError(
-            f"{type(run.model).__name__} has no formulas for what it sends, or no blocks that can "
-            f"be computed again: it cannot be planned"
+            f"{type(run.model).__name__} has no formulas for what it sends: it cannot be planned"
         )
     model = run.with_remat(candidate.remat)
     through = run.through(parts)
