@@ -38,9 +38,9 @@ SAVES = 12
 NEW = "corner"
 EACH = 4
 """Clips that are drawn of each other colour."""
-BOUND = 0.5
+BOUND = 1.0
 """Pixels: the error of the path at which colours are compared."""
-INNER = PictureDenoiser(sees=TIME, beside=False)
+INNER = PictureDenoiser(patch=3, sees=TIME, beside=False, spread=0.22)
 WAYS = {
     "full": ("all layers", ALL, 0.0),
     "temporal": ("layers between frames alone", MOTION, 0.0),

@@ -99,13 +99,13 @@ class BoxViews(Drawn):
 
     def _box(self, draw: np.random.Generator) -> Box:
         faces = draw.uniform() * 12 + 3 * np.arange(4) + draw.uniform(-1, 1, 4)
-        low = draw.uniform(-0.9, 0.2)
+        low = draw.uniform(-0.95, 0.0)
         return Box(
-            draw.uniform(-0.35, 0.35, 2),
-            draw.uniform(0.2, 0.5, 2),
+            draw.uniform(-0.25, 0.25, 2),
+            draw.uniform(0.35, 0.6, 2),
             draw.uniform(0, math.pi),
             low,
-            low + draw.uniform(0.4, 0.9),
+            low + draw.uniform(0.6, 0.95),
             np.stack([hue(number, 12) for number in faces]),
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -12,7 +13,7 @@ from gam_jax.layers.base import WHOLE, known
 from gam_jax.layers.mlp import MLP
 from gam_jax.layers.norm import LayerNorm
 from gam_jax.layers.sources import SourceAttention
-from gam_jax.params import Param, Params, Table, normal, zeros
+from gam_jax.params import Param, Params, Table, fan_in, normal, zeros
 from sharding import collectives
 from sharding.axes import Axes
 from sharding.bounds import Size, check_bounds
@@ -32,7 +33,7 @@ def plain_attention(width: int, heads: int) -> SourceAttention:
 class BetweenPictures:
     """Attention of each token to tokens of all pictures of its row of the batch.
 
-    It begins as nothing: its output matrix as zeros. With `seq` over devices each has some of the
+    It begins as nothing: output matrices are zeros. With `seq` over devices each has some of the
     pictures. For "rows" and "time" an all-to-all before it and one behind it exchange pictures for
     rows of tokens, see `exchanged_bytes`; queries, keys and values are made in between, so that two
     messages do where exchanging all four arrays would send twice as much. For "full" each device
@@ -41,7 +42,8 @@ class BetweenPictures:
     Attributes:
       width: D.
       heads: H.
-      sees: "rows", as in MV-Adapter (arXiv 2412.03632); "time"; or "full".
+      sees: "rows", as in MV-Adapter (arXiv 2412.03632); "time", with a feed-forward behind the
+        attention, as temporal layers of videos have; or "full".
       pictures: N; with "time" each has a vector of its own, by which the layer knows its place.
       normed: whether the layer norms its input itself.
     """
@@ -60,7 +62,7 @@ class BetweenPictures:
             )
 
     def table(self) -> Table:
-        """attention; norm where it norms; place [N, D] for "time"."""
+        """attention; norm where it norms; for "time" place [N, D] and norm_1, w_in, w_out."""
         found: dict[str, Any] = {"attention": plain_attention(self.width, self.heads).table()}
         out = found["attention"]["out"]
         found["attention"]["out"] = dataclasses.replace(out, init=zeros)
@@ -69,6 +71,9 @@ class BetweenPictures:
         if self.sees == TIME:
             shape = known(self.pictures, "pictures", self), self.width
             found["place"] = Param(shape, (None, None), normal(0.5), decay=False)
+            found["norm_1"] = LayerNorm(self.width).table()
+            found["w_in"] = Param((self.width, 2 * self.width), (None, None), fan_in(self.width))
+            found["w_out"] = Param((2 * self.width, self.width), (None, None), zeros)
         return found
 
     def __call__(
@@ -95,6 +100,9 @@ class BetweenPictures:
         x = jnp.moveaxis(x, 1, 2 if self.sees == ROWS else 3)
         tokens = x.reshape(-1, together, self.width)
         y = attention(params["attention"], tokens, [tokens], axes).reshape(x.shape)
+        if self.sees == TIME:
+            hidden, _ = LayerNorm(self.width)(params["norm_1"], x + y)
+            y = y + jax.nn.gelu(hidden @ params["w_in"]) @ params["w_out"]
         y = jnp.moveaxis(y, 2 if self.sees == ROWS else 3, 1)
         return collectives.all_to_all(y, axes.seq, 1, 2)
 

@@ -20,7 +20,7 @@ from gam_jax.models.base import BATCH, TOKEN, Batch, Measures, Model, sizes_of
 from gam_jax.ops import denoising
 from gam_jax.params import Param, Params, Table, fan_in, init_params, normal, zeros
 from sharding.axes import Axes
-from sharding.bounds import AtLeastOne, Count, Size
+from sharding.bounds import AtLeastOne, Count, Positive, Size
 from sharding.errors import UserError
 from sharding.layout import Layout
 
@@ -38,8 +38,10 @@ RAYS = 6
 class PictureDenoiser(Model):
     """Velocities of noised pictures [B, N, S, S, C], all of a row at one time.
 
-    A token is a square of pixels. Blocks have attention within each picture and, with `sees`,
-    between pictures (`gam_jax.layers.pictures`). A prompt's words, and the time, are added to every
+    v = k x_t + c F(x_t / d), with d^2 = alpha^2 s^2 + sigma^2 the variance of x_t, c = s / d and
+    k = alpha sigma (1 - s^2) / d^2, so that the network F has inputs and targets of variance 1 at
+    any time (arXiv 2206.00364, section 5, for velocities). Of F a token is a square of pixels. Blocks have attention within each picture and,
+    with `sees`, between pictures (`gam_jax.layers.pictures`). A prompt's words, and the time, are added to every
     token. With `seq` over devices each has some of the pictures.
 
     Attributes:
@@ -54,6 +56,7 @@ class PictureDenoiser(Model):
         own norm made of it. Both begin as nothing.
       scales: of what is added between pictures and from the reference.
       shift: noise of training, as `denoising.shifted` has it.
+      spread: s, the deviation of pictures.
       words: of prompts; the data's where it is 0, none where these have none.
       pictures: N; the data's where it is None.
       side: S; likewise.
@@ -69,6 +72,7 @@ class PictureDenoiser(Model):
     guided: bool = False
     scales: tuple[float, float] = (1.0, 1.0)
     shift: AtLeastOne = 1.0
+    spread: Positive = 0.3
     words: Count = 0
     pictures: Size | None = None
     side: Size | None = None
@@ -213,7 +217,9 @@ class PictureDenoiser(Model):
           given: what a batch has beside them: prompt, rays, reference.
           axes: mesh axes.
         """
-        h = self._embedded(params, x) + self._told(params, time, given)
+        alpha, sigma = _levels(time)
+        deviation = self._deviation(time)
+        h = self._embedded(params, x / deviation) + self._told(params, time, given)
         seen: list[Array | None] = [None] * self.depth
         if self.guided:
             own = params["rays"]
@@ -224,7 +230,8 @@ class PictureDenoiser(Model):
             block = params[f"block_{number}"]
             h = self._block(block, h, axes, seen[number], self.scales)
         h, _ = LayerNorm(self.width)(params["norm"], h)
-        return _joined(h @ params["head"], self.patch)
+        found = self.spread / deviation * _joined(h @ params["head"], self.patch)
+        return found + alpha * sigma * (1 - self.spread**2) / deviation**2 * x
 
     def of_reference(
         self, params: Params, given: Mapping[str, Array]
@@ -232,7 +239,8 @@ class PictureDenoiser(Model):
         """What the attentions of each block would read of the clean reference; no gradient."""
         picture = given["reference"][:, None]
         still = jnp.zeros(len(picture), picture.dtype)
-        h, found = self._embedded(params, picture) + self._told(params, still, given), []
+        h, found = self._embedded(params, picture / self.spread), []
+        h = h + self._told(params, still, given)
         for number in range(self.depth):
             block = params[f"block_{number}"]
             x = self._alone.normed(block, h)
@@ -252,8 +260,7 @@ class PictureDenoiser(Model):
     def lesson(self, batch: Batch) -> tuple[Array, Array, Array]:
         """Noised pictures, their time, and the velocities that are to be predicted."""
         time = denoising.shifted(batch["time"], self.shift)
-        alpha, sigma = (one[:, None, None, None, None] for one in denoising.levels(time))
-        given = batch["pictures"], batch["noise"], alpha, sigma
+        given = batch["pictures"], batch["noise"], *_levels(time)
         return denoising.noised(*given), time, denoising.target(denoising.VELOCITY, *given)
 
     def draw(
@@ -281,12 +288,23 @@ class PictureDenoiser(Model):
     def _embedded(self, params: Params, x: Array) -> Float[Array, "B n R R D"]:
         return _applied(params["patch"], _cut(x, self.patch)) + params["place"]
 
+    def _deviation(self, time: Array) -> Array:
+        """Of noised pictures."""
+        alpha, sigma = _levels(time)
+        return jnp.sqrt(jnp.square(alpha * self.spread) + jnp.square(sigma))
+
     def _told(self, params: Params, time: Array, given: Mapping[str, Array]) -> Array:
         """What every token is told: the time and the prompt."""
         told = denoising.waves(time) @ params["time"]
         if self.words:
             told = told + jnp.sum(params["words"][given["prompt"]], 1)
         return told[:, None, None, None]
+
+
+def _levels(time: Float[Array, B]) -> tuple[Array, Array]:
+    """alpha and sigma, to be multiplied with pictures."""
+    alpha, sigma = (one[:, None, None, None, None] for one in denoising.levels(time))
+    return alpha, sigma
 
 
 def _affine(inputs: int, outputs: int) -> Table:
