@@ -40,9 +40,10 @@ class PictureDenoiser(Model):
 
     v = k x_t + c F(x_t / d), with d^2 = alpha^2 s^2 + sigma^2 the variance of x_t, c = s / d and
     k = alpha sigma (1 - s^2) / d^2, so that the network F has inputs and targets of variance 1 at
-    any time (arXiv 2206.00364, section 5, for velocities). Of F a token is a square of pixels. Blocks have attention within each picture and,
-    with `sees`, between pictures (`gam_jax.layers.pictures`). A prompt's words, and the time, are added to every
-    token. With `seq` over devices each has some of the pictures.
+    any time (arXiv 2206.00364, section 5, for velocities). A token of F is a square of pixels.
+    Blocks have attention within each picture and, with `sees`, between pictures
+    (`gam_jax.layers.pictures`). A prompt's words, and the time, are added to every token. With
+    `seq` over devices each has some of the pictures.
 
     Attributes:
       width: D.

@@ -85,6 +85,17 @@ def test_scales_of_zero_give_the_frozen_model_at_any_time():
     assert np.abs(np.asarray(run(MODEL, params, batch(2, 4))) - alone(4)).max() > 1e-2
 
 
+def test_an_untrained_model_is_the_best_denoiser_of_gaussians_of_its_spread():
+    """E[v | x_t] of x ~ N(0, s^2), in float64."""
+    params = {**FROZEN, "head": 0 * FROZEN["head"]}
+    given, s = batch(2, 1), BASE.spread
+    t = given["time"].astype(np.float64)[:, None, None, None, None]
+    alpha, sigma = np.cos(np.pi / 2 * t), np.sin(np.pi / 2 * t)
+    noise = sigma * given["pictures"] / (sigma**2 + (alpha * s) ** 2)
+    clean = (given["pictures"] - sigma * noise) / alpha
+    np.testing.assert_allclose(run(BASE, params, given), alpha * noise - sigma * clean, atol=1e-5)
+
+
 def masked(params, x, sees):
     """Float64: attention over all tokens of all pictures, and a mask of who sees whom."""
     rows, pictures, height, width, _ = x.shape
@@ -110,8 +121,15 @@ def masked(params, x, sees):
     }[sees]
     weights = np.where(seen, np.exp(scores - scores.max(-1, keepdims=True)), 0)
     weights /= weights.sum(-1, keepdims=True)
-    y = np.einsum("bhts,bshk,hkd->btd", weights, v, own["out"])
-    return y.reshape(x.shape)
+    y = np.einsum("bhts,bshk,hkd->btd", weights, v, own["out"]).reshape(x.shape)
+    if sees != TIME:
+        return y
+    after = {name: np.asarray(params[name], np.float64) for name in ("w_in", "w_out")}
+    scale, bias = (np.asarray(params["norm_1"][n], np.float64) for n in ("scale", "bias"))
+    h = x + y - (x + y).mean(-1, keepdims=True)
+    h = (h / np.sqrt(np.square(h).mean(-1, keepdims=True) + 1e-5) * scale + bias) @ after["w_in"]
+    gelu = h / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
+    return y + gelu @ after["w_out"]
 
 
 @pytest.mark.parametrize("sees", [ROWS, TIME, pytest.param(FULL, marks=pytest.mark.slow)])
