@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array
@@ -136,12 +137,10 @@ def names_of(table: Table) -> list[str]:
 
 def init_params(table: Table, key: Array) -> Params:
     """Initial values, float32. A parameter's value depends on the key and on its path alone."""
-    return _map_with_name(
-        lambda name, param: param.init(
-            jax.random.fold_in(key, zlib.crc32(name.encode())), param.shape
-        ),
-        table,
-    )
+    numbers = np.array([zlib.crc32(name.encode()) for name in names_of(table)], np.uint32)
+    # A loop, and no vmap, under which keys of JAX's "unsafe_rbg" would be others.
+    keys = iter(jax.lax.map(lambda number: jax.random.fold_in(key, number), numbers))
+    return _map(lambda param: param.init(next(keys), param.shape), table)
 
 
 def abstract_params(table: Table) -> Params:

@@ -49,10 +49,11 @@ class Settings(NamedTuple):
 
 def uniform(sizes: Sequence[int]) -> Float[Array, "C V"]:
     """Logits of choices of these sizes, all values alike; -inf where a choice has no value."""
-    there = jnp.arange(max(sizes)) < jnp.asarray(sizes)[:, None]
-    return jnp.where(there, 0.0, -jnp.inf)
+    there = np.arange(max(sizes)) < np.asarray(sizes)[:, None]
+    return jnp.asarray(np.where(there, 0.0, -np.inf))
 
 
+@functools.partial(jax.jit, static_argnames="count")
 def draw(
     logits: Float[Array, "C V"], key: Array, count: int, greed: Float[Array, ""] | float = 0.0
 ) -> Int[Array, "N C"]:
@@ -87,6 +88,7 @@ def advantages(scores: Float[Array, " N"]) -> Float[Array, " N"]:
     return apart / jnp.where(spread > 0, spread, 1.0)
 
 
+@functools.partial(jax.jit, static_argnames="rule")
 def update(
     rule: str,
     logits: Float[Array, "C V"],
@@ -237,7 +239,7 @@ class _Rounds(Searcher):
             (self._space.number(each.point),) if self._own.joint else each.point
             for each in self._told
         ]
-        scores = jnp.asarray([each.score for each in self._told])
-        drawn = jnp.asarray(points)
+        scores = np.array([each.score for each in self._told], np.float32)
+        drawn = np.array(points, np.int32)
         self._logits = update(self._own.rule, self._logits, drawn, scores, self._own.settings)
         self._told = []

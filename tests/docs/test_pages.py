@@ -4,7 +4,6 @@ import pathlib
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -25,6 +24,7 @@ from gam_jax.layers import (
     WrittenGAM,
 )
 from gam_jax.ops.scan import memory_scan
+from tests.arrays import single
 from tests.examples import WIDTH, apply, inputs, params_of
 
 PAGES = pathlib.Path(__file__).parents[2] / "docs/architectures"
@@ -69,7 +69,7 @@ def one_head(loop):
 
 def written(x, p):
     """The loop of a written GAM, around what its memory gives."""
-    given, _ = apply(MEMORY, p["memory"], jnp.asarray(x, jnp.float32)[None])
+    given, _ = apply(MEMORY, p["memory"], np.asarray(x, np.float32)[None])
     return loops("written_gam")["written_gam"](x, np.asarray(given, np.float64)[0], p)
 
 
@@ -115,9 +115,8 @@ LAYERS = {
 def test_the_loop_on_the_page_is_the_layer(layer, loop):
     params, x = params_of(layer), inputs(1, TOKENS)
     found, _ = apply(layer, params, x)
-    np.testing.assert_allclose(
-        found[0], loop(np.asarray(x[0], np.float64), wide(params)), rtol=1e-4, atol=1e-5
-    )
+    wanted = loop(np.asarray(x, np.float64)[0], wide(params))
+    np.testing.assert_allclose(np.asarray(found)[0], wanted, rtol=1e-4, atol=1e-5)
 
 
 VARIANTS = {
@@ -140,14 +139,14 @@ def test_the_loop_of_linear_memories_is_the_scan(rule, decays, strong):
     beta = random.uniform(0, 1, TOKENS) if strong else np.ones(TOKENS)
     log_decay = np.log(decay)[None, :, None] if decay.shape[1] > 1 else np.log(decay)[None]
     y, _ = jax.jit(memory_scan, static_argnames="rule")(
-        *(jnp.asarray(part[None, :, None], jnp.float32) for part in (q, k, v)),
-        log_decay=None if decays is None else jnp.asarray(log_decay, jnp.float32),
-        beta=jnp.asarray(beta[None, :, None], jnp.float32),
+        *single(part[None, :, None] for part in (q, k, v)),
+        log_decay=None if decays is None else log_decay.astype(np.float32),
+        beta=beta[None, :, None].astype(np.float32),
         rule=rule,
     )
     loop = loops("linear_memories")["linear_memories"]
     wanted = loop(q, k, v, decay, beta, delta=rule == "delta")
-    np.testing.assert_allclose(y[0, :, 0], wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.asarray(y)[0, :, 0], wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_every_page_of_a_mixer_has_its_loop_and_its_test():
@@ -161,8 +160,9 @@ def test_the_python_of_the_front_page_runs():
     names: dict = {}
     exec(model, names)
     exec(ops, names)
-    second = (names[name][:, 3:] for name in "qkv")
-    alone, _ = memory_scan(*second, rule="delta", beta=0.1 * jnp.ones((1, 3, 2)))
-    np.testing.assert_allclose(names["y"][:, 3:], alone, atol=1e-6)
-    whole, _ = names["model"](names["params"], names["tokens"])
-    np.testing.assert_allclose(names["logits"], whole[:, 4:], rtol=1e-4, atol=1e-5)
+    second = (np.asarray(names[name])[:, 3:] for name in "qkv")
+    scan = jax.jit(memory_scan, static_argnames="rule")
+    alone, _ = scan(*second, rule="delta", beta=np.full((1, 3, 2), np.float32(0.1)))
+    np.testing.assert_allclose(np.asarray(names["y"])[:, 3:], alone, atol=1e-6)
+    whole, _ = jax.jit(names["model"])(names["params"], names["tokens"])
+    np.testing.assert_allclose(names["logits"], np.asarray(whole)[:, 4:], rtol=1e-4, atol=1e-5)

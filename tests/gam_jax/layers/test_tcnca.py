@@ -18,6 +18,7 @@ from tests.oracle import sigmoid, softmax
 
 GOLDEN = np.load(pathlib.Path(__file__).parents[2] / "golden" / "torch_mixers.npz")
 WIDTH = 6
+conv = jax.jit(causal_conv, static_argnames="dilation")
 
 
 def normal(*shape, seed=0):
@@ -33,10 +34,12 @@ def test_a_dilated_convolution_is_pytorch_s(name, dilation):
     """torch.nn.Conv1d with left padding; depthwise is groups = channels."""
     x, weight = GOLDEN[f"{name}/x"], GOLDEN[f"{name}/weight"]  # [B, D, T], [F, D / groups, K]
     ours = weight[:, 0].T if name == "depthwise" else weight.transpose(2, 1, 0)
-    carry = jnp.zeros((2, (len(ours) - 1) * dilation, x.shape[1]))
+    carry = np.zeros((2, (len(ours) - 1) * dilation, x.shape[1]), np.float32)
     bias = GOLDEN[f"{name}/bias"]
-    y, _ = causal_conv(x.transpose(0, 2, 1), put(ours), bias, state=carry, dilation=dilation)
-    np.testing.assert_allclose(y.transpose(0, 2, 1), GOLDEN[f"{name}/y"], rtol=1e-5, atol=1e-6)
+    y, _ = conv(x.transpose(0, 2, 1), put(ours), bias, state=carry, dilation=dilation)
+    np.testing.assert_allclose(
+        np.transpose(y, (0, 2, 1)), GOLDEN[f"{name}/y"], rtol=1e-5, atol=1e-6
+    )
 
 
 def composed(kernels, factor):
@@ -55,14 +58,14 @@ def test_a_stack_of_linear_convolutions_is_one_without_holes_iff_factor_is_at_mo
 ):
     kernels = 1 + 0.1 * normal(3, kernel)
     whole = composed(kernels, factor)
-    impulse = jnp.zeros((1, len(whole), 1)).at[0, 0].set(1.0)
-    y = impulse
+    y = np.zeros((1, len(whole), 1), np.float32)
+    y[0, 0] = 1
     for level, weight in enumerate(kernels):
         dilation = factor**level
-        carry = jnp.zeros((1, (kernel - 1) * dilation, 1))
+        carry = np.zeros((1, (kernel - 1) * dilation, 1), np.float32)
         taps = put(weight[:, None], jnp.float32)
-        y, _ = causal_conv(y, taps, state=carry, dilation=dilation)
-    np.testing.assert_allclose(y[0, :, 0], whole, rtol=1e-5, atol=1e-6)
+        y, _ = conv(y, taps, state=carry, dilation=dilation)
+    np.testing.assert_allclose(np.asarray(y)[0, :, 0], whole, rtol=1e-5, atol=1e-6)
     assert np.all(whole != 0) == (factor <= kernel)
     if factor == kernel:  # one path for each lag
         np.testing.assert_array_equal(composed(np.ones((3, kernel)), factor), 1)
@@ -72,7 +75,8 @@ def test_a_stack_of_linear_convolutions_is_one_without_holes_iff_factor_is_at_mo
 def test_a_token_sees_itself_and_its_span_and_no_further(layer):
     params = random_like(layer.table())
     x = put(normal(1, layer.span + 4, 1), jnp.float32)
-    gradient = jax.jit(jax.grad(lambda x: layer(params, x)[0][0, -1, 0]))(x)[0, :, 0]
+    gradient = jax.jit(jax.grad(lambda x: layer(params, x)[0][0, -1, 0]))(x)
+    gradient = np.asarray(gradient)[0, :, 0]
     assert np.all(gradient[3:] != 0)
     assert not np.any(gradient[:3])
     assert sum(p.shape[1] for p in layer.carry_table(1)) == layer.span
@@ -98,8 +102,8 @@ def test_chunked_attention_equals_its_formula_and_full_attention_in_one_chunk(to
 
 
 def test_large_scores_do_not_overflow():
-    q = put(1e3 * normal(1, 8, 2), jnp.float32)
-    o, _ = chunk_attention(q, 1e3 * q, q, jnp.zeros(4))
+    q = (1e3 * normal(1, 8, 2)).astype(np.float32)
+    o, _ = jax.jit(chunk_attention)(q, np.float32(1e3) * q, q, np.zeros(4, np.float32))
     assert np.all(np.isfinite(o))
 
 
@@ -139,7 +143,7 @@ def test_convolutions_carry_across_chunks_what_attention_cannot():
     layer = TCNCA(WIDTH, TCN(kernel=2, levels=2, factor=2), chunk=4, keys=5)
     params = random_like(layer.table())
     x = put(normal(1, 12, WIDTH), jnp.float32)
-    gradient = jax.jit(jax.grad(lambda x: layer(params, x)[0][0, 9].sum()))(x)[0]
-    seen = np.any(np.asarray(gradient) != 0, axis=1)
+    gradient = jax.jit(jax.grad(lambda x: layer(params, x)[0][0, 9].sum()))(x)
+    seen = np.any(np.asarray(gradient)[0] != 0, axis=1)
     first = 8 - layer.tcn.span  # what the chunk's first token sees
     np.testing.assert_array_equal(seen, [first <= t <= 9 for t in range(12)])

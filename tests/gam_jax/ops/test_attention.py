@@ -53,6 +53,8 @@ def begun(tokens, *borders):
     return np.maximum.accumulate(rows, axis=1)
 
 
+attended = jax.jit(attend_tokens, static_argnums=0)
+
 CASES = {
     "one block": (Rule(0.4), 7, 7, 0, 0),
     "blocks that do not divide": (Rule(0.4, block=4), 13, 13, 0, 0),
@@ -75,7 +77,7 @@ every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_it_is_the_formula(case):
     rule, tokens, keys, offset, first = case
     arrays = heads(tokens, keys)
-    out, lse = jax.jit(attend_tokens, static_argnums=0)(rule, *single(arrays), offset, first)
+    out, lse = attended(rule, *single(arrays), offset, first)
     want_out, want_lse = formula(rule, *arrays, offset, first)
     np.testing.assert_allclose(out, want_out, atol=2e-6)
     np.testing.assert_allclose(lse, want_lse, atol=2e-6)
@@ -108,8 +110,13 @@ def test_its_gradients_are_those_of_the_formula(case):
 def test_two_sets_of_keys_merge_into_both():
     rule = Rule(0.4, causal=False)
     q, k, v = single(heads(5, 9))
-    parts = [attend_tokens(rule, q, k[:, s], v[:, s]) for s in (slice(0, 4), slice(4, 9))]
-    for found, want in zip(merge(*parts), attend_tokens(rule, q, k, v), strict=True):
+
+    @jax.jit
+    def merged(q, k, v):
+        parts = [attend_tokens(rule, q, k[:, s], v[:, s]) for s in (slice(0, 4), slice(4, 9))]
+        return merge(*parts)
+
+    for found, want in zip(merged(q, k, v), attended(rule, q, k, v), strict=True):
         np.testing.assert_allclose(found, want, atol=1e-6)
 
 
@@ -117,7 +124,8 @@ def test_a_sink_is_one_more_key_without_a_value():
     rule = Rule(1.0, causal=False)
     q, k, v = heads(5, 9)
     sinks = normal(4)
-    found = with_sinks(*attend_tokens(rule, *single([q, k, v])), put(sinks, jnp.float32))
+    attention = attended(rule, *single([q, k, v]))
+    found = jax.jit(with_sinks)(*attention, put(sinks, jnp.float32))
     more = np.concatenate([q, np.broadcast_to(sinks[:, None], (*q.shape[:3], 1))], axis=-1)
     keys = np.concatenate([k, np.zeros((*k.shape[:3], 1))], axis=-1)
     sink = np.zeros((2, 1, 2, 7))
@@ -159,7 +167,7 @@ def test_blocks_that_no_document_joins_are_not_computed(monkeypatch):
         return plain(tiles, q, k, see)
 
     monkeypatch.setattr(Tiles, "scores", counted)
-    rule, q = Rule(1.0, block=4), jnp.ones((8, 64, 1, 2))
+    rule, q = Rule(1.0, block=4), np.ones((8, 64, 1, 2), np.float32)
     pull = jax.jit(jax.grad(lambda q, first: attend_tokens(rule, q, q, q, 0, first)[0].sum()))
     found = {}
     for name, (first, _) in PACKINGS.items():
@@ -210,7 +218,8 @@ def test_the_program_of_jax_gives_the_same(window):
     rule = Rule(0.3, window=window)
     q, k, _ = single(heads(9, 9))
     v = put(normal(*k.shape, seed=5), jnp.float32)
-    own, of_jax = (fused(rule, q, k, v, backend) for backend in ("cpu", "tpu"))
+    run = jax.jit(fused, static_argnums=(0, 4))
+    own, of_jax = (run(rule, q, k, v, backend) for backend in ("cpu", "tpu"))
     np.testing.assert_allclose(own, of_jax, atol=2e-6)
 
 
@@ -236,7 +245,8 @@ def test_the_machine_decides_the_program(backend, dtype, tokens, rule, want):
 
 def test_rotary_turns_pairs_so_that_products_tell_distances_alone():
     x = normal(1, 1, 1, 6)
-    turned = {t: rotary(put(x, jnp.float32), put([t]), 100.0) for t in (0, 3, 5, 8)}
+    turn = jax.jit(rotary, static_argnums=2)
+    turned = {t: np.asarray(turn(put(x, jnp.float32), put([t]), 100.0)) for t in (0, 3, 5, 8)}
     np.testing.assert_allclose(turned[0], x, atol=1e-6)
     for i in range(3):
         angle = 5 * 100.0 ** (-i / 3)
@@ -297,9 +307,10 @@ def test_every_device_of_a_ring_computes_as_many_blocks(shards, documents, monke
 
 def test_the_blocks_of_a_processor_give_what_one_block_gives():
     """Of tokens that fill no whole number of them, in documents too."""
-    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 300, 2, 8))
+    q, k, v = single(normal(3, 2, 300, 2, 8))
     first = put(begun(300, (0, 130, 131), (0, 290)))
+    run = jax.jit(fused, static_argnums=(0, 4))
     for starts in (None, first):
-        one = attend_tokens(Rule(0.4), q, k, v, 0, 0 if starts is None else starts)[0]
-        found = fused(Rule(0.4), q, k, v, "cpu", starts)
+        one = attended(Rule(0.4), q, k, v, 0, 0 if starts is None else starts)[0]
+        found = run(Rule(0.4), q, k, v, "cpu", starts)
         np.testing.assert_allclose(found, one, atol=2e-6)

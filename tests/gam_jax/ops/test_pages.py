@@ -79,8 +79,9 @@ def test_tokens_beyond_the_pages_are_nan_and_those_before_are_not():
     random = np.random.default_rng(0)
     cache = random.normal(size=(ROWS, GROUPS, MOST * PAGE, SIZE)).astype(np.float32)
     held = paged(random, cache), paged(random, cache)
-    q = jnp.ones((ROWS, 2, GROUPS, SIZE))
+    q = np.ones((ROWS, 2, GROUPS, SIZE), np.float32)
     y, _ = attend(q, q, q, held, put([MOST * PAGE - 1, 0, 3], jnp.int32))
+    y = np.asarray(y)
     assert np.isnan(y[0, 1]).all()
     assert np.isfinite(y[0, 0]).all()
     assert np.isfinite(y[1:]).all()
@@ -88,32 +89,43 @@ def test_tokens_beyond_the_pages_are_nan_and_those_before_are_not():
 
 def test_keys_of_one_head_in_two_parts_are_joined():
     random = np.random.default_rng(0)
-    table = put([[2, 1], [3, 0]], jnp.int32)
-    one, two = (put(random.normal(size=(4, PAGE, k)), jnp.float32) for k in (3, 2))
-    count = put([7, 2], jnp.int32)
-    keys = PagedKeys.of((Pages(one, table), Pages(two, table)), count, jnp.float32)
-    values = PagedKeys.of((Pages(one, table),), count, jnp.float32)
+    table = np.array([[2, 1], [3, 0]], np.int32)
+    one, two = (random.normal(size=(4, PAGE, k)).astype(np.float32) for k in (3, 2))
+    count = np.array([7, 2], np.int32)
     rule, q = causal_rule(1.0, 0, 0.0), put(random.normal(size=(2, 1, 3, 5)), jnp.float32)
-    found, _ = attend_cache(rule, q, keys, values, count - 1)
-    flat = jnp.concatenate([one, two], axis=-1)[table].reshape(2, 1, 2 * PAGE, 5)
-    want, _ = attend_cache(rule, q, flat, flat[..., :3], count - 1)
+
+    @jax.jit
+    def attended(q, one, two, table, count):
+        keys = PagedKeys.of((Pages(one, table), Pages(two, table)), count, jnp.float32)
+        values = PagedKeys.of((Pages(one, table),), count, jnp.float32)
+        return attend_cache(rule, q, keys, values, count - 1)
+
+    found, _ = attended(q, one, two, table, count)
+    flat = np.concatenate([one, two], axis=-1)[table].reshape(2, 1, 2 * PAGE, 5)
+    want, _ = jax.jit(attend_cache, static_argnums=0)(rule, q, flat, flat[..., :3], count - 1)
     np.testing.assert_allclose(found, want, atol=1e-5)
 
 
 def test_streams_are_rows_with_pages_of_their_own():
-    table = put([[1, 2], [3, 0]], jnp.int32)
-    pages = Pages(jnp.arange(3 * 4 * 5.0).reshape(3, 4, 5), jnp.broadcast_to(table, (3, 2, 2)))
-    joined = pages.join_streams(0)
-    np.testing.assert_array_equal(joined.pool, pages.pool.reshape(12, 5))
-    np.testing.assert_array_equal(joined.table[2:4], table + 4)
-    jax.tree.map(np.testing.assert_array_equal, joined.split_streams(0, 3), pages)
+    table = np.array([[1, 2], [3, 0]], np.int32)
+    pool = np.arange(3 * 4 * 5, dtype=np.float32).reshape(3, 4, 5)
+    pages = Pages(put(pool), put(np.broadcast_to(table, (3, 2, 2))))
+    joined = jax.jit(Pages.join_streams, static_argnums=1)(pages, 0)
+    np.testing.assert_array_equal(joined.pool, pool.reshape(12, 5))
+    np.testing.assert_array_equal(np.asarray(joined.table)[2:4], table + 4)
+    split = jax.jit(Pages.split_streams, static_argnums=(1, 2))(joined, 0, 3)
+    jax.tree.map(np.testing.assert_array_equal, split, pages)
 
 
 def test_documents_in_pages_are_refused():
     random = np.random.default_rng(0)
     cache = random.normal(size=(ROWS, GROUPS, MOST * PAGE, SIZE)).astype(np.float32)
-    held, q = (paged(random, cache),) * 2, jnp.ones((ROWS, 2, GROUPS, SIZE))
-    position = jnp.zeros(ROWS, jnp.int32)
-    spans = spans_of(jnp.ones((ROWS, 2), bool), position, None)
+    held, q = (paged(random, cache),) * 2, np.ones((ROWS, 2, GROUPS, SIZE), np.float32)
+    position = np.zeros(ROWS, np.int32)
+
+    def attended(starts):
+        own = {"axis": None, "spans": spans_of(starts, position, None)}
+        return attend_spans(causal_rule(1.0, 0, 0.0), 20, q, q, q, held, position, **own)
+
     with pytest.raises(UserError, match="leave out starts"):
-        attend_spans(causal_rule(1.0, 0, 0.0), 20, q, q, q, held, position, axis=None, spans=spans)
+        jax.eval_shape(attended, np.ones((ROWS, 2), bool))

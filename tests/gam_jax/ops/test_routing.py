@@ -59,6 +59,9 @@ def deepseek(logits, bias):
     return chosen, 2.5 * s[chosen] / (s[chosen].sum() + 1e-20)
 
 
+choices = jax.jit(choose, static_argnums=(0, 1))
+places_of = jax.jit(positions)
+
 ROUTERS = {
     "switch": (switch, Router(renormalise=False)),
     "mixtral": (mixtral, Router()),
@@ -70,34 +73,35 @@ ROUTERS = {
 @pytest.mark.parametrize(("formula", "router"), ROUTERS.values(), ids=ROUTERS)
 def test_a_token_s_experts_and_weights_are_those_of_the_formula(formula, router):
     bias = np.random.default_rng(1).normal(size=EXPERTS) if formula is deepseek else None
-    choice = choose(router, CHOSEN, put(LOGITS, jnp.float32), bias)
+    found = choices(router, CHOSEN, put(LOGITS, jnp.float32), bias)
+    choice = jax.tree.map(np.asarray, found)
     for place in np.ndindex(*LOGITS.shape[:2]):
         experts, weights = formula(LOGITS[place], bias)
         np.testing.assert_array_equal(choice.experts[place], experts)
         np.testing.assert_allclose(choice.weights[place], weights, rtol=1e-5)
         np.testing.assert_array_equal(np.argmax(choice.hot[place], axis=1), experts)
-    np.testing.assert_allclose(jnp.sum(choice.probabilities, axis=-1), 1, rtol=1e-5)
+    np.testing.assert_allclose(np.sum(choice.probabilities, axis=-1), 1, rtol=1e-5)
 
 
 def test_of_equal_scores_the_first_is_taken():
-    choice = choose(Router(), 2, jnp.zeros((1, 1, 4)))
+    choice = choices(Router(), 2, np.zeros((1, 1, 4), np.float32))
     assert choice.experts.tolist() == [[[0, 1]]]
 
 
 def test_experts_choose_their_best_tokens_of_a_sequence():
-    logits = put(LOGITS, jnp.float32)
-    choice, kept = choose_tokens(Router(by="expert"), CHOSEN, logits)
-    scores = jax.nn.softmax(logits)
-    assert jnp.all(jnp.sum(kept, axis=1) == 3)  # 7 tokens x 3 / 8 experts, rounded up
+    found = jax.jit(choose_tokens, static_argnums=(0, 1))
+    choice, kept = found(Router(by="expert"), CHOSEN, put(LOGITS, jnp.float32))
+    kept, scores = np.asarray(kept), np.apply_along_axis(softmax, -1, LOGITS)
+    assert np.all(np.sum(kept, axis=1) == 3)  # 7 tokens x 3 / 8 experts, rounded up
     for row, expert in np.ndindex(2, EXPERTS):
         taken = np.flatnonzero(kept[row, :, expert])
-        assert set(taken) == set(best(np.asarray(scores[row, :, expert]), 3))
+        assert set(taken) == set(best(scores[row, :, expert], 3))
     np.testing.assert_allclose(choice.weights, scores, rtol=1e-6)
 
 
 def hot_choices(tokens, seed=0, batch=2):
     logits = np.random.default_rng(seed).normal(size=(batch, tokens, EXPERTS))
-    return choose(Router(), CHOSEN, put(logits, jnp.float32))
+    return jax.tree.map(np.asarray, choices(Router(), CHOSEN, put(logits, jnp.float32)))
 
 
 def counted(experts, order):
@@ -115,13 +119,13 @@ def counted(experts, order):
 def test_positions_are_the_running_count_of_a_span(span, seen):
     """In the order of tokens; a sequence that has begun goes on within its span."""
     choice = hot_choices(11)
-    before = Filled(jnp.zeros(2, jnp.int32), jnp.zeros((2, EXPERTS), jnp.int32))
-    _, middle = positions(choice.hot[:, :seen], span, before) if seen else (None, before)
-    found, after = positions(choice.hot[:, seen:], span, middle)
+    before = Filled(np.zeros(2, np.int32), np.zeros((2, EXPERTS), np.int32))
+    _, middle = places_of(choice.hot[:, :seen], span, before) if seen else (None, before)
+    found, after = places_of(choice.hot[:, seen:], span, middle)
     for row in range(2):
         want = np.concatenate(
             [
-                counted(np.asarray(choice.experts[row, start : start + span]), order)
+                counted(choice.experts[row, start : start + span], order)
                 for start in range(0, 11, span)
                 for order in [list(np.ndindex(min(span, 11 - start), CHOSEN))]
             ]
@@ -132,9 +136,9 @@ def test_positions_are_the_running_count_of_a_span(span, seen):
 
 def test_first_choices_of_a_span_come_before_second_ones():
     choice, span = hot_choices(11), 4
-    found = positions_by_choice(choice.hot, span)
+    found = jax.jit(positions_by_choice, static_argnums=1)(choice.hot, span)
     for row, start in np.ndindex(2, 3):
-        part = np.asarray(choice.experts[row, span * start : span * (start + 1)])
+        part = choice.experts[row, span * start : span * (start + 1)]
         order = [(t, k) for k in range(CHOSEN) for t in range(len(part))]
         np.testing.assert_array_equal(
             found[row, span * start : span * (start + 1)], counted(part, order)
@@ -149,8 +153,8 @@ def test_on_a_device_all_sequences_are_one_span(by_choice):
         order = [(b, t, k) for k in range(CHOSEN) for t, b in inside]
     else:
         order = [(b, t, k) for t, b in inside for k in range(CHOSEN)]
-    found = positions_on_device(choice.hot, by_choice)
-    np.testing.assert_array_equal(found, counted(np.asarray(choice.experts), order))
+    found = jax.jit(positions_on_device, static_argnums=1)(choice.hot, by_choice)
+    np.testing.assert_array_equal(found, counted(choice.experts, order))
 
 
 def test_room_is_an_even_share_times_the_factor():
@@ -163,12 +167,12 @@ def test_room_is_an_even_share_times_the_factor():
 
 
 def test_the_balance_loss_is_one_where_all_is_even():
-    even = jnp.full(8, 3.0)
-    np.testing.assert_allclose(balance_loss(even, even), 1)
-    counts, mass = put([3.0, 1.0]), put([1.2, 2.8])
-    np.testing.assert_allclose(balance_loss(counts, mass), 2 * (0.75 * 0.3 + 0.25 * 0.7), rtol=1e-6)
-    np.testing.assert_allclose(max_violation(counts), 0.5)
-    np.testing.assert_allclose(entropy(put([0.5, 0.5, 0.0])), np.log(2), rtol=1e-6)
+    even, loss = np.full(8, 3.0), jax.jit(balance_loss)
+    np.testing.assert_allclose(loss(even, even), 1)
+    counts, mass = np.array([3.0, 1.0]), np.array([1.2, 2.8])
+    np.testing.assert_allclose(loss(counts, mass), 2 * (0.75 * 0.3 + 0.25 * 0.7), rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(max_violation)(counts), 0.5)
+    np.testing.assert_allclose(jax.jit(entropy)(put([0.5, 0.5, 0.0])), np.log(2), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

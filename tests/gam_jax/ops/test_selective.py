@@ -78,6 +78,14 @@ def oracle_gradients(given, by_y, by_last, starts=None):
     return {**found, "state": g}
 
 
+scan = jax.jit(selective_scan, static_argnames=("method", "chunk"))
+
+
+def single(arrays):
+    """Each as float32 of NumPy."""
+    return jax.tree.map(np.float32, arrays)
+
+
 @functools.partial(jax.jit, static_argnames=("method", "chunk"))
 def run(given, by_y, by_last, method, chunk, starts=None):
     def objective(given):
@@ -109,7 +117,7 @@ def test_values_and_gradients_are_those_of_the_recurrence_in_float64(method, ste
     given = problem(11, steps)  # no multiple of the chunk
     random = np.random.default_rng(1)
     by_y, by_last = random.normal(size=given["x"].shape), random.normal(size=given["state"].shape)
-    narrow = jax.tree.map(jnp.float32, (given, by_y, by_last))
+    narrow = single((given, by_y, by_last))
     starts = packing(11) if packed else None
     outputs, gradients = run(*narrow, method, 4, starts)
     for found, wanted in zip(outputs, oracle(**given, starts=starts), strict=True):
@@ -121,20 +129,20 @@ def test_values_and_gradients_are_those_of_the_recurrence_in_float64(method, ste
 @pytest.mark.parametrize("tokens", [1, 3, 8, 13])
 @pytest.mark.parametrize("chunk", [1, 4, 16])
 def test_any_chunk_and_length_give_what_token_by_token_gives(tokens, chunk):
-    given = jax.tree.map(jnp.float32, problem(tokens))
+    given = single(problem(tokens))
     args = [given[name] for name in NAMES[:-2]]
-    wanted = selective_scan(*args, state=given["state"], method="recurrent")
-    found = selective_scan(*args, state=given["state"], chunk=chunk)
+    wanted = scan(*args, state=given["state"], method="recurrent")
+    found = scan(*args, state=given["state"], chunk=chunk)
     for one, other in zip(found, wanted, strict=True):
         close(one, np.asarray(other))
 
 
 def test_no_state_is_a_state_of_zeros():
-    given = jax.tree.map(jnp.float32, problem(5))
+    given = single(problem(5))
     args = [given[name] for name in NAMES[:-2]]
     for one, other in zip(
-        selective_scan(*args),
-        selective_scan(*args, state=jnp.zeros_like(given["state"])),
+        scan(*args),
+        scan(*args, state=np.zeros_like(given["state"])),
         strict=True,
     ):
         np.testing.assert_array_equal(one, other)
@@ -143,7 +151,7 @@ def test_no_state_is_a_state_of_zeros():
 @pytest.mark.parametrize(("shards", "packed"), [(2, False), (8, False), (4, True)])
 def test_shards_of_a_sequence_give_values_and_gradients_of_the_whole(shards, packed):
     """Of the packed one documents begin in some shards; no state goes through these."""
-    given = jax.tree.map(jnp.float32, problem(16))
+    given = single(problem(16))
     layout = layout_of((1, shards, 1))
     split = P(None, "seq")
     starts = (packing(16) & (np.arange(16) // 4 % 2 == 1)) if packed else None
@@ -200,6 +208,6 @@ def test_memory_is_less_than_half_of_what_all_states_would_take_once():
     ],
 )
 def test_what_does_not_fit_is_named(changes, words):
-    given = jax.tree.map(jnp.float32, problem(2)) | changes
+    given = single(problem(2)) | changes
     with pytest.raises(ValueError, match=words):
         selective_scan(**given)
