@@ -96,15 +96,16 @@ class BetweenPictures:
         x = collectives.all_to_all(x, axes.seq, 2, 1)
         if self.sees == TIME:
             x = x + params["place"][:, None, None]
+        # Rows become [B, R, N, C, D], places [B, R, C, N, D].
+        behind = 2 if self.sees == ROWS else 3
         together = x.shape[1] * (x.shape[3] if self.sees == ROWS else 1)
-        x = jnp.moveaxis(x, 1, 2 if self.sees == ROWS else 3)
+        x = jnp.moveaxis(x, 1, behind)
         tokens = x.reshape(-1, together, self.width)
         y = attention(params["attention"], tokens, [tokens], axes).reshape(x.shape)
         if self.sees == TIME:
             hidden, _ = LayerNorm(self.width)(params["norm_1"], x + y)
             y = y + jax.nn.gelu(hidden @ params["w_in"]) @ params["w_out"]
-        y = jnp.moveaxis(y, 2 if self.sees == ROWS else 3, 1)
-        return collectives.all_to_all(y, axes.seq, 1, 2)
+        return collectives.all_to_all(jnp.moveaxis(y, behind, 1), axes.seq, 1, 2)
 
 
 def exchanged_bytes(
@@ -113,7 +114,7 @@ def exchanged_bytes(
     """Bytes that a device brings to one exchange: of its own pictures, all tokens.
 
     A layer that sees "rows" or "time" makes two all-to-alls forward and two backward; one that sees
-    "full" a gather, and a reduce-scatter backward.
+    "full" a gather forward, and backward a sum of what was gathered.
 
     Args:
       rows: of the batch on this device.
@@ -130,7 +131,7 @@ def exchanged_bytes(
 class PictureBlock:
     """h + within(x) + between(x) + reference(x) with x = norm(h), and then a feed-forward.
 
-    Attentions side by side read the same x (MV-Adapter, arXiv 2412.03632, equation 3); or the one
+    Attentions side by side read the same x (MV-Adapter, arXiv 2412.03632); or the one
     between pictures follows the others and reads what they have made, as a block of videos does.
 
     Attributes:
