@@ -25,6 +25,24 @@ SPAN = 0.75
 """How much of the room a motion needs; where it begins in the rest is drawn."""
 
 
+MOST = 1 << 24
+"""Pixels of a row, at most."""
+
+
+def check_pixels(name: str, pictures: int, side: int) -> None:
+    """Raises a UserError for rows of more than `MOST` pixels.
+
+    Args:
+      name: of the field that says how many pictures there are.
+      pictures: of a row.
+      side: pixels of their sides.
+    """
+    if pictures * side**2 > MOST:
+        raise UserError(
+            f"data.{name}={pictures}, data.side={side}: give at most {MOST:,} pixels a row"
+        )
+
+
 def hue(number: int, of: int) -> Float[np.ndarray, 3]:
     """One of several colours, evenly around the circle of hues: in -1 .. 1, of mean 0."""
     return np.cos(2 * np.pi * (number / of - np.arange(3) / 3))
@@ -71,6 +89,7 @@ class MovingSquares(Drawn):
             raise UserError(f"data.motions={self.motions}: give some of {', '.join(PATHS)}")
         if self.square >= self.side:
             raise UserError(f"data.square={self.square}: give less than the side of {self.side}")
+        check_pixels("frames", self.frames, self.side)
         if self.colours < 2:
             raise UserError(f"data.colours={self.colours}: give at least 2")
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from gam_jax.data.drawn import Drawn
-from gam_jax.data.squares import hue
+from gam_jax.data.squares import check_pixels, hue
 from sharding.bounds import Few, Size
 
 SAMPLES = 2
@@ -59,9 +59,13 @@ class BoxViews(Drawn):
     name: str = "views"
     views: Size = 4
     side: Size = 16
-    boxes: Size = 2
+    boxes: Few = 2
     guided: bool = True
     scored: Few = 48
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_pixels("views", self.views, self.side)
 
     @property
     def unit(self) -> tuple[str, int]:

@@ -95,7 +95,9 @@ def test_a_row_of_pixels_is_one_height_in_every_view(seed):
         (lambda: MovingSquares(motions=()), "right, left, down, up, corner"),
         (lambda: MovingSquares(side=4), "less than the side of 4"),
         (lambda: MovingSquares(colours=1), "at least 2"),
+        (lambda: MovingSquares(frames=1 << 20), "at most 16,777,216 pixels"),
         (lambda: BoxViews(views=0), "views"),
+        (lambda: BoxViews(side=1 << 20), "at most 16,777,216 pixels"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_in_one_line(make, says):
