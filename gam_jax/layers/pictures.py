@@ -62,7 +62,7 @@ class BetweenPictures:
             )
 
     def table(self) -> Table:
-        """attention; norm where it norms; for "time" place [N, D] and norm_1, w_in, w_out."""
+        """attention; norm where it norms; for "time" place [N, D] and inner_norm, w_in, w_out."""
         found: dict[str, Any] = {"attention": plain_attention(self.width, self.heads).table()}
         out = found["attention"]["out"]
         found["attention"]["out"] = dataclasses.replace(out, init=zeros)
@@ -71,7 +71,7 @@ class BetweenPictures:
         if self.sees == TIME:
             shape = known(self.pictures, "pictures", self), self.width
             found["place"] = Param(shape, (None, None), normal(0.5), decay=False)
-            found["norm_1"] = LayerNorm(self.width).table()
+            found["inner_norm"] = LayerNorm(self.width).table()
             found["w_in"] = Param((self.width, 2 * self.width), (None, None), fan_in(self.width))
             found["w_out"] = Param((2 * self.width, self.width), (None, None), zeros)
         return found
@@ -103,7 +103,7 @@ class BetweenPictures:
         tokens = x.reshape(-1, together, self.width)
         y = attention(params["attention"], tokens, [tokens], axes).reshape(x.shape)
         if self.sees == TIME:
-            hidden, _ = LayerNorm(self.width)(params["norm_1"], x + y)
+            hidden, _ = LayerNorm(self.width)(params["inner_norm"], x + y)
             y = y + jax.nn.gelu(hidden @ params["w_in"]) @ params["w_out"]
         return collectives.all_to_all(jnp.moveaxis(y, behind, 1), axes.seq, 1, 2)
 

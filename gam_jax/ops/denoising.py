@@ -56,7 +56,8 @@ def shifted(t: Float[Array, "*B"], by: float) -> Float[Array, "*B"]:
     Several pictures of one thing tell of each other, so that the same noise hides less: n of them
     are given n times the noise (arXiv 2412.03632; 2301.11093 of one large picture).
     """
-    return 2 / jnp.pi * jnp.arctan(math.sqrt(by) * jnp.tan(jnp.pi / 2 * t))
+    alpha, sigma = levels(t)
+    return 2 / jnp.pi * jnp.arctan2(math.sqrt(by) * sigma, alpha)
 
 
 def waves(t: Float[Array, B], count: int = WAVES) -> Float[Array, "B 2C"]:

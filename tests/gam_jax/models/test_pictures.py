@@ -125,7 +125,7 @@ def masked(params, x, sees):
     if sees != TIME:
         return y
     after = {name: np.asarray(params[name], np.float64) for name in ("w_in", "w_out")}
-    scale, bias = (np.asarray(params["norm_1"][n], np.float64) for n in ("scale", "bias"))
+    scale, bias = (np.asarray(params["inner_norm"][n], np.float64) for n in ("scale", "bias"))
     h = x + y - (x + y).mean(-1, keepdims=True)
     h = (h / np.sqrt(np.square(h).mean(-1, keepdims=True) + 1e-5) * scale + bias) @ after["w_in"]
     gelu = h / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
