@@ -49,7 +49,7 @@ INNER = PictureDenoiser(patch=3, sees=TIME, beside=False, spread=0.22)
 WAYS = {
     "full": ("all layers", ALL, 0.0),
     "temporal": ("layers between frames alone", MOTION, 0.0),
-    "appearance": ("these, and the appearance loss", MOTION, 10.0),
+    "appearance": ("these, and the appearance loss", MOTION, 100.0),
 }
 """Name -> title, what is trained, weight of the appearance loss."""
 SHOWN = 0.3

@@ -38,12 +38,13 @@ class MotionTuned(Model):
     The tuned one lowers the error of velocities v under the clip's own prompt. Under the prompt
     `other`, of the same motion and another colour, both predict for the same noised frames, and
 
-      appearance |mean over frames of (v_tuned - v_frozen)|^2
+      appearance |mean over frames and places of (v_tuned - v_frozen)|^2
 
-    is added: what is alike in all frames stays what the frozen one says, and what differs from
-    frame to frame is free. Which statistic the source compares is not said; this is our choice, as
-    is the velocity in place of the noise: at high noise, where colours are settled, two velocities
-    differ by more than the two noises do, by 1 / alpha.
+    is added: how much there is of each colour stays what the frozen one says, and where it is in
+    which frame is free. Which statistic the source compares is not said; this is our choice (the
+    mean over frames alone holds the path too, which it is to learn), as is the velocity in place of
+    the noise: at high noise, where colours are settled, two velocities differ by more than the two
+    noises do, by 1 / alpha.
 
     `optimizer.only` must be `ALL`, `MOTION` or `LOOKS`, so that the frozen copy stays.
 
@@ -112,5 +113,5 @@ class MotionTuned(Model):
         given = {**batch, "prompt": batch["other"]} if inner.words else batch
         frozen = lax.stop_gradient(inner(params[FROZEN], x, time, given, axes))
         off = inner(params[TUNED], x, time, given, axes) - frozen
-        mean = collectives.psum(jnp.sum(off, 1), axes.seq) / known(inner.pictures, "pictures", self)
-        return jnp.mean(jnp.square(mean), (1, 2, 3))
+        mean = collectives.psum(jnp.sum(jnp.mean(off, (2, 3)), 1), axes.seq)
+        return jnp.mean(jnp.square(mean / known(inner.pictures, "pictures", self)), 1)
