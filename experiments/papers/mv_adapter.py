@@ -156,7 +156,8 @@ def draw(study: Study, found: Found, path: pathlib.Path) -> None:
             told = read_metrics(run.metrics)
             curves[title] = [(r["step"], r["loss"]) for r in told if r["split"] == "validation"]
     with drawn(path, 10, 6) as figure:
-        left, right = figure.subfigures(1, 2, width_ratios=(1, 2.2))
+        panels: Any = figure.subfigures(1, 2, width_ratios=(1, 2.2))
+        left, right = panels
         axes = left.subplots()
         for title, points in curves.items():
             axes.plot(*np.transpose(points), label=title)
