@@ -34,7 +34,7 @@ from sharding.mesh import make_mesh
 from sharding.products import product_flops
 
 BASE_STEPS = {SHORT: 4, CPU: 1000}
-STEPS = {SHORT: 4, CPU: 400}
+STEPS = {SHORT: 4, CPU: 200}
 VIEWS, SIDE = 4, 12
 FROZEN = PictureDenoiser(patch=3, spread=0.4)
 ADAPTED = {
@@ -265,7 +265,7 @@ STUDY = Study(
     figure=draw,
     notes=(
         "boxes seen from 4 cameras, 12 x 12 pixels; the loss is of scenes that were not trained on",
-        "the frozen model is trained for 1,000 steps on single pictures, adapters for 400",
+        "the frozen model is trained for 1,000 steps on single pictures, adapters for 200",
     ),
     absent=(
         Absent(
