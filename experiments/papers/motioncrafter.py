@@ -41,7 +41,7 @@ EACH = 4
 """Clips that are drawn of each other colour."""
 SIZES: Any = {"frames": 6, "side": 9, "square": 3}
 CLIP = MovingSquares(**SIZES, motions=(NEW,), one_clip=True, swapped=True)
-BOUND = 1.5
+BOUND = 1.75
 """Pixels: the error of the path at which leaks are compared, which all ways but one come to."""
 TRIED = 50
 """Steps of training below which nothing is drawn."""
