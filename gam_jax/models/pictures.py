@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -86,8 +85,8 @@ class PictureDenoiser(Model):
             raise UserError(
                 f"model.heads={self.heads} does not divide model.width={self.width}: change one"
             )
-        if len(self.scales) != 2 or not all(math.isfinite(scale) for scale in self.scales):
-            raise UserError(f"model.scales={self.scales}: give two finite numbers")
+        if len(self.scales) != 2:
+            raise UserError(f"model.scales={self.scales}: give two numbers")
         if self.side is not None and self.side % self.patch:
             raise UserError(
                 f"model.patch={self.patch} does not divide the side of {self.side} pixels"

@@ -219,7 +219,7 @@ def test_what_does_not_fit_is_refused():
         ({"sees": "columns"}, "rows, time, full"),
         ({"heads": 3}, "does not divide model.width=8"),
         ({"patch": 3}, "side of 8"),
-        ({"scales": (1.0, float("nan"))}, "two finite numbers"),
+        ({"scales": (1.0,)}, "two numbers"),
     ):
         with pytest.raises(UserError, match=says):
             dataclasses.replace(MODEL, **change)
