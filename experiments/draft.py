@@ -24,6 +24,7 @@ from experiments.devices import define_cache_flag, define_device_flags, layout_f
 from experiments.drafting import beside, semi_of, units_of
 from experiments.writer import TextRun
 from gam_jax.params import Params
+from gam_jax.serve.rejection import tokens_a_pass
 from gam_jax.training.beginning import Beginning
 from gam_jax.training.experiment import Experiment
 from gam_jax.training.fit import Fitted, check_beginning, fit, summary
@@ -34,6 +35,8 @@ from sharding.layout import Layout
 from sharding.paths import local_path
 
 UNITS, SEMI = "units", "semi"
+GUESSES = 15
+"""Of a whole block, as `gam serve` has it unless told otherwise."""
 OWN = {UNITS: ("sure", "accept"), SEMI: ("glance",)}
 """Flags that are fields of the one model or the other."""
 
@@ -116,6 +119,13 @@ def _tell(fitted: Fitted, kind: str, run: TextRun) -> None:
         if kind == UNITS
         else (f"--run={run.folder.path} --draft={SEMI}:{out}")
     )
+    last = outcome.last
+    if last is not None and "agreed" in last.values:
+        agreed = last.values["agreed"]
+        print(
+            f"it tells {agreed:.3f} of the likeliest tokens: {tokens_a_pass(agreed, GUESSES):.2f} "
+            f"tokens a pass are the ideal of {GUESSES} guesses that stand as often"
+        )
     print(f"step {outcome.step}; next: gam serve {served}")
 
 

@@ -59,7 +59,6 @@ def semi_of(experiment: Experiment, ahead: int, steps: int) -> Experiment:
         window=WINDOW * ahead,
         heads=heads,
         steps=steps,
-        param_dtype=model.param_dtype,
     )
     experiment = _shorter(dataclasses.replace(experiment, model=drafter), steps)
     optimizer = dataclasses.replace(experiment.optimizer, only=TRAINED)

@@ -26,7 +26,7 @@ from experiments.tasks import ask, define_task_flags
 from gam_jax.config import from_dict, to_dict
 from gam_jax.data import Data, Dataset, Text
 from gam_jax.data.text_dataset import TextDataset
-from gam_jax.models import LanguageModel
+from gam_jax.models import LanguageModel, SideTuned
 from gam_jax.training.checks import check_fits
 from gam_jax.training.experiment import Experiment
 from gam_jax.training.folder import RunFolder, check_data
@@ -142,14 +142,16 @@ def _data(experiment: Experiment) -> Data:
         raise UserError(f"{flag} is of --data, which is not given")
     if not (args.window or args.stride):
         return config
-    if not isinstance(config, Text) or not isinstance(experiment.model, LanguageModel):
+    model = experiment.model
+    model = model.inner if isinstance(model, SideTuned) else model
+    if not isinstance(config, Text) or not isinstance(model, LanguageModel):
         raise UserError(f"--window and --stride are for text, and the data is {config.name}")
     if args.window:
         config = dataclasses.replace(config, window=args.window, stride=0)
     if args.stride:
         config = dataclasses.replace(config, stride=args.stride)
     try:
-        experiment.model.check_length(config.window)
+        model.check_length(config.window)
     except ValueError as error:
         raise UserError(f"--window={args.window}: {error}") from error
     if args.stride > config.window:

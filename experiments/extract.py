@@ -18,6 +18,7 @@ from absl import flags
 from experiments import cli, remake
 from gam_jax.bilevel import Bilevel
 from gam_jax.extract import extracted_state, extraction
+from gam_jax.training.experiment import run_optimizer
 from sharding.errors import UserError
 
 
@@ -39,8 +40,10 @@ def main() -> None:
     found = extraction(model, read.state.params)
     train = dataclasses.replace(old.train, bilevel=Bilevel())
     new = dataclasses.replace(old, model=found.model, train=train)
-    opt_state = extracted_state(found, read.state.opt_state)
-    state = remake.remade(read.state, new, opt_state, found.pick)
+    optimizer = run_optimizer(new)
+    state = remake.remade(
+        read.state, new, found.pick, lambda old: extracted_state(found, old, optimizer)
+    )
     remake.write_run(source, target, new, read, state)
     sizes = remake.sizes(old, new)
     if args.json:

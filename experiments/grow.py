@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from ml_collections import config_flags
@@ -23,6 +22,7 @@ from ml_collections import config_flags
 from experiments import cli, remake
 from experiments.config_flags import define_config_flag, experiment_from_flags
 from gam_jax.grow import Growth, grown, grown_state, growth
+from gam_jax.master import values
 from gam_jax.params import Params
 from gam_jax.training.experiment import Experiment
 from gam_jax.training.folder import RunFolder
@@ -60,7 +60,7 @@ def main() -> None:
     target.check_new()
     read = remake.restored(source, old, args.checkpoint)
     larger = grown_run(found, new, read.state, args.seed, args.noise)
-    off = difference(old, new, read.state.params, larger.params)
+    off = difference(old, new, *(values(one.params, one.opt_state) for one in (read.state, larger)))
     if not args.noise and not off <= OFF:
         raise UserError(
             f"the larger model's logits are off by {off:.2g} of the largest one, so it is not the "
@@ -105,22 +105,33 @@ def grown_run(
       noise: see `gam_jax.grow.grown`.
     """
     key = jax.random.key(seed)
-    opt_state = grown_state(found, state.opt_state, key, noise)
-    return remake.remade(state, new, opt_state, lambda old: grown(found, old, key, noise))
+    return remake.remade(
+        state,
+        new,
+        lambda old: grown(found, old, key, noise),
+        lambda old: grown_state(found, old),
+    )
 
 
 def difference(old: Experiment, new: Experiment, params: Params, larger: Params) -> float:
-    """Largest difference of logits on drawn tokens, as a share of the largest logit."""
+    """Largest difference of logits on drawn tokens, as a share of the largest logit.
+
+    Args:
+      old: of the smaller model.
+      new: of the larger one.
+      params: of the smaller one, float32 as the optimizer has them.
+      larger: of the larger one, likewise.
+    """
     model, other = (remake.language_model(one, "grow") for one in (old, new))
     vocab = model.ids()["inputs"]
     limit = model.limit or SEEN
     drawn = np.random.default_rng(0).integers(0, vocab, (2, min(SEEN, limit)))
-    tokens = jnp.asarray(drawn, jnp.int32)
-    found = [
-        jax.jit(lambda p, t, own=own: own(p, t)[0])(p, tokens)
+    tokens = drawn.astype(np.int32)
+    one, two = (
+        np.asarray(jax.jit(lambda p, t, own=own: own(p, t)[0])(p, tokens), np.float64)
         for own, p in ((model, params), (other, larger))
-    ]
-    return float(jnp.max(jnp.abs(found[0] - found[1])) / jnp.max(jnp.abs(found[0])))
+    )
+    return float(np.max(np.abs(one - two)) / np.max(np.abs(one)))
 
 
 if __name__ == "__main__":

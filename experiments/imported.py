@@ -37,7 +37,9 @@ WINDOW = 1024
 """Tokens of a window, where the model's limit is not shorter."""
 RATE = 2e-5
 """The highest learning rate if none is given: what was trained is not to be overrun."""
-FREE = frozenset({"dropout", "dtype", "param_dtype", "remat", "unroll", "strategy", "method"})
+FREE = frozenset(
+    {"dropout", "dtype", "param_dtype", "remat", "unroll", "strategy", "method", "block_size"}
+)
 """Fields of a model or of its layers that leave its parameters and its function as they are."""
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import jax
 
+from gam_jax.bilevel import of_logits
 from gam_jax.models.base import Model
-from gam_jax.params import abstract_params
+from gam_jax.params import Params, abstract_params
 from gam_jax.planning import Profile
 from gam_jax.planning.traces import Program, Run
 from gam_jax.training.experiment import Experiment
@@ -29,7 +30,8 @@ def run_of(experiment: Experiment, device: Profile | None = None) -> Run:
     batch = experiment.train.batch
     program = _program(experiment)
     backend, chip = (device.backend, device.known(ON_CHIP, 0.0)) if device else (None, 0.0)
-    return Run(experiment.model, experiment.optimizer, batch, window, program, backend, chip)
+    own = experiment.model, experiment.optimizer, batch, window, program, backend, chip
+    return Run(*own, experiment.train.bilevel)
 
 
 def _program(experiment: Experiment) -> Program:
@@ -37,6 +39,15 @@ def _program(experiment: Experiment) -> Program:
         batch = dict(experiment.data.batch(rows * layout.row_parts))
         params = abstract_params(model.stored_table())
         key = jax.eval_shape(lambda: jax.random.key(0))
-        return jax.make_jaxpr(make_gradients(model, layout))(params, batch, key).jaxpr
+        gradients = make_gradients(model, layout)
+
+        def both(params: Params, batch: Any, held: Any, key: Any) -> Any:
+            """The logits' pass, then that of the weights, as a step has them."""
+            logits = of_logits(gradients(params, held, key)[1])
+            return logits, gradients(params, batch, key)
+
+        if experiment.train.bilevel.on:
+            return jax.make_jaxpr(both)(params, batch, batch, key).jaxpr
+        return jax.make_jaxpr(gradients)(params, batch, key).jaxpr
 
     return program

@@ -15,10 +15,10 @@ from absl import flags
 
 from experiments import cli
 from gam_jax.convert.source import read_source
-from gam_jax.master import Mastered
+from gam_jax.master import begun, inner_state, values
 from gam_jax.models import LanguageModel
-from gam_jax.params import Params, count_params, round_to, stored_dtypes
-from gam_jax.training.experiment import Experiment
+from gam_jax.params import Params, count_params, widened
+from gam_jax.training.experiment import Experiment, run_optimizer
 from gam_jax.training.folder import RunFolder, abstract_on_mesh, logical_axes
 from gam_jax.training.state import TrainState
 from sharding.checkpoint import Checkpoints
@@ -93,21 +93,28 @@ def restored(source: RunFolder, experiment: Experiment, which: str) -> Restored:
 
 
 def remade(
-    state: TrainState, new: Experiment, opt_state: Any, params: Callable[[Params], Params]
+    state: TrainState,
+    new: Experiment,
+    params: Callable[[Params], Params],
+    moments: Callable[[Any], Any],
 ) -> TrainState:
-    """The state of the new run.
+    """The state of the new run, made in one program.
 
     Args:
       state: of the old one.
       new: the experiment with the new model.
-      opt_state: the new optimizer's state.
-      params: of old parameters the new ones; not asked where the optimizer keeps a float32 master,
-        which is rounded instead.
+      params: of old parameters the new ones, both float32: the optimizer's master where there is
+        one.
+      moments: of the optimizer's state without a master the new one.
     """
-    if isinstance(opt_state, Mastered):
-        own = round_to(opt_state.master, stored_dtypes(new.model.stored_table()))
-    else:
-        own = params(state.params)
+    optimizer, table = run_optimizer(new), new.model.stored_table()
+
+    @jax.jit
+    def begin(old: Params, opt_state: Any) -> tuple[Params, Any]:
+        wide = widened(params(values(old, opt_state)))
+        return begun(optimizer, table, wide, moments(inner_state(opt_state)))
+
+    own, opt_state = begin(state.params, state.opt_state)
     return state.replace(params=own, opt_state=opt_state)
 
 

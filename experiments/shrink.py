@@ -61,7 +61,7 @@ def main() -> None:
     wide = widened(read.state.params)
     found = shrinking(model, wide, shares, scores_of(args.by, model, data, old, wide))
     new = dataclasses.replace(old, model=found.model)
-    state = remake.remade(read.state, new, found.state(read.state.opt_state), found.params)
+    state = remake.remade(read.state, new, found.params, found.state)
     narrow = widened(state.params)
     losses = [loss_of(m, p, data) for m, p in ((model, wide), (found.model, narrow))]
     remake.write_run(source, target, new, read, state)

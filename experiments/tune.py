@@ -1,7 +1,7 @@
 """Finds the fastest way to compute scans, attention and blocks on this machine.
 
-  gam tune --out=tuned.json
-  gam tune --ops=delta:head --tokens=4096 --heads=8 --size=32 --out=tuned.json
+  gam tune --config=mine.py --mesh=data=4 --out=tuned.json    the ops of a run
+  gam tune --ops=delta:head --tokens=4096 --heads=8 --size=32
   gam tune --topology=v5e:2x2      what a TPU's compiler refuses; runs nothing
 
 Ways that do not build, do not compile or are not equal to the plainest one are out before anything
@@ -13,13 +13,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from absl import flags
+from ml_collections import config_flags
 from rich.table import Table as TextTable
 
 from experiments import cli
+from experiments.config_flags import define_config_flag, experiment_from_flags
 from experiments.devices import join_devices, say_where
 from experiments.tables import print_table
 from experiments.tuning import (
@@ -27,28 +29,39 @@ from experiments.tuning import (
     Tuned,
     attention_case,
     blocks_case,
+    case_of,
+    plain_attention,
+    plain_blocks,
+    plain_scan,
     scan_case,
     settings_of,
     tune,
 )
 from gam_jax.config import unknown
-from gam_jax.tuned import Entry, device_name, read_tuned
+from gam_jax.planning.targets import topology
+from gam_jax.training.experiment import Experiment
+from gam_jax.tuned import Entry, Op, device_name, ops_of, part_of, read_tuned
 from sharding.errors import UserError
-from sharding.topology import topology
 from sharding.whole_file import check_place, write_named
 
 DTYPES = ("float32", "bfloat16")
-OPS = ("hebb:head", "hebb:channel", "delta:head", "attention", "blocks")
+SCANS = ("hebb:none", "hebb:head", "hebb:channel", "delta:none", "delta:head", "delta:channel")
+OPS = (*SCANS, "attention", "blocks")
 """Scans by their rule and what a decay is of; attention; a stack of blocks."""
+SIZES = ("ops", "rows", "tokens", "heads", "size", "values", "depth", "dtype")
+"""Flags that say what a run would say."""
 
 
 def define_flags() -> None:
     """The command line."""
-    flags.DEFINE_list("ops", list(OPS), "What is tuned.")
+    define_config_flag()
+    flags.DEFINE_string("mesh", "", "Of the run, as data=2,tensor=2: a device has its part.")
+    flags.DEFINE_list("ops", list(OPS), "What is tuned, where no run is given.")
     flags.DEFINE_integer("rows", 1, "Sequences.", 1)
     flags.DEFINE_integer("tokens", 1024, "Of a sequence.", 1)
     flags.DEFINE_integer("heads", 4, "Of scans and attention.", 1)
     flags.DEFINE_integer("size", 32, "Of a head; blocks are heads x size wide.", 1)
+    flags.DEFINE_integer("values", 0, "Size of values in scans; 0 for --size.", 0)
     flags.DEFINE_integer("depth", 4, "Of the stack of blocks.", 1)
     flags.DEFINE_enum("dtype", "float32", DTYPES, "Of what ops are given.")
     flags.DEFINE_integer("repeats", 9, "Turns of what is timed.", 3)
@@ -67,14 +80,13 @@ def main() -> None:
     if args.topology and args.out:
         raise UserError("--topology runs nothing, so there is nothing to write: leave --out out")
     out = pathlib.Path(args.out) if args.out else None
-    old = _old(out)
+    old, run = _old(out), _run()
     machine = topology(args.topology) if args.topology else None
     if machine is None:
         join_devices()
         say_where(1)
     found: list[tuple[Case, Tuned]] = []
-    for name in args.ops:
-        case = _case(name, None if machine is None else machine.backend)
+    for case in _cases(run, None if machine is None else machine.backend):
         found.append((case, tune(case, args.repeats, machine)))
         if not args.json:
             _print(*found[-1])
@@ -96,16 +108,42 @@ def _old(out: pathlib.Path | None) -> list[Entry]:
     return read_tuned(out) if out.exists() else []
 
 
-def _case(name: str, backend: str | None) -> Case:
+def _run() -> Experiment | None:
+    """The run that --config gives; None where sizes say what is tuned."""
+    args, flag = flags.FLAGS, flags.FLAGS["config"]
+    if flag.using_default_value and not config_flags.get_override_values(flag):
+        if args.mesh:
+            raise UserError("--mesh is that of a run: give --config too")
+        return None
+    if given := [name for name in SIZES if args[name].present]:
+        raise UserError(f"--{given[0]} is what the run says already: leave it out, or --config")
+    return experiment_from_flags()
+
+
+def _cases(run: Experiment | None, backend: str | None) -> Iterator[Case]:
+    """Those of a run, each once; or of sizes."""
+    args = flags.FLAGS
+    if run is None:
+        yield from (_plain(name, backend) for name in args.ops)
+        return
+    seen: list[Op] = []
+    for op in ops_of(run, part_of(run, args.mesh)):
+        if op not in seen:
+            seen.append(op)
+            yield case_of(op, run.model, backend)  # type: ignore[arg-type]
+    if not seen:
+        raise UserError("nothing of this run is tuned: it has no such ops on this mesh")
+
+
+def _plain(name: str, backend: str | None) -> Case:
     args = flags.FLAGS
     sizes = args.rows, args.tokens
-    makers: Mapping[str, Callable[[], Case]] = {
-        "attention": lambda: attention_case(*sizes, args.heads, args.size, args.dtype),
-        "blocks": lambda: blocks_case(*sizes, args.heads * args.size, args.depth, args.dtype),
-    }
-    if name in makers:
-        return makers[name]()
-    return scan_case(name, *sizes, args.heads, args.size, args.dtype, backend)
+    if name == "attention":
+        return attention_case(plain_attention(*sizes, args.heads, args.size), args.dtype, backend)
+    if name == "blocks":
+        return blocks_case(*plain_blocks(*sizes, args.heads * args.size, args.depth, args.dtype))
+    shape = plain_scan(name, *sizes, args.heads, args.size, args.values)
+    return scan_case(shape, args.dtype, backend)
 
 
 def _entry(case: Case, tuned: Tuned) -> Entry:

@@ -14,13 +14,16 @@ import numpy as np
 from jax import lax
 
 from experiments.benchmark.timing import Quantity, samples
-from gam_jax.layers import GAM, Block, Stack
-from gam_jax.ops.attention import Rule, attend_tokens
+from gam_jax.layers import GAM, Block, Pattern
+from gam_jax.models import LanguageModel
+from gam_jax.ops.cached_attention import causal_rule
+from gam_jax.ops.cross_entropy import capped
+from gam_jax.ops.fused_attention import attention
 from gam_jax.ops.norm import unit_norm
 from gam_jax.ops.scan import memory_scan
-from gam_jax.params import abstract_params
+from gam_jax.params import cast, init_params
 from gam_jax.search import Gate, Point, Space, Verdict, search, strategy_of, through
-from gam_jax.tuned import SCAN
+from gam_jax.tuned import ATTENTION, BLOCKS, SCAN, Op, Part, blocks_of
 from sharding.errors import UserError
 from sharding.topology import REFUSALS, Topology, compiles
 
@@ -198,45 +201,55 @@ def with_gradient(function: Callable[..., Any], count: int) -> Callable[..., Any
     return both
 
 
-def scan_case(
-    kind: str,
-    rows: int,
-    tokens: int,
-    heads: int,
-    size: int,
-    dtype: str,
-    backend: str | None = None,
-) -> Case:
-    """A memory scan: methods and chunks.
+def plain_scan(
+    kind: str, rows: int, tokens: int, heads: int, size: int, values: int = 0
+) -> dict[str, Any]:
+    """The shape of a scan.
 
     Args:
-      kind: a rule and what a decay is of: "hebb:head", "hebb:channel" or "delta:head".
+      kind: a rule and what a decay is of, as "hebb:head"; "none" for no decay.
       rows: B.
       tokens: T.
-      heads: H.
-      size: of keys and of values.
-      dtype: of queries, keys and values.
-      backend: where it will run; None for JAX's default. On a TPU its kernel takes part.
+      heads: H, of all.
+      size: of keys.
+      values: their size; 0 for that of keys.
     """
     rule, _, decay = kind.partition(":")
     shape = {"rule": rule, "decay": decay, "rows": rows, "tokens": tokens, "groups": heads}
-    shape |= {"heads": heads, "keys": size, "values": size}
+    return shape | {"heads": heads, "keys": size, "values": values or size}
+
+
+def scan_case(shape: Mapping[str, Any], dtype: str, backend: str | None = None) -> Case:
+    """A memory scan: methods and chunks.
+
+    Args:
+      shape: see `gam_jax.tuned.scan_shape`.
+      dtype: of queries, keys and values.
+      backend: where it will run; None for JAX's default. On a TPU its kernel takes part.
+    """
+    rule, decay, heads = shape["rule"], shape["decay"], shape["heads"]
+    asked = [*(["log_decay"] if decay != "none" else []), *(["beta"] if rule == "delta" else [])]
 
     def make(settings: Mapping[str, Any]) -> Callable[..., Any]:
-        def scanned(q: Any, k: Any, v: Any, log_decay: Any, beta: Any = None) -> Any:
-            return memory_scan(q, k, v, log_decay=log_decay, beta=beta, rule=rule, **settings[HOW])[
-                0
-            ]
+        def scanned(q: Any, k: Any, v: Any, *more: Any) -> Any:
+            own = dict(zip(asked, more, strict=True))
+            return memory_scan(q, k, v, rule=rule, backend=backend, **own, **settings[HOW])[0]
 
         return with_gradient(scanned, 3)
 
     def draw(seed: int) -> Arrays:
         keys = jax.random.split(jax.random.key(seed), 5)
-        q, k, v = (jax.random.normal(key, (rows, tokens, heads, size), dtype) for key in keys[:3])
-        of = (size,) if decay == "channel" else ()
-        log_decay = -jax.nn.softplus(jax.random.normal(keys[3], (rows, tokens, heads, *of)) - 3)
-        beta = jax.nn.sigmoid(jax.random.normal(keys[4], (rows, tokens, heads)))
-        return (q, unit_norm(k).astype(dtype), v, log_decay, *([beta] if rule == "delta" else []))
+        lead = shape["rows"], shape["tokens"]
+        sizes = ("groups", "keys"), ("groups", "keys"), ("heads", "values")
+        q, k, v = (
+            jax.random.normal(key, (*lead, *(shape[name] for name in names)), dtype)
+            for key, names in zip(keys, sizes, strict=False)
+        )
+        of = (shape["keys"],) if decay == "channel" else ()
+        log_decay = -jax.nn.softplus(jax.random.normal(keys[3], (*lead, heads, *of)) - 3)
+        beta = jax.nn.sigmoid(jax.random.normal(keys[4], (*lead, heads)))
+        found = {"log_decay": log_decay, "beta": beta}
+        return (q, unit_norm(k).astype(dtype), v, *(found[name] for name in asked))
 
     chunked = ["chunked", *(["pallas"] if (backend or jax.default_backend()) == "tpu" else [])]
     hows = [{"method": method, "chunk": chunk} for method in chunked for chunk in CHUNKS]
@@ -246,55 +259,113 @@ def scan_case(
     return Case(SCAN, shape, dtype, space, default, make, plainest, draw)
 
 
-def attention_case(rows: int, tokens: int, heads: int, size: int, dtype: str) -> Case:
-    """Causal attention in blocks: their size."""
+def plain_attention(rows: int, tokens: int, heads: int, size: int) -> dict[str, Any]:
+    """The shape of attention without groups, window or cap."""
+    shape = {"rows": rows, "tokens": tokens, "groups": heads, "heads": heads, "keys": size}
+    return shape | {"window": 0, "soft_cap": 0.0}
+
+
+def attention_case(shape: Mapping[str, Any], dtype: str, backend: str | None = None) -> Case:
+    """Causal attention in blocks: their size; 0 is what the machine has.
+
+    Args:
+      shape: see `gam_jax.tuned.attention_shape`.
+      dtype: of queries, keys and values.
+      backend: where it will run; None for JAX's default.
+    """
+    tokens, size, window = shape["tokens"], shape["keys"], shape["window"]
+    served = shape["heads"] // shape["groups"]
+    plain = causal_rule(size**-0.5, window, shape["soft_cap"])
 
     def make(settings: Mapping[str, Any]) -> Callable[..., Any]:
-        rule = Rule(size**-0.5, block=settings["block"])
-        return with_gradient(lambda q, k, v: attend_tokens(rule, q, k, v)[0], 3)
+        rule = plain.in_blocks(settings["block_size"])
+        return with_gradient(lambda q, k, v: attention(rule, q, k, v, backend), 3)
 
     def whole(q: Any, k: Any, v: Any) -> Any:
         q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
+        k, v = (jnp.repeat(x, served, axis=2) for x in (k, v))
         scores = jnp.einsum("bthk,bshk->bhts", q, k) * size**-0.5
+        scores = capped(scores, shape["soft_cap"])
         seen = jnp.tril(jnp.ones((tokens, tokens), bool))
+        if window:
+            seen &= ~jnp.tril(jnp.ones((tokens, tokens), bool), -window)
         weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
         return jnp.einsum("bhts,bshk->bthk", weights, v)
 
     def draw(seed: int) -> Arrays:
         keys = jax.random.split(jax.random.key(seed), 3)
-        return [jax.random.normal(key, (rows, tokens, heads, size), dtype) for key in keys]
+        heads = shape["heads"], shape["groups"], shape["groups"]
+        return [
+            jax.random.normal(key, (shape["rows"], tokens, own, size), dtype)
+            for key, own in zip(keys, heads, strict=True)
+        ]
 
-    shape = {"rows": rows, "tokens": tokens, "heads": heads, "keys": size, "values": size}
-    space = Space.of({"block": [64, 128, 256, 512, 1024]})
+    space = Space.of({"block_size": [0, 32, 64, 128, 256, 512, 1024]})
     plainest = with_gradient(whole, 3)
-    return Case("attention", shape, dtype, space, {"block": 512}, make, plainest, draw)
+    return Case(ATTENTION, shape, dtype, space, {"block_size": 0}, make, plainest, draw)
 
 
-def blocks_case(rows: int, tokens: int, width: int, depth: int, dtype: str) -> Case:
-    """A stack of GAM blocks: whether they are computed again, and how many in a turn."""
-    block = Block(GAM(slots=128, kernel=4), width=width, dropout=0.0)
+def plain_blocks(
+    rows: int, tokens: int, width: int, depth: int, dtype: str
+) -> tuple[LanguageModel, Op]:
+    """GAM blocks, and their shape."""
+    block = Block(GAM(slots=128, kernel=4))
+    model = LanguageModel(block, width, depth, vocab=1, dtype=dtype)
+    op = blocks_of(model, Part(rows, tokens, 1, frozenset()))
+    assert op is not None
+    return model, op
+
+
+def blocks_case(model: LanguageModel, op: Op) -> Case:
+    """The blocks of a model: whether they are computed again, and how many in a turn.
+
+    What is computed again already is so in all ways, since that is asked for to save memory.
+
+    Args:
+      model: whose settings are the default.
+      op: see `gam_jax.tuned.blocks_of`.
+    """
+    dtype = op.dtype
 
     def make(settings: Mapping[str, Any]) -> Callable[..., Any]:
-        stack = Stack(block, depth, **settings)
-        return with_gradient(lambda x, params: stack(params, x)[0], 2)
+        stack = dataclasses.replace(model, **settings).stack
+
+        def run(x: Any, params: Any) -> Any:
+            return stack(cast(stack.table(), params, dtype), x)[0]
+
+        return with_gradient(run, 2)
 
     def draw(seed: int) -> Arrays:
-        own, key = jax.random.split(jax.random.key(seed))
-        shapes = abstract_params(Stack(block, depth).table())
-        leaves, tree = jax.tree.flatten(shapes)
-        keys = jax.random.split(key, len(leaves))
-        params = [
-            1 / math.sqrt(width) * jax.random.normal(k, x.shape, x.dtype)
-            for k, x in zip(keys, leaves, strict=True)
-        ]
-        x = jax.random.normal(own, (rows, tokens, width), dtype)
-        return x, jax.tree.unflatten(tree, params)
+        own, key, noise = jax.random.split(jax.random.key(seed), 3)
+        x = jax.random.normal(own, (op.shape["rows"], op.shape["tokens"], model.width), dtype)
+        return x, _drawn_params(model, key, noise)
 
-    shape = {"rows": rows, "tokens": tokens, "width": width, "depth": depth, "mixer": "GAM"}
-    unrolls = [n for n in (1, 2, 4, 8) if depth % n == 0]
-    space = Space.of({"remat": [False, True], "unroll": unrolls})
-    default = {"remat": False, "unroll": 1}
-    return Case("blocks", shape, dtype, space, default, make, make(default), draw)
+    turns = len(model.block.order) if isinstance(model.block, Pattern) else model.depth
+    unrolls = {n for n in (1, 2, 4, 8, turns, model.unroll) if n <= max(turns, model.unroll)}
+    remats = [True] if model.remat else [False, True]
+    space = Space.of({"remat": remats, "unroll": sorted(unrolls)})
+    default = {"remat": model.remat, "unroll": model.unroll}
+    plainest = make({"remat": False, "unroll": 1})
+    return Case(BLOCKS, op.shape, dtype, space, default, make, plainest, draw)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _drawn_params(model: LanguageModel, key: Any, noise: Any) -> Any:
+    """First values of a model's blocks with noise, so that none of them is 0."""
+    leaves, tree = jax.tree.flatten(init_params(model.stack.table(), key))
+    keys = jax.random.split(noise, len(leaves))
+    moved = [
+        x + 0.02 * jax.random.normal(own, x.shape) for own, x in zip(keys, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(tree, moved)
+
+
+def case_of(op: Op, model: LanguageModel, backend: str | None = None) -> Case:
+    """The case of an op of a model."""
+    if op.name == BLOCKS:
+        return blocks_case(model, op)
+    makers = {SCAN: scan_case, ATTENTION: attention_case}
+    return makers[op.name](op.shape, op.dtype, backend)
 
 
 def broken(case: Case, wrong: Callable[..., Any], fails: Callable[..., Any]) -> Case:

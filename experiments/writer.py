@@ -18,7 +18,7 @@ from gam_jax.continuations import Continuation
 from gam_jax.data.text import TOKENIZER
 from gam_jax.data.tokenizer import Tokenizer, tokenizer_from_text
 from gam_jax.decode import ENDED
-from gam_jax.models import LanguageModel
+from gam_jax.models import LanguageModel, SideTuned
 from gam_jax.params import Params
 from gam_jax.sampling import Settings
 from gam_jax.training.experiment import Experiment
@@ -53,13 +53,13 @@ class TextRun:
         """
         folder = RunFolder(pathlib.Path(path))
         experiment = folder.experiment()
-        language_model(experiment)
+        writing_model(experiment)
         return cls(folder, experiment, tokenizer_of_run(folder, experiment))
 
     @property
     def model(self) -> LanguageModel:
         """As it was trained, with all its streams."""
-        return language_model(self.experiment)
+        return writing_model(self.experiment)
 
     def encode(self, text: str, special: bool = False) -> np.ndarray:
         """int32 ids of a text.
@@ -96,13 +96,41 @@ class TextRun:
         """
         experiment = self.experiment
         layout = layout_from_flags(experiment.parallel.whole)
-        model = language_model(of_streams(experiment, streams))
-        model.check_mesh(layout)
-        step, params = params_of_streams(self.folder, experiment, layout, checkpoint, streams)
-        check_tokenizer(self.folder, step, self.tokenizer)
-        model, params = merged(model, params, layout)  # adapters cost nothing from here on
+        step, model, params = self.read(layout, checkpoint, streams)
         say_where(layout.mesh.size)
         return Writer(self, model, params, layout, step)
+
+    def read(
+        self, layout: Layout, checkpoint: str, streams: int
+    ) -> tuple[int, LanguageModel, Params]:
+        """Step, model and parameters as they write, adapters merged.
+
+        Args:
+          layout: where to put them.
+          checkpoint: which one.
+          streams: of parallel streams, how many; 0 for all.
+
+        Raises:
+          UserError: see `load`.
+        """
+        own = of_streams(self.experiment, streams)
+        own.model.check_mesh(layout)
+        given = self.folder, self.experiment, layout, checkpoint, streams
+        step, params = params_of_streams(*given)
+        check_tokenizer(self.folder, step, self.tokenizer)
+        if isinstance(own.model, SideTuned):
+            params = own.model.writing_params(params)
+        return step, *merged(writing_model(own), params, layout)
+
+
+def writing_model(experiment: Experiment) -> LanguageModel:
+    """The experiment's model as it writes: a language model, or one that is tuned at its side.
+
+    Raises:
+      UserError: it is another.
+    """
+    model = experiment.model
+    return model.writing() if isinstance(model, SideTuned) else language_model(experiment)
 
 
 def tokenizer_of_run(folder: RunFolder, experiment: Experiment) -> Tokenizer:

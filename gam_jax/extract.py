@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from gam_jax import units
 from gam_jax.bilevel import LevelState
@@ -27,7 +28,6 @@ from gam_jax.layers import (
     Stack,
 )
 from gam_jax.layers.base import layers_in
-from gam_jax.master import Mastered
 from gam_jax.models.language import LanguageModel
 from gam_jax.ops.choices import ARCHITECTURE
 from gam_jax.params import Param, Params, abstract_params, path_name
@@ -79,6 +79,8 @@ def extraction(model: LanguageModel, params: Params) -> Extraction:
             f"model.streams={model.streams}: what streams begin with belongs to all options, so "
             f"none can be taken out"
         )
+    if isinstance(model.block, Pattern):  # which may stand in a pattern soon, with these inside
+        model = dataclasses.replace(model, block=model.stack.block, remat=False, unroll=1)
     blocks = [_plain(model.block, _slice(params[BLOCKS], i)) for i in range(model.depth)]
     block, inside, depth = _together(blocks, model.block)
     if depth == 1 and model.ladder and model.depth > 1:
@@ -106,29 +108,35 @@ def _check_chosen(model: LanguageModel) -> None:
             )
 
 
-def extracted_state(found: Extraction, opt_state: Any) -> Any:
+def extracted_state(
+    found: Extraction, opt_state: Any, optimizer: optax.GradientTransformation
+) -> Any:
     """The optimizer's state of the plain model, whose parameters are all trained as weights are.
 
     Averages of what is kept follow; those of the logits that are left are 0.
+
+    Args:
+      found: see `extraction`.
+      opt_state: of the mixed model, whole arrays, without a master (`master.inner_state`).
+      optimizer: of the plain model.
 
     Raises:
       UserError: see `grow.changed_state`.
     """
     if isinstance(opt_state, LevelState):
         opt_state = opt_state.weights
-    elif isinstance(opt_state, Mastered) and isinstance(opt_state.inner, LevelState):
-        opt_state = opt_state._replace(inner=opt_state.inner.weights)
-    shapes = abstract_params(found.model.table())
-    return changed_state(
-        opt_state, found.pick, lambda moments, _: _filled(found.pick(moments), shapes)
-    )
+    picked = changed_state(opt_state, lambda moments, _: found.pick(moments))
+    return _filled(picked, jax.eval_shape(optimizer.init, abstract_params(found.model.table())))
 
 
-def _filled(tree: Any, shapes: Any) -> Any:
-    """A tree with zeros for what it lacks."""
-    if not isinstance(shapes, dict):
-        return jnp.zeros(shapes.shape, jnp.float32) if tree is None else tree
-    return {name: _filled((tree or {}).get(name), own) for name, own in shapes.items()}
+def _filled(tree: Any, like: Any) -> Any:
+    """A tree with zeros, of the dtype that they have, for what it lacks."""
+    if isinstance(like, Mapping):
+        return {name: _filled((tree or {}).get(name), own) for name, own in like.items()}
+    if isinstance(like, tuple):
+        own = [_filled(one, other) for one, other in zip(tree, like, strict=True)]
+        return type(like)(*own) if hasattr(like, "_fields") else tuple(own)
+    return jnp.zeros(like.shape, like.dtype) if tree is None else tree
 
 
 def _note(params: Any, path: tuple[str, ...], found: dict[str, list[int]]) -> None:

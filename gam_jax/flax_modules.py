@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ from flax import linen, nnx
 from jaxtyping import Array, Float
 
 from gam_jax.layers import Carry, Layer
-from gam_jax.params import Table, init_params
+from gam_jax.params import Params, Table, init_params
 
 
 class LinenLayer(linen.Module):
@@ -41,7 +42,7 @@ class NnxLayer(nnx.Module):
 
     def __init__(self, layer: Layer, *, rngs: nnx.Rngs) -> None:
         self.layer = layer
-        self.params = nnx.data(jax.tree.map(nnx.Param, init_params(layer.table(), rngs.params())))
+        self.params = nnx.data(jax.tree.map(nnx.Param, _initial(layer, rngs.params())))
 
     def __call__(
         self,
@@ -55,6 +56,11 @@ class NnxLayer(nnx.Module):
             lambda p: p[...], self.params, is_leaf=lambda leaf: isinstance(leaf, nnx.Param)
         )
         return self.layer(params, x, carry, key=None if rngs is None else rngs.dropout())
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _initial(layer: Layer, key: Array) -> Params:
+    return init_params(layer.table(), key)
 
 
 def _initializer(part: Any) -> Any:

@@ -17,7 +17,6 @@ import optax
 from jax import Array
 
 from gam_jax import units
-from gam_jax.master import Mastered
 from gam_jax.models.language import LanguageModel
 from gam_jax.params import Params, abstract_params, path_name
 from gam_jax.units import WIDTH, Unit
@@ -147,7 +146,7 @@ def _alike(model: LanguageModel) -> Any:
     sizes = {
         *("width", "depth", "expansion", "hidden", "heads", "kv_heads", "head_size", "slots"),
         *("key_heads", "key_width", "value_width", "inner", "experts", "chosen", "shared"),
-        *("shared_hidden", "dropout", "unroll", "remat", "param_dtype", "packed"),
+        *("shared_hidden", "dropout", "unroll", "remat", "param_dtype", "packed", "block_size"),
     }
 
     def one(value: Any) -> Any:
@@ -201,47 +200,29 @@ def grown_moments(growth: Growth, moments: Params, power: int) -> Params:
     return {**moments, BLOCKS: jax.tree.map(longer, moments[BLOCKS])}
 
 
-def grown_state(growth: Growth, opt_state: Any, key: Array, noise: float = 0.0) -> Any:
+def grown_state(growth: Growth, opt_state: Any) -> Any:
     """The optimizer's state for the larger model.
 
     Args:
       growth: see `growth`.
-      opt_state: of the smaller one, whole arrays.
-      key: see `grown`: a master copy becomes what the parameters become.
-      noise: likewise.
+      opt_state: of the smaller one, whole arrays, without a master (`master.inner_state`).
 
     Raises:
       UserError: a state of workers, or of an optimizer that is not known here.
     """
-    return changed_state(
-        opt_state,
-        lambda master: grown(growth, master, key, noise),
-        lambda moments, power: grown_moments(growth, moments, power),
-    )
+    return changed_state(opt_state, lambda moments, power: grown_moments(growth, moments, power))
 
 
-def changed_state(
-    opt_state: Any,
-    of_params: Callable[[Params], Params],
-    of_moments: Callable[[Params, int], Params],
-) -> Any:
+def changed_state(opt_state: Any, of_moments: Callable[[Params, int], Params]) -> Any:
     """The optimizer's state of a model of other sizes.
 
     Args:
-      opt_state: whole arrays.
-      of_params: what becomes of parameters, and so of a master copy.
+      opt_state: whole arrays, without a master (`master.inner_state`).
       of_moments: what becomes of averages of gradients (power 1), or of their squares (2).
 
     Raises:
       UserError: a state of workers, or of an optimizer that is not known here.
     """
-    if isinstance(opt_state, Mastered):
-        if any(leaf is None for leaf in jax.tree.leaves(opt_state.master, is_leaf=_is_none)):
-            raise UserError(
-                "a run that stores a part of its parameters in float32 cannot change its sizes yet"
-            )
-        inner = changed_state(opt_state.inner, of_params, of_moments)
-        return Mastered(of_params(opt_state.master), inner)
     if isinstance(opt_state, optax.ScaleByAdamState):
         mu, nu = (
             of_moments(moments, power)
@@ -249,7 +230,7 @@ def changed_state(
         )
         return opt_state._replace(mu=mu, nu=nu)
     if isinstance(opt_state, tuple):
-        own = [changed_state(each, of_params, of_moments) for each in opt_state]
+        own = [changed_state(each, of_moments) for each in opt_state]
         return type(opt_state)(*own) if hasattr(opt_state, "_fields") else tuple(own)
     if isinstance(opt_state, Mapping) or np.ndim(opt_state):
         raise UserError(f"no rule for an optimizer's {type(opt_state).__name__} of other sizes")
@@ -258,10 +239,6 @@ def changed_state(
 
 def _tree(moments: Any) -> Params:
     return moments
-
-
-def _is_none(leaf: object) -> bool:
-    return leaf is None
 
 
 def _noisy(params: Params, step: Step, noise: float, key: Array) -> Params:

@@ -29,17 +29,18 @@ class Mastered(NamedTuple):
 
 
 def begun(
-    optimizer: optax.GradientTransformation, table: Table, wide: Params
+    optimizer: optax.GradientTransformation, table: Table, wide: Params, inner: Any = None
 ) -> tuple[Params, Any]:
     """Parameters as they are stored, and the optimizer's state.
 
     Args:
       optimizer: see `optimizer.make_optimizer`.
       table: of the parameters, with the dtypes in which they are stored.
-      wide: their first values, float32.
+      wide: their values, float32.
+      inner: the state of the optimizer that sees these; None for that before the first step.
     """
     master = _master(optimizer, table, wide)
-    inner = optimizer.init(wide)
+    inner = optimizer.init(wide) if inner is None else inner
     state = Mastered(master, inner) if jax.tree.leaves(master) else inner
     return round_to(wide, stored_dtypes(table)), state
 
@@ -68,6 +69,11 @@ def values(params: Params, opt_state: Any) -> Params:
         params,
         is_leaf=_is_none,
     )
+
+
+def inner_state(opt_state: Any) -> Any:
+    """The state of the optimizer that sees float32 values, without a master."""
+    return opt_state.inner if isinstance(opt_state, Mastered) else opt_state
 
 
 def first_values(params: Params, opt_state: Any) -> Params:

@@ -64,12 +64,12 @@ class Shrinking:
         return tree
 
     def state(self, opt_state: Any) -> Any:
-        """The optimizer's state: averages of what is kept.
+        """The optimizer's state, without a master: averages of what is kept.
 
         Raises:
           UserError: see `grow.changed_state`.
         """
-        return changed_state(opt_state, self.params, lambda tree, _: self.params(tree))
+        return changed_state(opt_state, lambda tree, _: self.params(tree))
 
 
 def asked(keep: str, model: LanguageModel) -> dict[str, float]:

@@ -230,9 +230,9 @@ def keep(params: Params, unit: Unit, index: Any) -> Params:
     Raises:
       UserError: others than the first, where only these may be kept.
     """
-    index = jnp.asarray(index)
-    if unit.first and not np.array_equal(index, np.arange(index.shape[-1])):  # of every layer
+    if unit.first and not np.array_equal(index, np.arange(np.shape(index)[-1])):  # of every layer
         raise UserError(f"only the first units may be kept, since {unit.first}")
+    index = jnp.asarray(index)
     return _with(params, unit.parts, lambda x, part: _taken(x, part, index))
 
 

@@ -92,6 +92,14 @@ def upcycle(
     for number, source in enumerate(sources):
         _check(model, source, number)
     mixture = mixture_of(model, len(sources), recipe, chosen, router)
+    return mixture, _mixed(mixture, sources, key, recipe != "btx")
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _mixed(
+    mixture: LanguageModel, sources: Sequence[Params], key: Array, mixers: bool
+) -> dict[str, Any]:
+    """Parameters of the mixture; `mixers` says whether its mixers are mixtures too."""
     new = mixture.init_params(key)
     mean: Any = _over(lambda *xs: functools.reduce(jnp.add, xs) / len(xs), sources)
     experts: Any = _over(lambda *xs: jnp.stack(xs, axis=1), sources)  # [L, E, ...]
@@ -99,7 +107,7 @@ def upcycle(
         **mean["blocks"],
         "ffn": {**new["blocks"]["ffn"], "experts": experts["blocks"]["ffn"]},
     }
-    if recipe != "btx":
+    if mixers:
         mixer: Any = _block(mixture.block).mixer
         parts = experts["blocks"]["mixer"], mean["blocks"]["mixer"]
         blocks["mixer"] = {
@@ -107,7 +115,7 @@ def upcycle(
             "experts": {n: x for n, x in parts[0].items() if not mixer.is_shared(n)},
             "shared": {n: x for n, x in parts[1].items() if mixer.is_shared(n)},
         }
-    return mixture, {**mean, "blocks": blocks}
+    return {**mean, "blocks": blocks}
 
 
 def _over(function: Callable[..., Array], sources: Sequence[Params]) -> Mapping[str, Any]:

@@ -126,9 +126,17 @@ def _hinted(cls: type) -> dict[str, tuple[type, Bound]]:
 
 
 def _bound_of(hint: Any) -> tuple[Any, Bound]:
-    """The type and bounds of `Size`, or of `Size | None`; no type where it is no number."""
+    """The type and bounds of `Size`, of `Size | None`, or of each number of `tuple[Size, ...]`.
+
+    No type where it is no number, and where a tuple's are unlike.
+    """
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     for part in typing.get_args(hint) if union else (hint,):
+        if typing.get_origin(part) is tuple:
+            inside = {arg for arg in typing.get_args(part) if arg is not Ellipsis}
+            number = inside.pop() if len(inside) == 1 else None
+            if typing.get_origin(number) is not tuple and (found := _bound_of(number))[0]:
+                return found
         if typing.get_origin(part) is Annotated:
             kind, *rest = typing.get_args(part)
             for bound in rest:

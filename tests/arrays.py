@@ -1,8 +1,9 @@
-"""Arrays that tests give to programs."""
+"""Arrays that tests give to programs, and programs of what would run operation by operation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -17,3 +18,18 @@ def put(values: Any, dtype: Any = None) -> jax.Array:
 def single(arrays: Iterable[Any]) -> list[jax.Array]:
     """Each as float32."""
     return [put(array, np.float32) for array in arrays]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def compiled(function: Callable[..., Any], *args: Any) -> Any:
+    """`function(*args)` in one program; called plainly, each of its operations is one.
+
+    It is compiled once for each function and for the shapes of its arguments.
+    """
+    return function(*args)
+
+
+@functools.cache
+def initial(model: Any, seed: int = 0) -> Any:
+    """A model's initial parameters, which no case of a test may change."""
+    return jax.jit(model.init_params)(jax.random.key(seed))

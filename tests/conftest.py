@@ -3,6 +3,7 @@
 import gc
 import os
 import pathlib
+import sys
 
 FLAGS = (
     "--xla_force_host_platform_device_count=8",
@@ -65,6 +66,9 @@ def what_is_compiled_is_kept_for_all_processes(shared_folder: pathlib.Path):
         }.items():
             patch.setenv(f"JAX_{name.upper()}", str(value))  # for the commands
             jax.config.update(f"jax_{name}", value)
+        if sys.dont_write_bytecode:  # each command would compile its Python anew
+            patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+            patch.setenv("PYTHONPYCACHEPREFIX", str(shared_folder / "bytecode"))
         yield
 
 

@@ -10,6 +10,8 @@ import jax
 import numpy as np
 import pytest
 
+from gam_jax.models.base import Model
+from gam_jax.params import Params, param_specs, shardings
 from sharding.layout import Layout
 from sharding.mesh import make_mesh
 from sharding.overlap import OVERLAPS
@@ -110,6 +112,11 @@ def layout_of(
     return Layout(make_mesh(**sizes), parallel)
 
 
+def laid_out(model: Model, params: Any, layout: Layout) -> Params:
+    """Parameters as a mesh holds them: they are drawn once, and not by a program of each mesh."""
+    return jax.device_put(params, shardings(param_specs(model.table(), layout), layout))
+
+
 def mean_loss(sums: Any) -> float:
     """Of what an evaluation step has summed."""
     total, count = sums["loss"]
@@ -120,6 +127,7 @@ def assert_leaves_close(found: Any, wanted: Any, tolerance: float = 1e-5) -> Non
     """Each leaf, relative to its own largest element, where that is above rounding."""
 
     def close(path: Any, a: np.ndarray, b: np.ndarray) -> None:
+        a, b = np.asarray(a), np.asarray(b)
         error, scale = np.max(np.abs(a - b), initial=0), np.max(np.abs(b), initial=0)
         assert error <= tolerance * scale + ROUNDING, (jax.tree_util.keystr(path), error, scale)
 

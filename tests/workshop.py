@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import functools
 import json
 import os
 import pathlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -126,6 +127,30 @@ def trained(workshop: Workshop) -> Run:
             assert result.code == 0, result.err
             summary.write_text(result.out)
     return Run(path, json.loads(summary.read_text()))
+
+
+@pytest.fixture(scope="module")
+def compiled_once() -> Iterator[None]:
+    """Equal runs of a file have the programs of the first of them, which the others then test."""
+    from gam_jax.training import beginning, loop, state  # not in processes that only hand out tests
+    from gam_jax.training.experiment import run_optimizer
+
+    made: dict[Any, Any] = {}
+
+    def optimizer_of(experiment: Any) -> Any:
+        train = experiment.train
+        fields = train.steps, train.local, train.bilevel
+        key = experiment.model, experiment.optimizer, *fields
+        if key not in made:
+            made[key] = run_optimizer(experiment)
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (loop, beginning):
+            patch.setattr(module, "run_optimizer", optimizer_of)
+        for module, name in ((loop, "make_step"), (loop, "make_eval_step"), (state, "make_init")):
+            patch.setattr(module, name, functools.cache(getattr(module, name)))
+        yield
 
 
 @pytest.fixture

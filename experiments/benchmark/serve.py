@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -274,28 +276,46 @@ def _left(repeats: int) -> Rows:
 def _guessed(repeats: int, tokens: int) -> Rows:
     """Guesses by n-grams: of greedy text, which repeats itself, and of noise, where none is right.
 
-    Weights are random; how well a trained model's text is guessed is told by /metrics.
+    Beside it another server without guesses: how far two equal ones are apart. Weights are random;
+    how well a trained model's text is guessed is told by /metrics.
     """
     model, params = _model("GAM")
     prompt, rows = _prompts([PROMPT])[0], Rows()
-    with _engine(model, params, 1) as plain, _engine(model, params, 1, block=16) as guessing:
+    with contextlib.ExitStack() as stack:
+        blocks = {"plain": 1, "guessing": 16, "another": 1}
+        engines = {
+            name: stack.enter_context(_engine(model, params, 1, block=block))
+            for name, block in blocks.items()
+        }
         for kind, draws in (("greedy", GREEDY), ("noise", Draws())):
-            before = guessing.counts()
-            calls = {
-                name: lambda engine=engine, draws=draws: _ask(
-                    engine, [Asked(prompt, tokens, draws)]
-                )
-                for name, engine in (("plain", plain), ("guessing", guessing))
-            }
+            before = engines["guessing"].counts()
+            spent: dict[str, list[float]] = {name: [] for name in engines}
+
+            def ask(name: str, draws: Draws = draws, spent: Any = spent) -> float:
+                begun = time.process_time()
+                seconds = _ask(engines[name], [Asked(prompt, tokens, draws)])
+                spent[name].append(time.process_time() - begun)
+                return seconds
+
+            calls = {name: functools.partial(ask, name) for name in engines}
             taken = _turns(calls, repeats)
-            after = guessing.counts()
+            after = engines["guessing"].counts()
             passes = (after.passes - before.passes) / max(after.written - before.written, 1)
-            ratios = [y / x for x, y in zip(taken["plain"], taken["guessing"], strict=True)]
+            processor = {name: own[1:] for name, own in spent.items()}
             rows[f"GAM, guesses of {kind} text"] = {
                 "passes a token": Quantity.exactly(passes),
-                "time over plain": Quantity.of(ratios, ""),
+                "time over plain": _over(taken, "guessing"),
+                "processor time over plain": _over(processor, "guessing"),
+                "time of another plain one": _over(taken, "another"),
+                "its processor time": _over(processor, "another"),
             }
     return rows
+
+
+def _over(taken: dict[str, list[float]], name: str) -> Quantity:
+    """Of each turn, over the plain one's."""
+    pairs = zip(taken["plain"], taken[name], strict=True)
+    return Quantity.of([y / x for x, y in pairs], "")
 
 
 def _beside_generate(

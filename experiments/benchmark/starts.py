@@ -33,7 +33,7 @@ def run(repeats: int, width: int, depth: int) -> Rows:
     """
     with tempfile.TemporaryDirectory() as place:
         folder = pathlib.Path(place)
-        _train(folder, width, depth)
+        train(folder / "run", width, depth)
         first, second = [], []
         for turn in range(min(repeats, MOST)):
             cache = folder / f"programs {turn}"
@@ -49,19 +49,32 @@ def run(repeats: int, width: int, depth: int) -> Rows:
     }
 
 
-def _train(folder: pathlib.Path, width: int, depth: int) -> None:
-    text = folder / "corpus.txt"
+def train(run: pathlib.Path, width: int, depth: int, seed: int = 0, cache: str = "off") -> None:
+    """Trains a GAM on bytes for one step, so that it can be served.
+
+    Args:
+      run: its folder; the corpus and its data stand beside it.
+      width: of the model.
+      depth: in blocks.
+      seed: of its parameters.
+      cache: folder of compiled programs.
+
+    Raises:
+      UserError: the command failed; its last line says why.
+    """
+    text = run.with_name("corpus.txt")
     text.write_text(TEXT * 500)
     settings = {
         "data.name": f"text:{text}",
-        "data.dir": folder / "data",
+        "data.dir": run.with_name("data"),
         "model.width": width,
         "model.depth": depth,
         "model.block.mixer.slots": width,
         "train.steps": 1,
+        "train.seed": seed,
         "train.validate_first": 0,
     }
-    command = ["gam", "train", f"--run={folder / 'run'}", "--compile_cache=off"]
+    command = ["gam", "train", f"--run={run}", f"--compile_cache={cache}"]
     command += [f"--config.{name}={value}" for name, value in settings.items()]
     done = subprocess.run(as_process(command), capture_output=True, text=True, check=False)
     if done.returncode:

@@ -24,6 +24,8 @@ from experiments.tuning import (
     broken,
     does_not_compile,
     is_wrong,
+    plain_attention,
+    plain_scan,
     scan_case,
     tune,
 )
@@ -39,10 +41,10 @@ def cases(scale: str) -> tuple[Case, ...]:
     heads, size = (1, 8) if scale == SHORT else (4, 32)
     found = []
     for tokens in TOKENS[scale]:
-        attention = attention_case(1, tokens, heads, size, "float32")
-        scan = scan_case("hebb:head", 1, tokens, heads, size, "float32")
+        attention = attention_case(plain_attention(1, tokens, heads, size), "float32")
+        scan = scan_case(plain_scan("hebb:head", 1, tokens, heads, size), "float32")
         if scale == SHORT:
-            attention = dataclasses.replace(attention, space=Space.of({"block": [8, 512]}))
+            attention = dataclasses.replace(attention, space=Space.of({"block_size": [0, 8]}))
             ways = [{"method": "chunked", "chunk": chunk} for chunk in (8, 64)]
             scan = dataclasses.replace(scan, space=Space.of({HOW: ways}))
         found += [attention, scan]

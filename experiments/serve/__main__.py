@@ -2,13 +2,15 @@
 
   gam serve --run=runs/gam_small
   gam serve --run=small=runs/a --run=large=runs/b --port=8001
+  gam serve --run=runs/a --run=runs/b --run=runs/c --loaded=2
   gam serve --hf=FOLDER --rows=16 --mesh=data=2,tensor=2
   gam launch --processes=2 -- gam serve --run=runs/gam_small --mesh=tensor=2
 
 /v1/completions, /v1/chat/completions, /v1/models, /tokenize, /health, /metrics, and / to try it. A
-text depends on its own request alone, never on what else is served. Ctrl-C or SIGTERM lets running
-answers end, for at most --drain seconds, and refuses new ones. Of several processes the first one
-listens, and tells the others each step.
+text depends on its own request alone, never on what else is served. With --loaded, models for
+which there is no room wait in the host's memory until they are asked for. Ctrl-C or SIGTERM lets
+running answers end, for at most --drain seconds, and refuses new ones. Of several processes the
+first one listens, and tells the others each step.
 """
 
 from __future__ import annotations
@@ -59,6 +61,9 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "prefill_budget", 512, "Tokens of prompts read between two steps.", 256, 2**20
     )
+    flags.DEFINE_integer(
+        "loaded", 0, "Models on the devices at once, where several are served; 0 for all.", 0
+    )
     flags.DEFINE_integer("queue", 256, "Requests that may wait for a row.", 1, 2**20)
     flags.DEFINE_integer(
         "snapshots", 2**28, "Bytes of states that are remembered in host memory; 0 for none.", 0
@@ -81,7 +86,7 @@ def main() -> None:
     register_classes()
     try:
         from experiments.serve.app import State
-        from experiments.serve.engines import Options, served_of
+        from experiments.serve.engines import Options, all_served
         from experiments.serve.models import open_folder, open_run
         from experiments.serve.served import Served
         from experiments.serve.server import listen, serve
@@ -106,8 +111,7 @@ def main() -> None:
     print(f"http://{shown}:{bound.getsockname()[1]}/", flush=True)
 
     def load() -> dict[str, Served]:
-        pairs = zip(opened, layouts, strict=True)
-        served = {one.name: served_of(one, layout, options, several.share) for one, layout in pairs}
+        served = all_served(opened, layouts, options, several.share)
         several.begin()
         return served
 

@@ -258,4 +258,6 @@ async def _unless_gone(request: Request, answers: Answers, live: Live) -> Respon
 
 def _described(served: Served) -> dict[str, Any]:
     own = {"id": served.name, "object": "model", "created": served.created, "owned_by": "gam_jax"}
-    return {**own, "max_model_len": served.limit or None, "chat": served.template is not None}
+    own |= {"max_model_len": served.limit or None, "chat": served.template is not None}
+    counts = served.engine.counts()
+    return {**own, "loaded": counts.loaded, "hits": counts.hits, "misses": counts.misses}

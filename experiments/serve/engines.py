@@ -23,6 +23,7 @@ from gam_jax.serve.drafts import Draft, NgramDraft, RunDraft, SemiDraft, UnitsDr
 from gam_jax.serve.engine import Engine
 from gam_jax.serve.executor import Executor
 from gam_jax.serve.request import Constraint
+from gam_jax.serve.residents import Residents
 from gam_jax.serve.seating import Settings
 from sharding import processes
 from sharding.errors import UserError
@@ -45,6 +46,7 @@ class Options:
       draft: who guesses: "ngram", "units", a run, or a drafter beside the model; None for nobody.
       settings: how an engine shares out its rows.
       limit: tokens of the longest text; 0 for what each model takes.
+      loaded: models that are on the devices at once; 0 for all.
     """
 
     rows: int
@@ -53,14 +55,25 @@ class Options:
     draft: str | Opened | OpenedDrafter | None
     settings: Settings
     limit: int = 0
+    loaded: int = 0
+
+    def order(self, models: int) -> list[tuple[int, bool]]:
+        """The place of each of so many models in the order in which they are read.
+
+        Returns:
+          The place, and whether the model then waits in the host's memory. These come first, so
+          that there is room for each.
+        """
+        room = self.loaded or models
+        return [(place, place >= room) for place in (*range(room, models), *range(room))]
 
     @classmethod
     def from_flags(cls, models: Sequence[Opened]) -> Options:
         """What the flags of `gam serve` say, for some models.
 
         Raises:
-          UserError: a limit beyond a model's; a draft that there is not, or that has another
-            tokenizer than a model.
+          UserError: a limit beyond a model's; room for more models than there are; a draft that
+            there is not, or that has another tokenizer than a model.
         """
         args = flags.FLAGS
         settings = Settings(
@@ -75,9 +88,15 @@ class Options:
                 raise UserError(
                     f"--limit={args.limit}: {one.name} takes texts of {one.model.limit} tokens"
                 )
+        if args.loaded > len(models):
+            raise UserError(
+                f"--loaded={args.loaded}: {len(models)} models are served: give at most as many, "
+                f"or leave it out"
+            )
         block = args.block if args.draft else 1
         draft = _drafter(args.draft, models)
-        return cls(args.rows, args.cache_tokens, block, draft, settings, args.limit)
+        sizes = args.rows, args.cache_tokens, block, draft
+        return cls(*sizes, settings, args.limit, args.loaded)
 
 
 def _drafter(text: str, models: Sequence[Opened]) -> str | Opened | OpenedDrafter | None:
@@ -110,21 +129,28 @@ Shared = Callable[[Executor], Executor]
 
 
 def rows_of(
-    opened: Opened, layout: Layout, options: Options, shared: Shared
+    opened: Opened, layout: Layout, options: Options, shared: Shared, waits: bool = False
 ) -> tuple[Executor, Draft | None]:
-    """Reads the parameters, of the draft too, and compiles.
+    """Reads the parameters, of the draft too, and compiles; what waits then leaves the devices.
 
     Raises:
       UserError: see `served_of`.
     """
     beside = options.draft if isinstance(options.draft, OpenedDrafter) else None
     sizes = options.rows, options.limit, options.cache_tokens, options.block
-    device = shared(_device(opened, layout, *sizes, beside))
-    return device, _draft(opened, layout, options, device, shared)
+    device = _device(opened, layout, *sizes, beside)
+    if waits:
+        device.sleep()
+    device = shared(device)
+    return device, _draft(opened, layout, options, device, shared, waits)
 
 
 def served_of(
-    opened: Opened, layout: Layout, options: Options, shared: Shared = lambda own: own
+    opened: Opened,
+    layout: Layout,
+    options: Options,
+    shared: Shared = lambda own: own,
+    residents: Residents | None = None,
 ) -> Served:
     """Reads the parameters, compiles, and starts the engine.
 
@@ -133,17 +159,19 @@ def served_of(
       layout: its mesh.
       options: how it is served.
       shared: called with each device, for what is called in its place.
+      residents: which models are on the devices, where there is no room for all.
 
     Raises:
       UserError: a model that cannot be served; parameters that cannot be read; a draft of another
         vocabulary than the model's.
     """
-    device, draft = rows_of(opened, layout, options, shared)
+    waits = residents is not None and not residents.loaded(opened.name)
+    device, draft = rows_of(opened, layout, options, shared, waits)
     settings = options.settings
     if settings.folder:
         folder = str(pathlib.Path(settings.folder) / opened.name)
         settings = dataclasses.replace(settings, folder=folder)
-    engine = Engine(device, settings, draft)
+    engine = Engine(device, settings, draft, residents=residents, name=opened.name)
     engine.start()
     vocab = device.sizes.vocab
     made = functools.lru_cache(ENDINGS)(functools.partial(Constraints, opened.tokenizer, vocab))
@@ -164,6 +192,30 @@ def served_of(
         engine=engine,
         grammars=grammars,
     )
+
+
+def all_served(
+    opened: Sequence[Opened],
+    layouts: Sequence[Layout],
+    options: Options,
+    shared: Shared = lambda own: own,
+) -> dict[str, Served]:
+    """Serves several models; those for which there is no room wait, see `Options.loaded`.
+
+    Args:
+      opened: the models.
+      layouts: their meshes.
+      options: how they are served.
+      shared: see `served_of`, which raises what this one does.
+    """
+    names = [one.name for one in opened]
+    fewer = 0 < options.loaded < len(opened)
+    residents = Residents(options.loaded, names[: options.loaded]) if fewer else None
+    served = {
+        names[place]: served_of(opened[place], layouts[place], options, shared, residents)
+        for place, _ in options.order(len(opened))
+    }
+    return {name: served[name] for name in names}
 
 
 def _constraint(constraints: Constraints, grammar: Grammar) -> Constraint:
@@ -205,12 +257,20 @@ def _device(
 
 
 def _draft(
-    opened: Opened, layout: Layout, options: Options, device: Executor, shared: Shared
+    opened: Opened,
+    layout: Layout,
+    options: Options,
+    device: Executor,
+    shared: Shared,
+    waits: bool,
 ) -> Draft | None:
     if isinstance(options.draft, OpenedDrafter):
         return SemiDraft(device, options.draft.model.window)
     if isinstance(options.draft, Opened):
-        return RunDraft(shared(_device(options.draft, layout, options.rows, 0, 0, 1)), device.sizes)
+        guesses = _device(options.draft, layout, options.rows, 0, 0, 1)
+        if waits:
+            guesses.sleep()
+        return RunDraft(shared(guesses), device.sizes)
     if options.draft == UNITS:
         assert isinstance(opened.model, LexicalUnits)
         return UnitsDraft(opened.model.placeholder, opened.model.unit)

@@ -16,7 +16,14 @@ GAUGES = {
     "queued": "Requests that wait for a row.",
     "rows": "Rows in use.",
     "pages": "Pages of growing caches in use.",
+    "loaded": "Whether the model is on the devices.",
 }
+RATIOS = {
+    "acceptance": "The part of the judged guesses that stood.",
+    "tokens_a_pass": "Tokens that a step of a row with guesses has given.",
+    "ideal_tokens_a_pass": "(1 - a^(g + 1)) / (1 - a), of this acceptance a and g guesses a step.",
+}
+"""Gauges that there are only once guesses were judged."""
 COUNTERS = {
     "read": "Tokens of prompts that were fed.",
     "cached": "Tokens of prompts that were not fed, since their state was remembered.",
@@ -24,6 +31,13 @@ COUNTERS = {
     "wasted": "Steps of a row whose token was cut off.",
     "guessed": "Guesses of a draft that were fed.",
     "accepted": "Guesses that stood.",
+    "fell": "Guesses that did not; those after one that fell were not judged.",
+    "passes": "Steps of a row that drew.",
+    "guessed_passes": "Of these, those with guesses.",
+    "guessed_written": "Tokens that these gave.",
+    "hits": "Requests that found the model on the devices, or on its way there.",
+    "misses": "Times that the model had to be brought there.",
+    "loading_seconds": "Seconds that this took.",
 }
 
 
@@ -76,6 +90,12 @@ class _Counts(Collector):
                 for model, own in counts.items():
                     family.add_metric([model], getattr(own, name))
                 yield family
+        for name, text in RATIOS.items():
+            family = GaugeMetricFamily(f"gam_{name}", text, labels=["model"])
+            for model, own in counts.items():
+                if own.accepted + own.fell:
+                    family.add_metric([model], getattr(own, name))
+            yield family
         ended = CounterMetricFamily("gam_requests", "Ended, by reason.", labels=["model", "reason"])
         for model, own in counts.items():
             for reason, number in own.requests:

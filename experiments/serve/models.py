@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 
 from experiments.chat import template_of
 from experiments.imported import Imported
-from experiments.streams import check_tokenizer, params_of_streams
 from experiments.writer import GENERATION, TextRun, end_ids, tokenizer_of_run
 from gam_jax.adapters import merged
 from gam_jax.convert.hf import from_hf
@@ -75,10 +74,7 @@ def open_run(path: str, checkpoint: str, template: str) -> Opened:
     imported = run.folder.source.is_dir()
 
     def read(layout: Layout) -> tuple[LanguageModel, Params]:
-        run.model.check_mesh(layout)
-        step, params = params_of_streams(run.folder, run.experiment, layout, checkpoint, 0)
-        check_tokenizer(run.folder, step, run.tokenizer)
-        return merged(run.model, params, layout)
+        return run.read(layout, checkpoint, 0)[1:]
 
     return Opened(
         name=name,

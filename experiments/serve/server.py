@@ -79,7 +79,27 @@ async def _serve(
     if loading.done() and (error := loading.exception()):
         raise error
     await _stop(state)
-    return 1 if state.failure else 0
+    if state.failure:
+        return 1
+    for one in state.served.values():
+        print(told(one), file=sys.stderr, flush=True)
+    return 0
+
+
+def told(served: Served) -> str:
+    """What a model has done, in a line: tokens, and what guesses gave beside their ideal."""
+    counts = served.engine.counts()
+    ended = sum(number for _, number in counts.requests)
+    line = f"{served.name}: {ended:,} answers, {counts.written:,} tokens"
+    if counts.misses:
+        line += f"; loaded anew for {counts.misses:,} of them in {counts.loading_seconds:.2f} s"
+    if counts.accepted + counts.fell:
+        line += (
+            f"; with guesses {counts.tokens_a_pass:.2f} tokens a pass, where "
+            f"{counts.ideal_tokens_a_pass:.2f} are the ideal of {counts.block - 1} guesses that "
+            f"stand with {counts.acceptance:.2f}"
+        )
+    return line
 
 
 def _loaded(task: asyncio.Task[Mapping[str, Served]], state: State, server: uvicorn.Server) -> None:
@@ -88,7 +108,10 @@ def _loaded(task: asyncio.Task[Mapping[str, Served]], state: State, server: uvic
         return
     state.serve(task.result())
     spent = f"{time.process_time():.2f} s of the processor"
-    print(f"serving {', '.join(state.served)}, ready after {spent}", file=sys.stderr, flush=True)
+    there = [name for name, one in state.served.items() if one.engine.counts().loaded]
+    waiting = f" (loaded: {', '.join(there)})" if len(there) < len(state.served) else ""
+    line = f"serving {', '.join(state.served)}{waiting}, ready after {spent}"
+    print(line, file=sys.stderr, flush=True)
 
 
 async def _end(state: State, server: uvicorn.Server, drain: float) -> None:

@@ -23,7 +23,7 @@ from sharding.layout import Layout
 from sharding.links import Link, open_links
 
 T = TypeVar("T")
-ALIKE = ("rows", "limit", "cache_tokens", "draft", "block", "mesh", "across")
+ALIKE = ("rows", "limit", "cache_tokens", "draft", "block", "mesh", "across", "loaded")
 """Flags that decide what programs there are."""
 
 
@@ -116,8 +116,8 @@ def _follow(
         return device
 
     def load() -> list[Executor]:
-        for one, layout in zip(opened, layouts, strict=True):
-            rows_of(one, layout, options, share)
+        for place, waits in options.order(len(opened)):
+            rows_of(opened[place], layouts[place], options, share, waits)
         return devices
 
     try:

@@ -10,7 +10,7 @@ from experiments.report.markdown import escaped, table
 from experiments.study.claim import Values, Verdict
 from experiments.study.declare import Measure, Study
 from experiments.study.found import ArmFound, Found
-from experiments.study.sheet import Sheet
+from experiments.study.sheet import PUBLISHED, Sheet
 from sharding.whole_file import write_named
 
 
@@ -21,7 +21,7 @@ def sheet(study: Study, found: Found) -> Sheet:
     for name in measures:
         head.append(heading(study.measures[name]))
         if _published(study, name, found):
-            head.append("published")
+            head.append(PUBLISHED)
     rows = [_row(study, found, arm, measures) for arm in study.arms if arm in found.arms]
     rows += [_baseline(study, found, name, measures) for name in found.baselines]
     notes = [f"{claim}: {word}" for claim, word in told(study, found)]

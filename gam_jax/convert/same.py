@@ -82,6 +82,7 @@ def _plain(layer: Any, width: int) -> Any:
         changed |= {"kv_heads": layer.groups, "head_size": layer.size}
         changed["scale"] = layer.scale or layer.size**-0.5
         changed["context"] = 1 if layer.window else layer.context
+        changed["block_size"] = 0
     if isinstance(layer, LatentAttention):
         changed["value_size"] = layer.value_size or layer.head_size
         changed["scale"] = layer.rule.scale

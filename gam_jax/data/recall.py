@@ -49,7 +49,7 @@ class Recall(Data):
 
     name: str = "recall"
     window: Size = 128
-    pairs: tuple[int, ...] = (4, 8, 16)
+    pairs: tuple[Size, ...] = (4, 8, 16)
     vocab: Size = 128
     power: Share = 0.01
     scored: Size = 510

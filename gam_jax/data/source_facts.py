@@ -30,7 +30,7 @@ class SourceFacts(Drawn):
     NAMES: ClassVar[tuple[str, ...]] = ("source_facts",)
 
     name: str = "source_facts"
-    lengths: tuple[int, ...] = (1, 4, 64, 256)
+    lengths: tuple[Size, ...] = (1, 4, 64, 256)
     names: Size = 16
     values: Size = 8
     scored: Few = 256

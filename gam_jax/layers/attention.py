@@ -64,6 +64,9 @@ class Attention(Layer):
         no place of the sequence: a part of the carry that stays. They are 0 unless a start is
         learned, as the prefixes of the streams of a `ParScale` are.
       dropout: rate on the output in training.
+      block_size: tokens of a block of queries, and of keys, in which scores are computed; 0 for
+        what the machine and the window ask for. `gam tune` finds it; kernels of a GPU's or TPU's
+        own have blocks of their own.
     """
 
     width: Size | None = None
@@ -86,6 +89,7 @@ class Attention(Layer):
     scale: NotNegative = 0.0
     prefix: Count = 0
     dropout: Rate | None = None
+    block_size: Count = 0
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -125,7 +129,8 @@ class Attention(Layer):
     @property
     def rule(self) -> Rule:
         """What a query makes of a key; narrow windows are computed in small blocks."""
-        return causal_rule(self.scale or self.size**-0.5, self.window, self.soft_cap)
+        rule = causal_rule(self.scale or self.size**-0.5, self.window, self.soft_cap)
+        return rule.in_blocks(self.block_size)
 
     @property
     def limit(self) -> int:

@@ -29,7 +29,8 @@ def branches(a: Branch, b: Branch, given: Any, axes: Axes = Axes()) -> tuple[Arr
     splits `stream` a device computes them one after the other, and sends nothing. Every device
     holds the parameters of both. The choice is a `lax.cond` on the device's place: sums and gathers
     over other axes may stand in a branch, all devices along those take the same one. A `ppermute`
-    waits for every device, so branches are refused where `seq` is split (`check_branches`).
+    waits for every device, so branches are refused where `seq` is split, and where products at the
+    ends of layers go round a ring (`check_branches`).
 
     Args:
       a: a pure function; outputs of both have one dtype.
@@ -106,7 +107,8 @@ def check_branches(layout: Layout, name: str, count: int = 2) -> None:
     """Refuses a mesh on which a model's branches cannot run at once.
 
     Raises:
-      UserError: devices along `stream` that are not one a branch, or any along `seq` beside them.
+      UserError: devices along `stream` that are not one a branch; beside them any along `seq`, or
+        `parallel.overlap`.
     """
     stream, seq = (layout.mesh.shape.get(axis, 1) for axis in ("stream", "seq"))
     if stream not in (1, count):
@@ -117,4 +119,11 @@ def check_branches(layout: Layout, name: str, count: int = 2) -> None:
         raise UserError(
             f"mesh axes stream={stream} and seq={seq}: a message along seq inside one of {name}'s "
             f"branches would wait for ever: make one of them 1"
+        )
+    axes = layout.axes
+    if stream > 1 and axes.residual and axes.overlap:
+        raise UserError(
+            f"mesh axis stream={stream} and parallel.overlap={axes.overlap}: a message along "
+            f"{axes.residual} inside one of {name}'s branches would wait for ever: make stream 1, "
+            f"or parallel.overlap none"
         )

@@ -20,16 +20,13 @@ from gam_jax.ops.scan import memory_scan
 from gam_jax.params import Initializer, Param, Params, Table, fan_in, ones, zeros
 from sharding import collectives, residual
 from sharding.axes import Axes
-from sharding.bounds import Count, Size, check_bounds
+from sharding.bounds import Count, Rate, Size, check_bounds
 
 PATHS = 4
 """Short convolution, long convolution, memory, value."""
 
 STARTS = (-1.0, -1.0, 1.0, 3.0)
 """Biases of the gates' logits."""
-
-FLOOR = 0.02
-"""Of every gate, so that no path dies."""
 
 LEAST_DECAY = 0.6
 """Of the state over STRETCH tokens."""
@@ -55,7 +52,7 @@ class FusedDelta(Layer):
     """FusionGatedFIRNet of ASI-Arch (arXiv 2507.18074), one of its multi-path DeltaNets.
 
     v, q, k, beta as DeltaNet has them. Four paths of a value: FIR_short(v), FIR_long(v), the
-    delta rule's read, and v. Their gates are 0.02 + 0.98 sigmoid(logits / exp(temperature)), the
+    delta rule's read, and v. Their gates are f + (1 - f) sigmoid(logits / exp(temperature)), the
     logits a two-layer network of the token and of the mean size of each head's paths; the gated
     sum is RMS-normalised head by head, then W_out.
 
@@ -70,6 +67,8 @@ class FusedDelta(Layer):
       kernel: taps of the convolution on queries, keys and values.
       short, long: taps of the paths' convolutions.
       chunk: of the scan.
+      floor: f, the least of every gate, so that no path dies. With 0, and gates that are open to
+        the delta rule alone, it is DeltaNet.
     """
 
     width: Size | None = None
@@ -80,6 +79,7 @@ class FusedDelta(Layer):
     short: Size = 3
     long: Size = 63
     chunk: Size = 64
+    floor: Rate = 0.02
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -211,4 +211,4 @@ class FusedDelta(Layer):
             logits = collectives.own_shard(collectives.psum(logits, hidden), heads, dim=1)
         logits = logits.reshape(paths.shape[:-1]) + params["gate_bias"]
         warm = logits / jnp.exp(params["temperature"])[:, None]
-        return FLOOR + (1 - FLOOR) * jax.nn.sigmoid(warm)
+        return self.floor + (1 - self.floor) * jax.nn.sigmoid(warm)

@@ -15,7 +15,7 @@ from gam_jax.layers.stack import Stack
 from gam_jax.params import Params, Table
 from gam_jax.units import UnitTable, joined, within
 from sharding.axes import Axes
-from sharding.bounds import Rate, Size, check_bounds
+from sharding.bounds import Count, Rate, Size, check_bounds
 
 
 class Run(NamedTuple):
@@ -54,7 +54,7 @@ class Pattern(Layer):
     """
 
     layers: tuple[Layer, ...]
-    order: tuple[int, ...]
+    order: tuple[Count, ...]
     width: Size | None = None
     dropout: Rate | None = None
     remat: bool = False

@@ -15,7 +15,7 @@ from gam_jax.layers.branches import Branch, summed
 from gam_jax.ops.sources import attend_source, attend_together
 from gam_jax.params import Param, Params, Table, fan_in, ones, zeros
 from sharding.axes import Axes
-from sharding.bounds import Size, check_bounds
+from sharding.bounds import Count, Size, check_bounds
 from sharding.errors import UserError
 
 
@@ -40,11 +40,11 @@ class SourceAttention:
     """
 
     width: Size
-    sources: tuple[int, ...]
+    sources: tuple[Size, ...]
     heads: Size = 4
     head_size: Size = 8
     parallel: bool = True
-    silent: tuple[int, ...] = ()
+    silent: tuple[Count, ...] = ()
     spread: bool = False
 
     def __post_init__(self) -> None:

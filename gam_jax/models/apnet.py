@@ -64,8 +64,8 @@ class APNet(Model):
     """
 
     width: Size = 512
-    kernels: tuple[int, ...] = (3, 7, 11)
-    dilations: tuple[int, ...] = (1, 3, 5)
+    kernels: tuple[Size, ...] = (3, 7, 11)
+    dilations: tuple[Size, ...] = (1, 3, 5)
     ends: Size = 7
     mels: Size = 80
     rate: Size = 16000

@@ -33,7 +33,7 @@ class Autoencoder(Model):
 
     width: Size = 16
     code: Size = 8
-    ratios: tuple[int, ...] = (4, 2)
+    ratios: tuple[Size, ...] = (4, 2)
     causal: bool = False
 
     def __post_init__(self) -> None:

@@ -100,7 +100,8 @@ class Model:
       param_dtype: in which parameters are stored, on devices and in checkpoints, one of
         `PARAM_DTYPES`. Below float32 the optimizer keeps a float32 copy of what it trains
         (`gam_jax.master`). What a table marks as precise stays float32, and the model itself is
-        given float32 values in training.
+        given float32 values in training. A model and those in its fields have one: bfloat16 where
+        any of them says so.
     """
 
     param_dtype: str = dataclasses.field(default=FLOAT32, kw_only=True)
@@ -108,6 +109,13 @@ class Model:
     def __post_init__(self) -> None:
         check_bounds(self)
         self.check_param_dtype()
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        inside = {name: value for name, value in values.items() if isinstance(value, Model)}
+        for dtype in {each.param_dtype for each in (self, *inside.values())} - {FLOAT32}:
+            object.__setattr__(self, "param_dtype", dtype)
+            for name, model in inside.items():
+                own = dataclasses.replace(model, param_dtype=dtype)
+                object.__setattr__(self, name, own)
 
     def check_param_dtype(self) -> None:
         """Raises a ValueError if parameters cannot be stored in `param_dtype`."""

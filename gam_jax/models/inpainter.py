@@ -54,7 +54,7 @@ class Inpainter(Model):
     width: Size = 32
     channels: Size | None = None
     halvings: Size = 3
-    rates: tuple[int, ...] = (2, 4, 8, 16)
+    rates: tuple[Size, ...] = (2, 4, 8, 16)
     shared: bool = False
     paths: str = TWO
     fine: NotNegative = 10.0

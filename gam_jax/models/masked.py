@@ -185,8 +185,8 @@ def dropped(count: int, share: float) -> int:
     return math.floor(round(share * count, 6))
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _new_masks(params: Any, drop: int) -> list[Bool[Array, ...]]:
+@jax.jit
+def _new_masks(params: Any, drop: Int[Array, ""] | int) -> list[Bool[Array, ...]]:
     found = _magnitudes(params[MASKS], params)
 
     def narrower(_: int, between: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -198,7 +198,7 @@ def _new_masks(params: Any, drop: int) -> list[Bool[Array, ...]]:
 
     start = jnp.zeros((), jnp.int32), jnp.full((), 2**BITS - 1, jnp.int32)
     threshold = lax.fori_loop(0, BITS + 1, narrower, start)[1]
-    return [x > threshold if drop else jnp.ones(x.shape, bool) for x in found]
+    return [(x > threshold) | (drop == 0) for x in found]
 
 
 def pruned(params: Params, share: float) -> Params:

@@ -17,7 +17,7 @@ from gam_jax.layers.sources import SourceAttention
 from gam_jax.models.base import BATCH, Batch, Measures, Model, sizes_of
 from gam_jax.params import Param, Params, Table, fan_in, normal, zeros
 from sharding.axes import Axes
-from sharding.bounds import Size
+from sharding.bounds import Count, Size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class SourceReader(Model):
     heads: Size = 4
     head_size: Size = 16
     parallel: bool = True
-    silent: tuple[int, ...] = ()
+    silent: tuple[Count, ...] = ()
     sources: Size = 4
     names: Size | None = None
     values: Size | None = None

@@ -40,6 +40,7 @@ class Rule:
       window: and only that many last ones, its own among them; 0 for all.
       soft_cap: scores become cap * tanh(score / cap) (Gemma 2, arXiv 2408.00118); 0 for none.
       block: tokens in a block.
+      fixed: whether that stays where a machine has a better one of its own.
     """
 
     scale: float
@@ -47,6 +48,11 @@ class Rule:
     window: int = 0
     soft_cap: float = 0.0
     block: int = BLOCK
+    fixed: bool = False
+
+    def in_blocks(self, size: int) -> Rule:
+        """With blocks of so many tokens, whatever the machine; 0 for those that it has."""
+        return dataclasses.replace(self, block=size, fixed=True) if size else self
 
 
 def attend_tokens(

@@ -108,7 +108,8 @@ def attention(
     if chosen == "splash":
         return splash.splash(rule, q, k, v, first)
     if chosen == "blocks" or first is not None:
-        rule = dataclasses.replace(rule, block=min(rule.block, block_size(backend)))
+        if not rule.fixed:
+            rule = dataclasses.replace(rule, block=min(rule.block, block_size(backend)))
         return attend_tokens(rule, q, k, v, 0, 0 if first is None else first)[0].astype(q.dtype)
     return jax.nn.dot_product_attention(
         q,

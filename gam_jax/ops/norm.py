@@ -25,7 +25,7 @@ def layer_norm(
 
     `axis` is a mesh axis that splits D: mean and variance are then those of all its devices.
     """
-    scale, bias = (jnp.broadcast_to(jnp.asarray(a), x.shape[-1:]) for a in (scale, bias))
+    scale, bias = (jnp.broadcast_to(_wide(a), x.shape[-1:]) for a in (scale, bias))
     y: Array = _layer_norm(eps, axis, *collectives.vary_alike(x, scale, bias))
     return y
 
@@ -39,8 +39,14 @@ def rms_norm(
 
     `axis` is a mesh axis that splits D: the mean is then that of all its devices.
     """
-    y: Array = _rms_norm(eps, axis, *collectives.vary_alike(x, scale))
+    y: Array = _rms_norm(eps, axis, *collectives.vary_alike(x, _wide(scale)))
     return y
+
+
+def _wide(x: Array) -> Array:
+    """Float32: what devices sum of the gradient by a scale or a bias is not rounded before."""
+    x = jnp.asarray(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 # The backward passes make what is normed again from x, which is kept anyway: JAX's own would keep

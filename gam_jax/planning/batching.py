@@ -168,6 +168,18 @@ class Priced:
             self._call("put a page")
         return int(data)
 
+    def sleep(self) -> None:
+        """It is the only model.
+
+        Raises:
+          NotImplementedError: always.
+        """
+        raise NotImplementedError("a model that leaves the device is not priced")
+
+    def wake(self) -> None:
+        """As `sleep`."""
+        self.sleep()
+
     def _copied(self, pages: int) -> None:
         row, page = self._held
         self._clock.wait(self._clock.told("to and from the host", self._copy(row + pages * page)))

@@ -282,11 +282,12 @@ class _Checked:
         run, parts = self._run, candidate.accumulate
         if run.batch % parts:
             raise UserError(f"a batch of {run.batch} rows, in {parts} parts")
+        run.through(parts)
         candidate.layout.check_batch(run.batch // parts, run.window or None)
 
     def _schedule(self, candidate: Candidate) -> None:
         stages, schedule = candidate.sizes["pipe"], candidate.schedule
-        key = schedule, stages, candidate.accumulate, candidate.turns
+        key = schedule, stages, self._run.through(candidate.accumulate), candidate.turns
         if stages > 1 and key not in self._schedules:
             self._schedules[key] = _said(lambda: make_table(*key))
         _refuse(self._schedules.get(key, ""))

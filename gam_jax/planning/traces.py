@@ -16,11 +16,13 @@ import numpy as np
 from jax.interpreters import partial_eval
 from jax.sharding import AbstractMesh, AxisType
 
+from gam_jax.bilevel import Bilevel
 from gam_jax.models.base import Model
 from gam_jax.optimizer import OptimizerConfig
 from gam_jax.params import Param, shard_dims, shardings, stored_specs
 from gam_jax.planning.live import Lives, lives
 from sharding.degrees import in_words, parsed
+from sharding.errors import UserError
 from sharding.layout import Layout
 from sharding.mesh import AXIS_NAMES, in_levels
 from sharding.parallel import Parallel
@@ -45,6 +47,9 @@ class Run:
       program: of one device and one part of a batch.
       backend: whose program that is: "cpu", "gpu" or "tpu"; None for JAX's default.
       chip: bytes of memory on a device's chip in which its compiler places arrays; 0 for none.
+      bilevel: the run's optimizer of logits. Where it is on, the program is of two parts of a
+        batch, one for the weights and one for the logits; what is planned is a step that trains
+        both.
     """
 
     model: Model
@@ -54,6 +59,17 @@ class Run:
     program: Program
     backend: str | None = None
     chip: float = 0.0
+    bilevel: Bilevel = Bilevel()
+
+    def through(self, parts: int) -> int:
+        """Of so many parts of a batch, those that train the weights, one after another.
+
+        Raises:
+          UserError: they cannot be halved, and the other half trains logits.
+        """
+        if self.bilevel.on and parts % 2:
+            raise UserError(f"{parts} parts, of which half train logits (train.bilevel)")
+        return parts // 2 if self.bilevel.on else parts
 
     def with_remat(self, remat: bool) -> Model:
         """The model with blocks computed again in the backward pass, or not."""

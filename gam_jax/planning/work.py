@@ -129,10 +129,12 @@ def work_of(
       state: `state_of` the candidate, where it is known already.
 
     Raises:
-      UserError: there are no formulas for what the model sends.
+      UserError: there are no formulas for what the model sends; parts that cannot be halved where
+        logits have their own.
     """
     layout = dataclasses.replace(candidate.layout, backend=run.backend)
     parts, model = candidate.accumulate, run.with_remat(candidate.remat)
+    through = run.through(parts)
     if not has_formula(model, layout):
         raise UserError(f"{type(model).__name__} has no formulas for what it sends")
     messages = step_traffic(model, layout, run.batch, run.window, parts)
@@ -141,13 +143,13 @@ def work_of(
     scale = traced.scale(rows, candidate.sizes)
     gradients = gradient_bytes(state, run.optimizer)
     held = state.total + traced.held(scale, run.chip)
-    if parts > 1:  # what earlier parts have found, beside what this one finds
+    if through > 1:  # what earlier parts have found, beside what this one finds
         held += step_bytes(model, layout).gradients
     work = Work(
         candidate.in_levels,
-        {dtype: parts * float(terms.at(scale)) for dtype, terms in traced.flops.items()},
-        parts * float(traced.operands.at(scale)),
-        parts * float(traced.moved.at(scale)),
+        {dtype: through * float(terms.at(scale)) for dtype, terms in traced.flops.items()},
+        through * float(traced.operands.at(scale)),
+        through * float(traced.moved.at(scale)),
         tuple(messages),
         held,
     )
@@ -177,14 +179,15 @@ def _of_a_stage(work: Work, run: Run, candidate: Candidate, rows: float, stacked
     A stage goes forward again before it goes backward, and keeps of each part in flight the input
     of its layers alone. Embedding and head are computed on every stage.
     """
-    layout, parts = candidate.layout, candidate.accumulate
+    layout, parts = candidate.layout, run.through(candidate.accumulate)
     stages, model = layout.stages, run.model
     table = make_table(candidate.schedule, stages, parts, candidate.turns)
     passes = 4 if candidate.remat else 3  # a forward one, one again, and two backward
     again = 1 + 1 / passes
     tokens = rows * max(run.window, 1) / candidate.sizes["seq"]
     vocab, width = (getattr(model, name, 0) or 0 for name in ("vocab", "width"))
-    head = parts * 6 * tokens * vocab * width / candidate.sizes["tensor"]
+    each = 10 if run.bilevel.on else 6  # logits of mixed layers need no gradient by the head
+    head = parts * each * tokens * vocab * width / candidate.sizes["tensor"]
     whole = sum(work.flops.values())
     share = ((whole - head) / stages + head) / whole * again
     residual = getattr(model, "dtype", "float32")
@@ -204,7 +207,7 @@ def _of_a_stage(work: Work, run: Run, candidate: Candidate, rows: float, stacked
 
 def state_of(run: Run, candidate: Candidate) -> StateBytes:
     """Bytes of parameters and optimizer's state on each device."""
-    return state_bytes(run.model, run.optimizer, candidate.layout)
+    return state_bytes(run.model, run.optimizer, candidate.layout, bilevel=run.bilevel)
 
 
 def gradient_bytes(state: StateBytes, optimizer: OptimizerConfig) -> int:

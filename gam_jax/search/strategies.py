@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gam_jax.search.space import Point, Space
-from sharding.bounds import Positive, Share, Size, check_bounds
+from sharding.bounds import Count, Positive, Share, Size, check_bounds
 from sharding.errors import UserError
 
 
@@ -170,22 +170,37 @@ class Evolve(Strategy):
     probability `mix`, a second one among the `pool` best, from which it has each choice with
     probability 1/2. Then each choice is drawn anew with probability `change`; at least one is.
 
+    With `references`, so many of the pool that are no parents stand in the place of the second
+    parent, and each exchanged choice is of one of them (ASI-Arch, arXiv 2507.18074: parents of
+    ranks 1 to 10, four references of ranks 11 to 50, and a language model that reads them).
+
     Attributes:
       pool: the best that are kept.
       parents: of them, those that have children.
       change: of each choice.
-      mix: of a second parent.
+      mix: of a second parent, or of references.
+      references: for a child; 0 for a second parent.
+      first: candidates that are drawn before there are children; 0 for `pool`.
+      refresh: results after which the pool is made anew.
     """
 
     pool: Size = 16
     parents: Size = 4
     change: Share = 0.2
     mix: Share = 0.5
+    references: Count = 0
+    first: Count = 0
+    refresh: Size = 1
 
     def __post_init__(self) -> None:
         check_bounds(self, "evolve")
         if self.parents > self.pool:
             raise UserError(f"evolve.parents={self.parents}: give at most pool={self.pool}")
+        if self.references > self.pool - self.parents:
+            raise UserError(
+                f"evolve.references={self.references}: of pool={self.pool} only "
+                f"{self.pool - self.parents} are no parents"
+            )
 
     def begin(self, space: Space, seed: int = 0) -> Searcher:
         """See `Strategy`."""
@@ -198,30 +213,48 @@ class _Pool(Searcher):
         self._random = np.random.default_rng(seed)
         self._asked = 0
         self._best: list[Told] = []
+        self._waiting: list[Told] = []
 
     def ask(self, count: int) -> list[Point]:
-        found = []
+        found, first = [], self._own.first or self._own.pool
         for _ in range(count):
-            new = self._asked < self._own.pool or not self._best
+            new = self._asked < first or not self._best
             found.append(self._space.sample(self._random) if new else self._child())
             self._asked += 1
         return found
 
     def tell(self, results: Sequence[Told]) -> None:
-        kept = {each.point: each for each in [*self._best, *results] if math.isfinite(each.score)}
+        for result in results:
+            self._waiting.append(result)
+            if len(self._waiting) >= self._own.refresh:
+                self._renew()
+
+    def _renew(self) -> None:
+        every = (*self._best, *self._waiting)
+        kept = {each.point: each for each in every if math.isfinite(each.score)}
         self._best = sorted(kept.values(), key=lambda each: (each.score, each.point))
         del self._best[self._own.pool :]
+        self._waiting.clear()
 
     def _child(self) -> Point:
         child = np.array(self._one_of(self._own.parents))
         if self._random.random() < self._own.mix:
             taken = self._random.random(len(child)) < 0.5
-            child = np.where(taken, self._one_of(self._own.pool), child)
+            child = np.where(taken, self._other(len(child)), child)
         drawn = np.array(self._space.sample(self._random))
         changed = np.where(self._random.random(len(child)) < self._own.change, drawn, child)
         point = tuple(int(index) for index in changed)
         known = {each.point for each in self._best}
         return _moved(self._space, point, self._random) if point in known else point
+
+    def _other(self, choices: int) -> Sequence[int]:
+        """A second parent; or choices of references, each of any of them."""
+        own, rest = self._own, self._best[self._own.parents :]
+        if not (own.references and rest):
+            return self._one_of(own.pool)
+        drawn = self._random.permutation(len(rest))[: own.references]
+        of = drawn[self._random.integers(len(drawn), size=choices)]
+        return [rest[int(number)].point[place] for place, number in enumerate(of)]
 
     def _one_of(self, count: int) -> Point:
         return self._best[int(self._random.integers(min(count, len(self._best))))].point

@@ -146,6 +146,12 @@ class Carries:
         self._trim()
         return True
 
+    def leave_device(self) -> None:
+        """All snapshots leave the device."""
+        while self._live:
+            self._to_host(next(iter(self._live)))
+        self._trim()
+
     def settle(self) -> bool:
         """Writes one snapshot to the folder that is not there; False if there is none."""
         key = next(reversed(self._unwritten), None)

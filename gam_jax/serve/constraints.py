@@ -59,14 +59,16 @@ class Constraints:
         """JSON of a schema (json-schema.org), as far as llguidance knows its words.
 
         Raises:
-          UserError: no schema, one that is too large, words of it that are not known, or one that
-            takes long to compile, see `trial.check_grammar`.
+          UserError: no schema, one that is too large, half a surrogate pair in it, words of it that
+            are not known, or one that takes long to compile, see `trial.check_grammar`.
         """
         try:
             text = schema if isinstance(schema, str) else json.dumps(schema)
             _check_size("json_schema", text)
-            if not isinstance(json.loads(text), dict):
+            found = json.loads(text)
+            if not isinstance(found, dict):
                 raise UserError("json_schema: give an object, such as {'type': 'object'}")
+            _encoded("json_schema", json.dumps(found, ensure_ascii=False))
             grammar = self._grammar(text)
         except (ValueError, TypeError, RecursionError) as error:
             if isinstance(error, UserError):
@@ -78,7 +80,8 @@ class Constraints:
         """Text that a regular expression matches as a whole; without look-around.
 
         Raises:
-          UserError: no such expression, one that is too large, or one that takes long to compile.
+          UserError: no such expression, one that is too large or no Unicode, or one that takes
+            long to compile.
         """
         _check_size("regex", pattern)
         grammar = self._lib.LLMatcher.grammar_from_regex(pattern)
@@ -88,7 +91,7 @@ class Constraints:
         """One of some texts.
 
         Raises:
-          UserError: no text, an empty one, or too many.
+          UserError: no text, an empty one, one that is no Unicode, or too many.
         """
         if not texts or not all(texts):
             raise UserError("choice: give at least one text, none of them empty")
@@ -172,9 +175,18 @@ def _literal(letter: str) -> str:
 
 
 def _check_size(name: str, text: str) -> None:
-    size = len(text.encode())
+    size = len(_encoded(name, text))
     if size > MOST_BYTES:
         raise UserError(f"{name}: {size:,} bytes, and {MOST_BYTES:,} are the most")
+
+
+def _encoded(name: str, text: str) -> bytes:
+    """In UTF-8, which has no half of a surrogate pair; JSON and Python's texts may hold one."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        place = f"U+{ord(text[error.start]):04X}"
+        raise UserError(f"{name}: {place} alone is half a surrogate pair, leave it out") from error
 
 
 def _line(error: object) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -65,6 +65,41 @@ class ScoresLater:
         return None if self.scored is None else Scores(*map(np.asarray, self.scored))
 
 
+@dataclasses.dataclass(frozen=True)
+class OnHost:
+    """An array that waits in the host's memory.
+
+    Attributes:
+      shape: of the whole.
+      lies: where it belongs.
+      parts: those of this process, by the place of their first number.
+    """
+
+    shape: tuple[int, ...]
+    lies: NamedSharding
+    parts: Mapping[tuple[int, ...], np.ndarray]
+
+    @classmethod
+    def of(cls, x: jax.Array) -> OnHost:
+        """Copies it; parts that are alike once."""
+        parts = {_begin(part.index): part.data for part in x.addressable_shards}
+        for part in parts.values():
+            part.copy_to_host_async()
+        assert isinstance(x.sharding, NamedSharding)
+        # A processor's array and NumPy's view of it share their memory: the view would hold it.
+        return cls(x.shape, x.sharding, {at: np.array(part) for at, part in parts.items()})
+
+    def placed(self) -> jax.Array:
+        """The array, where it was."""
+        return jax.make_array_from_callback(
+            self.shape, self.lies, lambda index: self.parts[_begin(index)]
+        )
+
+
+def _begin(index: Any) -> tuple[int, ...]:
+    return tuple(part.start or 0 for part in index)
+
+
 class Device:
     """`executor.Executor` of a model. Not for several threads at once.
 
@@ -119,7 +154,8 @@ class Device:
         self.fingerprint = self._mark.hexdigest()
         self._lies = lie(self._programs.state_specs)
         empty = functools.partial(empty_state, self._programs)
-        self._state = jax.jit(empty, out_shardings=self._lies)()
+        self._empty = jax.jit(empty, out_shardings=self._lies).lower().compile()
+        self._state = self._empty()
         self._own_lies, self._pools_lie = map(lie, self._rows.parted(self._rows.specs(())))
         self._start = jax.jit(self._empty_row, out_shardings=self._own_lies)()
         self._across = len({device.process_index for device in layout.mesh.devices.flat}) > 1
@@ -245,6 +281,17 @@ class Device:
         own, _ = self._rows.parted(self._rows.shapes(1))
         _, pages = self._rows.parted(self._rows.page_shapes)
         return sum(map(_bytes, own)), sum(map(_bytes, pages)) if self.sizes.page else 0
+
+    def sleep(self) -> None:
+        """Moves the parameters to the host's memory and drops the rows, see `Executor.sleep`."""
+        self._away = jax.tree.map(OnHost.of, (self._params, self._own, self._start))
+        self._params, self._own, self._start, self._state = {}, {}, [], None
+
+    def wake(self) -> None:
+        """The inverse, see `Executor.wake`."""
+        back = jax.tree.map(lambda x: x.placed(), self._away)
+        self._params, self._own, self._start = back
+        self._state, self._away = self._empty(), None
 
     def _change(self, name: str, *args: Any) -> None:
         self._state = self._compiled[name](self._state, *args)

@@ -53,6 +53,12 @@ class Draft:
           beyond: drawn at each place that was filled up; none if a guess fell.
         """
 
+    def sleep(self) -> None:
+        """The model leaves the device; no row is seated."""
+
+    def wake(self) -> None:
+        """The inverse."""
+
 
 class Lookup:
     """Finds what followed the last place where a text's last tokens stood before.
@@ -167,6 +173,14 @@ class RunDraft(Draft):
         for row in rows:  # the last guess was drawn, and not read
             self._read[row] = [*asked[row][0], *found[row][:-1]]
         return found
+
+    def sleep(self) -> None:
+        """See `Draft`."""
+        self._executor.sleep()
+
+    def wake(self) -> None:
+        """See `Draft`."""
+        self._executor.wake()
 
     def _room(self, row: int, tokens: Sequence[int], most: int) -> bool:
         page = self._executor.sizes.page

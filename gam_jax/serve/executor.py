@@ -255,3 +255,14 @@ class Executor(Protocol):
     def row_bytes(self) -> tuple[int, int]:
         """Bytes of a row's state without pages, and of one page of all caches."""
         ...
+
+    def sleep(self) -> None:
+        """Moves the parameters to the host's memory, and gives up all rows and pages.
+
+        Nothing but `wake` may be called next; states that were saved must be bytes by then.
+        """
+        ...
+
+    def wake(self) -> None:
+        """The inverse: the parameters come back, and rows have read nothing. Compiles nothing."""
+        ...

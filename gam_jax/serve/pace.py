@@ -14,7 +14,7 @@ MARGIN = 1.15
 Between the two nothing changes, since each change of mode has tokens read again."""
 EXCESS = 0.04
 """The part of all time that guesses may have cost more than they gave."""
-PAUSE = 3
+PAUSE, LONGEST = 3, 63
 """Tokens, see `Shadow`."""
 TRIAL = 8
 """Passes by which a draft that was given up is tried again."""
@@ -27,12 +27,14 @@ class Shadow:
 
     Args:
       block: tokens of a pass.
-      pause: tokens for which nothing is guessed after a pass in which no guess stood: guessing for
-        a text that cannot be guessed takes time too.
+      pause: tokens for which nothing is guessed after a pass in which no guess stood, and about
+        twice as many after each further one, up to `LONGEST`: guessing for a text that cannot be
+        guessed takes time too. Each `pause` + 1 of them count as a pass without a right guess.
     """
 
     def __init__(self, block: int, pause: int = 0) -> None:
         self._block, self._unread, self._pause, self._left = block, 1, pause, 0
+        self._waits = pause
         self._guesses: list[int] | None = None
         self._stood = 0
 
@@ -57,9 +59,13 @@ class Shadow:
                 passes.append(stood + 1)
                 right = self._unread + stood
                 self._unread = 1 if right == self._block else right + 1
-                if self._pause and not stood:
-                    self._unread, self._left, self._guesses = 1, self._pause, None
+                if stood:
+                    self._waits = self._pause
+                elif self._pause:
+                    self._unread, self._left, self._guesses = 1, self._waits, None
+                    self._waits = min(2 * self._waits + 1, LONGEST)
             if self._left:
+                passes += [1] * (self._left % (self._pause + 1) == 0)
                 self._left -= 1
                 continue
             known = tokens if end == len(tokens) else tokens[:end]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Protocol
 
 from gam_jax.continuations import Continuation
 from gam_jax.serve.executor import Draws
+from gam_jax.serve.rejection import tokens_a_pass
 
 
 class Constraint(Protocol):
@@ -120,8 +122,16 @@ class Counts:
       wasted: steps of a row whose token was cut off, since its end was seen late.
       guessed: guesses that were fed.
       accepted: guesses that stood.
+      fell: guesses that did not; those after one that fell were not judged.
       passes: of a row, in steps that drew; written / passes is 1 without guesses.
+      guessed_passes: of these, in steps with guesses.
+      guessed_written: tokens that these gave.
+      block: W, tokens of a row in a step with guesses; 1 for none.
       requests: that have ended, by their reason.
+      loaded: whether the model is on the device.
+      hits: requests that were taken in while it was, or was coming for another one.
+      misses: times that it had to come for a request.
+      loading_seconds: that this took, all together.
     """
 
     queued: int = 0
@@ -133,8 +143,37 @@ class Counts:
     wasted: int = 0
     guessed: int = 0
     accepted: int = 0
+    fell: int = 0
     passes: int = 0
+    guessed_passes: int = 0
+    guessed_written: int = 0
+    block: int = 1
     requests: tuple[tuple[str, int], ...] = ()
+    loaded: bool = True
+    hits: int = 0
+    misses: int = 0
+    loading_seconds: float = 0.0
+
+    @property
+    def acceptance(self) -> float:
+        """The part of the guesses that were judged that stood; NaN where none was."""
+        judged = self.accepted + self.fell
+        return self.accepted / judged if judged else math.nan
+
+    @property
+    def tokens_a_pass(self) -> float:
+        """Tokens that a pass with guesses has given; NaN where there was none."""
+        passes = self.guessed_passes
+        return self.guessed_written / passes if passes else math.nan
+
+    @property
+    def ideal_tokens_a_pass(self) -> float:
+        """What it would give if each pass had W - 1 guesses of this acceptance, see `rejection`.
+
+        Less comes where a guess falls and the next block has tokens to read again, where a draft
+        knows fewer guesses, and at the end of a text.
+        """
+        return tokens_a_pass(self.acceptance, self.block - 1)
 
 
 class Engine(Protocol):

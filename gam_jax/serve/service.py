@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -102,23 +103,31 @@ class Service:
 
     def counts(self) -> Counts:
         """What was done, and is in hand."""
-        names = ("read", "written", "wasted", "guessed", "accepted", "passes")
+        names = ("read", "written", "wasted", "guessed", "accepted", "fell", "passes")
+        names += ("guessed_passes", "guessed_written")
+        done: dict[str, Any] = {name: self._done[name] for name in names}
         return Counts(
+            block=self._sizes.block,
             queued=len(self.queue) + len(self.seats.parked),
             rows=len(self.seats.running),
             pages=self.seats.pool.used,
             cached=self.seats.cached,
             requests=tuple(sorted(self._ends.items())),
-            **{name: self._done[name] for name in names},
+            **done,
         )
 
     def all(self) -> list[Text]:
         """Texts that have not ended."""
         return [*self.queue, *self.seats.parked, *self.seats.running]
 
-    def cancel(self, numbers: set[int]) -> None:
-        """Ends texts, and frees their rows and pages."""
-        for text in self.queue.remove(lambda text: text.number in numbers):
+    def cancel(self, numbers: set[int], others: Sequence[Text] = ()) -> None:
+        """Ends texts, and frees their rows and pages.
+
+        Args:
+          numbers: of texts; those of texts that have ended are of none.
+          others: texts that are not in the queue.
+        """
+        for text in [*others, *self.queue.remove(lambda text: text.number in numbers)]:
             self._end(text, "cancelled")
         for text in [*self.seats.parked, *self.seats.running]:
             if text.number in numbers:
@@ -132,6 +141,19 @@ class Service:
             self._ends["error"] += 1
         self.queue, self.seats = Turns(), Seating(self._executor, Settings(snapshots=0), None)
         self._flights.clear()
+
+    def sleep(self) -> None:
+        """Moves all to the host's memory while no text is in progress, see `Executor.sleep`."""
+        self.seats.carries.leave_device()
+        if self._draft is not None:
+            self._draft.sleep()
+        self._executor.sleep()
+
+    def wake(self) -> None:
+        """The inverse."""
+        self._executor.wake()
+        if self._draft is not None:
+            self._draft.wake()
 
     def turn(self) -> None:
         """Gives free rows to texts, reads blocks of prompts, begins a step, tells the last one."""
@@ -326,6 +348,9 @@ class Service:
             told = self._take(flight, seat, drawn)
             self._done["written"] += told
             self._done["passes"] += 1
+            if flight.width > 1:
+                self._done["guessed_written"] += told
+                self._done["guessed_passes"] += 1
             self._ended(text)
             self._judge(text, flight.width, told)
 
@@ -338,6 +363,7 @@ class Service:
             text.read += flight.width * (right == flight.width)
             self._done["guessed"] += seat.guesses
             self._done["accepted"] += right - seat.known
+            self._done["fell"] += right - seat.known < seat.guesses
         before = text.request.continuation.tokens
         with self._guard(text):
             text.take(drawn, seat.row, seat.known)

@@ -28,7 +28,10 @@ from gam_jax.serve.executor import Draws, Executor, Pending, Saved, Work
 from sharding.errors import UserError
 from sharding.links import Link
 
-CALLS = ("seat", "load", "save", "copy_page", "read", "step", "guess", "bytes_of", "from_bytes")
+CALLS = (
+    *("seat", "load", "save", "copy_page", "read", "step", "guess", "bytes_of", "from_bytes"),
+    *("sleep", "wake"),
+)
 """What a ticket may ask for; all else of an `Executor` asks the device for nothing."""
 KEPT = ("save", "from_bytes")
 """Those whose answer is a state, which later tickets name by the number of theirs."""
@@ -262,6 +265,14 @@ class Ticketed:
     def row_bytes(self) -> tuple[int, int]:
         """See `Executor.row_bytes`."""
         return self._device.row_bytes()
+
+    def sleep(self) -> None:
+        """See `Executor.sleep`."""
+        self._run("sleep")
+
+    def wake(self) -> None:
+        """See `Executor.wake`."""
+        self._run("wake")
 
     def _run(self, call: str, *args: Any) -> Any:
         own = [arg.saved if isinstance(arg, Kept) else arg for arg in args]

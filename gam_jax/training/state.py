@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -102,13 +103,20 @@ def init_state(
     model: Model, optimizer: optax.GradientTransformation, layout: Layout, seed: int
 ) -> TrainState:
     """`new_state` placed on the mesh, as it is read: see `gam_jax.training.order`."""
+    return make_init(model, optimizer, layout)(jax.random.key(seed))
+
+
+def make_init(
+    model: Model, optimizer: optax.GradientTransformation, layout: Layout
+) -> Callable[[Array], TrainState]:
+    """A compiled function of the run's key, see `init_state`."""
     placed = state_shardings(model, optimizer, as_read(model, layout))
 
     def init(key: Array) -> TrainState:
         state = new_state(model, optimizer, key)
         return state.replace(opt_state=returned(state.opt_state, placed.opt_state))
 
-    return jax.jit(init, out_shardings=placed)(jax.random.key(seed))
+    return jax.jit(init, out_shardings=placed)
 
 
 def begun_from(state: TrainState, wide: Params) -> TrainState:

@@ -65,26 +65,7 @@ class Maker:
         return folder
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once():
-    """Steps of one model on one mesh are compiled once for all runs here."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, which in (("make_step", (0, 2)), ("make_eval_step", (0, 1))):
-            patch.setattr(loop, name, _memo(getattr(loop, name), which))
-        yield
-
-
-def _memo(make, which):
-    """`make`, called once for each value of these of its arguments."""
-    made = {}
-
-    def call(*args):
-        key = tuple(args[i] for i in which)
-        if key not in made:
-            made[key] = make(*args)
-        return made[key]
-
-    return call
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 @pytest.fixture(scope="module")

@@ -168,7 +168,7 @@ def said(tpu, words):
     deadline = time.monotonic() + 20
     while words not in (shown := tpu("--log").stdout):
         assert time.monotonic() < deadline, shown
-        time.sleep(0.05)
+        time.sleep(0.2)
     return shown
 
 

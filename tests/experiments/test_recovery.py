@@ -19,6 +19,7 @@ from sharding.checkpoint import Checkpoints
 from sharding.checkpoint.__main__ import main as tool
 from tests.workshop import metrics_of
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 CONFIG = """
 from gam_jax.registry import register
 from tests.experiments.own_model import QuarterClassifier, Quarters, get_config

@@ -10,7 +10,7 @@ import signal
 import time
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from experiments.search import gates
@@ -28,8 +28,10 @@ from gam_jax.training.progress import Progress
 from sharding.errors import UserError
 from sharding.layout import Layout
 from sharding.mesh import make_mesh
+from tests.arrays import initial, put
 from tests.experiments import commands
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 FILE = pathlib.Path(__file__).parent / "search_space.py"
 POINTS = [(0, 0), (0, 1), (1, 0), (2, 1)]
 """The base; at a high rate; a layer that looks ahead at once; one that learns to."""
@@ -247,8 +249,11 @@ def test_each_option_of_a_mixed_layer_is_asked_for_causality(space):
     causal, ahead = MLP(hidden=8), space.config((1, 0)).model.block.inner
     inner = Mixed((causal, Mixed((causal, ahead), "two")), "one")
     model = dataclasses.replace(space.base.model, block=Residual(inner), vocab=256)
-    params = model.init_params(jax.random.key(0))
-    logits = jax.tree.map(lambda x: 9 - 18 * jnp.arange(x.shape[-1]) + 0 * x, of_logits(params))
+    params = initial(model)
+    logits = jax.tree.map(
+        lambda x: put(np.broadcast_to(9 - 18 * np.arange(x.shape[-1]), x.shape), x.dtype),
+        of_logits(params),
+    )
     with pytest.raises(UserError, match="depend on later ones"):
         check_causal(model, with_logits(params, logits), gates.drawn(model, 8))
 

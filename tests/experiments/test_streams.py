@@ -14,23 +14,23 @@ def printed(result):
     return json.loads(result.out)
 
 
-@pytest.fixture(scope="module")
-def second(trained, workshop):
+@pytest.fixture
+def second(trained, workshop, command):
     """A second stage of a few steps, on devices for each stream."""
     path = workshop.path / "second"
-    steps = ("--config.train.steps=20", "--config.train.validate_every=20")
-    result = workshop.run(
-        "train",
-        f"--run={path}",
-        f"--init={trained.path}",
-        "--emulate=2",
-        "--mesh=stream=2",
-        "--json",
-        *workshop.settings,
-        *STREAMS,
-        *steps,
-    )
-    assert result.code == 0, result.err
+    if not path.exists():
+        steps = ("--config.train.steps=20", "--config.train.validate_every=20")
+        result = command(
+            "train",
+            f"--run={path}",
+            f"--init={trained.path}",
+            "--mesh=stream=2",
+            "--json",
+            *workshop.settings,
+            *STREAMS,
+            *steps,
+        )
+        assert result.code == 0, result.err
     return path
 
 

@@ -126,11 +126,12 @@ def test_a_run_in_parts_equals_the_whole_run_bit_for_bit(trained, interrupted):
     chex.assert_trees_all_equal(values, other_values)
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_keeps_what_was_good(workshop):
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_what_was_good(workshop, command):
     path = workshop.path / "exploded"
-    result = workshop.run(
+    result = command(
         "train",
         f"--run={path}",
+        "--mesh=data=1",
         *workshop.settings,
         "--config.model.depth=1",
         "--config.checkpoint.every=1",

@@ -24,20 +24,25 @@ from experiments.tuning import (
     Tuned,
     blocks_case,
     broken,
+    case_of,
     difference,
     does_not_compile,
     is_wrong,
+    plain_blocks,
+    plain_scan,
     scan_case,
     tune,
 )
 from gam_jax.data import Text
-from gam_jax.layers import Block, LinearMemory, Pattern
+from gam_jax.layers import Attention, Block, LinearMemory, Pattern
+from gam_jax.layers.linear_memory import RECIPES
 from gam_jax.models import LanguageModel
+from gam_jax.planning.targets import topology
 from gam_jax.search import Space
 from gam_jax.training import Experiment, TrainConfig
-from gam_jax.tuned import Entry, device_name, scan_shape, with_tuned
+from gam_jax.training.folder import RunFolder
+from gam_jax.tuned import device_name, ops_of, part_of, with_tuned
 from sharding.errors import UserError
-from sharding.topology import topology
 
 SMALL = cuda_llm.cases(SHORT)
 
@@ -74,23 +79,23 @@ def test_faulty_ways_are_refused_and_never_timed(clock):
 @pytest.mark.parametrize(
     ("rounds", "best"),
     [
-        ((((1, 1, 1), (2, 2, 2)), ((2, 2.1, 2.2), (1, 1.1, 1.2))), 8),  # default first
-        ((((1, 1, 1), (2, 2, 2)), ((1, 2, 3), (1, 1.5, 3))), 512),  # within the spread
-        ((((1, 1, 1), (2, 2, 2)), ((1, 1, 1), (2, 2, 2))), 512),  # by chance the first time
-        ((((2, 2, 2), (1, 1, 1)),), 512),  # the default is the best
+        ((((2, 2, 2), (1, 1, 1)), ((2, 2.1, 2.2), (1, 1.1, 1.2))), 8),  # default first
+        ((((2, 2, 2), (1, 1, 1)), ((1, 2, 3), (1, 1.5, 3))), 0),  # within the spread
+        ((((2, 2, 2), (1, 1, 1)), ((1, 1, 1), (2, 2, 2))), 0),  # by chance the first time
+        ((((1, 1, 1), (2, 2, 2)),), 0),  # the default is the best
     ],
 )
 def test_the_least_median_is_taken_where_it_stays_below_the_default(clock, rounds, best):
     clock(*rounds)
-    assert tune(SMALL[0], 3).best == {"block": best}
+    assert tune(SMALL[0], 3).best == {"block_size": best}
 
 
 @pytest.mark.parametrize("name", ["scan", pytest.param("delta", marks=pytest.mark.slow), "blocks"])
 def test_every_op_has_ways_that_are_equal_to_the_plainest(name, clock):
     makers = {
         "scan": lambda: SMALL[1],
-        "delta": lambda: scan_case("delta:head", 1, 16, 1, 8, "float32"),
-        "blocks": lambda: blocks_case(1, 8, 8, 2, "float32"),
+        "delta": lambda: scan_case(plain_scan("delta:channel", 1, 16, 1, 8, 4), "float32"),
+        "blocks": lambda: blocks_case(*plain_blocks(1, 8, 8, 2, "float32")),
     }
     case = makers[name]()
     if name == "delta":
@@ -113,42 +118,136 @@ def test_a_difference_is_of_the_largest_value_and_no_number_is_infinitely_far():
 def experiment():
     memory = LinearMemory(heads=2, variant="gated_deltanet", chunk=64)
     other = dataclasses.replace(memory, heads=4)
-    blocks = Pattern((Block(memory), Block(other)), (0, 1))
+    attention = Attention(heads=4, kv_heads=2)
+    blocks = Pattern((Block(memory), Block(other), Block(attention)), (0, 1, 2))
     return Experiment(
         LanguageModel(blocks, width=16, depth=1, vocab=8), Text(window=32), TrainConfig(batch=4)
     )
 
 
-def entry(**changes):
-    layer = experiment().model.block.layers[0].mixer
-    found = Entry(
-        "memory_scan",
-        scan_shape(layer, 4, 32),
-        "float32",
-        device_name(),
-        {"method": "associative", "chunk": 16},
-        {"method": "chunked", "chunk": 64},
-        1.0,
-        2.0,
-    )
-    return dataclasses.asdict(dataclasses.replace(found, **changes))
+def entry(number=0, mesh="", **changes):
+    run = experiment()
+    op = list(ops_of(run, part_of(run, mesh)))[number]
+    found = {
+        "op": op.name,
+        "shape": op.shape,
+        "dtype": op.dtype,
+        "device": device_name(),
+        "settings": {"method": "associative", "chunk": 16},
+        "default": {"method": "chunked", "chunk": 64},
+        "seconds": 1.0,
+        "default_seconds": 2.0,
+    }
+    return {**found, **changes}
 
 
-def test_layers_of_that_shape_take_what_was_found_and_others_stay(tmp_path):
+def test_ops_take_what_was_found_for_their_shape_and_others_stay(tmp_path, capsys):
     file, before = tmp_path / "tuned.json", experiment()
-    file.write_text(json.dumps({"entries": [entry()]}))
-    first, second = (block.mixer for block in with_tuned(before, file).model.block.layers)
+    entries = [
+        entry(),
+        entry(2, settings={"block_size": 64}),
+        entry(3, settings={"remat": True, "unroll": 2}),
+    ]
+    file.write_text(json.dumps({"entries": entries}))
+    model = with_tuned(before, file).model
+    assert "3 of 4 ops take what was found" in capsys.readouterr().err
+    first, second, third = (block.mixer for block in model.block.layers)
     assert (first.method, first.chunk) == ("associative", 16)
     assert second == before.model.block.layers[1].mixer
-    for other in ({"device": "another"}, {"dtype": "bfloat16"}, {"op": "attention"}):
+    assert (third.block_size, third.rule.block, third.rule.fixed) == (64, 64, True)
+    assert (model.remat, model.unroll) == (True, 2)
+    ops = [list(ops_of(run, part_of(run))) for run in (before, with_tuned(before, file))]
+    assert ops[0][:3] == ops[1][:3]  # they are found again, however they are computed
+    assert {**ops[1][3].shape, "remat": False} == ops[0][3].shape
+    whole = {"train": dataclasses.replace(before.train, batch=8, accumulate=2)}
+    assert with_tuned(dataclasses.replace(before, **whole), file).model == model
+    for other in ({"device": "another"}, {"dtype": "bfloat16"}, {"shape": {}}):
         file.write_text(json.dumps({"entries": [entry(**other)]}))
-        assert with_tuned(before, file) == before
-    for text, message in (("{}", "no file that gam tune wrote"), ('{"entries": [{}]}', "no file")):
+        with pytest.raises(UserError, match=r"no entry for this run on .*none of 4 ops, as memory"):
+            with_tuned(before, file)
+    for text, message in (
+        ("{}", "no file that gam tune wrote"),
+        ('{"entries": [{}]}', "no file"),
+        (json.dumps({"entries": [entry(settings={"heads": 1})]}), "does not find"),
+    ):
         file.write_text(text)
         with pytest.raises(UserError, match=message):
             with_tuned(before, file)
     with pytest.raises(UserError, match="write it by gam tune"):
         with_tuned(before, tmp_path / "none.json")
+
+
+def test_what_is_looked_up_is_what_one_device_has(tmp_path):
+    """Of rows, of heads, of tokens; blocks that devices share are none."""
+    run, file = experiment(), tmp_path / "tuned.json"
+    by = {
+        mesh: [op.shape for op in ops_of(run, part_of(run, mesh))]
+        for mesh in ("", "data=2", "data=2x2", "tensor=2", "seq=2")
+    }
+    assert [shape["rows"] for shape in by["data=2"]] == [2, 2, 2, 2]
+    assert [shape["rows"] for shape in by["data=2x2"]] == [1, 1, 1, 1]
+    assert [(x["heads"], x["groups"]) for x in by["tensor=2"]] == [(1, 1), (2, 2), (2, 1)]
+    assert [x["tokens"] for x in by["seq=2"]] == [16, 16]  # attention goes round a ring
+    file.write_text(json.dumps({"entries": [entry(mesh="data=2")]}))
+    assert with_tuned(run, file, mesh="data=2").model.block.layers[0].mixer.chunk == 16
+    for mesh, message in (("", "no entry"), ("data=3", "not divisible"), ("data=-1", "how many")):
+        with pytest.raises(UserError, match=message):
+            with_tuned(run, file, mesh=mesh)
+
+
+@pytest.mark.parametrize("variant", RECIPES)
+def test_a_memory_of_any_kind_has_ways_that_build(variant):
+    """With default sizes: keys are fewer than values in some, and one has no decay."""
+    run = experiment()
+    block = Block(LinearMemory(variant=variant, heads=2))
+    run = dataclasses.replace(run, model=LanguageModel(block, width=16, depth=1, vocab=8))
+    (op, _) = ops_of(run, part_of(run))
+    case = case_of(op, run.model)
+    arrays = jax.eval_shape(lambda: case.draw(0))
+    shapes = [jax.eval_shape(way, *arrays) for way in (case.make(case.default), case.plainest)]
+    assert shapes[0] == shapes[1]
+
+
+CONFIG = """
+import pathlib
+from experiments.config_flags import config
+from gam_jax.data import Text
+from gam_jax.layers import MLP, Block, LinearMemory
+from gam_jax.models import LanguageModel
+from gam_jax.training import Experiment, TrainConfig
+from gam_jax.tuned import with_tuned
+
+FILE = pathlib.Path("{file}")
+MEMORY = LinearMemory(heads=2, variant="linear")
+MODEL = LanguageModel(Block(MEMORY, MLP(hidden=16)), width=16, depth=1)
+TEXT = Text(name="text:{text}", tokenizer="bytes", window=16)
+RUN = Experiment(MODEL, TEXT, TrainConfig(steps=2, batch=4, validation_tokens=64))
+
+
+def get_config():
+    return config(with_tuned(RUN, FILE, mesh="data=2") if FILE.exists() else RUN)
+"""
+
+
+def test_a_run_is_tuned_and_trained_with_what_was_found(
+    command, workshop, tmp_path, clock, monkeypatch
+):
+    """From its own default sizes to the configuration that its folder keeps."""
+    monkeypatch.setattr(tuning, "CHUNKS", (64,))
+    file, own, run = tmp_path / "tuned.json", tmp_path / "own.py", tmp_path / "run"
+    own.write_text(CONFIG.format(file=file, text=workshop.path / "corpus.txt"))
+    scans, blocks = ([(9 - i,) * 3 for i in range(count)] for count in (2, 2))
+    clock(scans, [(5, 5, 5), (1, 1, 1)], blocks, [(5, 5, 5), (1, 1, 1)])
+    result = command("tune", f"--config={own}", "--mesh=data=2", f"--out={file}", "--json")
+    assert result.code == 0, result.err
+    found = {each["op"]: each["best"] for each in json.loads(result.out)}
+    assert found["memory_scan"] == {"method": "associative", "chunk": 64}
+    assert found["blocks"] == {"remat": True, "unroll": 1}
+    result = command("train", f"--config={own}", f"--run={run}", "--mesh=data=2")
+    assert result.code == 0, result.err
+    assert "2 of 2 ops take what was found" in result.err
+    model = RunFolder(run).experiment().model
+    assert (model.block.mixer.method, model.remat) == ("associative", True)
 
 
 def test_the_command_writes_entries_and_keeps_others(command, tmp_path, clock):
@@ -170,7 +269,10 @@ def test_the_command_writes_entries_and_keeps_others(command, tmp_path, clock):
         (("--ops=atention",), "unknown op 'atention'; did you mean 'attention'?"),
         (("--topology=v5e:2x2", "--out=x.json"), "leave --out out"),
         (("--topology=v5f:2x2",), "unknown 'v5f'; did you mean 'v5"),
+        (("--topology=h100:1",), "give HOSTSxGPUS, as h100:1x8"),
         (("--out=README.md",), "README.md is not JSON"),
+        (("--mesh=data=2",), "--mesh is that of a run"),
+        (("--config=gam_small", "--tokens=8"), "--tokens is what the run says already"),
     ],
 )
 def test_bad_input_is_one_line(words, message, command):
@@ -184,7 +286,7 @@ def test_the_study_refuses_faulty_ways_and_times_the_others():
     found = cuda_llm.gates(Setting(SHORT), 0)
     assert found == {"faulty": 4, "timed": 0, "refused": 4, "default": 1}
     case = SMALL[0]
-    quantities = cuda_llm.afresh(case, {"block": 8}, 3)
+    quantities = cuda_llm.afresh(case, {"block_size": 8}, 3)
     assert all(0 < each.low <= each.high for each in quantities)
 
 
@@ -193,11 +295,11 @@ def test_the_study_refuses_faulty_ways_and_times_the_others():
     [
         (8, ((2, 2, 2), (1, 1, 1)), 2.0, 0.0),
         (8, ((1, 1, 1), (2, 2, 2)), 0.5, 1.0),  # taken by chance
-        (512, (), 1.0, 0.0),  # the default itself
+        (0, (), 1.0, 0.0),  # the default itself
     ],
 )
 def test_the_study_times_anew_what_was_taken(monkeypatch, best, times, gain, slower):
-    found = Tuned({}, {}, {"block": best})
+    found = Tuned({}, {}, {"block_size": best})
 
     def samples(calls, repeats):
         return dict(zip(calls, times, strict=True))

@@ -4,7 +4,6 @@ import dataclasses
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,7 +13,7 @@ from gam_jax.models.carry import ModelCarry
 from gam_jax.models.language import LanguageModel
 from sharding.layout import Layout
 from sharding.mesh import make_mesh
-from tests.arrays import put
+from tests.arrays import compiled, put, single
 from tests.examples import random_like
 
 MODEL = LanguageModel(Block(GAM(slots=8)), width=16, depth=2, vocab=32)
@@ -29,6 +28,11 @@ jax.monitoring.register_event_duration_secs_listener(
 )
 
 
+def rows_of(x):
+    """Each by itself."""
+    return [x[row : row + 1] for row in range(len(x))]
+
+
 def write(tokens, model=MODEL, **settings):
     params = random_like(model.table())
     pieces = decode.generate(model, params, PROMPT, tokens, jax.random.key(1), **settings)
@@ -40,7 +44,7 @@ def test_prefill_in_chunks_equals_the_whole(length):
     tokens = np.random.default_rng(1).integers(0, 32, (1, length)).astype(np.int32)
     logits, carry = decode.prefill(MODEL, PARAMS, tokens)
     whole, last = jax.jit(MODEL)(PARAMS, tokens)
-    chex.assert_trees_all_close(logits, whole[:, -1], atol=1e-5)
+    np.testing.assert_allclose(logits, np.asarray(whole)[:, -1], atol=1e-5)
     chex.assert_trees_all_close(carry, last, atol=1e-5)
 
 
@@ -62,7 +66,7 @@ def test_greedy_text_is_the_argmax_of_the_whole_pass(model):
     text = write(12, model, temperature=0.0)
     assert text.shape == (2, 12)
     whole = np.concatenate([PROMPT, text], axis=1)
-    best = jnp.argmax(model(random_like(model.table()), whole)[0], axis=-1)
+    best = np.argmax(compiled(model, random_like(model.table()), whole)[0], axis=-1)
     np.testing.assert_array_equal(text, best[:, PROMPT.shape[1] - 1 : -1])
 
 
@@ -74,18 +78,18 @@ def test_the_same_key_gives_the_same_text_however_long_it_is_asked_for():
 def test_a_row_with_its_own_key_writes_what_it_writes_alone(model):
     """Prompts of unlike lengths, read apart and written side by side."""
     params, keys = random_like(model.table()), jax.random.split(jax.random.key(3), 2)
-    alone, begun = [], []
+    own, alone, begun = compiled(rows_of, keys), [], []
     for row, length in enumerate((5, 2)):
         logits, carry = decode.prefill(model, params, PROMPT[row : row + 1, :length])
-        pieces = decode.write(model, params, logits, carry, 8, keys[row : row + 1])
+        pieces = decode.write(model, params, logits, carry, 8, own[row])
         alone.append(np.concatenate(list(pieces), axis=1))
         begun.append((logits, carry))
-    logits = jnp.concatenate([logits for logits, _ in begun])
+    logits = put(np.concatenate([logits for logits, _ in begun]))
     # Arrays of the layers are [L, B, ...]; the position is [B].
     layers = jax.tree.map(
-        lambda *arrays: jnp.concatenate(arrays, axis=1), *(carry.layers for _, carry in begun)
+        lambda *arrays: put(np.concatenate(arrays, axis=1)), *(carry.layers for _, carry in begun)
     )
-    position = jnp.concatenate([carry.position for _, carry in begun])
+    position = put(np.concatenate([carry.position for _, carry in begun]))
     together = ModelCarry(position, layers)
     pieces = decode.write(model, params, logits, together, 8, keys)
     np.testing.assert_array_equal(np.concatenate(list(pieces), axis=1), np.concatenate(alone))
@@ -99,6 +103,7 @@ UNLIKE = [np.arange(length) % 32 for length in (40, 1, 17, 32)]
 def test_many_prompts_are_read_and_continued_as_each_is_alone(model):
     """With settings, keys and stop ids of their own."""
     params, keys = random_like(model.table()), jax.random.split(jax.random.key(3), 4)
+    own_keys = compiled(rows_of, keys)
     drawn = {
         "temperature": (1.0, 0.0, 0.7, 1.0),
         "top_k": (0, 0, 5, 0),
@@ -109,8 +114,9 @@ def test_many_prompts_are_read_and_continued_as_each_is_alone(model):
     together = decode.written(pieces)
     for row, prompt in enumerate(UNLIKE):
         own = {name: values[row] for name, values in drawn.items()}
-        one = slice(row, row + 1)
-        pieces = decode.generate(model, params, [prompt], 20, keys[one], stop=stop[one], **own)
+        pieces = decode.generate(
+            model, params, [prompt], 20, own_keys[row], stop=[stop[row]], **own
+        )
         np.testing.assert_array_equal(decode.written(pieces)[0], together[row])
 
 
@@ -121,11 +127,12 @@ def test_a_carry_of_unlike_rows_is_that_of_each_alone(model):
     assert carry.position.tolist() == [40, 1, 17, 32]
     more = [[1, 2], [3] * 20, [4], [5]]
     again, after = decode.prefill(model, params, more, carry)
+    logits, again, after = jax.tree.map(np.asarray, (logits, again, after))
     for row, (first, second) in enumerate(zip(UNLIKE, more, strict=True)):
         alone, begun = decode.prefill(model, params, [first])
-        np.testing.assert_allclose(logits[row], alone[0], atol=1e-5)
+        np.testing.assert_allclose(logits[row], np.asarray(alone)[0], atol=1e-5)
         alone, ended = decode.prefill(model, params, [second], begun)
-        np.testing.assert_allclose(again[row], alone[0], atol=1e-5)
+        np.testing.assert_allclose(again[row], np.asarray(alone)[0], atol=1e-5)
         own = jax.tree.map(lambda x, at=row: x[:, at : at + 1], after.layers)
         chex.assert_trees_all_close(own, ended.layers, atol=1e-5)
 
@@ -147,10 +154,12 @@ def test_a_row_ends_with_its_first_stop_id_and_all_when_all_have_ended():
 def test_the_penalty_is_on_what_was_read_and_on_what_is_written():
     """At its most, no token comes twice, nor one of the prompt."""
     settings = {"temperature": 0.0, "repetition_penalty": 1000.0}
-    norm = {"scale": jnp.zeros(16), "bias": jnp.ones(16)}  # one logit a token, whatever came before
+    norm = dict(zip(("scale", "bias"), single(([0] * 16, [1] * 16)), strict=True))
+    # one logit a token, whatever came before
     params = {**PARAMS, "final_norm": norm}
     pieces = decode.generate(MODEL, params, PROMPT, 16, jax.random.key(1), **settings)
-    positive = set(np.flatnonzero(np.sum(PARAMS["embedding"], axis=1) > 0).tolist())
+    sums = np.sum(np.asarray(PARAMS["embedding"]), axis=1)
+    positive = set(np.flatnonzero(sums > 0).tolist())
     for row, prompt in zip(decode.written(pieces), PROMPT.tolist(), strict=True):
         left = positive - set(prompt)
         first = row[: len(left)].tolist()
@@ -206,7 +215,7 @@ def memory_of_writing(model):
     decoder = decode.Decoder(model, Layout(make_mesh()).whole)
     state = (
         decode._ready(decoder, random_like(model.table())),
-        jnp.zeros((2, 32)),
+        put(np.zeros((2, 32), np.float32)),
         decode._to_write(decoder, model.carry(2)),
     )
     keys, past = sampling.row_keys(jax.random.key(0), 2), sampling.Past.of(np.zeros((2, 32), bool))
@@ -253,7 +262,7 @@ def test_what_is_no_prompt_is_refused(prompt):
             refused()
 
 
-BEFORE = np.zeros((2, 32), np.float32)
+BEFORE = [0.0] * 32
 
 
 @pytest.mark.parametrize(
@@ -273,7 +282,7 @@ BEFORE = np.zeros((2, 32), np.float32)
 def test_a_token_is_drawn_from_a_distribution_or_none_is(row, drawn, temperature):
     """Of several rows one is enough to stop; a lone -inf is a token that is never drawn."""
     _, carry = decode.prefill(MODEL, PARAMS, PROMPT)
-    logits = put(BEFORE).at[1].set(put(row))
+    logits = put([BEFORE, row], np.float32)
     key = jax.random.key(0)
     pieces = decode.write(MODEL, PARAMS, logits, carry, 10, key, temperature=temperature)
     if drawn:
@@ -286,7 +295,9 @@ def test_a_token_is_drawn_from_a_distribution_or_none_is(row, drawn, temperature
 def test_what_was_drawn_before_the_first_logit_that_is_no_number_is_given_out():
     model = dataclasses.replace(MODEL, context=64)
     params = random_like(model.table())
-    params["positions"] = params["positions"].at[14].set(jnp.nan)
+    positions = np.array(params["positions"])
+    positions[14] = np.nan
+    params = {**params, "positions": put(positions)}
     pieces = decode.generate(model, params, PROMPT, 20, jax.random.key(0))
     assert [next(pieces).shape for _ in range(2)] == [(2, 8), (2, 2)]
     with pytest.raises(ValueError, match="the logits for position 15 of row 0 are no numbers"):

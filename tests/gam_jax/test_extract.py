@@ -27,7 +27,7 @@ from gam_jax.layers import (
 from gam_jax.models.language import LanguageModel
 from gam_jax.params import abstract_params
 from sharding.errors import UserError
-from tests.arrays import put
+from tests.arrays import compiled, put
 from tests.examples import random_like
 from tests.meshes import slow_unless_chosen
 
@@ -53,8 +53,8 @@ def with_choices(params, choices):
     def one(path, leaf):
         if "architecture" not in jax.tree_util.keystr(path):
             return leaf
-        hot = jax.nn.one_hot(put(next(left)), leaf.shape[-1])
-        return hot.reshape(leaf.shape) + 0.1
+        hot = np.eye(leaf.shape[-1], dtype=np.float32)[np.asarray(next(left))]
+        return put(hot.reshape(leaf.shape) + np.float32(0.1))
 
     return jax.tree_util.tree_map_with_path(one, params)
 
@@ -68,12 +68,12 @@ def test_the_chosen_model_gives_what_the_mixed_one_gives(name):
     params = with_choices(random_like(model.table()), choices)
     found = extraction(model, params)
     assert sorted(map(str, found.options.values())) == sorted(map(str, choices))
-    plain = found.pick(params)
+    plain = compiled(found.pick, params)
     shapes = jax.tree.map(jnp.shape, abstract_params(found.model.table()))
     assert jax.tree.map(jnp.shape, plain) == shapes
     assert from_dict(LanguageModel, to_dict(found.model)) == found.model
     tokens = np.random.default_rng(0).integers(0, 16, (2, 6)).astype(np.int32)
-    want, y = (jax.jit(m)(p, tokens)[0] for m, p in ((model, params), (found.model, plain)))
+    want, y = (compiled(m, p, tokens)[0] for m, p in ((model, params), (found.model, plain)))
     np.testing.assert_allclose(y, want, rtol=1e-5, atol=1e-5)
 
 
@@ -82,7 +82,7 @@ def test_moments_of_weights_alone_have_no_logits():
     model = LanguageModel(Block(MLP(hidden=8), FFN), width=8, depth=1, vocab=16)
     params = random_like(model.table())
     found = extraction(model, with_choices(params, [[1]]))
-    moments = jax.tree.map(jnp.shape, found.pick(without_logits(params)))
+    moments = jax.tree.map(jnp.shape, jax.eval_shape(found.pick, without_logits(params)))
     assert moments == jax.tree.map(jnp.shape, without_logits(abstract_params(found.model.table())))
 
 
@@ -94,6 +94,18 @@ def test_equal_blocks_stay_one_loop_and_unlike_ones_are_a_pattern():
         assert plain.depth == (1 if kinds else 4)
         if kinds:
             assert plain.block.order == (0, 1, 1, 0)
+
+
+def test_patterns_in_a_row_are_computed_again_as_before():
+    """Each turn of each pattern by itself, whichever of them are unlike now."""
+    inner = Pattern((Block(MIXER),), (0, 0))
+    model = LanguageModel(inner, width=8, depth=2, vocab=16, remat=True, unroll=2)
+    params = random_like(model.table())
+    for choices, unlike in ([[1, 1, 1, 1]], False), ([[0, 0, 1, 1]], True):
+        plain = extraction(model, with_choices(params, choices)).model
+        each = plain.block.layers if unlike else (plain.block,)
+        assert all((pattern.remat, pattern.unroll) == (True, 2) for pattern in each)
+        assert plain.stack.block.remat != unlike  # not all of them at once
 
 
 def test_what_cannot_be_extracted_is_refused():

@@ -1,7 +1,6 @@
 """Continuations are as likely as the whole-sequence pass says, each as if it were asked alone."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,6 +9,7 @@ from gam_jax.layers import GAM, Attention, Block
 from gam_jax.likelihood import Pair, cut, filled, likelihoods, rolling
 from gam_jax.models.language import LanguageModel
 from sharding.errors import UserError
+from tests.arrays import compiled, put
 from tests.examples import random_like
 from tests.meshes import layout_of
 
@@ -23,7 +23,7 @@ PAIRS = [Pair(*(RANDOM.integers(0, 32, n) for n in lengths)) for lengths in LENG
 def oracle(pair):
     """From the logits of the pair alone, in float64."""
     ids = np.concatenate(pair)
-    logits = np.asarray(MODEL(PARAMS, ids[None, :-1])[0][0], np.float64)
+    logits = np.asarray(compiled(MODEL, PARAMS, ids[None, :-1])[0], np.float64)[0]
     logs = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
     asked = len(pair.continuation)
     found = logs[-asked:][np.arange(asked), pair.continuation].sum()
@@ -103,6 +103,6 @@ def test_pairs_that_cannot_be_asked_are_refused_by_number(pair, words):
 
 
 def test_a_likelihood_that_is_no_number_is_refused():
-    params = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), PARAMS)
+    params = jax.tree.map(lambda x: put(np.full_like(x, np.nan)), PARAMS)
     with pytest.raises(UserError, match="the likelihood of continuation 1 is no number"):
         likelihoods(MODEL, params, PAIRS)

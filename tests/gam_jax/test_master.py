@@ -44,6 +44,11 @@ def draw(seed, scale=1.0):
     }
 
 
+def start(optimizer, table, wide):
+    """`begun`, in one program."""
+    return jax.jit(functools.partial(begun, optimizer, table))(wide)
+
+
 def rounded(x):
     return np.asarray(x).astype(jnp.bfloat16)
 
@@ -60,12 +65,12 @@ def steps(optimizer, params, state, count, scale=1.0):
 def test_the_master_takes_the_steps_of_float32_and_parameters_are_its_rounding(kind, only):
     config = dataclasses.replace(CONFIG, kind=kind, only=only)
     optimizer = make_optimizer(config, 100, TABLE)
-    stored, state = begun(optimizer, TABLE, draw(0))
+    stored, state = start(optimizer, TABLE, draw(0))
     assert isinstance(state, Mastered)
     kept = {"matrix", "counted"} if only else {"matrix", "bias", "counted"}
     assert {name for name, own in state.master.items() if own is not None} == kept
     plain = make_optimizer(config, 100, WIDE)
-    want, inner = begun(plain, WIDE, draw(0))
+    want, inner = start(plain, WIDE, draw(0))
     assert not isinstance(inner, Mastered)
     before = jax.tree.map(np.asarray, stored)
     stored, state = steps(optimizer, stored, state, 3)
@@ -86,8 +91,8 @@ def test_the_master_takes_the_steps_of_float32_and_parameters_are_its_rounding(k
 def test_changes_too_small_for_a_bfloat16_add_up():
     config = dataclasses.replace(CONFIG, learning_rate=1e-4, weight_decay=0.0)
     optimizer = make_optimizer(config, 1000, TABLE)
-    wide = {name: jnp.ones(param.shape) for name, param in WIDE.items()}
-    stored, state = begun(optimizer, TABLE, wide)
+    wide = {name: put(np.ones(param.shape, np.float32)) for name, param in WIDE.items()}
+    stored, state = start(optimizer, TABLE, wide)
 
     def with_master(_, held):
         params, state = held
@@ -107,7 +112,7 @@ def test_changes_too_small_for_a_bfloat16_add_up():
 
 def test_a_master_begins_with_what_was_not_yet_rounded():
     optimizer = make_optimizer(CONFIG, 100, TABLE)
-    stored, state = put_first(*begun(optimizer, TABLE, draw(0)), draw(7))
+    stored, state = put_first(*start(optimizer, TABLE, draw(0)), draw(7))
     for name, want in draw(7).items():
         own = state.master[name]
         np.testing.assert_array_equal(stored[name] if own is None else own, want)
@@ -118,7 +123,7 @@ def test_a_master_begins_with_what_was_not_yet_rounded():
 def test_moments_are_computed_in_float32_and_stored_in_bfloat16(kind):
     config = dataclasses.replace(CONFIG, kind=kind, moments="bfloat16", clip=0.0, momentum=0.8)
     optimizer = make_optimizer(config, 100, WIDE)
-    params, state = begun(optimizer, WIDE, draw(0))
+    params, state = start(optimizer, WIDE, draw(0))
     first = {name: 0 * np.asarray(x) for name, x in params.items()}
     second = {name: 0 * np.asarray(x) for name, x in params.items()}
     for seed in range(1, 4):
@@ -252,7 +257,8 @@ def test_parameters_of_another_dtype_are_cast_and_named(source, model, tmp_path)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         checkpoints.save(1, {"params": placed(source, config, layout)["params"]}, {})
         checkpoints.wait()
-    fresh = jax.tree.map(jnp.zeros_like, model.init_params(jax.random.key(0)))
+    abstract = jax.eval_shape(model.init_params, jax.random.key(0))
+    fresh = jax.tree.map(lambda x: put(np.zeros(x.shape, x.dtype)), abstract)
     wide, report = Source(RunFolder(tmp_path)).start(model.stored_table(), fresh)
     assert "embedding" in report.cast
     assert {*report.taken} == {*report.cast, "final_norm/scale"}

@@ -24,9 +24,14 @@ filtered = jax.jit(sampling.filtered)
 choose = jax.jit(sampling.choose)
 
 
+def softmax(logits):
+    weights = np.exp(logits - np.max(logits, axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
 def probabilities(logits, settings, seen):
     left = filtered(put(logits), settings.of_rows(len(logits)), Past.of(seen))
-    return np.asarray(jax.nn.softmax(left, axis=-1))
+    return softmax(left)
 
 
 def oracle(logits, temperature, top_p, top_k, min_p, penalty, seen, change=0.0):
@@ -76,7 +81,7 @@ def test_what_is_left_is_what_the_equations_leave():
             **{name: some * random.choice([-1.5, 0, 0.4], ROWS) for name in TAKEN},
         }
         rows = Settings(**drawn).of_rows(ROWS).replace(biased=put(ids), bias=bias)
-        found = jax.nn.softmax(filtered(logits, rows, past, allowed), axis=-1)
+        found = softmax(filtered(logits, rows, past, allowed))
         for row in range(ROWS):
             own = [drawn[name][row] for name in NAMES]
             presence, frequency = (drawn[name][row] for name in TAKEN)
@@ -102,11 +107,11 @@ def test_a_sort_of_the_likeliest_leaves_what_a_sort_of_all_leaves(sharp):
         rows = Settings(**drawn).of_rows(ROWS)
         scaled = put(logits - logits.max(axis=1, keepdims=True))
         found, known = beyond(scaled, rows)
-        ordered = jnp.sort(scaled, axis=-1, descending=True)
+        ordered = put(-np.sort(-np.asarray(scaled), axis=-1))
         want, _ = jax.jit(sampling._least_in, static_argnums=3)(ordered, scaled, rows, 8)
         np.testing.assert_array_equal(found, want)
-        one = (jax.tree.map(lambda x: x[:1], each) for each in (scaled, rows))
-        np.testing.assert_array_equal(jax.jit(least_of_part)(*one)[0], want[:1])
+        one = jax.tree.map(lambda x: np.asarray(x)[:1], (scaled, rows))
+        np.testing.assert_array_equal(jax.jit(least_of_part)(*one)[0], np.asarray(want)[:1])
         some += int(np.sum(known))
     assert 0 < some < 20 * ROWS
 
@@ -118,41 +123,42 @@ def least_of_part(scaled, rows):
 
 
 def test_a_row_gets_what_it_gets_alone_whatever_the_others_ask_for():
-    logits = 3 * jax.random.normal(jax.random.key(0), (3, VOCAB))
-    past, keys = Past.of(jnp.zeros((3, VOCAB), bool)), jax.random.split(jax.random.key(1), 3)
+    logits = 3 * np.random.default_rng(0).normal(size=(3, VOCAB)).astype(np.float32)
+    past, keys = Past.of(np.zeros((3, VOCAB), bool)), jax.random.split(jax.random.key(1), 3)
+    own_keys = jax.jit(lambda keys: [keys[row : row + 1] for row in range(3)])(keys)
     settings = Settings(temperature=(0.0, 1.0, 1.0), top_k=(0, 0, 4), top_p=(1.0, 1.0, 0.8))
     rows = settings.of_rows(3)
-    together = choose(logits, keys, rows, past)
-    left = filtered(logits, rows, past)
+    together = np.asarray(choose(logits, keys, rows, past))
+    left = np.asarray(filtered(logits, rows, past))
     for row in range(3):
-        own = [jax.tree.map(lambda x, at=row: x[at : at + 1], each) for each in (rows, past)]
+        own = jax.tree.map(lambda x, at=row: np.asarray(x)[at : at + 1], (rows, past))
         one = logits[row : row + 1]
-        np.testing.assert_array_equal(filtered(one, *own)[0], left[row])
-        assert choose(one, keys[row : row + 1], *own)[0] == together[row]
+        np.testing.assert_array_equal(filtered(one, *own), left[row : row + 1])
+        assert choose(one, own_keys[row], *own).tolist() == [together[row]]
 
 
 def test_no_setting_compiles_anything():
     program = jax.jit(lambda *args: sampling.filtered(*args))
-    logits, past = jnp.zeros((2, VOCAB)), Past.of(jnp.zeros((2, VOCAB), bool))
+    logits, past = np.zeros((2, VOCAB), np.float32), Past.of(np.zeros((2, VOCAB), bool))
     for settings in (Settings(), Settings(0.0), Settings(0.5, 0.9, 3, 0.1, (1.3, 1.0))):
         program(logits, settings.of_rows(2), past)
     assert program._cache_size() == 1
 
 
 def test_draws_follow_the_softmax():
-    many = jnp.broadcast_to(jnp.log(put([0.6, 0.3, 0.1])), (20_000, 3))
+    many = np.tile(np.log(np.array([0.6, 0.3, 0.1], np.float32)), (20_000, 1))
     keys = sampling.row_keys(jax.random.key(0), 20_000)
-    drawn = choose(many, keys, Settings().of_rows(20_000), Past.of(jnp.zeros(many.shape, bool)))
+    drawn = choose(many, keys, Settings().of_rows(20_000), Past.of(np.zeros(many.shape, bool)))
     np.testing.assert_allclose(np.bincount(drawn) / 20_000, [0.6, 0.3, 0.1], atol=0.02)
 
 
 def test_greedy_takes_the_first_of_equals():
-    logits = put([[0.0, 2.0, 2.0, -jnp.inf]])
+    logits = put([[0.0, 2.0, 2.0, -np.inf]], np.float32)
     drawn = choose(
         logits,
         sampling.row_keys(jax.random.key(0), 1),
         Settings(0.0).of_rows(1),
-        Past.of(jnp.zeros((1, 4), bool)),
+        Past.of(np.zeros((1, 4), bool)),
     )
     assert drawn.tolist() == [1]
 
@@ -184,7 +190,8 @@ def test_every_setting_has_an_array():
 def test_log_probabilities_are_before_all_settings_and_filled_up():
     logits = np.random.default_rng(0).normal(0, 3, (2, 3, 5)).astype(np.float32)
     ids = np.array([[0, 4, 2], [1, 1, 3]])
-    own, top, values = sampling.log_probs_of(put(logits), put(ids), 7)
+    log_probs_of = jax.jit(sampling.log_probs_of, static_argnums=2)
+    own, top, values = map(np.asarray, log_probs_of(logits, ids, 7))
     whole = logits - np.log(np.sum(np.exp(np.float64(logits)), axis=-1, keepdims=True))
     np.testing.assert_allclose(
         own, np.take_along_axis(whole, ids[..., None], -1)[..., 0], atol=1e-5

@@ -14,6 +14,7 @@ from gam_jax.params import count_params
 from gam_jax.upcycle import RECIPES, SWITCH, mixture_of, upcycle
 from sharding.errors import UserError
 from tests import oracle
+from tests.arrays import compiled, put
 from tests.examples import WIDTH, apply, inputs, params_of, random_like
 
 BLOCK = Block(
@@ -29,13 +30,13 @@ KEY = jax.random.key(3)
 
 
 def logits(model, params):
-    return jax.jit(lambda p, t: model(p, t)[0])(params, TOKENS)
+    return compiled(model, params, TOKENS)[0]
 
 
 def with_routers(params, scale):
     """Routers that are far from even."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, x: scale * x if path[-1].key == "router" else x, params
+        lambda path, x: put(scale * np.asarray(x)) if path[-1].key == "router" else x, params
     )
 
 
@@ -56,17 +57,18 @@ def test_a_weight_that_is_not_renormalised_scales_the_feed_forward_and_teaches_t
     """So BAM's mixture of equal models is not the model: its feed-forwards count p, about 1 / E."""
     dense = MLP(width=WIDTH, activation="swiglu", bias=False)
     own, x = params_of(dense), inputs(1, 4)
-    experts = jax.tree.map(lambda w: jnp.stack([w] * 3), own)
+    experts = jax.tree.map(lambda w: put(np.stack([w] * 3)), own)
     params = {"router": params_of(MoE(width=WIDTH, experts=3))["router"], "experts": experts}
     moved = {}
     for router in (SWITCH, Router()):
         layer = MoE(width=WIDTH, experts=3, chosen=1, ffn=dense, router=router)
         y, _ = apply(layer, params, x)
-        best = [max(oracle.softmax(row)) for row in np.asarray(x[0] @ params["router"])]
+        best = [max(oracle.softmax(row)) for row in np.asarray(x)[0] @ np.asarray(params["router"])]
         share = np.asarray(best)[:, None] if router is SWITCH else 1.0
-        np.testing.assert_allclose(y[0], share * apply(dense, own, x)[0][0], rtol=1e-4, atol=1e-5)
+        wanted = share * np.asarray(apply(dense, own, x)[0])
+        np.testing.assert_allclose(y, wanted, rtol=1e-4, atol=1e-5)
         loss = jax.jit(jax.grad(lambda p, layer=layer: jnp.sum(layer(p, x)[0] ** 2)))
-        moved[router.renormalise] = float(jnp.max(jnp.abs(loss(params)["router"])))
+        moved[router.renormalise] = np.max(np.abs(loss(params)["router"]))
     assert moved[False] > 1e-2
     assert moved[True] < 1e-4
 
@@ -74,12 +76,13 @@ def test_a_weight_that_is_not_renormalised_scales_the_feed_forward_and_teaches_t
 def test_experts_are_the_sources_and_all_else_is_their_mean():
     for recipe in RECIPES:
         mixture, params = upcycle(MODEL, SOURCES, recipe, KEY)
+        params = jax.tree.map(np.asarray, params)
         jax.tree.map(
             lambda want, x: np.testing.assert_array_equal(want.shape, x.shape),
             jax.eval_shape(mixture.init_params, KEY),
             params,
         )
-        blocks, old = params["blocks"], [source["blocks"] for source in SOURCES]
+        blocks, old = params["blocks"], [jax.tree.map(np.asarray, one["blocks"]) for one in SOURCES]
         for i in range(3):
             np.testing.assert_array_equal(
                 blocks["ffn"]["experts"]["w_gate"][:, i], old[i]["ffn"]["w_gate"]
@@ -109,16 +112,16 @@ def test_a_soft_mixture_is_the_weighted_sum_of_its_mixers(inner):
     gates = np.apply_along_axis(oracle.softmax, -1, wide[0] @ wide[1])
     expected = np.zeros(x.shape)
     for i in range(3):
-        own = jax.tree.map(lambda w, i=i: w[i], params["experts"])
+        own = jax.tree.map(lambda w, i=i: put(np.asarray(w)[i]), params["experts"])
         expected += gates[..., i, None] * np.asarray(apply(layer.inner, own, x)[0])
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_sure_router_gives_one_source_s_mixer_alone():
     layer = SoftMixture(GAM(slots=8), 3, width=WIDTH)
-    params, x = dict(params_of(layer)), jnp.abs(inputs(1, 5)) + 0.1
-    params["router"] = jnp.zeros((WIDTH, 3)).at[:, 1].set(500.0)
-    own = jax.tree.map(lambda w: w[1], params["experts"])
+    params, x = dict(params_of(layer)), put(np.abs(inputs(1, 5)) + 0.1)
+    params["router"] = put(np.tile([0.0, 500.0, 0.0], (WIDTH, 1)), np.float32)
+    own = jax.tree.map(lambda w: put(np.asarray(w)[1]), params["experts"])
     y, alone = apply(layer, params, x)[0], apply(layer.inner, own, x)[0]
     np.testing.assert_allclose(y, alone, atol=1e-6)
 
@@ -167,7 +170,7 @@ def test_what_cannot_be_upcycled_is_refused_in_one_line():
     ):
         with pytest.raises(UserError, match=message):
             mixture_of(model, 2, recipe)
-    short = jax.tree.map(lambda x: x[:1], SOURCES[1])
+    short = jax.tree.map(lambda x: np.asarray(x)[:1], SOURCES[1])
     with pytest.raises(UserError, match=r"source 1: .* where the model has"):
         upcycle(MODEL, [SOURCES[0], short], "bam", KEY)
     with pytest.raises(UserError, match="at least one model"):

@@ -98,10 +98,11 @@ def saved(path: pathlib.Path, layout) -> Checkpoints:
 
 def assert_restored(found: TrainState, layout) -> None:
     """Every leaf has the saved values; every device holds its own shard and no more."""
+    lies = names.flat(state_shardings(MODEL, OPTIMIZER, layout))
     for (name, leaf), value in zip(
         names.flat(found).items(), jax.tree.leaves(values()), strict=True
     ):
-        sharding = names.flat(state_shardings(MODEL, OPTIMIZER, layout))[name]
+        sharding = lies[name]
         words = names.stored(leaf)
         np.testing.assert_array_equal(np.asarray(words), value, err_msg=name)
         assert leaf.sharding == sharding, name

@@ -127,6 +127,9 @@ REFUSING = {"Bidirectional", "MHS", "MoE"}
 """The kinds of layers some of which cannot keep documents apart."""
 
 
+segments, places_of = jax.jit(documents.segments), jax.jit(documents.places)
+
+
 @given(begins=packings, before=st.lists(st.integers(0, 9), min_size=ROWS, max_size=ROWS))
 def test_segments_and_places_are_counted(begins, before):
     starts = np.reshape(begins, (ROWS, TOKENS))
@@ -140,8 +143,8 @@ def test_segments_and_places_are_counted(begins, before):
             want_segments[row, t], want_places[row, t] = segment, place
             place += 1
         ends.append(place)
-    np.testing.assert_array_equal(documents.segments(starts), want_segments)
-    places, after = documents.places(put(starts), put(before))
+    np.testing.assert_array_equal(segments(starts), want_segments)
+    places, after = places_of(starts, np.asarray(before))
     np.testing.assert_array_equal(places, want_places)
     np.testing.assert_array_equal(after, ends)
 
@@ -164,6 +167,6 @@ def test_segments_and_places_over_split_tokens_are_those_of_the_whole():
         )
     )
     found = own(put(starts))
-    want = documents.segments(starts), *documents.places(put(starts), before)
+    want = segments(starts), *places_of(starts, before)
     for a, b in zip(found, want, strict=True):
         np.testing.assert_array_equal(a, b)

@@ -44,7 +44,7 @@ def layout(case):
 
 @functools.cache
 def params():
-    return jax.tree.map(np.asarray, MODEL.init_params(jax.random.key(0)))
+    return jax.tree.map(np.asarray, jax.jit(MODEL.init_params)(jax.random.key(0)))
 
 
 @functools.cache

@@ -67,6 +67,11 @@ def run(layer, params, x, weights):
     return jax.tree.map(np.asarray, slopes(layer, params, x, started(layer, x.shape[0]), weights))
 
 
+def edited(edit, *trees):
+    """What an edit of parameters gives, as one program: its operations would else be one each."""
+    return jax.tree.map(np.asarray, jax.jit(edit)(*trees))
+
+
 def shape_of(layer):
     return jax.tree.map(lambda p: p.shape, layer.table(), is_leaf=lambda x: isinstance(x, Param))
 
@@ -120,18 +125,19 @@ def test_copies_keep_the_function_and_moments_follow_the_gradients(case, monkeyp
     wide = index if kind == units.WIDTH else slice(None)
     share = len(index) // size if kind == units.WIDTH else 1
     with double(monkeypatch):
-        copied = jax.tree.map(np.asarray, units.copy(params, unit, index))
+        copied = edited(lambda params: units.copy(params, unit, index), params)
         assert jax.tree.map(np.shape, copied) == shape_of(larger)
         gradients, y = run(layer, params, x, weights)
         after, found = run(larger, copied, x[..., wide], weights[..., wide] / share)
         assert_close(found, y[..., wide])
-        followed = [
-            units.copy_moments(tree, unit, index, power)
-            for tree, power in (
-                (gradients, 1),
-                (jax.tree.map(np.square, gradients), 2),
-            )
-        ]
+        squares = jax.tree.map(np.square, gradients)
+        followed = edited(
+            lambda *moments: [
+                units.copy_moments(tree, unit, index, power)
+                for power, tree in enumerate(moments, 1)
+            ],
+            *(gradients, squares),
+        )
         signs = "balance_bias"  # what stands for its gradient is a count
         drop = lambda tree: {n: x for n, x in tree.items() if n != signs}  # noqa: E731
         assert_close(drop(followed[0]), drop(after), 1e-11)
@@ -145,7 +151,7 @@ def test_kept_units_are_the_layer_of_that_size_and_what_weights_of_0_and_1_leave
     size = units.count(layer.table(), unit)
     params = of_double(params_of(layer))
     with double(monkeypatch):
-        same = units.keep(params, unit, np.arange(size))
+        same = edited(lambda params: units.keep(params, unit, np.arange(size)), params)
     jax.tree.map(np.testing.assert_array_equal, same, params)
     if kind == units.WIDTH or size // unit.within < 2:
         return
@@ -153,7 +159,7 @@ def test_kept_units_are_the_layer_of_that_size_and_what_weights_of_0_and_1_leave
     smaller = units.resized(layer, kind, fewer)
     first = units.firsts(size, fewer, unit.within)
     with double(monkeypatch):
-        kept = jax.tree.map(np.asarray, units.keep(params, unit, first))
+        kept = edited(lambda params: units.keep(params, unit, first), params)
     assert jax.tree.map(np.shape, kept) == shape_of(smaller)
     zero_or_one = np.isin(np.arange(size), first).astype(float)
     if unit.unweighed:
@@ -162,7 +168,7 @@ def test_kept_units_are_the_layer_of_that_size_and_what_weights_of_0_and_1_leave
         return
     x, weights = (of_double(np.asarray(inputs(2, 4, seed))) for seed in (0, 1))
     with double(monkeypatch):
-        weighed = units.weigh(params, unit, zero_or_one)
+        weighed = edited(lambda params: units.weigh(params, unit, zero_or_one), params)
         _, wanted = run(layer, weighed, x, weights)
         _, found = run(smaller, kept, x, weights)
         assert_close(found, wanted)
@@ -181,9 +187,13 @@ def test_weights_of_sizes_are_the_sum_of_padded_slices():
     for height, a in zip(heights, u, strict=True):
         for width, b in zip(widths, v, strict=True):
             padded[:height, :width] += a * b * table["w_out"][:height, :width]
-    with jax.enable_x64(True):
+
+    def weighed(table):
         found = units.weigh(table, rows, units.of_sizes(heights, np.array(u), 6))
-        found = units.weigh(found, columns, units.of_sizes(widths, np.array(v), 8))
+        return units.weigh(found, columns, units.of_sizes(widths, np.array(v), 8))
+
+    with jax.enable_x64(True):
+        found = edited(weighed, table)
     np.testing.assert_allclose(found["w_out"], padded, atol=1e-16)
 
 
@@ -196,7 +206,8 @@ def test_ten_edits_in_a_row_keep_the_function(monkeypatch):
         for seed in range(10):
             unit = layer.unit_table()["hidden"]
             index = drawn_copies(unit, layer.size, seed)
-            params, layer = units.copy(params, unit, index), layer.with_units("hidden", len(index))
+            params = edited(lambda params: units.copy(params, unit, index), params)  # noqa: B023
+            layer = layer.with_units("hidden", len(index))
         _, found = run(layer, params, x, weights)
     assert layer.size == 24
     assert_close(found, wanted)
@@ -214,7 +225,7 @@ def test_without_a_slot_bias_unequal_copies_change_a_softmax(monkeypatch):
         wide = index if kind == units.WIDTH else slice(None)
         with double(monkeypatch):
             _, y = run(layer, params, x, weights)
-            copied = units.copy(params, unit, index)
+            copied = edited(lambda params: units.copy(params, unit, index), params)  # noqa: B023
             _, found = run(larger, copied, x[..., wide], weights[..., wide])
         assert np.max(np.abs(found - y[..., wide])) > 1e-3
 
@@ -222,8 +233,8 @@ def test_without_a_slot_bias_unequal_copies_change_a_softmax(monkeypatch):
 def test_units_of_stacked_layers_may_be_kept_for_each_layer_by_itself():
     layer = EXAMPLES["Stack"]
     unit = layer.unit_table()["block.ffn.hidden"]
-    params = params_of(layer)
-    sizes = np.asarray(units.scale(params, unit))
+    params = jax.tree.map(np.asarray, params_of(layer))
+    sizes = edited(lambda params: units.scale(params, unit), params)
     assert sizes.shape == (3, 32)
     own = params["ffn"]
     for i in range(3):
@@ -231,12 +242,12 @@ def test_units_of_stacked_layers_may_be_kept_for_each_layer_by_itself():
         taken = np.square(own["w_out"][i]).sum(0)
         np.testing.assert_allclose(sizes[i], np.sqrt(made * taken), rtol=1e-5)
     best = np.sort(np.argsort(-sizes, axis=1)[:, :5], axis=1)
-    kept = units.keep(params, unit, best)["ffn"]
+    kept = edited(lambda params: units.keep(params, unit, best), params)["ffn"]
     for i in range(3):
         np.testing.assert_array_equal(kept["w_in"][i], own["w_in"][i][:, best[i]])
         np.testing.assert_array_equal(kept["w_out"][i], own["w_out"][i][:, best[i]])
-    gradients = jax.tree.map(jnp.sign, params)
-    told = np.asarray(units.contribution(params, gradients, unit))
+    signs = jax.tree.map(np.sign, params)
+    told = edited(lambda params, signs: units.contribution(params, signs, unit), params, signs)
     np.testing.assert_allclose(told, np.abs(own["w_out"]).sum(1), rtol=1e-5)
 
 
@@ -248,7 +259,8 @@ def test_shards_are_copied_as_the_whole_is():
     larger = layer.with_units("hidden", 48)
     specs = shardings(rule_specs(larger.table(), layout), layout)
     copied = jax.jit(lambda p: units.copy(p, unit, index), out_shardings=specs)(placed)
-    jax.tree.map(np.testing.assert_array_equal, copied, units.copy(params, unit, index))
+    whole = edited(lambda params: units.copy(params, unit, index), params)
+    jax.tree.map(np.testing.assert_array_equal, copied, whole)
 
 
 @pytest.mark.parametrize(

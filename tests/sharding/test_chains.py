@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
 
@@ -37,7 +38,7 @@ PROGRAMS = {
 
 @pytest.mark.parametrize(("program", "want"), PROGRAMS.values(), ids=PROGRAMS)
 def test_the_longest_way_is_found(program, want):
-    assert longest_chain(jax.make_jaxpr(program)(jnp.ones(3)).jaxpr) == want
+    assert longest_chain(jax.make_jaxpr(program)(np.ones(3, np.float32)).jaxpr) == want
 
 
 def test_a_while_loop_that_does_not_say_how_often_it_turns_is_refused():
@@ -45,7 +46,7 @@ def test_a_while_loop_that_does_not_say_how_often_it_turns_is_refused():
         return lax.while_loop(lambda x: jnp.sum(x) < 9, lambda x: x + 1, x)
 
     with pytest.raises(ValueError, match="does not say how often it turns"):
-        longest_chain(jax.make_jaxpr(program)(jnp.ones(3)).jaxpr)
+        longest_chain(jax.make_jaxpr(program)(np.ones(3, np.float32)).jaxpr)
 
 
 def summed(x, axis="a"):
@@ -68,4 +69,4 @@ def test_of_sums_those_that_wait_for_each_other_are_counted(program, want):
     mesh = jax.make_mesh((2, 1), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     spec = jax.sharding.PartitionSpec(("a", "b"))
     run = jax.shard_map(program, mesh=mesh, in_specs=spec, out_specs=spec)
-    assert longest_sums(jax.make_jaxpr(run)(jnp.ones(8)).jaxpr, "a") == want
+    assert longest_sums(jax.make_jaxpr(run)(np.ones(8, np.float32)).jaxpr, "a") == want

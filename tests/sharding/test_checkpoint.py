@@ -182,16 +182,25 @@ def other(change):
 @pytest.mark.parametrize(
     ("tree", "words"),
     [
-        (other(lambda t: t["params"].update(w=jnp.zeros((16, 9)))), ["'params/w'", "[16, 9]"]),
-        (other(lambda t: t["params"].update(w=jnp.zeros((8, 8)))), ["'params/w'", "[8, 8]"]),
         (
-            other(lambda t: t["params"].update(w=jnp.zeros((16, 8), jnp.bfloat16))),
+            other(lambda t: t["params"].update(w=put(np.zeros((16, 9)), np.float32))),
+            ["'params/w'", "[16, 9]"],
+        ),
+        (
+            other(lambda t: t["params"].update(w=put(np.zeros((8, 8)), np.float32))),
+            ["'params/w'", "[8, 8]"],
+        ),
+        (
+            other(lambda t: t["params"].update(w=put(np.zeros((16, 8)), jnp.bfloat16))),
             ["'params/w'", "bfloat16", "float32"],
         ),
         (other(lambda t: t.update(step=jnp.uint32(0))), ["'step'", "uint32", "int32"]),
-        (other(lambda t: t["params"].update(extra=jnp.zeros(3))), ["no 'params/extra'"]),
+        (
+            other(lambda t: t["params"].update(extra=put(np.zeros(3), np.float32))),
+            ["no 'params/extra'"],
+        ),
         (other(lambda t: t["params"].pop("b")), ["'params/b'"]),
-        (other(lambda t: t.update(key=jnp.zeros(2, jnp.uint32))), ["'key'"]),
+        (other(lambda t: t.update(key=put(np.zeros(2), np.uint32))), ["'key'"]),
         (other(lambda t: t.update(key=jax.random.key(0, impl="rbg"))), ["'key'"]),
         (other(lambda t: t.update(key=jax.random.split(t["key"]))), ["'key'"]),
     ],
@@ -321,7 +330,7 @@ def test_a_reader_leaves_alone_what_a_run_is_just_saving(half_dead):
 
 
 def test_a_disk_without_room_is_one_clear_line_and_keeps_what_is_saved(tmp_path, monkeypatch):
-    state = {"w": jnp.arange(1000.0)}
+    state = {"w": put(np.arange(1000), np.float32)}
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         checkpoints.save(1, state, {})
         checkpoints.wait()
@@ -382,7 +391,7 @@ def test_of_steps_that_meet_no_multiple_the_first_past_it_is_kept():
     ],
 )
 def test_the_newest_the_best_and_every_nth_are_kept(tmp_path, config, kept):
-    small = {"w": jnp.zeros(2)}
+    small = {"w": put(np.zeros(2), np.float32)}
     with Checkpoints(tmp_path, config) as checkpoints:
         for step, loss in enumerate((0.9, 0.2, 0.5, 0.3, 0.6, None), start=1):
             checkpoints.save(step, small, {}, loss)

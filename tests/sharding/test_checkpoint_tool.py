@@ -28,7 +28,7 @@ def arrays(change: float = 0.0):
     b = put([1.5, -2.0], jnp.bfloat16)
     return {
         "params": {"blocks": {"w": put(w)}, "b": b, "large": put(LARGE)},
-        "mu": {"blocks": {"w": jnp.zeros((3, 4))}},
+        "mu": {"blocks": {"w": put(np.zeros((3, 4)), "float32")}},
         "step": jnp.int32(7),
     }
 
@@ -134,11 +134,11 @@ def one(folder, tree):
 @pytest.mark.parametrize(
     ("a", "b", "words"),
     [
-        (jnp.zeros(3), jnp.zeros(4), "float32 [3] and float32 [4]"),
-        (jnp.zeros(3), jnp.zeros(3, jnp.bfloat16), "bfloat16"),
-        (jnp.float32([0.0]), jnp.float32([-0.0]), "1 differ"),
-        (jnp.float32([jnp.nan]), jnp.float32([1.0]), "1 differ"),
-        (jnp.int32([1000000]), jnp.int32([1000001]), "1 differ"),
+        (put([0, 0, 0], "float32"), put([0, 0, 0, 0], "float32"), "float32 [3] and float32 [4]"),
+        (put([0, 0, 0], "float32"), put([0, 0, 0], jnp.bfloat16), "bfloat16"),
+        (put([0.0], "float32"), put([-0.0], "float32"), "1 differ"),
+        (put([np.nan], "float32"), put([1.0], "float32"), "1 differ"),
+        (put([1000000], "int32"), put([1000001], "int32"), "1 differ"),
     ],
     ids=["shape", "dtype", "signs of zero", "not a number", "integers"],
 )
@@ -155,7 +155,7 @@ def test_what_is_not_the_same_is_never_equal(tool, tmp_path, monkeypatch, a, b, 
 
 
 def test_what_only_one_has_is_named(tool, tmp_path):
-    folders = one(tmp_path / "a", {"x": jnp.zeros(1)}), one(tmp_path / "b", {"y": jnp.zeros(1)})
+    folders = (one(tmp_path / n, {n: put([0.0], "float32")}) for n in "xy")
     code, out, _ = tool("diff", *folders)
     assert code == 1
     assert out.count("only in") == 2

@@ -154,7 +154,7 @@ def test_no_product_waits_for_the_message_of_its_own_step():
 
 def test_one_token_of_a_device_goes_one_way():
     x, weight = normal(1, 2, WIDTH), normal(WIDTH, 2, seed=1)
-    found = gathering(2, TWO_WAY)(x, weight)
+    found = jax.jit(gathering(2, TWO_WAY))(x, weight)
     np.testing.assert_allclose(found, x @ weight, rtol=1e-5)
 
 
@@ -171,14 +171,14 @@ def test_a_parameter_that_devices_share_has_its_gradient_summed_once():
         ("all_reduce", ("tensor",)): 1
     }
     want = np.broadcast_to(x.sum((0, 1))[:, None], weight.shape)
-    np.testing.assert_allclose(jax.grad(run)(weight, x), want, rtol=1e-4)
+    np.testing.assert_allclose(jax.jit(jax.grad(run))(weight, x), want, rtol=1e-4)
 
 
 @functools.cache
 def narrow(way):
     x = put(normal(ROWS, 4 * TOKENS, 4 * UNITS), jnp.bfloat16)
     weight = put(normal(4 * UNITS, WIDTH, seed=1), jnp.bfloat16)
-    return x, weight, scattering(4, way)(x, weight)
+    return x, weight, jax.jit(scattering(4, way))(x, weight)
 
 
 @pytest.mark.parametrize("way", [RING, TWO_WAY])

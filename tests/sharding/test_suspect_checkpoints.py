@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from sharding.checkpoint import CheckpointConfig, Checkpoints, NotFinite, manifest
 from sharding.checkpoint.__main__ import main as tool
 from sharding.errors import UserError
+from tests.arrays import put
 
 SPIKE = "the gradient norm of step 3 was 1e+06"
 
@@ -16,8 +18,8 @@ SPIKE = "the gradient norm of step 3 was 1e+06"
 def state(value=1.0, dtype=jnp.float32):
     """Parameters, moments, a step and a key."""
     return {
-        "params": {"w": jnp.ones((2, 3))},
-        "mu": jnp.full((3,), value, dtype),
+        "params": {"w": put(np.ones((2, 3)), np.float32)},
+        "mu": put([value] * 3, dtype),
         "step": jnp.int32(2**31 - 1),
         "key": jax.random.key(0),
     }

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.papers.apex import SMALL, Request, held, linear, plans, serve
+from experiments.papers.apex import beside, released
+from experiments.papers.apex.loop import Request, linear, serve
+from experiments.papers.apex.plans import SMALL, held, plans
 
 requests = st.lists(
     st.builds(Request, st.floats(0, 2), st.integers(1, 40), st.integers(1, 12)),
@@ -40,5 +42,33 @@ def test_tokens_cache_and_ends_are_conserved(made, room):
 
 def test_one_request_alone_takes_its_prompt_and_its_tokens():
     found = serve([Request(1.0, 30, 3)], 100, linear)
-    expected = 1.0 + linear(30, []) + linear(0, [31]) + linear(0, [32])
+    expected = 1.0 + linear([30], []) + linear([], [31]) + linear([], [32])
     assert found.seconds == pytest.approx(expected)
+
+
+def test_the_released_engine_prints_what_the_loop_finds_on_its_tables():
+    """To its last digit: requests and tokens of an iteration, times of tokens, of requests."""
+    for gap, printed in (
+        (released.GAP, (8.7, 41.9, 322.618, 251.838)),
+        (0.0, (20.6, 99.7, 3663.369, 223.053)),
+    ):
+        found = released.beside(released.SAME, gap)
+        own = [found[name] for name in ("requests", "tokens", "first", "later")]
+        assert [round(x, digits) for x, digits in zip(own, (1, 1, 3, 3), strict=True)] == [*printed]
+
+
+@settings(deadline=None, max_examples=30)
+@given(requests)
+def test_the_scheduler_that_serves_has_the_loop_s_steps_and_ends(made):
+    """Of requests that are all there at first."""
+    found = beside.compared([Request(0.0, one.reads, one.writes) for one in made])
+    assert found["steps"] == found["order"] == 0
+    assert found["apart"] < 1e-9
+
+
+@settings(deadline=None, max_examples=30)
+@given(requests)
+def test_of_requests_that_come_later_none_is_begun_out_of_turn(made):
+    found = beside.compared(made)
+    assert found["order"] == 0
+    assert found["apart"] < 4

@@ -25,7 +25,7 @@ from experiments.study import Setting
 from experiments.study.claim import HOLDS, REVERSED, Values
 from experiments.study.run import experiment_of, with_seed, with_sources
 from gam_jax.data import TextMixture
-from gam_jax.params import init_params
+from tests.arrays import initial
 
 SHORT = Setting("short")
 
@@ -84,11 +84,11 @@ def test_every_mixture_begins_from_the_seed_and_the_specialists():
 def test_experts_are_the_sources_and_routers_are_of_the_seed_alone():
     sources = [with_seed(experiment(name), 7) for name in SOURCES]
     model = sources[0].model
-    params = [init_params(model.table(), jax.random.key(i)) for i in range(len(SOURCES))]
+    params = [initial(model, i) for i in range(len(SOURCES))]
     made = {}
     for name, (_, recipe, _) in MIXTURES.items():
         one = experiment(name)
-        made[name] = upcycled(recipe, one, sources, params, 2007)
+        made[name] = jax.tree.map(np.asarray, upcycled(recipe, one, sources, params, 2007))
         wanted = jax.eval_shape(one.model.init_params, jax.random.key(0))
         assert jax.tree.map(np.shape, made[name]) == jax.tree.map(np.shape, wanted)
         for i, own in enumerate(params):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -21,6 +21,8 @@ from experiments.study.run import experiment_of
 from experiments.study.sheets import sheet
 from gam_jax.config import flatten, to_dict
 from gam_jax.params import count_params, init_params
+from tests.arrays import compiled
+from tests.examples import apply
 from tests.oracle import softmax
 
 COUNTS = {
@@ -105,8 +107,8 @@ def test_the_papers_own_two_runs_do_not_tell_its_first_ablation_from_noise():
 
 def test_scores_at_once_are_attention_by_its_formula():
     layer = ScoresAtOnce(width=8, heads=2)
-    params = init_params(layer.table(), jax.random.key(0))
-    x = np.asarray(jax.random.normal(jax.random.key(1), (2, 5, 8)), np.float64)
+    params = compiled(functools.partial(init_params, layer.table()), jax.random.key(0))
+    x = np.random.default_rng(1).normal(size=(2, 5, 8))
     p = {name: np.asarray(value, np.float64) for name, value in params.items()}
     y, heads = np.zeros_like(x), (x @ p["w_in"] + p["b_in"]).reshape(2, 5, 2, 12)
     q, k, v = np.split(heads, 3, axis=3)
@@ -114,7 +116,8 @@ def test_scores_at_once_are_attention_by_its_formula():
         weights = softmax(k[b, : t + 1, h] @ q[b, t, h] / 2.0)
         y[b, t, 4 * h : 4 * h + 4] = weights @ v[b, : t + 1, h]
     expected = y @ p["w_out"] + p["b_out"]
-    assert np.allclose(layer(params, jnp.float32(x))[0], expected, atol=1e-5)
+    found = apply(layer, params, x.astype(np.float32))[0]
+    assert np.allclose(found, expected, atol=1e-5)
 
 
 def test_the_transformers_block_has_as_many_parameters_either_way():

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
+from collections.abc import Iterator, Sequence
 
 import httpx
 import jax
 import pytest
 
 from experiments.serve.app import State
-from experiments.serve.engines import Options, served_of
+from experiments.serve.engines import Options, all_served
 from experiments.serve.models import open_run
 from experiments.serve.server import listen, serve
 from gam_jax.serve.engine import Engine
@@ -53,19 +55,27 @@ class Running:
             return client.post(path, json=body)
 
 
-def start(trained, options: Options, template: str = "") -> tuple[Running, threading.Thread, list]:
-    """A server of a run; it ends when `state.draining` is set."""
-    opened = open_run(f"{NAME}={trained.path}", "latest", template)
-    layout = Layout(make_mesh()).whole
-    state, bound, codes = State(KEY), listen("127.0.0.1", 0), []
+@contextlib.contextmanager
+def started(
+    runs: Sequence[str], options: Options, template: str = "", code: int = 0
+) -> Iterator[Running]:
+    """A server of runs while it is asked, and the code with which it ends."""
+    opened = [open_run(run, "latest", template) for run in runs]
+    layouts = [Layout(make_mesh()).whole] * len(opened)
+    state, bound = State(KEY), listen("127.0.0.1", 0)
+    codes: list[int] = []
 
     def run() -> None:
-        codes.append(serve(state, bound, lambda: {NAME: served_of(opened, layout, options)}, 10))
+        codes.append(serve(state, bound, lambda: all_served(opened, layouts, options), 10))
 
     thread = threading.Thread(target=run)
-    url = f"http://127.0.0.1:{bound.getsockname()[1]}"
     thread.start()
-    return Running(url, state), thread, codes
+    while state.status == "compiling" and thread.is_alive():
+        thread.join(0.05)
+    yield Running(f"http://127.0.0.1:{bound.getsockname()[1]}", state)
+    state.draining = True
+    thread.join(60)
+    assert codes == [code]
 
 
 compiled: list[str] = []
@@ -90,10 +100,5 @@ def template_file(tmp_path_factory):
 def server(trained, template_file):
     """The server: four rows, texts are guessed ahead, states remembered."""
     options = Options(4, 0, 4, "ngram", Settings(prefill_budget=256, queue=400))
-    running, thread, codes = start(trained, options, template_file)
-    while running.state.status == "compiling" and thread.is_alive():
-        thread.join(0.05)
-    yield running
-    running.state.draining = True
-    thread.join(60)
-    assert codes == [0]
+    with started([f"{NAME}={trained.path}"], options, template_file) as running:
+        yield running

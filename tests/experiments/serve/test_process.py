@@ -89,6 +89,8 @@ def test_several_runs_by_name_on_meshes_of_their_own_are_cut_when_their_time_is_
         (("--run={run}", "--draft=semi:{run}"), "holds no drafter"),
         (("--run={run}", "--draft=run:/nowhere"), "/nowhere holds no run"),
         (("--run=/no/rate=0.1",), "/no/rate=0.1 holds no run"),
+        (("--run={run}", "--loaded=2"), "--loaded=2: 1 models are served"),
+        (("--run={run}", "--loaded=-1"), "loaded"),
         (("--run={run}", "--mesh=data=1;data=1"), "names 2 meshes for 1 models"),
         (("--run={run}", "--mesh=pipe=2"), "rows are not served through stages"),
         (("--run={run}", "--chat_template=/nowhere"), "/nowhere"),

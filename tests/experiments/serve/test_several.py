@@ -71,6 +71,49 @@ def test_two_processes_write_what_one_does(trained, server, monkeypatch, count):
 
 
 @pytest.mark.slow
+def test_a_drafter_beside_the_model_guesses_in_two_processes(
+    trained, workshop, server, monkeypatch, tmp_path
+):
+    """A model and a drafter that `gam draft semi` has trained, over the channels of both."""
+    out = tmp_path / "semi"
+    args = (f"--run={trained.path}", f"--out={out}", "--steps=4", "--ahead=2")
+    done = workshop.run("draft", "semi", *args)
+    assert done.code == 0, done.err
+    assert "are the ideal of 15 guesses" in done.out
+    bodies = list(drawn_bodies(12))
+    wanted = [
+        [(one["text"], one["finish_reason"]) for one in answer(server, **body)["choices"]]
+        for body in bodies
+    ]
+    flags = ("--mesh=tensor=2", "--block=4", f"--draft=semi:{out}")
+    with two(trained, monkeypatch, *flags) as (url, started):
+        assert [choices(url, body) for body in bodies] == wanted
+        told = httpx.get(f"{url}/metrics").text
+        assert "gam_tokens_a_pass{" in told
+        assert "gam_ideal_tokens_a_pass{" in told
+        started[0].send_signal(signal.SIGTERM)
+        result = commands.finish(started[0])
+        assert result.code == 0
+        assert "are the ideal of 3 guesses" in result.err
+
+
+@pytest.mark.slow
+def test_models_come_and_go_in_two_processes_alike(trained, server, monkeypatch):
+    bodies = list(drawn_bodies(12))
+    wanted = [
+        [(one["text"], one["finish_reason"]) for one in answer(server, **body)["choices"]]
+        for body in bodies
+    ]
+    flags = (f"--run=other={trained.path}", "--loaded=1", "--mesh=tensor=2")
+    with two(trained, monkeypatch, *flags) as (url, _):
+        for number, (body, text) in enumerate(zip(bodies, wanted, strict=True)):
+            name = ("small", "other")[number % 2]
+            assert choices(url, {**body, "model": name}) == text
+        models = httpx.get(f"{url}/v1/models").json()["data"]
+        assert [(one["id"], one["misses"]) for one in models] == [("small", 5), ("other", 6)]
+
+
+@pytest.mark.slow
 def test_the_first_that_dies_ends_the_other(trained, monkeypatch):
     with two(trained, monkeypatch) as (url, (first, other)):
         body = {"prompt": "the", "max_tokens": 3000}

@@ -13,6 +13,7 @@ from experiments.report.markdown import escaped
 from experiments.study.declare import SHORT, Setting, Study
 from experiments.study.found import read
 from experiments.study.run import Request, experiment_of, run_study
+from experiments.study.sheet import PUBLISHED, Sheet
 from experiments.study.sheets import page, sheet
 from gam_jax.config import from_dict, to_dict
 from gam_jax.data import Text
@@ -147,3 +148,20 @@ def test_the_page_of_claims_is_that_of_what_was_found(tmp_path):
     for study in STUDIES.values():
         for claim in study.claims:
             assert escaped(claim.text) in made, claim.text
+
+
+def test_a_table_is_parted_and_loses_no_cell():
+    """Rows without a column in common are no table; published figures stay beside ours."""
+    many = [f"m{number}" for number in range(11)]
+    head = ("", *(text for name in many for text in (name, PUBLISHED)), "alone")
+    rows = (("one", *"x" * 22, ""), ("two", "y", *[""] * 22), ("three", *[""] * 22, "z"))
+    blocks = Sheet("title", head, rows).blocks
+    assert [[row[0] for row in own] for _, own in blocks] == [
+        ["one", "two"],
+        *[["one"]] * 2,
+        ["three"],
+    ]
+    assert all(own[1] != PUBLISHED for own, _ in blocks)
+    assert all(len(own) <= 10 for own, _ in blocks)
+    cells = [cell for _, own in blocks for row in own for cell in row[1:] if cell]
+    assert sorted(cells) == sorted("x" * 22 + "yz")

@@ -158,7 +158,7 @@ def test_half_precision_is_read_into_float32(tmp_path):
 
 def test_biases_of_llama_go_both_ways():
     block = Block(
-        Attention(heads=2, bias=True, out_bias=True, context=16),
+        Attention(heads=2, bias=True, out_bias=True, context=16, block_size=8),
         MLP(activation="swiglu", hidden=12),
         RMSNorm(),
     )

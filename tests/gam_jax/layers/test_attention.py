@@ -22,11 +22,11 @@ def test_more_tokens_than_the_context_are_an_error():
     params = params_of(LAYER)
     with pytest.raises(ValueError, match="7 tokens do not fit a cache of 6"):
         LAYER(params, inputs(1, 7))
-    _, carry = LAYER(params, inputs(1, 5))
+    _, carry = jax.jit(LAYER)(params, inputs(1, 5))
     with pytest.raises(ValueError, match="7 tokens do not fit"):
         LAYER(params, inputs(1, 2), carry)
     beyond, _ = jax.jit(LAYER)(params, inputs(1, 2), carry)
-    assert jnp.all(jnp.isnan(beyond))
+    assert np.all(np.isnan(beyond))
 
 
 LATENT = LatentAttention(width=8, heads=2, latent=4, head_size=2, rotary_size=2, context=6)
@@ -61,6 +61,21 @@ def test_a_model_says_before_it_writes_that_its_cache_is_too_small():
         next(decode.generate(model, random_like(model.table()), prompt, 3, jax.random.key(0)))
     window = dataclasses.replace(LAYER, window=3)
     assert dataclasses.replace(model, block=Block(window)).limit == 0
+
+
+def test_block_sizes_are_taken_as_given_and_change_nothing():
+    """Those of the machine are 128 tokens here; a window's are no smaller than 64."""
+    own, x = dataclasses.replace(LAYER, context=32), inputs(1, 20)
+    params = params_of(own)
+    shut = dataclasses.replace(own, block_size=4, window=7)
+    assert (shut.rule.block, dataclasses.replace(shut, block_size=0).rule.block) == (4, 64)
+    texts = [
+        jax.jit(dataclasses.replace(own, block_size=size)).lower(params, x) for size in (0, 4, 256)
+    ]
+    found = [lowered.compile()(params, x)[0] for lowered in texts]
+    assert texts[0].as_text() != texts[1].as_text()
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], atol=1e-6)
 
 
 def test_a_window_keeps_one_token_less_than_it_sees():

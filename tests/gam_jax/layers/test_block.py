@@ -18,7 +18,7 @@ PLAIN = Block(GAM(slots=16), norm=RMSNorm(), width=8)
 def part(block, params, name, x):
     """A layer or norm of a block, alone."""
     layer = block.norm if name.endswith("norm") else getattr(block, name)
-    return apply(layer, params[name], x)[0]
+    return np.asarray(apply(layer, params[name], x)[0])
 
 
 def parallel(f, x):

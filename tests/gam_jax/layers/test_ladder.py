@@ -26,6 +26,7 @@ from gam_jax.layers.base import WHOLE
 from gam_jax.models import LanguageModel
 from gam_jax.params import abstract_params, param_specs
 from sharding.chains import longest_sums
+from tests.arrays import put
 from tests.examples import random_like
 from tests.meshes import layout_of
 
@@ -79,7 +80,7 @@ def by_definition(block, params, x, ladder):
 def test_it_is_its_definition_to_the_bit(name):
     block, found = BLOCKS[name], []
     params = random_like(Stack(block, DEPTH).table())
-    x = jax.random.normal(jax.random.key(1), (2, TOKENS, WIDTH))
+    x = put(np.random.default_rng(1).normal(size=(2, TOKENS, WIDTH)), np.float32)
     with jax.disable_jit():  # so that each sum is rounded by itself
         for ladder in DEPTHS:
             y, _ = Stack(block, DEPTH, ladder=ladder)(params, x)
@@ -104,7 +105,7 @@ def test_half_as_many_sums_wait_for_each_other(ladder, words):
         return stack(params, x, None, layout.axes)[0]
 
     run = jax.shard_map(program, mesh=layout.mesh, in_specs=specs, out_specs=tokens)
-    given = random_like(stack.table()), jnp.ones((2, TOKENS, WIDTH))
+    given = random_like(stack.table()), put(np.ones((2, TOKENS, WIDTH)), np.float32)
     assert longest_sums(jax.make_jaxpr(run)(*given).jaxpr, "tensor") == SUMS[ladder]
     back = jax.grad(lambda x: jnp.sum(run(given[0], x)))
     # The last half blocks end with no sum that the gradient needs.
@@ -124,7 +125,7 @@ def test_weights_go_both_ways_and_a_text_in_two_is_the_text(ladder):
     whole, _ = read(params, given)
     start, carry = read(params, given[:, :4])
     rest, _ = read(params, given[:, 4:], carry)
-    np.testing.assert_allclose(jnp.concatenate([start, rest], 1), whole, atol=2e-6)
+    np.testing.assert_allclose(np.concatenate([start, rest], 1), whole, atol=2e-6)
     assert not np.allclose(jax.jit(plain)(params, given)[0], whole, atol=1e-3)
 
 

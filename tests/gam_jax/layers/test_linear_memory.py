@@ -135,6 +135,21 @@ def test_fused_paths_are_those_of_the_equations():
     np.testing.assert_allclose(found, wanted, atol=3e-5, rtol=3e-5)
 
 
+@pytest.mark.parametrize("floor", [0.0, 0.02])
+def test_gates_on_the_delta_rule_alone_leave_the_delta_rule(floor):
+    """Between the same projections, if no gate has a floor; the state does not decay."""
+    fused = FusedDelta(long=7, floor=floor, **SIZES)
+    memory = LinearMemory(variant="deltanet", kernel=fused.kernel, **SIZES)
+    params, x = params_of(fused), inputs(2, TOKENS)
+    shut = {"gate_out": 0, "gate_bias": np.float32([-1e4, -1e4, 1e4, -1e4]), "decay": 40}
+    params |= {name: np.broadcast_to(x, params[name].shape) for name, x in shut.items()}
+    params |= {name: np.float32(params[name]) for name in shut}
+    wanted, _ = apply(memory, {name: params[name] for name in memory.table()}, x)
+    found, _ = apply(fused, params, x)
+    off = np.abs(found - wanted).max() / np.abs(wanted).max()
+    assert (off < 1e-5) == (floor == 0)
+
+
 def test_fused_delta_has_the_published_number_of_parameters():
     """466.90 M at width 1024, 24 layers and GPT-2's vocabulary, untied (the paper's gallery)."""
     mlp = MLP(activation="swiglu", hidden=2816, bias=False)

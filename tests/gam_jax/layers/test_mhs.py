@@ -37,6 +37,11 @@ def test_consecutive_cells_are_neighbours(pattern, size):
             assert np.all(np.abs(np.diff(row)) + np.abs(np.diff(column)) == 1)
 
 
+@jax.jit
+def gated(y, threshold):
+    return fuse(y, threshold, axis=0)
+
+
 def fuse_formula(y, threshold):
     v = y.std(axis=0, ddof=1) / ((y - y.min(axis=0)).mean(axis=0) + 1e-5)
     return y.sum(axis=0) * np.maximum(v - threshold, 0)
@@ -45,14 +50,14 @@ def fuse_formula(y, threshold):
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 1.3])
 def test_the_gate_equals_its_formula(threshold):
     y = np.random.default_rng(0).normal(size=(4, 3, 5))
-    found = fuse(put(y, jnp.float32), threshold, axis=0)
+    found = gated(put(y, jnp.float32), threshold)
     np.testing.assert_allclose(found, fuse_formula(y, threshold), rtol=1e-4, atol=1e-5)
 
 
 def test_where_all_routes_agree_nothing_passes_and_gradients_are_finite():
-    y = jnp.full((4, 2), 3.0)
-    np.testing.assert_array_equal(fuse(y, 0.0, axis=0), 0)
-    assert np.all(np.isfinite(jax.grad(lambda y: jnp.sum(fuse(y, 0.0, axis=0)))(y)))
+    y = np.full((4, 2), 3, np.float32)
+    np.testing.assert_array_equal(gated(y, 0.0), 0)
+    assert np.all(np.isfinite(jax.jit(jax.grad(lambda y: jnp.sum(fuse(y, 0.0, axis=0))))(y)))
 
 
 def norm(x, scale, bias):
@@ -100,13 +105,15 @@ def test_the_layer_equals_its_equations():
     params, x = random_like(layer.table()), np.random.default_rng(0).normal(size=(1, 12, 8))
     wide = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
     y, _ = apply(layer, params, put(x, jnp.float32))
-    np.testing.assert_allclose(y[0], layer_formula(wide, x[0], layer), rtol=1e-3, atol=1e-4)
+    wanted = layer_formula(wide, x[0], layer)
+    np.testing.assert_allclose(np.asarray(y)[0], wanted, rtol=1e-3, atol=1e-4)
 
 
 def test_the_convolution_is_centred_with_zeros_around():
-    spot = jnp.zeros((1, 3, 3, 1)).at[0, 0, 0, 0].set(1.0)
-    y = conv_3x3(spot, jnp.arange(9.0)[:, None], jnp.zeros(1))[0, :, :, 0]
-    np.testing.assert_array_equal(y, [[4, 3, 0], [1, 0, 0], [0, 0, 0]])
+    spot, taps = np.zeros((1, 3, 3, 1), np.float32), np.arange(9, dtype=np.float32)
+    spot[0, 0, 0, 0] = 1
+    y = np.asarray(jax.jit(conv_3x3)(spot, taps[:, None], np.zeros(1, np.float32)))
+    np.testing.assert_array_equal(y[0, :, :, 0], [[4, 3, 0], [1, 0, 0], [0, 0, 0]])
 
 
 def test_what_does_not_fit_is_refused_in_one_line():
@@ -116,4 +123,4 @@ def test_what_does_not_fit_is_refused_in_one_line():
         MHS(width=8, patterns="CXS")
     layer = MHS(width=4, rows=5, patterns="C", state=2)
     with pytest.raises(ValueError, match="12 tokens do not fill the 5 rows"):
-        layer(random_like(layer.table()), jnp.zeros((1, 12, 4)))
+        layer(random_like(layer.table()), np.zeros((1, 12, 4), np.float32))

@@ -58,11 +58,12 @@ def test_gates_have_the_gradients_of_full_differentiation(how, monkeypatch):
     with double(monkeypatch):
         whole = jax.jit(jax.grad(lambda p, x, k: loss(layer(p, x, key=k)[0]), argnums=(0, 1)))
         full = jax.jit(jax.grad(functools.partial(by_gates, layer), argnums=(0, 1, 2)))
+        count = 2 if how == "two" else len(OPTIONS)
+        draw = jax.jit(lambda logits, key: choices.draw(logits, jax.random.split(key)[0], count))
         for seed in range(3):
             key = jax.random.key(seed)
             found, by_x = whole(params, x, key)
-            count = 2 if how == "two" else len(OPTIONS)
-            drawn = choices.draw(put(LOGITS), jax.random.split(key)[0], count)
+            drawn = draw(put(LOGITS), key)
             among = np.asarray(drawn.options)
             hot = np.zeros(len(OPTIONS))
             hot[among[int(drawn.active)]] = 1
@@ -105,7 +106,8 @@ def test_a_sum_is_that_of_its_options(weights):
         return outs, layer(params, x, key=key)[0], layer(params, x)[0]
 
     outs, drawn, still = run(params, x)
-    w = choices.WEIGHTS[weights](put(LOGITS), jax.random.split(key)[0], 0.7)
+    drawn_by = jax.jit(lambda key: choices.WEIGHTS[weights](LOGITS, jax.random.split(key)[0], 0.7))
+    w = np.asarray(drawn_by(key))
     np.testing.assert_allclose(np.sum(w), 1, rtol=1e-6)
     assert np.all(w >= 0)
     want = sum(a * y for a, y in zip(w, outs, strict=True))
@@ -118,17 +120,23 @@ def test_sparse_weights_are_the_nearest_point_of_the_simplex():
     """By its conditions: w = max(a - t, 0) with a sum of 1."""
     for seed in range(5):
         a = np.random.default_rng(seed).normal(0, 1, 6)
-        w = np.asarray(choices.sparsemax(put(a, jnp.float32)))
+        w = np.asarray(jax.jit(choices.sparsemax)(put(a, jnp.float32)))
         t = (a - w)[w > 0].mean()
         np.testing.assert_allclose(w, np.maximum(a - t, 0), atol=1e-6)
         np.testing.assert_allclose(w.sum(), 1, rtol=1e-6)
 
 
 def test_others_keep_their_probabilities():
+    before = np.random.default_rng(0).normal(size=(3, 5))
+    after = before.copy()
+    after[:, [1, 3]] += [0.7, -0.2]
+
+    @jax.jit
+    def both(before, after):
+        return jax.nn.softmax(before), jax.nn.softmax(choices.others_kept(before, after))
+
     with jax.enable_x64(True):
-        before = put(np.random.default_rng(0).normal(size=(3, 5)))
-        after = before.at[:, [1, 3]].add(put([0.7, -0.2]))
-        p, q = (np.asarray(jax.nn.softmax(x)) for x in (before, choices.others_kept(before, after)))
+        p, q = map(np.asarray, both(before, after))
     np.testing.assert_allclose(q[:, [0, 2, 4]], p[:, [0, 2, 4]], rtol=0, atol=1e-15)
     ratio = np.exp(0.9) * p[:, 1] / p[:, 3]
     np.testing.assert_allclose(q[:, 1] / q[:, 3], ratio, rtol=1e-12)
@@ -136,18 +144,16 @@ def test_others_keep_their_probabilities():
 
 def test_the_gradient_of_an_expected_cost():
     costs = np.array([1.0, 5.0, 2.0, 9.0], np.float32)
-    logits = put(LOGITS, jnp.float32)
-    p = np.asarray(jax.nn.softmax(logits))
-    found = jax.grad(choices.expected_cost)(logits, costs)
+    p = np.exp(LOGITS) / np.exp(LOGITS).sum()
+    found = jax.jit(jax.grad(choices.expected_cost))(put(LOGITS, jnp.float32), costs)
     np.testing.assert_allclose(found, p * (costs - p @ costs), rtol=1e-5)
 
 
 def test_the_shuffle_is_its_permutation():
     x = np.arange(24.0).reshape(2, 12)
     for groups in (1, 2, 3, 4):
-        np.testing.assert_array_equal(
-            choices.shuffled(put(x), groups), x[:, choices.shuffle_of(12, groups)]
-        )
+        found = jax.jit(choices.shuffled, static_argnums=1)(put(x), groups)
+        np.testing.assert_array_equal(found, x[:, choices.shuffle_of(12, groups)])
         size = 12 // groups
         for r in range(groups):
             for q in range(size):

@@ -14,7 +14,6 @@ from gam_jax.layers.mamba2 import Scales
 from gam_jax.models.language import LanguageModel
 from gam_jax.params import carry_specs, count_params, init_params, rule_specs
 from sharding.messages import messages_of, totals
-from tests.arrays import put
 from tests.examples import apply, inputs, params_of
 from tests.meshes import layout_of
 
@@ -61,8 +60,9 @@ def test_parameters_of_mamba2_in_closed_form(norm):
 
 @pytest.mark.parametrize("layer", [Mamba(width=64), Mamba2(width=64, head=8, state=16)])
 def test_step_sizes_begin_between_a_thousandth_and_a_tenth(layer):
-    start = init_params({"layers": layer.table()}, jax.random.key(0))["layers"]
-    steps = jax.nn.softplus(start["dt_bias"])
+    made = jax.jit(lambda key: init_params({"layers": layer.table()}, key))(jax.random.key(0))
+    start = jax.tree.map(np.asarray, made["layers"])
+    steps = np.log1p(np.exp(start["dt_bias"]))
     assert 1e-3 * 0.999 <= steps.min() < 3e-3
     assert 0.03 < steps.max() <= 0.1 * 1.001
     rates = np.exp(start["a_log"])
@@ -86,12 +86,12 @@ def test_constants_are_what_weights_could_have_held():
     scales = Scales(input=0.9, z=0.8, x=1.2, b=1.1, c=0.7, dt=1.3)
     scaled = Mamba2(width=8, head=4, state=4, norm="none", scales=scales)
     plain = dataclasses.replace(scaled, scales=Scales())
-    params, x = params_of(plain), inputs(2, 7)
+    params, x = jax.tree.map(np.asarray, params_of(plain)), inputs(2, 7)
     folded = {
         **params,
-        "w_zx": 0.9 * params["w_zx"] * put([0.8, 1.2])[:, None, None],
-        "w_bc": 0.9 * params["w_bc"] * put([1.1, 0.7])[:, None, None],
-        "w_dt": 0.9 * 1.3 * params["w_dt"],
+        "w_zx": 0.9 * params["w_zx"] * np.float32([0.8, 1.2])[:, None, None],
+        "w_bc": 0.9 * params["w_bc"] * np.float32([1.1, 0.7])[:, None, None],
+        "w_dt": np.float32(0.9 * 1.3) * params["w_dt"],
     }
     np.testing.assert_allclose(
         apply(scaled, params, x)[0], apply(plain, folded, x)[0], rtol=1e-4, atol=1e-5
@@ -108,17 +108,16 @@ def test_a_hybrid_is_the_weighted_sum_of_its_two_mixers():
         ssm_out=1.5,
     )
     params, x = params_of(hybrid), inputs(2, 6)
-    recalled, _ = apply(hybrid.attention, params["attention"], 0.5 * x)
+    recalled, _ = apply(hybrid.attention, params["attention"], np.float32(0.5) * x)
     mixed, _ = apply(hybrid.ssm, params["ssm"], x)
-    np.testing.assert_allclose(
-        apply(hybrid, params, x)[0], 1.5 * mixed + 0.7 * recalled, rtol=1e-5, atol=1e-6
-    )
+    wanted = 1.5 * np.asarray(mixed) + 0.7 * np.asarray(recalled)
+    np.testing.assert_allclose(apply(hybrid, params, x)[0], wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_steps_are_kept_within_their_bounds():
     layer = Mamba2(width=8, head=4, state=4, dt_min=0.3, dt_max=0.3)
     params, x = params_of(layer), inputs(1, 5)
-    other = {**params, "dt_bias": params["dt_bias"] + 3.0}
+    other = {**params, "dt_bias": np.asarray(params["dt_bias"]) + np.float32(3)}
     np.testing.assert_array_equal(apply(layer, params, x)[0], apply(layer, other, x)[0])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from gam_jax.models import classical
 from sharding.mesh import make_mesh
 from sharding.messages import messages_of
-from tests.arrays import put
+from tests.arrays import compiled, put, single
 
 CLASSES, FEATURES, ROWS, ASKED, NEAR = 3, 6, 60, 20, 5
 
@@ -26,6 +28,7 @@ def blobs():
     return x[:ROWS], labels[:ROWS].astype(np.int32), x[ROWS:]
 
 
+@pytest.fixture(scope="module")
 def cases(blobs):
     """Name -> (function of arrays and axis, arrays, what splits them, what scikit-learn says)."""
     pytest.importorskip("sklearn")
@@ -93,17 +96,17 @@ NAMES = ("linear_svm", "logistic_regression", "naive_bayes", "neighbours", "kmea
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_gives_what_scikit_learn_gives_on_one_device_and_on_two(blobs, name):
-    function, arrays, specs, expected = cases(blobs)[name]
+def test_it_gives_what_scikit_learn_gives_on_one_device_and_on_two(cases, name):
+    function, arrays, specs, expected = cases[name]
     arrays = jax.tree.map(lambda x: put(x, jnp.float32 if x.dtype.kind == "f" else None), arrays)
-    alone = function(*arrays, axis=None)
+    alone = jax.jit(functools.partial(function, axis=None))(*arrays)
     np.testing.assert_allclose(alone, expected, rtol=2e-5, atol=2e-5)
     mesh = make_mesh(data=2, devices=jax.devices()[:2])
 
     def split(*arrays):
         return function(*arrays, axis="data")
 
-    mapped = jax.shard_map(split, mesh=mesh, in_specs=specs, out_specs=P())
+    mapped = jax.jit(jax.shard_map(split, mesh=mesh, in_specs=specs, out_specs=P()))
     np.testing.assert_allclose(mapped(*arrays), alone, rtol=2e-6, atol=2e-6)
     sent = {"neighbours": "all_gather"}.get(name, "all_reduce")
     assert {message.collective for message in messages_of(mapped, *arrays)} == {sent}
@@ -112,29 +115,32 @@ def test_it_gives_what_scikit_learn_gives_on_one_device_and_on_two(blobs, name):
 def test_of_equally_near_rows_the_first_count_and_of_equal_votes_the_lowest_class():
     rows = put([[1.0], [-1.0], [1.0], [-1.0]])
     labels = put([2, 1, 0, 0])
-    asked = jnp.zeros((1, 1))
-    assert classical.neighbours(asked, rows, labels, 1, 3)[0] == 2
-    assert classical.neighbours(asked, rows, labels, 2, 3)[0] == 1  # one vote each for 2 and 1
+    asked = put([[0.0]])
     mesh = make_mesh(data=2, devices=jax.devices()[:2])
-    for count, winner in ((1, 2), (2, 1)):
-        mapped = jax.shard_map(
-            lambda *args, count=count: classical.neighbours(*args, count, 3, "data"),
-            mesh=mesh,
-            in_specs=(P(), P("data"), P("data")),
-            out_specs=P(),
-        )
-        assert mapped(asked, rows, labels)[0] == winner
+
+    def nearest(axis, *args):
+        """By the nearest alone, and by the two nearest, which have one vote each for 2 and 1."""
+        return [classical.neighbours(*args, count, 3, axis)[0] for count in (1, 2)]
+
+    mapped = jax.shard_map(
+        functools.partial(nearest, "data"),
+        mesh=mesh,
+        in_specs=(P(), P("data"), P("data")),
+        out_specs=P(),
+    )
+    for found in (functools.partial(nearest, None), mapped):
+        assert jax.jit(found)(asked, rows, labels) == [2, 1]
 
 
 def test_of_two_classes_one_column_of_scores_decides():
-    x, weights, bias = put([[2.0], [-2.0]]), jnp.ones((1, 1)), jnp.zeros(1)
-    np.testing.assert_array_equal(classical.linear_svm(x, weights, bias), [1, 0])
-    chances = classical.logistic_regression(x, weights, bias)
+    given = single(([[2.0], [-2.0]], [[1.0]], [0.0]))
+    np.testing.assert_array_equal(compiled(classical.linear_svm, *given), [1, 0])
+    chances = np.asarray(compiled(classical.logistic_regression, *given))
     np.testing.assert_allclose(chances[:, 1], 1 / (1 + np.exp([-2.0, 2.0])), rtol=1e-6)
 
 
 def test_a_centre_without_rows_stays():
     x = put([[0.0], [1.0]])
-    centres = classical.fit_kmeans(x, put([[0.4], [9.0]]), 3)
+    centres = jax.jit(classical.fit_kmeans, static_argnums=2)(x, put([[0.4], [9.0]]), 3)
     np.testing.assert_allclose(centres, [[0.5], [9.0]])
-    np.testing.assert_array_equal(classical.assigned(x, put([[0.5], [0.5]])), [0, 0])
+    np.testing.assert_array_equal(compiled(classical.assigned, x, put([[0.5], [0.5]])), [0, 0])

@@ -12,13 +12,12 @@ import pytest
 
 from gam_jax.data import Videos
 from gam_jax.models.denoiser import FULL, INTERFACE, NONE, VideoDenoiser
-from gam_jax.optimizer import OptimizerConfig, make_optimizer
-from gam_jax.training.state import init_state
 from gam_jax.training.step import make_eval_step, make_gradients, put_batch
 from sharding.errors import UserError
 from sharding.messages import messages_of
+from tests.arrays import compiled, initial, put
 from tests.examples import random_like
-from tests.meshes import assert_leaves_close, layout_of
+from tests.meshes import assert_leaves_close, laid_out, layout_of
 
 MODEL = VideoDenoiser(
     width=8, depth=1, heads=2, chunk=4, context=2, tokens=3, every=4, frames=16, channels=2
@@ -31,7 +30,7 @@ CHUNKS = 4
 def jacobian(model):
     """Of each chunk's velocities by each frame: [chunk, frame], what depends on what."""
     params = random_like(model.table())
-    x = jnp.asarray(FRAMES.row(0, 0)["frames"])
+    x = put(FRAMES.row(0, 0)["frames"])
 
     def own(x):
         found = model.joined(model(params, x[None], jnp.full(1, 0.3)), False)
@@ -65,11 +64,10 @@ def test_full_attention_sees_all_frames():
 def test_chunks_without_tokens_are_those_of_separate_runs(context):
     model = dataclasses.replace(MODEL, reads=NONE, context=context)
     params = random_like(model.table())
-    x, time = jnp.asarray(FRAMES.row(0, 1)["frames"])[None], jnp.full(1, 0.6)
-    run = jax.jit(model.__call__)
-    whole = run(params, x, time)
+    x, time = FRAMES.row(0, 1)["frames"][None], np.full(1, 0.6, np.float32)
+    whole = np.asarray(compiled(model, params, x, time))
     # The last two chunks, behind one of which the context is all that is known.
-    late = run(params, x[:, 8 - 4 :], time)
+    late = np.asarray(compiled(model, params, x[:, 8 - 4 :], time))
     np.testing.assert_allclose(late[:, 1:], whole[:, 2:], atol=1e-6)
     assert (np.abs(late[:, 0] - whole[:, 1]).max() > 1e-4) == (context > 0)
 
@@ -77,9 +75,10 @@ def test_chunks_without_tokens_are_those_of_separate_runs(context):
 def test_fusion_goes_from_one_chunk_to_the_next():
     model = dataclasses.replace(MODEL, context=3)
     rng = np.random.default_rng(0)
-    windows = jnp.asarray(rng.normal(size=(2, CHUNKS, 7, 2)), jnp.float32)
-    plain, fused = (np.asarray(model.joined(windows, fuse)) for fuse in (False, True))
-    after = np.asarray(windows)[:, 1:, :3]
+    windows = rng.normal(size=(2, CHUNKS, 7, 2)).astype(np.float32)
+    joined = jax.jit(model.joined, static_argnums=1)
+    plain, fused = (np.asarray(joined(windows, fuse)) for fuse in (False, True))
+    after = windows[:, 1:, :3]
     for chunk in range(CHUNKS - 1):
         end = 4 * chunk + 4
         np.testing.assert_array_equal(fused[:, end - 3], plain[:, end - 3])
@@ -88,10 +87,8 @@ def test_fusion_goes_from_one_chunk_to_the_next():
         )
         np.testing.assert_allclose(fused[:, end - 1], after[:, chunk, 2], atol=1e-6)
     np.testing.assert_array_equal(fused[:, -4:], plain[:, -4:])
-    agreeing = jnp.concatenate([jnp.roll(windows[:, :, -3:], 1, 1), windows[:, :, 3:]], 2)
-    np.testing.assert_allclose(
-        model.joined(agreeing, True), model.joined(agreeing, False), atol=1e-6
-    )
+    agreeing = np.concatenate([np.roll(windows[:, :, -3:], 1, 1), windows[:, :, 3:]], 2)
+    np.testing.assert_allclose(joined(agreeing, True), joined(agreeing, False), atol=1e-6)
 
 
 @functools.cache
@@ -100,10 +97,8 @@ def found(reads, shape, preset="data"):
     model, layout = dataclasses.replace(MODEL, reads=reads), layout_of(shape, preset)
     batch = dict(next(FRAMES.open().train_stream(4, seed=0)))
     batch["weights"] = np.linspace(0.2, 1.0, 4, dtype=np.float32)
-    optimizer = make_optimizer(OptimizerConfig(warmup=1), 10, model.table())
-    params = init_state(model, optimizer, layout, seed=0).params
     head = np.random.default_rng(0).normal(size=(8, 2)).astype(np.float32)
-    params = {**params, "head": jax.device_put(head, params["head"].sharding)}
+    params = laid_out(model, {**initial(MODEL), "head": head}, layout)
     placed = put_batch(model, layout, batch)
     measures, gradients = jax.jit(make_gradients(model, layout))(params, placed, jax.random.key(0))
     return jax.tree.map(np.asarray, (measures, gradients))

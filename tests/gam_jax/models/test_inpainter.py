@@ -16,6 +16,7 @@ from gam_jax.ops.patches import contextual, overlapped, patches
 from gam_jax.params import count_params
 from gam_jax.training.step import make_gradients, put_batch
 from sharding.errors import UserError
+from tests.arrays import compiled, put
 from tests.examples import random_like
 from tests.meshes import assert_leaves_close, layout_of
 
@@ -60,8 +61,8 @@ def test_the_hole_is_read_from_patches_as_a_plain_loop_reads_it():
 
 
 def test_patches_laid_over_each_other_count_how_many_meet():
-    ones = jnp.ones((1, 4, 5, 2))
-    found = overlapped(patches(ones, pad=1), 4, 5)[0, ..., 0]
+    ones = np.ones((1, 4, 5, 2), np.float32)
+    found = np.asarray(jax.jit(lambda x: overlapped(patches(x, pad=1), 4, 5))(ones))[0, ..., 0]
     meet = np.minimum(np.arange(5), 1) + np.minimum(np.arange(5)[::-1], 1) + 1
     np.testing.assert_array_equal(found, meet[:4][[0, 1, 1, 0]][:, None] * meet)
 
@@ -75,21 +76,21 @@ def call(model, coarse, params, images, known):
 def given():
     rows = [DATA.row(0, number) for number in range(2)]
     batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    params = jax.tree.map(lambda x: 0.3 * x, random_like(MODEL.table()))
+    params = jax.tree.map(lambda x: put(0.3 * np.asarray(x)), random_like(MODEL.table()))
     return params, batch
 
 
 def test_both_decodings_at_once_are_both_and_the_result_does_not_need_the_coarse_one(given):
     params, batch = given
     images, known = batch["images"], batch["known"]
-    made, rough = call(MODEL, True, params, images, known)
+    made, rough = map(np.asarray, call(MODEL, True, params, images, known))
     alone, none = call(MODEL, False, params, images, known)
     one, _ = call(dataclasses.replace(MODEL, paths=ONE), True, params, images, known)
     assert none is None
     np.testing.assert_allclose(made, alone, atol=1e-6)
     np.testing.assert_array_equal(alone, one)
-    x = MODEL.encode(params["encoder"], images * known, known)
-    np.testing.assert_allclose(MODEL.decode(params["decoder"], x), rough, atol=1e-6)
+    x = compiled(MODEL.encode, params["encoder"], images * known, known)
+    np.testing.assert_allclose(compiled(MODEL.decode, params["decoder"], x), rough, atol=1e-6)
     assert np.abs(made - rough).max() > 1e-3
 
 
@@ -97,7 +98,7 @@ def test_known_pixels_pass_and_what_the_hole_hides_is_not_read(given):
     params, batch = given
     images, known = batch["images"], batch["known"]
     run = jax.jit(MODEL.__call__)
-    made = run(params, images, known)
+    made = np.asarray(run(params, images, known))
     shown = np.broadcast_to(known, images.shape) > 0
     np.testing.assert_array_equal(made[shown], images[shown])
     other = np.where(shown, images, 7.0)
@@ -118,7 +119,7 @@ def test_the_coarse_path_teaches_until_it_has_faded(given):
 
     one = gradient(dataclasses.replace(MODEL, paths=ONE), 1.0)
     assert_leaves_close(gradient(MODEL, 0.0), one, 1e-5)
-    more = gradient(MODEL, 1.0)["encoder"]["conv_0"]["weight"]
+    more = np.asarray(gradient(MODEL, 1.0)["encoder"]["conv_0"]["weight"])
     assert np.abs(more - one["encoder"]["conv_0"]["weight"]).max() > 1e-3
 
 
@@ -129,10 +130,11 @@ def test_one_kernel_with_its_first_scales_is_the_plain_dilated_convolution(given
     own, other = dict(params["encoder"]), dict(params["encoder"])
     for rate in MODEL.rates:
         bias = own[f"rate_{rate}"]["bias"]
-        own[f"rate_{rate}"] = {"scale": jnp.ones(4), "shift": jnp.zeros(4), "bias": bias}
+        own[f"rate_{rate}"] = {"scale": put([1.0] * 4), "shift": put([0.0] * 4), "bias": bias}
         other[f"rate_{rate}"] = {"weight": kernel, "bias": bias}
     images, known = batch["images"], batch["known"]
-    found, wanted = MODEL.encode(own, images, known), plain.encode(other, images, known)
+    found = compiled(MODEL.encode, own, images, known)
+    wanted = compiled(plain.encode, other, images, known)
     np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
@@ -165,8 +167,8 @@ def test_what_does_not_fit_is_refused():
         model = dataclasses.replace(MODEL, halvings=halvings)
         with pytest.raises(UserError, match=says):
             model.fitted(Holes(side=side, hole=2, scored=1).open())
-        picture = jnp.ones((1, side, side, 1))
+        picture = np.ones((1, side, side, 1), np.float32)
         with pytest.raises(UserError, match=says):
             model({}, picture, picture)
     with pytest.raises(UserError, match="no patch of 3 x 3"):
-        contextual(jnp.ones((1, 5, 2, 1)), jnp.ones((1, 5, 2, 1)))
+        contextual(*np.ones((2, 1, 5, 2, 1), np.float32))

@@ -12,7 +12,7 @@ import pytest
 from gam_jax.config import from_dict, to_dict
 from gam_jax.data.text import Text
 from gam_jax.layers import GAM, Block
-from gam_jax.models import LanguageModel, Masked, Model
+from gam_jax.models import LanguageModel, Masked, Model, SemiDrafter, SideTuned
 from gam_jax.models.masked import MASKS, _new_masks, baked, dropped, pruned, share_at
 from gam_jax.optimizer import OptimizerConfig
 from gam_jax.params import count_params, param_specs, shardings
@@ -22,6 +22,7 @@ from gam_jax.training.state import abstract_state, init_state, state_shardings
 from gam_jax.training.step import make_eval_step, make_train_step
 from sharding.checkpoint import CheckpointConfig, Checkpoints
 from sharding.errors import UserError
+from tests.arrays import initial
 from tests.meshes import ONE, assert_leaves_close, layout_of, mean_loss
 
 INNER = LanguageModel(Block(GAM(slots=8)), width=8, depth=2, vocab=16)
@@ -72,7 +73,7 @@ def run(shape, preset):
 
 
 def test_the_smallest_weights_are_left_out_by_one_threshold():
-    params = MODEL.init_params(jax.random.key(0))
+    params = initial(MODEL)
     size = magnitudes(params).size
     assert size == sum(np.size(m) for m in jax.tree.leaves(params[MASKS]))
     assert count_params(MODEL.table()) == count_params(INNER.table())
@@ -111,7 +112,7 @@ def test_a_baked_model_gives_the_same_loss():
 
 def test_masks_are_the_same_bits_on_a_mesh_and_no_weight_leaves_its_device():
     layout = layout_of(*SHARDED)
-    params = MODEL.init_params(jax.random.key(0))
+    params = initial(MODEL)
     placed = jax.device_put(params, shardings(param_specs(MODEL.table(), layout), layout))
     found, want = pruned(placed, 0.6), pruned(params, 0.6)
     jax.tree.map(np.testing.assert_array_equal, host(found[MASKS]), host(want[MASKS]))
@@ -148,6 +149,16 @@ def test_an_optimizer_of_some_weights_has_a_place_for_each_of_its_moments():
     assert jax.tree.structure(state) == jax.tree.structure(placed)
     moments = jax.tree.leaves(state.opt_state)
     assert sum(x.size for x in moments) < 2.1 * count_params(INNER.table()["blocks"]["ffn"])
+
+
+def test_a_model_and_the_one_inside_store_their_parameters_alike():
+    few = dataclasses.replace(INNER, param_dtype="bfloat16")
+    for model in (Masked(few), Masked(INNER, param_dtype="bfloat16"), SideTuned(few)):
+        assert model == from_dict(Model, to_dict(model))
+        assert (model.param_dtype, model.inner.param_dtype) == ("bfloat16", "bfloat16")
+        assert model.stored_table()["embedding"].dtype == "bfloat16"
+    assert MODEL.param_dtype == MODEL.inner.param_dtype == "float32"
+    assert SemiDrafter(few, heads=2).stored_table()["target"]["embedding"].dtype == "bfloat16"
 
 
 def test_shares_grow_by_tenths():

@@ -8,17 +8,15 @@ import numpy as np
 import pytest
 
 from gam_jax.layers import GAM, MLP, Block
-from gam_jax.layers.base import WHOLE
 from gam_jax.models import LanguageModel, SemiDrafter
 from gam_jax.models.semi import TRAINED, guess
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
-from gam_jax.params import param_specs, shardings
 from gam_jax.training.state import init_state
 from gam_jax.training.step import make_gradients, make_train_step, put_batch
 from sharding.errors import UserError
-from tests.arrays import put
+from tests.arrays import compiled, put
 from tests.examples import WIDTH, random_like
-from tests.meshes import layout_of
+from tests.meshes import laid_out, layout_of
 
 VOCAB, TOKENS, AHEAD, WINDOW = 11, 12, 2, 6
 TARGET = LanguageModel(Block(GAM(slots=8), MLP(expansion=1)), WIDTH, depth=1, vocab=VOCAB)
@@ -35,7 +33,7 @@ def batch_of(rows=2):
 
 def slots(seed=0):
     random = np.random.default_rng(seed)
-    return (put(random.normal(size=(2, TOKENS, WIDTH)), jnp.float32) for _ in range(2))
+    return random.normal(size=(2, 2, TOKENS, WIDTH)).astype(np.float32)
 
 
 def reaches(model):
@@ -45,7 +43,7 @@ def reaches(model):
     def told(embedded):
         return jnp.sum(model.tell(PARAMS["drafter"], embedded, before)[0], axis=-1)
 
-    return np.asarray(jnp.any(jax.jit(jax.jacobian(told))(embedded)[:, 0] != 0, axis=-1))
+    return np.any(np.asarray(jax.jit(jax.jacobian(told))(embedded))[:, 0] != 0, axis=-1)
 
 
 @pytest.mark.parametrize("ahead", [1, 2])
@@ -60,19 +58,19 @@ def test_a_slot_sees_its_own_block_and_those_before(ahead):
 def test_the_last_block_tells_from_its_window_what_it_tells_from_the_text():
     embedded, before = slots()
     own = PARAMS["drafter"]
-    whole = MODEL.tell(own, embedded, before)[:, -AHEAD:]
+    whole = np.asarray(compiled(MODEL.tell, own, embedded, before))[:, -AHEAD:]
     last = (x[:, -WINDOW:] for x in (embedded, before))
-    found = MODEL.tell_next(own, *last, jnp.ones((2, WINDOW), bool))
+    found = compiled(MODEL.tell_next, own, *last, np.ones((2, WINDOW), bool))
     np.testing.assert_allclose(found, whole, atol=1e-5)
 
 
 def test_slots_that_are_not_there_change_nothing():
     embedded, before = (x[:, -WINDOW:] for x in slots())
-    there = put([[False] * 2 + [True] * 4] * 2)
-    found = [
-        MODEL.tell_next(PARAMS["drafter"], embedded.at[:, :2].set(value), before, there)
-        for value in (0.0, 7.0)
-    ]
+    there = np.array([[False] * 2 + [True] * 4] * 2)
+    found = []
+    for value in (0.0, 7.0):
+        embedded[:, :2] = value
+        found.append(compiled(MODEL.tell_next, PARAMS["drafter"], embedded.copy(), before, there))
     np.testing.assert_array_equal(*found)
 
 
@@ -80,10 +78,10 @@ def test_its_loss_is_that_of_the_equations():
     batch = batch_of()
     target, own = PARAMS["target"], PARAMS["drafter"]
     total, _, told = jax.jit(MODEL.objective)(PARAMS, batch)
-    f = np.asarray(TARGET.hidden(target, batch["inputs"])[0], np.float64)
-    embedded = np.asarray(TARGET.looked_up(target, batch["inputs"], WHOLE))
-    before = np.pad(f[:, :-1], ((0, 0), (1, 0), (0, 0)))
-    found = np.asarray(MODEL.tell(own, embedded, put(before, jnp.float32)), np.float64)
+    f = np.asarray(compiled(TARGET.hidden, target, batch["inputs"])[0], np.float64)
+    embedded = np.asarray(target["embedding"])[batch["inputs"]]
+    before = np.pad(f[:, :-1], ((0, 0), (1, 0), (0, 0))).astype(np.float32)
+    found = np.asarray(compiled(MODEL.tell, own, embedded, before), np.float64)
     head = np.asarray(target["embedding"], np.float64)
     wanted = agreed = 0.0
     for row in range(2):
@@ -104,7 +102,7 @@ def test_its_loss_is_that_of_the_equations():
 def test_as_many_slots_are_shown_as_are_asked_for_in_runs_of_half_a_block():
     model = dataclasses.replace(MODEL, ahead=4, window=8)
     counts = put([0.0, 6.0, 40.0])
-    shown = np.asarray(model._shown(counts, 40, jax.random.key(0)))
+    shown = np.asarray(jax.jit(model._shown, static_argnums=1)(counts, 40, jax.random.key(0)))
     assert shown.sum(axis=1).tolist() == [0, 6, 20]  # at most one run in each of ten blocks
     for block in shown.reshape(-1, 4):
         places = np.flatnonzero(block)
@@ -139,9 +137,9 @@ def test_loss_and_gradient_are_the_same_on_a_mesh(preset):
     for shape in ((1, 1, 1), (2, 1, 2)):
         layout = layout_of(shape, preset)
         model.check_mesh(layout)
-        placed = jax.device_put(PARAMS, shardings(param_specs(model.table(), layout), layout))
-        gradients = jax.jit(make_gradients(model, layout))
-        measures, own = gradients(placed, put_batch(model, layout, batch_of(4)), jax.random.key(0))
+        gradients, placed = jax.jit(make_gradients(model, layout)), laid_out(model, PARAMS, layout)
+        batch = put_batch(model, layout, batch_of(4))
+        measures, own = jax.tree.map(np.asarray, gradients(placed, batch, jax.random.key(0)))
         assert not any(map(np.any, jax.tree.leaves(own["target"])))
         del own["drafter"]["progress"]  # a sign alone
         found.append((measures, own))
@@ -149,23 +147,23 @@ def test_loss_and_gradient_are_the_same_on_a_mesh(preset):
 
 
 def test_guesses_of_several_passes_read_what_those_before_have_told():
-    embedded_of = PARAMS["target"]["embedding"]
+    embedded_of = np.asarray(PARAMS["target"]["embedding"])
     random = np.random.default_rng(3)
-    tokens = put(random.integers(0, VOCAB, (2, WINDOW)), jnp.int32)
-    before = put(random.normal(size=(2, WINDOW, WIDTH)), jnp.float32)
-    there = jnp.ones((2, WINDOW), bool)
+    tokens = random.integers(0, VOCAB, (2, WINDOW)).astype(np.int32)
+    before = random.normal(size=(2, WINDOW, WIDTH)).astype(np.float32)
+    there = np.ones((2, WINDOW), bool)
 
     def likeliest(kept, logits, place):
         return kept, jnp.argmax(logits, axis=-1)
 
     given = PARAMS["drafter"], PARAMS["target"], tokens, before, there
-    found = jax.jit(lambda: guess(MODEL, *given, 2, likeliest, ()))()
+    found = np.asarray(jax.jit(lambda *given: guess(MODEL, *given, 2, likeliest, ()))(*given))
     for number in range(2):
-        told = MODEL.tell_next(PARAMS["drafter"], embedded_of[tokens], before, there)
-        wanted = jnp.argmax(TARGET.logits(PARAMS["target"], told), axis=-1)
+        told = compiled(MODEL.tell_next, PARAMS["drafter"], embedded_of[tokens], before, there)
+        wanted = np.argmax(compiled(TARGET.logits, PARAMS["target"], told), axis=-1)
         np.testing.assert_array_equal(found[:, number], wanted)
-        tokens = jnp.concatenate([tokens[:, AHEAD:], wanted], axis=1)
-        before = jnp.concatenate([before[:, AHEAD:], told], axis=1)
+        tokens = np.concatenate([tokens[:, AHEAD:], wanted], axis=1)
+        before = np.concatenate([before[:, AHEAD:], told], axis=1)
 
 
 def test_what_does_not_fit_is_refused():

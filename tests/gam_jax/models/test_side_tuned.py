@@ -11,7 +11,8 @@ import pytest
 
 from gam_jax.config import from_dict, to_dict
 from gam_jax.data.text import Text
-from gam_jax.layers import GAM, Block
+from gam_jax.decode import prefill
+from gam_jax.layers import GAM, MLP, Attention, Block
 from gam_jax.models import LanguageModel, Model, SideTuned
 from gam_jax.models.side_tuned import SIDE, side, side_table
 from gam_jax.optimizer import OptimizerConfig
@@ -122,6 +123,39 @@ def test_it_is_the_same_run_on_a_mesh():
     _, want, _, want_loss = run(*ONE)
     np.testing.assert_allclose(loss, want_loss, rtol=1e-5)
     assert_leaves_close(after[SIDE], want[SIDE], 1e-4)
+
+
+LIMITED = LanguageModel(
+    Block(Attention(heads=2, context=8), MLP(hidden=8)), 8, 2, vocab=16, logit_scale=0.5, tied=False
+)
+
+
+@pytest.mark.parametrize("inner", [pytest.param(INNER, marks=pytest.mark.slow), LIMITED])
+def test_it_writes_what_it_is_trained_on(inner):
+    """As a language model: at once, in chunks, and in rows that stand at unlike places."""
+    tuned = SideTuned(inner)
+    params, rows = random_like(tuned.table()), batch()
+    writer = tuned.writing()
+    own = tuned.writing_params(params)
+    assert jax.tree.map(np.shape, own) == jax.tree.map(np.shape, random_like(writer.table()))
+    assert writer.limit == (inner.limit or 2048)
+    writer = writer.for_length(8)
+    ids = rows["inputs"]
+    run = jax.jit(writer)
+    logits, last = run(own, ids)
+    wanted = np.asarray(jax.jit(tuned.losses)(params, rows))
+    chances = jax.nn.log_softmax(np.asarray(logits))
+    found = -np.take_along_axis(np.asarray(chances), rows["targets"][..., None], axis=2)[..., 0]
+    np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-5)
+    carry, parts = writer.carry(8), []
+    for start, stop in ((0, 3), (3, 4), (4, 8)):
+        y, carry = run(own, ids[:, start:stop], carry)
+        parts.append(y)
+    np.testing.assert_allclose(np.concatenate(parts, 1), logits, rtol=2e-4, atol=2e-4)
+    assert_leaves_close(carry, last, 1e-4)
+    prompts = [ids[0, :3], ids[1, :6]]
+    later, _ = prefill(writer, own, prompts, layout=layout_of(*ONE))
+    np.testing.assert_allclose(later, [logits[0, 2], logits[1, 5]], rtol=2e-4, atol=2e-4)
 
 
 def test_its_configuration_and_what_is_refused():

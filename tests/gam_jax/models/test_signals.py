@@ -13,16 +13,16 @@ from jax.sharding import PartitionSpec
 from gam_jax.data import Sounds, SourceFacts, TwoPaths
 from gam_jax.layers.branches import branches, exchanged_bytes
 from gam_jax.models import APNet, Autoencoder, PhaseModel, SourceReader
-from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.params import abstract_params
 from gam_jax.training import Experiment, TrainConfig, fit
-from gam_jax.training.state import init_state
 from gam_jax.training.step import make_eval_step, make_gradients, put_batch
 from sharding.axes import Axes
 from sharding.errors import UserError
 from sharding.messages import Message, messages_of
-from tests.meshes import assert_leaves_close, layout_of
+from tests.arrays import initial
+from tests.meshes import assert_leaves_close, laid_out, layout_of
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 SOUNDS = Sounds(rate=1000, samples=64, scored=4)
 CASES = {
     "apnet": (APNet(4, (3,), (1,), 3, 4, 1000, 16, 8, 4), SOUNDS),
@@ -41,8 +41,7 @@ def found(name, shape, preset):
     model = model.fitted(data)
     batch = dict(next(data.train_stream(ROWS, seed=0)))
     batch["weights"] = np.linspace(0.2, 1.0, ROWS, dtype=np.float32)
-    optimizer = make_optimizer(OptimizerConfig(warmup=1), 10, model.table())
-    params = init_state(model, optimizer, layout, seed=0).params
+    params = laid_out(model, initial(model), layout)
     placed = put_batch(model, layout, batch)
     measures, gradients = jax.jit(make_gradients(model, layout))(params, placed, jax.random.key(0))
     evaluation = make_eval_step(model, layout)(params, placed)
@@ -121,6 +120,8 @@ def test_a_mesh_axis_without_work_and_sizes_that_differ_are_refused():
     ):
         with pytest.raises(UserError, match=says):
             CASES["apnet"][0].check_mesh(layout_of(shape))
+    with pytest.raises(UserError, match=r"parallel.overlap=ring: .* would wait for ever"):
+        CASES["apnet"][0].check_mesh(layout_of((1, 1, 2, 2), "data+tensor_tokens+ring"))
     with pytest.raises(UserError, match="no parallel streams"):
         CASES["phases"][0].check_mesh(layout_of((1, 1, 1, 2)))
     with pytest.raises(UserError, match=r"model\.bins=9"):
@@ -128,4 +129,4 @@ def test_a_mesh_axis_without_work_and_sizes_that_differ_are_refused():
     with pytest.raises(UserError, match="no inputs"):
         PhaseModel().fitted(SOUNDS.open())
     with pytest.raises(UserError, match="from 1 to 64"):
-        Autoencoder(ratios=(4, 0))
+        Autoencoder(ratios=(4, 65))

@@ -16,12 +16,11 @@ from gam_jax.layers import GAM, MLP, Attention, Block, LinearMemory
 from gam_jax.layers.base import WHOLE
 from gam_jax.models import LanguageModel
 from gam_jax.models.units import as_units, mark_units
-from gam_jax.params import param_specs, shardings
 from gam_jax.training.step import make_gradients, put_batch
 from sharding.errors import UserError
 from tests.arrays import put
 from tests.examples import WIDTH, random_like
-from tests.meshes import layout_of
+from tests.meshes import laid_out, layout_of
 
 VOCAB, TOKENS = 11, 13
 MIXERS = {
@@ -88,28 +87,33 @@ def separate(model, params, batch, losses):
     return jnp.sum(each), len(wanted)
 
 
-def valued(model):
-    """As a function of its parameters, and the other way to the same."""
+@functools.cache
+def valued(model, derived=False):
+    """As a function of its parameters, and the other way to the same; with the gradient too."""
     batch = batch_of()
     losses = np.asarray(jax.jit(model.losses)(random_like(model.table()), batch))
-    return (
-        jax.jit(lambda params: model.placeholder_losses(params, batch)),
-        jax.jit(lambda params: separate(model, params, batch, losses)),
+
+    def split(found):
+        return found[0], found[1:]
+
+    ways = (
+        lambda params: split(model.placeholder_losses(params, batch)),
+        lambda params: split(separate(model, params, batch, losses)),
     )
+    return [jax.jit(jax.value_and_grad(way, has_aux=True) if derived else way) for way in ways]
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_loss_and_gradient_are_those_of_examples_by_themselves(mixer):
     model = model_of(mixer)
     params = random_like(model.table())
-    ours, theirs = valued(model)
-    total, count, begun = ours(params)
-    wanted, number = theirs(params)
+    found = [way(params) for way in valued(model, derived=mixer == "gam")]
+    if mixer == "gam":
+        found, gradients = zip(*found, strict=True)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *gradients)
+    (total, (count, begun)), (wanted, (number,)) = found
     assert 0 < number == count < begun * (model.unit - 1)
     np.testing.assert_allclose(total, wanted, rtol=1e-5)
-    if mixer == "gam":
-        found = [jax.grad(lambda params, one=one: one(params)[0])(params) for one in (ours, theirs)]
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *found)
 
 
 def test_its_objective_is_that_of_the_language_model_and_of_the_placeholders():
@@ -117,7 +121,7 @@ def test_its_objective_is_that_of_the_language_model_and_of_the_placeholders():
     params = random_like(model.table())
     total, _, told = jax.jit(model.objective)(params, batch)
     plain = jax.jit(functools.partial(LanguageModel.objective, model))(params, batch)[0]
-    found, count, begun = valued(model)[0](params)
+    (found, (count, begun)), _ = valued(model, derived=True)[0](params)
     np.testing.assert_allclose(total, plain + found, rtol=1e-6)
     assert told["placeholder_loss"][1] == count
     np.testing.assert_allclose(told["units"][0] / told["units"][1], 1 + count / begun)
@@ -171,7 +175,6 @@ def test_loss_and_gradient_are_the_same_on_a_mesh(preset):
     found = []
     for shape in ((1, 1, 1), (2, 1, 2)):
         layout = layout_of(shape, preset)
-        placed = jax.device_put(params, shardings(param_specs(model.table(), layout), layout))
-        gradients = jax.jit(make_gradients(model, layout))
+        gradients, placed = jax.jit(make_gradients(model, layout)), laid_out(model, params, layout)
         found.append(gradients(placed, put_batch(model, layout, batch), jax.random.key(0)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *found)

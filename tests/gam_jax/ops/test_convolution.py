@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gam_jax.ops.convolution import convolve, transposed
 from sharding.errors import UserError
-from tests.arrays import put
+from tests.arrays import single
 
 DRAW = np.random.default_rng(0)
 
@@ -45,7 +45,7 @@ def test_a_convolution_is_its_equation(axes):
     bias = DRAW.normal(size=6)
     how = {"stride": stride, "dilation": dilation, "pads": pads, "groups": 2}
     with jax.enable_x64(True):
-        found = convolve(put(x), put(weight), put(bias), **how)
+        found = jax.jit(functools.partial(convolve, **how))(x, weight, bias)
     np.testing.assert_allclose(found, naive(x, weight, **how) + bias, atol=1e-12)
 
 
@@ -54,27 +54,30 @@ def test_a_transposed_convolution_is_the_transpose(axes):
     """<convolve(x), y> = <x, transposed(y)>, with the matrices of the taps transposed."""
     shape, taps, stride = (9, 7)[:axes], (3, 4)[:axes], (2, 3)[:axes]
     weight = DRAW.normal(size=(*taps, 2, 3))
+    forward, backward = (
+        jax.jit(functools.partial(op, stride=stride)) for op in (convolve, transposed)
+    )
     with jax.enable_x64(True):
-        x = put(DRAW.normal(size=(1, *shape, 2)))
-        made = convolve(x, put(weight), stride=stride)
-        y = put(DRAW.normal(size=made.shape))
-        back = transposed(y, put(np.swapaxes(weight, -1, -2)), stride=stride)
-        np.testing.assert_allclose(jnp.sum(made * y), jnp.sum(x * back), rtol=1e-12)
+        x = DRAW.normal(size=(1, *shape, 2))
+        made = np.asarray(forward(x, weight))
+        y = DRAW.normal(size=made.shape)
+        back = np.asarray(backward(y, np.swapaxes(weight, -1, -2)))
+    np.testing.assert_allclose(np.sum(made * y), np.sum(x * back), rtol=1e-12)
 
 
 def test_crops_below_0_are_outputs_of_the_bias_alone():
-    x, weight, bias = jnp.ones((1, 2, 1)), jnp.ones((1, 1, 1)), jnp.full(1, 5.0)
-    found = transposed(x, weight, bias, stride=2, crops=[(0, -1)])
-    np.testing.assert_array_equal(found[0, :, 0], [6, 5, 6, 5])
+    arrays = single([np.ones((1, 2, 1)), np.ones((1, 1, 1)), np.full(1, 5.0)])
+    found = jax.jit(functools.partial(transposed, stride=2, crops=[(0, -1)]))(*arrays)
+    np.testing.assert_array_equal(np.asarray(found)[0, :, 0], [6, 5, 6, 5])
 
 
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: convolve(jnp.ones((1, 5, 3)), jnp.ones((2, 2, 4))), "weight (2, 2, 4)"),
-        (lambda: convolve(jnp.ones((1, 5, 4)), jnp.ones((2, 2, 3)), groups=2), "groups=2"),
-        (lambda: convolve(jnp.ones((1, 5, 2)), jnp.ones((2, 2, 4)), jnp.ones(3)), "bias (3,)"),
-        (lambda: transposed(jnp.ones((1, 5, 5, 2)), jnp.ones((2, 2, 4))), "transposed"),
+        (lambda: convolve(np.ones((1, 5, 3)), np.ones((2, 2, 4))), "weight (2, 2, 4)"),
+        (lambda: convolve(np.ones((1, 5, 4)), np.ones((2, 2, 3)), groups=2), "groups=2"),
+        (lambda: convolve(np.ones((1, 5, 2)), np.ones((2, 2, 4)), np.ones(3)), "bias (3,)"),
+        (lambda: transposed(np.ones((1, 5, 5, 2)), np.ones((2, 2, 4))), "transposed"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(call, says):

@@ -19,7 +19,7 @@ from sharding.axes import Axes
 from sharding.mesh import make_mesh
 from sharding.messages import inner_jaxprs
 from sharding.products import RECOMPUTED, product_flops
-from tests.arrays import put
+from tests.arrays import put, single
 
 WIDTH = 3
 
@@ -113,8 +113,9 @@ def test_no_program_of_a_model_holds_all_logits(what, tied):
     """The largest array with the vocabulary in it is one block's logits, or the head."""
     model = LanguageModel(Block(GAM(slots=4)), 4, 1, vocab=VOCAB, tied=tied, logit_cap=5.0)
     params = jax.eval_shape(lambda: model.init_params(jax.random.key(0)))
-    ids = jnp.zeros((ROWS, TOKENS), jnp.int32)
-    batch = {"inputs": ids, "targets": ids, "weights": jnp.ones(ids.shape)}
+    ids = np.zeros((ROWS, TOKENS), np.int32)
+    batch = {"inputs": ids, "targets": ids, "weights": np.ones(ids.shape, np.float32)}
+    batch, ids = jax.tree.map(put, (batch, ids))
     programs = {
         "loss": jax.grad(lambda params: model.objective(params, batch)[0]),
         "scored": lambda params: model.scored(params, batch),
@@ -129,13 +130,16 @@ def test_no_program_of_a_model_holds_all_logits(what, tied):
 
 def test_a_sum_computes_no_logits_twice():
     """Three products of all tokens with the head; a backward pass of single losses has one more."""
-    arrays = jnp.ones((6, WIDTH)), jnp.ones((5, WIDTH))
-    targets, how, product = jnp.zeros(6, jnp.int32), Head(block=2), 2 * 6 * WIDTH * 5
+    arrays, weights = (
+        single([np.ones((6, WIDTH)), np.ones((5, WIDTH))]),
+        put(np.ones(6), np.float32),
+    )
+    targets, how, product = put(np.zeros(6), np.int32), Head(block=2), 2 * 6 * WIDTH * 5
 
     def flops(function):
         return product_flops(jax.make_jaxpr(jax.value_and_grad(function, (0, 1)))(*arrays).jaxpr)
 
-    assert flops(lambda *x: loss_sum(*x, targets, jnp.ones(6), how)) == {"": 3 * product}
+    assert flops(lambda *x: loss_sum(*x, targets, weights, how)) == {"": 3 * product}
     again = flops(lambda *x: jnp.sum(token_losses(*x, targets, how)))
     assert again == {"": 3 * product, RECOMPUTED: product}
 
@@ -143,9 +147,9 @@ def test_a_sum_computes_no_logits_twice():
 def test_gradients_by_half_precision_are_summed_in_float32():
     """Of 4,096 like tokens each adds 2^-12 of the sum, which bfloat16 would lose."""
     tokens, half = 4096, jnp.bfloat16
-    hidden, head = jnp.ones((tokens, 1), half), jnp.zeros((2, 1), half)
-    targets = jnp.zeros(tokens, jnp.int32)
-    find = jax.grad(loss_sum, argnums=(0, 1))
-    to_hidden, to_head = find(hidden, head, targets, jnp.ones(tokens), Head(block=4))
+    hidden, head = put(np.ones((tokens, 1)), half), put(np.zeros((2, 1)), half)
+    targets, weights = np.zeros(tokens, np.int32), np.ones(tokens, np.float32)
+    find = jax.jit(jax.grad(loss_sum, argnums=(0, 1)), static_argnums=4)
+    to_hidden, to_head = find(hidden, head, targets, weights, Head(block=4))
     assert to_hidden.dtype == to_head.dtype == half
-    np.testing.assert_array_equal(to_head[:, 0], [-tokens / 2, tokens / 2])
+    np.testing.assert_array_equal(np.asarray(to_head)[:, 0], [-tokens / 2, tokens / 2])

@@ -94,7 +94,7 @@ def test_gradients_are_those_of_the_loop(method, tokens):
 @pytest.mark.parametrize("method", METHODS)
 def test_of_one_product_too(method):
     x, w_in, _, bias, owner, _ = (put(a, "float32") for a in problem(1, 90, chosen=1))
-    owner = owner[:, 0].astype(jnp.int32)
+    owner = put(np.asarray(owner)[:, 0], jnp.int32)
 
     def product(x, weight, bias):
         groups = make_groups(owner, GROUPS, method=method)
@@ -153,11 +153,10 @@ def test_entries_stand_in_the_order_of_their_groups(owner):
             assert groups.place[entry] == len(groups.source)
 
 
-@given(
-    sizes=st.lists(st.integers(0, 70), min_size=3, max_size=3),
-    largest=st.sampled_from([8, 32, 256]),
-)
-def test_blocks_cover_each_group_in_order_and_reach_less_than_a_block_beyond(sizes, largest):
+@functools.partial(jax.jit, static_argnums=1)
+def blocks_of(sizes, largest):
+    """The group of each row; start, rows left and rows of each block; and how many blocks."""
+
     def of_group(group):
         def block(start, left, rows, state):
             owner, at, count = state
@@ -168,8 +167,15 @@ def test_blocks_cover_each_group_in_order_and_reach_less_than_a_block_beyond(siz
         return block
 
     state = jnp.full(300, -1), jnp.zeros((99, 3), jnp.int32), 0
-    sums = each_block(210, put(sizes), largest, of_group, state)
-    owner, at, count = jax.tree.map(np.asarray, sums)
+    return each_block(210, sizes, largest, of_group, state)
+
+
+@given(
+    sizes=st.lists(st.integers(0, 70), min_size=3, max_size=3),
+    largest=st.sampled_from([8, 32, 256]),
+)
+def test_blocks_cover_each_group_in_order_and_reach_less_than_a_block_beyond(sizes, largest):
+    owner, at, count = jax.tree.map(np.asarray, blocks_of(put(sizes), largest))
     total = sum(sizes)
     assert owner[:total].tolist() == np.repeat(np.arange(3), sizes).tolist()
     ends = np.repeat(np.cumsum(sizes), sizes)
@@ -202,7 +208,9 @@ def test_the_kernel_has_the_gradients_of_the_others_on_a_mesh():
 
 @pytest.mark.parametrize(("backend", "method"), [*CHOSEN.items(), ("gpu", "ragged")])
 def test_a_backend_has_its_method(backend, method):
-    assert make_groups(jnp.zeros(3, jnp.int32), 2, backend=backend).method == method
+    owner = np.zeros(3, np.int32)
+    made = jax.eval_shape(lambda owner: make_groups(owner, 2, backend=backend), owner)
+    assert made.method == method
 
 
 @there
@@ -235,9 +243,9 @@ def test_what_compilers_make_of_it():
 def test_an_unknown_method_is_named():
     words = "method 'sparse' is not one of auto, blocks, ragged, kernel"
     with pytest.raises(ValueError, match=words):
-        make_groups(jnp.zeros(3, jnp.int32), 2, method="sparse")
+        make_groups(np.zeros(3, np.int32), 2, method="sparse")
 
 
 def test_a_gpu_has_no_such_kernel():
     with pytest.raises(UserError, match=r"method 'kernel' is for TPUs, not gpu"):
-        make_groups(jnp.zeros(3, jnp.int32), 2, method="kernel", backend="gpu")
+        make_groups(np.zeros(3, np.int32), 2, method="kernel", backend="gpu")

@@ -34,7 +34,8 @@ def test_over_devices_that_split_the_width_gradients_are_those_of_the_whole(norm
         in_specs=tuple(specs),
         out_specs=tuple(specs[1:]),
     )
-    for found, want in zip(jax.jit(split)(weight, *args), gradients(weight, *args), strict=True):
+    both = (jax.jit(run)(weight, *args) for run in (split, gradients))
+    for found, want in zip(*both, strict=True):
         np.testing.assert_allclose(found, want, rtol=2e-5, atol=2e-5)
 
 

@@ -64,6 +64,7 @@ def run_and_pull(args, cotangents, starts=None, *, rule, method="chunked", chunk
 
 def assert_close(found, wanted, tolerance=2e-6):
     for a, b in zip(found, wanted, strict=True):
+        a, b = np.asarray(a), np.asarray(b)
         assert np.all(np.isfinite(a))
         scale = max(np.max(np.abs(b), initial=0), 1e-30)
         assert np.max(np.abs(a - b), initial=0) <= tolerance * scale
@@ -171,7 +172,8 @@ def test_no_decay_of_a_channel_is_too_strong(rule, method):
     cotangents = (args[2][::-1], args[5][::-1])
     outputs, gradients = run_and_pull(args, cotangents, rule=rule, method=method, chunk=64)
     *wanted, pull = scan_oracle.memory(*args, rule)
-    for found, want in zip((*outputs, *gradients), (*wanted, *pull(*cotangents)), strict=True):
+    every = map(np.asarray, (*outputs, *gradients))
+    for found, want in zip(every, (*wanted, *pull(*cotangents)), strict=True):
         for row in range(len(STRENGTHS)):
             assert_close([found[row]], [want[row]])
 
@@ -205,7 +207,8 @@ def test_near_a_strength_of_two_the_delta_rule_stays_within_documented_bounds(me
     cotangents = (v[::-1], state)
     outputs, gradients = run_and_pull(args, cotangents, rule="delta", method=method, chunk=64)
     *wanted, pull = scan_oracle.memory(*args, "delta")
-    for found, want in zip((*outputs, *gradients), (*wanted, *pull(*cotangents)), strict=True):
+    every = map(np.asarray, (*outputs, *gradients))
+    for found, want in zip(every, (*wanted, *pull(*cotangents)), strict=True):
         for row, strength in enumerate(strengths):
             bound = BOUNDS[round(float(strength), 2)]
             assert_close([found[row]], [want[row]], bound)
@@ -216,7 +219,7 @@ def test_the_delta_rule_recalls_as_many_values_as_keys_and_overwrites():
     old, new = np.random.default_rng(0).normal(size=(2, 1, 8, 1, 4)).astype(np.float32)
     k, v = np.concatenate([keys, keys], 1), np.concatenate([old, new], 1)
     args = (k, k, v, None, None, np.zeros((1, 1, 8, 4), np.float32))
-    y, state = run(args, rule="delta")
+    y, state = map(np.asarray, run(args, rule="delta"))
     np.testing.assert_allclose(y, v, atol=1e-6)
     np.testing.assert_allclose(state[0, 0], new[0, :, 0], atol=1e-6)
 

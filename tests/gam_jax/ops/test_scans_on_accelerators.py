@@ -110,7 +110,7 @@ def test_the_selective_scan_equals_its_recurrence_with_its_gradients(packed):
 
         return jax.grad(objective, has_aux=True)(given)
 
-    gradients, outputs = everything(jax.tree.map(jnp.float32, given))
+    gradients, outputs = everything(selective.single(given))
     for found, wanted in zip(outputs, selective.oracle(**given, starts=starts), strict=True):
         selective.close(found, wanted)
     for name, wanted in selective.oracle_gradients(given, by_y, by_last, starts).items():
@@ -162,7 +162,7 @@ def test_over_shards_they_give_what_the_whole_gives(op):
             more = {"log_decay": log, "beta": beta, "state": state, "axis": axis}
             return memory_scan(q, k, v, rule="delta", chunk=16, backend=backend, **more)[0]
     else:
-        given = jax.tree.map(jnp.float32, selective.problem(tokens))
+        given = selective.single(selective.problem(tokens))
         arrays = [given[name] for name in selective.NAMES[:-2]]
         specs = tuple(P() if name == "a" else P(None, "seq") for name in selective.NAMES[:-2])
 

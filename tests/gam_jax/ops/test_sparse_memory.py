@@ -23,6 +23,10 @@ def single(*arrays):
     return [put(array, jnp.float32) for array in arrays]
 
 
+read = jax.jit(sparse_read, static_argnums=2, static_argnames="block")
+best = jax.jit(best_slots, static_argnums=2, static_argnames="block")
+
+
 def read_formula(x, bank, top):
     rows = []
     for query in x:
@@ -51,12 +55,12 @@ def product_formula(query, keys, values, top):
 @pytest.mark.parametrize("top", [1, 3, 13])
 def test_it_reads_the_best_slots(top, block):
     x, bank = normal(7, 4), normal(13, 4)
-    found = jax.jit(lambda x, bank: sparse_read(x, bank, top, block=block))(*single(x, bank))
+    found = read(*single(x, bank), top, block=block)
     np.testing.assert_allclose(found, read_formula(x, bank, top), rtol=1e-5, atol=1e-6)
 
 
 def test_of_equal_scores_the_first_slots_are_taken():
-    scores, places = best_slots(jnp.ones((1, 2)), jnp.ones((9, 2)), 4, block=2)
+    scores, places = best(*single(np.ones((1, 2)), np.ones((9, 2))), 4, block=2)
     np.testing.assert_array_equal(places, [[0, 1, 2, 3]])
     np.testing.assert_array_equal(scores, 2)
 
@@ -77,7 +81,7 @@ def test_gradients_go_to_the_chosen_slots_alone():
     x, bank = single(normal(2, 4), normal(30, 4))
     gradient = jax.jit(jax.grad(lambda bank: jnp.sum(sparse_read(x, bank, 3) ** 2)))(bank)
     touched = set(np.flatnonzero(np.any(np.asarray(gradient) != 0, axis=1)))
-    assert touched == set(np.asarray(best_slots(x, bank, 3)[1]).reshape(-1))
+    assert touched == set(np.asarray(best(x, bank, 3)[1]).reshape(-1))
 
 
 @pytest.mark.parametrize("top", [1, 4, 16])
@@ -137,6 +141,6 @@ def test_slots_split_over_devices_are_read_alike(top):
 
 def test_more_than_there_is_cannot_be_read():
     with pytest.raises(ValueError, match="best 9 of 8 slots"):
-        sparse_read(jnp.ones((1, 2)), jnp.ones((8, 2)), 9)
+        sparse_read(np.ones((1, 2)), np.ones((8, 2)), 9)
     with pytest.raises(ValueError, match="values must be as many as pairs of keys"):
-        product_read(jnp.ones((1, 1, 2, 2)), jnp.ones((1, 2, 3, 2)), jnp.ones((8, 2)), 2)
+        product_read(np.ones((1, 1, 2, 2)), np.ones((1, 2, 3, 2)), np.ones((8, 2)), 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
 from jax.interpreters import partial_eval
@@ -13,7 +14,7 @@ from sharding.products import product_flops
 
 ROWS, WIDTH, LAYERS = 8, 16, 5
 ARRAY = ROWS * WIDTH * 4
-X, W = jnp.ones((ROWS, WIDTH)), jnp.ones((WIDTH, WIDTH))
+X, W = np.ones((ROWS, WIDTH), np.float32), np.ones((WIDTH, WIDTH), np.float32)
 
 
 def of(function, *args):

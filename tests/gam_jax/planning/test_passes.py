@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
 from jax.interpreters import partial_eval
@@ -15,7 +16,9 @@ from sharding.products import turns
 
 ROWS, WIDTH, PLACES = 8, 16, 64
 ARRAY, WEIGHTS = ROWS * WIDTH * 4, WIDTH * WIDTH * 4
-X, W, CACHE = jnp.ones((ROWS, WIDTH)), jnp.ones((WIDTH, WIDTH)), jnp.ones((PLACES, WIDTH))
+X, W, CACHE = (
+    np.ones(shape, np.float32) for shape in ((ROWS, WIDTH), (WIDTH, WIDTH), (PLACES, WIDTH))
+)
 
 
 def of(function, *args, growing=()):

@@ -11,8 +11,9 @@ import pytest
 from jax.interpreters import partial_eval
 
 from experiments.planned import run_of
+from gam_jax.bilevel import Bilevel
 from gam_jax.data.text import Text
-from gam_jax.layers import GAM, Attention, Block
+from gam_jax.layers import GAM, MLP, Attention, Block, Mixed
 from gam_jax.models.language import LanguageModel
 from gam_jax.params import abstract_params
 from gam_jax.planning.cluster import Level
@@ -28,11 +29,12 @@ from gam_jax.planning.search import (
     plan,
 )
 from gam_jax.planning.traces import abstract_layout, trace
-from gam_jax.planning.work import Candidate, own_trace, work_of
+from gam_jax.planning.work import Candidate, own_trace, state_of, work_of
 from gam_jax.traffic import state_bytes, step_traffic
 from gam_jax.training.experiment import Experiment, TrainConfig
 from gam_jax.training.step import make_gradients
 from sharding.degrees import legal
+from sharding.errors import UserError
 from sharding.mesh import AXIS_NAMES
 from sharding.products import product_flops
 from tests.gam_jax.planning.made import made
@@ -262,3 +264,28 @@ def test_stages_hold_less_state_and_idle_less_with_more_parts():
     assert list(map(shares.get, sorted(shares))) == sorted(shares.values(), reverse=True)
     assert {each.reason for each in found.refused} <= set(REASONS)
     assert any("--config.parallel.schedule=1f1b" in each.candidate.flags for each in plain)
+
+
+def test_logits_that_are_trained_apart_have_a_pass_of_their_own():
+    """Of their rows, without products that give gradients of weights; and moments of their own."""
+    block = Block(Mixed((GAM(slots=16), MLP(hidden=32)), "sum"), MLP(hidden=64))
+    model = LanguageModel(block, width=32, depth=2, vocab=64)
+    mesh = tuple((name, 2 if name == "data" else 1) for name in AXIS_NAMES)
+    found = {}
+    for parts, rate in ((1, 0.0), (2, 0.0), (2, 1e-3), (4, 1e-3)):
+        train = TrainConfig(batch=48, accumulate=parts, bilevel=Bilevel(rate))
+        run = run_of(dataclasses.replace(EXPERIMENT, model=model, train=train))
+        one = Candidate(mesh, "data", parts, False)
+        found[parts, rate] = work_of(run, one, own_trace(run, one)), state_of(run, one).total
+    both, plain = found[2, 1e-3], found[2, 0.0]
+    flops = {kind: sum(work.flops.values()) for kind, (work, _) in found.items()}
+    assert flops[2, 1e-3] / flops[1, 0.0] == pytest.approx((3 + 2) / 6, rel=0.01)
+    assert flops[4, 1e-3] == pytest.approx(flops[2, 1e-3])
+    assert both[1] == plain[1] + 4  # a count more
+    assert both[0].held < plain[0].held  # nothing is summed over parts
+    odd = [one for one in CANDIDATES if one.accumulate % 2]
+    levels = dataclasses.replace(RUN, bilevel=Bilevel(1e-3))
+    assert {each.reason for each in plan(levels, made(*LINKS), odd).refused} == {ROWS}
+    assert not plan(levels, made(*LINKS), odd).priced
+    with pytest.raises(UserError, match="half train logits"):
+        levels.through(3)

@@ -27,6 +27,7 @@ EACH = [
     "random",
     "anneal:steps=60",
     "evolve:pool=8,parents=3",
+    "evolve:pool=8,parents=3,references=2,first=12,refresh=4",
     "table:rule=reinforce,count=4",
     "table:rule=ants,count=4,greed=0.2",
     "table:rule=cross_entropy,count=8",
@@ -140,6 +141,25 @@ def test_children_are_parents_with_changes_or_a_mixture_of_two():
     second.tell([Told(zeros, 0.0), Told(ones, 1.0)])
     mixed = [child for child in second.ask(40) if 2 not in child]
     assert {0, 1} == set(np.ravel(mixed).tolist())
+
+
+def test_references_are_of_the_pool_and_no_parents_and_the_pool_waits():
+    """Ranks 11 to 50 of 50, beside parents of ranks 1 to 10."""
+    space = Space.of({name: list(range(51)) for name in "abcdef"})
+    own = Evolve(50, 10, change=0.0, mix=1.0, references=4, first=60, refresh=50)
+    searcher = own.begin(space)
+    assert len({*searcher.ask(60)}) == 60  # drawn
+    told = [Told((rank,) * 6, float(rank)) for rank in range(51)]
+    searcher.tell(told[1:50])
+    assert len({child for child in searcher.ask(8) if len({*child}) == 6}) > 4  # no pool yet
+    searcher.tell([*told[:1], *told[50:]])
+    for child in searcher.ask(200):
+        parents = [rank for rank in child if rank < 10]
+        assert len({*parents}) <= 1
+        assert len({*child} - {*parents}) <= 4
+        assert max(child) < 50
+    with pytest.raises(UserError, match="only 40 are no parents"):
+        Evolve(50, 10, references=41)
 
 
 def test_equal_candidates_are_measured_once():

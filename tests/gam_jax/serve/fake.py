@@ -55,6 +55,7 @@ class FakeExecutor:
         self.fed: list[tuple[str, int, list[int]]] = []  # kind, tokens, rows
         self.fails_after: int | None = None
         self.unsound: set[int] = set()
+        self.asleep = False
 
     def compile(self):
         return ("fake",)
@@ -62,7 +63,19 @@ class FakeExecutor:
     def row_bytes(self):
         return 64, 8 * self.sizes.page
 
+    def sleep(self):
+        """What rows and pages held is lost."""
+        assert not self.asleep
+        self.asleep = True
+        self.states = [State() for _ in self.states]
+        self.pages[:] = -7
+
+    def wake(self):
+        assert self.asleep
+        self.asleep = False
+
     def _called(self):
+        assert not self.asleep
         if self.fails_after is not None:
             self.fails_after -= 1
             if self.fails_after < 0:

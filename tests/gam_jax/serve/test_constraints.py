@@ -132,6 +132,11 @@ def test_what_cannot_be_a_constraint_is_refused_in_one_line():
         (lambda: made.json_schema("[1]"), "json_schema: give an object"),
         (lambda: made.json_schema({"type": "nothing"}), "json_schema: "),
         (lambda: made.json_schema({"$ref": "#/$defs/none"}), "json_schema: "),
+        (lambda: made.json_schema({"const": "\ud800"}), r"json_schema: U\+D800 alone is half"),
+        (lambda: made.json_schema('{"const": "\\udc00"}'), r"json_schema: U\+DC00 alone is half"),
+        (lambda: made.json_schema('{"const": "\ud800"}'), r"json_schema: U\+D800 alone is half"),
+        (lambda: made.regex("a\udc80"), r"regex: U\+DC80 alone is half"),
+        (lambda: made.choice(["a", "\ud800"]), r"choice: U\+D800 alone is half"),
         (lambda: made.choice([]), "choice: give at least one"),
         (lambda: made.choice(["a", ""]), "choice: give at least one"),
     ):

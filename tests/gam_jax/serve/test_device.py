@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import gc
 
 import jax
 import numpy as np
@@ -20,6 +21,7 @@ from gam_jax.layers import (
     Residual,
 )
 from gam_jax.models.language import LanguageModel
+from gam_jax.models.side_tuned import SideTuned
 from gam_jax.ops.rotary import Positions
 from gam_jax.ops.routing import Capacity
 from gam_jax.serve.device import Device
@@ -76,6 +78,9 @@ def texts(random, count=7):
 MODELS = {
     "of many": model_of(OF_MANY),
     "streams": model_of(Block(Attention(heads=2, context=64), MLP(expansion=1)), streams=2),
+    "tuned at its side": SideTuned(
+        model_of(Block(Attention(heads=2, context=64), MLP(expansion=1)))
+    ).writing(),
     **{
         name: model_of(layer if isinstance(layer, Pattern) else Residual(layer, width=WIDTH))
         for name, layer in EXAMPLES.items()
@@ -284,3 +289,33 @@ def test_what_cannot_be_served_is_refused_in_one_line(words):
     with pytest.raises(UserError, match=words) as found:
         Device(model, random_like(model.table()), 2, limit=limit)
     assert "\n" not in str(found.value)
+
+
+def on_devices():
+    gc.collect()
+    return sum(x.nbytes for x in jax.live_arrays())
+
+
+GROWS = model_of(Block(Attention(heads=2, context=64), MLP(expansion=1)))
+
+
+@pytest.mark.parametrize("shape", [None, pytest.param((2, 1, 2), marks=pytest.mark.slow)])
+def test_a_device_that_sleeps_holds_little_and_wakes_as_it_was(shape):
+    """Parameters wait in the host's memory; what rows held is gone; nothing is compiled."""
+    before = on_devices()
+    params = jax.tree.map(np.array, random_like(GROWS.table()))  # on no device
+    layout = None if shape is None else layout_of(shape)
+    device = Device(GROWS, params, 3, limit=LIMIT, page=4, widths=(4, 1), layout=layout)
+    device.compile()
+    wanted = unbiased(np.random.default_rng(5), 3)
+    found = run(device, wanted, np.random.default_rng(5), departures=0)
+    saved, there = device.bytes_of(device.save(0), ()), on_devices() - before
+    programs = len(COMPILED)
+    device.sleep()
+    assert on_devices() - before < there / 20
+    device.wake()
+    assert on_devices() - before == there
+    again = run(device, wanted, np.random.default_rng(5), departures=0)
+    assert [text.ids for text in again] == [text.ids for text in found]
+    assert device.bytes_of(device.save(0), ()) == saved
+    assert len(COMPILED) == programs

@@ -24,6 +24,7 @@ from gam_jax.serve.service import Service
 from gam_jax.serve.text import Text
 from tests.examples import WIDTH, random_like
 from tests.gam_jax.serve.test_service import Always, asked
+from tests.meshes import layout_of
 
 VOCAB, LIMIT, BLOCK = 23, 48, 4
 MIXERS = {"gam": GAM(slots=8), "attention": Attention(heads=2, context=64)}
@@ -128,14 +129,24 @@ def test_a_model_that_looks_ahead_writes_the_same(mixer):
     assert counts.guessed == 0
 
 
-@pytest.mark.parametrize("mixer", ["gam", pytest.param("attention", marks=pytest.mark.slow)])
-def test_a_drafter_from_features_changes_no_text(mixer):
+SLOW = pytest.mark.slow
+DRAFTED = {
+    "gam on a mesh": ("gam", (2, 1, 2)),  # rows over two, channels over two
+    "attention": ("attention", None),
+    "gam": pytest.param("gam", None, marks=SLOW),
+    "attention on a mesh": pytest.param("attention", (2, 1, 2), marks=SLOW),
+}
+
+
+@pytest.mark.parametrize(("mixer", "shape"), DRAFTED.values(), ids=DRAFTED)
+def test_a_drafter_from_features_changes_no_text(mixer, shape):
     """A text that goes on from a remembered state has none at first."""
     model = LanguageModel(Block(MIXERS[mixer], MLP(expansion=1)), WIDTH, depth=1, vocab=VOCAB)
     drafter = SemiDrafter(model, ahead=2, window=6, heads=2)
     params = random_like(drafter.table())
+    layout = None if shape is None else layout_of(shape)
     beside = drafter, params["drafter"]
-    device = Device(model, params["target"], 3, **SIZES, drafter=beside)
+    device = Device(model, params["target"], 4, **SIZES, layout=layout, drafter=beside)
     assert "guess" in device.compile()
     wanted = requests(np.random.default_rng(4), 5)
     plain, _ = served(device, wanted)
@@ -143,6 +154,7 @@ def test_a_drafter_from_features_changes_no_text(mixer):
     drafted, counts = served(device, wanted, draft=SemiDraft(device, 6), always=True)
     assert [one.tokens for one in drafted] == [one.tokens for one in plain]
     assert 0 < counts.accepted < counts.guessed
+    assert counts.tokens_a_pass < counts.ideal_tokens_a_pass < BLOCK
     options = Settings(prefill_budget=8)
     warm, counts = served(device, wanted * 2, options, SemiDraft(device, 6), always=True)
     assert [one.tokens for one in warm] == [one.tokens for one in plain] * 2

@@ -29,6 +29,7 @@ from tests.gam_jax.traffic_cases import abstract_step
 from tests.gam_jax.training import line
 from tests.meshes import layout_of
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 MODEL = LanguageModel(Block(MLP()), width=8, depth=4, vocab=16, dropout=0.1)
 PARTS, STEPS = 2, 3
 CASES = {

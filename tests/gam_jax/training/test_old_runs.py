@@ -15,17 +15,6 @@ from tests.workshop import metrics_of
 OLD = pathlib.Path("tests/golden/run_0_1")
 
 
-@pytest.fixture(scope="module")
-def continued(workshop):
-    """The old run, gone on with to its last step: (folder, summary)."""
-    path = workshop.path / "old"
-    shutil.copytree(OLD / "run", path)
-    data = f"--config.data.dir={workshop.path / 'data'}"
-    result = workshop.run("train", f"--run={path}", "--resume", data, "--json")
-    assert result.code == 0, result.err
-    return path, json.loads(result.out)
-
-
 def test_its_configuration_means_a_language_model():
     saved = json.loads((OLD / "run" / "config.json").read_text())
     assert "class" not in saved["model"]
@@ -34,9 +23,14 @@ def test_its_configuration_means_a_language_model():
     assert experiment.model.vocab == 256
 
 
-def test_it_goes_on_as_the_old_code_went_on(continued):
-    path, summary = continued
-    assert summary["step"] == 6
+def test_it_goes_on_as_the_old_code_went_on(workshop, command):
+    path = workshop.path / "old"
+    shutil.copytree(OLD / "run", path)
+    data = f"--config.data.dir={workshop.path / 'data'}"
+    words = ("--resume", "--mesh=data=1", data, "--json")
+    result = command("train", f"--run={path}", *words)
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["step"] == 6
     old = [json.loads(line) for line in (OLD / "continued.jsonl").read_text().splitlines()]
     for before, now in zip(old, metrics_of(path), strict=True):
         assert (before["step"], before["split"]) == (now["step"], now["split"])
@@ -44,7 +38,7 @@ def test_it_goes_on_as_the_old_code_went_on(continued):
             assert now[name] == pytest.approx(before[name], rel=1e-5), name
 
 
-def test_it_is_evaluated_with_the_old_figures(continued, command, workshop):
+def test_it_is_evaluated_with_the_old_figures(command, workshop):
     folder = workshop.path / "old_as_it_was"
     shutil.copytree(OLD / "run", folder)
     saved = json.loads((folder / "config.json").read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -24,6 +25,7 @@ from sharding.errors import UserError
 from sharding.layout import Layout
 from sharding.messages import Total, messages_of, totals
 from sharding.parallel import Parallel
+from tests.arrays import compiled, initial
 from tests.meshes import ONE, layout_of
 
 MODEL = LanguageModel(Block(GAM(slots=16)), width=16, depth=4, vocab=32, dropout=0.0)
@@ -93,7 +95,7 @@ def test_speeds_deal_out_layers_and_unlike_stages_hold_zeros_in_what_is_empty():
     assert layout.layers_of_chunks(4) == (1, 3)
     assert layout.layers_of_chunks(2) == ()
     optimizer = make_optimizer(OptimizerConfig(warmup=1), 10, MODEL.table())
-    state = new_state(MODEL, optimizer, jax.random.key(0))
+    state = compiled(functools.partial(new_state, MODEL, optimizer), jax.random.key(0))
     to_stages, from_stages = moves(MODEL, optimizer, layout)
     there = to_stages(state)
     own, spread = (one.params["blocks"]["ffn"]["w_in"] for one in (state, there))
@@ -127,8 +129,12 @@ def test_layers_of_a_stage_are_dealt_to_its_turns(given, depth, chunks):
 def test_layers_move_to_stages_of_several_turns_and_back():
     layout = layout_of(PIPE, "zero1", schedule="interleaved", turns=2)
     optimizer = make_optimizer(OptimizerConfig(warmup=1), 10, MODEL.table())
-    state = new_state(MODEL, optimizer, jax.random.key(0))
-    state = state.replace(opt_state=jax.tree.map(lambda x: x + 1, state.opt_state))
+
+    def begun(key):
+        state = new_state(MODEL, optimizer, key)
+        return state.replace(opt_state=jax.tree.map(lambda x: x + 1, state.opt_state))
+
+    state = compiled(begun, jax.random.key(0))
     to_stages, from_stages = moves(MODEL, optimizer, layout)
     there = to_stages(state)
     weights = state.params["blocks"]["ffn"]["w_in"], there.params["blocks"]["ffn"]["w_in"]
@@ -168,7 +174,7 @@ def test_a_model_that_scores_in_a_way_of_its_own_is_scored_so():
     model = Scored(**{f.name: getattr(MODEL, f.name) for f in dataclasses.fields(MODEL)})
     ids = np.random.default_rng(0).integers(0, 32, (2, 4, 8)).astype(np.int32)
     batch = {"inputs": ids[0], "targets": ids[1], "weights": np.ones((4, 8), np.float32)}
-    params = model.init_params(jax.random.key(0))
+    params = initial(model)
     one, two = (
         make_eval_step(model, layout_of(shape), 2)(params, batch) for shape in ((1, 1, 1), PIPE)
     )

@@ -15,6 +15,7 @@ from gam_jax.training.progress import Progress
 from sharding.errors import UserError
 from tests.gam_jax.training import line
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 QUIET = Progress(visible=False)
 
 

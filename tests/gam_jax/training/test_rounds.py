@@ -35,6 +35,7 @@ from sharding.parallel import Parallel
 from tests.gam_jax.training import line
 from tests.meshes import ONE, assert_leaves_close, layout_of
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 MODEL = LanguageModel(Block(GAM(slots=16)), width=16, depth=1, vocab=32, context=16, dropout=0.1)
 CONFIG = OptimizerConfig(warmup=1, eps=1e-4)
 OPTIMIZER = make_optimizer(CONFIG, 10, MODEL.table())

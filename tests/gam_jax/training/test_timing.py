@@ -8,6 +8,7 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from gam_jax.layers import GAM, Attention, Block
@@ -39,7 +40,8 @@ def test_the_products_of_a_step_are_those_of_forward_and_backward_and_it_is_trac
     model, layout = line.Line(), Layout(make_mesh())
     optimizer = make_optimizer(OptimizerConfig(), 1000, model.table())
     step, state = make_train_step(model, optimizer, layout), init_state(model, optimizer, layout, 0)
-    rows = {"x": jnp.ones((8, 4)), "y": jnp.ones((8, 2)), "weights": jnp.ones(8)}
+    shapes = {"x": (8, 4), "y": (8, 2), "weights": (8,)}
+    rows = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
     batch = put_batch(model, layout, rows)
     before = len(line.TRACED)
     assert work_of(step, layout, state, batch) == Work(line.FLOPS, 1, None)
