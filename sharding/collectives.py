@@ -47,6 +47,7 @@ def reduce_scatter(x: Array, axis: str | None, dim: int) -> Array:
     return lax.psum_scatter(as_varying(x, axis), axis, scatter_dimension=dim, tiled=True)
 
 
+<<<<<<< HEAD
 def all_to_all(x: Array, axis: str | None, split: int, join: int) -> Array:
     """Splits dimension `split` over the devices of `axis` that dimension `join` was split over.
 
@@ -55,6 +56,32 @@ def all_to_all(x: Array, axis: str | None, split: int, join: int) -> Array:
     if axis is None:
         return x
     return lax.all_to_all(as_varying(x, axis), axis, split, join, tiled=True)
+=======
+def turned(x: Array, axis: str | None, split: int, joined: int, length: int) -> Array:
+    """Of an array in shards of dimension `joined`, shards of dimension `split`: one all-to-all.
+
+    Sizes that the devices do not divide are filled up with zeros, which are cut when that dimension
+    is whole again. Identity for None.
+
+    Args:
+      x: this device's shard.
+      axis: the mesh axis.
+      split: the dimension that is to be in shards.
+      joined: the dimension that is to be whole.
+      length: of `joined`, when it is whole.
+    """
+    if axis is None:
+        return x
+    x = filled(as_varying(x, axis), axis, split)
+    x = lax.all_to_all(x, axis, split, joined, tiled=True)
+    return lax.slice_in_dim(x, 0, length, axis=joined)
+
+
+def filled(x: Array, axis: str | None, dim: int) -> Array:
+    """x with zeros at the end of dimension `dim`, up to a multiple of the devices of `axis`."""
+    over = -x.shape[dim] % axis_size(axis)
+    return jnp.pad(x, [(0, over if i == dim % x.ndim else 0) for i in range(x.ndim)])
+>>>>>>> main
 
 
 def own_shard(x: Array, axis: str | tuple[str, ...] | None, dim: int) -> Array:

@@ -20,6 +20,11 @@ def single(arrays: Iterable[Any]) -> list[jax.Array]:
     return [put(array, np.float32) for array in arrays]
 
 
+def on_host(tree: Any) -> Any:
+    """Arrays of NumPy: of these a program on a mesh cuts its shards without compiling each cut."""
+    return jax.tree.map(np.asarray, tree)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def compiled(function: Callable[..., Any], *args: Any) -> Any:
     """`function(*args)` in one program; called plainly, each of its operations is one.

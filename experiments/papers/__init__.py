@@ -1,6 +1,7 @@
 """Papers as data, one file each: `gam study list`."""
 
 from experiments.papers import (
+    ap_bwe,
     apex,
     apnet,
     archgym,
@@ -38,6 +39,7 @@ from experiments.papers import (
     mp_senet,
     mv_adapter,
     nanoflow,
+    nasaic,
     nvidia_cores,
     parscale,
     pc_darts,
@@ -46,6 +48,7 @@ from experiments.papers import (
     pipette,
     proxylessnas,
     pulp_non_neural,
+    puzzle,
     recall,
     samba_coe,
     streamable_convs,
@@ -62,6 +65,7 @@ STUDIES: dict[str, Study] = {
     module.STUDY.name: module.STUDY
     for module in (
         apex,
+        ap_bwe,
         apnet,
         archgym,
         asi_arch,
@@ -98,6 +102,7 @@ STUDIES: dict[str, Study] = {
         mp_senet,
         mv_adapter,
         nanoflow,
+        nasaic,
         nvidia_cores,
         parscale,
         pc_darts,
@@ -106,6 +111,7 @@ STUDIES: dict[str, Study] = {
         pipette,
         proxylessnas,
         pulp_non_neural,
+        puzzle,
         recall,
         samba_coe,
         streamable_convs,

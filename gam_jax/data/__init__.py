@@ -14,6 +14,7 @@ from gam_jax.data.base import Data, Dataset
 from gam_jax.data.digits import Digits
 from gam_jax.data.holes import Holes
 from gam_jax.data.mixture import TextMixture
+from gam_jax.data.narrow_sounds import NarrowSounds
 from gam_jax.data.noisy_sounds import NoisySounds
 from gam_jax.data.recall import Recall
 from gam_jax.data.signals import Sounds, TwoPaths
@@ -36,7 +37,11 @@ __all__ = [
     "Dataset",
     "Digits",
     "Holes",
+<<<<<<< HEAD
     "MovingSquares",
+=======
+    "NarrowSounds",
+>>>>>>> main
     "NoisySounds",
     "Recall",
     "Sounds",
@@ -50,6 +55,7 @@ __all__ = [
 ]
 
 READ = (Text, TextMixture, Digits, Audio)
+<<<<<<< HEAD
 DRAWN = (
     Recall,
     Sounds,
@@ -61,6 +67,9 @@ DRAWN = (
     MovingSquares,
     BoxViews,
 )
+=======
+DRAWN = (Recall, Sounds, NarrowSounds, NoisySounds, TwoPaths, SourceFacts, Videos, Holes)
+>>>>>>> main
 DATA: dict[str, type[Data]] = {
     name: kind for kind in (*READ, *DRAWN, Arrays) for name in kind.NAMES
 }

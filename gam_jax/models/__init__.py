@@ -6,6 +6,7 @@ from gam_jax.models.base import BATCH, TOKEN, Batch, Measures, Model
 from gam_jax.models.classifier import ImageClassifier
 from gam_jax.models.denoiser import VideoDenoiser
 from gam_jax.models.enhancer import Enhancer
+from gam_jax.models.extender import BandExtender
 from gam_jax.models.inpainter import Inpainter
 from gam_jax.models.language import LanguageModel
 from gam_jax.models.masked import Masked
@@ -22,6 +23,7 @@ MODELS: dict[str, type[Model]] = {
     for model in (
         APNet,
         Autoencoder,
+        BandExtender,
         Enhancer,
         ImageClassifier,
         Inpainter,
@@ -45,6 +47,7 @@ __all__ = [
     "TOKEN",
     "APNet",
     "Autoencoder",
+    "BandExtender",
     "Batch",
     "Enhancer",
     "ImageClassifier",

@@ -16,6 +16,7 @@ from gam_jax.config import from_dict, to_dict
 from gam_jax.data.audio import Audio
 from gam_jax.data.digits import Digits
 from gam_jax.data.holes import Holes
+from gam_jax.data.narrow_sounds import NarrowSounds
 from gam_jax.data.noisy_sounds import NoisySounds
 from gam_jax.data.recall import Recall
 from gam_jax.data.signals import Sounds, TwoPaths
@@ -32,6 +33,7 @@ from gam_jax.layers.unet import UNet
 from gam_jax.models import (
     APNet,
     Autoencoder,
+    BandExtender,
     Enhancer,
     ImageClassifier,
     Inpainter,
@@ -42,6 +44,7 @@ from gam_jax.models import (
     SourceReader,
     VideoDenoiser,
 )
+from gam_jax.models.discriminators import Discriminators
 from gam_jax.ops.rotary import Positions
 from gam_jax.training.experiment import Experiment
 from sharding.bounds import FINITE, Bound, _bounds_of
@@ -67,6 +70,8 @@ CONFIGS = {
     "denoiser": VideoDenoiser(),
     "enhancer": Enhancer(),
     "noisy sounds": NoisySounds(),
+    "narrow sounds": NarrowSounds(),
+    "extender": BandExtender(discriminators=Discriminators()),
     "holes": Holes(),
     "inpainter": Inpainter(),
     "squares": MovingSquares(),

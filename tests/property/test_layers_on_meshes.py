@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from gam_jax.layers import LAYERS, Layer
 from gam_jax.params import carry_specs, rule_specs
+from tests.arrays import on_host
 from tests.examples import EXAMPLES, inputs, params_of
 from tests.meshes import (
     AXES,
@@ -55,7 +56,7 @@ def layer_run(name, shape, preset, run=from_none):
         return jnp.sum(y * weights), (y, after)
 
     both = jax.jit(jax.value_and_grad(program, argnums=(0, 1), has_aux=True))
-    (_, outputs), gradients = both(params_of(layer), x, inputs(8, 32, seed=1))
+    (_, outputs), gradients = both(on_host(params_of(layer)), x, inputs(8, 32, seed=1))
     return jax.tree.map(np.asarray, (outputs, gradients))
 
 

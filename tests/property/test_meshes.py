@@ -17,6 +17,7 @@ from gam_jax.ops.routing import Capacity, Router
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.training.state import init_state
 from gam_jax.training.step import make_eval_step, make_train_step
+from tests.arrays import on_host
 from tests.examples import random_like
 from tests.meshes import (
     AXES,
@@ -236,7 +237,7 @@ def test_parts_of_a_batch_give_the_gradients_of_the_whole(shape, preset):
 def test_a_chunked_stack_has_the_loss_of_the_whole_on_any_mesh():
     plain = dataclasses.replace(MODEL, dropout=0.0, block=Block(GAM(slots=16)))
     chunked = dataclasses.replace(plain, block=Chunked(Block(GAM(slots=16)), size=5))
-    params, batch = random_like(plain.table()), next(batches())
+    params, batch = on_host(random_like(plain.table())), next(batches())
     losses = [
         mean_loss(make_eval_step(model, layout_of(shape))(params, batch))
         for model, shape in (

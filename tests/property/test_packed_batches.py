@@ -14,6 +14,7 @@ from gam_jax.layers import Attention, Block, FalconH1, Layer, Mamba2
 from gam_jax.models import LanguageModel
 from gam_jax.training.step import make_gradients, put_batch
 from sharding.errors import UserError
+from tests.arrays import on_host
 from tests.examples import random_like
 from tests.meshes import assert_leaves_close, layout_of
 
@@ -36,7 +37,7 @@ def batch_of(packed, multiple):
 
 @functools.cache
 def params_of(model):
-    return random_like(model.table())
+    return on_host(random_like(model.table()))
 
 
 @functools.cache

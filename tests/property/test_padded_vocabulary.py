@@ -20,6 +20,7 @@ from gam_jax.training.step import make_eval_step, make_gradients
 from sharding.checkpoint import Checkpoints
 from sharding.errors import UserError
 from sharding.layout import bytes_held
+from tests.arrays import on_host
 from tests.examples import random_like
 from tests.meshes import ONE, assert_leaves_close, layout_of
 
@@ -49,7 +50,7 @@ def found(model, shape, preset):
         scores = make_eval_step(model, layout)(params, batch)
         return measures["loss"], grads, scores, everywhere(params, batch["inputs"])
 
-    return jax.tree.map(np.asarray, all_of_it(random_like(model.table()), batch))
+    return jax.tree.map(np.asarray, all_of_it(on_host(random_like(model.table())), batch))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_loss_gradients_scores_and_logits_are_those_of_one_device(model, shape, 
 
 
 def test_the_same_text_is_written():
-    params = random_like(TIED.table())
+    params = on_host(random_like(TIED.table()))
     four, one = (
         np.concatenate(
             list(decode.generate(TIED, params, IDS, 8, jax.random.key(1), layout=layout_of(shape))),

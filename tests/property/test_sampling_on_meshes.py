@@ -12,6 +12,7 @@ from gam_jax import decode
 from gam_jax.layers import GAM, Attention, Block, MoE
 from gam_jax.models.language import LanguageModel
 from gam_jax.ops.routing import Capacity, Router
+from tests.arrays import on_host
 from tests.examples import random_like
 from tests.meshes import layout_of, slow_unless_chosen
 
@@ -28,7 +29,7 @@ PARALLEL = LanguageModel(
 def sampled(shape, rows, model=STREAMING, tokens=2 * decode.PREFILL_CHUNK + 5, lengths=None):
     """A prompt longer than one chunk, or the first few of each row, and what follows."""
     prompt = np.random.default_rng(0).integers(0, 32, (rows, tokens))
-    params, settings = random_like(model.table()), {}
+    params, settings = on_host(random_like(model.table())), {}
     if lengths is not None:
         prompt = [row[:length] for row, length in zip(prompt, lengths, strict=True)]
         settings = {"stop": (3, 4, 5), "top_k": range(8, 8 + rows), "repetition_penalty": 1.2}

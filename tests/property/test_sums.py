@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from gam_jax.layers import GAM, Block
 from gam_jax.models import LanguageModel
 from gam_jax.training.step import make_gradients, put_batch
-from tests.arrays import put
+from tests.arrays import on_host, put
 from tests.examples import random_like
 from tests.meshes import assert_leaves_close, layout_of
 
 MODEL = LanguageModel(Block(GAM(slots=8)), width=8, depth=1, vocab=16)
-PARAMS = random_like(MODEL.table())
+PARAMS = on_host(random_like(MODEL.table()))
 ROWS, TOKENS = 4, 32
 LAYOUTS = {
     "one device": ((1, 1, 1), "data"),

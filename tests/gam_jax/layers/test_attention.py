@@ -21,7 +21,7 @@ LAYER = Attention(width=8, heads=2, context=6)
 def test_more_tokens_than_the_context_are_an_error():
     params = params_of(LAYER)
     with pytest.raises(ValueError, match="7 tokens do not fit a cache of 6"):
-        LAYER(params, inputs(1, 7))
+        jax.eval_shape(LAYER, params, inputs(1, 7))
     _, carry = jax.jit(LAYER)(params, inputs(1, 5))
     with pytest.raises(ValueError, match="7 tokens do not fit"):
         LAYER(params, inputs(1, 2), carry)

@@ -1,5 +1,6 @@
 """Latent attention: what it keeps of a token, and what it refuses."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -27,7 +28,7 @@ def test_more_tokens_than_the_context_are_refused_or_nan():
     with pytest.raises(
         ValueError, match=r"8 tokens do not fit .* a larger LatentAttention.context"
     ):
-        layer(params, inputs(1, 8))
+        jax.eval_shape(layer, params, inputs(1, 8))
     _, carry = apply(layer, params, x)
     y, _ = apply(layer, params, x, carry)
     assert np.all(np.isnan(y))
