@@ -47,7 +47,6 @@ def reduce_scatter(x: Array, axis: str | None, dim: int) -> Array:
     return lax.psum_scatter(as_varying(x, axis), axis, scatter_dimension=dim, tiled=True)
 
 
-<<<<<<< HEAD
 def all_to_all(x: Array, axis: str | None, split: int, join: int) -> Array:
     """Splits dimension `split` over the devices of `axis` that dimension `join` was split over.
 
@@ -56,7 +55,8 @@ def all_to_all(x: Array, axis: str | None, split: int, join: int) -> Array:
     if axis is None:
         return x
     return lax.all_to_all(as_varying(x, axis), axis, split, join, tiled=True)
-=======
+
+
 def turned(x: Array, axis: str | None, split: int, joined: int, length: int) -> Array:
     """Of an array in shards of dimension `joined`, shards of dimension `split`: one all-to-all.
 
@@ -81,7 +81,6 @@ def filled(x: Array, axis: str | None, dim: int) -> Array:
     """x with zeros at the end of dimension `dim`, up to a multiple of the devices of `axis`."""
     over = -x.shape[dim] % axis_size(axis)
     return jnp.pad(x, [(0, over if i == dim % x.ndim else 0) for i in range(x.ndim)])
->>>>>>> main
 
 
 def own_shard(x: Array, axis: str | tuple[str, ...] | None, dim: int) -> Array:

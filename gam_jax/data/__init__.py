@@ -37,11 +37,8 @@ __all__ = [
     "Dataset",
     "Digits",
     "Holes",
-<<<<<<< HEAD
     "MovingSquares",
-=======
     "NarrowSounds",
->>>>>>> main
     "NoisySounds",
     "Recall",
     "Sounds",
@@ -55,10 +52,10 @@ __all__ = [
 ]
 
 READ = (Text, TextMixture, Digits, Audio)
-<<<<<<< HEAD
 DRAWN = (
     Recall,
     Sounds,
+    NarrowSounds,
     NoisySounds,
     TwoPaths,
     SourceFacts,
@@ -67,9 +64,6 @@ DRAWN = (
     MovingSquares,
     BoxViews,
 )
-=======
-DRAWN = (Recall, Sounds, NarrowSounds, NoisySounds, TwoPaths, SourceFacts, Videos, Holes)
->>>>>>> main
 DATA: dict[str, type[Data]] = {
     name: kind for kind in (*READ, *DRAWN, Arrays) for name in kind.NAMES
 }
