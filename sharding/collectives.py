@@ -47,16 +47,6 @@ def reduce_scatter(x: Array, axis: str | None, dim: int) -> Array:
     return lax.psum_scatter(as_varying(x, axis), axis, scatter_dimension=dim, tiled=True)
 
 
-def all_to_all(x: Array, axis: str | None, split: int, join: int) -> Array:
-    """Splits dimension `split` over the devices of `axis` that dimension `join` was split over.
-
-    Identity for None.
-    """
-    if axis is None:
-        return x
-    return lax.all_to_all(as_varying(x, axis), axis, split, join, tiled=True)
-
-
 def turned(x: Array, axis: str | None, split: int, joined: int, length: int) -> Array:
     """Of an array in shards of dimension `joined`, shards of dimension `split`: one all-to-all.
 

@@ -93,7 +93,8 @@ class BetweenPictures:
             own = x.reshape(len(x), -1, self.width)
             seen = collectives.all_gather(own, axes.seq, 1)
             return attention(params["attention"], own, [seen], axes).reshape(x.shape)
-        x = collectives.all_to_all(x, axes.seq, 2, 1)
+        pictures, rows = x.shape[1] * collectives.axis_size(axes.seq), x.shape[2]
+        x = collectives.turned(x, axes.seq, 2, 1, pictures)
         if self.sees == TIME:
             x = x + params["place"][:, None, None]
         # Rows become [B, R, N, C, D], places [B, R, C, N, D].
@@ -105,7 +106,7 @@ class BetweenPictures:
         if self.sees == TIME:
             hidden, _ = LayerNorm(self.width)(params["inner_norm"], x + y)
             y = y + jax.nn.gelu(hidden @ params["w_in"]) @ params["w_out"]
-        return collectives.all_to_all(jnp.moveaxis(y, behind, 1), axes.seq, 1, 2)
+        return collectives.turned(jnp.moveaxis(y, behind, 1), axes.seq, 1, 2, rows)
 
 
 def exchanged_bytes(
