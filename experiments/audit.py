@@ -204,8 +204,9 @@ def expected_traffic(experiment: Experiment, layout: Layout) -> dict[Kind, Total
     changed = experiment.parallel.rules or experiment.optimizer.only or experiment.train.bilevel.on
     if changed or not has_formula(experiment.model, layout):
         return None
-    settings, window = experiment.train, getattr(experiment.data, "window", 0)
-    sizes = settings.batch, window, settings.accumulate
+    settings, data = experiment.train, experiment.data
+    length = getattr(data, "window", 0) or getattr(data, "samples", 0)
+    sizes = settings.batch, length, settings.accumulate
     return totals(round_traffic(experiment.model, layout, settings.local, *sizes))
 
 

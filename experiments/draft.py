@@ -29,6 +29,7 @@ from gam_jax.training.beginning import Beginning
 from gam_jax.training.experiment import Experiment
 from gam_jax.training.fit import Fitted, check_beginning, fit, summary
 from gam_jax.training.folder import RunFolder, load_params
+from gam_jax.training.metrics import points, read_metrics
 from gam_jax.training.warm_start import Source
 from sharding import processes
 from sharding.layout import Layout
@@ -37,6 +38,8 @@ from sharding.paths import local_path
 UNITS, SEMI = "units", "semi"
 GUESSES = 15
 """Of a whole block, as `gam serve` has it unless told otherwise."""
+LAST = 10
+"""Lines of a log at its end that an average is taken of."""
 OWN = {UNITS: ("sure", "accept"), SEMI: ("glance",)}
 """Flags that are fields of the one model or the other."""
 
@@ -119,12 +122,13 @@ def _tell(fitted: Fitted, kind: str, run: TextRun) -> None:
         if kind == UNITS
         else (f"--run={run.folder.path} --draft={SEMI}:{out}")
     )
-    last = outcome.last
-    if last is not None and "agreed" in last.values:
-        agreed = last.values["agreed"]
+    told = [share for _, share in points(read_metrics(fitted.folder.metrics), "train", "agreed")]
+    if last := told[-LAST:]:
+        agreed = sum(last) / len(last)
         print(
-            f"it tells {agreed:.3f} of the likeliest tokens: {tokens_a_pass(agreed, GUESSES):.2f} "
-            f"tokens a pass are the ideal of {GUESSES} guesses that stand as often"
+            f"it told {agreed:.3f} of the likeliest tokens at the end: "
+            f"{tokens_a_pass(agreed, GUESSES):.2f} tokens a pass are the ideal of {GUESSES} "
+            f"guesses that stand as often"
         )
     print(f"step {outcome.step}; next: gam serve {served}")
 

@@ -160,6 +160,9 @@ def _field(hint: Any, value: Any, where: str) -> Any:
         return tuple(_field(inner, each, f"{where}[{i}]") for i, each in enumerate(value))
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     allowed = typing.get_args(hint) if union else (hint,)
+    for part in allowed if union and isinstance(value, Mapping) else ():
+        if dataclasses.is_dataclass(part):
+            return from_dict(part, value, where)  # type: ignore[arg-type]
     if float in allowed and type(value) is int and abs(value) < 2**1000:  # others do not fit
         return float(value)
     if type(value) in allowed or (value is None and types.NoneType in allowed):

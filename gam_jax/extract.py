@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -82,7 +83,7 @@ def extraction(model: LanguageModel, params: Params) -> Extraction:
     if isinstance(model.block, Pattern):  # which may stand in a pattern soon, with these inside
         model = dataclasses.replace(model, block=model.stack.block, remat=False, unroll=1)
     blocks = [_plain(model.block, _slice(params[BLOCKS], i)) for i in range(model.depth)]
-    block, inside, depth = _together(blocks, model.block)
+    block, inside, depth = _together(blocks, model.block, model.remat)
     if depth == 1 and model.ladder and model.depth > 1:
         raise UserError(f"model.ladder={model.ladder}: blocks are unlike now, so there is none")
     plain = dataclasses.replace(model, block=block, depth=depth)
@@ -149,8 +150,12 @@ def _note(params: Any, path: tuple[str, ...], found: dict[str, list[int]]) -> No
             _note(inner, (*path, name), found)
 
 
-def _together(blocks: Sequence[Chosen], before: Layer) -> tuple[Layer, Pick, int]:
-    """Blocks one after another, of one stack: a block that is repeated, or a pattern, as often."""
+def _together(blocks: Sequence[Chosen], before: Layer, remat: bool) -> tuple[Layer, Pick, int]:
+    """Blocks one after another, of one stack: a block that is repeated, or a pattern, as often.
+
+    With `remat` no turn of the pattern has several blocks: it would be computed again as a whole,
+    and hold the insides of all of them.
+    """
     layers = [layer for layer, _ in blocks]
 
     def each(tree: Any) -> list[Any]:
@@ -159,27 +164,18 @@ def _together(blocks: Sequence[Chosen], before: Layer) -> tuple[Layer, Pick, int
     if all(layer == layers[0] for layer in layers):
         return layers[0], lambda tree: _stacked(each(tree)), len(layers)
     width, dropout = (getattr(before, name, None) for name in ("width", "dropout"))
-    pattern = _pattern(layers, width=width, dropout=dropout)
-    return pattern, lambda tree: _stacked([_in_runs(pattern, each(tree))]), 1
+    pattern = _pattern(layers, remat, width=width, dropout=dropout)
+    return pattern, lambda tree: _stacked([pattern.of_layers(each(tree))]), 1
 
 
-def _pattern(layers: Sequence[Layer], **fields: Any) -> Pattern:
+def _pattern(layers: Sequence[Layer], apart: bool = False, **fields: Any) -> Pattern:
+    """Layers in order; `apart` only neighbours that are equal are in one run."""
+    if apart:
+        groups = [[*same] for _, same in itertools.groupby(layers)]
+        order = tuple(i for i, same in enumerate(groups) for _ in same)
+        return Pattern(tuple(same[0] for same in groups), order, **fields)
     kinds = tuple(dict.fromkeys(layers))
     return Pattern(kinds, tuple(kinds.index(layer) for layer in layers), **fields)
-
-
-def _in_runs(pattern: Pattern, each: Sequence[Any]) -> dict[str, Any]:
-    """Parameters of a pattern's layers, from the first to the last, as the pattern has them."""
-    turns: dict[tuple[str, ...], list[Any]] = {}
-    for (*names, _), own in zip(pattern.places(), each, strict=True):
-        turns.setdefault(tuple(names), []).append(own)
-    found: dict[str, Any] = {}
-    for (run, *place), own in turns.items():
-        if place:
-            found.setdefault(run, {})[place[0]] = _stacked(own)
-        else:
-            found[run] = _stacked(own)
-    return found
 
 
 def _slice(tree: Any, index: int) -> Any:
@@ -246,11 +242,14 @@ def _(layer: Any, params: Params) -> Chosen:
 def _of_fields(layer: Any, params: Params, names: Sequence[str]) -> Chosen:
     """A layer whose fields hold layers, with parameters of the same names."""
     found = {name: _plain(getattr(layer, name), params[name]) for name in names if name in params}
+    plain = dataclasses.replace(layer, **{name: inner for name, (inner, _) in found.items()})
+    kept = plain.table()  # of what adds nothing there is no norm either
 
     def pick(tree: Any) -> Any:
-        return {**tree, **{name: own(tree[name]) for name, (_, own) in found.items()}}
+        inside = {name: own(tree[name]) for name, (_, own) in found.items()}
+        return {name: own for name, own in {**tree, **inside}.items() if name in kept}
 
-    return dataclasses.replace(layer, **{name: inner for name, (inner, _) in found.items()}), pick
+    return plain, pick
 
 
 @_plain.register
@@ -272,7 +271,7 @@ def _(layer: InTurn, params: Params) -> Chosen:
 @_plain.register
 def _(layer: Stack, params: Params) -> Chosen:
     blocks = [_plain(layer.block, _slice(params, i)) for i in range(layer.depth)]
-    block, pick, depth = _together(blocks, layer.block)
+    block, pick, depth = _together(blocks, layer.block, layer.remat)
     if depth == layer.depth:
         return dataclasses.replace(layer, block=block), pick
     if layer.ladder:
@@ -284,19 +283,13 @@ def _(layer: Stack, params: Params) -> Chosen:
 
 @_plain.register
 def _(layer: Pattern, params: Params) -> Chosen:
-    places = layer.places()
-
-    def own(tree: Any, number: int) -> Any:
-        *names, turn = places[number]
-        for name in names:
-            tree = tree[name]
-        return _slice(tree, int(turn))
-
-    found = [_plain(layer.layers[kind], own(params, i)) for i, kind in enumerate(layer.order)]
+    found = [
+        _plain(layer.layers[kind], layer.of_layer(params, i)) for i, kind in enumerate(layer.order)
+    ]
     fields = {name: getattr(layer, name) for name in ("width", "dropout", "remat", "unroll")}
     pattern = _pattern([inner for inner, _ in found], **fields)
 
     def pick(tree: Any) -> Any:
-        return _in_runs(pattern, [one(own(tree, i)) for i, (_, one) in enumerate(found)])
+        return pattern.of_layers([one(layer.of_layer(tree, i)) for i, (_, one) in enumerate(found)])
 
     return pattern, pick

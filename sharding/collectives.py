@@ -47,6 +47,42 @@ def reduce_scatter(x: Array, axis: str | None, dim: int) -> Array:
     return lax.psum_scatter(as_varying(x, axis), axis, scatter_dimension=dim, tiled=True)
 
 
+def all_to_all(x: Array, axis: str | None, split: int, join: int) -> Array:
+    """Splits dimension `split` over the devices of `axis` that dimension `join` was split over.
+
+    Identity for None.
+    """
+    if axis is None:
+        return x
+    return lax.all_to_all(as_varying(x, axis), axis, split, join, tiled=True)
+
+
+def turned(x: Array, axis: str | None, split: int, joined: int, length: int) -> Array:
+    """Of an array in shards of dimension `joined`, shards of dimension `split`: one all-to-all.
+
+    Sizes that the devices do not divide are filled up with zeros, which are cut when that dimension
+    is whole again. Identity for None.
+
+    Args:
+      x: this device's shard.
+      axis: the mesh axis.
+      split: the dimension that is to be in shards.
+      joined: the dimension that is to be whole.
+      length: of `joined`, when it is whole.
+    """
+    if axis is None:
+        return x
+    x = filled(as_varying(x, axis), axis, split)
+    x = lax.all_to_all(x, axis, split, joined, tiled=True)
+    return lax.slice_in_dim(x, 0, length, axis=joined)
+
+
+def filled(x: Array, axis: str | None, dim: int) -> Array:
+    """x with zeros at the end of dimension `dim`, up to a multiple of the devices of `axis`."""
+    over = -x.shape[dim] % axis_size(axis)
+    return jnp.pad(x, [(0, over if i == dim % x.ndim else 0) for i in range(x.ndim)])
+
+
 def own_shard(x: Array, axis: str | tuple[str, ...] | None, dim: int) -> Array:
     """This device's part of dimension `dim` of an array that every device holds whole."""
     if not axis:
@@ -128,6 +164,36 @@ def left_halo(
     end = lax.dynamic_slice_in_dim(as_varying(end, axis), start, halo, axis=1)
     there = jnp.arange(halo) >= halo - start
     return jnp.where(there[:, None], jnp.pad(received, ((0, 0), (missing, 0), (0, 0))), end)
+
+
+def right_halo(x: Float[Array, "B T D"], halo: int, axis: str | None) -> Float[Array, "B H D"]:
+    """The H inputs that come after this device's tokens, zeros behind the last shard.
+
+    A halo longer than a shard is sent in several hops, as in `left_halo`; x may have any axes
+    behind the first two.
+    """
+    nothing = jnp.zeros((len(x), halo, *x.shape[2:]), x.dtype)
+    if axis is None or halo == 0:
+        return nothing
+    x, parts, missing = as_varying(x, axis), [], halo
+    size = lax.axis_size(axis)
+    for hop in range(1, size):
+        if missing:
+            sent = min(missing, x.shape[1])
+            shift = [(i + hop, i) for i in range(size - hop)]
+            parts.append(lax.ppermute(x[:, :sent], axis, shift))  # zeros where there is no shard
+            missing -= sent
+    return jnp.concatenate([*parts, as_varying(nothing[:, :missing], axis)], axis=1)
+
+
+def with_halos(x: Array, before: int, after: int, axis: str | None) -> Array:
+    """x [B, T, ...] between the inputs before and after it, zeros beyond both ends of the whole."""
+    if not before and not after:
+        return x
+    flat = x.reshape(*x.shape[:2], -1)
+    left = left_halo(flat, jnp.zeros_like(flat, shape=(len(x), before, flat.shape[2])), axis)
+    both = jnp.concatenate([left, flat, right_halo(flat, after, axis)], axis=1)
+    return both.reshape(len(x), -1, *x.shape[2:])
 
 
 def from_last(x: Array, axis: str | None) -> Array:

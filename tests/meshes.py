@@ -123,12 +123,18 @@ def mean_loss(sums: Any) -> float:
     return float(total) / float(count)
 
 
-def assert_leaves_close(found: Any, wanted: Any, tolerance: float = 1e-5) -> None:
-    """Each leaf, relative to its own largest element, where that is above rounding."""
+def assert_leaves_close(
+    found: Any, wanted: Any, tolerance: float = 1e-5, floor: float = 0.0
+) -> None:
+    """Each leaf, relative to its own largest element, where that is above rounding or `floor`."""
 
     def close(path: Any, a: np.ndarray, b: np.ndarray) -> None:
         a, b = np.asarray(a), np.asarray(b)
         error, scale = np.max(np.abs(a - b), initial=0), np.max(np.abs(b), initial=0)
-        assert error <= tolerance * scale + ROUNDING, (jax.tree_util.keystr(path), error, scale)
+        assert error <= tolerance * scale + ROUNDING + floor, (
+            jax.tree_util.keystr(path),
+            error,
+            scale,
+        )
 
     jax.tree_util.tree_map_with_path(close, found, wanted)

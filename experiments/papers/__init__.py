@@ -1,6 +1,7 @@
 """Papers as data, one file each: `gam study list`."""
 
 from experiments.papers import (
+    ap_bwe,
     apex,
     apnet,
     archgym,
@@ -34,8 +35,11 @@ from experiments.papers import (
     megatron,
     modern_cpp,
     mofme,
+    motioncrafter,
     mp_senet,
+    mv_adapter,
     nanoflow,
+    nasaic,
     nvidia_cores,
     parscale,
     pc_darts,
@@ -44,6 +48,7 @@ from experiments.papers import (
     pipette,
     proxylessnas,
     pulp_non_neural,
+    puzzle,
     recall,
     samba_coe,
     streamable_convs,
@@ -60,6 +65,7 @@ STUDIES: dict[str, Study] = {
     module.STUDY.name: module.STUDY
     for module in (
         apex,
+        ap_bwe,
         apnet,
         archgym,
         asi_arch,
@@ -92,8 +98,11 @@ STUDIES: dict[str, Study] = {
         megatron,
         modern_cpp,
         mofme,
+        motioncrafter,
         mp_senet,
+        mv_adapter,
         nanoflow,
+        nasaic,
         nvidia_cores,
         parscale,
         pc_darts,
@@ -102,6 +111,7 @@ STUDIES: dict[str, Study] = {
         pipette,
         proxylessnas,
         pulp_non_neural,
+        puzzle,
         recall,
         samba_coe,
         streamable_convs,

@@ -15,9 +15,8 @@ from experiments.search.causal import SEEN, check_causal, shaken
 from experiments.search.rules import Rules, check_limits
 from gam_jax.models import LanguageModel
 from gam_jax.params import count_params
-from gam_jax.planning.work import Candidate, own_trace, work_of
+from gam_jax.planning.work import Candidate, has_plan, own_trace, work_of
 from gam_jax.search import Gate, Point
-from gam_jax.traffic import has_formula
 from gam_jax.training.checks import check_batch, check_fits
 from gam_jax.training.experiment import Experiment
 from sharding.errors import UserError
@@ -91,7 +90,7 @@ def costs(experiment: Experiment, layout: Layout) -> dict[str, float]:
         parallel.turns,
     )
     run = run_of(experiment)
-    if not has_formula(model, candidate.layout):
+    if not has_plan(model, candidate.layout):
         return {}
     try:
         work = work_of(run, candidate, own_trace(run, candidate))

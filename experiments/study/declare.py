@@ -89,6 +89,8 @@ class Arm:
         steps of an epoch.
       also: (run folder, experiment) -> further measures of a finished run.
       default: whether it takes part where no arms are named.
+      reads: a file that is no part of the project and that `Setting.data` must name; such an arm
+        takes part only where it is named. "" for none.
     """
 
     title: str
@@ -100,6 +102,7 @@ class Arm:
     fitted: Callable[[Experiment, Dataset], Experiment] | None = None
     also: Callable[[RunFolder, Experiment], Numbers] | None = None
     default: bool = True
+    reads: str = ""
 
     def __post_init__(self) -> None:
         ways = [w for w in (self.experiment, self.numbers, self.timed) if w is not None]
@@ -194,4 +197,4 @@ class Study:
     @property
     def default_arms(self) -> tuple[str, ...]:
         """Those that are run where none are named."""
-        return tuple(name for name, arm in self.arms.items() if arm.default)
+        return tuple(name for name, arm in self.arms.items() if arm.default and not arm.reads)

@@ -72,6 +72,9 @@ def run_study(study: Study, request: Request, layout: Layout, progress: Progress
     if setting.scale not in study.scales:
         raise UserError(f"--scale: {unknown(setting.scale, study.scales, 'scale')}")
     names = with_sources(study, chosen_arms(study, request.arms))
+    for name in names:
+        if study.arms[name].reads and not setting.data:
+            raise UserError(f"arm {name} reads {study.arms[name].reads}: give it, --data=FILE")
     trained = [name for name in names if study.arms[name].experiment is not None]
     experiments = {name: experiment_of(study.arms[name], setting) for name in trained}
     figures: dict[str, dict[str, list[float]]] = {name: {} for name in names}

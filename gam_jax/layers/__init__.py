@@ -11,6 +11,7 @@ from gam_jax.layers.fused_delta import FusedDelta
 from gam_jax.layers.gam import GAM
 from gam_jax.layers.in_order import InOrder, InTurn, Series
 from gam_jax.layers.latent_attention import LatentAttention
+from gam_jax.layers.linear import Linear, NoOp
 from gam_jax.layers.linear_memory import LinearMemory
 from gam_jax.layers.mamba import Mamba
 from gam_jax.layers.mamba2 import Mamba2
@@ -49,6 +50,7 @@ LAYERS: dict[str, type] = {
         LSTM,
         LatentAttention,
         LayerNorm,
+        Linear,
         LinearMemory,
         MHS,
         MLP,
@@ -60,6 +62,7 @@ LAYERS: dict[str, type] = {
         ParScale,
         MoFME,
         Nested,
+        NoOp,
         Pattern,
         ProductMemory,
         RMSNorm,
@@ -98,6 +101,7 @@ __all__ = [
     "LatentAttention",
     "Layer",
     "LayerNorm",
+    "Linear",
     "LinearMemory",
     "Mamba",
     "Mamba2",
@@ -106,6 +110,7 @@ __all__ = [
     "MoE",
     "MoFME",
     "Nested",
+    "NoOp",
     "ParScale",
     "Pattern",
     "ProductMemory",

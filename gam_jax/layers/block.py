@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from gam_jax.layers.base import WHOLE, Carry, Layer, inherit, told
 from gam_jax.layers.ladder import Residuals, Whole
+from gam_jax.layers.linear import NoOp
 from gam_jax.layers.mlp import MLP
 from gam_jax.layers.norm import LayerNorm
 from gam_jax.params import Params, Table
@@ -98,10 +99,18 @@ class Block(HalfBlocks):
 
     @property
     def steps(self) -> dict[str, tuple[str, ...]]:
-        """The residual steps: what begins the names of a step's norms, and its layers."""
+        """The residual steps: what begins the names of a step's norms, and its layers.
+
+        Normed before each step, a `NoOp` is no step and has no norm.
+        """
         if self.form == "parallel":
             return {"": ("mixer", "ffn")}
-        return {"mixer_": ("mixer",), "ffn_": ("ffn",)}
+        steps = {"mixer_": ("mixer",), "ffn_": ("ffn",)}
+        if self.norms != "pre":
+            return steps  # a norm of nothing has a bias
+        return {
+            name: own for name, own in steps.items() if not isinstance(getattr(self, own[0]), NoOp)
+        }
 
     def table(self) -> Table:
         """The tables of its layers and norms, in the order in which they run."""
@@ -146,7 +155,7 @@ class Block(HalfBlocks):
         begin: Carry = {"mixer": None, "ffn": None} if carry is None else carry
         keys = (None, None) if key is None else jax.random.split(key)
         own: dict[str, Array | None] = {"mixer": keys[0], "ffn": keys[1]}
-        after: dict[str, Carry] = {}
+        after: dict[str, Carry] = {"mixer": (), "ffn": ()}
 
         def normed(name: str, x: Array) -> Array:
             return self.norm(params[name], x, None, axes)[0]

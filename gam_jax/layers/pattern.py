@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from gam_jax.layers.base import WHOLE, Carry, Layer, inherit
@@ -93,6 +95,27 @@ class Pattern(Layer):
             inside = [()] if len(run.period) == 1 else [(str(i),) for i in range(len(run.period))]
             for turn in range(run.turns):
                 found += [(str(number), *names, str(turn)) for names in inside]
+        return found
+
+    def of_layer(self, params: Params, number: int) -> Params:
+        """The parameters of one layer, the first being 0; likewise of a tree in their shape."""
+        *names, turn = self.places()[number]
+        for name in names:
+            params = params[name]
+        return jax.tree.map(lambda x: x[int(turn)], params)
+
+    def of_layers(self, each: Sequence[Params]) -> Params:
+        """The parameters of all layers, from the first to the last, as the pattern has them."""
+        turns: dict[tuple[str, ...], list[Params]] = {}
+        for (*names, _), own in zip(self.places(), each, strict=True):
+            turns.setdefault(tuple(names), []).append(own)
+        found: dict[str, Any] = {}
+        for (run, *place), own in turns.items():
+            stacked = jax.tree.map(lambda *x: jnp.stack(x), *own)
+            if place:
+                found.setdefault(run, {})[place[0]] = stacked
+            else:
+                found[run] = stacked
         return found
 
     def table(self) -> Table:

@@ -6,10 +6,13 @@ from gam_jax.models.base import BATCH, TOKEN, Batch, Measures, Model
 from gam_jax.models.classifier import ImageClassifier
 from gam_jax.models.denoiser import VideoDenoiser
 from gam_jax.models.enhancer import Enhancer
+from gam_jax.models.extender import BandExtender
 from gam_jax.models.inpainter import Inpainter
 from gam_jax.models.language import LanguageModel
 from gam_jax.models.masked import Masked
+from gam_jax.models.motion import MotionTuned
 from gam_jax.models.phase import PhaseModel
+from gam_jax.models.pictures import PictureDenoiser
 from gam_jax.models.semi import SemiDrafter
 from gam_jax.models.side_tuned import SideTuned
 from gam_jax.models.source_reader import SourceReader
@@ -20,13 +23,16 @@ MODELS: dict[str, type[Model]] = {
     for model in (
         APNet,
         Autoencoder,
+        BandExtender,
         Enhancer,
         ImageClassifier,
         Inpainter,
         LanguageModel,
         LexicalUnits,
         Masked,
+        MotionTuned,
         PhaseModel,
+        PictureDenoiser,
         SemiDrafter,
         SideTuned,
         SourceReader,
@@ -41,6 +47,7 @@ __all__ = [
     "TOKEN",
     "APNet",
     "Autoencoder",
+    "BandExtender",
     "Batch",
     "Enhancer",
     "ImageClassifier",
@@ -50,7 +57,9 @@ __all__ = [
     "Masked",
     "Measures",
     "Model",
+    "MotionTuned",
     "PhaseModel",
+    "PictureDenoiser",
     "SemiDrafter",
     "SideTuned",
     "SourceReader",

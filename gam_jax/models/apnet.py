@@ -18,6 +18,7 @@ from gam_jax.layers.branches import branches
 from gam_jax.layers.convolution import Convolution, Pointwise
 from gam_jax.layers.delayed import MEAN, Node, Parallel, Sequential, residual
 from gam_jax.models.base import BATCH, Batch, Measures, Model
+from gam_jax.models.frames import check_frames, check_rows
 from gam_jax.ops import spectrum as spectra
 from gam_jax.params import Params, Table
 from sharding.axes import Axes
@@ -80,11 +81,7 @@ class APNet(Model):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.window > self.size or self.size % 2 or self.hop > self.window // 2:
-            raise UserError(
-                f"APNet: window {self.window} of frames of {self.size} at hop {self.hop}: give an "
-                f"even size, a window within it, and a hop of at most half the window"
-            )
+        check_frames("APNet", self.size, self.window, self.hop)
         for name in ("kernels", "dilations"):
             if not getattr(self, name) or not all(1 <= n <= 999 for n in getattr(self, name)):
                 raise UserError(f"APNet.{name}={getattr(self, name)}: give whole numbers from 1")
@@ -159,17 +156,7 @@ class APNet(Model):
         Raises:
           UserError: another rate, or a number of samples that is no multiple of the hop.
         """
-        rate, samples = data.sizes.get("rate", self.rate), data.sizes.get("samples", 0)
-        if rate != self.rate:
-            raise UserError(
-                f"model.rate={self.rate}, and data.name={data.config.name} has {rate} samples a "
-                f"second: give both the same"
-            )
-        if samples % self.hop or 0 < samples <= self.size // 2:
-            raise UserError(
-                f"rows of {samples} samples are no multiple of model.hop={self.hop} above half a "
-                f"frame, {self.size // 2}: set data.samples"
-            )
+        check_rows(data.config.name, data.sizes, self.rate, self.size, self.hop)
         return self
 
     def spectrum_of(self, audio: Float[Array, "B N"]) -> Complex[Array, "B T F"]:

@@ -212,8 +212,7 @@ class Model:
             raise UserError(
                 f"mesh axis stream={sizes['stream']}: {name} has no parallel streams, make it 1"
             )
-        has_tokens = any(TOKEN in axes for axes in self.batch_axes().values())
-        if sizes.get("seq", 1) > 1 and not has_tokens:
+        if sizes.get("seq", 1) > 1 and not self.over_seq:
             raise UserError(
                 f"mesh axis seq={sizes['seq']}: no array of {name}'s batches has an axis 'token', "
                 f"make it 1"
@@ -223,6 +222,25 @@ class Model:
     def branches(self) -> int:
         """Unlike branches that devices along `stream` may take, one each: see `layers.branches`."""
         return 1
+
+    @property
+    def over_seq(self) -> bool:
+        """Whether devices along `seq` have work: by default where an array of a batch has tokens.
+
+        A model without such arrays that splits its work over `seq` all the same gives a share of
+        its sums on each device, see `objective`.
+        """
+        return any(TOKEN in axes for axes in self.batch_axes().values())
+
+    @property
+    def rivals(self) -> tuple[str, ...]:
+        """Parameters of the other side of a game, by the first part of their names.
+
+        They lower a loss of their own, to which the others are constants, as they are to that of
+        the others; `objective` is the sum of both. In each step they move first, and the others
+        then see them moved. None by default.
+        """
+        return ()
 
     def init_params(self, key: Array) -> Params:
         """Initial parameters, float32: those that are stored are rounded from them."""

@@ -25,6 +25,7 @@ from gam_jax.ops.norm import layer_norm
 from gam_jax.ops.recurrence import gru_step
 from gam_jax.ops.sources import attend_source
 from gam_jax.params import Param, Params, Table, fan_in, ones, zeros
+from sharding import collectives
 from sharding.axes import Axes
 from sharding.bounds import Size
 from sharding.errors import UserError
@@ -57,7 +58,9 @@ class Enhancer(Model):
 
     An encoder of dense convolutions halves the bins; `blocks` blocks attend and run a GRU both
     ways along time, then along frequency; one decoder gives a mask of 0 .. 2 for the magnitudes,
-    another a pair whose angle is the phase. Both run at once where `stream` is 2.
+    another a pair whose angle is the phase. Both run at once where `stream` is 2. Where `seq` is
+    split the blocks take turns: along time a device has all frames of some bins, along frequency
+    all bins of some frames, with an all-to-all between; encoder and decoders see the whole.
 
     Along time means along time: the released code mixes rows of the batch there, because it gives
     batches to modules that expect time first. Here a row does not depend on the others.
@@ -90,6 +93,11 @@ class Enhancer(Model):
     def branches(self) -> int:
         """Magnitudes and phases."""
         return 2 if self.phases else 1
+
+    @property
+    def over_seq(self) -> bool:
+        """Blocks along time have some of the bins on each device, those along frequency frames."""
+        return True
 
     @property
     def bins(self) -> int:
@@ -163,7 +171,7 @@ class Enhancer(Model):
         """What is made of noisy sounds, whose own strength plays no part."""
         scale = jnp.sqrt(jnp.mean(jnp.square(audio), 1, keepdims=True) + 1e-12)
         noisy, phase = self.spectrum_of(audio / scale)
-        x = self._encoded(params, jnp.stack([noisy, phase], -1))
+        x = self._encoded(params, jnp.stack([noisy, phase], -1), axes)
         if self.phases:
             mask, phase = branches(self._mask, self._phase, (params, x), axes)
         else:
@@ -172,17 +180,29 @@ class Enhancer(Model):
         made = self.audio_of(magnitude, phase, audio.shape[1])
         return Enhanced(magnitude, phase, made * scale)
 
-    def _encoded(self, params: Params, x: Float[Array, "B T F 2"]) -> Float[Array, "B T G C"]:
+    def _encoded(
+        self, params: Params, x: Float[Array, "B T F 2"], axes: Axes
+    ) -> Float[Array, "B T G C"]:
         own = params["encoder"]
         x = _dense(own["dense"], _run(own["in"], x))
-        x = _run(own["half"], x, stride=2, beside=1)
+        return self._turns(params, _run(own["half"], x, stride=2, beside=1), axes.seq)
+
+    def _turns(self, params: Params, x: Array, axis: str | None) -> Float[Array, "B T G C"]:
+        """Along time, then along frequency: each device has some bins, then some frames."""
+        frames, bins = x.shape[1:3]
+        x = collectives.own_shard(collectives.filled(x, axis, 2), axis, 2)
         for number in range(self.blocks):
-            for axis in ("time", "frequency"):
-                turned = jnp.swapaxes(x, 1, 2) if axis == "time" else x
-                rows = turned.reshape(-1, *turned.shape[2:])
-                y = self._mixed(params[f"{axis}_{number}"], rows).reshape(turned.shape)
-                x = x + (jnp.swapaxes(y, 1, 2) if axis == "time" else y)
-        return x
+            if number:
+                x = collectives.turned(x, axis, 2, 1, frames)
+            y = self._mixed_rows(params[f"time_{number}"], jnp.swapaxes(x, 1, 2))
+            x = collectives.turned(x + jnp.swapaxes(y, 1, 2), axis, 1, 2, bins)
+            x = x + self._mixed_rows(params[f"frequency_{number}"], x)
+        if axis is None:
+            return x
+        return lax.all_gather(x, axis, axis=1, tiled=True)[:, :frames]
+
+    def _mixed_rows(self, params: Params, x: Float[Array, "B R S C"]) -> Float[Array, "B R S C"]:
+        return self._mixed(params, x.reshape(-1, *x.shape[2:])).reshape(x.shape)
 
     def _mixed(self, params: Params, x: Float[Array, "R S C"]) -> Float[Array, "R S C"]:
         rows, places, width = x.shape
@@ -221,6 +241,7 @@ class Enhancer(Model):
         error of phases weighed by the clean magnitudes, in radians.
         """
         clean, weights = batch["clean"], batch["weights"]
+        count = jnp.sum(weights)
         made = self(params, batch["audio"], axes)
         scale = jnp.sqrt(jnp.mean(jnp.square(batch["audio"]), 1, keepdims=True) + 1e-12)
         magnitude, phase = self.spectrum_of(clean / scale)
@@ -241,7 +262,8 @@ class Enhancer(Model):
         losses = sum((WEIGHTS[name] * part for name, part in parts.items()), jnp.zeros(len(clean)))
         off = spectra.anti_wrapped(made.phase - phase)
         error = jnp.sum(magnitude * off, (1, 2)) / jnp.sum(magnitude, (1, 2))
-        count = jnp.sum(weights)
+        # Devices along `seq` hold equal sums here, of which each gives a share.
+        weights = weights / collectives.axis_size(axes.seq)
         told = {
             "si_sdr": (jnp.sum(weights * si_sdr(made.audio, clean)), count),
             "phase_error": (jnp.sum(weights * error), count),

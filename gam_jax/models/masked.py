@@ -80,6 +80,11 @@ class Masked(Model):
         own = {name: branch for name, branch in params.items() if name != MASKS}
         return _where(params[MASKS], own)
 
+    @property
+    def rivals(self) -> tuple[str, ...]:
+        """The inner model's."""
+        return self.inner.rivals
+
     def batch_axes(self) -> dict[str, tuple[str | None, ...]]:
         """The inner model's."""
         return self.inner.batch_axes()

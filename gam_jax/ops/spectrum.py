@@ -196,6 +196,17 @@ def phase_of(real: Float[Array, ...], imaginary: Float[Array, ...]) -> Float[Arr
     return _phase(*collectives.vary_alike(imaginary, real))
 
 
+def phases_of(spectrum: Complex[Array, "... F"]) -> Float[Array, "... F"]:
+    """Phases of a signal's frames of an even size, in (-pi, pi].
+
+    The first bin and the last are real numbers, whose phase is 0 or pi. Transforms leave them an
+    imaginary part of 0 with one sign or the other, and so pi or -pi; here it is pi on any device.
+    """
+    last = spectrum.shape[-1] - 1
+    within = (np.arange(last + 1) % last > 0) if last else np.zeros(1, bool)
+    return phase_of(spectrum.real, jnp.where(within, spectrum.imag, 0.0))
+
+
 def log_amplitude(spectrum: Complex[Array, ...], floor: float = 1e-5) -> Float[Array, ...]:
     """log(|S| + floor)."""
     return jnp.log(jnp.abs(spectrum) + floor)
@@ -285,6 +296,31 @@ def inconsistency(
     back = stft(istft(spectrum, window, hop=hop, size=size), window, hop=hop, size=size)
     off = spectrum - back
     return jnp.mean(jnp.square(off.real) + jnp.square(off.imag), (-2, -1))
+
+
+def log_spectral_distance(
+    made: Float[Array, "B N"], wanted: Float[Array, "B N"], size: int = 2048, hop: int = 512
+) -> Float[Array, B]:
+    """Mean over frames of the root of the mean over bins of squared differences of log10 |S|^2.
+
+    Powers count as no less than 1e-8. A difference of 1 is 10 dB.
+
+    Source: AP-BWE (arXiv 2401.06387), its released code.
+
+    Args:
+      made: sounds.
+      wanted: sounds.
+      size: samples of a frame and of Hann's window.
+      hop: samples from a frame to the next.
+    """
+
+    def logs(x: Array) -> Array:
+        found = stft(x, hann(size), hop=hop)
+        power = jnp.square(found.real) + jnp.square(found.imag)
+        return jnp.log10(jnp.maximum(power, 1e-8))
+
+    off = jnp.square(logs(made) - logs(wanted))
+    return jnp.mean(jnp.sqrt(jnp.mean(off, -1)), -1)
 
 
 def mel_filters(

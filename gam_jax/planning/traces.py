@@ -72,9 +72,17 @@ class Run:
         return parts // 2 if self.bilevel.on else parts
 
     def with_remat(self, remat: bool) -> Model:
-        """The model with blocks computed again in the backward pass, or not."""
+        """The model with blocks computed again in the backward pass, or not.
+
+        Raises:
+          UserError: they should be, of a model that has no such field.
+        """
         model: Any = self.model
-        return model if model.remat == remat else dataclasses.replace(model, remat=remat)
+        if getattr(model, "remat", False) == remat:
+            return model
+        if not hasattr(model, "remat"):
+            raise UserError(f"{type(model).__name__} computes no blocks again: plan without remat")
+        return dataclasses.replace(model, remat=remat)
 
 
 ON_CHIP = 0.5

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 
+from gam_jax.models import Model
 from gam_jax.optimizer import OptimizerConfig
 from gam_jax.planning.traces import Class, Levels, Run, Traced, abstract_layout, class_of, trace
 from gam_jax.traffic import has_formula, state_bytes, step_traffic
@@ -117,6 +118,11 @@ class Candidate:
         return f"{mesh} {self.preset}{shards}, accumulate {self.accumulate}{remat}"
 
 
+def has_plan(model: Model, layout: Layout) -> bool:
+    """Whether plans know what a model sends, and can choose to compute its blocks again."""
+    return hasattr(model, "remat") and has_formula(model, layout)
+
+
 def work_of(
     run: Run, candidate: Candidate, traced: Traced, state: StateBytes | None = None
 ) -> Work:
@@ -133,10 +139,14 @@ def work_of(
         logits have their own.
     """
     layout = dataclasses.replace(candidate.layout, backend=run.backend)
-    parts, model = candidate.accumulate, run.with_remat(candidate.remat)
+    parts = candidate.accumulate
+    if not has_plan(run.model, layout):
+        raise UserError(
+            f"{type(run.model).__name__} has no formulas for what it sends, or no blocks that can "
+            f"be computed again: it cannot be planned"
+        )
+    model = run.with_remat(candidate.remat)
     through = run.through(parts)
-    if not has_formula(model, layout):
-        raise UserError(f"{type(model).__name__} has no formulas for what it sends")
     messages = step_traffic(model, layout, run.batch, run.window, parts)
     state = state_of(run, candidate) if state is None else state
     rows = run.batch / parts / layout.row_parts

@@ -2,6 +2,8 @@
 
 from gam_jax.search.exact import Budget, Exact, best_sum
 from gam_jax.search.gates import Gate, Verdict, through
+from gam_jax.search.greedy import by_ratio, drawn_within, layer_by_layer
+from gam_jax.search.limits import Limit, penalty
 from gam_jax.search.optuna_samplers import Optuna
 from gam_jax.search.run import STRATEGIES, Searched, search, strategy_of
 from gam_jax.search.space import Choice, Point, Space
@@ -17,6 +19,7 @@ __all__ = [
     "Evolve",
     "Exact",
     "Gate",
+    "Limit",
     "Optuna",
     "Point",
     "Random",
@@ -29,7 +32,11 @@ __all__ = [
     "Told",
     "Verdict",
     "best_sum",
+    "by_ratio",
+    "drawn_within",
+    "layer_by_layer",
     "learn",
+    "penalty",
     "search",
     "strategy_of",
     "through",

@@ -6,9 +6,13 @@ It is a mixed integer linear program, solved to the end by HiGHS (`scipy.optimiz
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import dataclasses
 import math
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +36,10 @@ class Budget:
 
 
 def best_sum(
-    costs: Sequence[Sequence[float]], budgets: Sequence[Budget] = (), without: Sequence[Point] = ()
+    costs: Sequence[Sequence[float]],
+    budgets: Sequence[Budget] = (),
+    without: Sequence[Point] = (),
+    apart: int = 1,
 ) -> tuple[Point, float]:
     """The point of the least sum of costs.
 
@@ -40,6 +47,7 @@ def best_sum(
       costs: of each value of each choice; infinite where a value cannot be.
       budgets: each is held.
       without: points that are left out.
+      apart: choices at least in which it differs from each of them.
 
     Raises:
       UserError: there is no such point, or a table has another shape.
@@ -60,19 +68,20 @@ def best_sum(
     for point in without:
         taken = np.zeros(len(flat))
         taken[starts + np.asarray(point)] = 1
-        rows.append((taken, -np.inf, len(sizes) - 1.0))
+        rows.append((taken, -np.inf, float(len(sizes) - apart)))
     matrix = sparse.csr_array(np.array([row for row, _, _ in rows], float))
     low: Any = [row[1] for row in rows]
     high: Any = [row[2] for row in rows]
     there = np.isfinite(flat)
     most: Any = there.astype(float)
-    found = optimize.milp(
-        np.where(there, flat, 0.0),
-        constraints=optimize.LinearConstraint(matrix, low, high),
-        integrality=np.ones(len(flat)),
-        bounds=optimize.Bounds(0, most),
-        options={"mip_rel_gap": 0.0},
-    )
+    with _notes_to_stderr():
+        found = optimize.milp(
+            np.where(there, flat, 0.0),
+            constraints=optimize.LinearConstraint(matrix, low, high),
+            integrality=np.ones(len(flat)),
+            bounds=optimize.Bounds(0, most),
+            options={"mip_rel_gap": 0.0},
+        )
     if found.x is None:
         raise UserError("exact: no choice is within all budgets: raise a limit")
     point = tuple(
@@ -80,6 +89,22 @@ def best_sum(
         for start, size in zip(starts, sizes, strict=True)
     )
     return point, float(sum(own[index] for own, index in zip(costs, point, strict=True)))
+
+
+@contextlib.contextmanager
+def _notes_to_stderr() -> Iterator[None]:
+    """HiGHS writes notes to standard output whatever it is told, where a command prints JSON."""
+    flush = ctypes.CDLL(None).fflush  # of C's own buffers
+    sys.stdout.flush()
+    flush(None)
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        flush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 @dataclasses.dataclass(frozen=True)

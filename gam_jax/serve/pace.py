@@ -38,6 +38,11 @@ class Shadow:
         self._guesses: list[int] | None = None
         self._stood = 0
 
+    @property
+    def pause(self) -> int:
+        """Tokens for which nothing will be guessed."""
+        return self._left
+
     def push(self, tokens: Sequence[int], new: int, guess: Guess) -> list[int]:
         """Takes tokens that were written.
 
@@ -112,13 +117,21 @@ class Pace:
         self._timed.add(width)
         self._seconds[width] *= 1 + MEMORY * (1 if seconds > self._seconds[width] else -1)
 
-    def plain(self, number: int, tokens: Sequence[int], new: int, guess: Guess) -> None:
-        """Takes what a plain pass has given a text, see `Shadow.push`."""
+    def plain(self, number: int, tokens: Sequence[int], new: int, guess: Guess) -> int:
+        """Takes what plain passes have given a text, see `Shadow.push`.
+
+        Returns:
+          After how many more tokens it is to be called again: none of those before is guessed.
+        """
         self._total += new * self._seconds[1]
-        if self._free:
-            shadow = self._shadows.setdefault(number, Shadow(self._block, PAUSE))
-            for gave in shadow.push(tokens, new, guess):
-                self._gave(gave)
+        if not self._free:
+            return LONGEST
+        shadow = self._shadows.get(number)
+        if shadow is None:
+            shadow = self._shadows[number] = Shadow(self._block, PAUSE)
+        for gave in shadow.push(tokens, new, guess):
+            self._gave(gave)
+        return shadow.pause + 1
 
     def guessed(self, number: int, new: int) -> None:
         """Takes how many tokens a pass with guesses has given a text."""

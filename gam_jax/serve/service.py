@@ -378,12 +378,18 @@ class Service:
         if draft is None or row is None:
             return
         if width > 1:
+            text.plain = text.quiet = 0
             self._pace.guessed(text.number, new)
-        elif text.held:
+            return
+        if text.held:
             self._pace.held(new)
-        else:
+            return
+        text.plain += new
+        if text.plain < text.quiet:  # called for every token, so nothing is looked up or made
+            return
 
-            def guess(tokens: Sequence[int], most: int) -> list[int]:
-                return draft.guess({row: (tokens, most)})[row]
+        def guess(tokens: Sequence[int], most: int) -> list[int]:
+            return draft.guess({row: (tokens, most)})[row]
 
-            self._pace.plain(text.number, text.tokens, new, guess)
+        text.quiet = self._pace.plain(text.number, text.tokens, text.plain, guess)
+        text.plain = 0

@@ -41,6 +41,8 @@ class Text:
       seated: a number that grows with each text that gets its first row.
       served: a number that grows with each turn in which some of the prompt was read.
       begun: whether a step has drawn for it.
+      plain: tokens written without guesses that the pace has not been told of.
+      quiet: of how many together it is to be told.
       end: what was told last; None while it runs.
       gone: whether its row and pages are free for good.
     """
@@ -54,6 +56,7 @@ class Text:
         self.borders: frozenset[int] = frozenset()
         self.parked: Parked | None = None
         self.seated, self.served, self.begun = 0, 0, False
+        self.plain, self.quiet = 0, 0
         self.leader: Text | None = None
         self.end: End | None = None
         self.gone = False

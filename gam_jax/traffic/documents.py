@@ -21,11 +21,13 @@ from gam_jax.layers import (
     LatentAttention,
     Layer,
     LayerNorm,
+    Linear,
     LinearMemory,
     Mamba,
     Mamba2,
     MinimalRNN,
     Mixed,
+    NoOp,
     Pattern,
     ProductMemory,
     RMSNorm,
@@ -97,6 +99,8 @@ def _convolved(sizes: Sizes, *reaches: int) -> Iterator[Message]:
 
 
 @starts_traffic.register(MLP)
+@starts_traffic.register(Linear)
+@starts_traffic.register(NoOp)
 @starts_traffic.register(LayerNorm)
 @starts_traffic.register(RMSNorm)
 @starts_traffic.register(ProductMemory)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gam_jax.layers import MLP, MoE, MoFME, ProductMemory
+from gam_jax.layers import MLP, Linear, MoE, MoFME, NoOp, ProductMemory
 from gam_jax.ops.dispatch import cheapest
 from gam_jax.traffic.sizes import (
     FLOAT,
@@ -22,6 +22,16 @@ from sharding.messages import Message
 @layer_traffic.register
 def _(layer: MLP, sizes: Sizes) -> Iterator[Message]:
     yield from column_then_row(sizes, layer.bias)
+
+
+@layer_traffic.register
+def _(layer: Linear, sizes: Sizes) -> Iterator[Message]:
+    yield from all_then_channels(sizes, multiplied=True)
+
+
+@layer_traffic.register
+def _(layer: NoOp, sizes: Sizes) -> Iterator[Message]:
+    yield from ()
 
 
 @layer_traffic.register

@@ -163,15 +163,21 @@ def leaves_of(model: Model, layout: Layout) -> tuple[Leaf, ...]:
     return tuple(found)
 
 
-def gathered_in_parts(model: Any, layout: Layout, stack: Stack, sizes: Sizes) -> Iterator[Message]:
-    """Parameters in shards: gathered in each part of a batch, their gradients scattered."""
-    mesh = layout.mesh.shape
-    loops = [(loop.depth, set(added_last(loop, sizes))) for loop in loops_of(stack)]
+def gathered_in_parts(
+    model: Any, layout: Layout, stack: Stack | None = None, sizes: Sizes | None = None
+) -> Iterator[Message]:
+    """Parameters in shards: gathered in each part of a batch, their gradients scattered.
+
+    Those of a stack layer by layer, all others once, as of a model without one.
+    """
+    mesh, loops = layout.mesh.shape, []
+    if stack is not None and sizes is not None:
+        loops = [(loop.depth, set(added_last(loop, sizes))) for loop in loops_of(stack)]
     for path, size, dim, _, precise, _, bits, coded in leaves_of(model, layout):
         if not dim:
             continue
         layers, passes, itemsize = 1, 1, FLOAT
-        if path[0] == "blocks":
+        if stack is not None and path[0] == "blocks":
             layers, name = layers_of(model, path[1:]), "/".join(path[1:])
             twice = sum(depth for depth, once in loops if name not in once)
             passes = layers // stack.depth * (stack.depth + twice)

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from gam_jax.layers import LayerNorm
-from gam_jax.models import ImageClassifier, LanguageModel, Model
-from gam_jax.models.base import on_stages
+from gam_jax.models import BandExtender, Enhancer, ImageClassifier, LanguageModel, Model
+from gam_jax.models.base import TOKEN, on_stages
 from gam_jax.ops.cross_entropy import block_size
+from gam_jax.traffic import signals
 from gam_jax.traffic.documents import knows_starts, row_numbers
 from gam_jax.traffic.layers import FLOAT, layer_traffic
 from gam_jax.traffic.levels import as_sent, gathers, scatters
@@ -49,9 +50,12 @@ def step_traffic(
     Raises:
       TypeError: there are no formulas for this kind of model, see `has_formula`.
     """
-    batch = math.prod(layout.mesh.shape[axis] for axis in layout.axes.batch)
+    spread = layout.axes.batch
+    if TOKEN not in model.batch_axes()["weights"]:
+        spread = layout.axes.rows
+    devices = math.prod(layout.mesh.shape[axis] for axis in spread)
     summed = _summed(*on_stages(model, layout))
-    once = [Message("all_reduce", layout.axes.batch, batch, FLOAT), *summed]
+    once = [Message("all_reduce", spread, devices, FLOAT), *summed]
     if layout.stages > 1:
         return [*staged(model, layout, rows // accumulate, tokens, accumulate), *once]
     parts = MODEL_TRAFFIC[type(model)](model, layout, rows // accumulate, tokens)
@@ -61,9 +65,11 @@ def step_traffic(
 def has_formula(model: Model, layout: Layout) -> bool:
     """Whether `step_traffic` knows this kind of model.
 
-    Where tokens of packed rows are split, every layer needs a formula in `documents` too.
+    Where tokens of packed rows are split, every layer needs a formula in `documents` too. There is
+    none for a game of two sides, nor for unlike branches on two devices.
     """
-    if type(model) not in MODEL_TRAFFIC:
+    branches = isinstance(model, Enhancer) and layout.mesh.shape["stream"] > 1
+    if type(model) not in MODEL_TRAFFIC or model.rivals or branches:
         return False
     split = getattr(model, "packed", False) and layout.mesh.shape["seq"] > 1
     return not split or knows_starts(model.block)  # type: ignore[attr-defined]
@@ -104,6 +110,8 @@ def _classifier(model: ImageClassifier, layout: Layout, rows: int, _: int) -> li
 MODEL_TRAFFIC: dict[type, Callable[[Any, Layout, int, int], list[Message]]] = {
     LanguageModel: _language,
     ImageClassifier: _classifier,
+    BandExtender: signals.extender,
+    Enhancer: signals.enhancer,
 }
 """Kind of model -> what a device sends for one part of a batch, given rows and tokens of it."""
 

@@ -58,6 +58,13 @@ def check_batch(experiment: Experiment, layout: Layout) -> None:
             f"parallel.offload={experiment.parallel.offload}: train.bilevel needs the moments of "
             f"logits before those of weights: leave it out"
         )
+    if experiment.model.rivals and (settings.bilevel.on or settings.local.on):
+        field = "train.bilevel" if settings.bilevel.on else "train.local"
+        raise UserError(
+            f"{field}: {type(experiment.model).__name__} is trained in turns with "
+            f"{', '.join(experiment.model.rivals)}, and in no other steps: leave out the one or "
+            f"the other"
+        )
     _check_parts(experiment, layout)
     rows = settings.batch // settings.accumulate // settings.local.workers
     window = getattr(experiment.data, "window", None)

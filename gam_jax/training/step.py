@@ -29,7 +29,7 @@ from gam_jax.params import (
     codings,
     gathered,
     gradient_specs,
-    mean_of_signs,
+    mean_of_counted,
     movable,
     param_specs,
     rule_specs,
@@ -38,10 +38,11 @@ from gam_jax.params import (
     stored_specs,
     widened,
     with_movable,
-    without_signs,
+    without_counted,
 )
 from gam_jax.training.pipeline import scores_in_stages, through_stages
 from gam_jax.training.state import TrainState, state_shardings
+from gam_jax.training.turns import in_turn
 from sharding import collectives, zero
 from sharding.host_memory import fetched, returned
 from sharding.layout import Layout
@@ -185,7 +186,7 @@ def own_gradients(
             summed, own_dims, layout.state_axes, split, own_spread, own_coding
         )
         grads = with_movable(table, found, lambda leaf: leaf, grads)
-        return measures, mean_of_signs(table, grads, accumulate)
+        return measures, mean_of_counted(table, grads, accumulate)
 
     return gradients
 
@@ -252,19 +253,37 @@ def make_train_step(
     stored = shardings(stored_specs(table, layout), layout)
     weights = optimizer if levels is None else levels.weights
 
+    def moved(grads: Params, opt_state: Any, params: Params) -> tuple[Params, Any]:
+        params = lax.with_sharding_constraint(params, stored)
+        with jax.named_scope(OPTIMIZER):
+            params, opt_state = updated(optimizer, grads, opt_state, params)
+            return spread(params, table, layout), opt_state
+
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         if levels is not None:
             held = jax.tree.map(lambda x: x[parts] if parts == 1 else x[parts:], dict(batch))
             batch = jax.tree.map(lambda x: x[0] if parts == 1 else x[:parts], dict(batch))
             state = _with_logits(levels, gradients, table, layout, state, held)
-        measures, grads = gradients(state.params, batch, jax.random.fold_in(state.key, state.step))
-        params = lax.with_sharding_constraint(state.params, stored)
-        with jax.named_scope(OPTIMIZER):
+        key = jax.random.fold_in(state.key, state.step)
+        if model.rivals:
             opt_state = fetched(state.opt_state, placed.opt_state)
-            params, opt_state = updated(optimizer, grads, opt_state, params)
-            params, opt_state = spread(params, table, layout), returned(opt_state, placed.opt_state)
+            measures, grads, params, opt_state = in_turn(
+                lambda params: gradients(params, batch, key),
+                moved,
+                optimizer,
+                state.params,
+                opt_state,
+                model.rivals,
+            )
+        else:
+            measures, grads = gradients(state.params, batch, key)
+            with jax.named_scope(OPTIMIZER):
+                opt_state = fetched(state.opt_state, placed.opt_state)
+            params, opt_state = moved(grads, opt_state, state.params)
+        with jax.named_scope(OPTIMIZER):
+            opt_state = returned(opt_state, placed.opt_state)
         after = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
-        norm = optax.tree.norm(trained(weights, without_signs(table, grads)))
+        norm = optax.tree.norm(trained(weights, without_counted(table, grads)))
         measures = {**measures, "grad_norm": norm}
         if levels is not None:  # an option that is drawn by such logits has a loss all the same
             own = jax.tree.leaves(of_logits(params))

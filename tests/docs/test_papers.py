@@ -19,6 +19,10 @@ PAGES = pathlib.Path(__file__).parents[2] / "docs/papers"
         "imagine_yourself",
         "vins",
         "pepsi",
+        "motioncrafter",
+        pytest.param("mv_adapter", marks=pytest.mark.slow),
+        pytest.param("../architectures/images", marks=pytest.mark.slow),
+        "ap_bwe",
         pytest.param("mp_senet", marks=pytest.mark.slow),
     ],
 )

@@ -24,6 +24,7 @@ from gam_jax.layers import (
     RMSNorm,
     WrittenGAM,
 )
+from gam_jax.layers.pattern import runs_of
 from gam_jax.models.language import LanguageModel
 from gam_jax.params import abstract_params
 from sharding.errors import UserError
@@ -94,6 +95,17 @@ def test_equal_blocks_stay_one_loop_and_unlike_ones_are_a_pattern():
         assert plain.depth == (1 if kinds else 4)
         if kinds:
             assert plain.block.order == (0, 1, 1, 0)
+
+
+@pytest.mark.parametrize(("remat", "most"), [(False, 2), (True, 1)])
+def test_blocks_that_are_computed_again_are_so_one_by_one(remat, most):
+    """A turn of several would be computed again as a whole."""
+    model = dataclasses.replace(PLAIN, remat=remat)
+    params = with_choices(random_like(model.table()), [[0, 2, 0, 2]])
+    found = extraction(model, params)
+    assert max(len(run.period) for run in runs_of(found.model.block.order)) == most
+    shapes = jax.tree.map(jnp.shape, abstract_params(found.model.table()))
+    assert jax.tree.map(jnp.shape, found.pick(params)) == shapes
 
 
 def test_patterns_in_a_row_are_computed_again_as_before():

@@ -16,25 +16,35 @@ from gam_jax.config import from_dict, to_dict
 from gam_jax.data.audio import Audio
 from gam_jax.data.digits import Digits
 from gam_jax.data.holes import Holes
+from gam_jax.data.narrow_sounds import NarrowSounds
 from gam_jax.data.noisy_sounds import NoisySounds
 from gam_jax.data.recall import Recall
 from gam_jax.data.signals import Sounds, TwoPaths
 from gam_jax.data.source_facts import SourceFacts
+from gam_jax.data.squares import MovingSquares
 from gam_jax.data.videos import Videos
+from gam_jax.data.views import BoxViews
 from gam_jax.decode import generate
 from gam_jax.layers import Layer
+from gam_jax.layers.channel_norm import BatchNorm, GroupNorm
+from gam_jax.layers.pictures import BetweenPictures
 from gam_jax.layers.sources import SourceAttention
+from gam_jax.layers.unet import UNet
 from gam_jax.models import (
     APNet,
     Autoencoder,
+    BandExtender,
     Enhancer,
     ImageClassifier,
     Inpainter,
     LanguageModel,
+    MotionTuned,
     PhaseModel,
+    PictureDenoiser,
     SourceReader,
     VideoDenoiser,
 )
+from gam_jax.models.discriminators import Discriminators
 from gam_jax.ops.rotary import Positions
 from gam_jax.training.experiment import Experiment
 from sharding.bounds import FINITE, Bound, _bounds_of
@@ -60,8 +70,18 @@ CONFIGS = {
     "denoiser": VideoDenoiser(),
     "enhancer": Enhancer(),
     "noisy sounds": NoisySounds(),
+    "narrow sounds": NarrowSounds(),
+    "extender": BandExtender(discriminators=Discriminators()),
     "holes": Holes(),
     "inpainter": Inpainter(),
+    "squares": MovingSquares(),
+    "views": BoxViews(),
+    "pictures": PictureDenoiser(),
+    "motion": MotionTuned(),
+    "between": BetweenPictures(8, 2),
+    "group norm": GroupNorm(4, 2),
+    "batch norm": BatchNorm(4),
+    "unet": UNet(1, 1),
     "positions": Positions(),
     "classifier": ImageClassifier(SMALL.model.block, width=64, depth=2),
     **EXAMPLES,

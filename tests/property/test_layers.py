@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gam_jax.config import from_dict, to_dict
-from gam_jax.layers import LAYERS, MLP, Block, Chunked, Layer, Stack
+from gam_jax.layers import LAYERS, MLP, Block, Chunked, Layer, NoOp, Stack
 from gam_jax.models.language import LanguageModel
 from gam_jax.params import (
     Param,
@@ -254,7 +254,7 @@ def test_no_token_has_to_do_with_later_ones(layer):
         assert_equal_but_for_rounding(found[:, : t + 1], y[:, : t + 1])
         other[:, t] += 1
         found = np.asarray(apply(layer, params, other)[0])
-        assert np.any(found[:, t] != y[:, t])
+        assert np.any(found[:, t] != y[:, t]) or isinstance(layer, NoOp)
 
 
 @pytest.mark.slow
@@ -264,7 +264,7 @@ def test_it_is_causal_by_its_gradient(layer):
     for t in (0, TOKENS // 2):
         gradient = np.asarray(output_and_gradient(layer, params, x, t)[1])
         assert not np.any(gradient[:, t + 1 :])
-        assert np.any(gradient[:, t])
+        assert np.any(gradient[:, t]) or isinstance(layer, NoOp)
 
 
 @whole_layer

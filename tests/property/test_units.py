@@ -98,7 +98,7 @@ def test_every_layer_tells_of_its_units_or_is_listed_here():
     without = {
         *("Adapted", "Bidirectional", "Chunked", "Elman", "FalconH1", "FusedDelta", "GRU"),
         *("LSTM", "LatentAttention", "MHS", "Mamba", "MinimalRNN", "Mixed", "MoFME", "Nested"),
-        *("ParScale", "ProductMemory", "Shallow", "TCN", "TCNCA", "WrittenGAM"),
+        *("NoOp", "ParScale", "ProductMemory", "Shallow", "TCN", "TCNCA", "WrittenGAM"),
     }
     assert TELLING | without | {"Residual"} >= set(LAYERS)  # as in a Pattern, with what it holds
     assert not TELLING & without

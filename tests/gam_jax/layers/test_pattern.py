@@ -49,13 +49,17 @@ def test_a_pattern_is_its_blocks_one_after_another():
     x = np.random.default_rng(0).normal(size=(2, 6, 8)).astype(np.float32)
     y, _ = jax.jit(pattern)(params, x)
     h, each = x, [jax.jit(layer) for layer in pattern.layers]
-    for kind, (*names, turn) in zip(order, pattern.places(), strict=True):
+    params = jax.tree.map(np.asarray, params)
+    for number, (kind, (*names, turn)) in enumerate(zip(order, pattern.places(), strict=True)):
         own = params
         for name in names:
             own = own[name]
         own = jax.tree.map(lambda p, turn=int(turn): p[turn], own)
+        assert jax.tree.all(jax.tree.map(np.array_equal, pattern.of_layer(params, number), own))
         h, _ = each[kind](own, h)
     np.testing.assert_allclose(y, h, atol=1e-5)
+    again = jax.jit(pattern.of_layers)([pattern.of_layer(params, i) for i in range(len(order))])
+    assert jax.tree.all(jax.tree.map(np.array_equal, again, params))
 
 
 def test_a_model_of_a_pattern_writes_what_it_reads():

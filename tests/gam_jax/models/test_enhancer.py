@@ -9,6 +9,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from gam_jax.data import NoisySounds
 from gam_jax.models.enhancer import Enhancer, si_sdr
@@ -121,6 +122,27 @@ def test_decoders_on_two_devices_score_as_on_one():
         evaluate = make_eval_step(MODEL, layout)
         found.append(jax.tree.map(np.asarray, evaluate(params(), put_batch(MODEL, layout, batch))))
     assert_leaves_close(found[1], found[0], 1e-4)
+
+
+def test_time_and_frequency_over_devices_in_turn_are_one_device_s():
+    """Bins and frames, 5 and 7 of them, divide into no 4 parts; slopes are in test_signals.py."""
+    model = dataclasses.replace(MODEL, blocks=2)
+    x = np.random.default_rng(0).normal(size=(2, 7, 5, 4)).astype(np.float32)
+    own = {name: part for name, part in random_like(model.table()).items() if "_" in name}
+
+    def run(devices):
+        layout = layout_of((1, devices, 1), "data+sequence")
+
+        def program(params, x):
+            return model._turns(params, x, layout.axes.seq)[None]
+
+        specs = (PartitionSpec(), PartitionSpec())
+        out = PartitionSpec("seq")
+        return jax.jit(jax.shard_map(program, mesh=layout.mesh, in_specs=specs, out_specs=out))
+
+    one, found = (np.asarray(run(devices)(own, x)) for devices in (1, 4))
+    assert one.shape == (1, *x.shape)
+    np.testing.assert_allclose(found, np.broadcast_to(one, found.shape), atol=1e-5)
 
 
 def test_distortion_is_blind_to_scale_and_counts_the_rest():

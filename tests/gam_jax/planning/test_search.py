@@ -12,8 +12,10 @@ from jax.interpreters import partial_eval
 
 from experiments.planned import run_of
 from gam_jax.bilevel import Bilevel
+from gam_jax.data import Digits
 from gam_jax.data.text import Text
 from gam_jax.layers import GAM, MLP, Attention, Block, Mixed
+from gam_jax.models import ImageClassifier
 from gam_jax.models.language import LanguageModel
 from gam_jax.params import abstract_params
 from gam_jax.planning.cluster import Level
@@ -289,3 +291,14 @@ def test_logits_that_are_trained_apart_have_a_pass_of_their_own():
     assert not plan(levels, made(*LINKS), odd).priced
     with pytest.raises(UserError, match="half train logits"):
         levels.through(3)
+
+
+def test_a_classifier_of_images_is_priced_and_computes_no_blocks_again():
+    model = ImageClassifier(Block(GAM(slots=8)), width=8, depth=1, side=8, classes=10, patch=4)
+    run = run_of(Experiment(model, Digits(), TrainConfig(batch=8)))
+    sizes = {**dict.fromkeys(AXIS_NAMES, 1), "data": 2}
+    one = Candidate(tuple(sizes.items()), "data", 1, False)
+    found = plan(run, made(Level("node", 2, 1e9)), [one, dataclasses.replace(one, remat=True)])
+    assert [each.candidate for each in found.priced] == [one]
+    assert found.reasons == {REFUSED: 1}
+    assert "ImageClassifier computes no blocks again" in found.refused[0].why

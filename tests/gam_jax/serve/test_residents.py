@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gam_jax.planning.tiers import resident
+from gam_jax.serve.drafts import RunDraft
 from gam_jax.serve.engine import Engine
 from gam_jax.serve.residents import IN, OUT, Residents
 from gam_jax.serve.seating import Settings
@@ -159,14 +160,16 @@ def test_room_that_makes_no_sense_is_refused(room, loaded):
 PAGED, ENDLESS = sizes_of(2, 1, 4, 40), sizes_of(2)
 
 
-def engines(room, sizes=PAGED):
+def engines(room, sizes=PAGED, guesses=False):
     residents = Residents(room, NAMES[:room])
     found = {}
     for name in NAMES:
-        executor = FakeExecutor(sizes, fingerprint=name)
+        executor, other = FakeExecutor(sizes, fingerprint=name), FakeExecutor(PAGED)
         if not residents.loaded(name):
             executor.sleep()
-        found[name] = Engine(executor, Settings(BUDGET), residents=residents, name=name)
+            other.sleep()
+        draft = RunDraft(other, sizes) if guesses else None
+        found[name] = Engine(executor, Settings(BUDGET), draft, residents=residents, name=name)
         found[name].start()
     return found
 
@@ -214,6 +217,18 @@ def test_what_is_remembered_outlives_an_absence():
     assert again.end.cached_tokens == 29
     assert again.tokens == again.alone
     assert served["a"].counts().misses == 1
+    for engine in served.values():
+        engine.stop(0)
+
+
+def test_a_draft_comes_and_goes_with_its_model():
+    served = engines(1, sizes_of(2, 4, 4, 40), guesses=True)
+    for name in "abab":
+        one = ask(served[name], range(9), count=40)
+        waited([one])
+        assert one.tokens == one.alone
+    assert [served[name].counts().misses for name in "ab"] == [1, 2]
+    assert all(served[name].counts().accepted for name in "ab")
     for engine in served.values():
         engine.stop(0)
 

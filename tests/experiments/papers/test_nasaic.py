@@ -1,0 +1,93 @@
+"""The study of NASAIC: its row, the planted case, and that nothing dear is trained in vain."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from experiments.papers import nasaic
+from experiments.search.cosearch import Cosearch, best_of, in_style
+from gam_jax.search import Limit, search, strategy_of
+from sharding.errors import UserError
+
+
+def test_the_recalled_row_gives_the_abstract_s_figures():
+    found = {name: round(value, 2) for name, value in nasaic.row().items()}
+    assert found == {"latency": 17.78, "energy": 2.49, "area": 2.32, "lost": 0.76}
+
+
+def test_nets_first_and_devices_then_are_worse_where_it_is_planted():
+    at_once, first = nasaic.planted(True), nasaic.planted(False)
+    assert at_once["reward"] == pytest.approx(0.82)
+    assert at_once["penalty"] == at_once["above"] == 0
+    # Both large: on 2 and 2 devices 6.4 device seconds, of which 5 are allowed and 9 are the bound.
+    assert first["penalty"] == pytest.approx((6.4 - 5) / 4)
+    assert first["reward"] == pytest.approx(0.84 - 10 * 0.35)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "all",
+        "random",
+        "evolve:pool=4,parents=2",
+        pytest.param("table:count=4", marks=pytest.mark.slow),
+    ],
+)
+def test_no_net_is_trained_for_a_design_that_exceeds_a_limit(strategy):
+    asked = []
+    land = nasaic.PLANTED
+
+    def accuracy(net):
+        asked.append(net)
+        return nasaic.PLANTED_ACCURACY[net[1]]
+
+    own = Cosearch(land, accuracy)
+    found = search(land.space, strategy_of(strategy), own.measure, land.space.size, seed=1)
+    assert own.above == 0
+    assert len(asked) == len(set(asked)) == len(own.trained)
+    trained = [each.point for each in found.results if each.score <= 0]
+    assert set(asked) == {net for point in trained for net in land.nets(point)}
+    for each in found.results:
+        figures = land.price(each.point)
+        holds = all(figures[limit.name] <= limit.most for limit in land.limits)
+        assert (each.score <= 0) == holds
+    assert own.stopped == len(found.results) - len(trained) > 0
+    assert -found.best.score == best_of(land, accuracy) == pytest.approx(0.82)
+
+
+def test_where_no_design_is_within_the_limits_nothing_is_trained():
+    limits = tuple(Limit(one.name, one.most / 10, one.bound) for one in nasaic.PLANTED.limits)
+    own = Cosearch(dataclasses.replace(nasaic.PLANTED, limits=limits), lambda net: 1 / 0)
+    scores = own.measure(list(nasaic.PLANTED.space.points()))
+    assert min(scores) > 0
+    assert not own.trained
+    with pytest.raises(UserError, match="is not trained"):
+        own.reward((0, 0, 0, 0, 0))
+
+
+def test_what_cannot_be_has_no_price_and_is_refused():
+    space = nasaic.Space.of({**nasaic.PLANTED.space.to_json(), "devices": [[1, 1], [4, 1]]})
+    own = Cosearch(dataclasses.replace(nasaic.PLANTED, space=space), lambda net: 0.5)
+    one, four = (own.measure([space.point_of({**space.values((0,) * 5), "devices": devices})])[0]
+                 for devices in ([1, 1], [4, 1]))  # fmt: skip
+    assert (one, four) == (-0.5, float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("style", "devices", "mesh", "preset"),
+    [
+        ("data", 8, "data=8", "data"),
+        ("fully_sharded", 4, "data=4", "fully_sharded"),
+        ("tensor", 4, "tensor=4", "data+tensor_tokens"),
+        ("square", 8, "data=2,tensor=4", "data+tensor_tokens"),
+        ("square", 1, "data=1", "data"),
+        ("tensor", 1, "data=1", "data"),
+        ("fully_sharded", 1, "data=1", "data"),
+    ],
+)
+def test_a_style_is_a_use_of_all_devices(style, devices, mesh, preset):
+    found = in_style(style, devices)
+    assert (found.axes, found.preset) == (mesh, preset)
+    assert found.layout.mesh.size == devices
