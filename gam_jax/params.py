@@ -138,9 +138,14 @@ def names_of(table: Table) -> list[str]:
 def init_params(table: Table, key: Array) -> Params:
     """Initial values, float32. A parameter's value depends on the key and on its path alone."""
     numbers = np.array([zlib.crc32(name.encode()) for name in names_of(table)], np.uint32)
-    # A loop, and no vmap, under which keys of JAX's "unsafe_rbg" would be others.
-    keys = iter(jax.lax.map(lambda number: jax.random.fold_in(key, number), numbers))
+    keys = iter(_folded(key, numbers))
     return _map(lambda param: param.init(next(keys), param.shape), table)
+
+
+@jax.jit
+def _folded(key: Array, numbers: Array) -> Array:
+    """A key for each number, in a loop: a vmap would make others of JAX's "unsafe_rbg" keys."""
+    return jax.lax.map(lambda number: jax.random.fold_in(key, number), numbers)
 
 
 def abstract_params(table: Table) -> Params:
