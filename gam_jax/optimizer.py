@@ -11,19 +11,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array
 
 from gam_jax.config import unknown
 from gam_jax.muon import scale_by_muon, scale_matrices
 from gam_jax.params import (
     Param,
     Table,
+    any_counted,
     decay_mask,
     is_fixed,
     path_name,
-    sign_steps,
     trained_mask,
-    without_signs,
+    with_counted,
+    without_counted,
 )
 from sharding.bounds import NotNegative, Positive, Rate, Share, Span, check_bounds
 from sharding.errors import UserError
@@ -281,7 +281,7 @@ def _of_all(config: OptimizerConfig, steps: int, table: Table) -> optax.Gradient
     else:
         adam = _stored_in(config.moments, optax.scale_by_adam(*betas))
         chain = optax.chain(clip, optax.chain(adam, decay, rate))
-    return _with_signs(chain, table)
+    return _with_counted(chain, table)
 
 
 def _stored_in(dtype: str, inner: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -300,20 +300,15 @@ def _stored_in(dtype: str, inner: optax.GradientTransformation) -> optax.Gradien
     return optax.GradientTransformation(lambda params: cast(inner.init(params), dtype), update)
 
 
-def _with_signs(
+def _with_counted(
     optimizer: optax.GradientTransformation, table: Table
 ) -> optax.GradientTransformation:
-    """The optimizer, but for parameters that take steps of a fixed size against a sign."""
-    steps = sign_steps(table)
-    if not any(jax.tree.leaves(steps)):
+    """The optimizer, but for parameters that follow what their layers count."""
+    if not any_counted(table):
         return optimizer
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        ours, state = optimizer.update(without_signs(table, updates), state, params)
-
-        def one(update: Array, found: Array, step: float) -> Array:
-            return -step * jnp.sign(found) if step else update
-
-        return jax.tree.map(one, ours, updates, steps), state
+        ours, state = optimizer.update(without_counted(table, updates), state, params)
+        return with_counted(table, ours, updates, params), state
 
     return optax.GradientTransformation(optimizer.init, update)

@@ -59,8 +59,10 @@ class Param:
         is not divided is refused.
       sign_step: 0 for a parameter that the optimizer trains. Otherwise each update moves the value
         by this much against the sign of what stands in its gradient's place, whatever the
-        optimizer. That may be a count rather than a gradient: the balance bias of a mixture of
-        experts follows its expert's load so.
+        optimizer. That may be a count rather than a gradient, see `ops.counted`: the balance bias
+        of a mixture of experts follows its expert's load so.
+      average: likewise, and each update moves the value this part of the way to what stands there:
+        a running average of what the layer counts, such as the mean of its inputs.
       transposed: whether a matrix stands here as outputs x inputs. Others are inputs x outputs.
     """
 
@@ -73,9 +75,12 @@ class Param:
     precise: bool = False
     pads: str = ""
     sign_step: float = 0.0
+    average: float = 0.0
     transposed: bool = False
 
     def __post_init__(self) -> None:
+        if self.sign_step and self.average:
+            raise ValueError("a parameter follows a sign or is an average, not both")
         if len(self.shape) != len(self.axes):
             raise ValueError(f"shape {self.shape} and axes {self.axes} differ in length")
 
@@ -133,9 +138,14 @@ def names_of(table: Table) -> list[str]:
 def init_params(table: Table, key: Array) -> Params:
     """Initial values, float32. A parameter's value depends on the key and on its path alone."""
     numbers = np.array([zlib.crc32(name.encode()) for name in names_of(table)], np.uint32)
-    # A loop, and no vmap, under which keys of JAX's "unsafe_rbg" would be others.
-    keys = iter(jax.lax.map(lambda number: jax.random.fold_in(key, number), numbers))
+    keys = iter(_folded(key, numbers))
     return _map(lambda param: param.init(next(keys), param.shape), table)
+
+
+@jax.jit
+def _folded(key: Array, numbers: Array) -> Array:
+    """A key for each number, in a loop: a vmap would make others of JAX's "unsafe_rbg" keys."""
+    return jax.lax.map(lambda number: jax.random.fold_in(key, number), numbers)
 
 
 def abstract_params(table: Table) -> Params:
@@ -189,13 +199,13 @@ def shard_dims(table: Table, layout: Layout) -> Any:
 def codings(table: Table, layout: Layout) -> Any:
     """How each parameter and its gradient are sent where `layout` asks for few bits.
 
-    Those that stay precise or follow a sign, and those of one dimension a layer (biases, scales of
+    Those that stay precise or follow counts, and those of one dimension a layer (biases, scales of
     norms), are sent as they are.
     """
 
     def one(param: Param) -> zero.Coding:
         layers = len([*itertools.takewhile(lambda axis: axis == "layer", param.axes)])
-        few = not param.precise and not param.sign_step and len(param.shape) - layers > 1
+        few = not param.precise and not is_counted(param) and len(param.shape) - layers > 1
         return zero.Coding(layout.bits if few else Bits(), layers)
 
     return _map(one, table)
@@ -235,7 +245,7 @@ def decay_mask(table: Table) -> Any:
 
 def trained_mask(table: Table) -> Any:
     """A bool for each parameter: does the optimizer move it?"""
-    return _map(lambda param: not param.sign_step, table)
+    return _map(lambda param: not is_counted(param), table)
 
 
 def stacked_mask(table: Table) -> Any:
@@ -243,22 +253,45 @@ def stacked_mask(table: Table) -> Any:
     return _map(lambda param: param.axes[:1] == ("layer",), table)
 
 
-def sign_steps(table: Table) -> Any:
-    """The `sign_step` of each parameter."""
-    return _map(lambda param: param.sign_step, table)
+def without_counted(table: Table, grads: Any) -> Any:
+    """Gradients; zeros for those parameters that follow counts, where they are none."""
+    return _map(lambda param, x: jnp.zeros_like(x) if is_counted(param) else x, table, grads)
 
 
-def without_signs(table: Table, grads: Any) -> Any:
-    """Gradients; zeros for those parameters that follow a sign, where they are none."""
-    return _map(lambda param, x: jnp.zeros_like(x) if param.sign_step else x, table, grads)
-
-
-def mean_of_signs(table: Table, grads: Any, parts: int) -> Any:
-    """Gradients; what parts of a batch have summed for a parameter that follows a sign, averaged.
+def mean_of_counted(table: Table, grads: Any, parts: int) -> Any:
+    """Gradients; what parts of a batch have summed for a parameter that follows counts, averaged.
 
     It is no gradient, so it does not shrink with a part's share of the whole batch.
     """
-    return _map(lambda param, x: x / parts if param.sign_step else x, table, grads)
+    return _map(lambda param, x: x / parts if is_counted(param) else x, table, grads)
+
+
+def with_counted(table: Table, updates: Any, found: Any, params: Any) -> Any:
+    """The optimizer's updates, but for parameters that follow counts.
+
+    Args:
+      table: of the parameters.
+      updates: the optimizer's.
+      found: what stands in the gradients' places.
+      params: their values.
+    """
+
+    def one(param: Param, update: Array, found: Array, value: Array) -> Array:
+        if param.sign_step:
+            return -param.sign_step * jnp.sign(found)
+        return param.average * (found - value) if param.average else update
+
+    return _map(one, table, updates, found, params)
+
+
+def any_counted(table: Table) -> bool:
+    """Whether any parameter follows counts."""
+    return any(map(is_counted, jax.tree.leaves(table, is_leaf=_is_param)))
+
+
+def is_counted(param: Param) -> bool:
+    """Whether a parameter follows what its layer counts, and not its gradient."""
+    return bool(param.sign_step or param.average)
 
 
 def cast(table: Table, params: Params, dtype: DTypeLike) -> Params:

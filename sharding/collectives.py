@@ -156,6 +156,36 @@ def left_halo(
     return jnp.where(there[:, None], jnp.pad(received, ((0, 0), (missing, 0), (0, 0))), end)
 
 
+def right_halo(x: Float[Array, "B T D"], halo: int, axis: str | None) -> Float[Array, "B H D"]:
+    """The H inputs that come after this device's tokens, zeros behind the last shard.
+
+    A halo longer than a shard is sent in several hops, as in `left_halo`; x may have any axes
+    behind the first two.
+    """
+    nothing = jnp.zeros((len(x), halo, *x.shape[2:]), x.dtype)
+    if axis is None or halo == 0:
+        return nothing
+    x, parts, missing = as_varying(x, axis), [], halo
+    size = lax.axis_size(axis)
+    for hop in range(1, size):
+        if missing:
+            sent = min(missing, x.shape[1])
+            shift = [(i + hop, i) for i in range(size - hop)]
+            parts.append(lax.ppermute(x[:, :sent], axis, shift))  # zeros where there is no shard
+            missing -= sent
+    return jnp.concatenate([*parts, as_varying(nothing[:, :missing], axis)], axis=1)
+
+
+def with_halos(x: Array, before: int, after: int, axis: str | None) -> Array:
+    """x [B, T, ...] between the inputs before and after it, zeros beyond both ends of the whole."""
+    if not before and not after:
+        return x
+    flat = x.reshape(*x.shape[:2], -1)
+    left = left_halo(flat, jnp.zeros_like(flat, shape=(len(x), before, flat.shape[2])), axis)
+    both = jnp.concatenate([left, flat, right_halo(flat, after, axis)], axis=1)
+    return both.reshape(len(x), -1, *x.shape[2:])
+
+
 def from_last(x: Array, axis: str | None) -> Array:
     """The value that the last device of `axis` holds, given to all. Identity for None."""
     if axis is None:

@@ -263,7 +263,9 @@ def _differ(first: Values, second: Values, sign: int) -> Verdict:
 
 def _error(first: Values, second: Values) -> float | None:
     """The standard error of the difference; None where a single seed tells none."""
-    if first.values and first.seeds and first.seeds == second.seeds:
+    counts = {len(each) for each in (first.values, second.values, first.seeds)}
+    # A measure that some seeds did not give has fewer values than seeds, which are nobody's.
+    if first.values and first.seeds == second.seeds and len(counts) == 1:
         pairs = zip(first.values, second.values, strict=True)
         differences = [a - b for a, b in pairs]
         count = len(differences)

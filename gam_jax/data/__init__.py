@@ -19,8 +19,10 @@ from gam_jax.data.noisy_sounds import NoisySounds
 from gam_jax.data.recall import Recall
 from gam_jax.data.signals import Sounds, TwoPaths
 from gam_jax.data.source_facts import SourceFacts
+from gam_jax.data.squares import MovingSquares
 from gam_jax.data.text import Text
 from gam_jax.data.videos import Videos
+from gam_jax.data.views import BoxViews
 
 if TYPE_CHECKING:
     from gam_jax.data.text_dataset import TextDataset
@@ -30,10 +32,12 @@ __all__ = [
     "DATA",
     "Arrays",
     "Audio",
+    "BoxViews",
     "Data",
     "Dataset",
     "Digits",
     "Holes",
+    "MovingSquares",
     "NarrowSounds",
     "NoisySounds",
     "Recall",
@@ -48,7 +52,18 @@ __all__ = [
 ]
 
 READ = (Text, TextMixture, Digits, Audio)
-DRAWN = (Recall, Sounds, NarrowSounds, NoisySounds, TwoPaths, SourceFacts, Videos, Holes)
+DRAWN = (
+    Recall,
+    Sounds,
+    NarrowSounds,
+    NoisySounds,
+    TwoPaths,
+    SourceFacts,
+    Videos,
+    Holes,
+    MovingSquares,
+    BoxViews,
+)
 DATA: dict[str, type[Data]] = {
     name: kind for kind in (*READ, *DRAWN, Arrays) for name in kind.NAMES
 }

@@ -120,7 +120,7 @@ class Convolution(Node):
         return self._made(params, every, (0, 1 - self.stride)), state
 
     def _made(self, params: Params, x: Array, pads: tuple[int, int]) -> Array:
-        how = {"stride": self.stride, "dilation": self.dilation, "groups": self.groups}
+        how: Any = {"stride": self.stride, "dilation": self.dilation, "groups": self.groups}
         return convolve(x, _weight(self, params), params.get("bias"), pads=[pads], **how)
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from gam_jax.layers.base import WHOLE, Layer, Statistics, inherit, known
 from gam_jax.layers.mlp import MLP
 from gam_jax.ops import dispatch, grouped, routing
+from gam_jax.ops.counted import counted
 from gam_jax.ops.dropout import draw, dropout
 from gam_jax.ops.linear import linear
 from gam_jax.params import Param, Params, Table, fan_in, names_of, normal, stack, zeros
@@ -295,9 +296,7 @@ class MoE(Layer):
         if self.router.bias_step:
             load = jnp.sum(choice.hot, axis=(0, 1, 2))
             deviation = load - jnp.mean(load)
-            bias = params["balance_bias"]
-            bias, load = collectives.vary_alike(bias, deviation.astype(bias.dtype))
-            x = jnp.asarray(routing.with_load_as_gradient(x, bias, load))
+            x = counted(x, params["balance_bias"], deviation)
         x = residual.enter(x, axes, "ffn")
         flat = x.reshape(-1, x.shape[-1])
         chosen = choice.experts.shape[-1]

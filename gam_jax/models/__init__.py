@@ -10,7 +10,9 @@ from gam_jax.models.extender import BandExtender
 from gam_jax.models.inpainter import Inpainter
 from gam_jax.models.language import LanguageModel
 from gam_jax.models.masked import Masked
+from gam_jax.models.motion import MotionTuned
 from gam_jax.models.phase import PhaseModel
+from gam_jax.models.pictures import PictureDenoiser
 from gam_jax.models.semi import SemiDrafter
 from gam_jax.models.side_tuned import SideTuned
 from gam_jax.models.source_reader import SourceReader
@@ -28,7 +30,9 @@ MODELS: dict[str, type[Model]] = {
         LanguageModel,
         LexicalUnits,
         Masked,
+        MotionTuned,
         PhaseModel,
+        PictureDenoiser,
         SemiDrafter,
         SideTuned,
         SourceReader,
@@ -53,7 +57,9 @@ __all__ = [
     "Masked",
     "Measures",
     "Model",
+    "MotionTuned",
     "PhaseModel",
+    "PictureDenoiser",
     "SemiDrafter",
     "SideTuned",
     "SourceReader",

@@ -35,8 +35,6 @@ PART = 0.4
 """The time above which fusion is early; the source's 20 steps of 50 from the end."""
 TAPS = 5
 """Frames that make a token: one with its neighbours, within the window."""
-WAVES = 4
-"""Sines and cosines of the time, each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +121,7 @@ class VideoDenoiser(Model):
         width, channels = self.width, known(self.channels, "channels", self)
         found: dict[str, Any] = {
             "frame": _affine(channels + 1, width, TAPS),
-            "time": Param((2 * WAVES, width), (None, None), fan_in(2 * WAVES)),
+            "time": Param((2 * denoising.WAVES, width), (None, None), fan_in(2 * denoising.WAVES)),
             "place": Param((self.window, width), (None, None), normal(0.2), decay=False),
         }
         if self.reads == INTERFACE:
@@ -158,7 +156,7 @@ class VideoDenoiser(Model):
         h = _embedded(params["frame"], windows.reshape(-1, *inner)) + params["place"]
         h = collectives.own_shard(h, whole, 1)
         frames = h.shape[1]
-        h += jnp.repeat(_waves(time) @ params["time"], chunks, 0)[:, None]
+        h += jnp.repeat(denoising.waves(time) @ params["time"], chunks, 0)[:, None]
         sources: list[Array] = []
         if self.reads == INTERFACE:
             z = self._interface(params, x, time, axes)
@@ -262,7 +260,7 @@ class VideoDenoiser(Model):
         own = params["interface"]
         keys = jnp.concatenate([x, jnp.ones_like(x[..., :1])], -1)[:, :: self.every]
         keys = _embedded(own["key"], keys)
-        z = own["start"] + (_waves(time) @ params["time"])[:, None]
+        z = own["start"] + (denoising.waves(time) @ params["time"])[:, None]
         z = z + self._reader(own["read"], z, [keys], axes)
         for number in range(self.processor):
             z = self._block(1)(own[f"block_{number}"], z, (), axes)
@@ -334,8 +332,3 @@ def _embedded(params: Params, frames: Float[Array, "B W C"]) -> Float[Array, "B 
     """Each frame with its neighbours, as many on both sides; zeros beyond the window."""
     beside = len(params["weight"]) // 2
     return convolve(frames, params["weight"], params["bias"], pads=[(beside, beside)])
-
-
-def _waves(time: Float[Array, B]) -> Float[Array, "B S"]:
-    angles = jnp.pi * time[:, None] * 2.0 ** jnp.arange(WAVES)
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)

@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from sharding import collectives
 from sharding.errors import UserError
 
 
@@ -21,6 +22,7 @@ def convolve(
     dilation: int | Sequence[int] = 1,
     pads: Sequence[tuple[int, int]] | None = None,
     groups: int = 1,
+    axis: str | None = None,
 ) -> Float[Array, "B *M F"]:
     """y[m] = bias + sum_j weight[j] x[m stride + j dilation - pad], zeros outside x.
 
@@ -32,18 +34,34 @@ def convolve(
       dilation: inputs from a tap to the next, likewise.
       pads: zeros before and after, of each axis; below 0 inputs are left out. None for no zeros.
       groups: the channels are so many parts, each with filters of its own.
+      axis: mesh axis that splits the first axis of space or time. The zeros of its pads are then
+        those at the ends of the whole; elsewhere the inputs of neighbours stand in their place.
 
     Raises:
-      UserError: shapes that do not fit.
+      UserError: shapes that do not fit; a split axis of which a device's inputs do not make its
+        part of the outputs.
     """
     axes = _checked("convolve", x, weight, bias, groups)
+    strides, dilations = _each(stride, axes), _each(dilation, axes)
+    pads = [(0, 0)] * axes if pads is None else list(pads)
+    if axis is not None:
+        (before, after), step = pads[0], strides[0]
+        spare = before + after + step - 1 - (weight.shape[0] - 1) * dilations[0]
+        if x.shape[1] % step or not 0 <= spare < step:
+            raise UserError(
+                f"convolve: {x.shape[1]} inputs on each device of mesh axis {axis}, with pads "
+                f"{pads[0]} and stride {step}, do not make one output for each stride: give pads "
+                f"that sum to the kernel's reach less stride - 1"
+            )
+        x = collectives.with_halos(x, max(before, 0), max(after, 0), axis)
+        pads[0] = min(before, 0), min(after, 0)
     return _convolved(
         x,
         weight,
         bias,
-        window_strides=_each(stride, axes),
-        rhs_dilation=_each(dilation, axes),
-        padding=[(0, 0)] * axes if pads is None else list(pads),
+        window_strides=strides,
+        rhs_dilation=dilations,
+        padding=pads,
         groups=groups,
     )
 
@@ -56,6 +74,7 @@ def transposed(
     stride: int | Sequence[int] = 1,
     crops: Sequence[tuple[int, int]] | None = None,
     groups: int = 1,
+    axis: str | None = None,
 ) -> Float[Array, "B *M F"]:
     """y[n stride + k] = bias + sum over n and k of weight[k] x[n], cut at both ends.
 
@@ -67,19 +86,34 @@ def transposed(
       crops: outputs that are cut at the beginning and at the end of the (N - 1) stride + K of each
         axis; below 0 zeros are added there, which get the bias too. None to cut none.
       groups: as in `convolve`.
+      axis: mesh axis that splits the first axis of space or time.
 
     Raises:
-      UserError: shapes that do not fit.
+      UserError: shapes that do not fit; a split axis with other than a stride of outputs for each
+        input.
     """
     axes = _checked("transposed", x, weight, bias, groups)
-    taps = weight.shape[:axes]
-    crops = [(0, 0)] * axes if crops is None else crops
+    taps, strides = weight.shape[:axes], _each(stride, axes)
+    crops = [(0, 0)] * axes if crops is None else list(crops)
+    if axis is not None:
+        (first, last), step, reach = crops[0], strides[0], taps[0] - 1
+        if first < 0 or first + last != taps[0] - step:
+            raise UserError(
+                f"transposed: crops {crops[0]} of a kernel of {taps[0]} with stride {step} do not "
+                f"leave {step} outputs for each input on each device of mesh axis {axis}: give "
+                f"crops that sum to {taps[0] - step}, the first not below 0"
+            )
+        outputs = x.shape[1] * step
+        before, after = max(0, -(-(reach - first) // step)), -(-first // step)
+        x = collectives.with_halos(x, before, after, axis)
+        start = before * step + first
+        crops[0] = start, (x.shape[1] - 1) * step + taps[0] - start - outputs
     return _convolved(
         x,
         jnp.flip(weight, range(axes)),
         bias,
         window_strides=(1,) * axes,
-        lhs_dilation=_each(stride, axes),
+        lhs_dilation=strides,
         padding=[(k - 1 - a, k - 1 - b) for k, (a, b) in zip(taps, crops, strict=True)],
         groups=groups,
     )

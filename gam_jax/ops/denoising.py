@@ -7,6 +7,7 @@ model predicts the noise e, or the velocity v = alpha e - sigma x (Salimans and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -22,6 +23,8 @@ LAST = 0.999
 """The time at which samplers begin: at 1 the noise alone tells nothing of x."""
 BETAS = (0.1, 20.0)
 """Rates of noise of "linear" at t = 0 and 1: 1e-4 and 0.02 a step of a thousand."""
+WAVES = 4
+"""Sines and cosines of the time, each."""
 
 Predict = Callable[[Array, Array], Array]
 """(x_t, t) -> what is predicted; t is a number."""
@@ -45,6 +48,27 @@ def levels(t: Float[Array, "*B"], schedule: str = COSINE) -> tuple[Array, Array]
     low, high = BETAS
     square = -low * t - (high - low) / 2 * t**2
     return jnp.exp(square / 2), jnp.sqrt(-jnp.expm1(square))
+
+
+def shifted(t: Float[Array, "*B"], by: float) -> Float[Array, "*B"]:
+    """The times at which alpha^2 / sigma^2 of the cosine schedule is that at t, divided by `by`.
+
+    Several pictures of one thing tell of each other, so that the same noise hides less: n of them
+    are given n times the noise (arXiv 2412.03632; 2301.11093 of one large picture).
+    """
+    alpha, sigma = levels(t)
+    return 2 / jnp.pi * jnp.arctan2(math.sqrt(by) * sigma, alpha)
+
+
+def waves(t: Float[Array, B], count: int = WAVES) -> Float[Array, "B 2C"]:
+    """sin(2^k pi t) and cos(2^k pi t) for k = 0 ... C - 1: what a model is told of the time.
+
+    Args:
+      t: from 0 to 1.
+      count: C.
+    """
+    angles = jnp.pi * t[:, None] * 2.0 ** jnp.arange(count)
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
 
 
 def noised(x: Array, noise: Array, alpha: Array, sigma: Array) -> Array:

@@ -338,19 +338,3 @@ def max_violation(load: Any) -> Any:
     """(max - mean) / mean of loads [..., E] (MaxVio, arXiv 2408.15664, section 3.1)."""
     mean = load.mean(axis=-1)
     return (load.max(axis=-1) - mean) / mean
-
-
-@jax.custom_vjp
-def with_load_as_gradient(x: Array, bias: Float[Array, E], load: Float[Array, E]) -> Array:
-    """Returns x unchanged. In the backward pass the gradient of `bias` is `load`.
-
-    No loss depends on a balance bias, so it has no gradient of its own. Its expert's load above
-    the mean is put there instead: like a gradient it is summed over devices and parts of a batch,
-    and `Param.sign_step` moves the bias by its sign.
-    """
-    return x
-
-
-with_load_as_gradient.defvjp(
-    lambda x, bias, load: (x, load), lambda load, g: (g, load, jnp.zeros_like(load))
-)

@@ -17,7 +17,7 @@ from gam_jax.local import Local, LocalState, Workers, meet
 from gam_jax.master import updated
 from gam_jax.models.base import Batch, Model
 from gam_jax.optimizer import trained
-from gam_jax.params import Params, param_specs, shardings, stored_specs, without_signs
+from gam_jax.params import Params, param_specs, shardings, stored_specs, without_counted
 from gam_jax.training.state import TrainState, state_shardings
 from gam_jax.training.step import (
     OPTIMIZER,
@@ -69,7 +69,7 @@ def make_round(model: Model, optimizer: Workers, layout: Layout, accumulate: int
 
     def one_update(grads: Params, opt_state: Any, params: Params) -> tuple[Params, Any, Array]:
         params, opt_state = updated(own, grads, opt_state, params)
-        return params, opt_state, optax.tree.norm(trained(own, without_signs(table, grads)))
+        return params, opt_state, optax.tree.norm(trained(own, without_counted(table, grads)))
 
     def round_(state: TrainState, batches: Batch) -> tuple[TrainState, dict[str, Array]]:
         outer: LocalState = state.opt_state

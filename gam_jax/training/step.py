@@ -29,7 +29,7 @@ from gam_jax.params import (
     codings,
     gathered,
     gradient_specs,
-    mean_of_signs,
+    mean_of_counted,
     movable,
     param_specs,
     rule_specs,
@@ -38,7 +38,7 @@ from gam_jax.params import (
     stored_specs,
     widened,
     with_movable,
-    without_signs,
+    without_counted,
 )
 from gam_jax.training.pipeline import scores_in_stages, through_stages
 from gam_jax.training.state import TrainState, state_shardings
@@ -186,7 +186,7 @@ def own_gradients(
             summed, own_dims, layout.state_axes, split, own_spread, own_coding
         )
         grads = with_movable(table, found, lambda leaf: leaf, grads)
-        return measures, mean_of_signs(table, grads, accumulate)
+        return measures, mean_of_counted(table, grads, accumulate)
 
     return gradients
 
@@ -283,7 +283,7 @@ def make_train_step(
         with jax.named_scope(OPTIMIZER):
             opt_state = returned(opt_state, placed.opt_state)
         after = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
-        norm = optax.tree.norm(trained(weights, without_signs(table, grads)))
+        norm = optax.tree.norm(trained(weights, without_counted(table, grads)))
         measures = {**measures, "grad_norm": norm}
         if levels is not None:  # an option that is drawn by such logits has a loss all the same
             own = jax.tree.leaves(of_logits(params))

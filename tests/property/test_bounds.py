@@ -21,10 +21,15 @@ from gam_jax.data.noisy_sounds import NoisySounds
 from gam_jax.data.recall import Recall
 from gam_jax.data.signals import Sounds, TwoPaths
 from gam_jax.data.source_facts import SourceFacts
+from gam_jax.data.squares import MovingSquares
 from gam_jax.data.videos import Videos
+from gam_jax.data.views import BoxViews
 from gam_jax.decode import generate
 from gam_jax.layers import Layer
+from gam_jax.layers.channel_norm import BatchNorm, GroupNorm
+from gam_jax.layers.pictures import BetweenPictures
 from gam_jax.layers.sources import SourceAttention
+from gam_jax.layers.unet import UNet
 from gam_jax.models import (
     APNet,
     Autoencoder,
@@ -33,7 +38,9 @@ from gam_jax.models import (
     ImageClassifier,
     Inpainter,
     LanguageModel,
+    MotionTuned,
     PhaseModel,
+    PictureDenoiser,
     SourceReader,
     VideoDenoiser,
 )
@@ -67,6 +74,14 @@ CONFIGS = {
     "extender": BandExtender(discriminators=Discriminators()),
     "holes": Holes(),
     "inpainter": Inpainter(),
+    "squares": MovingSquares(),
+    "views": BoxViews(),
+    "pictures": PictureDenoiser(),
+    "motion": MotionTuned(),
+    "between": BetweenPictures(8, 2),
+    "group norm": GroupNorm(4, 2),
+    "batch norm": BatchNorm(4),
+    "unet": UNet(1, 1),
     "positions": Positions(),
     "classifier": ImageClassifier(SMALL.model.block, width=64, depth=2),
     **EXAMPLES,

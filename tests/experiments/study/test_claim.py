@@ -58,6 +58,8 @@ def verdict(kind, *values, value=0.0, tolerance=0.0):
         (exact(3.0), exact(2.0), REVERSED),
         (exact(2.0), seeds(3.0, 3.01), HOLDS),
         (exact(2.0), seeds(3.0), ONE_SEED),
+        # A measure that one of three seeds did not give.
+        (Values((2.0, 2.01), "seeds", (0, 1, 2)), seeds(3.0, 3.01, 2.99), HOLDS),
         (kept(2.0, 0.01, 3), kept(3.0, 0.01, 3), HOLDS),
         (kept(3.0, 0.01, 2), seeds(2.0, 2.01), REVERSED),
         (kept(2.0, 2.0, 3), kept(3.0, 2.0, 3), UNCLEAR),

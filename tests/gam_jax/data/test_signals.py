@@ -10,7 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gam_jax.config import from_dict, to_dict
-from gam_jax.data import DATA, Data, Holes, NoisySounds, Sounds, SourceFacts, TwoPaths, Videos
+from gam_jax.data import (
+    DATA,
+    BoxViews,
+    Data,
+    Holes,
+    MovingSquares,
+    NoisySounds,
+    Sounds,
+    SourceFacts,
+    TwoPaths,
+    Videos,
+)
 from sharding.errors import UserError
 
 SMALL = {
@@ -19,6 +30,8 @@ SMALL = {
     "source_facts": SourceFacts(lengths=(1, 5), scored=4),
     "videos": Videos(frames=8, scored=4),
     "holes": Holes(side=9, hole=4, scored=4),
+    "squares": MovingSquares(frames=3, side=6, swapped=True, scored=4),
+    "views": BoxViews(views=2, side=6, scored=4),
 }
 seeds = st.integers(0, 2**32 - 1)
 

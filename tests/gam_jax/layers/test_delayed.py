@@ -67,7 +67,7 @@ def random_graph(draw: random.Random, depth: int = 2, ratio_one: bool = False) -
 @functools.cache
 def doubles(network: Node) -> dict:
     """Parameters in float64, biases and all."""
-    params = jax.jit(lambda key: init_params(network.table(WIDTH), key))(jax.random.key(0))
+    params = init_params(network.table(WIDTH), jax.random.key(0))  # many share their shapes
     return jax.tree.map(lambda x: np.asarray(x, np.float64), params)
 
 

@@ -16,7 +16,7 @@ from gam_jax.layers.base import WHOLE, statistics
 from gam_jax.models.language import LanguageModel
 from gam_jax.ops.routing import Capacity, Router, choose, max_violation
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
-from gam_jax.params import count_params, without_signs
+from gam_jax.params import count_params, without_counted
 from gam_jax.training.state import init_state
 from gam_jax.training.step import make_train_step
 from tests.arrays import put
@@ -247,7 +247,7 @@ def test_the_balance_bias_steps_against_the_sign_of_load_above_the_mean():
 
 def test_no_gradient_norm_has_the_load_in_it():
     grads = random_like(MODEL.table())
-    cleaned = jax.jit(lambda grads: without_signs(MODEL.table(), grads))(grads)["blocks"]["ffn"]
+    cleaned = jax.jit(lambda grads: without_counted(MODEL.table(), grads))(grads)["blocks"]["ffn"]
     assert not np.any(cleaned["balance_bias"])
     chex.assert_trees_all_equal(cleaned["router"], grads["blocks"]["ffn"]["router"])
 

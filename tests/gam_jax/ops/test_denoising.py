@@ -18,6 +18,7 @@ from gam_jax.ops.denoising import (
     noised,
     parts,
     sample,
+    shifted,
     target,
 )
 from sharding.errors import UserError
@@ -49,6 +50,15 @@ def test_levels_keep_the_variance_and_lose_the_signal(schedule):
         betas = np.linspace(1e-4, 0.02, 1000)
         wanted = np.sqrt(np.cumprod(1 - betas))[(TIMES * 1000).astype(int) - 1]
         np.testing.assert_allclose(alpha, wanted, atol=2e-3)
+
+
+def test_shifted_times_have_so_many_times_less_signal():
+    """log SNR' = log SNR - log n."""
+    ratios = []
+    for t in (TIMES, np.asarray(shifted(put(TIMES, np.float32), 6.0), np.float64)):
+        ratios.append(np.log(np.cos(np.pi / 2 * t) ** 2 / np.sin(np.pi / 2 * t) ** 2))
+    np.testing.assert_allclose(ratios[1], ratios[0] - np.log(6), atol=1e-4)
+    np.testing.assert_allclose(shifted(put([0.0, 1.0], np.float32), 6.0), [0, 1], atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [NOISE, VELOCITY])
