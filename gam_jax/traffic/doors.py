@@ -19,6 +19,7 @@ from gam_jax.layers import (
     FusedDelta,
     LatentAttention,
     Layer,
+    Linear,
     LinearMemory,
     Mamba,
     Mamba2,
@@ -41,6 +42,7 @@ from sharding.rules import DEFAULT_RULES
 
 MAPS: dict[type[Layer], tuple[tuple[str, ...], tuple[str, ...]]] = {
     MLP: (("w_in", "w_gate"), ("w_out",)),
+    Linear: (("weight",), ()),
     Attention: (("query", "key", "value", "gate"), ("out",)),
     LatentAttention: (("query",), ("out",)),
     GAM: (("gate",), ()),

@@ -93,12 +93,14 @@ CHOSEN = (
     ("Adapted mixtures", (1, 2, 2, 1, 2), WHOLE),
     ("Mixed", (1, 2, 4), IN_TOKENS),
     ("Nested", (2, 1, 4), IN_TOKENS),
+    ("Linear", (2, 1, 4), IN_RING),
+    ("NoOp", (1, 2, 4), WHOLE),
 )
 """Layers, meshes and presets with each kind of layer, itself or in another."""
 
 ALIKE = (
     *("MoE of all kinds", "MoE chosen by experts", "Stack", "Series", "LSTM", "InTurn", "MoFME"),
-    *("ParScale of a stack", "Residual", "Adapted mixtures", "Mixed"),
+    *("ParScale of a stack", "Residual", "Adapted mixtures", "Mixed", "NoOp"),
 )
 """Of these, what is `slow`: kinds that other cases, tests of models or of their own hold too."""
 ALWAYS = [case for case in CHOSEN if case[0] not in ALIKE]
