@@ -8,7 +8,8 @@ import json
 import numpy as np
 import pytest
 
-from experiments.papers import puzzle
+from experiments.papers.puzzle import STUDY, official
+from experiments.papers.puzzle.children import solver
 from experiments.study import Setting
 from experiments.study.run import Request, run_study
 from gam_jax.training.progress import Progress
@@ -29,7 +30,7 @@ def library(random, layers=4, variants=3):
 
 
 def test_the_program_is_brute_force():
-    assert puzzle.solver(Setting("short"), 0) == {"off": 0.0, "below": 0.0}
+    assert solver(Setting("short"), 0) == {"off": 0.0, "below": 0.0}
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -46,21 +47,22 @@ def test_a_published_library_is_read_and_its_best_child_found(seed, tmp_path, mo
 
     points = [sums(chosen) for chosen in itertools.product(*blocks)]
     memory, runtime = np.median([each[1:] for each in points], axis=0)
-    monkeypatch.setitem(puzzle.LIMITS, "official-80", (memory, runtime))
-    found = puzzle.official("official-80", Setting(data=str(path)), 0)
+    monkeypatch.setitem(official.LIMITS, "official-80", (memory, runtime))
+    found = official.official("official-80", Setting(data=str(path)), 0)
     best = min(each for each in points if each[1] <= memory and each[2] <= runtime)
     np.testing.assert_allclose([found[n] for n in ("published", "mib", "ms")], best)
 
 
 def test_without_its_file_such_an_arm_is_not_run(tmp_path):
-    study = puzzle.STUDY
-    assert not set(puzzle.OFFICIAL) & set(study.default_arms)
+    assert not set(official.OFFICIAL) & set(STUDY.default_arms)
     request = Request(("official-80",), (0,), Setting("short"), tmp_path)
     with pytest.raises(
         UserError, match=r"arm official-80 reads block_library\.json of .*: give it"
     ):
-        run_study(study, request, Layout(make_mesh()), Progress(False))
-    (tmp_path / "other.json").write_text('{"layer_0": [1]}')
-    for name in ("other.json", "missing.json"):
+        run_study(STUDY, request, Layout(make_mesh()), Progress(False))
+    others = {"other.json": '{"layer_0": [1]}', "none.json": "{}", "empty.json": '{"layer_0": {}}'}
+    for name, text in others.items():
+        (tmp_path / name).write_text(text)
+    for name in (*others, "missing.json"):
         with pytest.raises(UserError, match=rf"{name}.* no library of blocks as published"):
-            puzzle.official("official-80", Setting(data=str(tmp_path / name)), 0)
+            official.official("official-80", Setting(data=str(tmp_path / name)), 0)
