@@ -6,7 +6,6 @@ Source: Ai and Ling 2023 (arXiv 2305.07952) and its released code.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,26 +17,12 @@ from gam_jax.layers.branches import branches
 from gam_jax.layers.convolution import Convolution, Pointwise
 from gam_jax.layers.delayed import MEAN, Node, Parallel, Sequential, residual
 from gam_jax.models.base import BATCH, Batch, Measures, Model
-from gam_jax.models.frames import check_frames, check_rows
+from gam_jax.models.frames import SpectralSound, check_frames, check_rows
 from gam_jax.ops import spectrum as spectra
 from gam_jax.params import Params, Table
 from sharding.axes import Axes
 from sharding.bounds import NotNegative, Size
 from sharding.errors import UserError
-
-
-class Spoken(NamedTuple):
-    """What a vocoder gives, T frames of F bins.
-
-    Attributes:
-      log_amplitude: [B, T, F].
-      phase: [B, T, F].
-      audio: [B, N], N = (T - 1) hop.
-    """
-
-    log_amplitude: Array
-    phase: Array
-    audio: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +155,9 @@ class APNet(Model):
         amplitudes = jnp.sqrt(power + 1e-9) @ jnp.asarray(filters, jnp.float32)
         return jnp.log(jnp.maximum(amplitudes, 1e-5))
 
-    def __call__(self, params: Params, mel: Float[Array, "B T mels"], axes: Axes = WHOLE) -> Spoken:
+    def __call__(
+        self, params: Params, mel: Float[Array, "B T mels"], axes: Axes = WHOLE
+    ) -> SpectralSound:
         """Amplitudes, phases and sound of mel spectra; the branches at once where `stream` is 2."""
 
         def amplitudes(given: tuple[Params, Array]) -> Array:
@@ -181,7 +168,7 @@ class APNet(Model):
 
         logs, angles = branches(amplitudes, phases, (params, mel), axes)
         made = spectra.polar(logs, angles)
-        return Spoken(logs, angles, self.sound_of(made))
+        return SpectralSound(logs, angles, self.sound_of(made))
 
     def sound_of(self, spectrum: Complex[Array, "B T F"]) -> Float[Array, "B N"]:
         """The inverse of `spectrum_of`."""
@@ -216,7 +203,7 @@ class APNet(Model):
         return total, 0.0, {name: (jnp.sum(x * weights), count) for name, x in each.items()}
 
     def loss_parts(
-        self, spoken: Spoken, target: Complex[Array, "B T F"], mel: Float[Array, "B T mels"]
+        self, spoken: SpectralSound, target: Complex[Array, "B T F"], mel: Float[Array, "B T mels"]
     ) -> dict[str, Array]:
         """Each loss [B], weighed: "amplitude", "phase", "spectrum", "mel"."""
         both = (-2, -1)

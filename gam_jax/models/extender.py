@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from gam_jax.layers.base import WHOLE
 from gam_jax.layers.branches import coupled
 from gam_jax.models.base import BATCH, Batch, Measures, Model
 from gam_jax.models.discriminators import Discriminators
-from gam_jax.models.frames import check_frames, check_rows
+from gam_jax.models.frames import SpectralSound, check_frames, check_rows
 from gam_jax.ops import spectrum as spectra
 from gam_jax.ops.activation import gelu
 from gam_jax.ops.convolution import convolve
@@ -39,20 +39,6 @@ EPS = 1e-6
 """Of all norms."""
 RIVALS = "discriminators"
 """Parameters of the other side of the game."""
-
-
-class Extended(NamedTuple):
-    """What is made of a narrow band, T frames of F bins.
-
-    Attributes:
-      log_amplitude: [B, T, F].
-      phase: [B, T, F].
-      audio: [B, N], N = (T - 1) hop.
-    """
-
-    log_amplitude: Array
-    phase: Array
-    audio: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +173,9 @@ class BandExtender(Model):
         found = self.spectrum_of(audio)
         return spectra.log_amplitude(found, FLOOR), spectra.phases_of(found)
 
-    def __call__(self, params: Params, audio: Float[Array, "B N"], axes: Axes = WHOLE) -> Extended:
+    def __call__(
+        self, params: Params, audio: Float[Array, "B N"], axes: Axes = WHOLE
+    ) -> SpectralSound:
         """What is made of a narrow band."""
         return self.extended(params, *self.parts_of(audio), axes)
 
@@ -197,12 +185,12 @@ class BandExtender(Model):
         log_amplitude: Float[Array, "B T F"],
         phase: Float[Array, "B T F"],
         axes: Axes = WHOLE,
-    ) -> Extended:
+    ) -> SpectralSound:
         """The same of log amplitudes and phases."""
         first, second = self.streams(params, jnp.stack([log_amplitude, phase]), axes)
         logs = log_amplitude + _applied(params["amplitude"], first)
         angles = spectra.phase_of(*jnp.split(_applied(params["phase"], second), 2, axis=-1))
-        return Extended(logs, angles, self.sound_of(spectra.polar(logs, angles)))
+        return SpectralSound(logs, angles, self.sound_of(spectra.polar(logs, angles)))
 
     def streams(
         self, params: Params, x: Float[Array, "2 B T F"], axes: Axes = WHOLE
@@ -255,7 +243,7 @@ class BandExtender(Model):
         told = {name: (jnp.sum(x * weights), jnp.sum(weights)) for name, x in each.items()}
         return jnp.sum(losses * weights), 0.0, told
 
-    def loss_parts(self, made: Extended, wide: Float[Array, "B N"]) -> dict[str, Array]:
+    def loss_parts(self, made: SpectralSound, wide: Float[Array, "B N"]) -> dict[str, Array]:
         """Each loss [B], weighed: "amplitude", "phase", "spectrum", "consistency"."""
         logs, phases = self.parts_of(wide)
         own = spectra.polar(made.log_amplitude, made.phase)

@@ -1,10 +1,27 @@
-"""What models of short-time spectra ask of their own sizes and of their data."""
+"""What models of short-time spectra give, and ask of their own sizes and of their data."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
+
+from jaxtyping import Array
 
 from sharding.errors import UserError
+
+
+class SpectralSound(NamedTuple):
+    """A sound as T frames of F bins, and as samples.
+
+    Attributes:
+      log_amplitude: [B, T, F].
+      phase: [B, T, F], radians.
+      audio: [B, N], N = (T - 1) hop.
+    """
+
+    log_amplitude: Array
+    phase: Array
+    audio: Array
 
 
 def check_frames(name: str, size: int, window: int, hop: int) -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from gam_jax.data import Sounds
 from gam_jax.layers.delayed import streamed
-from gam_jax.models.apnet import APNet, Spoken
+from gam_jax.models.apnet import APNet
+from gam_jax.models.frames import SpectralSound
 from gam_jax.ops.spectrum import anti_wrapped
 from gam_jax.params import abstract_params, count_params, init_params, path_name
 from sharding.errors import UserError
@@ -113,7 +114,9 @@ def test_losses_are_least_at_the_sound_itself_and_their_gradients_are_finite(rel
         def losses(spectrum):
             logs = jnp.log(jnp.abs(spectrum) + 1e-5)
             phase = jnp.angle(spectrum)
-            return model.loss_parts(Spoken(logs, phase, model.sound_of(spectrum)), target, mel)
+            return model.loss_parts(
+                SpectralSound(logs, phase, model.sound_of(spectrum)), target, mel
+            )
 
         return losses(target), losses(target * jnp.exp(1j * 0.5))
 
@@ -137,7 +140,7 @@ def test_errors_of_phases_weigh_loud_places_and_change_sees_no_constant():
     class Turned(APNet):
         def __call__(self, params, mel, axes=None):
             logs, phase = jnp.log(jnp.abs(target) + 1e-5), jnp.angle(target) + 0.5
-            return Spoken(logs, phase, self.sound_of(target))
+            return SpectralSound(logs, phase, self.sound_of(target))
 
     model = Turned(**{f.name: getattr(TINY, f.name) for f in dataclasses.fields(TINY)})
     _, _, told = compiled(model.objective, {}, {"audio": audio, "weights": np.ones(1)})
