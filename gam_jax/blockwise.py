@@ -255,4 +255,3 @@ def make_step(library: Library, optimizer: optax.GradientTransformation) -> Any:
         return optax.apply_updates(own, changes), state, losses
 
     return step
-

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from gam_jax import distil
-from gam_jax.blockwise import Library, make_step
+from gam_jax.blockwise import PARTS, Library, make_step
 from gam_jax.extract import extraction
 from gam_jax.layers import Layer
 from gam_jax.models.language import LanguageModel

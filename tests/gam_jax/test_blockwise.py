@@ -182,7 +182,8 @@ def test_a_contribution_is_how_far_the_output_moves_without_the_unit():
     np.testing.assert_allclose(told, wanted, rtol=1e-4)
     best = np.sort(np.argsort(-wanted)[:6])
     np.testing.assert_allclose(kept["w_out"], params["w_out"][:, best], rtol=1e-6)
-    np.testing.assert_allclose(product, params["w_in"] @ params["w_out"].T / 2, rtol=1e-4, atol=1e-5)
+    halved = params["w_in"] @ params["w_out"].T / 2
+    np.testing.assert_allclose(product, halved, rtol=1e-4, atol=1e-5)
     with pytest.raises(UserError, match="starts from the weights of MLP, not of Attention"):
         as_linear_mlp(MIXER, {}, None, None)
 
