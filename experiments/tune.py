@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,6 +47,8 @@ from sharding.whole_file import check_place, write_named
 DTYPES = ("float32", "bfloat16")
 OPS = (*(word for one in TUNABLE.values() for word in one.examples), BLOCKS)
 """Examples of each tunable op, and a stack of blocks."""
+WHY = 160
+"""Letters of a compiler's refusal that are shown; --json has all."""
 SIZES = ("ops", "rows", "tokens", "heads", "size", "values", "depth", "dtype")
 """Flags that say what a run would say."""
 
@@ -201,13 +204,15 @@ def _told_way(way: Way) -> dict[str, Any]:
 def _print(case: Case, tuned: Tuned) -> None:
     print(case.op.shown)
     table = TextTable("settings", "seconds (quartiles)", "")
+    timed = tuned.of(case.default).seconds is not None
     for way in tuned.ways:
-        words = {"default": case.default, "taken": None if tuned.kept else tuned.best}
+        words = {"default": case.default, "taken": tuned.best if timed else None}
         note = ", ".join(word for word, of in words.items() if way.settings == of)
         if way.verdict.refused:
-            note = f"refused, {way.verdict.refused}: {way.verdict.why}"
-        elif way.seconds is None:
-            note = ""
+            why = textwrap.shorten(way.verdict.why, WHY, placeholder=" ...")
+            note = f"{note}: ".lstrip(": ") + f"refused, {way.verdict.refused}: {why}"
+        elif not timed:
+            note = f"{note}, compiles".lstrip(", ")
         shown = " ".join(f"{name}={value}" for name, value in way.settings.items())
         table.add_row(shown, "" if way.seconds is None else str(way.seconds), note)
     print_table(table)

@@ -104,7 +104,7 @@ STUDY = Study(
     name="cuda-llm",
     title="Kernels chosen by gates",
     source="arXiv 2506.09092",
-    page="speed.md",
+    page="tuning.md",
     arms={
         "gates": Arm("ways that are wrong or do not compile", numbers=gates, exact=True),
         "choice": Arm("the way that is taken", numbers=choice),

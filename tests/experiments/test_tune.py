@@ -114,6 +114,18 @@ def test_the_least_median_is_taken_where_it_stays_below_the_default(clock, round
     assert (found.best, found.kept) == ({"block_size": best}, kept)
 
 
+def test_three_have_a_second_chance_and_the_best_of_these_is_taken(clock):
+    """The first of them was lucky, the second wavers; the slowest is not timed again."""
+    clock(
+        [(9, 9, 9), (1, 1, 1), (2, 2, 2), (3, 3, 3), (4, 4, 4)],
+        [(9, 9, 9), (8, 9, 10), (1, 6, 12), (5, 5, 6)],
+    )
+    ways = tuple({"block_size": size} for size in (0, 5, 6, 7, 8))
+    found = tune(dataclasses.replace(SMALL[0], ways=ways), 3)
+    assert found.best == {"block_size": 7}
+    assert [way.seconds.median for way in found.ways] == [9, 9, 6, 5, 4]
+
+
 def test_a_default_stays_where_there_is_no_other_way_or_it_is_refused_itself(clock):
     clock(((1, 1, 1),))
     case = dataclasses.replace(SMALL[0], ways=(SMALL[0].default,))
