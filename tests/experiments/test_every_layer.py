@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
+from typing import Any
 
 import jax
 import pytest
@@ -16,7 +17,7 @@ from sharding.errors import UserError
 from tests.experiments.commands import ROOT
 from tests.sharding.test_topology import there
 
-HERE = types.SimpleNamespace(devices=jax.devices()[:4], hosts=(0,) * 4)
+HERE: Any = types.SimpleNamespace(devices=jax.devices()[:4], hosts=(0,) * 4)
 """Four emulated devices, laid out as a machine's are."""
 
 
