@@ -145,7 +145,7 @@ class Engine:
         finally:
             if self._residents is not None:
                 with self._changed:
-                    self._residents.gone(self._name)
+                    self._residents.left(self._name)
 
     def _take_in(self) -> bool:
         """Waits for something to do, and takes in what was asked; False when all is done."""
