@@ -373,13 +373,16 @@ class Service:
         return text.request.continuation.tokens - before
 
     def _judge(self, text: Text, width: int, new: int) -> None:
-        """Tells the pace what a pass has given."""
+        """Tells the pace what a pass has given, and what it would have given with guesses."""
         draft, row = self._draft, text.row
-        if draft is None or row is None:
+        if draft is None:
             return
         if width > 1:
             text.plain = text.quiet = 0
             self._pace.guessed(text.number, new)
+            return
+        self._pace.wrote(new)
+        if row is None:  # it has ended
             return
         if text.held:
             self._pace.held(new)
