@@ -108,7 +108,7 @@ class Residents:
         self._arrange()
 
     def left(self, name: str) -> None:
-        """It is served no longer: it has no place and waits for none, and is not asked for again."""
+        """It is served no longer: it has no place, waits for none, and is not asked for again."""
         with contextlib.suppress(ValueError):
             self._waiting.remove(name)
         self.gone(name)

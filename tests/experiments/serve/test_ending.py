@@ -1,0 +1,44 @@
+"""A server that is told to end while a body is still on its way."""
+
+import asyncio
+
+import httpx
+
+from experiments.serve.app import State, make_app
+from experiments.serve.served import Served
+from gam_jax.data.tokenizer import ByteTokenizer
+from gam_jax.serve.engine import Engine
+from gam_jax.serve.seating import Settings
+from tests.gam_jax.serve.fake import FakeExecutor
+from tests.gam_jax.serve.test_service import BUDGET, sizes_of
+
+
+def no_grammar(grammar, ends):
+    raise AssertionError("no constraint was asked for")
+
+
+def test_a_body_that_is_whole_after_the_signal_is_refused():
+    """Nobody would wait for its answer any more."""
+    engine = Engine(FakeExecutor(sizes_of(vocab=256)), Settings(BUDGET))
+    engine.start()
+    tokenizer = ByteTokenizer()
+    served = Served("small", 0, tokenizer, 256, 0, (), None, False, None, engine, no_grammar)
+    state = State("")
+    state.serve({"small": served})
+
+    async def body():
+        yield b'{"prompt": "the cat", '
+        state.draining = True
+        yield b'"max_tokens": 4}'
+
+    async def answered(content):
+        transport = httpx.ASGITransport(make_app(state))
+        async with httpx.AsyncClient(transport=transport, base_url="http://small") as client:
+            return await client.post("/v1/completions", content=content)
+
+    before = asyncio.run(answered(b'{"prompt": "the cat", "max_tokens": 4}'))
+    assert before.json()["usage"]["completion_tokens"] == 4
+    late = asyncio.run(answered(body()))
+    assert (late.status_code, late.json()["error"]["code"]) == (503, "draining")
+    engine.stop(0)
+    assert dict(engine.counts().requests) == {"length": 1}
