@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental import pallas as pl
 
+from experiments import tune as tune_command
 from experiments import tuning
 from experiments.papers import cuda_llm
 from experiments.study.declare import SHORT, Setting
@@ -475,6 +476,28 @@ def test_the_command_writes_entries_and_keeps_others(command, tmp_path, clock):
     old, new = json.loads(file.read_text())["entries"]
     assert old == entry()
     assert (new["op"], new["seconds"], new["default_seconds"]) == ("blocks", 1, 2)
+
+
+def test_what_was_found_stays_when_the_next_op_is_stopped(command, tmp_path, monkeypatch):
+    file, rounds = tmp_path / "tuned.json", [1]
+
+    def samples(calls, repeats):
+        if not rounds:
+            raise UserError("stopped")
+        return {number: [rounds[0] + number] * 3 for number in calls}
+
+    def tuned(*arguments):
+        found = tune(*arguments)
+        rounds.clear()
+        return found
+
+    monkeypatch.setattr(tuning, "samples", samples)
+    monkeypatch.setattr(tune_command, "tune", tuned)
+    words = ("--ops=diagonal,loss", "--tokens=8", "--heads=1", "--size=8", f"--out={file}")
+    result = command("tune", *words)
+    assert (result.code, result.err.splitlines()[-1].endswith("stopped")) == (2, True), result.err
+    (kept,) = read_tuned(file)
+    assert (kept.op, kept.settings) == ("diagonal_scan", {"method": "chunked", "chunk": 64})
 
 
 @pytest.mark.parametrize(
