@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from gam_jax.distil import through
@@ -176,7 +177,7 @@ class Library:
                 f"a choice is [{self.parent.depth}, {len(PARTS)}], a mixer and a feed-forward for "
                 f"each block, not {list(point.shape)}"
             )
-        if not isinstance(point, jax.core.Tracer):
+        if not isinstance(point, Tracer):
             for place, part in enumerate(PARTS):
                 own = np.asarray(point)[:, place]
                 self._check(own, len(self.options[part]), f"options of the {part}")
