@@ -142,20 +142,21 @@ def of_drafter(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def of_units(rows: Sequence[Mapping[str, Any]], guesses: int) -> str:
-    """Tokens a pass of the last validation, and the ideal of them; empty if there was no guess.
+    """Tokens a pass of the last validation, and the ideal of them; empty if there was none.
 
     Args:
       rows: of the run's metrics.
       guesses: placeholders of a pass.
     """
-    agreed, tokens = (points(rows, "validation", name) for name in ("agreed", "tokens_a_pass"))
-    if not agreed or not tokens:
+    told = points(rows, "validation", "tokens_a_pass")
+    if not told:
         return ""
-    share = agreed[-1][1]
-    return (
-        f"on the text of the validation {tokens[-1][1]:.2f} tokens a pass, {share:.3f} of the "
-        f"guesses stood: {_ideal(share, guesses)}"
-    )
+    step, tokens = told[-1]
+    line = f"on the text of the validation {tokens:.2f} tokens a pass"
+    share = dict(points(rows, "validation", "agreed")).get(step)
+    if share is None:
+        return f"{line}: no placeholder was sure enough of a token to guess it (--accept)"
+    return f"{line}, {share:.3f} of the guesses stood: {_ideal(share, guesses)}"
 
 
 def _ideal(share: float, guesses: int) -> str:

@@ -39,6 +39,8 @@ def test_tokens_a_pass_are_told_beside_the_ideal():
     train = [{"step": step, "split": "train", "agreed": 0.5} for step in range(3)]
     assert "told 0.500" in of_drafter(train)
     assert "2.00 tokens a pass are the ideal of 15 guesses" in of_drafter(train)
+    unsure = {"step": 6, "split": "validation", "agreed": float("nan"), "tokens_a_pass": 1.0}
+    assert "1.00 tokens a pass: no placeholder was sure enough" in of_units([*rows, unsure], 3)
     assert of_units([], 3) == of_units(train, 3) == of_drafter(rows) == ""
 
 
@@ -52,7 +54,7 @@ def test_what_was_stopped_goes_on_and_is_served(kind, workshop, trained, tmp_pat
     assert json.loads(first.out)["step"] == 4
     again = workshop.run("draft", kind, *args[:-1], "--resume")
     assert again.code == 0, again.err
-    assert "are the ideal of" in again.out
+    assert "tokens a pass" in again.out
     own, base = (
         open_run(str(out), "latest", "") if kind == "units" else None,
         open_run(str(trained.path), "latest", ""),
