@@ -1,16 +1,23 @@
-"""A server that is told to end while a body is still on its way."""
+"""The first and the last moments of a server: who comes before it has begun, or after its signal."""
 
 import asyncio
+import socket
 
 import httpx
 
 from experiments.serve.app import State, make_app
 from experiments.serve.served import Served
+from experiments.serve.server import listen
 from gam_jax.data.tokenizer import ByteTokenizer
 from gam_jax.serve.engine import Engine
 from gam_jax.serve.seating import Settings
 from tests.gam_jax.serve.fake import FakeExecutor
 from tests.gam_jax.serve.test_service import BUDGET, sizes_of
+
+
+def test_who_connects_before_the_server_has_begun_is_not_refused():
+    with listen("127.0.0.1", 0) as bound:
+        socket.create_connection(bound.getsockname(), timeout=10).close()
 
 
 def no_grammar(grammar, ends):
