@@ -1,4 +1,4 @@
-"""The first and the last moments of a server: who comes before it has begun, or after its signal."""
+"""First and last moments: who comes before a server has begun, or after its signal."""
 
 import asyncio
 import socket
