@@ -23,7 +23,6 @@ from gam_jax.search.space import Point, Space
 from gam_jax.search.strategies import Searcher, Strategy, Told
 from sharding.errors import UserError
 
-
 _REDIRECTED = threading.Lock()
 """Held while standard output is standard error, which is so for the whole process."""
 

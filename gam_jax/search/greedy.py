@@ -20,8 +20,9 @@ DRAWS = 10_000
 def layer_by_layer(costs: Table, budgets: Sequence[Budget]) -> Point:
     """Each choice in turn has an equal share of what is left of each budget.
 
-    The choice whose values cost least on average, of those that can be, comes first. Of the values within its share each
-    takes the one of the least cost; where none is, the one that exceeds it least.
+    The choice whose values cost least on average, of those that can be, comes first. Of the values
+    within its share each takes the one of the least cost; where none is, the one that exceeds it
+    least.
 
     Args:
       costs: of each value of each choice; infinite where a value cannot be, which is never taken.

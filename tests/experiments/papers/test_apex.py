@@ -64,7 +64,7 @@ def test_a_request_that_never_ends_is_refused(numbers, message):
 def test_what_would_be_served_for_ever_is_refused():
     fits, later = Request(0.0, 30, 10), Request(1.0, 3, 1)
     assert serve([fits, later], 40, linear).written == 11
-    with pytest.raises(UserError, match="request 1 reads 30 and writes 10 .*room=39 is too small"):
+    with pytest.raises(UserError, match=r"request 1 reads 30 and writes 10 .*room=39 is too small"):
         serve([Request(0.0, 3, 1), fits], 39, linear)
     with pytest.raises(UserError, match="request 1 arrives before"):
         serve([later, fits], 40, linear)

@@ -193,7 +193,7 @@ def test_tables_that_make_no_sense_are_refused_by_name(rule):
     ):
         with pytest.raises(UserError, match=message):
             rule(costs, [USES])
-    with pytest.raises(UserError, match="choice 1 uses .*give finite numbers"):
+    with pytest.raises(UserError, match=r"choice 1 uses .*give finite numbers"):
         Budget([[1.0], [np.inf]], 3.0)
     with pytest.raises(UserError, match="limit=nan: give a finite number"):
         Budget([[1.0]], np.nan)
