@@ -28,10 +28,12 @@ SHAPES = {1: "v5e:1x1", 2: "v5e:1x2", 4: "v5e:2x2", 8: "v5e:2x4"}
 """What a part of the 16 devices may be."""
 TRIALS = {SHORT: 60, CPU: 1000}
 """Designs that a search measures."""
+BATCH = 16
+"""Designs that are asked at once."""
 TIGHT = 25
 """Limits are this percentile of each figure, over all designs."""
 STRATEGIES = {
-    "table": "table:rule=cross_entropy,count=32,rate=0.05,elite=0.1",
+    "table": "table:rule=cross_entropy,count=64,rate=0.1,elite=0.1",
     "evolve": "evolve:pool=64,parents=16",
     "random": "random",
 }
@@ -70,7 +72,7 @@ def searched(strategy: str, setting: Setting, seed: int) -> Numbers:
     own = Cosearch(land, counted)
     trials = TRIALS[setting.scale]
     chosen = strategy_of(STRATEGIES[strategy])
-    found = search(land.space, chosen, own.measure, trials, seed, batch=16)
+    found = search(land.space, chosen, own.measure, trials, seed, BATCH)
     reward = -found.best.score
     return {
         **land.told(found.best.point),

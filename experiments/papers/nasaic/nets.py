@@ -30,7 +30,10 @@ KINDS: dict[str, Callable[[], Layer]] = {
     "attention": lambda: Attention(heads=8),
     "GAM": lambda: GAM(slots=32),
 }
-SIZES = {SHORT: ((16, 1), (32, 1)), CPU: ((32, 1), (64, 1), (32, 2))}
+SIZES: dict[str, tuple[tuple[int, int], ...]] = {
+    SHORT: ((16, 1), (32, 1)),
+    CPU: ((32, 1), (64, 1), (32, 2)),
+}
 """Width and depth."""
 
 
