@@ -102,9 +102,14 @@ def _notes_to_stderr() -> Iterator[None]:
     """
     flush = ctypes.CDLL(None).fflush  # of C's own buffers
     with _REDIRECTED:
-        sys.stdout.flush()
+        try:
+            kept = os.dup(1)
+        except OSError:  # there is no standard output
+            yield
+            return
+        if sys.stdout is not None:
+            sys.stdout.flush()
         flush(None)
-        kept = os.dup(1)
         os.dup2(2, 1)
         try:
             yield

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from experiments.papers.nasaic import designs, known
+from experiments.papers.nasaic import designs, known, settings
 from experiments.papers.nasaic.known import PLANTED, PLANTED_ACCURACY
 from experiments.search.cosearch import (
     Cosearch,
@@ -113,6 +113,20 @@ def test_limits_are_a_percentile_of_each_figure_and_bounds_the_largest():
         limits_at(25, [])
     with pytest.raises(UserError, match=r"limit of held: 0\.0: give one above 0"):
         Landscape(PLANTED.space, PLANTED.prices, (Limit("held", 0.0, 1.0),))
+
+
+def test_settings_are_compared_by_the_share_of_the_best_reward():
+    assert {*designs.STRATEGIES.values()} <= {*settings.GRID}
+    drawn = settings.rare(PLANTED, 4)
+    assert len({one.seed for one in drawn}) == 4
+    for one in drawn:
+        assert one.best == pytest.approx(best_of(PLANTED, one.accuracy.__getitem__))
+    every = settings.searched(PLANTED, "all", drawn, PLANTED.space.size)
+    assert every.shares.tolist() == pytest.approx([100.0] * 4)
+    assert every.measured.tolist() == [PLANTED.space.size] * 4
+    one = settings.searched(PLANTED, "all", drawn, 1)
+    assert one.until.tolist() == one.measured.tolist() == [1] * 4
+    assert max(one.shares) < 100
 
 
 def test_there_are_as_many_designs_as_the_page_says():

@@ -157,6 +157,17 @@ def test_notes_of_the_solver_do_not_reach_standard_output(capfd):
     assert capfd.readouterr().out == "before\nafter\n"
 
 
+def test_without_a_standard_output_it_solves_too():
+    kept = os.dup(1)
+    os.close(1)
+    try:
+        point, _ = best_sum([[1.0, 0.0]])
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+    assert point == (1,)
+
+
 def test_two_threads_that_solve_at_once_leave_standard_output_where_it_was(capfd):
     """The second one would take standard error for it, and put that back."""
     first_left, second_there = threading.Event(), threading.Event()
