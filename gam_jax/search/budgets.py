@@ -52,7 +52,8 @@ def check_costs(costs: Table) -> None:
     for choice, own in enumerate(costs):
         if any(math.isnan(cost) or cost == -math.inf for cost in own):
             raise UserError(
-                f"costs: choice {choice} has {[*own]}: give numbers, infinity where none can be"
+                f"costs: choice {choice} has {[*own]}: give numbers, "
+                "or infinity where a value cannot be"
             )
         if not any(map(math.isfinite, own)):
             raise UserError(f"costs: no value of choice {choice} can be: give a finite cost")

@@ -113,17 +113,17 @@ class Found(NamedTuple):
     until: np.ndarray
 
 
-def searched(land: Landscape, strategy: str, drawn: Sequence[Drawn], trials: int) -> Found:
+def searched(land: Landscape, strategy: str, landscapes: Sequence[Drawn], trials: int) -> Found:
     """Searches, one on each landscape.
 
     Args:
       land: prices and limits.
       strategy: see `gam_jax.search.strategy_of`.
-      drawn: the accuracies.
+      landscapes: their accuracies.
       trials: designs of each at most.
     """
     rows = []
-    for one in drawn:
+    for one in landscapes:
         own = Cosearch(land, lambda net, _, known=one.accuracy: known[net])
         found = search(land.space, strategy_of(strategy), own.measure, trials, one.seed, BATCH)
         until = 1 + next(i for i, each in enumerate(found.results) if each == found.best)

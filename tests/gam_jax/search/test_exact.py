@@ -197,8 +197,8 @@ def test_tables_that_make_no_sense_are_refused_by_name(rule):
         ([], "there is nothing to choose"),
         ([[0.0, 1.0], []], "no value of choice 1 can be"),
         ([[0.0, 1.0], [np.inf, np.inf]], "no value of choice 1 can be"),
-        ([[0.0, np.nan], [0.0, 1.0]], "choice 0 has .*infinity where none can be"),
-        ([[0.0, -np.inf], [0.0, 1.0]], "choice 0 has .*infinity where none can be"),
+        ([[0.0, np.nan], [0.0, 1.0]], "choice 0 has .*infinity where a value cannot be"),
+        ([[0.0, -np.inf], [0.0, 1.0]], "choice 0 has .*infinity where a value cannot be"),
         ([[0.0, 1.0], [0.0]], r"budget 0: .*\[2, 1\] numbers, got \[2, 2\]"),
         ([[0.0, 1.0]], r"budget 0: .*\[2\] numbers, got \[2, 2\]"),
     ):
