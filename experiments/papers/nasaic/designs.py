@@ -33,11 +33,10 @@ BATCH = 16
 TIGHT = 25
 """Limits are this percentile of each figure, over all designs."""
 STRATEGIES = {
-    "table": "table:rule=cross_entropy,count=64,rate=0.1,elite=0.1",
-    "evolve": "evolve:pool=64,parents=16",
+    "table": "table:rule=reinforce,count=16,rate=0.3",
+    "evolve": "evolve:pool=32,parents=8",
     "random": "random",
 }
-"""Chosen on other accuracies, see `settings`."""
 
 
 @functools.cache
