@@ -146,7 +146,7 @@ def _alike(model: LanguageModel) -> Any:
     """A model's configuration without the sizes that its tables tell, and without what is free."""
     sizes = {
         *("width", "depth", "expansion", "hidden", "heads", "kv_heads", "head_size", "slots"),
-        *("key_heads", "key_width", "value_width", "inner", "experts", "chosen", "shared"),
+        *("key_heads", "key_width", "value_width", "inner", "experts", "shared"),
         *("shared_hidden", "dropout", "unroll", "remat", "param_dtype", "packed"),
     }
 

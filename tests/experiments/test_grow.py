@@ -77,6 +77,13 @@ def test_the_grown_run_scores_as_before_on_another_mesh(grown_run, trained, comm
     assert scores[1]["loss"] == pytest.approx(scores[0]["loss"], rel=1e-5)
 
 
+def test_it_has_no_beginning_of_its_own(grown_run, trained, command):
+    assert json.loads((grown_run / "init.json").read_text())["source"].startswith(str(trained.path))
+    result = command("train", f"--run={grown_run}", "--resume=0", "--mesh=data=1")
+    assert (result.code, len(result.err.splitlines())) == (2, 1), result.err
+    assert "began from another run, and its checkpoint 0 is gone" in result.err
+
+
 def test_it_trains_on_and_its_optimizer_remembers(grown_run, command):
     folder = RunFolder(grown_run)
     _, before = load_params(folder, folder.experiment(), one_device())
@@ -195,6 +202,11 @@ PLAIN = {"activation": "swiglu", "bias": False}
             model(Block(HEADS, MoE(4, 2, MLP(hidden=8)))),
             model(Block(HEADS, MoE(8, 2, MLP(hidden=8)))),
             "let chosen grow alike",
+        ),
+        (
+            model(Block(HEADS, MoE(4, 2, MLP(hidden=8)))),
+            model(Block(HEADS, MoE(4, 1, MLP(hidden=16)))),
+            "computes something else",
         ),
         (
             model(Block(HEADS, FFN)),

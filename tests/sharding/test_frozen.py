@@ -156,7 +156,9 @@ def test_who_was_begun_from_them_names_the_first_and_not_each_other(runs, tmp_pa
     with Checkpoints(tmp_path / "third") as checkpoints:
         checkpoints.elsewhere = Checkpoints(own, read_only=True).standing(3)
         save(checkpoints, 1, state(1))
-    assert arrays(tmp_path / "third", 1)["params/base"].place.folder == str(base)
+    place = arrays(tmp_path / "third", 1)["params/base"].place
+    assert place is not None
+    assert place.folder == str(base)
     shutil.rmtree(own)
     restored(tmp_path / "third", 1)
 
