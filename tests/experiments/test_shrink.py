@@ -70,7 +70,8 @@ def test_each_layer_keeps_what_scores_most_and_moments_follow():
 
 
 def test_what_else_changes_is_told():
-    routed = dataclasses.replace(MODEL, block=Block(MODEL.block.mixer, MoE(4, 2, MLP(hidden=6))))
+    mixer = Attention(heads=2, context=16)
+    routed = LanguageModel(Block(mixer, MoE(4, 2, MLP(hidden=6))), width=8, depth=1, vocab=16)
     params = random_like(routed.table())
     found = shrinking(routed, params, {"block.ffn.experts": 0.5}, units.scale)
     assert found.told() == ["block.ffn.experts: 4 -> 2, chosen: 2 -> 1"]
