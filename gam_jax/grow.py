@@ -86,7 +86,7 @@ def growth(old: LanguageModel, new: LanguageModel) -> Growth:
         )
     if more and not silent:
         raise UserError(
-            f"model.depth={new.depth}: a {type(model.block).__name__} does not say what makes a "
+            f"model.depth={new.depth}: {type(model.block).__name__} does not say what makes a "
             f"block of it one that changes nothing"
         )
     _check(dataclasses.replace(model, depth=new.depth), new)

@@ -103,9 +103,12 @@ def asked(keep: str, model: LanguageModel) -> dict[str, float]:
                 "--keep=width: channels of the residual stream are not taken away, since "
                 "norms see the whole width"
             )
+        if not names:
+            kind = type(model.block).__name__
+            raise UserError(f"--keep={keep}: blocks of {kind} tell of no units that can be kept")
         own = [each for each in names if f".{name}." in f".{each}."]
         if len(own) != 1:
-            told = ", ".join(own or names) or "none"
+            told = ", ".join(own or names)
             which = "several units" if own else "no units"
             raise UserError(f"--keep={word.strip()} names {which}: give one of {told}")
         if own[0] in found:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import jax
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 
 from gam_jax import units
+from gam_jax.adapters import adapted
 from gam_jax.layers import MLP, Attention, Block, LinearMemory, MoE, Residual
 from gam_jax.models import LanguageModel
 from gam_jax.shrink import asked, shrinking
@@ -79,6 +79,12 @@ def test_what_else_changes_is_told():
     fixed = LanguageModel(retention, width=16, depth=1, vocab=16)
     found = shrinking(fixed, random_like(fixed.table()), {"block.inner.groups": 0.5}, units.scale)
     assert "2 -> 1, the first, since the decay" in found.told()[0]
+
+
+def test_blocks_without_units_are_named():
+    bare = adapted(MODEL, "ffn/*", rank=2)
+    with pytest.raises(UserError, match="blocks of Adapted tell of no units"):
+        asked("ffn:0.5", bare)
 
 
 def test_scores_that_are_no_numbers_are_refused():
