@@ -34,8 +34,6 @@ from sharding.layout import Layout
 
 SIDE = "side"
 """Its entry in a table, beside those of the model inside."""
-ONLY = "side/*"
-"""What an optimizer trains of it."""
 LEAST = 1e-6
 """What sums of scores are divided by at least."""
 
@@ -269,6 +267,11 @@ class SideTuned(Model):
         width = self.inner.width
         own = side_table(width, self.inner.depth + 1, width // self.reduce, width)
         return {**self.inner.table(), SIDE: own}
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The inner model."""
+        return tuple(self.inner.table())
 
     def batch_axes(self) -> dict[str, tuple[str | None, ...]]:
         """The inner model's."""
