@@ -341,6 +341,10 @@ class SideTuned(Model):
         outside = {name: branch for name, branch in params.items() if name not in names}
         return {**outside, "blocks": block, "final_norm": {}}
 
+    def carry_bytes(self, batch: int) -> int:
+        """Of the model that streams."""
+        return self.writing().carry_bytes(batch)
+
     def objective(
         self, params: Params, batch: Batch, axes: Axes = WHOLE, *, key: Array | None = None
     ) -> tuple[Float[Array, ""], Float[Array, ""] | float, Measures]:

@@ -183,6 +183,7 @@ FREE_TO_CHANGE = {
     "checkpoint.keep",
     "checkpoint.keep_best",
     "checkpoint.keep_every",
+    "checkpoint.frozen",
     "data.dir",
     "data.workers",
     "parallel.preset",
