@@ -206,10 +206,11 @@ def test_a_scored_text_that_left_its_row_before_it_was_read_tells_its_prompt_onc
 class Broken:
     """A stream that cannot decode, not even what is left at the end."""
 
-    def push(self, *token):
-        raise UserError("no such token")
+    def push(self, token):
+        raise UserError(f"no such token as {token}")
 
-    flush = push
+    def flush(self):
+        raise UserError("no such token is whole")
 
 
 @pytest.mark.parametrize("leaves", [False, True])
@@ -220,6 +221,7 @@ def test_a_text_that_cannot_be_decoded_ends_all_the_same(leaves):
     if leaves:
         load.service.cancel({1})
     load.run().check_nothing_is_left()
+    assert broken.end is not None
     assert broken.end.reason == "error"
     assert "no such token" in broken.end.error
     assert other.tokens == other.alone
