@@ -19,7 +19,7 @@ from gam_jax.ops.attention import (
 from gam_jax.ops.cache import append_rows, check_fits, read_rows, write_rows
 from gam_jax.ops.checks import check_shape, check_starts, check_tokens
 from gam_jax.ops.documents import Spans, spans_of
-from gam_jax.ops.fused_attention import attention
+from gam_jax.ops.fused_attention import attention, for_backend
 from gam_jax.ops.pages import PagedKeys, Pages, check_one_document
 from gam_jax.ops.ring_attention import ring_attention, window_attention
 from sharding import collectives
@@ -161,6 +161,8 @@ def attend_spans(
     if held is None:
         y = _from_start(rule, q, k, v, axis, sinks, shared, spans, backend)
         return y, (_kept(rule, room, k, axis, spans), _kept(rule, room, v, axis, spans))
+    if q.shape[1] > 1:
+        rule = for_backend(rule, backend)
     call = _Call(rule, q, position, axis, sinks, shared, spans)
     if rule.window:
         return call.in_window(k, v, held)

@@ -60,9 +60,12 @@ def implementation(
     return "xla" if max(tokens, keys) <= BLOCK else "blocks"
 
 
-def block_size(backend: str) -> int:
-    """Tokens of a block of queries, and of keys, where blocks are ours."""
-    return BLOCKS.get(backend, BLOCK)
+def for_backend(rule: Rule, backend: str | None) -> Rule:
+    """The rule with blocks that are fast there, unless its own are `fixed`."""
+    if rule.fixed:
+        return rule
+    most = BLOCKS.get(backend or jax.default_backend(), BLOCK)
+    return dataclasses.replace(rule, block=min(rule.block, most))
 
 
 @functools.cache
@@ -108,8 +111,7 @@ def attention(
     if chosen == "splash":
         return splash.splash(rule, q, k, v, first)
     if chosen == "blocks" or first is not None:
-        if not rule.fixed:
-            rule = dataclasses.replace(rule, block=min(rule.block, block_size(backend)))
+        rule = for_backend(rule, backend)
         return attend_tokens(rule, q, k, v, 0, 0 if first is None else first)[0].astype(q.dtype)
     return jax.nn.dot_product_attention(
         q,
