@@ -41,4 +41,5 @@ def keep_freed(environ: Mapping[str, str] = os.environ) -> bool:
     except (AttributeError, OSError):  # another C library, as musl
         return False
     wanted = {ARENAS: 1, MAPPED: 0, TRIM: 2**31 - 1}
-    return all([mallopt(name, value) for name, value in wanted.items()])
+    done = [mallopt(name, value) for name, value in wanted.items()]
+    return all(done)

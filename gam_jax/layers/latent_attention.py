@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gam_jax.layers.attention import check_positions
 from gam_jax.layers.base import WHOLE, Layer, known, row_counter
-from gam_jax.ops.attention import Rule, attend_cache, attend_tokens
+from gam_jax.ops.attention import attend_cache, attend_tokens
 from gam_jax.ops.cache import append_rows, cache_size, check_fits, known_most, read_rows, write_rows
 from gam_jax.ops.documents import Spans, spans_of
 from gam_jax.ops.dropout import dropout
@@ -19,6 +19,7 @@ from gam_jax.ops.linear import by_rows, from_heads, linear, linear_flat
 from gam_jax.ops.norm import rms_norm
 from gam_jax.ops.pages import PagedKeys, Pages, check_one_document
 from gam_jax.ops.rotary import Positions, rotary
+from gam_jax.ops.tiles import Rule
 from gam_jax.params import Param, Params, Table, fan_in, ones, zeros
 from sharding import collectives, residual
 from sharding.axes import Axes

@@ -12,10 +12,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from gam_jax.ops import splash
-from gam_jax.ops.attention import BLOCK, Rule, attend_tokens
+from gam_jax.ops.attention import attend_tokens
+from gam_jax.ops.tiles import BLOCK, Rule
 
 BLOCKS = {"cpu": 128}
-"""Where a smaller block is faster: its scores stay in the cache of a processor."""
+AT_ONCE = {"cpu": 4 * 128 * 128}
+"""Where smaller blocks, and fewer rows and heads at once, are faster: their scores stay in the
+cache of a processor."""
 
 UNFUSED = (
     "attention in {dtype} on a GPU is not cuDNN's, which takes bfloat16 and float16 alone: "
@@ -61,11 +64,10 @@ def implementation(
 
 
 def for_backend(rule: Rule, backend: str | None) -> Rule:
-    """The rule with blocks that are fast there, unless its own are `fixed`."""
-    if rule.fixed:
-        return rule
-    most = BLOCKS.get(backend or jax.default_backend(), BLOCK)
-    return dataclasses.replace(rule, block=min(rule.block, most))
+    """The rule with what is fast there: how much at once, and blocks unless its own are `fixed`."""
+    backend = backend or jax.default_backend()
+    block = rule.block if rule.fixed else min(rule.block, BLOCKS.get(backend, BLOCK))
+    return dataclasses.replace(rule, block=block, at_once=AT_ONCE.get(backend, 0))
 
 
 @functools.cache
