@@ -95,11 +95,12 @@ class Tiles:
     def together(self) -> tuple[int, int]:
         """Rows, and groups of heads of a row, that are computed at once: whole rows if one is few.
 
-        Pages are read for all rows.
+        Pages are read for all rows, and one block is not worth a loop.
         """
         rows, groups, heads = self.batch
         most = self.rule.at_once // (heads * self.rows * self.columns)
-        if not self.rule.at_once or self.paged or most >= rows * groups:
+        few = most >= rows * groups or self.row_blocks * self.column_blocks == 1
+        if not self.rule.at_once or self.paged or few:
             return rows, groups
         if most >= groups:
             return _divisor(rows, most // groups), groups
