@@ -22,6 +22,7 @@ from gam_jax.convert.tensor_file import ends
 from gam_jax.data.base import Data
 from gam_jax.data.text import Text
 from gam_jax.data.tokenizer import HFTokenizer
+from gam_jax.layers.base import as_usual
 from gam_jax.models.base import Model
 from gam_jax.models.language import LanguageModel
 from gam_jax.optimizer import OptimizerConfig
@@ -37,10 +38,9 @@ WINDOW = 1024
 """Tokens of a window, where the model's limit is not shorter."""
 RATE = 2e-5
 """The highest learning rate if none is given: what was trained is not to be overrun."""
-FREE = frozenset(
-    {"dropout", "dtype", "param_dtype", "remat", "unroll", "strategy", "method", "block_size"}
-)
-"""Fields of a model or of its layers that leave its parameters and its function as they are."""
+FREE = frozenset({"dropout", "dtype", "param_dtype", "remat", "unroll"})
+"""Fields of a model that leave its parameters and its function as they are; layers tell of theirs,
+see `Layer.computed`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Imported:
         Raises:
           UserError: it names the first field that is another.
         """
-        own, other = (flatten(to_dict(each)) for each in (self.model, model))
+        own, other = (flatten(to_dict(as_usual(each))) for each in (self.model, model))
         for name in sorted(own.keys() | other.keys(), key=lambda name: (name.count("."), name)):
             before, now = own.get(name), other.get(name)
             if before != now and name.split(".")[-1] not in FREE:

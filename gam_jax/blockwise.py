@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from gam_jax.distil import through
@@ -139,13 +140,47 @@ class Library:
         }
         return {**params, BLOCKS: blocks}
 
+    def choice(self, point: Sequence[int]) -> Int[np.ndarray, "L 2"]:
+        """Mixer and feed-forward of each block, of numbers that count both: mixer * F + ffn.
+
+        Args:
+          point: a number for each block; F is how many feed-forwards there are to choose from.
+
+        Raises:
+          UserError: more or fewer numbers than blocks, or a number beyond the last pair.
+        """
+        mixers, ffns = (len(self.options[part]) for part in PARTS)
+        numbers, depth = np.asarray(point), self.parent.depth
+        if numbers.shape != (depth,):
+            raise UserError(f"a child has a pair for each of {depth} blocks, not {len(point)}")
+        self._check(numbers, mixers * ffns, "pairs of options")
+        return np.stack(np.divmod(numbers, ffns), axis=1)
+
+    def _check(self, numbers: np.ndarray, count: int, what: str) -> None:
+        wrong = numbers[(numbers < 0) | (numbers >= count)]
+        if wrong.size:
+            raise UserError(f"{wrong[0]} is none of {count} {what}: give 0 to {count - 1}")
+
     def choosing(self, params: Params, point: Int[np.ndarray | Array, "L 2"]) -> Params:
         """Parameters of `model` that choose, in each block, a mixer and a feed-forward.
 
         Args:
           params: of `model`.
-          point: the numbers of both.
+          point: the numbers of both, see `choice`.
+
+        Raises:
+          UserError: an option that there is not, where the numbers are known, as they are outside
+            `jax.jit`; inside, `choice` has to have made them.
         """
+        if point.shape != (self.parent.depth, len(PARTS)):
+            raise UserError(
+                f"a choice is [{self.parent.depth}, {len(PARTS)}], a mixer and a feed-forward for "
+                f"each block, not {list(point.shape)}"
+            )
+        if not isinstance(point, Tracer):
+            for place, part in enumerate(PARTS):
+                own = np.asarray(point)[:, place]
+                self._check(own, len(self.options[part]), f"options of the {part}")
         blocks = {**params[BLOCKS]}
         for place, part in enumerate(PARTS):
             hot = jax.nn.one_hot(point[:, place], len(self.options[part]))
@@ -221,8 +256,3 @@ def make_step(library: Library, optimizer: optax.GradientTransformation) -> Any:
         return optax.apply_updates(own, changes), state, losses
 
     return step
-
-
-def pairs(point: Sequence[int], ffns: int) -> list[tuple[int, int]]:
-    """Mixer and feed-forward of each block, of numbers that count both: mixer * ffns + ffn."""
-    return [divmod(number, ffns) for number in point]

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from gam_jax.ids import check_ids
 from gam_jax.models.carry import ModelCarry
 from gam_jax.models.language import LanguageModel
-from gam_jax.models.trunk import Trunk
+from gam_jax.models.trunk import Trunk, is_ready
 from gam_jax.params import Params, rows_where, rule_specs, shardings
 from gam_jax.prompts import PromptLike, check_room, prompts_of
 from gam_jax.sampling import Past, Sampling, Settings, choose, drawable, row_keys, seen_in
@@ -155,17 +155,35 @@ def _read(
 
     axes = decoder.axes(*tokens.shape)
     spec = PartitionSpec(axes.rows or None, axes.seq)
-    program = decoder.on_mesh(read, decoder.carry_specs(tokens.shape[0], axes), axes, spec)
+    specs = decoder.carry_specs(tokens.shape[0], axes)
+    lie = decoder.ready_specs if is_ready(params) else None
+    program = decoder.on_mesh(read, specs, axes, spec, lie)
     whole = () if takes is None else (takes, logits)
     carry, found = program(params, carry, tokens, *whole)
     return found, carry
+
+
+def ready(model: LanguageModel, params: Params, layout: Layout | None = None) -> Params:
+    """Parameters as texts are read and written fastest: each block's by themselves, and cast.
+
+    What is read or written with other parameters makes such of them at each call, or reads each
+    block's part out of the stacked ones. They are a copy: let the others go if memory is scarce.
+
+    Args:
+      model: the model.
+      params: its parameters, on the layout's mesh.
+      layout: the mesh; None for one device.
+    """
+    return _ready(Decoder(model, (layout or Layout(make_mesh())).whole), params)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _ready(decoder: Decoder, params: Params) -> Params:
     """Parameters of blocks as `_write` reads them at each token, see `Trunk.ready`."""
     model = decoder.model
-    return _trunk(model).ready(params, model.dtype) if decoder.apart else params
+    if is_ready(params) or not decoder.apart:
+        return params
+    return _trunk(model).ready(params, model.dtype)
 
 
 def _trunk(model: LanguageModel) -> Trunk:
@@ -238,7 +256,7 @@ def prefill(
 
     Args:
       model: the model.
-      params: its parameters, on the layout's mesh.
+      params: its parameters, on the layout's mesh, or `ready` ones.
       tokens: the prompt, ids of the vocabulary: [B, T], or a sequence of ids for each row.
       carry: from what was read before; None starts a sequence.
       layout: the mesh; None for one device.
@@ -283,7 +301,7 @@ def generate(
 
     Args:
       model: the model.
-      params: its parameters, on the layout's mesh.
+      params: its parameters, on the layout's mesh, or `ready` ones.
       prompt: what is continued: [B, T], or a sequence of ids for each row.
       tokens: how many to write at most.
       key: one for all, from which each row's is made by its number, or one for each row, [B].
@@ -304,6 +322,7 @@ def generate(
     check_room(model, prompts.lengths + tokens, in_parts=False)
     model = model.for_length(int(np.max(prompts.lengths)) + tokens)
     sampling = drawn.of_rows(len(prompts.lengths))
+    params = ready(model, params, layout)
     logits, carry = prefill(model, params, prompts.rows, layout=layout)
     seen = seen_in(prompts.rows, logits.shape[1])
     return _pieces(model, params, logits, carry, tokens, key, sampling, ends, seen, layout)

@@ -17,6 +17,7 @@ import optax
 from jax import Array
 
 from gam_jax import units
+from gam_jax.layers.base import as_usual
 from gam_jax.models.language import LanguageModel
 from gam_jax.params import Params, abstract_params, path_name
 from gam_jax.units import WIDTH, Unit
@@ -146,7 +147,7 @@ def _alike(model: LanguageModel) -> Any:
     sizes = {
         *("width", "depth", "expansion", "hidden", "heads", "kv_heads", "head_size", "slots"),
         *("key_heads", "key_width", "value_width", "inner", "experts", "chosen", "shared"),
-        *("shared_hidden", "dropout", "unroll", "remat", "param_dtype", "packed", "block_size"),
+        *("shared_hidden", "dropout", "unroll", "remat", "param_dtype", "packed"),
     }
 
     def one(value: Any) -> Any:
@@ -156,7 +157,7 @@ def _alike(model: LanguageModel) -> Any:
             return type(value).__name__, own
         return tuple(map(one, value)) if isinstance(value, tuple) else value
 
-    return one(model)
+    return one(as_usual(model))
 
 
 def grown(growth: Growth, params: Params, key: Array, noise: float = 0.0) -> Params:

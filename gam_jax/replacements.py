@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,8 @@ from gam_jax import units
 from gam_jax.layers import MLP, Attention, Layer, Linear, NoOp
 from gam_jax.params import Params, init_params
 from sharding.errors import UserError
+
+L = TypeVar("L", bound=Layer)
 
 Start = Callable[[Layer, Params, Array, Array], Params]
 """(the parent's layer, its parameters, what it is given [B, T, D], a key) -> an option's
@@ -51,11 +54,21 @@ class Option:
         return self.start(parent, params, x, key)
 
 
+def _of(parent: Layer, kind: type[L]) -> L:
+    """The parent's layer, of that class."""
+    if not isinstance(parent, kind):
+        raise UserError(
+            f"this option starts from the weights of {kind.__name__}, not of "
+            f"{type(parent).__name__}: give it another start, or None for new weights"
+        )
+    return parent
+
+
 def pooled(groups: int) -> Start:
     """Attention with fewer heads of keys and values: each the mean of those that it replaces."""
 
     def start(parent: Layer, params: Params, x: Array, key: Array) -> Params:
-        assert isinstance(parent, Attention)
+        parent = _of(parent, Attention)
         if parent.groups % groups or parent.bias or parent.qk_norm:
             raise UserError(
                 f"{parent.groups} heads of keys are not shared out by {groups}, or they have "
@@ -72,16 +85,16 @@ def pooled(groups: int) -> Start:
 
 
 def as_linear_attention(parent: Layer, params: Params, x: Array, key: Array) -> Params:
-    """A `Linear` as attention to the token itself alone: W_value W_out."""
-    assert isinstance(parent, Attention)
+    """A `Linear` as attention to the token itself alone, without gate and biases: W_value W_out."""
+    _of(parent, Attention)
     value, out = params["value"], params["out"]
     value = jnp.repeat(value, out.shape[0] // value.shape[1], axis=1)
     return {"weight": jnp.einsum("dhk,hke->de", value, out)}
 
 
 def as_linear_mlp(parent: Layer, params: Params, x: Array, key: Array) -> Params:
-    """A `Linear` as a feed-forward without its activation, gate and biases: W_in W_out."""
-    return {"weight": params["w_in"] @ params["w_out"].T}
+    """A `Linear` as a feed-forward without its activation, gate and biases: W_in W_out, scaled."""
+    return {"weight": _of(parent, MLP).out_scale * (params["w_in"] @ params["w_out"].T)}
 
 
 def contributions(mlp: MLP, params: Params, x: Float[Array, "B T D"]) -> Float[Array, " F"]:
@@ -104,7 +117,7 @@ def narrowed(hidden: int) -> Start:
     """A feed-forward with the hidden units of the largest `contributions`, in their order."""
 
     def start(parent: Layer, params: Params, x: Array, key: Array) -> Params:
-        assert isinstance(parent, MLP)
+        parent = _of(parent, MLP)
         best = jax.lax.top_k(contributions(parent, params, x), hidden)[1]
         return units.keep(params, parent.unit_table()["hidden"], jnp.sort(best))
 

@@ -8,9 +8,9 @@ An entry is of one op, shape, dtype and device; an op of any other is left as it
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
-import hashlib
-import json
 import pathlib
 import sys
 from collections.abc import Iterator, Mapping
@@ -18,45 +18,19 @@ from typing import Any, TypeVar
 
 import jax
 
-from gam_jax.config import to_dict
-from gam_jax.layers import Attention, LinearMemory, Pattern
-from gam_jax.layers.base import Layer
+from gam_jax.config import unknown
 from gam_jax.models import LanguageModel
-from gam_jax.nested import held, with_held
-from gam_jax.planning.traces import abstract_layout
+from gam_jax.nested import with_held
+from gam_jax.tuning.ops import Op
+from gam_jax.tuning.table import DEFAULTS, TUNABLE, blocks_of, op_of, ops_of, part_of
 from sharding import machine, plugins
 from sharding.compile_cache import processor
 from sharding.errors import UserError
 from sharding.json_file import BadJson, read_json
-from sharding.mesh import data_levels, parse_axes
 
 T = TypeVar("T")
-
-SCAN, ATTENTION, BLOCKS = "memory_scan", "attention", "blocks"
-SETTINGS = {SCAN: ("method", "chunk"), ATTENTION: ("block_size",), BLOCKS: ("remat", "unroll")}
-"""Of each op, the fields of its layer, or of the model, that are found."""
-DECAYS = {"none": "none", "fixed": "head", "head": "head", "channel": "channel"}
-"""A recipe's decay -> what a scan sees of it."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Op:
-    """Something that can be computed in several ways.
-
-    Attributes:
-      name: one of `SETTINGS`.
-      shape: sizes and kinds by name, of what one device has.
-      dtype: of what it is given.
-    """
-
-    name: str
-    shape: Mapping[str, Any]
-    dtype: str
-
-    @property
-    def shown(self) -> str:
-        """In words."""
-        return f"{self.name} {' '.join(f'{n}={x}' for n, x in self.shape.items())} {self.dtype}"
+_AS_IT_IS = contextvars.ContextVar("as_it_is", default=False)
+KINDS = {str: "a text", int: "a whole number", bool: "true or false"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,12 +38,12 @@ class Entry:
     """What was found.
 
     Attributes:
-      op: "memory_scan", "attention" or "blocks".
+      op: one of `gam_jax.tuning.table.DEFAULTS`.
       shape: sizes and kinds by name.
       dtype: of what it is given.
       device: see `device_name`.
       settings: the best ones.
-      default: those that are taken where nobody says anything.
+      default: those that the run had, which the best were timed beside.
       seconds: median of the best.
       default_seconds: of the default, in the same turns.
     """
@@ -88,22 +62,10 @@ class Entry:
         """What it is of."""
         return Op(self.op, self.shape, self.dtype)
 
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """What one device has of a run.
-
-    Attributes:
-      rows: of one part of a batch.
-      tokens: of a row.
-      heads: devices that share a layer's heads.
-      split: mesh axes of several devices.
-    """
-
-    rows: int
-    tokens: int
-    heads: int
-    split: frozenset[str]
+    @property
+    def key(self) -> tuple[str, ...]:
+        """Equal for entries of equal ops on one device."""
+        return (*self.of.key, self.device)
 
 
 def device_name() -> str:
@@ -123,26 +85,80 @@ def read_tuned(path: str | pathlib.Path) -> list[Entry]:
     """The entries of a file that `gam tune` wrote.
 
     Raises:
-      UserError: there is no such file, or it is another one.
+      UserError: there is no such file, or it is another one; an entry has a value of another type,
+        or is there twice.
     """
     path = pathlib.Path(path)
     try:
-        entries = [Entry(**each) for each in read_json(path)["entries"]]
-        if all({*each.settings} <= {*SETTINGS[each.op]} for each in entries):
-            return entries
+        values = read_json(path, mend="write it anew")["entries"]
+        entries = [Entry(**each) for each in values]
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such file: write it by gam tune") from error
     except (KeyError, TypeError) as error:
         raise BadJson(path, "is no file that gam tune wrote", "write it anew") from error
-    raise BadJson(path, "sets fields that gam tune does not find", "write it anew")
+    seen: dict[tuple[str, ...], int] = {}
+    for number, entry in enumerate(entries):
+        if why := _wrong(entry):
+            raise BadJson(path, f"has an entry, number {number}, {why}", "write it anew")
+        first = seen.setdefault(entry.key, number)
+        if first != number:
+            why = f"has two entries, numbers {first} and {number}, for {entry.of.shown}"
+            raise BadJson(path, f"{why} on {entry.device}", "take one out")
+    return entries
+
+
+def _wrong(entry: Entry) -> str:
+    """What of an entry `gam tune` does not write; empty where it may have."""
+    kinds = {"op": str, "shape": dict, "dtype": str, "device": str, "settings": dict}
+    for name, kind in (kinds | {"default": dict}).items():
+        if not isinstance(getattr(entry, name), kind):
+            return f"whose {name} is of another type"
+    for name in ("seconds", "default_seconds"):
+        value = getattr(entry, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            return f"whose {name} is no time"
+    if entry.op not in DEFAULTS:
+        return f"of an {unknown(entry.op, DEFAULTS, 'op')}"
+    if any(isinstance(value, dict | list) for value in entry.shape.values()):
+        return "whose shape is of another type"
+    for of in (entry.settings, entry.default):
+        for name, value in of.items():
+            if why := _wrong_setting(entry.op, name, value):
+                return why
+    return ""
+
+
+def _wrong_setting(op: str, name: str, value: Any) -> str:
+    if name not in DEFAULTS[op]:
+        return f"that sets {name}, which gam tune does not find for {op}"
+    kind = type(DEFAULTS[op][name])
+    if type(value) is not kind:
+        return f"whose {name} is not {KINDS[kind]}"
+    words = TUNABLE[op].words.get(name) if op in TUNABLE else None
+    if words is not None and value not in words:
+        return f"with an {unknown(value, words, name)}"
+    return "" if kind is not int or value >= 0 else f"whose {name} is below 0"
+
+
+@contextlib.contextmanager
+def as_it_is() -> Iterator[None]:
+    """Within it `with_tuned` gives the run as it is: so `gam tune` opens a config."""
+    token = _AS_IT_IS.set(True)
+    try:
+        yield
+    finally:
+        _AS_IT_IS.reset(token)
 
 
 def with_tuned(experiment: T, path: str | pathlib.Path, mesh: str = "", device: str = "") -> T:
     """The experiment with the settings that were found best for it on this device.
 
-    Scans of linear memories take their method and chunk, attention its block size, and the model
+    Each layer of `gam_jax.tuning.table.TUNABLE` takes what was found for its op, and the model
     `remat` and `unroll`. An op of which the file has no entry of the same shape, dtype and device
     stays as it is. How many have taken theirs is said on standard error.
+
+    `gam tune` reads a config in which this stands as if it did not: the run is tuned anew, beside
+    the settings that its config gives without this, whether there is a file yet or not.
 
     Args:
       experiment: with a language model, and text in windows.
@@ -153,11 +169,14 @@ def with_tuned(experiment: T, path: str | pathlib.Path, mesh: str = "", device: 
     Raises:
       UserError: none has an entry; see also `read_tuned` and `part_of`.
     """
+    if _AS_IT_IS.get():
+        print(f"{path}: not read, the run is tuned as it is without", file=sys.stderr)
+        return experiment
     run: Any = experiment
     device, part = device or device_name(), part_of(run, mesh)
-    found = {_key(each.of): each for each in read_tuned(path) if each.device == device}
+    found = {each.of.key: each for each in read_tuned(path) if each.device == device}
     ops = list(ops_of(run, part))
-    taken = sum(_key(op) in found for op in ops)
+    taken = sum(op.key in found for op in ops)
     if not taken:
         wanted = f"none of {len(ops)} ops, as {ops[0].shown}" if ops else "there are no such ops"
         raise UserError(
@@ -167,126 +186,12 @@ def with_tuned(experiment: T, path: str | pathlib.Path, mesh: str = "", device: 
     print(f"{path}: {taken} of {len(ops)} ops take what was found", file=sys.stderr)
 
     def tuned(config: Any, op: Op | None) -> Any:
-        entry = None if op is None else found.get(_key(op))
+        entry = None if op is None else found.get(op.key)
         return config if entry is None else dataclasses.replace(config, **entry.settings)
 
     def within(config: Any) -> Any:
-        op = op_of(config, part, own.dtype) if isinstance(config, Layer) else None
-        return tuned(with_held(config, within), op)
+        return tuned(with_held(config, within), op_of(config, part, own.dtype))
 
     own: LanguageModel = run.model
     model = tuned(with_held(own, within), blocks_of(own, part))
     return dataclasses.replace(run, model=model)
-
-
-def part_of(experiment: Any, mesh: str = "") -> Part:
-    """What one device of a mesh has of a run.
-
-    Args:
-      experiment: with a language model, and text in windows.
-      mesh: devices along each axis, as --mesh takes them; one device if empty.
-
-    Raises:
-      UserError: another model, rows that hold several documents, or a mesh that does not fit.
-    """
-    model, train, data = experiment.model, experiment.train, experiment.data
-    if not isinstance(model, LanguageModel) or not hasattr(data, "window"):
-        raise UserError(f"only language models are tuned, not a {type(model).__name__}")
-    if getattr(data, "documents", "") == "packed":
-        raise UserError("rows of several documents (data.documents=packed) are not tuned")
-    sizes = parse_axes(data_levels(mesh)[0], "mesh")
-    if min(sizes.values(), default=1) < 1:
-        raise UserError(f"mesh={mesh}: say how many devices are on each axis")
-    layout = abstract_layout(sizes, experiment.parallel.preset)
-    rows = train.batch // (train.accumulate * train.local.workers)
-    layout.check_batch(rows, data.window)
-    on = layout.mesh.shape
-    heads = on[axis] if (axis := layout.axes.of("heads")) else 1
-    rows = rows // layout.row_parts * (model.streams // on["stream"])
-    split = frozenset(name for name, size in on.items() if size > 1)
-    return Part(rows, data.window // on["seq"], heads, split)
-
-
-def ops_of(experiment: Any, part: Part) -> Iterator[Op]:
-    """All ops of a run that can be tuned, one for each place in its configuration."""
-
-    def within(config: Any) -> Iterator[Op]:
-        for inner in held(config):
-            op = op_of(inner, part, model.dtype) if isinstance(inner, Layer) else None
-            yield from () if op is None else (op,)
-            yield from within(inner)
-
-    model: LanguageModel = experiment.model
-    yield from within(model)
-    if (op := blocks_of(model, part)) is not None:
-        yield op
-
-
-def op_of(layer: Layer, part: Part, dtype: str) -> Op | None:
-    """The op of a layer itself, on one device; None where it has none that is tuned."""
-    if isinstance(layer, LinearMemory) and layer.width is not None:
-        return Op(SCAN, scan_shape(layer, part), dtype)
-    if isinstance(layer, Attention) and (layer.width is not None or layer.head_size):
-        ring = "seq" in part.split  # keys go round, or a window's are sent
-        if not (ring or layer.sinks or layer.prefix):
-            return Op(ATTENTION, attention_shape(layer, part), dtype)
-    return None
-
-
-def scan_shape(layer: LinearMemory, part: Part) -> dict[str, Any]:
-    """What the scan of a linear memory is given on one device."""
-    decay = "channel" if layer.decay_rank else DECAYS[layer.recipe.decay]
-    return {
-        "rule": layer.recipe.rule,
-        "decay": decay,
-        "rows": part.rows,
-        "tokens": part.tokens,
-        "groups": layer.groups // part.heads,
-        "heads": layer.heads // part.heads,
-        "keys": layer.keys,
-        "values": layer.values + layer.averages,
-    }
-
-
-def attention_shape(layer: Attention, part: Part) -> dict[str, Any]:
-    """What attention over the start of a sequence is given on one device."""
-    return {
-        "rows": part.rows,
-        "tokens": part.tokens,
-        "groups": layer.groups // part.heads,
-        "heads": layer.heads // part.heads,
-        "keys": layer.size,
-        "window": layer.window,
-        "soft_cap": layer.soft_cap,
-    }
-
-
-def blocks_of(model: LanguageModel, part: Part) -> Op | None:
-    """The blocks of a model as one op, by a digest of their configuration; None of split ones."""
-    if part.split - {"data"} or model.streams > 1 or model.ladder:
-        return None
-    block = json.dumps(to_dict(_untuned(model.block)), sort_keys=True)
-    shape = {
-        "rows": part.rows,
-        "tokens": part.tokens,
-        "width": model.width,
-        "depth": model.depth,
-        "remat": model.remat,
-        "block": hashlib.sha256(block.encode()).hexdigest()[:12],
-    }
-    return Op(BLOCKS, shape, model.dtype)
-
-
-def _untuned(config: Any) -> Any:
-    """A layer with the default of whatever may be found for it, here and inside."""
-    names: tuple[str, ...] = ()
-    if isinstance(config, LinearMemory | Attention):
-        names = SETTINGS[SCAN if isinstance(config, LinearMemory) else ATTENTION]
-    if isinstance(config, Pattern):
-        names = SETTINGS[BLOCKS]
-    usual = {field.name: field.default for field in dataclasses.fields(config)}
-    return with_held(config, _untuned, **{name: usual[name] for name in names})
-
-
-def _key(op: Op) -> tuple[str, str, str]:
-    return op.name, json.dumps(op.shape, sort_keys=True), op.dtype

@@ -17,22 +17,23 @@ from experiments.benchmark.timing import Quantity, samples
 from experiments.study import Absent, Arm, Claim, Measure, Setting, Study
 from experiments.study.declare import CPU, SHORT, Numbers
 from experiments.tuning import (
-    HOW,
     Case,
     Tuned,
-    attention_case,
     broken,
     does_not_compile,
     is_wrong,
-    plain_attention,
-    plain_scan,
-    scan_case,
+    op_case,
     tune,
 )
-from gam_jax.search import Space
+from gam_jax.tuning.ops import Op, Sizes
+from gam_jax.tuning.table import TUNABLE
 
 REPEATS = {SHORT: 3, CPU: 15}
 TOKENS = {SHORT: (16,), CPU: (512, 2048)}
+
+
+OPS = {"attention": "attention", "memory_scan": "hebb:head"}
+"""An op -> which example of it."""
 
 
 @functools.cache
@@ -41,14 +42,16 @@ def cases(scale: str) -> tuple[Case, ...]:
     heads, size = (1, 8) if scale == SHORT else (4, 32)
     found = []
     for tokens in TOKENS[scale]:
-        attention = attention_case(plain_attention(1, tokens, heads, size), "float32")
-        scan = scan_case(plain_scan("hebb:head", 1, tokens, heads, size), "float32")
-        if scale == SHORT:
-            attention = dataclasses.replace(attention, space=Space.of({"block_size": [0, 8]}))
-            ways = [{"method": "chunked", "chunk": chunk} for chunk in (8, 64)]
-            scan = dataclasses.replace(scan, space=Space.of({HOW: ways}))
-        found += [attention, scan]
+        sizes = Sizes(1, tokens, heads, size, size)
+        for name, word in OPS.items():
+            case = op_case(Op(name, TUNABLE[name].examples[word](sizes), "float32"))
+            found.append(_two_ways(case) if scale == SHORT else case)
     return tuple(found)
+
+
+def _two_ways(case: Case) -> Case:
+    small = {"block_size": 8} if case.op.name == "attention" else {"method": "chunked", "chunk": 8}
+    return dataclasses.replace(case, ways=(case.default, small))
 
 
 @functools.cache
@@ -62,12 +65,12 @@ def gates(setting: Setting, seed: int) -> Numbers:
     """Faulty ways of the first case: how many, and how many were timed; whether others were."""
     case = broken(cases(setting.scale)[0], is_wrong, does_not_compile)
     found = tune(case, 3)
-    faulty = [point for point in found.verdicts if case.space.values(point)["fault"]]
+    faulty = [way for way in found.ways if "fault" in way.settings]
     return {
         "faulty": len(faulty),
-        "timed": sum(point in found.seconds for point in faulty),
-        "refused": sum(bool(verdict.refused) for verdict in found.verdicts.values()),
-        "default": float(case.space.point_of(case.default) in found.seconds),
+        "timed": sum(way.seconds is not None for way in faulty),
+        "refused": sum(bool(way.verdict.refused) for way in found.ways),
+        "default": float(found.of(case.default).seconds is not None),
     }
 
 
@@ -101,7 +104,7 @@ STUDY = Study(
     name="cuda-llm",
     title="Kernels chosen by gates",
     source="arXiv 2506.09092",
-    page="speed.md",
+    page="tuning.md",
     arms={
         "gates": Arm("ways that are wrong or do not compile", numbers=gates, exact=True),
         "choice": Arm("the way that is taken", numbers=choice),

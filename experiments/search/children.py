@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from gam_jax import distil
-from gam_jax.blockwise import PARTS, Library, make_step, pairs
+from gam_jax.blockwise import PARTS, Library, make_step
 from gam_jax.extract import extraction
 from gam_jax.layers import Layer
 from gam_jax.models.language import LanguageModel
@@ -196,15 +196,10 @@ def scorer(library: Library) -> Callable[[Params, Iterable[np.ndarray], Point], 
         return jnp.mean(distil.divergence(parent, child))
 
     def mean(params: Params, batches: Iterable[np.ndarray], point: Point) -> float:
-        choice = choice_of(library, point)
+        choice = library.choice(point)
         return float(np.mean([kl(params, tokens, choice) for tokens in batches]))
 
     return mean
-
-
-def choice_of(library: Library, point: Point) -> np.ndarray:
-    """Numbers of mixer and feed-forward of each block, [L, 2]."""
-    return np.array(pairs(point, len(library.options[PARTS[1]])))
 
 
 def swaps(library: Library, params: Params, batches: Sequence[np.ndarray]) -> list[list[float]]:
@@ -239,7 +234,7 @@ def taught(
       rate: Adam's, at first; it falls by a cosine.
       weights: of the sum over states of 1 - cosine, of KL, and of the loss of next tokens.
     """
-    found = extraction(library.model, library.choosing(params, choice_of(library, point)))
+    found = extraction(library.model, library.choosing(params, library.choice(point)))
     own, teacher = found.pick(params), library.parent_params(params)
     step, told, optimizer = _teaching(library.parent, found.model, rate, len(lessons))
     state, each = optimizer.init(own), np.asarray(weights, np.float32)

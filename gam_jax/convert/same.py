@@ -19,7 +19,7 @@ from gam_jax.layers import (
     Mamba2,
     MoE,
 )
-from gam_jax.layers.base import INHERITED
+from gam_jax.layers.base import INHERITED, as_usual
 from gam_jax.models.language import LanguageModel
 from sharding.errors import UserError
 
@@ -49,7 +49,7 @@ def check_same(
         again = read(config)
     except (UserError, ValueError) as error:
         raise UserError(f"{official} of {library} has no such sizes: {error}") from error
-    ours, theirs = (flatten(to_dict(_bare(one))) for one in (model, again))
+    ours, theirs = (flatten(to_dict(_bare(as_usual(one)))) for one in (model, again))
     for name in {**theirs, **ours}:
         if ours.get(name) != theirs.get(name):
             raise UserError(
@@ -82,7 +82,6 @@ def _plain(layer: Any, width: int) -> Any:
         changed |= {"kv_heads": layer.groups, "head_size": layer.size}
         changed["scale"] = layer.scale or layer.size**-0.5
         changed["context"] = 1 if layer.window else layer.context
-        changed["block_size"] = 0
     if isinstance(layer, LatentAttention):
         changed["value_size"] = layer.value_size or layer.head_size
         changed["scale"] = layer.rule.scale
@@ -91,13 +90,13 @@ def _plain(layer: Any, width: int) -> Any:
     if isinstance(layer, Mamba):
         changed["rank"] = layer.steps
     if isinstance(layer, Mamba2):
-        changed |= {"inner": layer.heads * layer.head, "chunk": 1}
+        changed["inner"] = layer.heads * layer.head
         changed["eps"] = layer.eps if layer.norm != "none" else 0.0
     if isinstance(layer, LinearMemory):
         recipe = layer.recipe
         changed |= {"key_heads": layer.groups, "key_width": layer.keys, "kernel": recipe.kernel}
         changed |= {"value_width": layer.values, "feature": recipe.feature}
-        changed |= {"gated": recipe.gate != "none", "chunk": 64, "method": "chunked"}
+        changed["gated"] = recipe.gate != "none"
     if isinstance(layer, MoE) and layer.shared:
         changed |= {"shared": 1, "shared_hidden": layer.shared_ffn.hidden}
     if isinstance(layer, MoE):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -65,8 +65,9 @@ class Attention(Layer):
         learned, as the prefixes of the streams of a `ParScale` are.
       dropout: rate on the output in training.
       block_size: tokens of a block of queries, and of keys, in which scores are computed; 0 for
-        what the machine and the window ask for. `gam tune` finds it; kernels of a GPU's or TPU's
-        own have blocks of their own.
+        what the machine and the window ask for. `gam tune` finds it. The kernels of a TPU take a
+        multiple of 128 that divides the tokens; with another one, and on a GPU, kernels have
+        blocks of their own.
     """
 
     width: Size | None = None
@@ -90,6 +91,8 @@ class Attention(Layer):
     prefix: Count = 0
     dropout: Rate | None = None
     block_size: Count = 0
+
+    computed: ClassVar[tuple[str, ...]] = ("block_size",)
 
     def __post_init__(self) -> None:
         check_bounds(self)

@@ -36,6 +36,15 @@ def layers_in(layer: Layer) -> Iterator[Layer]:
     return (inner for inner in held(layer) if isinstance(inner, Layer))
 
 
+def as_usual(config: Any) -> Any:
+    """A layer, or a model, that computes the same as every layer does where nobody says how."""
+    names = getattr(config, "computed", ())
+    usual = {
+        field.name: field.default for field in dataclasses.fields(config) if field.name in names
+    }
+    return with_held(config, as_usual, **usual)
+
+
 class Statistics:
     """What a layer counts of its tokens, such as each expert's load: a part of its carry.
 
@@ -77,6 +86,8 @@ class Layer:
 
     gathers: ClassVar[bool] = False
     """Whether the layers that it holds gather their own sharded parameters."""
+    computed: ClassVar[tuple[str, ...]] = ()
+    """Fields that say how it is computed and not what: rounding alone may differ."""
 
     @property
     def loops(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +66,7 @@ class FusedDelta(Layer):
       key_width, value_width: K and N where they are not D / H.
       kernel: taps of the convolution on queries, keys and values.
       short, long: taps of the paths' convolutions.
-      chunk: of the scan.
+      chunk, method: of the scan, see `gam_jax.ops.scan.memory_scan`.
       floor: f, the least of every gate, so that no path dies. With 0, and gates that are open to
         the delta rule alone, it is DeltaNet.
     """
@@ -80,6 +80,9 @@ class FusedDelta(Layer):
     long: Size = 63
     chunk: Size = 64
     floor: Rate = 0.02
+    method: str = "chunked"
+
+    computed: ClassVar[tuple[str, ...]] = ("method", "chunk")
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -183,6 +186,7 @@ class FusedDelta(Layer):
             beta=beta,
             rule="delta",
             state=before["state"],
+            method=self.method,
             chunk=self.chunk,
             axis=axes.seq,
             starts=starts,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -141,6 +141,8 @@ class LinearMemory(Layer):
     eps: NotNegative = 1e-5
     chunk: Size = 64
     method: str = "chunked"
+
+    computed: ClassVar[tuple[str, ...]] = ("method", "chunk")
 
     def __post_init__(self) -> None:
         check_bounds(self)

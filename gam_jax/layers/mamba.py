@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,7 @@ class Mamba(Layer):
       normed: whether r, b and c are normed, each by its own RMSNorm, before they are used (Jamba,
         arXiv 2403.19887, section 3).
       eps: of these norms.
+      chunk, method: of the scan, see `gam_jax.ops.selective.selective_scan`.
     """
 
     width: Size | None = None
@@ -71,6 +72,10 @@ class Mamba(Layer):
     out_bias: bool = False
     normed: bool = False
     eps: NotNegative = 1e-6
+    chunk: Size = 8
+    method: str = "chunked"
+
+    computed: ClassVar[tuple[str, ...]] = ("method", "chunk")
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -166,6 +171,8 @@ class Mamba(Layer):
             b.reshape(batch, tokens, -1),
             c.reshape(batch, tokens, -1),
             state=before["state"],
+            method=self.method,
+            chunk=self.chunk,
             axis=axes.seq,
             starts=starts,
             begin=begin["state"],

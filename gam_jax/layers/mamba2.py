@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -79,6 +79,7 @@ class Mamba2(Layer):
       conv_bias: whether the convolutions have biases.
       in_bias, out_bias: whether W_in and W_out have.
       chunk: tokens in a chunk of the scan.
+      method: of the scan, see `gam_jax.ops.scan.memory_scan`.
     """
 
     width: Size | None = None
@@ -96,6 +97,9 @@ class Mamba2(Layer):
     in_bias: bool = False
     out_bias: bool = False
     chunk: Size = 64
+    method: str = "chunked"
+
+    computed: ClassVar[tuple[str, ...]] = ("method", "chunk")
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -228,6 +232,7 @@ class Mamba2(Layer):
             step[..., None] * v,
             log_decay=-step * jnp.exp(params["a_log"].astype(jnp.float32)),
             state=before["state"],
+            method=self.method,
             chunk=self.chunk,
             axis=axes.seq,
             starts=starts,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -33,13 +34,16 @@ class MinimalRNN(Layer):
       width: D.
       expansion: E / D, E channels of the state.
       variant: "gru" or "lstm".
-      method: of the scan, see `gam_jax.ops.scan.diagonal_scan`.
+      method, chunk: of the scan, see `gam_jax.ops.scan.diagonal_scan`.
     """
 
     width: Size | None = None
     expansion: Size = 1
     variant: str = "gru"
     method: str = "chunked"
+    chunk: Size = 64
+
+    computed: ClassVar[tuple[str, ...]] = ("method", "chunk")
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -90,6 +94,7 @@ class MinimalRNN(Layer):
             jnp.exp(write) * candidate,
             state=state,
             method=self.method,
+            chunk=self.chunk,
             axis=axes.seq,
             starts=starts,
             begin=begin,

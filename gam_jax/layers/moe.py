@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.struct
 import jax
@@ -125,6 +125,8 @@ class MoE(Layer):
     dropout: Rate | None = None
     strategy: str = "auto"
     method: str = "auto"
+
+    computed: ClassVar[tuple[str, ...]] = ("method", "strategy")
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -305,7 +307,7 @@ class MoE(Layer):
         room = self.room(x.shape[0], x.shape[1], begins)
         if ffn := axes.of("ffn"):  # here, so that gradients of parts are summed at home
             weights = collectives.as_varying(weights, ffn)
-        partial = self._mixed(params["experts"], flat, experts, weights, axes, room)
+        partial = self.through_chosen(params["experts"], flat, experts, weights, axes, room)
         if self.shared:
             partial = partial + self._shared(params, flat, axes)
         out = residual.leave_sum(partial.reshape(x.shape), axes.of("ffn"), axes)
@@ -376,7 +378,7 @@ class MoE(Layer):
             return routing.positions_by_choice(hot, capacity.tokens, axes.seq) < room, None
         return routing.positions_on_device(hot, self._by_choice) < room, None
 
-    def _mixed(
+    def through_chosen(
         self,
         params: Params,
         x: Float[Array, "N D"],
@@ -385,7 +387,16 @@ class MoE(Layer):
         axes: Axes,
         room: int,
     ) -> Float[Array, "N D"]:
-        """What this device's hidden units of the chosen experts add; E stands for none."""
+        """What this device's hidden units of the chosen experts add.
+
+        Args:
+          params: of the experts, see `table`.
+          x: tokens.
+          experts: those that each has chosen; E stands for none.
+          weights: of these choices.
+          axes: mesh axes.
+          room: see `room`.
+        """
 
         def run(x: Array, owner: Array, weights: Array, most: int) -> Array:
             own = params["w_in"].shape[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +57,8 @@ class MoFME(Layer):
     doubt: Rate = 0.1
     dropout: Rate | None = None
     method: str = "auto"
+
+    computed: ClassVar[tuple[str, ...]] = ("method",)
 
     def __post_init__(self) -> None:
         check_bounds(self)

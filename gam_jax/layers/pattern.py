@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +62,8 @@ class Pattern(Layer):
     remat: bool = False
     unroll: Size = 1
     gathers = True
+
+    computed: ClassVar[tuple[str, ...]] = ("remat", "unroll")
 
     def __post_init__(self) -> None:
         check_bounds(self)

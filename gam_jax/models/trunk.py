@@ -24,6 +24,11 @@ class Ready(NamedTuple):
     blocks: Any
 
 
+def is_ready(params: Params) -> bool:
+    """Whether the parameters of a model or trunk are such."""
+    return isinstance(params.get("blocks"), Ready)
+
+
 @dataclasses.dataclass(frozen=True)
 class Trunk(Layer):
     """What lies between embedding and head: blocks, which compute in the dtype of x, and a norm."""
@@ -66,7 +71,7 @@ class Trunk(Layer):
         """One after the other."""
         stream, blocks = self.stack.begun(x), params["blocks"]
         run = self.run
-        if isinstance(blocks, Ready):
+        if is_ready(params):
             blocks, run = blocks.blocks, self.stack.run
         stream, after = run(blocks, stream, carry, axes, key=key, starts=starts)
         return self.normed(params, stream, axes), after

@@ -25,6 +25,11 @@ def suits(rule: Rule, tokens: int, keys: int) -> bool:
     return rule.causal and tokens == keys and tokens % BLOCKS[-1] == 0
 
 
+def suits_block(size: int, tokens: int) -> bool:
+    """Whether the kernels can have blocks of so many tokens."""
+    return size % BLOCKS[-1] == 0 and tokens % size == 0
+
+
 def splash(
     rule: Rule,
     q: Float[Array, "B T H K"],
@@ -68,6 +73,8 @@ def _kernel(rule: Rule, heads: int, tokens: int, interpret: bool) -> Any:
     from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 
     size = next(block for block in BLOCKS if tokens % block == 0)
+    if rule.fixed and suits_block(rule.block, tokens):
+        size = rule.block
     names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
     sizes: dict[str, Any] = {f"block_{name}": size for name in names}
     shape = (tokens, tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax
@@ -52,6 +53,17 @@ def grown_run(trained, workshop, command):
         ]
         assert facts["parameters"][1] > facts["parameters"][0]
     return path
+
+
+def test_what_grows_may_be_computed_otherwise():
+    """Methods, chunks and blocks change no function; the hidden units that grow are found."""
+    block = Block(LinearMemory(heads=2), MLP(hidden=8))
+    wider = Block(LinearMemory(heads=2, chunk=8, method="associative"), MLP(hidden=16))
+    small, large = (LanguageModel(own, 8, 1, vocab=4) for own in (block, wider))
+    assert len(growth(small, large).steps) == 1
+    other = dataclasses.replace(wider, mixer=LinearMemory(heads=2, negative=True))
+    with pytest.raises(UserError, match="computes something else"):
+        growth(small, dataclasses.replace(large, block=other))
 
 
 def test_the_grown_run_scores_as_before_on_another_mesh(grown_run, trained, command):

@@ -16,32 +16,48 @@ from experiments import tuning
 from experiments.papers import cuda_llm
 from experiments.study.declare import SHORT, Setting
 from experiments.tuning import (
+    ALONE,
     BUILDS,
     COMPILES,
     EQUAL,
-    HOW,
+    REFUSED,
+    SPREAD,
     Case,
     Tuned,
     blocks_case,
     broken,
-    case_of,
+    cases_of,
     difference,
     does_not_compile,
     is_wrong,
+    op_case,
     plain_blocks,
-    plain_scan,
-    scan_case,
     tune,
 )
 from gam_jax.data import Text
-from gam_jax.layers import Attention, Block, LinearMemory, Pattern
+from gam_jax.layers import (
+    MLP,
+    Attention,
+    Block,
+    FusedDelta,
+    LinearMemory,
+    Mamba,
+    Mamba2,
+    MinimalRNN,
+    MoE,
+    Pattern,
+)
+from gam_jax.layers.base import as_usual
 from gam_jax.layers.linear_memory import RECIPES
 from gam_jax.models import LanguageModel
+from gam_jax.ops.routing import Capacity
 from gam_jax.planning.targets import topology
-from gam_jax.search import Space
 from gam_jax.training import Experiment, TrainConfig
 from gam_jax.training.folder import RunFolder
-from gam_jax.tuned import device_name, ops_of, part_of, with_tuned
+from gam_jax.tuned import as_it_is, device_name, read_tuned, with_tuned
+from gam_jax.tuning import scans
+from gam_jax.tuning.ops import Op, Part, Sizes
+from gam_jax.tuning.table import BY_CLASS, DEFAULTS, TUNABLE, op_of, ops_of, part_of
 from sharding.errors import UserError
 
 SMALL = cuda_llm.cases(SHORT)
@@ -64,48 +80,109 @@ def clock(monkeypatch):
     return given
 
 
+def example(word, **sizes):
+    """The op of a word of --ops, at sizes that are small where none are given."""
+    of = next(one for one in TUNABLE.values() if word in one.examples)
+    own = Sizes(**{"rows": 1, "tokens": 8, "heads": 1, "size": 8, "values": 8, **sizes})
+    return Op(of.name, of.examples[word](own), "float32")
+
+
 def test_faulty_ways_are_refused_and_never_timed(clock):
     case = broken(SMALL[0], is_wrong, does_not_compile)
     clock(((1, 1, 1), (2, 2, 2)), ((1, 1, 1), (2, 2, 2)))
     found = tune(case, 3)
-    by = {verdict.refused: [] for verdict in found.verdicts.values()}
-    for point, verdict in found.verdicts.items():
-        by[verdict.refused].append(case.space.values(point)["fault"])
+    by = {way.verdict.refused: [] for way in found.ways}
+    for way in found.ways:
+        by[way.verdict.refused].append(way.settings.get("fault", ""))
     assert by == {"": ["", ""], EQUAL: ["wrong", "wrong"], BUILDS: ["fails", "fails"]}
-    assert set(found.seconds) == {p for p, v in found.verdicts.items() if not v.refused}
-    assert all(v.figures["off"] < 1e-5 for v in found.verdicts.values() if not v.refused)
+    assert all(bool(way.seconds) != bool(way.verdict.refused) for way in found.ways)
+    assert all(way.verdict.figures["off"] < 1e-5 for way in found.ways if way.seconds)
 
 
 @pytest.mark.parametrize(
-    ("rounds", "best"),
+    ("rounds", "best", "kept"),
     [
-        ((((2, 2, 2), (1, 1, 1)), ((2, 2.1, 2.2), (1, 1.1, 1.2))), 8),  # default first
-        ((((2, 2, 2), (1, 1, 1)), ((1, 2, 3), (1, 1.5, 3))), 0),  # within the spread
-        ((((2, 2, 2), (1, 1, 1)), ((1, 1, 1), (2, 2, 2))), 0),  # by chance the first time
-        ((((1, 1, 1), (2, 2, 2)),), 0),  # the default is the best
+        ((((2, 2, 2), (1, 1, 1)), ((2, 2.1, 2.2), (1, 1.1, 1.2))), 8, ""),  # default first
+        ((((2, 2, 2), (1, 1, 1)), ((1, 2, 3), (1, 1.5, 3))), 0, SPREAD),  # within the spread
+        ((((2, 2, 2), (1, 1, 1)), ((1, 1, 1), (2, 2, 2))), 0, SPREAD),  # by chance the first time
+        ((((1, 1, 1), (2, 2, 2)),), 0, SPREAD),  # the default is the best
     ],
 )
-def test_the_least_median_is_taken_where_it_stays_below_the_default(clock, rounds, best):
+def test_the_least_median_is_taken_where_it_stays_below_the_default(clock, rounds, best, kept):
     clock(*rounds)
-    assert tune(SMALL[0], 3).best == {"block_size": best}
+    found = tune(SMALL[0], 3)
+    assert (found.best, found.kept) == ({"block_size": best}, kept)
 
 
-@pytest.mark.parametrize("name", ["scan", pytest.param("delta", marks=pytest.mark.slow), "blocks"])
-def test_every_op_has_ways_that_are_equal_to_the_plainest(name, clock):
-    makers = {
-        "scan": lambda: SMALL[1],
-        "delta": lambda: scan_case(plain_scan("delta:channel", 1, 16, 1, 8, 4), "float32"),
-        "blocks": lambda: blocks_case(*plain_blocks(1, 8, 8, 2, "float32")),
-    }
-    case = makers[name]()
-    if name == "delta":
-        ways = [{"method": "chunked", "chunk": chunk} for chunk in (8, 64)]
-        case = dataclasses.replace(case, space=Space.of({HOW: ways}))
-    if name == "blocks":
-        case = dataclasses.replace(case, space=Space.of({"remat": [False, True], "unroll": [1]}))
+def test_three_have_a_second_chance_and_the_best_of_these_is_taken(clock):
+    """The first of them was lucky, the second wavers; the slowest is not timed again."""
+    clock(
+        [(9, 9, 9), (1, 1, 1), (2, 2, 2), (3, 3, 3), (4, 4, 4)],
+        [(9, 9, 9), (8, 9, 10), (1, 6, 12), (5, 5, 6)],
+    )
+    ways = tuple({"block_size": size} for size in (0, 5, 6, 7, 8))
+    found = tune(dataclasses.replace(SMALL[0], ways=ways), 3)
+    assert found.best == {"block_size": 7}
+    assert [way.seconds.median for way in found.ways] == [9, 9, 6, 5, 4]
+
+
+def test_a_default_stays_where_there_is_no_other_way_or_it_is_refused_itself(clock):
+    clock(((1, 1, 1),))
+    case = dataclasses.replace(SMALL[0], ways=(SMALL[0].default,))
+    assert tune(case, 3).kept == ALONE
+    wrong = dataclasses.replace(case, make=lambda way: lambda *x: is_wrong(SMALL[0].make(way), *x))
+    found = tune(wrong, 3)
+    assert (found.kept, found.ways[0].seconds) == (REFUSED, None)
+
+
+FEW = {
+    "hebb:head": {"method": "chunked", "chunk": 8},
+    "delta:channel": {"method": "chunked", "chunk": 4},
+    "selective": {"method": "associative", "chunk": 8},
+    "diagonal": {"method": "associative", "chunk": 64},
+    "attention": {"block_size": 4},
+    "experts": {"method": "ragged"},
+    "blocks": {"remat": True, "unroll": 1},
+}
+"""A word of --ops -> a way beside the default."""
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        pytest.param(word, marks=pytest.mark.slow) if word.startswith("delta") else word
+        for word in FEW
+    ],
+)
+def test_every_op_has_ways_that_are_equal_to_the_plainest(word, clock):
+    if word == "blocks":
+        case = blocks_case(*plain_blocks(1, 8, 8, 2, "float32"))
+    else:
+        case = op_case(example(word), "cpu")
+    case = dataclasses.replace(case, ways=(case.default, FEW[word]))
     clock(*[((1, 1, 1), (2, 2, 2))] * 2)
     found = tune(case, 3)
-    assert [verdict.refused for verdict in found.verdicts.values()] == ["", ""]
+    assert [way.verdict.refused for way in found.ways] == ["", ""], found.ways
+
+
+def test_ways_fit_the_sequence_and_the_machine():
+    def ways(word, backend, **sizes):
+        op = example(word, **sizes)
+        return [next(iter(way.values())) for way in TUNABLE[op.name].ways(op, backend)]
+
+    assert ways("attention", "cpu", tokens=300) == [32, 64, 128, 256]
+    assert ways("attention", "tpu", tokens=1024) == [128, 256, 512, 1024]  # of kernels there
+    assert ways("attention", "tpu", tokens=1000) == ways("attention", "cpu", tokens=1000)
+    half = dataclasses.replace(example("attention", tokens=1024), dtype="bfloat16")
+    assert TUNABLE["attention"].ways(half, "gpu") == []  # cuDNN has its own
+    assert ways("experts", "cpu") == ["ragged"]
+    assert ways("experts", "tpu") == ["blocks", "ragged"]
+    assert ways("experts", "gpu") == ["blocks"]
+    assert set(ways("hebb:head", "tpu")) - set(ways("hebb:head", "cpu")) == set()
+    assert "pallas" in ways("hebb:head", "tpu", tokens=64)
+    own = op_case(dataclasses.replace(example("selective"), own={"method": "chunked", "chunk": 5}))
+    assert own.default == own.ways[0] == {"method": "chunked", "chunk": 5}
+    assert {"method": "chunked", "chunk": 8} in own.ways  # what nobody has set takes part
 
 
 def test_a_difference_is_of_the_largest_value_and_no_number_is_infinitely_far():
@@ -125,7 +202,7 @@ def experiment():
     )
 
 
-def entry(number=0, mesh="", **changes):
+def entry(number=0, mesh="", leave=(), **changes):
     run = experiment()
     op = list(ops_of(run, part_of(run, mesh)))[number]
     found = {
@@ -133,12 +210,12 @@ def entry(number=0, mesh="", **changes):
         "shape": op.shape,
         "dtype": op.dtype,
         "device": device_name(),
-        "settings": {"method": "associative", "chunk": 16},
-        "default": {"method": "chunked", "chunk": 64},
+        "settings": DEFAULTS[op.name] if number else {"method": "associative", "chunk": 16},
+        "default": DEFAULTS[op.name],
         "seconds": 1.0,
         "default_seconds": 2.0,
     }
-    return {**found, **changes}
+    return {name: value for name, value in {**found, **changes}.items() if name not in leave}
 
 
 def test_ops_take_what_was_found_for_their_shape_and_others_stay(tmp_path, capsys):
@@ -165,16 +242,130 @@ def test_ops_take_what_was_found_for_their_shape_and_others_stay(tmp_path, capsy
         file.write_text(json.dumps({"entries": [entry(**other)]}))
         with pytest.raises(UserError, match=r"no entry for this run on .*none of 4 ops, as memory"):
             with_tuned(before, file)
-    for text, message in (
-        ("{}", "no file that gam tune wrote"),
-        ('{"entries": [{}]}', "no file"),
-        (json.dumps({"entries": [entry(settings={"heads": 1})]}), "does not find"),
-    ):
-        file.write_text(text)
-        with pytest.raises(UserError, match=message):
-            with_tuned(before, file)
     with pytest.raises(UserError, match="write it by gam tune"):
         with_tuned(before, tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (None, "no file that gam tune wrote"),
+        ([{}], "no file"),
+        ([1], "no file"),
+        ([entry(leave=("op",))], "no file"),
+        ([entry(settings={"heads": 1})], "sets heads, which gam tune does not find for memory"),
+        ([entry(default={"heads": 1})], "sets heads"),
+        ([entry(op="memory")], "unknown op 'memory'"),
+        ([entry(settings={"chunk": "64"})], "number 0, whose chunk is not a whole number"),
+        ([entry(settings={"chunk": True})], "chunk is not a whole number"),
+        ([entry(settings={"chunk": -1})], "chunk is below 0"),
+        ([entry(settings={"method": "chunky"})], "did you mean 'chunked'"),
+        ([entry(3, settings={"remat": 1})], "remat is not true or false"),
+        ([entry(shape=[])], "shape is of another type"),
+        ([entry(shape={"rows": [1]})], "shape is of another type"),
+        ([entry(seconds="1")], "seconds is no time"),
+        ([entry(default_seconds=0)], "default_seconds is no time"),
+        (
+            [entry(), entry(2, settings={}), entry()],
+            "two entries, numbers 0 and 2, for memory_scan",
+        ),
+    ],
+)
+def test_a_file_that_gam_tune_has_not_written_is_refused(entries, message, tmp_path):
+    file = tmp_path / "tuned.json"
+    file.write_text(json.dumps({} if entries is None else {"entries": entries}))
+    with pytest.raises(UserError, match=message):
+        read_tuned(file)
+
+
+def test_50_and_50_0_are_one_number(tmp_path):
+    """A JSON file may have written the one for the other."""
+    run, file = experiment(), tmp_path / "tuned.json"
+    capped = Pattern((Block(Attention(heads=4, soft_cap=50.0)),), (0,))
+    run = dataclasses.replace(run, model=dataclasses.replace(run.model, block=capped))
+    shape = dict(next(iter(ops_of(run, part_of(run)))).shape)
+    one = entry(op="attention", shape=shape | {"soft_cap": 50}, settings={"block_size": 8})
+    file.write_text(json.dumps({"entries": [{**one, "default": {}}]}))
+    assert with_tuned(run, file).model.block.layers[0].mixer.block_size == 8
+    other = {**one, "shape": shape, "default": {}}
+    file.write_text(json.dumps({"entries": [{**one, "default": {}}, other]}))
+    with pytest.raises(UserError, match="two entries"):
+        read_tuned(file)
+
+
+def test_a_config_is_read_as_it_is_without_what_was_found(tmp_path, capsys):
+    run = experiment()
+    with as_it_is():
+        assert with_tuned(run, tmp_path / "none.json") is run
+    assert "tuned as it is without" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no such file"):
+        with_tuned(run, tmp_path / "none.json")
+
+
+def test_every_class_that_is_tuned_says_that_its_settings_change_nothing():
+    for cls, of in BY_CLASS.items():
+        assert {*of.default} <= {*cls.computed}, cls
+        usual = {field.name: field.default for field in dataclasses.fields(cls)}
+        assert {name: usual[name] for name in of.default} == dict(of.default), cls
+    layer = Block(LinearMemory(chunk=8), MoE(method="ragged", strategy="gather"))
+    assert as_usual(layer) == Block(LinearMemory(), MoE())
+
+
+PART = Part(2, 32, {"heads": 2, "channel": 2, "ffn": 2}, frozenset({"tensor"}))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (Mamba2(width=16, head=4, groups=1), {"groups": 1, "heads": 4, "keys": 128, "values": 4}),
+        (Mamba2(width=16, head=2, groups=4), {"groups": 2, "heads": 8, "keys": 128, "values": 2}),
+        (FusedDelta(width=16, heads=4), {"rule": "delta", "groups": 2, "heads": 2, "keys": 4}),
+        (Mamba(width=16), {"channels": 16, "state": 16}),
+        (MinimalRNN(width=16), {"channels": 8}),
+        (MoE(width=16), {"tokens": 64, "hidden": 32, "experts": 8, "chosen": 2, "bias": False}),
+        (MoE(width=16, capacity=Capacity(1.0)), None),
+        (Attention(width=16, sinks=True), None),
+        (MLP(width=16), None),
+    ],
+)
+def test_an_op_is_what_one_device_has(layer, shape):
+    op = op_of(layer, PART, "float32")
+    if shape is None:
+        assert op is None
+    else:
+        assert shape.items() <= op.shape.items(), op.shape
+        assert op.own.keys() == TUNABLE[op.name].default.keys()
+
+
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [
+        (Attention(width=16, kv_heads=1), "Attention.kv_heads=1"),
+        (LinearMemory(width=15, heads=3), "key heads of LinearMemory=3"),
+        (FusedDelta(width=15, heads=3), "FusedDelta.heads=3"),
+        (Mamba2(width=6, head=4), "heads of Mamba2=3"),
+        (MinimalRNN(width=5), "channels of MinimalRNN=5"),
+        (MoE(width=16, ffn=MLP(hidden=3)), "hidden units of MoE.ffn=3"),
+    ],
+)
+def test_what_devices_do_not_divide_is_refused_by_name(layer, name):
+    with pytest.raises(UserError, match=f"{name} cannot be split over 2 devices"):
+        op_of(layer, PART, "float32")
+
+
+def test_a_mesh_that_a_run_would_refuse_is_refused():
+    run = experiment()
+    shared = dataclasses.replace(run.model, block=Block(Attention(heads=4, kv_heads=1)))
+    memory = dataclasses.replace(run.model, block=Block(MinimalRNN()), streams=2)
+    for model, mesh, message in (
+        (shared, "tensor=2", "key"),
+        (shared, "stream=2", "stream"),
+        (shared, "worker=2", "worker"),
+        (shared, "pipe=2", "pipe"),
+        (memory, "stream=4", "stream"),
+    ):
+        with pytest.raises(UserError, match=message):
+            part_of(dataclasses.replace(run, model=model), mesh)
 
 
 def test_what_is_looked_up_is_what_one_device_has(tmp_path):
@@ -201,8 +392,7 @@ def test_a_memory_of_any_kind_has_ways_that_build(variant):
     run = experiment()
     block = Block(LinearMemory(variant=variant, heads=2))
     run = dataclasses.replace(run, model=LanguageModel(block, width=16, depth=1, vocab=8))
-    (op, _) = ops_of(run, part_of(run))
-    case = case_of(op, run.model)
+    case, _ = cases_of([*ops_of(run, part_of(run))], run.model)
     arrays = jax.eval_shape(lambda: case.draw(0))
     shapes = [jax.eval_shape(way, *arrays) for way in (case.make(case.default), case.plainest)]
     assert shapes[0] == shapes[1]
@@ -225,22 +415,31 @@ RUN = Experiment(MODEL, TEXT, TrainConfig(steps=2, batch=4, validation_tokens=64
 
 
 def get_config():
-    return config(with_tuned(RUN, FILE, mesh="tensor=2") if FILE.exists() else RUN)
+    return config(with_tuned(RUN, FILE, mesh="tensor=2"))
 """
 
 
 def test_a_run_is_tuned_and_trained_with_what_was_found(
     command, workshop, tmp_path, clock, monkeypatch
 ):
-    """From its own default sizes to the configuration that its folder keeps."""
-    monkeypatch.setattr(tuning, "CHUNKS", (64,))
+    """From its own default sizes to the configuration that its folder keeps; and tuned again.
+
+    The config names a file that is not there yet, and then one whose settings are not to be the
+    default of the second time.
+    """
+    monkeypatch.setattr(scans, "CHUNKS", ())
     file, own, run = tmp_path / "tuned.json", tmp_path / "own.py", tmp_path / "run"
     own.write_text(CONFIG.format(file=file, text=workshop.path / "corpus.txt"))
-    clock(*[[(5, 5, 5), (1, 1, 1)]] * 2)
-    result = command("tune", f"--config={own}", "--mesh=tensor=2", f"--out={file}", "--json")
-    assert result.code == 0, result.err
-    (found,) = json.loads(result.out)
-    assert found["best"] == {"method": "associative", "chunk": 64}
+    first, second = [(5, 5, 5), (1, 1, 1)], [(1, 1, 1), (5, 5, 5)]
+    clock(first, first, second, first, first)
+    words = ("tune", f"--config={own}", "--mesh=tensor=2", f"--out={file}", "--json")
+    for best in ("associative", "chunked", "associative"):
+        result = command(*words)
+        assert result.code == 0, result.err
+        (found,) = json.loads(result.out)
+        assert found["best"] == {"method": best, "chunk": 64}
+        (kept,) = read_tuned(file)
+        assert (kept.settings["method"], kept.default["method"]) == (best, "chunked")
     assert (found["shape"]["heads"], found["shape"]["values"]) == (1, 9)
     result = command("train", f"--config={own}", f"--run={run}", "--mesh=tensor=2")
     assert result.code == 0, result.err
@@ -265,6 +464,8 @@ def test_the_command_writes_entries_and_keeps_others(command, tmp_path, clock):
     ("words", "message"),
     [
         (("--ops=atention",), "unknown op 'atention'; did you mean 'attention'?"),
+        (("--ops=attention,attention",), "'attention' is there twice"),
+        (("--ops=",), "--ops is empty"),
         (("--topology=v5e:2x2", "--out=x.json"), "leave --out out"),
         (("--topology=v5f:2x2",), "unknown 'v5f'; did you mean 'v5"),
         (("--topology=h100:1",), "give HOSTSxGPUS, as h100:1x8"),
@@ -297,7 +498,7 @@ def test_the_study_refuses_faulty_ways_and_times_the_others():
     ],
 )
 def test_the_study_times_anew_what_was_taken(monkeypatch, best, times, gain, slower):
-    found = Tuned({}, {}, {"block_size": best})
+    found = Tuned((), {"block_size": best})
 
     def samples(calls, repeats):
         return dict(zip(calls, times, strict=True))
@@ -328,15 +529,13 @@ SIDE = 4096
 @pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="no compiler of TPUs")
 def test_a_tpus_compiler_refuses_a_block_that_needs_too_much_memory():
-    space = Space.of({"block": [128, SIDE]})
     shapes = [jax.ShapeDtypeStruct((SIDE, SIDE), jnp.float32)]
-    default = {"block": 128}
-    case = Case(
-        "double", {}, "float32", space, default, doubled, doubled(default), lambda _: shapes
-    )
+    ways = {"block": 128}, {"block": SIDE}
+    op = Op("double", {}, "float32")
+    case = Case(op, ways, ways[0], doubled, doubled(ways[0]), lambda _: shapes)
     found = tune(case, 3, topology("v5e:2x2"))
-    small, large = found.verdicts.values()
+    small, large = (way.verdict for way in found.ways)
     assert not small.refused
     assert large.refused == COMPILES
     assert "vmem" in large.why.lower()
-    assert found.seconds == {}
+    assert all(way.seconds is None for way in found.ways)

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from gam_jax.blockwise import BLOCKS, Library, make_step, pairs
+from gam_jax.blockwise import BLOCKS, Library, make_step
 from gam_jax.distil import cosine_distance, divergence, through
 from gam_jax.extract import extraction
 from gam_jax.layers import MLP, Attention, Block, Pattern
@@ -76,8 +76,8 @@ def test_all_blocks_chosen_from_the_parent_are_the_parent(parent, begun):
 
 def test_a_child_is_a_pattern_that_gives_what_its_choice_gives(begun):
     point = (5, 0, 7)  # pairs of 3 mixers and 3 feed-forwards
-    assert pairs(point, 3) == [(1, 2), (0, 0), (2, 1)]
-    mixed = LIBRARY.choosing(begun, np.array(pairs(point, 3)))
+    assert LIBRARY.choice(point).tolist() == [[1, 2], [0, 0], [2, 1]]
+    mixed = LIBRARY.choosing(begun, LIBRARY.choice(point))
     found = extraction(LIBRARY.model, mixed)
     assert isinstance(found.model.block, Pattern)
     own = found.pick(mixed)
@@ -86,6 +86,22 @@ def test_a_child_is_a_pattern_that_gives_what_its_choice_gives(begun):
     child, states = logits(found.model, own)
     np.testing.assert_allclose(child, jax.jit(LIBRARY.model)(mixed, TOKENS)[0], atol=1e-4)
     np.testing.assert_allclose(states.logits, child, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda: LIBRARY.choice((9, 0, 0)), "9 is none of 9 pairs of options: give 0 to 8"),
+        (lambda: LIBRARY.choice((0, -1, 0)), "-1 is none of 9 pairs"),
+        (lambda: LIBRARY.choice((0, 0)), "a pair for each of 3 blocks, not 2"),
+        (lambda: LIBRARY.choosing({}, np.array([[0, 0], [0, 3], [0, 0]])), "3 options of the ffn"),
+        (lambda: LIBRARY.choosing({}, np.array([[0, 0], [-1, 0], [0, 0]])), "options of the mixer"),
+        (lambda: LIBRARY.choosing({}, np.zeros((3, 3), int)), r"a choice is \[3, 2\]"),
+    ],
+)
+def test_what_is_no_option_is_refused(wrong, message):
+    with pytest.raises(UserError, match=message):
+        wrong()
 
 
 def test_no_block_takes_part_in_another_s_training_and_all_at_once_is_one_by_one(parent, begun):
@@ -151,11 +167,11 @@ def test_options_start_as_the_parent_says():
 def test_a_contribution_is_how_far_the_output_moves_without_the_unit():
     params = {name: np.asarray(p, float) for name, p in random_like(FFN.table()).items()}
     x = np.random.default_rng(2).normal(size=(2, 3, 8))
-    narrow = narrower(FFN, 6)
+    narrow, scaled = narrower(FFN, 6), dataclasses.replace(FFN, out_scale=0.5)
 
     @jax.jit
     def found(params, x):
-        product = as_linear_mlp(FFN, params, x, None)["weight"]
+        product = as_linear_mlp(scaled, params, x, None)["weight"]
         return contributions(FFN, params, x), narrow.start(FFN, params, x, None), product
 
     single = jax.tree.map(lambda p: put(p, np.float32), params)
@@ -166,7 +182,10 @@ def test_a_contribution_is_how_far_the_output_moves_without_the_unit():
     np.testing.assert_allclose(told, wanted, rtol=1e-4)
     best = np.sort(np.argsort(-wanted)[:6])
     np.testing.assert_allclose(kept["w_out"], params["w_out"][:, best], rtol=1e-6)
-    np.testing.assert_allclose(product, params["w_in"] @ params["w_out"].T, rtol=1e-4, atol=1e-5)
+    halved = params["w_in"] @ params["w_out"].T / 2
+    np.testing.assert_allclose(product, halved, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="starts from the weights of MLP, not of Attention"):
+        as_linear_mlp(MIXER, {}, None, None)
 
 
 def test_divergence_and_cosines_are_those_of_float64():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from gam_jax.ops.splash import splash, suits
+from gam_jax.ops.splash import _kernel, splash, suits
 from gam_jax.ops.tiles import Rule
 from sharding import collectives
 from sharding.mesh import make_mesh
@@ -53,6 +53,15 @@ def formula(rule, first, q, k, v):
     )
     weights = np.exp(scores) * seen[:, None]
     return np.einsum("bhts,bshk->bthk", weights / weights.sum(-1, keepdims=True), v)
+
+
+@pytest.mark.parametrize(
+    ("asked", "tokens", "size"),
+    [(0, 1024, 512), (0, 384, 128), (128, 1024, 128), (1024, 2048, 1024), (100, 1024, 512)],
+)
+def test_blocks_are_those_asked_for_where_the_kernels_can_have_them(asked, tokens, size):
+    kernel = _kernel(Rule(1.0).in_blocks(asked), HEADS, tokens, interpret=True)
+    assert {kernel.kwargs["block_sizes"].block_q, kernel.kwargs["block_sizes"].block_kv} == {size}
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
