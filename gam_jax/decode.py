@@ -166,8 +166,9 @@ def _read(
 def ready(model: LanguageModel, params: Params, layout: Layout | None = None) -> Params:
     """Parameters as texts are read and written fastest: each block's by themselves, and cast.
 
-    What is read or written with other parameters makes such of them at each call, or reads each
-    block's part out of the stacked ones. They are a copy: let the others go if memory is scarce.
+    Others are read out of the stacked ones, block by block, and made such for writing, at each
+    call. The programs that read are then written out layer by layer too, so that they take longer
+    to compile the more layers there are. They are a copy: let the others go if memory is scarce.
 
     Args:
       model: the model.
@@ -322,7 +323,6 @@ def generate(
     check_room(model, prompts.lengths + tokens, in_parts=False)
     model = model.for_length(int(np.max(prompts.lengths)) + tokens)
     sampling = drawn.of_rows(len(prompts.lengths))
-    params = ready(model, params, layout)
     logits, carry = prefill(model, params, prompts.rows, layout=layout)
     seen = seen_in(prompts.rows, logits.shape[1])
     return _pieces(model, params, logits, carry, tokens, key, sampling, ends, seen, layout)
