@@ -103,9 +103,7 @@ class Decoder:
         """How what `_ready` returns lies."""
         if not self.apart:
             return self.param_specs
-        return _trunk(self.model).apart_params(
-            self.param_specs, lambda spec, _: PartitionSpec(*spec[1:])
-        )
+        return _trunk(self.model).ready_specs(self.param_specs, self.layout)
 
     def on_mesh(
         self,
@@ -184,7 +182,7 @@ def _ready(decoder: Decoder, params: Params) -> Params:
     model = decoder.model
     if is_ready(params) or not decoder.apart:
         return params
-    return _trunk(model).ready(params, model.dtype)
+    return _trunk(model).ready(params, model.dtype, decoder.layout)
 
 
 def _trunk(model: LanguageModel) -> Trunk:

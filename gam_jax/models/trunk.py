@@ -7,15 +7,17 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from gam_jax import params as tables
 from gam_jax.layers import ladder
-from gam_jax.layers.base import WHOLE, Carry, Layer
+from gam_jax.layers.base import WHOLE, Carry, Cut, Layer
 from gam_jax.layers.ladder import Stream
 from gam_jax.layers.stack import Stack
 from gam_jax.params import Params, Table
 from sharding.axes import Axes
+from sharding.layout import Layout
 
 
 class Ready(NamedTuple):
@@ -49,14 +51,22 @@ class Trunk(Layer):
         """That of the blocks."""
         return self.stack.apart(carry, part)
 
-    def ready(self, params: Params, dtype: str) -> Params:
+    def ready(self, params: Params, dtype: str, layout: Layout) -> Params:
         """Parameters as a loop over tokens reads them, beside a carry `apart`."""
         blocks = tables.cast(self.stack.table(), params["blocks"], dtype)
-        return self.apart_params({**params, "blocks": blocks}, lambda x, i: x[i])
+        return self._apart_params({**params, "blocks": blocks}, lambda x, i: x[i], layout)
 
-    def apart_params(self, params: Params, part: Callable[[Any, int], Any]) -> Params:
-        """`ready` without the cast; or what stands in the place of parameters, such as specs."""
-        return {**params, "blocks": Ready(self.stack.apart(params["blocks"], part))}
+    def ready_specs(self, specs: Params, layout: Layout) -> Params:
+        """How what `ready` returns lies, given how parameters do."""
+        return self._apart_params(specs, lambda spec, _: PartitionSpec(*spec[1:]), layout)
+
+    def _apart_params(
+        self, params: Params, take: Callable[[Any, int], Any], layout: Layout
+    ) -> Params:
+        """On a processor experts lie by themselves too: there what is cut out is copied."""
+        experts = layout.axes.backend == "cpu" and layout.axes.of("expert") is None
+        blocks = self.stack.apart(params["blocks"], Cut(take, experts))
+        return {**params, "blocks": Ready(blocks)}
 
     def __call__(
         self,

@@ -1,10 +1,10 @@
 """Feed-forwards by group on CPU: a loop over groups, and over blocks of a group's rows.
 
-A group's weights are taken once, and what lies between two products stays in the processor's
-cache. Blocks of a few sizes, large ones first, leave few rows over: a block that reaches beyond its
-group computes rows of the next, which are written again in their turn. There is no branch, since
-XLA copies what is carried through one. The idea of blocks is MegaBlocks' (arXiv 2211.15841,
-section 5).
+A group's weights are taken once (where they lie by themselves they are read where they are), and
+what lies between two products stays in the processor's cache. Blocks of a few sizes, large ones
+first, leave few rows over: a block that reaches beyond its group computes rows of the next, which
+are written again in their turn. What is carried goes through no branch, since XLA copies it there.
+The idea of blocks is MegaBlocks' (arXiv 2211.15841, section 5).
 """
 
 from __future__ import annotations
@@ -97,6 +97,49 @@ def by_blocks(
     return y
 
 
+def by_blocks_apart(
+    rule: Rule,
+    x: Array,
+    weights: tuple[Weights, ...],
+    biases: Weights,
+    out: tuple[Weights, ...],
+    sizes: Array,
+) -> Array:
+    """`by_blocks` of weights that lie by themselves, G arrays each, without a derivative.
+
+    A block's group chooses among branches, each with weights of its own, so that none is copied.
+    """
+
+    def of_group(group: Array) -> Block:
+        shifts = [_at(a, group) for a in biases]
+
+        def block(start: Array, _: Array, rows: int, y: Array) -> Array:
+            def through(i: int, part: Array) -> Array:
+                own, last = ([a[i] for a in arrays] for arrays in (weights, out))
+                return _through(rule, part, own, shifts, last)[0]
+
+            branches = [functools.partial(through, i) for i in range(sizes.shape[0])]
+            part = lax.dynamic_slice_in_dim(x, start, rows)
+            return lax.dynamic_update_slice_in_dim(y, lax.switch(group, branches, part), start, 0)
+
+        return block
+
+    width = out[0][0].shape[0] if out else weights[0][0].shape[1]
+    y = _zeros((x.shape[0], width), x.dtype, x)
+    return jnp.asarray(each_block(rule.most, sizes, of_group, y))
+
+
+def _through(
+    rule: Rule, part: Array, own: list[Array], shifts: list[Array], last: list[Array]
+) -> tuple[Array, list[Array]]:
+    """The result of some rows of a group, and what the activation is of."""
+    found = [jnp.dot(part, weight) for weight in own]
+    if shifts:
+        found = [y + shift for y, shift in zip(found, shifts, strict=True)]
+    y = rule.activation(*found)
+    return jnp.dot(y, last[0].T) if last else y, found
+
+
 def _forward(
     rule: Rule,
     x: Array,
@@ -113,11 +156,7 @@ def _forward(
 
         def block(start: Array, _: Array, rows: int, state: Any) -> Any:
             part = lax.dynamic_slice_in_dim(x, start, rows)
-            found = [jnp.dot(part, weight) for weight in own]
-            if shifts:
-                found = [y + shift for y, shift in zip(found, shifts, strict=True)]
-            y = rule.activation(*found)
-            y = jnp.dot(y, last[0].T) if last else y
+            y, found = _through(rule, part, own, shifts, last)
             made = (y, *found) if keep else (y,)
             return tuple(
                 lax.dynamic_update_slice_in_dim(old, new, start, 0)

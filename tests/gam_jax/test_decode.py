@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gam_jax import decode, sampling
-from gam_jax.layers import GAM, Attention, Block, Shallow
+from gam_jax.layers import GAM, Attention, Block, MoE, Shallow
 from gam_jax.models.carry import ModelCarry
 from gam_jax.models.language import LanguageModel
 from sharding.layout import Layout
@@ -20,6 +20,7 @@ MODEL = LanguageModel(Block(GAM(slots=8)), width=16, depth=2, vocab=32)
 PARAMS = random_like(MODEL.table())
 ATTENTION = dataclasses.replace(MODEL, block=Block(Attention(context=512)))
 SHARED = dataclasses.replace(MODEL, block=Shallow(Block(GAM(slots=8)), 2))
+EXPERTS = dataclasses.replace(MODEL, block=Block(GAM(slots=8), MoE(experts=4)))
 PROMPT = np.random.default_rng(0).integers(0, 32, (2, 5)).astype(np.int32)
 COMPILED: list[str] = []
 jax.monitoring.register_event_duration_secs_listener(
@@ -49,9 +50,9 @@ def test_prefill_in_chunks_equals_the_whole(length):
     chex.assert_trees_all_close(carry, last, atol=1e-5)
 
 
-@pytest.mark.parametrize("model", [MODEL, ATTENTION, SHARED], ids=["GAM", "attention", "shared"])
+@pytest.mark.parametrize("model", [ATTENTION, SHARED, EXPERTS], ids=["attention", "shared", "MoE"])
 def test_ready_parameters_read_and_write_the_same(model):
-    """The blocks of the third are stacks themselves."""
+    """The blocks of the second are stacks themselves, and experts lie by themselves."""
     params = random_like(model.table())
     ready = decode.ready(model, params)
     logits, carry = decode.prefill(model, params, UNLIKE)

@@ -77,6 +77,28 @@ def test_both_methods_equal_a_loop_over_choices(seed):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_weights_that_lie_by_themselves_give_the_same(method):
+    x, w_in, w_out, bias, owner, weights = problem(4, 90)
+    x, w_in, w_out, bias, weights = (put(a, jnp.float32) for a in (x, w_in, w_out, bias, weights))
+    apart = tuple(w_in), tuple(w_out)
+    found = mixed(x, *apart, bias, weights, put(owner), method=method)
+    want = mixed(x, w_in, w_out, bias, weights, put(owner), method=method)
+    np.testing.assert_allclose(found, want, atol=1e-6)
+
+
+def test_of_weights_that_lie_by_themselves_none_is_copied():
+    x, w_in, w_out, bias, owner, weights = (
+        put(a, a.dtype.kind.replace("f", "f4")) for a in problem(4, 8, width=64, hidden=512)
+    )
+
+    def aside(*pair):
+        lowered = mixed.lower(x, *pair, bias, weights, owner, method="blocks")
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    assert aside(tuple(w_in), tuple(w_out)) < w_in[0].nbytes < aside(w_in, w_out)
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("tokens", [TOKENS, 260], ids=["small blocks", "two sizes of blocks"])
 def test_gradients_are_those_of_the_loop(method, tokens):
     x, w_in, w_out, bias, owner, weights = problem(3, tokens)
