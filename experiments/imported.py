@@ -38,7 +38,7 @@ WINDOW = 1024
 """Tokens of a window, where the model's limit is not shorter."""
 RATE = 2e-5
 """The highest learning rate if none is given: what was trained is not to be overrun."""
-FREE = frozenset({"dropout", "dtype", "param_dtype", "remat", "unroll"})
+FREE = frozenset({"dropout", "dtype", "param_dtype"})
 """Fields of a model that leave its parameters and its function as they are; layers tell of theirs,
 see `Layer.computed`."""
 

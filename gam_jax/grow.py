@@ -147,7 +147,7 @@ def _alike(model: LanguageModel) -> Any:
     sizes = {
         *("width", "depth", "expansion", "hidden", "heads", "kv_heads", "head_size", "slots"),
         *("key_heads", "key_width", "value_width", "inner", "experts", "chosen", "shared"),
-        *("shared_hidden", "dropout", "unroll", "remat", "param_dtype", "packed"),
+        *("shared_hidden", "dropout", "param_dtype", "packed"),
     }
 
     def one(value: Any) -> Any:

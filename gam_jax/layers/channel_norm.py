@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from gam_jax.layers.base import WHOLE
-from gam_jax.ops.counted import counted
+from gam_jax.ops.counted import averaged
 from gam_jax.params import Param, Params, Table, ones, zeros
 from sharding import collectives
 from sharding.axes import Axes
@@ -67,9 +67,10 @@ class BatchNorm:
 
     In training the statistics are those of the whole batch: of all devices, but of each part of it
     (`train.accumulate`) alone. Otherwise they are running averages of these, `mean` and `variance`,
-    which are parameters that each update sets, see `ops.counted`; the variance is that of a
-    population of which the batch is a sample, as in PyTorch. Statistics are float32. Rows of
-    weight 0 count like all others.
+    which are parameters that each update sets, see `ops.counted.averaged`; the variance is that of
+    a population of which the batch is a sample, as in PyTorch. Statistics are float32. Rows of
+    weight 0 count like all others. Used twice in an objective, it moves them by what both uses
+    find; where no loss depends on its output, they stay.
 
     Source: arXiv 1502.03167.
 
@@ -132,7 +133,7 @@ class BatchNorm:
         y = (own - mean) * lax.rsqrt(variance + self.eps) * params["scale"] + params["bias"]
         if training:
             for name, value in found.items():
-                y = counted(y, params[name], lax.stop_gradient(value))
+                y = averaged(y, params[name], lax.stop_gradient(value), axes.batch)
         return y.astype(x.dtype)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -53,6 +53,8 @@ class LatentAttention(Layer):
       scale: of the scores; 0 for 1 / sqrt(N + P).
       bias: whether the maps to the latents and to the shared key, and the output, have one.
       dropout: rate on the output in training.
+      block_size: tokens of a block of queries, and of keys, in which scores are computed; 0 for
+        what is usual. `gam tune` finds it.
     """
 
     width: Size | None = None
@@ -68,6 +70,9 @@ class LatentAttention(Layer):
     scale: NotNegative = 0.0
     bias: bool = False
     dropout: Rate | None = None
+    block_size: Count = 0
+
+    computed: ClassVar[tuple[str, ...]] = ("block_size",)
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -95,7 +100,8 @@ class LatentAttention(Layer):
     @property
     def rule(self) -> Rule:
         """What a query makes of a key."""
-        return Rule(self.scale or (self.head_size + self.rotary_size) ** -0.5)
+        rule = Rule(self.scale or (self.head_size + self.rotary_size) ** -0.5)
+        return rule.in_blocks(self.block_size)
 
     def for_length(self, tokens: int) -> LatentAttention:
         """With a cache in whole blocks for so many tokens, at most the context."""

@@ -31,6 +31,11 @@ LOOKS = ",".join(f"{TUNED}/{one}" for one in ONLY_WITHIN.split(","))
 ALL = f"{TUNED}/*"
 
 
+def tunes_alone(only: str) -> bool:
+    """Whether patterns of names, joined by commas, are all of the tuned copy's."""
+    return all(one.startswith(f"{TUNED}/") for one in only.split(","))
+
+
 @dataclasses.dataclass(frozen=True)
 class MotionTuned(Model):
     """A denoiser of clips, twice: one is tuned to a clip, the other stays as it was.
@@ -46,7 +51,8 @@ class MotionTuned(Model):
     the noise: at high noise, where colours are settled, two velocities differ by more than the two
     noises do, by 1 / alpha.
 
-    `optimizer.only` must be `ALL`, `MOTION` or `LOOKS`, so that the frozen copy stays.
+    `optimizer.only` must be `ALL`, `MOTION`, `LOOKS` or other patterns of the tuned copy, so that
+    the frozen one stays: a run with another is refused.
 
     Attributes:
       inner: the denoiser.

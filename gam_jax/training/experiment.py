@@ -15,6 +15,7 @@ from gam_jax.data.base import Data
 from gam_jax.data.text import Text
 from gam_jax.local import Local, with_workers
 from gam_jax.models.base import Model
+from gam_jax.models.motion import ALL, TUNED, MotionTuned, tunes_alone
 from gam_jax.models.side_tuned import ONLY, SideTuned
 from gam_jax.optimizer import OptimizerConfig, learning_rate_schedule
 from sharding.bounds import Count, NotNegative, Seed, Size, check_bounds
@@ -159,11 +160,17 @@ def run_optimizer(experiment: Experiment) -> optax.GradientTransformation:
     """The optimizer of a run, of all its workers where it has some.
 
     Raises:
-      UserError: see `two_levels`; a model tuned at its side whose other parameters would move.
+      UserError: see `two_levels`; a model tuned at its side, or beside a frozen copy of itself,
+        whose other parameters would move.
     """
-    train, table = experiment.train, experiment.model.table()
-    if isinstance(experiment.model, SideTuned) and experiment.optimizer.only != ONLY:
+    train, table, only = experiment.train, experiment.model.table(), experiment.optimizer.only
+    if isinstance(experiment.model, SideTuned) and only != ONLY:
         raise UserError(f"a SideTuned model is frozen but for its side: give optimizer.only={ONLY}")
+    if isinstance(experiment.model, MotionTuned) and not tunes_alone(only):
+        raise UserError(
+            f"optimizer.only={only}: the frozen copy of a MotionTuned model would move: give "
+            f"patterns that begin with {TUNED}/, as {ALL}"
+        )
     own = two_levels(experiment.optimizer, train.bilevel, train.steps, table)
     return with_workers(own, train.local)
 

@@ -8,10 +8,13 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from gam_jax.ops.convolution import convolve, transposed
+from gam_jax.ops.resize import LINEAR, enlarged
 from sharding.errors import UserError
 from tests.arrays import single
+from tests.meshes import layout_of
 
 DRAW = np.random.default_rng(0)
 
@@ -63,6 +66,57 @@ def test_a_transposed_convolution_is_the_transpose(axes):
         y = DRAW.normal(size=made.shape)
         back = np.asarray(backward(y, np.swapaxes(weight, -1, -2)))
     np.testing.assert_allclose(np.sum(made * y), np.sum(x * back), rtol=1e-12)
+
+
+SPLIT = {
+    "further than a shard": lambda x, axis: convolve(
+        x, taps(5), dilation=3, pads=[(5, 7)], axis=axis
+    ),
+    "inputs left out": lambda x, axis: convolve(x, taps(3), pads=[(-1, 3)], axis=axis),
+    "a stride's spare input": lambda x, axis: convolve(
+        x, taps(5), stride=2, pads=[(2, 2)], axis=axis
+    ),
+    "a wide stride": lambda x, axis: convolve(x, taps(2), stride=4, pads=[(-1, -1)], axis=axis),
+    "to the left": lambda x, axis: transposed(x, taps(7), stride=2, crops=[(5, 0)], axis=axis),
+    "to the right": lambda x, axis: transposed(x, taps(14), stride=2, crops=[(0, 12)], axis=axis),
+    "beyond the end": lambda x, axis: transposed(x, taps(2), crops=[(3, -2)], axis=axis),
+    "fewer taps than the stride": lambda x, axis: transposed(
+        x, taps(1), stride=3, crops=[(0, -2)], axis=axis
+    ),
+    "enlarged": lambda x, axis: enlarged(x, 3, LINEAR, axis),
+}
+"""Ops of arrays whose first axis of space devices split."""
+
+
+def taps(count):
+    return np.random.default_rng(count).normal(size=(count, 2, 3)).astype(np.float32)
+
+
+def made_and_slopes(axis, x):
+    """What each op makes; and the slopes by x of half the sum of its squares."""
+    found = {}
+    for name, op in SPLIT.items():
+        y, pull = jax.vjp(lambda x, op=op: op(x, axis), x)
+        found[name] = y, pull(y)[0]
+    return found
+
+
+def test_an_axis_that_devices_split_is_the_whole_one_forward_and_backward():
+    """Also where taps reach further than a device's part, or beyond an end of the whole."""
+    x = DRAW.normal(size=(2, 16, 2)).astype(np.float32)
+    layout = layout_of((1, 4, 1), "data+sequence")
+    assert layout.axes.seq == "seq"
+    spread = jax.shard_map(
+        functools.partial(made_and_slopes, "seq"),
+        mesh=layout.mesh,
+        in_specs=P(None, "seq"),
+        out_specs=P(None, "seq"),
+    )
+    found = jax.jit(spread)(x)
+    wanted = jax.jit(functools.partial(made_and_slopes, None))(x)
+    for name in SPLIT:
+        for own, other in zip(found[name], wanted[name], strict=True):
+            np.testing.assert_allclose(own, other, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 def test_crops_below_0_are_outputs_of_the_bias_alone():
