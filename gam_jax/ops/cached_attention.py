@@ -152,11 +152,10 @@ def attend_spans(
       spans: where documents lie, if there are several.
       backend: where it will run, as "cpu"; None for JAX's default.
     """
+    rule = for_backend(rule, backend, q.shape[1])
     if held is None:
         y = _from_start(rule, q, k, v, axis, sinks, shared, spans, backend)
         return y, (_kept(rule, room, k, axis, spans), _kept(rule, room, v, axis, spans))
-    if q.shape[1] > 1:
-        rule = for_backend(rule, backend)
     call = _Call(rule, q, position, axis, sinks, shared, spans)
     if rule.window:
         return call.in_window(k, v, held)

@@ -63,8 +63,16 @@ def implementation(
     return "xla" if max(tokens, keys) <= BLOCK else "blocks"
 
 
-def for_backend(rule: Rule, backend: str | None) -> Rule:
-    """The rule with what is fast there: how much at once, and blocks unless its own are `fixed`."""
+def for_backend(rule: Rule, backend: str | None, tokens: int) -> Rule:
+    """The rule with what is fast there: how much at once, and blocks unless its own are `fixed`.
+
+    Args:
+      rule: what is asked for.
+      backend: where it will run; None for JAX's default.
+      tokens: queries of a row; one alone reads its keys as it is told.
+    """
+    if tokens == 1:
+        return rule
     backend = backend or jax.default_backend()
     block = rule.block if rule.fixed else min(rule.block, BLOCKS.get(backend, BLOCK))
     return dataclasses.replace(rule, block=block, at_once=AT_ONCE.get(backend, 0))
@@ -113,7 +121,7 @@ def attention(
     if chosen == "splash":
         return splash.splash(rule, q, k, v, first)
     if chosen == "blocks" or first is not None:
-        rule = for_backend(rule, backend)
+        rule = for_backend(rule, backend, q.shape[1])
         return attend_tokens(rule, q, k, v, 0, 0 if first is None else first)[0].astype(q.dtype)
     return jax.nn.dot_product_attention(
         q,
