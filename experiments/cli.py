@@ -26,7 +26,7 @@ BAD_INPUT = 2
 READERS = re.compile(r"(\w+(?:, \w+)*)(?: --(\w+))?: ")
 """How the help of a flag begins that some words of a command read, and others do not."""
 HELP = ("help", "h", "helpshort", "?")
-MAX_SEED = 2**32 - 1
+MAX_SEED = 2**32 - 2
 """The largest seed, see `sharding.bounds.Seed`."""
 
 

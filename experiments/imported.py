@@ -31,6 +31,7 @@ from gam_jax.training.experiment import Experiment
 from gam_jax.training.warm_start import Report
 from sharding import processes
 from sharding.checkpoint import names
+from sharding.checkpoint.manifest import Stored
 from sharding.errors import UserError
 from sharding.paths import local_path
 
@@ -155,6 +156,10 @@ class Imported:
         if not self.added:
             return params
         return with_rows(model.table(), params, self.known, self.model.vocab or 0, self.added)
+
+    def standing(self) -> Mapping[str, Stored]:
+        """None: a model folder is no checkpoint."""
+        return {}
 
     def start(self, table: Table, fresh: Params) -> tuple[Params, Report]:
         """The folder's parameters, placed as new ones are, in whose place they are put.

@@ -54,7 +54,12 @@ class GroupNorm:
         axes: Axes = WHOLE,
         training: bool = True,
     ) -> Float[Array, "B *N D"]:
-        """Normalised x; `training` makes no difference."""
+        """Normalised x; `training` makes no difference.
+
+        Raises:
+          UserError: another number of channels.
+        """
+        _check_width(self, x)
         own = x.astype(jnp.float32).reshape(len(x), -1, self.groups, self.width // self.groups)
         mean, variance, _ = _moments(own, (1, 3), (axes.seq,) if axes.seq else ())
         y = (own - mean) * lax.rsqrt(variance + self.eps)
@@ -114,8 +119,9 @@ class BatchNorm:
           training: whether by the batch's statistics, or else by the running ones.
 
         Raises:
-          UserError: a batch of a single number for each channel, in training.
+          UserError: another number of channels; a batch of a single number for each, in training.
         """
+        _check_width(self, x)
         own = x.astype(jnp.float32)
         mean, variance = params["mean"], params["variance"]
         if training:
@@ -135,6 +141,15 @@ class BatchNorm:
             for name, value in found.items():
                 y = averaged(y, params[name], lax.stop_gradient(value), axes.batch)
         return y.astype(x.dtype)
+
+
+def _check_width(norm: GroupNorm | BatchNorm, x: Array) -> None:
+    """A width of 1 would be spread over all channels, without a word."""
+    if x.shape[-1] != norm.width:
+        raise UserError(
+            f"{type(norm).__name__}.width={norm.width}, and x has {x.shape[-1]} channels: give the "
+            f"same"
+        )
 
 
 def _moments(

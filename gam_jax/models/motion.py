@@ -31,11 +31,6 @@ LOOKS = ",".join(f"{TUNED}/{one}" for one in ONLY_WITHIN.split(","))
 ALL = f"{TUNED}/*"
 
 
-def tunes_alone(only: str) -> bool:
-    """Whether patterns of names, joined by commas, are all of the tuned copy's."""
-    return all(one.startswith(f"{TUNED}/") for one in only.split(","))
-
-
 @dataclasses.dataclass(frozen=True)
 class MotionTuned(Model):
     """A denoiser of clips, twice: one is tuned to a clip, the other stays as it was.
@@ -51,8 +46,8 @@ class MotionTuned(Model):
     the noise: at high noise, where colours are settled, two velocities differ by more than the two
     noises do, by 1 / alpha.
 
-    `optimizer.only` must be `ALL`, `MOTION`, `LOOKS` or other patterns of the tuned copy, so that
-    the frozen one stays: a run with another is refused.
+    `optimizer.only` is `ALL`, `MOTION`, `LOOKS` or other patterns of the tuned copy: a run in which
+    the frozen one would move is refused (`Model.frozen`).
 
     Attributes:
       inner: the denoiser.
@@ -82,6 +77,11 @@ class MotionTuned(Model):
     def table(self) -> Table:
         """tuned and frozen, each the inner model's."""
         return {TUNED: self.inner.table(), FROZEN: self.inner.table()}
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The frozen copy."""
+        return (FROZEN,)
 
     def batch_axes(self) -> dict[str, tuple[str | None, ...]]:
         """The inner model's, and other [rows, 2] as prompt."""

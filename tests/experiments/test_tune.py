@@ -579,3 +579,15 @@ def test_a_tpus_compiler_refuses_a_block_that_needs_too_much_memory():
     assert large.refused == COMPILES
     assert "vmem" in large.why.lower()
     assert all(way.seconds is None for way in found.ways)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="no compiler of TPUs")
+def test_so_it_does_a_block_of_attention():
+    op = dataclasses.replace(example("attention", tokens=4096, size=128), dtype="bfloat16")
+    ways = {"block_size": 0}, {"block_size": 2048}
+    case = dataclasses.replace(op_case(op, "tpu"), ways=ways)
+    usual, large = (way.verdict for way in tune(case, 3, topology("v5e:2x2")).ways)
+    assert not usual.refused
+    assert large.refused == COMPILES
+    assert "vmem" in large.why.lower()

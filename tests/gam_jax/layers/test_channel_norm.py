@@ -255,6 +255,8 @@ def test_what_does_not_fit_is_refused():
     for make, says in (
         (lambda: GroupNorm(4, 3), "does not divide 4"),
         (lambda: BatchNorm(4, rate=0.0), "never move"),
+        (lambda: GroupNorm(1)({}, X[0]), r"GroupNorm\.width=1, and x has 3"),
+        (lambda: BatchNorm(1)({}, X[0], training=False), r"BatchNorm\.width=1, and x has 3"),
         (lambda: UNet(1, 1, dims=4), "1, 2 or 3"),
         (lambda: NORM(random_like(NORM.table()), X[0, :1, :1, :1]), "one number for each"),
         (lambda: NET(random_like(NET.table()), X[0, :, :3]), "does not divide all"),

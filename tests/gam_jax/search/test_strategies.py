@@ -162,6 +162,15 @@ def test_references_are_of_the_pool_and_no_parents_and_the_pool_waits():
         Evolve(50, 10, references=41)
 
 
+def test_where_all_of_the_pool_are_parents_there_is_a_second_parent_and_no_reference():
+    space = Space.of({name: [0, 1, 2] for name in "abcdef"})
+    searcher = Evolve(3, 2, change=0.0, mix=1.0, references=1, first=1).begin(space)
+    searcher.ask(1)
+    searcher.tell([Told((0,) * 6, 0.0), Told((1,) * 6, 1.0)])
+    mixed = [{*child} for child in searcher.ask(40)]
+    assert {0, 1} in mixed
+
+
 def test_equal_candidates_are_measured_once():
     class Same(Space):
         def key(self, point):
