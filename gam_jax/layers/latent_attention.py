@@ -234,8 +234,9 @@ class LatentAttention(Layer):
         """The mixture over rows in pages, NaN for tokens beyond them, and the pages after."""
         cache = {n: carry[n].write(array, position, axis=1) for n, array in new.items()}
         count = position + new["latent"].shape[1]
-        keys = PagedKeys.of((cache["latent"], cache["shared_key"]), count, q.dtype)
-        values = PagedKeys.of((cache["latent"],), count, q.dtype)
+        both = cache["latent"], cache["shared_key"]
+        keys = PagedKeys.of(both, count, q.dtype, axes.backend)
+        values = PagedKeys.of(both[:1], count, q.dtype, axes.backend)
         offset = position + collectives.axis_index(axes.seq) * q.shape[1]
         rule = for_backend(self.rule, axes.backend, q.shape[1])
         mixed = self._over_latents(rule, params, q, keys, values, offset, 0)

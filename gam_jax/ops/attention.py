@@ -65,7 +65,7 @@ def attend_cache(
       offset: place of the first query, the first key standing at 0: of all rows, or of each row,
         [B]. It may be traced.
       first: keys before this one are not there; of all rows or of each, likewise, or of each
-        query, [B, T]: where its document begins, if rows hold several.
+        query, [B, T]: where its document begins, if rows hold several (rows in pages do not).
 
     Returns:
       The mixture and the logarithm of the sum of exp(scores), both float32. A query that sees no
@@ -75,13 +75,41 @@ def attend_cache(
     groups = k.shape[1]
     grouped = q.reshape(batch, tokens, groups, heads // groups, size).transpose(0, 2, 3, 1, 4)
     ends = (jnp.asarray(x, jnp.int32) for x in (offset, first))
-    if isinstance(k, PagedKeys) or isinstance(v, PagedKeys):
-        out, lse = forward(rule, grouped, k, v, *ends)
+    if isinstance(k, PagedKeys) and isinstance(v, PagedKeys):
+        out, lse = _in_pages(rule, grouped, k, v, *ends)
     else:
+        assert not isinstance(k, PagedKeys)
+        assert not isinstance(v, PagedKeys)
         pair: tuple[Array, Array] = _attend(rule, *collectives.vary_alike(grouped, k, v, *ends))
         out, lse = pair
     out = out.transpose(0, 3, 1, 2, 4).reshape(batch, tokens, heads, -1)
     return out, lse.transpose(0, 3, 1, 2).reshape(batch, tokens, heads)
+
+
+def _in_pages(
+    rule: Rule, q: Array, k: PagedKeys, v: PagedKeys, offset: Array, first: Array
+) -> tuple[Array, Array]:
+    """`forward`, of as many rows at once as there is room near the processor.
+
+    Rows of about as many tokens are read together, so that none waits for a far longer one. What a
+    row gets does not depend on which others these are.
+    """
+    size, count = k.rows, len(q)
+    if size == count:
+        return forward(rule, q, k, v, offset, first)
+    order = jnp.argsort(k.count)
+
+    def parted(x: Array) -> Array:
+        return x[order].reshape(-1, size, *x.shape[1:])
+
+    def part(rows: Any) -> tuple[Array, Array]:
+        q, keys, values, ends = rows
+        return forward(rule, q, k.with_rows(keys), v.with_rows(values), *ends)
+
+    ends = tuple(jnp.broadcast_to(x, count) for x in (offset, first))
+    found = lax.map(part, jax.tree.map(parted, (q, k.of_rows, v.of_rows, ends)))
+    back = jnp.argsort(order)
+    return jax.tree.map(lambda x: x.reshape(count, *x.shape[2:])[back], found)
 
 
 def merge(

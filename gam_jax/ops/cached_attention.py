@@ -156,7 +156,7 @@ def attend_spans(
     if held is None:
         y = _from_start(rule, q, k, v, axis, sinks, shared, spans, backend)
         return y, (_kept(rule, room, k, axis, spans), _kept(rule, room, v, axis, spans))
-    call = _Call(rule, q, position, axis, sinks, shared, spans)
+    call = _Call(rule, q, position, axis, sinks, shared, spans, backend)
     if rule.window:
         return call.in_window(k, v, held)
     return (
@@ -200,6 +200,7 @@ class _Call:
     sinks: Array | None
     shared: Shared | None
     spans: Spans | None
+    backend: str | None
 
     @property
     def own(self) -> Any:
@@ -247,7 +248,7 @@ class _Call:
         new = _whole(k, self.axis), _whole(v, self.axis)
         pages = [old.write(x, self.position, axis=2) for old, x in zip(held, new, strict=True)]
         count = self.position + new[0].shape[2]
-        keys, values = (PagedKeys.of((x,), count, self.q.dtype) for x in pages)
+        keys, values = (PagedKeys.of((x,), count, self.q.dtype, self.backend) for x in pages)
         offset = self.position + self.own
         found = attend_cache(self.rule, self.q, keys, values, offset)
         y = _finished(self.rule, found, self.q, self.sinks, self.shared)
