@@ -169,7 +169,7 @@ class Evolve(Strategy):
     The first candidates are drawn. A child has a parent among the `parents` best and, with
     probability `mix`, a second one among the `pool` best, from which it has each choice with
     probability 1/2. Then each choice is drawn anew with probability `change`. If that gives a
-    candidate that is in the pool, one choice is changed to another value.
+    candidate that is in the pool or waits for it, one choice is changed to another value.
 
     With `references`, so many of the pool that are no parents stand in the place of the second
     parent, and each exchanged choice is of one of them (ASI-Arch, arXiv 2507.18074: parents of
@@ -246,7 +246,7 @@ class _Pool(Searcher):
         drawn = np.array(self._space.sample(self._random))
         changed = np.where(self._random.random(len(child)) < self._own.change, drawn, child)
         point = tuple(int(index) for index in changed)
-        known = {each.point for each in self._best}
+        known = {each.point for each in (*self._best, *self._waiting)}
         return _moved(self._space, point, self._random) if point in known else point
 
     def _other(self, choices: int) -> Sequence[int]:
