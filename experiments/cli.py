@@ -19,6 +19,7 @@ from experiments.usage import ENUM, usage
 from sharding import processes
 from sharding.errors import UserError, one_line
 from sharding.fault import shortage, tell_fault
+from sharding.freed_memory import keep_freed
 from sharding.paths import check_local, local_path
 
 BAD_INPUT = 2
@@ -47,6 +48,7 @@ def run(
     to it. With `takes`, which says what they are, any number of words,
     but at least one.
     """
+    keep_freed()
     before = set(flags.FLAGS)
     try:
         define_flags()

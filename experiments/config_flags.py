@@ -7,7 +7,7 @@ import importlib.util
 import pathlib
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from absl import flags
 from ml_collections import config_dict, config_flags
@@ -43,7 +43,7 @@ def define_config_flag(default: pathlib.Path = DEFAULT_CONFIG, of_run: bool = Fa
     """
     named = any(word.lstrip("-").partition("=")[0] == "config" for word in sys.argv[1:])
     if of_run and not named and (saved := _of_run()) is not None:
-        values, free = config_dict.ConfigDict(saved), {"accept_new_attributes": True}
+        values, free = config_dict.ConfigDict(saved), cast(Any, {"accept_new_attributes": True})
         config_flags.DEFINE_config_dict("config", values, lock_config=False, **free)
         return
     config_flags.DEFINE_config_file(

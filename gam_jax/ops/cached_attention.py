@@ -8,20 +8,14 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from gam_jax.ops.attention import (
-    BLOCK,
-    Rule,
-    attend_cache,
-    attend_tokens,
-    with_shared,
-    with_sinks,
-)
+from gam_jax.ops.attention import attend_cache, attend_tokens, with_shared, with_sinks
 from gam_jax.ops.cache import append_rows, check_fits, read_rows, write_rows
 from gam_jax.ops.checks import check_shape, check_starts, check_tokens
 from gam_jax.ops.documents import Spans, spans_of
-from gam_jax.ops.fused_attention import attention
+from gam_jax.ops.fused_attention import attention, for_backend
 from gam_jax.ops.pages import PagedKeys, Pages, check_one_document
 from gam_jax.ops.ring_attention import ring_attention, window_attention
+from gam_jax.ops.tiles import BLOCK, Rule
 from sharding import collectives
 from sharding.errors import UserError
 
@@ -158,6 +152,7 @@ def attend_spans(
       spans: where documents lie, if there are several.
       backend: where it will run, as "cpu"; None for JAX's default.
     """
+    rule = for_backend(rule, backend, q.shape[1])
     if held is None:
         y = _from_start(rule, q, k, v, axis, sinks, shared, spans, backend)
         return y, (_kept(rule, room, k, axis, spans), _kept(rule, room, v, axis, spans))

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 
 from gam_jax.layers import Attention, LatentAttention
 from gam_jax.models import LanguageModel
-from gam_jax.ops.attention import Rule, attend_tokens
+from gam_jax.ops.attention import attend_tokens
 from gam_jax.ops.cached_attention import causal_rule
 from gam_jax.ops.cross_entropy import Head, block_size, capped, loss_sum
 from gam_jax.ops.fused_attention import attention, implementation
 from gam_jax.ops.splash import suits_block
+from gam_jax.ops.tiles import Rule
 from gam_jax.tuning.ops import Arrays, Op, Part, Settings, Shape, Tunable, shorter
 
 BLOCKS = (32, 64, 128, 256, 512, 1024, 2048)

@@ -138,8 +138,9 @@ def test_sizes_that_the_usual_config_does_not_have_can_be_set(trained, command, 
 @pytest.mark.parametrize("verb", ["grow", "shrink"])
 def test_another_model_is_refused_by_its_kind(verb, trained, command, tmp_path):
     old = RunFolder(trained.path).experiment()
+    inner = LanguageModel(Block(GAM(slots=8), MLP()), 16, 2, vocab=256)
     optimizer = dataclasses.replace(old.optimizer, only="side/*")
-    new = dataclasses.replace(old, model=SideTuned(old.model), optimizer=optimizer)
+    new = dataclasses.replace(old, model=SideTuned(inner), optimizer=optimizer)
     RunFolder(tmp_path / "a").start(new, {})
     words = {"grow": "--config.model.inner.depth=3", "shrink": "--keep=ffn:0.5"}[verb]
     result = command(verb, f"--run={tmp_path / 'a'}", f"--out={tmp_path / 'b'}", words)
