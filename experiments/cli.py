@@ -19,13 +19,14 @@ from experiments.usage import ENUM, usage
 from sharding import processes
 from sharding.errors import UserError, one_line
 from sharding.fault import shortage, tell_fault
+from sharding.freed_memory import keep_freed
 from sharding.paths import check_local, local_path
 
 BAD_INPUT = 2
 READERS = re.compile(r"(\w+(?:, \w+)*)(?: --(\w+))?: ")
 """How the help of a flag begins that some words of a command read, and others do not."""
 HELP = ("help", "h", "helpshort", "?")
-MAX_SEED = 2**32 - 1
+MAX_SEED = 2**32 - 2
 """The largest seed, see `sharding.bounds.Seed`."""
 
 
@@ -47,6 +48,7 @@ def run(
     to it. With `takes`, which says what they are, any number of words,
     but at least one.
     """
+    keep_freed()
     before = set(flags.FLAGS)
     try:
         define_flags()

@@ -7,7 +7,7 @@ import importlib.util
 import pathlib
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from absl import flags
 from ml_collections import config_dict, config_flags
@@ -16,6 +16,7 @@ from experiments.imported import Imported
 from gam_jax.config import from_dict, to_dict
 from gam_jax.data import DATA
 from gam_jax.training.experiment import Experiment
+from gam_jax.training.folder import RunFolder
 from sharding.errors import UserError
 
 CONFIGS = pathlib.Path(__file__).parent / "configs"
@@ -32,8 +33,19 @@ def config(experiment: Experiment) -> config_dict.ConfigDict:
     return config_dict.ConfigDict(values)
 
 
-def define_config_flag(default: pathlib.Path = DEFAULT_CONFIG) -> None:
-    """The flag --config, a name or a file; --config.a.b=value sets a field of it."""
+def define_config_flag(default: pathlib.Path = DEFAULT_CONFIG, of_run: bool = False) -> None:
+    """The flag --config, a name or a file; --config.a.b=value sets a field of it.
+
+    Args:
+      default: the file where --config names none.
+      of_run: whether the configuration of the run that --run names stands in for that file, so
+        that every field of it can be set.
+    """
+    named = any(word.lstrip("-").partition("=")[0] == "config" for word in sys.argv[1:])
+    if of_run and not named and (saved := _of_run()) is not None:
+        values, free = config_dict.ConfigDict(saved), cast(Any, {"accept_new_attributes": True})
+        config_flags.DEFINE_config_dict("config", values, lock_config=False, **free)
+        return
     config_flags.DEFINE_config_file(
         "config",
         default=str(default),
@@ -94,8 +106,18 @@ class _ByName(flags.ArgumentParser):
         return self._by_file.flag_type()
 
 
+def _of_run() -> dict[str, Any] | None:
+    """The configuration of the run that the command line names by --run; None where none is."""
+    found = ""
+    for word, following in zip(sys.argv[1:], [*sys.argv[2:], ""], strict=True):
+        name, equals, value = word.lstrip("-").partition("=")
+        if word.startswith("-") and name == "run":
+            found = value if equals else following
+    return RunFolder(pathlib.Path(found)).saved_config() if found else None
+
+
 def experiment_from_flags(
-    saved: dict[str, Any] | None = None, imported: Imported | None = None
+    saved: dict[str, Any] | None = None, imported: Imported | None = None, of_file: bool = True
 ) -> Experiment:
     """The experiment that the command line asks for.
 
@@ -103,6 +125,8 @@ def experiment_from_flags(
       saved: the configuration of the run that is resumed. It stands in for the config file
         where --config names none; overrides apply to either.
       imported: the model folder that a run starts from, which stands in for it likewise.
+      of_file: whether a file that --config names comes before these; else it only registers
+        classes.
 
     Raises:
       UserError: a value of the wrong type, or one that its dataclass refuses; of a model folder,
@@ -110,7 +134,8 @@ def experiment_from_flags(
     """
     flag: Any = flags.FLAGS["config"]
     values, overrides = flag.value, config_flags.get_override_values(flag)
-    if flag.using_default_value and (saved is not None or imported is not None):
+    stands = flag.using_default_value or not of_file
+    if stands and (saved is not None or imported is not None):
         values = config(imported.experiment) if imported else config_dict.ConfigDict(saved)
         values.update_from_flattened_dict(overrides)
     asked = from_dict(Experiment, _of_its_data(values.to_dict(), overrides, imported))

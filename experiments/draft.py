@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -23,6 +24,7 @@ from experiments.config_flags import define_classes_flag, register_classes
 from experiments.devices import define_cache_flag, define_device_flags, layout_from_flags
 from experiments.drafting import beside, semi_of, units_of
 from experiments.writer import TextRun
+from gam_jax.models.units import LexicalUnits
 from gam_jax.params import Params
 from gam_jax.serve.rejection import tokens_a_pass
 from gam_jax.training.beginning import Beginning
@@ -122,15 +124,46 @@ def _tell(fitted: Fitted, kind: str, run: TextRun) -> None:
         if kind == UNITS
         else (f"--run={run.folder.path} --draft={SEMI}:{out}")
     )
-    told = [share for _, share in points(read_metrics(fitted.folder.metrics), "train", "agreed")]
-    if last := told[-LAST:]:
-        agreed = sum(last) / len(last)
-        print(
-            f"it told {agreed:.3f} of the likeliest tokens at the end: "
-            f"{tokens_a_pass(agreed, GUESSES):.2f} tokens a pass are the ideal of {GUESSES} "
-            f"guesses that stand as often"
-        )
+    rows = read_metrics(fitted.folder.metrics)
+    model = fitted.experiment.model
+    line = of_units(rows, model.unit - 1) if isinstance(model, LexicalUnits) else of_drafter(rows)
+    if line:
+        print(line)
     print(f"step {outcome.step}; next: gam serve {served}")
+
+
+def of_drafter(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How often a drafter has told the likeliest token, and the ideal of it; empty if never."""
+    told = [share for _, share in points(rows, "train", "agreed")][-LAST:]
+    if not told:
+        return ""
+    agreed = sum(told) / len(told)
+    return f"it told {agreed:.3f} of the likeliest tokens at the end: {_ideal(agreed, GUESSES)}"
+
+
+def of_units(rows: Sequence[Mapping[str, Any]], guesses: int) -> str:
+    """Tokens a pass of the last validation, and the ideal of them; empty if there was none.
+
+    Args:
+      rows: of the run's metrics.
+      guesses: placeholders of a pass.
+    """
+    told = points(rows, "validation", "tokens_a_pass")
+    if not told:
+        return ""
+    step, tokens = told[-1]
+    line = f"on the text of the validation {tokens:.2f} tokens a pass"
+    share = dict(points(rows, "validation", "agreed")).get(step)
+    if share is None:
+        return f"{line}: no placeholder was sure enough of a token to guess it (--accept)"
+    return f"{line}, {share:.3f} of the guesses stood: {_ideal(share, guesses)}"
+
+
+def _ideal(share: float, guesses: int) -> str:
+    return (
+        f"{tokens_a_pass(share, guesses):.2f} tokens a pass are the ideal of {guesses} guesses "
+        f"that stand as often"
+    )
 
 
 if __name__ == "__main__":

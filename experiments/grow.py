@@ -7,7 +7,8 @@
 The new run stands at the step of the old one, with the optimizer's averages, on the same data; it
 opens on any mesh. What changes is the sizes that --config.model... gives: units that layers tell
 of (hidden units, heads, slots, experts, channels of the residual stream) and blocks. A size under
-which the model would compute something else is refused.
+which the model would compute something else is refused. --config=FILE.py registers the run's own
+classes, if it has any.
 """
 
 from __future__ import annotations
@@ -20,7 +21,12 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments import cli, remake
-from experiments.config_flags import define_config_flag, experiment_from_flags
+from experiments.config_flags import (
+    config_names,
+    config_title,
+    define_config_flag,
+    experiment_from_flags,
+)
 from gam_jax.grow import Growth, grown, grown_state, growth
 from gam_jax.master import values
 from gam_jax.params import Params
@@ -37,7 +43,7 @@ OFF = 1e-3
 
 def define_flags() -> None:
     """The command line."""
-    define_config_flag()
+    define_config_flag(of_run=True)
     remake.define_flags("Run folder that is made larger")
     flags.DEFINE_float(
         "noise",
@@ -53,19 +59,24 @@ def main() -> None:
     args = flags.FLAGS
     source, target = remake.folders(args.run, args.out)
     old = source.experiment()
+    remake.language_model(old, "grow")  # another has no sizes of the names that are asked for
     new = _asked(source, old)
     found = growth(*(remake.language_model(one, "grow") for one in (old, new)))
     if not found.told():
         raise UserError("nothing grows: give a larger size, as --config.model.depth=12")
     target.check_new()
     read = remake.restored(source, old, args.checkpoint)
-    larger = grown_run(found, new, read.state, args.seed, args.noise)
+    larger = grown_run(found, new, read.state, args.seed, 0.0)
     off = difference(old, new, *(values(one.params, one.opt_state) for one in (read.state, larger)))
-    if not args.noise and not off <= OFF:
+    if not off <= OFF:
         raise UserError(
             f"the larger model's logits are off by {off:.2g} of the largest one, so it is not the "
             f"same function: nothing is written"
         )
+    if args.noise:
+        larger = grown_run(found, new, read.state, args.seed, args.noise)
+        pair = (values(one.params, one.opt_state) for one in (read.state, larger))
+        off = difference(old, new, *pair)
     remake.write_run(source, target, new, read, larger)
     sizes = remake.sizes(old, new)
     facts = {"run": str(target.path), "step": read.step, "parameters": sizes, "difference": off}
@@ -89,7 +100,10 @@ def _asked(source: RunFolder, old: Experiment) -> Experiment:
         )
     if old.train.local.on:
         raise UserError(f"{source.path} is a run of workers (train.local), which cannot grow yet")
-    return experiment_from_flags(source.saved_config())
+    given = not flags.FLAGS["config"].using_default_value
+    if given and (name := config_title()) in config_names():
+        raise UserError(f"--config={name}: a run grows from its own configuration, leave that out")
+    return experiment_from_flags(source.saved_config(), of_file=False)
 
 
 def grown_run(

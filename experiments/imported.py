@@ -31,6 +31,7 @@ from gam_jax.training.experiment import Experiment
 from gam_jax.training.warm_start import Report
 from sharding import processes
 from sharding.checkpoint import names
+from sharding.checkpoint.manifest import Stored
 from sharding.errors import UserError
 from sharding.paths import local_path
 
@@ -38,7 +39,7 @@ WINDOW = 1024
 """Tokens of a window, where the model's limit is not shorter."""
 RATE = 2e-5
 """The highest learning rate if none is given: what was trained is not to be overrun."""
-FREE = frozenset({"dropout", "dtype", "param_dtype", "remat", "unroll"})
+FREE = frozenset({"dropout", "dtype", "param_dtype"})
 """Fields of a model that leave its parameters and its function as they are; layers tell of theirs,
 see `Layer.computed`."""
 
@@ -155,6 +156,10 @@ class Imported:
         if not self.added:
             return params
         return with_rows(model.table(), params, self.known, self.model.vocab or 0, self.added)
+
+    def standing(self) -> Mapping[str, Stored]:
+        """None: a model folder is no checkpoint."""
+        return {}
 
     def start(self, table: Table, fresh: Params) -> tuple[Params, Report]:
         """The folder's parameters, placed as new ones are, in whose place they are put.

@@ -21,6 +21,7 @@ from gam_jax.params import Params, count_params, widened
 from gam_jax.training.experiment import Experiment, run_optimizer
 from gam_jax.training.folder import RunFolder, abstract_on_mesh, logical_axes
 from gam_jax.training.state import TrainState
+from gam_jax.training.warm_start import begun_with
 from sharding.checkpoint import Checkpoints
 from sharding.errors import UserError
 from sharding.layout import Layout
@@ -36,11 +37,13 @@ class Restored:
       step: of it.
       state: of training.
       extra: what stands beside it, such as the position in the data.
+      suspect: why the old run may have gone wrong before it; empty if nothing says so.
     """
 
     step: int
     state: TrainState
     extra: Mapping[str, Any]
+    suspect: str = ""
 
 
 def define_flags(old: str) -> None:
@@ -89,7 +92,7 @@ def restored(source: RunFolder, experiment: Experiment, which: str) -> Restored:
     with Checkpoints(source.checkpoints, read_only=True) as checkpoints:
         step = checkpoints.choose(which)
         state = checkpoints.restore(step, abstract_on_mesh(experiment, layout))
-        return Restored(step, state, checkpoints.extra(step))
+        return Restored(step, state, checkpoints.extra(step), checkpoints.suspect(step))
 
 
 def remade(
@@ -121,14 +124,20 @@ def remade(
 def write_run(
     source: RunFolder, target: RunFolder, new: Experiment, found: Restored, state: TrainState
 ) -> None:
-    """The new run folder, with one checkpoint, on the data of the old run."""
+    """The new run folder, with one checkpoint, on the data of the old run.
+
+    It is suspect if that of the old run is. What the folder began from is noted, so that no
+    --resume=0 begins it with new parameters.
+    """
     kept = read_source(source.source) if source.source.is_dir() else {}
     target.start(new, source.kept(new.data), kept)
+    begun_with(f"{source.path}@{found.step}").write(target.init)
     own = {**found.extra, "config": target.saved_config(), "gradient_norms": []}
     if source.baselines.is_file():
         write_atomically(target.baselines, source.baselines.read_text(encoding="utf-8"))
     with Checkpoints(target.checkpoints, new.checkpoint) as checkpoints:
-        checkpoints.save(found.step, state, own, axes=logical_axes(new))
+        axes = logical_axes(new)
+        checkpoints.save(found.step, state, own, axes=axes, suspect=found.suspect)
         checkpoints.wait()
 
 

@@ -107,12 +107,8 @@ def main() -> None:
         found.append((case, tune(case, args.repeats, machine)))
         if not args.json:
             _print(*found[-1])
-    entries = [_entry(*each) for each in found if each[1].of(each[1].best).seconds]
-    if out is not None:
-        keys = {each.key for each in entries}
-        kept = [each for each in old if each.key not in keys]
-        every = [dataclasses.asdict(each) for each in (*kept, *entries)]
-        write_named(out, json.dumps({"entries": every}, indent=2) + "\n", "--out")
+        if out is not None:  # after each, so that what was found stays if the next is stopped
+            _write(out, old, found)
     if args.json:
         print(json.dumps([_told(case, tuned) for case, tuned in found]))
 
@@ -133,6 +129,14 @@ def _old(out: pathlib.Path | None) -> list[Entry]:
         return []
     check_place(out, "--out")
     return read_tuned(out) if out.exists() else []
+
+
+def _write(out: pathlib.Path, old: list[Entry], found: list[tuple[Case, Tuned]]) -> None:
+    entries = [_entry(*each) for each in found if each[1].of(each[1].best).seconds]
+    keys = {each.key for each in entries}
+    kept = [each for each in old if each.key not in keys]
+    every = [dataclasses.asdict(each) for each in (*kept, *entries)]
+    write_named(out, json.dumps({"entries": every}, indent=2) + "\n", "--out")
 
 
 def _run() -> Experiment | None:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from gam_jax.ids import check_ids
 from gam_jax.models.carry import ModelCarry
 from gam_jax.models.language import LanguageModel
-from gam_jax.models.trunk import Trunk
+from gam_jax.models.trunk import Trunk, is_ready
 from gam_jax.params import Params, rows_where, rule_specs, shardings
 from gam_jax.prompts import PromptLike, check_room, prompts_of
 from gam_jax.sampling import Past, Sampling, Settings, choose, drawable, row_keys, seen_in
@@ -103,9 +103,7 @@ class Decoder:
         """How what `_ready` returns lies."""
         if not self.apart:
             return self.param_specs
-        return _trunk(self.model).apart_params(
-            self.param_specs, lambda spec, _: PartitionSpec(*spec[1:])
-        )
+        return _trunk(self.model).ready_specs(self.param_specs, self.layout)
 
     def on_mesh(
         self,
@@ -155,17 +153,36 @@ def _read(
 
     axes = decoder.axes(*tokens.shape)
     spec = PartitionSpec(axes.rows or None, axes.seq)
-    program = decoder.on_mesh(read, decoder.carry_specs(tokens.shape[0], axes), axes, spec)
+    specs = decoder.carry_specs(tokens.shape[0], axes)
+    lie = decoder.ready_specs if is_ready(params) else None
+    program = decoder.on_mesh(read, specs, axes, spec, lie)
     whole = () if takes is None else (takes, logits)
     carry, found = program(params, carry, tokens, *whole)
     return found, carry
+
+
+def ready(model: LanguageModel, params: Params, layout: Layout | None = None) -> Params:
+    """Parameters as texts are read and written fastest: each block's by themselves, and cast.
+
+    Others are read out of the stacked ones, block by block, and made such for writing, at each
+    call. The programs that read are then written out layer by layer too, so that they take longer
+    to compile the more layers there are. They are a copy: let the others go if memory is scarce.
+
+    Args:
+      model: the model.
+      params: its parameters, on the layout's mesh.
+      layout: the mesh; None for one device.
+    """
+    return _ready(Decoder(model, (layout or Layout(make_mesh())).whole), params)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _ready(decoder: Decoder, params: Params) -> Params:
     """Parameters of blocks as `_write` reads them at each token, see `Trunk.ready`."""
     model = decoder.model
-    return _trunk(model).ready(params, model.dtype) if decoder.apart else params
+    if is_ready(params) or not decoder.apart:
+        return params
+    return _trunk(model).ready(params, model.dtype, decoder.layout)
 
 
 def _trunk(model: LanguageModel) -> Trunk:
@@ -238,7 +255,7 @@ def prefill(
 
     Args:
       model: the model.
-      params: its parameters, on the layout's mesh.
+      params: its parameters, on the layout's mesh, or `ready` ones.
       tokens: the prompt, ids of the vocabulary: [B, T], or a sequence of ids for each row.
       carry: from what was read before; None starts a sequence.
       layout: the mesh; None for one device.
@@ -283,7 +300,7 @@ def generate(
 
     Args:
       model: the model.
-      params: its parameters, on the layout's mesh.
+      params: its parameters, on the layout's mesh, or `ready` ones.
       prompt: what is continued: [B, T], or a sequence of ids for each row.
       tokens: how many to write at most.
       key: one for all, from which each row's is made by its number, or one for each row, [B].

@@ -86,7 +86,7 @@ def growth(old: LanguageModel, new: LanguageModel) -> Growth:
         )
     if more and not silent:
         raise UserError(
-            f"model.depth={new.depth}: a {type(model.block).__name__} does not say what makes a "
+            f"model.depth={new.depth}: {type(model.block).__name__} does not say what makes a "
             f"block of it one that changes nothing"
         )
     _check(dataclasses.replace(model, depth=new.depth), new)
@@ -146,8 +146,8 @@ def _alike(model: LanguageModel) -> Any:
     """A model's configuration without the sizes that its tables tell, and without what is free."""
     sizes = {
         *("width", "depth", "expansion", "hidden", "heads", "kv_heads", "head_size", "slots"),
-        *("key_heads", "key_width", "value_width", "inner", "experts", "chosen", "shared"),
-        *("shared_hidden", "dropout", "unroll", "remat", "param_dtype", "packed"),
+        *("key_heads", "key_width", "value_width", "inner", "experts", "shared"),
+        *("shared_hidden", "dropout", "param_dtype", "packed"),
     }
 
     def one(value: Any) -> Any:

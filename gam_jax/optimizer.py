@@ -309,6 +309,6 @@ def _with_counted(
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         ours, state = optimizer.update(without_counted(table, updates), state, params)
-        return with_counted(table, ours, updates, params), state
+        return with_counted(table, ours, updates), state
 
     return optax.GradientTransformation(optimizer.init, update)

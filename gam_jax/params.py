@@ -61,8 +61,10 @@ class Param:
         by this much against the sign of what stands in its gradient's place, whatever the
         optimizer. That may be a count rather than a gradient, see `ops.counted`: the balance bias
         of a mixture of experts follows its expert's load so.
-      average: likewise, and each update moves the value this part of the way to what stands there:
-        a running average of what the layer counts, such as the mean of its inputs.
+      average: likewise, and each update moves the value by this part of what stands there: by how
+        much that which the layer counts, such as the mean of its inputs, differs from the value,
+        see `ops.counted.averaged`. So the value is a running average. Workers (`train.local`) go
+        on from the mean of theirs, whatever they make of other parameters.
       transposed: whether a matrix stands here as outputs x inputs. Others are inputs x outputs.
     """
 
@@ -266,22 +268,31 @@ def mean_of_counted(table: Table, grads: Any, parts: int) -> Any:
     return _map(lambda param, x: x / parts if is_counted(param) else x, table, grads)
 
 
-def with_counted(table: Table, updates: Any, found: Any, params: Any) -> Any:
+def with_counted(table: Table, updates: Any, found: Any) -> Any:
     """The optimizer's updates, but for parameters that follow counts.
 
     Args:
       table: of the parameters.
       updates: the optimizer's.
       found: what stands in the gradients' places.
-      params: their values.
     """
 
-    def one(param: Param, update: Array, found: Array, value: Array) -> Array:
+    def one(param: Param, update: Array, found: Array) -> Array:
         if param.sign_step:
             return -param.sign_step * jnp.sign(found)
-        return param.average * (found - value) if param.average else update
+        return param.average * found if param.average else update
 
-    return _map(one, table, updates, found, params)
+    return _map(one, table, updates, found)
+
+
+def with_averages(table: Table, params: Any, averages: Any) -> Any:
+    """Parameters, but running averages as in `averages`."""
+    return _map(lambda param, x, own: own if param.average else x, table, params, averages)
+
+
+def any_average(table: Table) -> bool:
+    """Whether any parameter is a running average."""
+    return any(param.average for param in jax.tree.leaves(table, is_leaf=_is_param))
 
 
 def any_counted(table: Table) -> bool:

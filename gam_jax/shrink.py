@@ -55,7 +55,14 @@ class Shrinking:
 
     def told(self) -> list[str]:
         """A line for each change."""
-        return [f"{step.name}: {step.old} -> {step.index.shape[-1]}" for step in self.steps]
+        lines = []
+        for step in self.steps:
+            line = f"{step.name}: {step.old} -> {step.index.shape[-1]}"
+            if step.unit.alike:
+                chosen = self.model.unit_table()[step.name].alike
+                line += f", {step.unit.alike_name}: {step.unit.alike} -> {chosen}"
+            lines.append(line + (f", the first, since {step.unit.first}" * bool(step.unit.first)))
+        return lines
 
     def params(self, tree: Params) -> Params:
         """The narrower model's parameters, or moments, of the wider one's."""
@@ -96,9 +103,12 @@ def asked(keep: str, model: LanguageModel) -> dict[str, float]:
                 "--keep=width: channels of the residual stream are not taken away, since "
                 "norms see the whole width"
             )
+        if not names:
+            kind = type(model.block).__name__
+            raise UserError(f"--keep={keep}: blocks of {kind} tell of no units that can be kept")
         own = [each for each in names if f".{name}." in f".{each}."]
         if len(own) != 1:
-            told = ", ".join(own or names) or "none"
+            told = ", ".join(own or names)
             which = "several units" if own else "no units"
             raise UserError(f"--keep={word.strip()} names {which}: give one of {told}")
         if own[0] in found:
@@ -119,16 +129,27 @@ def shrinking(
       scores: of the wider model's units.
 
     Raises:
-      UserError: fewer than one unit of a group, or a model that cannot have so many.
+      UserError: fewer than one unit of a group, a model that cannot have so many, units that lie
+        along the same axis as others of `shares`, or scores that are no numbers.
     """
     steps, table = [], model.table()
+    taken: dict[tuple[str, int], str] = {}
     for name, share in shares.items():
         unit = model.unit_table()[name]
+        for part in unit.parts:
+            other = taken.setdefault((part.name, part.dim), name)
+            if other != name:
+                raise UserError(
+                    f"{other} and {name} are both parts of {part.name}: keep some of the one "
+                    f"first, and of the other in the run that this makes"
+                )
         old, groups = units.count(table, unit), unit.within
         each = round(share * old / groups)
         if not 1 <= each < old // groups:
             raise UserError(f"{name}: {share:g} of {old} in {groups} groups leaves {each * groups}")
         own = np.asarray(scores(params, unit))
+        if not np.isfinite(own).all():
+            raise UserError(f"{name}: not all of its scores are finite: try the other --by")
         index = np.sort(_best(own, groups, each), axis=-1)
         if unit.first:
             index = np.broadcast_to(units.firsts(old, each * groups, groups), index.shape)

@@ -193,5 +193,5 @@ def with_tuned(experiment: T, path: str | pathlib.Path, mesh: str = "", device: 
         return tuned(with_held(config, within), op_of(config, part, own.dtype))
 
     own: LanguageModel = run.model
-    model = tuned(with_held(own, within), blocks_of(own, part))
+    model = tuned(within(own), blocks_of(own, part))
     return dataclasses.replace(run, model=model)

@@ -230,7 +230,7 @@ def keep(params: Params, unit: Unit, index: Any) -> Params:
     Raises:
       UserError: others than the first, where only these may be kept.
     """
-    if unit.first and not np.array_equal(index, np.arange(np.shape(index)[-1])):  # of every layer
+    if unit.first and np.any(np.asarray(index) != np.arange(np.shape(index)[-1])):
         raise UserError(f"only the first units may be kept, since {unit.first}")
     index = jnp.asarray(index)
     return _with(params, unit.parts, lambda x, part: _taken(x, part, index))

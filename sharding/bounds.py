@@ -53,8 +53,8 @@ Few = Annotated[int, Bound(1, 10_000)]
 """How many there are of what is told one by one."""
 Count = Annotated[int, Bound(0, 2**53)]
 """How many there are, or 0 for none."""
-Seed = Annotated[int, Bound(0, 2**32 - 1)]
-"""What random numbers are drawn from."""
+Seed = Annotated[int, Bound(0, 2**32 - 2)]
+"""What random numbers are drawn from. 2^32 - 1 is left to rows that are drawn to be scored."""
 Positive = Annotated[float, Bound(0, open="low")]
 NotNegative = Annotated[float, Bound(0)]
 Share = Annotated[float, Bound(0, 1)]

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from experiments.benchmark.timing import Quantity, Rows, medians
-from gam_jax.ops.attention import Rule, attend_tokens
+from gam_jax.ops.attention import attend_tokens
+from gam_jax.ops.tiles import Rule
 
 HEADS, SIZE = 4, 64
 TOKENS = (256, 1024, 4096, 16384)

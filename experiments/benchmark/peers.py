@@ -105,6 +105,7 @@ def use_own_cores() -> None:
 def _rows(kind: str, rows: int, repeats: int) -> Rows:
     theirs = transformers_model(kind)
     model, params = converted(theirs)
+    params = decode.ready(model, params)
     random = np.random.default_rng(0)
     before, prompt = (random.integers(3, 4096, (rows, size)) for size in (READ, PROMPT))
     times = samples(

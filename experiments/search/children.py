@@ -24,6 +24,7 @@ from gam_jax.models.language import LanguageModel
 from gam_jax.params import Params, abstract_params, count_params
 from gam_jax.replacements import NO_OP
 from gam_jax.search import Budget, Point, best_sum, by_ratio, layer_by_layer
+from sharding.errors import UserError
 from sharding.products import product_flops
 
 FLOAT = 4
@@ -108,7 +109,12 @@ def budgets_of(library: Library, share: float) -> tuple[Budget, Budget]:
     Args:
       library: whose options there are.
       share: of both.
+
+    Raises:
+      UserError: the parent has no greatest length.
     """
+    if not library.parent.limit:
+        raise UserError("children: the parent has no longest sequence: give it a context")
     memory, work = {}, {}
     for part in PARTS:
         found = [_uses(layer, library.parent) for layer in library.layers(part)]
@@ -152,12 +158,14 @@ def distilled(
 
     Returns:
       Parameters of the library's model; and of each block and option that is trained, its loss on
-      the other tokens over that before training.
+      the other tokens over that before training, none where no option has parameters.
     """
     stream = iter(batches)
     begun = jax.jit(library.begun)(parent, next(stream), jax.random.key(seed))
     step, losses, optimizer = _learning(library, rate, steps)
     own = library.trained(begun)
+    if not jax.tree.leaves(own):
+        return begun, np.zeros(0)
     state, before = optimizer.init(own), losses(own, parent, held)
     for _ in range(steps):
         own, state, _ = step(own, state, parent, next(stream))

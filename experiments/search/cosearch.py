@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from gam_jax.planning.cluster import cluster
 from gam_jax.planning.search import plan
@@ -26,6 +28,8 @@ PRICES, LIMITS = "prices", "limits"
 
 STYLES = ("data", "fully_sharded", "tensor", "square")
 """Uses of a part's devices: rows apart, parameters apart too, channels apart, rows and channels."""
+Net = tuple[str, str]
+"""A task, and the name of a net for it."""
 
 
 def in_style(style: str, devices: int) -> Candidate:
@@ -87,6 +91,33 @@ def together(parts: Sequence[Price]) -> dict[str, float]:
     }
 
 
+def limits_at(percentile: float, figures: Iterable[Mapping[str, float]]) -> tuple[Limit, ...]:
+    """A limit on each figure at this percentile of it, its bound the largest.
+
+    Args:
+      percentile: from 0 to 100.
+      figures: of all designs.
+
+    Raises:
+      UserError: there are no designs, or so many have the largest of a figure that none exceeds
+        the limit.
+    """
+    every = list(figures)
+    if not every:
+        raise UserError("limits: no design can be: give nets and devices that fit")
+    found = []
+    for name in every[0]:
+        own = [each[name] for each in every]
+        most, bound = float(np.percentile(own, percentile)), max(own)
+        if most >= bound:
+            raise UserError(
+                f"limits: no design exceeds percentile {percentile:g} of {name}, {most:g}: "
+                "give a lower one, or designs that differ"
+            )
+        found.append(Limit(name, most, bound))
+    return tuple(found)
+
+
 @dataclasses.dataclass(frozen=True)
 class Landscape:
     """All designs of two nets on two parts of a cluster, and what each costs.
@@ -94,12 +125,20 @@ class Landscape:
     Attributes:
       space: `TASK` and `TASK style` for both, and `devices`, how many each has.
       prices: of each task's nets, by devices and style.
-      limits: on figures of designs.
+      limits: on figures of designs, above 0.
+
+    Raises:
+      UserError: a limit that is not above 0: figures are told as parts of it.
     """
 
     space: Space
     prices: Mapping[str, Mapping[str, Mapping[tuple[int, str], Price]]]
     limits: tuple[Limit, ...]
+
+    def __post_init__(self) -> None:
+        for limit in self.limits:
+            if limit.most <= 0:
+                raise UserError(f"limit of {limit.name}: {limit.most}: give one above 0")
 
     def price(self, point: Point) -> dict[str, float]:
         """Figures of a design.
@@ -117,8 +156,8 @@ class Landscape:
             parts.append(own[key])
         return together(parts)
 
-    def nets(self, point: Point) -> list[tuple[str, str]]:
-        """Task and name of each net of a design."""
+    def nets(self, point: Point) -> list[Net]:
+        """Of a design."""
         values = self.space.values(point)
         return [(task, values[task]) for task in self.prices]
 
@@ -144,21 +183,42 @@ class Landscape:
 
 
 @dataclasses.dataclass
+class Counted:
+    """Accuracies of nets, and how many were asked for by a design that exceeds a limit.
+
+    It compares figures with limits itself, so that it would find a search that trains too early.
+
+    Attributes:
+      land: the designs.
+      accuracy: of a net.
+      above: how many.
+    """
+
+    land: Landscape
+    accuracy: Callable[[Net], float]
+    above: int = 0
+
+    def __call__(self, net: Net, point: Point) -> float:
+        """The accuracy of a net that a design asks for."""
+        figures = self.land.price(point)
+        self.above += not all(figures[limit.name] <= limit.most for limit in self.land.limits)
+        return self.accuracy(net)
+
+
+@dataclasses.dataclass
 class Cosearch:
     """Measures designs for `gam_jax.search.search`: prices, then limits, then training.
 
     Attributes:
       land: the designs.
-      accuracy: of a net (its task and name), by training it; it is asked once a net.
+      accuracy: (net, design) -> accuracy, by training the net; it is asked once a net.
       trained: the accuracies that were asked for.
-      above: of those, how many for a design with a penalty.
       stopped: designs that were not trained.
     """
 
     land: Landscape
-    accuracy: Callable[[tuple[str, str]], float]
-    trained: dict[tuple[str, str], float] = dataclasses.field(default_factory=dict)
-    above: int = 0
+    accuracy: Callable[[Net, Point], float]
+    trained: dict[Net, float] = dataclasses.field(default_factory=dict)
     stopped: int = 0
 
     def measure(self, points: Sequence[Point]) -> list[float]:
@@ -199,30 +259,39 @@ class Cosearch:
         nets = self.land.nets(point)
         for net in nets:
             if net not in self.trained:
-                self.above += self.land.told(point)["penalty"] > 0
-                self.trained[net] = self.accuracy(net)
+                self.trained[net] = self.accuracy(net, point)
         return sum(self.trained[net] for net in nets) / len(nets)
 
 
-def best_of(land: Landscape, accuracy: Callable[[tuple[str, str]], float]) -> float:
-    """The reward of the best design within all limits, by trying all."""
-    own = Cosearch(land, accuracy)
+def best_of(land: Landscape, accuracy: Callable[[Net], float]) -> float:
+    """The reward of the best design within all limits, by trying all.
+
+    Raises:
+      UserError: no design is within all limits.
+    """
+    own = Cosearch(land, lambda net, _: accuracy(net))
     within = [p for p, each in land.figures().items() if penalty(each, land.limits) == 0]
+    if not within:
+        raise UserError("no design is within all limits: raise one")
     return max(own.reward(point) for point in within)
 
 
-def nets_first(
-    land: Landscape, accuracy: Callable[[tuple[str, str]], float]
-) -> tuple[Point, float]:
+def nets_first(land: Landscape, accuracy: Callable[[Net], float]) -> tuple[Point, float]:
     """The nets of the best accuracy, then the devices for them: of the least penalty, and fastest.
 
     Returns:
       The design and its reward.
+
+    Raises:
+      UserError: there are no devices on which these nets can be.
     """
     wanted = [
         max(((task, name) for name in own), key=accuracy) for task, own in land.prices.items()
     ]
     told = {point: land.told(point) for point in land.figures() if land.nets(point) == wanted}
+    if not told:
+        names = " and ".join(f"{name} ({task})" for task, name in wanted)
+        raise UserError(f"nets first: {names} cannot be on any of the devices together")
     point = min(told, key=lambda p: (told[p]["penalty"], told[p]["seconds"]))
     mean = sum(map(accuracy, wanted)) / len(wanted)
     return point, mean - PENALTY * told[point]["penalty"]

@@ -118,11 +118,11 @@ def check_limits(figures: Mapping[str, float], base: Mapping[str, float], rules:
       rules: that say how many times.
 
     Raises:
-      UserError: the first figure above its limit.
+      UserError: the first figure above its limit, or no number (NaN).
     """
     for name, size in figures.items():
         times = getattr(rules, name, 0.0)
-        if times and base.get(name) and size > times * base[name]:
+        if times and base.get(name) and not size <= times * base[name]:
             raise UserError(
                 f"{name} {size:,.0f} are {size / base[name]:.2f} times the base's, and "
                 f"--{name}={times:g} allows {times:g} times"

@@ -205,7 +205,9 @@ async def _answer(
     live = Live(served.engine, state.metrics.times)
     pool = state.grammars if asked.grammar is not None and asked.grammar.slow else None
     made = functools.partial(served.requests, asked, prompts, live.tell)
-    live.submit(await asyncio.get_running_loop().run_in_executor(pool, made))
+    requests = await asyncio.get_running_loop().run_in_executor(pool, made)
+    state.check(request)  # the server may have been told to end since the body began
+    live.submit(requests)
     answers = Answers.to(served, asked, prompts)
     if asked.stream:
         return _Pieces(state, live, answers.pieces(live.events()))

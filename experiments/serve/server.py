@@ -16,6 +16,8 @@ from experiments.serve.app import State, make_app
 from experiments.serve.served import Served
 from sharding.errors import UserError
 
+BACKLOG = 2048
+"""Connections that wait to be taken."""
 TICK = 0.02
 """Seconds between two looks at what has changed."""
 LAST = 2.0
@@ -23,7 +25,9 @@ LAST = 2.0
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that is bound; port 0 takes any that is free.
+    """A socket that listens; port 0 takes any that is free.
+
+    Who connects before the server has begun waits for it, and is not refused.
 
     Raises:
       UserError: the address is taken, or is none of this machine.
@@ -33,6 +37,7 @@ def listen(host: str, port: int) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
+        bound.listen(BACKLOG)
     except OSError as error:
         bound.close()
         reason = error.strerror or str(error)

@@ -23,8 +23,8 @@ from gam_jax.layers.base import INHERITED, as_usual
 from gam_jax.models.language import LanguageModel
 from sharding.errors import UserError
 
-OF_TRAINING = ("dropout", "init", "dtype", "param_dtype", "remat", "unroll", "packed")
-"""Fields of a model that say how it is trained and computed, not what it computes."""
+OF_TRAINING = ("dropout", "init", "dtype", "param_dtype", "packed")
+"""Fields of a model that say how it is trained, not what it computes."""
 OF_STREAMS = ("prefix", "smoothing")
 """Fields that mean nothing where there is one stream."""
 

@@ -14,6 +14,7 @@ from gam_jax.data.stream import TrainBatches, mixed, train_stream
 from gam_jax.data.text import Text
 from gam_jax.data.text_dataset import (
     TextDataset,
+    beside,
     kept_template,
     kept_tokenizer,
     make_tokenizer,
@@ -122,7 +123,8 @@ class MixedTextDataset(Dataset):
         known = {name: size for name, size in sizes.items() if size is not None}
         text_bytes = sum(sums[name]["loss"][1] * size for name, size in known.items())
         each = {f"loss/{name}": part["loss"][0] / part["loss"][1] for name, part in sums.items()}
-        return {**text_scores(total / count, text_bytes / count if known else None), **each}
+        found = text_scores(total / count, text_bytes / count if known else None)
+        return {**found, **each, **beside(sums.values())}
 
     def first(self, train: int, validation: int) -> MixedTextDataset:
         """That many first tokens of each text's splits; 0 for all."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -151,10 +151,11 @@ class TextDataset(Dataset):
         return validation_stream(source, batch=rows, process=process, processes=processes)
 
     def scores(self, sums: Mapping[str, Sums]) -> dict[str, float]:
-        """loss in nats per token that counts, perplexity; of texts, bits per byte."""
+        """loss in nats per token that counts, perplexity; of texts, bits per byte; and what the
+        model tells besides."""
         (part,) = sums.values()
         total, count = part["loss"]
-        return text_scores(total / count, self.bytes_per_token)
+        return {**text_scores(total / count, self.bytes_per_token), **beside([part])}
 
     def baselines(self) -> dict[str, dict[str, float]]:
         """Of the tokens that a model is validated on."""
@@ -235,6 +236,16 @@ def text_changed(name: str, of: str, saved: Mapping[str, Any]) -> str:
     if of.startswith("text:") and saved and "field" not in saved:  # of a version before that field
         return f"the split of '{of}' has changed (by bytes, no longer by files), or its text has,"
     return f"the text of '{of}' has changed"
+
+
+def beside(parts: Collection[Sums]) -> dict[str, float]:
+    """Means of what a model tells besides the loss and how often it was right."""
+    found: dict[str, float] = {}
+    for name in sorted({name for part in parts for name in part} - {"loss", "accuracy"}):
+        told = [part[name] for part in parts if name in part]
+        if count := sum(count for _, count in told):
+            found[name] = sum(value for value, _ in told) / count
+    return found
 
 
 def text_scores(loss: float, bytes_per_token: float | None) -> dict[str, float]:

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from gam_jax.layers.base import WHOLE, Layer, known, row_counter
-from gam_jax.ops.attention import Rule
 from gam_jax.ops.cache import cache_size, check_fits, known_most
 from gam_jax.ops.cached_attention import Shared, attend_spans, causal_rule
 from gam_jax.ops.documents import spans_of
@@ -18,6 +17,7 @@ from gam_jax.ops.dropout import dropout
 from gam_jax.ops.linear import by_rows, from_heads, linear
 from gam_jax.ops.norm import rms_norm
 from gam_jax.ops.rotary import Positions, rotary
+from gam_jax.ops.tiles import Rule
 from gam_jax.params import Param, Params, Table, fan_in, ones, zeros
 from gam_jax.units import ALL_CHANNELS, WIDTH, Part, Unit, UnitTable
 from sharding import collectives, residual

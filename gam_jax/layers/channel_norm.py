@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from gam_jax.layers.base import WHOLE
-from gam_jax.ops.counted import counted
+from gam_jax.ops.counted import averaged
 from gam_jax.params import Param, Params, Table, ones, zeros
 from sharding import collectives
 from sharding.axes import Axes
@@ -54,7 +54,12 @@ class GroupNorm:
         axes: Axes = WHOLE,
         training: bool = True,
     ) -> Float[Array, "B *N D"]:
-        """Normalised x; `training` makes no difference."""
+        """Normalised x; `training` makes no difference.
+
+        Raises:
+          UserError: another number of channels.
+        """
+        _check_width(self, x)
         own = x.astype(jnp.float32).reshape(len(x), -1, self.groups, self.width // self.groups)
         mean, variance, _ = _moments(own, (1, 3), (axes.seq,) if axes.seq else ())
         y = (own - mean) * lax.rsqrt(variance + self.eps)
@@ -67,9 +72,10 @@ class BatchNorm:
 
     In training the statistics are those of the whole batch: of all devices, but of each part of it
     (`train.accumulate`) alone. Otherwise they are running averages of these, `mean` and `variance`,
-    which are parameters that each update sets, see `ops.counted`; the variance is that of a
-    population of which the batch is a sample, as in PyTorch. Statistics are float32. Rows of
-    weight 0 count like all others.
+    which are parameters that each update sets, see `ops.counted.averaged`; the variance is that of
+    a population of which the batch is a sample, as in PyTorch. Statistics are float32. Rows of
+    weight 0 count like all others. Used twice in an objective, it moves them by what both uses
+    find; where no loss depends on its output, they stay.
 
     Source: arXiv 1502.03167.
 
@@ -113,8 +119,9 @@ class BatchNorm:
           training: whether by the batch's statistics, or else by the running ones.
 
         Raises:
-          UserError: a batch of a single number for each channel, in training.
+          UserError: another number of channels; a batch of a single number for each, in training.
         """
+        _check_width(self, x)
         own = x.astype(jnp.float32)
         mean, variance = params["mean"], params["variance"]
         if training:
@@ -132,8 +139,17 @@ class BatchNorm:
         y = (own - mean) * lax.rsqrt(variance + self.eps) * params["scale"] + params["bias"]
         if training:
             for name, value in found.items():
-                y = counted(y, params[name], lax.stop_gradient(value))
+                y = averaged(y, params[name], lax.stop_gradient(value), axes.batch)
         return y.astype(x.dtype)
+
+
+def _check_width(norm: GroupNorm | BatchNorm, x: Array) -> None:
+    """A width of 1 would be spread over all channels, without a word."""
+    if x.shape[-1] != norm.width:
+        raise UserError(
+            f"{type(norm).__name__}.width={norm.width}, and x has {x.shape[-1]} channels: give the "
+            f"same"
+        )
 
 
 def _moments(

@@ -22,8 +22,6 @@ from sharding.errors import UserError
 
 CENTERED = -1
 """As `left`: half of the padding stands on each side, the odd one on the right."""
-NORM = 1 / math.sqrt(3)
-"""The expected norm of a filter that `fan_in` draws."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,7 +296,9 @@ def _filters(
     init, own = fan_in(taps * inputs), (out,)
     found = {"weight": Param((kernel or taps, inputs, out), (None, None, None), init)}
     if node.normed:
-        found["gain"] = Param(own, (None,), lambda key, shape: jnp.full(shape, NORM), decay=False)
+        # The expected norm of what is drawn: numbers of variance 1 / (3 taps inputs).
+        norm = math.sqrt((kernel or taps) / (3 * taps))
+        found["gain"] = Param(own, (None,), lambda key, shape: jnp.full(shape, norm), decay=False)
     if node.bias:
         found["bias"] = Param(own, (None,), init, decay=False)
     return found

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from gam_jax.layers.attention import check_positions
 from gam_jax.layers.base import WHOLE, Layer, known, row_counter
-from gam_jax.ops.attention import Rule, attend_cache, attend_tokens
+from gam_jax.ops.attention import attend_cache, attend_tokens
 from gam_jax.ops.cache import append_rows, cache_size, check_fits, known_most, read_rows, write_rows
 from gam_jax.ops.documents import Spans, spans_of
 from gam_jax.ops.dropout import dropout
+from gam_jax.ops.fused_attention import for_backend
 from gam_jax.ops.linear import by_rows, from_heads, linear, linear_flat
 from gam_jax.ops.norm import rms_norm
 from gam_jax.ops.pages import PagedKeys, Pages, check_one_document
 from gam_jax.ops.rotary import Positions, rotary
+from gam_jax.ops.tiles import Rule
 from gam_jax.params import Param, Params, Table, fan_in, ones, zeros
 from sharding import collectives, residual
 from sharding.axes import Axes
@@ -52,6 +54,8 @@ class LatentAttention(Layer):
       scale: of the scores; 0 for 1 / sqrt(N + P).
       bias: whether the maps to the latents and to the shared key, and the output, have one.
       dropout: rate on the output in training.
+      block_size: tokens of a block of queries, and of keys, in which scores are computed; 0 for
+        what is usual. `gam tune` finds it.
     """
 
     width: Size | None = None
@@ -67,6 +71,9 @@ class LatentAttention(Layer):
     scale: NotNegative = 0.0
     bias: bool = False
     dropout: Rate | None = None
+    block_size: Count = 0
+
+    computed: ClassVar[tuple[str, ...]] = ("block_size",)
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -94,7 +101,8 @@ class LatentAttention(Layer):
     @property
     def rule(self) -> Rule:
         """What a query makes of a key."""
-        return Rule(self.scale or (self.head_size + self.rotary_size) ** -0.5)
+        rule = Rule(self.scale or (self.head_size + self.rotary_size) ** -0.5)
+        return rule.in_blocks(self.block_size)
 
     def for_length(self, tokens: int) -> LatentAttention:
         """With a cache in whole blocks for so many tokens, at most the context."""
@@ -191,15 +199,16 @@ class LatentAttention(Layer):
         }
         own = collectives.axis_index(axes.seq) * q.shape[1]
         first = 0 if spans is None else spans.begun
+        rule = for_backend(self.rule, axes.backend, q.shape[1])
         if fresh:
-            mixed = self._expanded(params, q, used, own, first)
+            mixed = self._expanded(rule, params, q, used, own, first)
         else:
             if spans is None:
                 fits = (position + tokens <= self.context)[:, None]
             else:
                 position = jnp.minimum(position, self.context)
                 first, fits = position[:, None] + first, spans.places < self.context
-            mixed = self._absorbed(params, q, used, position + own, first)
+            mixed = self._absorbed(rule, params, q, used, position + own, first)
             mixed = jnp.where(fits[..., None, None], mixed, jnp.nan)
         after = position + tokens if spans is None else spans.after
         return self._out(params, mixed, axes, key), {**cache, "position": after}
@@ -225,10 +234,12 @@ class LatentAttention(Layer):
         """The mixture over rows in pages, NaN for tokens beyond them, and the pages after."""
         cache = {n: carry[n].write(array, position, axis=1) for n, array in new.items()}
         count = position + new["latent"].shape[1]
-        keys = PagedKeys.of((cache["latent"], cache["shared_key"]), count, q.dtype)
-        values = PagedKeys.of((cache["latent"],), count, q.dtype)
+        both = cache["latent"], cache["shared_key"]
+        keys = PagedKeys.of(both, count, q.dtype, axes.backend)
+        values = PagedKeys.of(both[:1], count, q.dtype, axes.backend)
         offset = position + collectives.axis_index(axes.seq) * q.shape[1]
-        mixed = self._over_latents(params, q, keys, values, offset, 0)
+        rule = for_backend(self.rule, axes.backend, q.shape[1])
+        mixed = self._over_latents(rule, params, q, keys, values, offset, 0)
         fits = offset[:, None] + jnp.arange(q.shape[1]) < keys.shape[2]
         return jnp.where(fits[..., None, None], mixed, jnp.nan), cache
 
@@ -302,6 +313,7 @@ class LatentAttention(Layer):
 
     def _expanded(
         self,
+        rule: Rule,
         params: Params,
         q: Array,
         used: dict[str, Array],
@@ -319,17 +331,25 @@ class LatentAttention(Layer):
         )
         shape = (*keys.shape[:3], self.rotary_size)
         keys = jnp.concatenate([keys, jnp.broadcast_to(shared[:, :, None], shape)], axis=-1)
-        return attend_tokens(self.rule, q, keys, values, offset, first)[0].astype(q.dtype)
+        return attend_tokens(rule, q, keys, values, offset, first)[0].astype(q.dtype)
 
     def _absorbed(
-        self, params: Params, q: Array, used: dict[str, Array], offset: Array, first: Array | int
+        self,
+        rule: Rule,
+        params: Params,
+        q: Array,
+        used: dict[str, Array],
+        offset: Array,
+        first: Array | int,
     ) -> Float[Array, "B T H V"]:
         """Over latents that lie in one piece."""
         keys = jnp.concatenate([used["latent"], used["shared_key"]], axis=-1)[:, None]
-        return self._over_latents(params, q, keys, used["latent"][:, None], offset, first)
+        values = used["latent"][:, None]
+        return self._over_latents(rule, params, q, keys, values, offset, first)
 
     def _over_latents(
         self,
+        rule: Rule,
         params: Params,
         q: Array,
         keys: Array | PagedKeys,
@@ -341,7 +361,7 @@ class LatentAttention(Layer):
         plain, turned = jnp.split(q, [self.head_size], axis=-1)
         lifted = jnp.einsum("bthn,rhn->bthr", plain, params["key"])
         q = jnp.concatenate([lifted, turned], axis=-1)
-        mixed, _ = attend_cache(self.rule, q, keys, values, offset, first)
+        mixed, _ = attend_cache(rule, q, keys, values, offset, first)
         return jnp.einsum("bthr,rhv->bthv", mixed.astype(q.dtype), params["value"])
 
     def _kept(self, x: Array, last: Int[Array, B] | None) -> Array:

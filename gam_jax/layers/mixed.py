@@ -53,8 +53,8 @@ class Mixed(Layer):
     Attributes:
       options: the layers to choose from.
       how: "sum", "one" or "two".
-      weights: of "sum": "softmax", "sparsemax", "dirichlet" or "gumbel", see `ops.choices`.
-      temperature: that logits are divided by, of "sum".
+      weights: of "sum" alone: "softmax", "sparsemax", "dirichlet" or "gumbel", see `ops.choices`.
+      temperature: that logits are divided by, of "sum" alone.
       share: K.
       width, dropout: given to the options where they leave them None; they have width / K channels.
     """
@@ -74,6 +74,11 @@ class Mixed(Layer):
                 raise ValueError(
                     f"Mixed.{name} '{getattr(self, name)}' is not one of {', '.join(valid)}"
                 )
+        if self.how != "sum" and (self.weights, self.temperature) != ("softmax", 1.0):
+            raise ValueError(
+                f"Mixed.weights and Mixed.temperature are of how='sum': '{self.how}' draws by "
+                f"softmax(a), so leave them out"
+            )
         least = 2 if self.how == "two" else 1
         if len(self.options) < least:
             raise ValueError(f"Mixed.options: '{self.how}' needs at least {least}")

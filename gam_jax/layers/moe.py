@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import flax.struct
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from gam_jax.layers.base import WHOLE, Layer, Statistics, inherit, known
+from gam_jax.layers.base import WHOLE, Cut, Layer, Statistics, inherit, known
 from gam_jax.layers.mlp import MLP
 from gam_jax.ops import dispatch, grouped, routing
 from gam_jax.ops.counted import counted
@@ -279,6 +280,17 @@ class MoE(Layer):
             table["filled"] = routing.Filled(*integers)
         return table
 
+    def apart(self, carry: Any, part: Callable[[Any, int], Any]) -> Any:
+        """Matrices of a few experts lie by themselves if `part` wants it, see `ops.grouped`."""
+        wanted = isinstance(part, Cut) and part.experts and self.experts <= grouped.FEW
+        if not wanted or "experts" not in carry:
+            return carry
+        experts = {
+            name: tuple(part(x, i) for i in range(self.experts)) if name.startswith("w_") else x
+            for name, x in carry["experts"].items()
+        }
+        return {**carry, "experts": experts}
+
     def __call__(
         self,
         params: Params,
@@ -399,7 +411,7 @@ class MoE(Layer):
         """
 
         def run(x: Array, owner: Array, weights: Array, most: int) -> Array:
-            own = params["w_in"].shape[0]
+            own = grouped.count(params["w_in"])
             groups = grouped.make_groups(
                 owner.reshape(-1), own, most, self.method, backend=axes.backend
             )

@@ -25,7 +25,13 @@ BETWEEN = (ROWS, TIME, FULL)
 
 
 def plain_attention(width: int, heads: int) -> SourceAttention:
-    """softmax(x Q (s K)^T) s V O with parameters of its own, of one source of as many channels."""
+    """softmax(x Q (s K)^T) s V O with parameters of its own, of one source of as many channels.
+
+    Raises:
+      UserError: heads that do not divide the width.
+    """
+    if width % heads:
+        raise UserError(f"heads={heads} of attention in pictures do not divide width={width}")
     return SourceAttention(width, (width,), heads, width // heads, parallel=False)
 
 

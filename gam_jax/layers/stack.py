@@ -108,8 +108,8 @@ class Stack(Layer):
     ) -> tuple[Float[Array, "B T D"], Carry]:
         """Runs the blocks in order; layer i draws its randomness from fold_in(key, i).
 
-        Given a carry `apart`, it is not a scan, and the carry after is apart too; the parameters
-        may be so as well. Where a mesh axis splits the layers, its stages work in turn, and the
+        Given a carry or parameters `apart`, it is not a scan; the carry after is as the one before.
+        Where a mesh axis splits the layers, its stages work in turn, and the
         carry is that of this device's own layers.
         """
         stream, after = self.run(params, self.begun(x), carry, axes, key=key, starts=starts)
@@ -156,7 +156,8 @@ class Stack(Layer):
 
             return stages.in_turn(run, axis, axes.turns, params, stream, carry)
         some = self.depth if depth is None else depth
-        if isinstance(carry, Apart) or some < self.depth or count is not None:
+        lie_apart = isinstance(carry, Apart) or isinstance(params, Apart)
+        if lie_apart or some < self.depth or count is not None:
             return self._run(some, axes, params, stream, carry, *own, before, count)
         return self._all(axes, params, stream, carry, *own)
 
@@ -229,15 +230,17 @@ def _run_blocks(
         found, after = block.through(own, in_two, block_carry, axes, key=block_key, starts=starts)
         return found.stream, after
 
-    if isinstance(carry, Apart):
-        after = []
+    if isinstance(carry, Apart) or isinstance(params, Apart):
         each: Any = params if isinstance(params, Apart) else stack.apart(params, lambda p, i: p[i])
+        own = carry.blocks if isinstance(carry, Apart) else _cut(carry, depth)
         # Blocks that differ in nothing are traced and lowered once; compilers put them in place.
-        one = step if early is None else jax.jit(step)
-        for i, both in enumerate(zip(each.blocks, carry.blocks, strict=True)):
+        one, after = step if early is None else jax.jit(step), []
+        for i, both in enumerate(zip(each.blocks, own, strict=True)):
             stream, new = one(stream, (*both, i))
             after.append(new)
-        return stream, Apart(tuple(after))
+        if isinstance(carry, Apart):
+            return stream, Apart(tuple(after))
+        return stream, jax.tree.map(lambda *x: jnp.stack(x), *after)
     # Outside a loop, compilers may see that a gathering is done twice, and keep what was gathered.
     unroll = 1 if zero.has_shards(params) else stack.unroll
     if stack.remat:
@@ -246,3 +249,8 @@ def _run_blocks(
         step = jax.checkpoint(step, prevent_cse=False, policy=zero.keeps)
     layers = before + jnp.arange(depth)
     return lax.scan(step, stream, (params, carry, layers), unroll=min(unroll, depth))
+
+
+def _cut(carry: Carry | None, depth: int) -> list[Carry | None]:
+    """Each block's part of a stacked carry."""
+    return [jax.tree.map(lambda x, i=i: x[i], carry) for i in range(depth)]

@@ -189,7 +189,7 @@ class APNet(Model):
         parts = self.loss_parts(spoken, target, mel)
         total = jnp.sum(weights * sum(parts.values()))
         size = jnp.abs(target)
-        phases = spectra.phase_of(target.real, target.imag)
+        phases = spectra.phases_of(target)
         off = spoken.phase - phases
         told = {
             "phase_error": _weighed(spectra.anti_wrapped(off), size),
@@ -208,7 +208,7 @@ class APNet(Model):
         """Each loss [B], weighed: "amplitude", "phase", "spectrum", "mel"."""
         both = (-2, -1)
         measure = spectra.negative_cosine if self.released else spectra.anti_wrapped
-        phases = spectra.phase_of(target.real, target.imag)
+        phases = spectra.phases_of(target)
         wrapped = spectra.phase_losses(spoken.phase, phases, measure, first=self.released)
         of_phases = wrapped.instantaneous + wrapped.group_delay + wrapped.angular_frequency
         made = spectra.polar(spoken.log_amplitude, spoken.phase)

@@ -242,6 +242,14 @@ class Model:
         """
         return ()
 
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Parameters that no training may move, by the first part of their names; none by default.
+
+        No gradient reaches them, but weight decay would: `optimizer.only` must leave them out.
+        """
+        return ()
+
     def init_params(self, key: Array) -> Params:
         """Initial parameters, float32: those that are stored are rounded from them."""
         return tables.init_params(self.table(), key)

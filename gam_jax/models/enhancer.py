@@ -159,7 +159,7 @@ class Enhancer(Model):
         found = spectra.stft(audio, self.window, hop=self.hop)
         square = jnp.square(jnp.real(found)) + jnp.square(jnp.imag(found))
         magnitude = (square + 1e-9) ** (COMPRESSED / 2)
-        return magnitude, spectra.phase_of(jnp.real(found), jnp.imag(found))
+        return magnitude, spectra.phases_of(found)
 
     def audio_of(self, magnitude: Array, phase: Array, samples: int) -> Float[Array, "B N"]:
         """The sounds of compressed magnitudes and phases."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ from gam_jax.models.token_scores import TokenMeasure, TokenScores
 from gam_jax.models.trunk import Trunk
 from gam_jax.ops import documents
 from gam_jax.ops.cache import known_most
-from gam_jax.ops.cross_entropy import capped, token_losses, token_scores
+from gam_jax.ops.cross_entropy import block_size, capped, token_losses, token_scores
 from gam_jax.ops.dropout import dropout
 from gam_jax.ops.vocabulary import embed, padded_rows
 from gam_jax.params import Param, Params, Table
@@ -76,6 +76,8 @@ class LanguageModel(Model):
       tied: whether the head is the embedding; if not, it is a parameter of its own.
       embedding_scale: constant on the embedding of a token.
       logit_scale: constant on the logits.
+      loss_block: tokens whose logits the loss holds at once; 0 for what the machine has. `gam tune`
+        finds it.
       logit_cap: scaled logits become cap * tanh(logit / cap) (arXiv 2408.00118); 0 for none.
       streams: P, parallel streams of blocks and last norm that are mixed before the head, see
         `layers.ParScale`; 1 for none.
@@ -104,6 +106,9 @@ class LanguageModel(Model):
     smoothing: Share = 0.1
     packed: bool = False
     ladder: Count = 0
+    loss_block: Count = 0
+
+    computed: ClassVar[tuple[str, ...]] = ("remat", "unroll", "loss_block")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -383,9 +388,12 @@ class LanguageModel(Model):
         return self._scores(params, hidden, batch, axes).whole(measure)
 
     def _scores(self, params: Params, hidden: Array, batch: Batch, axes: Axes) -> TokenScores:
-        return TokenScores(
-            self._head(params), hidden, batch, axes, self._padded(axes), self.logit_cap
-        )
+        head, block = self._head(params), self.loss_tokens(axes.backend)
+        return TokenScores(head, hidden, batch, axes, block, self._padded(axes), self.logit_cap)
+
+    def loss_tokens(self, backend: str | None) -> int:
+        """Tokens of a block of logits on "cpu", "gpu" or "tpu"; None for JAX's default."""
+        return self.loss_block or block_size(backend)
 
     def hidden(
         self,

@@ -85,6 +85,11 @@ class Masked(Model):
         """The inner model's."""
         return self.inner.rivals
 
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The inner model's."""
+        return self.inner.frozen
+
     def batch_axes(self) -> dict[str, tuple[str | None, ...]]:
         """The inner model's."""
         return self.inner.batch_axes()

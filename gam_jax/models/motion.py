@@ -46,7 +46,8 @@ class MotionTuned(Model):
     the noise: at high noise, where colours are settled, two velocities differ by more than the two
     noises do, by 1 / alpha.
 
-    `optimizer.only` must be `ALL`, `MOTION` or `LOOKS`, so that the frozen copy stays.
+    `optimizer.only` is `ALL`, `MOTION`, `LOOKS` or other patterns of the tuned copy: a run in which
+    the frozen one would move is refused (`Model.frozen`).
 
     Attributes:
       inner: the denoiser.
@@ -76,6 +77,11 @@ class MotionTuned(Model):
     def table(self) -> Table:
         """tuned and frozen, each the inner model's."""
         return {TUNED: self.inner.table(), FROZEN: self.inner.table()}
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The frozen copy."""
+        return (FROZEN,)
 
     def batch_axes(self) -> dict[str, tuple[str | None, ...]]:
         """The inner model's, and other [rows, 2] as prompt."""

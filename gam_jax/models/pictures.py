@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from gam_jax.data.base import Dataset
 from gam_jax.layers.base import WHOLE, known
 from gam_jax.layers.norm import LayerNorm
-from gam_jax.layers.pictures import BETWEEN, PictureBlock
+from gam_jax.layers.pictures import BETWEEN, ROWS, TIME, PictureBlock
 from gam_jax.models.base import BATCH, TOKEN, Batch, Measures, Model, sizes_of
 from gam_jax.ops import denoising
 from gam_jax.params import Param, Params, Table, fan_in, init_params, normal, zeros
@@ -122,6 +122,8 @@ class PictureDenoiser(Model):
     def check_mesh(self, layout: Layout) -> None:
         """Refuses what `Model` does, and devices along `seq` that pictures do not divide over.
 
+        Nor rows of tokens, where these are exchanged for pictures.
+
         Raises:
           UserError: such a mesh.
         """
@@ -131,7 +133,7 @@ class PictureDenoiser(Model):
         if parts == 1 or pictures is None or side is None:
             return
         rows = side // self.patch
-        if pictures % parts or (self.sees and rows % parts):
+        if pictures % parts or (self.sees in (ROWS, TIME) and rows % parts):
             raise UserError(
                 f"mesh axis seq={parts}: {pictures} pictures in {rows} rows of tokens do not "
                 f"divide over it: make it a divisor of both"

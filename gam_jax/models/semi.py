@@ -119,6 +119,11 @@ class SemiDrafter(Model):
         }
         return {"target": self.target.table(), "drafter": jax.tree.map(_whole, whole, is_leaf=_one)}
 
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The model that it guesses for."""
+        return ("target",)
+
     def batch_axes(self) -> dict[str, tuple[str | None, ...]]:
         """The model's."""
         return self.target.batch_axes()

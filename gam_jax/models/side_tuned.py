@@ -34,8 +34,6 @@ from sharding.layout import Layout
 
 SIDE = "side"
 """Its entry in a table, beside those of the model inside."""
-ONLY = "side/*"
-"""What an optimizer trains of it."""
 LEAST = 1e-6
 """What sums of scores are divided by at least."""
 
@@ -270,6 +268,11 @@ class SideTuned(Model):
         own = side_table(width, self.inner.depth + 1, width // self.reduce, width)
         return {**self.inner.table(), SIDE: own}
 
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The inner model."""
+        return tuple(self.inner.table())
+
     def batch_axes(self) -> dict[str, tuple[str | None, ...]]:
         """The inner model's."""
         return self.inner.batch_axes()
@@ -337,6 +340,10 @@ class SideTuned(Model):
         block = {name: jax.tree.map(lambda x: x[None], params[name]) for name in names}
         outside = {name: branch for name, branch in params.items() if name not in names}
         return {**outside, "blocks": block, "final_norm": {}}
+
+    def carry_bytes(self, batch: int) -> int:
+        """Of the model that streams."""
+        return self.writing().carry_bytes(batch)
 
     def objective(
         self, params: Params, batch: Batch, axes: Axes = WHOLE, *, key: Array | None = None

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gam_jax.models.base import Batch
-from gam_jax.ops.cross_entropy import Head, block_size, loss_sum
+from gam_jax.ops.cross_entropy import Head, loss_sum
 from sharding import collectives, residual
 from sharding.axes import Axes
 
@@ -29,6 +29,7 @@ class TokenScores:
       hidden: [B, t, D], this device's tokens of the residual stream.
       batch: targets and weights, [B, T].
       axes: mesh axes.
+      block: tokens of a block of logits, at most.
       size: V where rows of the head are padded; None where they are not.
       cap: of the logits, see `ops.cross_entropy.capped`.
     """
@@ -37,6 +38,7 @@ class TokenScores:
     hidden: Array
     batch: Batch
     axes: Axes
+    block: int
     size: int | None = None
     cap: float = 0.0
 
@@ -80,6 +82,6 @@ class TokenScores:
         elif self._split:  # each device scores its own tokens of the stream
             own = functools.partial(collectives.own_shard, axis=self._split, dim=1)
             targets, weights = own(targets), own(weights)
-        how = Head(vocab, self.size, self.cap, block_size(self.axes.backend))
+        how = Head(vocab, self.size, self.cap, self.block)
         head, rows = self.head.astype(hidden.dtype), hidden.reshape(-1, hidden.shape[-1])
         return (rows, head, targets.reshape(-1)), weights, how

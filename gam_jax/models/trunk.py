@@ -7,21 +7,28 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from gam_jax import params as tables
 from gam_jax.layers import ladder
-from gam_jax.layers.base import WHOLE, Carry, Layer
+from gam_jax.layers.base import WHOLE, Carry, Cut, Layer
 from gam_jax.layers.ladder import Stream
 from gam_jax.layers.stack import Stack
 from gam_jax.params import Params, Table
 from sharding.axes import Axes
+from sharding.layout import Layout
 
 
 class Ready(NamedTuple):
     """Parameters of blocks in the dtype of the arithmetic, each block's by itself."""
 
     blocks: Any
+
+
+def is_ready(params: Params) -> bool:
+    """Whether the parameters of a model or trunk are such."""
+    return isinstance(params.get("blocks"), Ready)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +51,22 @@ class Trunk(Layer):
         """That of the blocks."""
         return self.stack.apart(carry, part)
 
-    def ready(self, params: Params, dtype: str) -> Params:
+    def ready(self, params: Params, dtype: str, layout: Layout) -> Params:
         """Parameters as a loop over tokens reads them, beside a carry `apart`."""
         blocks = tables.cast(self.stack.table(), params["blocks"], dtype)
-        return self.apart_params({**params, "blocks": blocks}, lambda x, i: x[i])
+        return self._apart_params({**params, "blocks": blocks}, lambda x, i: x[i], layout)
 
-    def apart_params(self, params: Params, part: Callable[[Any, int], Any]) -> Params:
-        """`ready` without the cast; or what stands in the place of parameters, such as specs."""
-        return {**params, "blocks": Ready(self.stack.apart(params["blocks"], part))}
+    def ready_specs(self, specs: Params, layout: Layout) -> Params:
+        """How what `ready` returns lies, given how parameters do."""
+        return self._apart_params(specs, lambda spec, _: PartitionSpec(*spec[1:]), layout)
+
+    def _apart_params(
+        self, params: Params, take: Callable[[Any, int], Any], layout: Layout
+    ) -> Params:
+        """On a processor experts lie by themselves too: there what is cut out is copied."""
+        experts = layout.axes.backend == "cpu" and layout.axes.of("expert") is None
+        blocks = self.stack.apart(params["blocks"], Cut(take, experts))
+        return {**params, "blocks": Ready(blocks)}
 
     def __call__(
         self,
@@ -66,7 +81,7 @@ class Trunk(Layer):
         """One after the other."""
         stream, blocks = self.stack.begun(x), params["blocks"]
         run = self.run
-        if isinstance(blocks, Ready):
+        if is_ready(params):
             blocks, run = blocks.blocks, self.stack.run
         stream, after = run(blocks, stream, carry, axes, key=key, starts=starts)
         return self.normed(params, stream, axes), after

@@ -28,7 +28,7 @@ from gam_jax.layers.base import WHOLE, known
 from gam_jax.models.base import Batch, Measures
 from gam_jax.models.carry import ModelCarry
 from gam_jax.models.language import LanguageModel
-from gam_jax.ops.cross_entropy import token_losses
+from gam_jax.ops.cross_entropy import token_likeliest, token_losses
 from gam_jax.params import Param, Params, Table
 from sharding import collectives
 from sharding.axes import Axes
@@ -130,10 +130,7 @@ class LexicalUnits(LanguageModel):
         size = read.shape[1]
         scored = {"targets": targets[:, :size], "weights": weights[:, :size]}
         losses = self._scores(params, lax.stop_gradient(read), scored, axes).whole(token_losses)
-        ends = np.arange(self.every - 1, size, self.every)
-        places = ends[:, None] + np.arange(1, self.unit)  # of the token that each stands for
-        inside = jnp.asarray(places < size, jnp.float32)
-        places = np.minimum(places, size - 1)
+        ends, places, inside = self._marked(size)
         sure = (losses <= (-math.log(self.sure) if self.sure else math.inf)) & (weights > 0)[
             :, :size
         ]
@@ -146,6 +143,48 @@ class LexicalUnits(LanguageModel):
         first = weights[:, ends] * (jnp.asarray(ends < size - 1, jnp.float32))
         count, begun = jnp.sum(wanted["weights"]), jnp.sum(first)
         return total, collectives.psum(count, axes.batch), collectives.psum(begun, axes.batch)
+
+    def scored(self, params: Params, batch: Batch, axes: Axes = WHOLE) -> Measures:
+        """That of the language model, and what guesses at placeholders would have given.
+
+        Where placeholders are trained, they guess up to the first whose likeliest token has less
+        than the probability `accept`; a guess stands if the model, reading the text, finds the
+        same one likeliest. `tokens_a_pass` are those that stand and one more, `agreed` is the part
+        of the guesses that stand of those up to the first that falls.
+        """
+        found = super().scored(params, batch, axes)
+        if self.unit == 1:
+            return found
+        params, weights = self.own(params, axes), batch["weights"]
+        read, guessed = self._looking_ahead(params, batch["inputs"], axes)
+        ends, places, inside = self._marked(read.shape[1])
+
+        def likeliest(hidden: Array) -> tuple[Array, Array]:
+            none = jnp.zeros(hidden.shape[:2], jnp.int32)
+            given = {"targets": none, "weights": none.astype(jnp.float32)}
+            return self._scores(params, hidden, given, axes).whole(token_likeliest)
+
+        guesses, sure = (x.reshape(len(x), *places.shape) for x in likeliest(guessed))
+        wanted, _ = likeliest(read)
+        offered = (sure >= math.log(self.accept) if self.accept else sure <= 0) & (inside > 0)
+        offered = jnp.cumprod(offered & (weights[:, places] > 0), axis=-1)
+        stood = jnp.cumprod(offered * (guesses == wanted[:, places]), axis=-1)
+        before = jnp.concatenate([jnp.ones_like(stood[..., :1]), stood[..., :-1]], axis=-1)
+        first = (weights[:, ends] > 0) & (ends < read.shape[1] - 1)
+        counts = [jnp.sum(x * first[..., None]) for x in (stood, offered * before)]
+        stood, judged, begun = (
+            collectives.psum(x.astype(jnp.float32), axes.batch) for x in (*counts, jnp.sum(first))
+        )
+        return {**found, "tokens_a_pass": (begun + stood, begun), "agreed": (stood, judged)}
+
+    def _marked(
+        self, size: int
+    ) -> tuple[Int[np.ndarray, N], Int[np.ndarray, "N k-1"], Float[Array, "N k-1"]]:
+        """Of so many tokens the last ones before placeholders; the places of those that these stand
+        for, the last token's where there are no more; and 1 where there are."""
+        ends = np.arange(self.every - 1, size, self.every)
+        places = ends[:, None] + np.arange(1, self.unit)
+        return ends, np.minimum(places, size - 1), jnp.asarray(places < size, jnp.float32)
 
     def _looking_ahead(
         self, params: Params, tokens: Array, axes: Axes

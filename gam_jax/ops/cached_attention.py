@@ -8,20 +8,14 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from gam_jax.ops.attention import (
-    BLOCK,
-    Rule,
-    attend_cache,
-    attend_tokens,
-    with_shared,
-    with_sinks,
-)
+from gam_jax.ops.attention import attend_cache, attend_tokens, with_shared, with_sinks
 from gam_jax.ops.cache import append_rows, check_fits, read_rows, write_rows
 from gam_jax.ops.checks import check_shape, check_starts, check_tokens
 from gam_jax.ops.documents import Spans, spans_of
-from gam_jax.ops.fused_attention import attention
+from gam_jax.ops.fused_attention import attention, for_backend
 from gam_jax.ops.pages import PagedKeys, Pages, check_one_document
 from gam_jax.ops.ring_attention import ring_attention, window_attention
+from gam_jax.ops.tiles import BLOCK, Rule
 from sharding import collectives
 from sharding.errors import UserError
 
@@ -158,10 +152,11 @@ def attend_spans(
       spans: where documents lie, if there are several.
       backend: where it will run, as "cpu"; None for JAX's default.
     """
+    rule = for_backend(rule, backend, q.shape[1])
     if held is None:
         y = _from_start(rule, q, k, v, axis, sinks, shared, spans, backend)
         return y, (_kept(rule, room, k, axis, spans), _kept(rule, room, v, axis, spans))
-    call = _Call(rule, q, position, axis, sinks, shared, spans)
+    call = _Call(rule, q, position, axis, sinks, shared, spans, backend)
     if rule.window:
         return call.in_window(k, v, held)
     return (
@@ -205,6 +200,7 @@ class _Call:
     sinks: Array | None
     shared: Shared | None
     spans: Spans | None
+    backend: str | None
 
     @property
     def own(self) -> Any:
@@ -252,7 +248,7 @@ class _Call:
         new = _whole(k, self.axis), _whole(v, self.axis)
         pages = [old.write(x, self.position, axis=2) for old, x in zip(held, new, strict=True)]
         count = self.position + new[0].shape[2]
-        keys, values = (PagedKeys.of((x,), count, self.q.dtype) for x in pages)
+        keys, values = (PagedKeys.of((x,), count, self.q.dtype, self.backend) for x in pages)
         offset = self.position + self.own
         found = attend_cache(self.rule, self.q, keys, values, offset)
         y = _finished(self.rule, found, self.q, self.sinks, self.shared)

@@ -42,8 +42,8 @@ def convolve(
         part of the outputs.
     """
     axes = _checked("convolve", x, weight, bias, groups)
-    strides, dilations = _each(stride, axes), _each(dilation, axes)
-    pads = [(0, 0)] * axes if pads is None else list(pads)
+    strides, dilations = _each("stride", stride, axes), _each("dilation", dilation, axes)
+    pads = _ends("pads", pads, axes)
     if axis is not None:
         (before, after), step = pads[0], strides[0]
         spare = before + after + step - 1 - (weight.shape[0] - 1) * dilations[0]
@@ -93,8 +93,8 @@ def transposed(
         input.
     """
     axes = _checked("transposed", x, weight, bias, groups)
-    taps, strides = weight.shape[:axes], _each(stride, axes)
-    crops = [(0, 0)] * axes if crops is None else list(crops)
+    taps, strides = weight.shape[:axes], _each("stride", stride, axes)
+    crops = _ends("crops", crops, axes)
     if axis is not None:
         (first, last), step, reach = crops[0], strides[0], taps[0] - 1
         if first < 0 or first + last != taps[0] - step:
@@ -127,8 +127,18 @@ def _convolved(x: Array, weight: Array, bias: Array | None, *, groups: int, **ho
     return y if bias is None else y + bias.astype(x.dtype)
 
 
-def _each(value: int | Sequence[int], axes: int) -> tuple[int, ...]:
-    return (value,) * axes if isinstance(value, int) else tuple(value)
+def _each(name: str, value: int | Sequence[int], axes: int) -> tuple[int, ...]:
+    found = (value,) * axes if isinstance(value, int) else tuple(value)
+    if len(found) != axes or min(found) < 1:
+        raise UserError(f"{name}={value}: give a whole number from 1, or {axes}, one for each axis")
+    return found
+
+
+def _ends(name: str, value: Sequence[tuple[int, int]] | None, axes: int) -> list[tuple[int, int]]:
+    found = [(0, 0)] * axes if value is None else list(value)
+    if len(found) != axes:
+        raise UserError(f"{name}={value}: give {axes} pairs, one for each axis")
+    return found
 
 
 def _checked(op: str, x: Array, weight: Array, bias: Array | None, groups: int) -> int:

@@ -130,6 +130,26 @@ def token_scores(
     return _each(find, hidden, (_targets(targets, head, how), signed(targets)), how)
 
 
+def token_likeliest(
+    hidden: Float[Array, "N D"],
+    head: Float[Array, "V D"],
+    targets: Int[Array, N],
+    how: Head = Head(),
+) -> tuple[Int[Array, N], Float[Array, N]]:
+    """The likeliest token, the first of equally likely ones; and its log probability, float32.
+
+    Not differentiated, and whatever the targets. Arguments are those of `loss_sum`.
+    """
+
+    def find(hidden: Array, at: Array) -> tuple[Array, Array]:
+        logits = _logits(hidden, head, how)
+        top = collectives.pmax(jnp.max(logits, axis=-1), how.axis)
+        total = collectives.psum(jnp.sum(jnp.exp(logits - top[:, None]), axis=-1), how.axis)
+        return _likeliest(logits, how), -jnp.log(total)
+
+    return _each(find, hidden, targets, how)
+
+
 def capped(logits: Float[Array, "*sizes"], cap: float) -> Float[Array, "*sizes"]:
     """cap * tanh(logits / cap) (Gemma 2, arXiv 2408.00118, section 2); 0 for none."""
     return cap * jnp.tanh(logits / cap) if cap else logits
@@ -162,14 +182,19 @@ def _loss(logits: Array, at: _Targets, how: Head) -> tuple[Array, Array, Array]:
 
 
 def _hits(logits: Array, at: _Targets, targets: Array, how: Head) -> Array:
+    hits = (_likeliest(logits, how) == targets).astype(jnp.float32)
+    return jnp.where(at.bad, jnp.nan, hits)
+
+
+def _likeliest(logits: Array, how: Head) -> Array:
+    """The id of each token's largest logit, over all devices."""
     rows = logits.shape[-1]
     own = jnp.max(logits, axis=-1)
     first = jnp.argmax(logits, axis=-1) + collectives.axis_index(how.axis) * rows
     # The least id of those that reach the maximum, as a maximum of negated ids.
     reaches = own >= collectives.pmax(own, how.axis)
     beyond = rows * collectives.axis_size(how.axis)
-    likeliest = -collectives.pmax(-jnp.where(reaches, first, beyond), how.axis)
-    return jnp.where(at.bad, jnp.nan, (likeliest == targets).astype(jnp.float32))
+    return -collectives.pmax(-jnp.where(reaches, first, beyond), how.axis)
 
 
 def _each(find: Callable[..., Any], hidden: Array, at: Any, how: Head) -> Any:

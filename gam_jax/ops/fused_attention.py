@@ -12,10 +12,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from gam_jax.ops import splash
-from gam_jax.ops.attention import BLOCK, Rule, attend_tokens
+from gam_jax.ops.attention import attend_tokens
+from gam_jax.ops.tiles import BLOCK, Rule
 
 BLOCKS = {"cpu": 128}
-"""Where a smaller block is faster: its scores stay in the cache of a processor."""
+AT_ONCE = {"cpu": 4 * 128 * 128}
+"""Where smaller blocks, and fewer rows and heads at once, are faster: their scores stay in the
+cache of a processor."""
 
 UNFUSED = (
     "attention in {dtype} on a GPU is not cuDNN's, which takes bfloat16 and float16 alone: "
@@ -60,9 +63,19 @@ def implementation(
     return "xla" if max(tokens, keys) <= BLOCK else "blocks"
 
 
-def block_size(backend: str) -> int:
-    """Tokens of a block of queries, and of keys, where blocks are ours."""
-    return BLOCKS.get(backend, BLOCK)
+def for_backend(rule: Rule, backend: str | None, tokens: int) -> Rule:
+    """The rule with what is fast there: how much at once, and blocks unless its own are `fixed`.
+
+    Args:
+      rule: what is asked for.
+      backend: where it will run; None for JAX's default.
+      tokens: queries of a row; one alone reads its keys as it is told.
+    """
+    if tokens == 1:
+        return rule
+    backend = backend or jax.default_backend()
+    block = rule.block if rule.fixed else min(rule.block, BLOCKS.get(backend, BLOCK))
+    return dataclasses.replace(rule, block=block, at_once=AT_ONCE.get(backend, 0))
 
 
 @functools.cache
@@ -108,8 +121,7 @@ def attention(
     if chosen == "splash":
         return splash.splash(rule, q, k, v, first)
     if chosen == "blocks" or first is not None:
-        if not rule.fixed:
-            rule = dataclasses.replace(rule, block=min(rule.block, block_size(backend)))
+        rule = for_backend(rule, backend, q.shape[1])
         return attend_tokens(rule, q, k, v, 0, 0 if first is None else first)[0].astype(q.dtype)
     return jax.nn.dot_product_attention(
         q,

@@ -1,10 +1,10 @@
 """Feed-forwards by group on CPU: a loop over groups, and over blocks of a group's rows.
 
-A group's weights are taken once, and what lies between two products stays in the processor's
-cache. Blocks of two sizes, large ones first, leave few rows over: a block that reaches beyond its
-group computes rows of the next, which are written again in their turn. There is no branch, since
-XLA copies what is carried through one. The idea of blocks is MegaBlocks' (arXiv 2211.15841,
-section 5).
+A group's weights are taken once (where they lie by themselves they are read where they are), and
+what lies between two products stays in the processor's cache. Blocks of a few sizes, large ones
+first, leave few rows over: a block that reaches beyond its group computes rows of the next, which
+are written again in their turn. What is carried goes through no branch, since XLA copies it there.
+The idea of blocks is MegaBlocks' (arXiv 2211.15841, section 5).
 """
 
 from __future__ import annotations
@@ -20,29 +20,28 @@ from jaxtyping import Array
 
 from sharding import collectives, products
 
-LEAST = 8
-FORWARD, BACKWARD = 64, 256
-"""Most rows of a block: the sum of a weight's gradient is read and written once a block."""
+LEAST, MOST = 8, 256
+"""Rows of a block."""
+SMALL = 32
+"""Rows that a third size has at least: products of fewer rows take longer for each."""
 
 Block = Callable[[Any, Any, int, Any], Any]
 
 
-def block_rows(most: int, groups: int, largest: int = BACKWARD) -> tuple[int, ...]:
-    """Rows of blocks, large ones first: about half of a group's mean, and a quarter of that."""
+def block_rows(most: int, groups: int) -> tuple[int, ...]:
+    """Rows of blocks, falling: about half of the mean group, half of that, and an eighth."""
     half = max(most // groups, 1).bit_length() - 2
-    large = min(max(1 << max(half, 0), LEAST), largest)
-    return tuple(sorted({large, max(large // 4, LEAST)}, reverse=True))
+    large = min(max(1 << max(half, 0), LEAST), MOST)
+    sizes = {large, max(large // 2, LEAST), max(large // 8, SMALL)}
+    return tuple(sorted((size for size in sizes if size <= large), reverse=True))
 
 
-def each_block(
-    most: int, sizes: Array, largest: int, of_group: Callable[[Array], Block], state: Any
-) -> Any:
+def each_block(most: int, sizes: Array, of_group: Callable[[Array], Block], state: Any) -> Any:
     """Runs `state = of_group(group)(start, left, rows, state)` for each block of each group.
 
     Args:
       most: a bound on the sum of `sizes`.
       sizes: [G], rows of each group, one after the other.
-      largest: most rows of a block.
       of_group: what depends on the group alone; its result has a block of `rows` rows from
         `start`, of which the first `left` are of the group.
       state: what the first block begins with.
@@ -50,7 +49,7 @@ def each_block(
     groups = sizes.shape[0]
     starts = jnp.cumsum(sizes) - sizes
     busy = jnp.flatnonzero(sizes, size=groups, fill_value=0)
-    kinds, counted = block_rows(most, groups, largest), min(groups, most)
+    kinds, counted = block_rows(most, groups), min(groups, most)
 
     def group(i: Array, state: Any) -> Any:
         own = busy[i]
@@ -98,6 +97,49 @@ def by_blocks(
     return y
 
 
+def by_blocks_apart(
+    rule: Rule,
+    x: Array,
+    weights: tuple[Weights, ...],
+    biases: Weights,
+    out: tuple[Weights, ...],
+    sizes: Array,
+) -> Array:
+    """`by_blocks` of weights that lie by themselves, G arrays each, without a derivative.
+
+    A block's group chooses among branches, each with weights of its own, so that none is copied.
+    """
+
+    def of_group(group: Array) -> Block:
+        shifts = [_at(a, group) for a in biases]
+
+        def block(start: Array, _: Array, rows: int, y: Array) -> Array:
+            def through(i: int, part: Array) -> Array:
+                own, last = ([a[i] for a in arrays] for arrays in (weights, out))
+                return _through(rule, part, own, shifts, last)[0]
+
+            branches = [functools.partial(through, i) for i in range(sizes.shape[0])]
+            part = lax.dynamic_slice_in_dim(x, start, rows)
+            return lax.dynamic_update_slice_in_dim(y, lax.switch(group, branches, part), start, 0)
+
+        return block
+
+    width = out[0][0].shape[0] if out else weights[0][0].shape[1]
+    y = _zeros((x.shape[0], width), x.dtype, x)
+    return jnp.asarray(each_block(rule.most, sizes, of_group, y))
+
+
+def _through(
+    rule: Rule, part: Array, own: list[Array], shifts: list[Array], last: list[Array]
+) -> tuple[Array, list[Array]]:
+    """The result of some rows of a group, and what the activation is of."""
+    found = [jnp.dot(part, weight) for weight in own]
+    if shifts:
+        found = [y + shift for y, shift in zip(found, shifts, strict=True)]
+    y = rule.activation(*found)
+    return jnp.dot(y, last[0].T) if last else y, found
+
+
 def _forward(
     rule: Rule,
     x: Array,
@@ -114,11 +156,7 @@ def _forward(
 
         def block(start: Array, _: Array, rows: int, state: Any) -> Any:
             part = lax.dynamic_slice_in_dim(x, start, rows)
-            found = [jnp.dot(part, weight) for weight in own]
-            if shifts:
-                found = [y + shift for y, shift in zip(found, shifts, strict=True)]
-            y = rule.activation(*found)
-            y = jnp.dot(y, last[0].T) if last else y
+            y, found = _through(rule, part, own, shifts, last)
             made = (y, *found) if keep else (y,)
             return tuple(
                 lax.dynamic_update_slice_in_dim(old, new, start, 0)
@@ -129,7 +167,7 @@ def _forward(
 
     shapes = [weights[0].shape[2 if not out else 1], *(w.shape[2] for w in weights if keep)]
     start = tuple(_zeros((x.shape[0], width), x.dtype, x) for width in shapes)
-    y, *kept = each_block(rule.most, sizes, FORWARD, of_group, start)
+    y, *kept = each_block(rule.most, sizes, of_group, start)
     return y, tuple(kept)
 
 
@@ -175,7 +213,7 @@ def _by_blocks_backward(rule: Rule, saved: Any, g: Array) -> tuple[Any, ...]:
         return tuple(_zeros(a.shape, jnp.float32, x) for a in arrays)
 
     start = _zeros(x.shape, x.dtype, x), nothing(weights), nothing(biases), nothing(out)
-    found = each_block(rule.most, sizes, BACKWARD, of_group, start)
+    found = each_block(rule.most, sizes, of_group, start)
     like = x, weights, biases, out
     return *jax.tree.map(lambda d, a: d.astype(a.dtype), found, like), None
 

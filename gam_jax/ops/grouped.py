@@ -21,13 +21,24 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from gam_jax.ops import group_sums
-from gam_jax.ops.group_blocks import Rule, block_rows, by_blocks
+from gam_jax.ops.group_blocks import Rule, block_rows, by_blocks, by_blocks_apart
 from sharding import collectives
 from sharding.errors import UserError
 
 METHODS = ("auto", "blocks", "ragged", "kernel")
 CHOSEN = {"cpu": "blocks", "tpu": "kernel"}
 """By backend; "ragged" on others."""
+FEW = 16
+"""Groups whose weights may lie by themselves: each is a branch of the program."""
+
+Weights = Float[Array, "G D F"] | tuple[Float[Array, "D F"], ...]
+"""Stacked, or of each group by itself: a loop over blocks then copies none of them. Such weights
+have no derivative."""
+
+
+def count(weights: Weights) -> int:
+    """G."""
+    return len(weights) if isinstance(weights, tuple) else weights.shape[0]
 
 
 @functools.partial(
@@ -195,9 +206,9 @@ def grouped_product(
 def grouped_feed_forward(
     groups: Groups,
     x: Float[Array, "M D"],
-    weights: Sequence[Float[Array, "G D F"]],
+    weights: Sequence[Weights],
     biases: Sequence[Float[Array, "G F"]],
-    out: Float[Array, "G D F"],
+    out: Weights,
     activation: Callable[..., Array],
 ) -> Float[Array, "M D"]:
     """activation(x W_1 + b_1, x W_2 + b_2, ...) W_out^T of each row, by its group's weights.
@@ -205,7 +216,7 @@ def grouped_feed_forward(
     Args:
       groups: of the rows.
       x: rows; those in which no entry stands have no meaning here and in the result.
-      weights: W_1, W_2, ...
+      weights: W_1, W_2, ..., all of them and W_out stacked, or none.
       biases: b_1, b_2, ..., or none.
       out: W_out.
       activation: of as many arrays of rows as there are weights, number by number.
@@ -228,15 +239,19 @@ def _grouped(
     groups: Groups,
     activation: Callable[..., Array],
     x: Array,
-    weights: tuple[Array, ...],
+    weights: tuple[Any, ...],
     biases: tuple[Array, ...],
-    out: tuple[Array, ...],
+    out: tuple[Any, ...],
 ) -> Array:
     arrays, structure = jax.tree.flatten((x, weights, biases, out, groups.sizes))
     x, weights, biases, out, sizes = structure.unflatten(collectives.vary_alike(*arrays))
     if groups.method == "blocks":
         rule = Rule(activation, groups.most)
+        if isinstance(weights[0], tuple):
+            return by_blocks_apart(rule, x, weights, biases, out, sizes)
         return jnp.asarray(by_blocks(rule, x, weights, biases, out, sizes))
+    if isinstance(weights[0], tuple):
+        weights, out = (tuple(jnp.stack(w) for w in ws) for ws in (weights, out))
     product: Callable[..., Array] = lax.ragged_dot
     if groups.method == "kernel" and group_sums.suits(x, *weights, *out):
         product = functools.partial(_by_kernels, groups.interpret)

@@ -19,8 +19,22 @@ from jaxtyping import Array, Int
 from sharding import collectives
 from sharding.errors import UserError
 
-COLUMNS = 128
-"""Tokens that attention reads at once, where pages are smaller."""
+COLUMNS, ON_CPU = 128, 64
+"""Tokens that attention reads at once, where pages are smaller; and on processors."""
+NEAR = 2**18
+"""Bytes of keys that a processor reads at once: with as many of values they stay in its cache."""
+
+
+def columns_of(page: int, pages: int, backend: str | None) -> int:
+    """Tokens of a row that attention reads at once: whole pages.
+
+    Args:
+      page: tokens of a page.
+      pages: the most of a row.
+      backend: "cpu", "gpu" or "tpu"; None for JAX's default.
+    """
+    columns = ON_CPU if (backend or jax.default_backend()) == "cpu" else COLUMNS
+    return min(max(1, columns // page), pages) * page
 
 
 @flax.struct.dataclass
@@ -81,18 +95,22 @@ class PagedKeys:
       count: int32 [B], tokens that each row has. What lies behind them reads as 0, so that nothing
         of another text, not even a NaN, gets into a sum.
       dtype: of what is read.
+      backend: where it will run, as "cpu"; None for JAX's default.
     """
 
     parts: tuple[Pages, ...]
     count: Int[Array, B]
     dtype: Any = flax.struct.field(pytree_node=False)
+    backend: str | None = flax.struct.field(pytree_node=False, default=None)
 
     @classmethod
-    def of(cls, parts: Sequence[Pages], count: Int[Array, B], dtype: Any) -> PagedKeys:
+    def of(
+        cls, parts: Sequence[Pages], count: Int[Array, B], dtype: Any, backend: str | None = None
+    ) -> PagedKeys:
         """The parts, alike on the mesh."""
         leaves, tree = jax.tree.flatten((tuple(parts), count))
         parts, count = jax.tree.unflatten(tree, collectives.vary_alike(*leaves))
-        return cls(parts, count, dtype)  # type: ignore[call-arg]
+        return cls(parts, count, dtype, backend)  # type: ignore[call-arg]
 
     @property
     def page(self) -> int:
@@ -102,8 +120,32 @@ class PagedKeys:
     @property
     def columns(self) -> int:
         """Tokens of a block: whole pages."""
-        pages = self.parts[0].table.shape[1]
-        return min(max(1, COLUMNS // self.page), pages) * self.page
+        return columns_of(self.page, self.parts[0].table.shape[1], self.backend)
+
+    @property
+    def rows(self) -> int:
+        """Rows that are read at once: all, but for processors whose cache has no room for so many.
+
+        A divisor of B, and one of at least half as many rows as there is room for; else all.
+        """
+        rows, heads, _, channels = self.shape
+        row = heads * self.columns * channels * jnp.dtype(self.dtype).itemsize
+        most = max(1, NEAR // row)
+        if (self.backend or jax.default_backend()) != "cpu" or rows <= most:
+            return rows
+        return next((n for n in range(most, most // 2, -1) if rows % n == 0), rows)
+
+    @property
+    def of_rows(self) -> tuple[Array, ...]:
+        """What it has for each row, [B, ...]: tables and counts."""
+        return (*(part.table for part in self.parts), self.count)
+
+    def with_rows(self, of_rows: Sequence[Array]) -> PagedKeys:
+        """With other rows, of the same pools."""
+        *tables, count = of_rows
+        pairs = zip(self.parts, tables, strict=True)
+        parts = tuple(dataclasses.replace(part, table=table) for part, table in pairs)
+        return dataclasses.replace(self, parts=parts, count=count)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

@@ -17,16 +17,8 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from gam_jax.ops.attention import (
-    EMPTY,
-    Rule,
-    attend_tokens,
-    backward,
-    forward,
-    merge,
-    with_shared,
-    with_sinks,
-)
+from gam_jax.ops.attention import attend_tokens, backward, forward, merge, with_shared, with_sinks
+from gam_jax.ops.tiles import EMPTY, Rule
 from sharding import collectives, zigzag
 from sharding.exchange import ring, ring_home
 

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gam_jax.ops.attention import Rule, attend_tokens
+from gam_jax.ops.attention import attend_tokens
+from gam_jax.ops.tiles import Rule
 from sharding import collectives
 
 Pair = tuple[Array, Array]

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float, Int
 
-from gam_jax.ops.attention import Rule
+from gam_jax.ops.tiles import Rule
 from sharding.opaque import opaque
 
 BLOCKS = (512, 256, 128)

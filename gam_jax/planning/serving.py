@@ -17,7 +17,7 @@ from jax.interpreters import partial_eval
 from gam_jax.layers import Layer, Mixed
 from gam_jax.layers.base import layers_in
 from gam_jax.models.language import LanguageModel
-from gam_jax.ops.pages import COLUMNS
+from gam_jax.ops.pages import columns_of
 from gam_jax.params import abstract_params
 from gam_jax.planning.cluster import Cluster
 from gam_jax.planning.cost import cost
@@ -67,6 +67,7 @@ class Traced:
 
     Attributes:
       sizes: of the executor, but for its pages.
+      backend: whose programs they are: "cpu", "gpu" or "tpu"; None for JAX's default.
       mesh: sizes of all axes, the outermost first.
       programs: what each does, by name.
       between: bytes that each holds besides its arguments.
@@ -75,6 +76,7 @@ class Traced:
     """
 
     sizes: Sizes
+    backend: str | None
     mesh: Mapping[str, int]
     programs: Mapping[str, Followed]
     between: Mapping[str, float]
@@ -96,8 +98,8 @@ class Traced:
         found = self.programs[name]
         passes = found.fixed
         if found.turns:
-            columns = min(max(1, COLUMNS // self.sizes.page), self.sizes.row_pages)
-            turns = -(-tokens // (columns * self.sizes.page))
+            columns = columns_of(self.sizes.page, self.sizes.row_pages, self.backend)
+            turns = -(-tokens // columns)
             passes = found.most.beyond(found.fixed, min(turns / found.turns, 1.0))
         moved = passes.product_bytes, passes.other_bytes
         return Work(self.mesh, passes.flops, *moved, passes.messages, self.least)
@@ -188,7 +190,9 @@ def _deeper(few: Traced, one_more: Traced, times: int) -> Traced:
         between[name] = held + times * (one_more.between[name] - held)
     arguments = one_more.held.beyond(few.held, times)
     traces = few.traces + one_more.traces
-    return Traced(few.sizes, few.mesh, programs, between, arguments, traces)
+    return dataclasses.replace(
+        few, programs=programs, between=between, held=arguments, traces=traces
+    )
 
 
 def _traced(
@@ -216,7 +220,7 @@ def _traced(
         if held is None:
             held = _held(jaxpr, one, pools)
     assert held is not None  # there is always a step
-    return Traced(sizes, mesh, found, between, held, len(found))
+    return Traced(sizes, layout.axes.backend, mesh, found, between, held, len(found))
 
 
 def _inside(programs: Programs, one: Listed) -> Any:

@@ -1,6 +1,7 @@
 """Searches over the fields of any configuration; they know neither meshes nor models."""
 
-from gam_jax.search.exact import Budget, Exact, best_sum
+from gam_jax.search.budgets import Budget
+from gam_jax.search.exact import Exact, best_sum
 from gam_jax.search.gates import Gate, Verdict, through
 from gam_jax.search.greedy import by_ratio, drawn_within, layer_by_layer
 from gam_jax.search.limits import Limit, penalty

@@ -12,31 +12,23 @@ import dataclasses
 import math
 import os
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from gam_jax.search.budgets import Budget, Table, check_budgets, check_costs
 from gam_jax.search.space import Point, Space
 from gam_jax.search.strategies import Searcher, Strategy, Told
 from sharding.errors import UserError
 
-
-@dataclasses.dataclass(frozen=True)
-class Budget:
-    """What all choices together may use.
-
-    Attributes:
-      uses: of each value of each choice.
-      limit: of their sum.
-    """
-
-    uses: Sequence[Sequence[float]]
-    limit: float
+_REDIRECTED = threading.Lock()
+"""Held while standard output is standard error, which is so for the whole process."""
 
 
 def best_sum(
-    costs: Sequence[Sequence[float]],
+    costs: Table,
     budgets: Sequence[Budget] = (),
     without: Sequence[Point] = (),
     apart: int = 1,
@@ -47,17 +39,18 @@ def best_sum(
       costs: of each value of each choice; infinite where a value cannot be.
       budgets: each is held.
       without: points that are left out.
-      apart: choices at least in which it differs from each of them.
+      apart: choices at least in which it differs from each of them, from 1 to all.
 
     Raises:
-      UserError: there is no such point, or a table has another shape.
+      UserError: there is no such point, a table has another shape or a number that makes no sense,
+        a point to leave out is none, or `apart` is not from 1 to the number of choices.
     """
     from scipy import optimize, sparse  # late: it takes a third of a second to import
 
+    check_costs(costs)
     sizes = [len(own) for own in costs]
-    for budget in budgets:
-        if [len(own) for own in budget.uses] != sizes:
-            raise UserError("exact: a budget needs what each value of each choice uses")
+    check_budgets(sizes, budgets)
+    _check_apart(sizes, without, apart)
     flat = np.array([cost for own in costs for cost in own], float)
     one = np.repeat(np.arange(len(sizes)), sizes)
     rows = [(one == choice, 1.0, 1.0) for choice in range(len(sizes))]
@@ -91,20 +84,39 @@ def best_sum(
     return point, float(sum(own[index] for own, index in zip(costs, point, strict=True)))
 
 
+def _check_apart(sizes: Sequence[int], without: Sequence[Point], apart: int) -> None:
+    if not 1 <= apart <= len(sizes):
+        raise UserError(f"exact: apart={apart}: give 1 to {len(sizes)}, the number of choices")
+    for point in without:
+        if len(point) != len(sizes) or not all(
+            0 <= index < size for index, size in zip(point, sizes, strict=True)
+        ):
+            raise UserError(f"exact: {tuple(point)} is no point of choices of {sizes} values")
+
+
 @contextlib.contextmanager
 def _notes_to_stderr() -> Iterator[None]:
-    """HiGHS writes notes to standard output whatever it is told, where a command prints JSON."""
+    """HiGHS writes notes to standard output whatever it is told, where a command prints JSON.
+
+    One thread at a time: of two, the second would take what the first has put there for its own.
+    """
     flush = ctypes.CDLL(None).fflush  # of C's own buffers
-    sys.stdout.flush()
-    flush(None)
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield
-    finally:
+    with _REDIRECTED:
+        try:
+            kept = os.dup(1)
+        except OSError:  # there is no standard output
+            yield
+            return
+        if sys.stdout is not None:
+            sys.stdout.flush()
         flush(None)
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(2, 1)
+        try:
+            yield
+        finally:
+            flush(None)
+            os.dup2(kept, 1)
+            os.close(kept)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +133,12 @@ class Exact(Strategy):
     budgets: tuple[Budget, ...] = ()
 
     def begin(self, space: Space, seed: int = 0) -> Searcher:
-        """See `Strategy`; the first point has the first value of each choice. Draws nothing."""
+        """See `Strategy`; the first point has the first value of each choice. Draws nothing.
+
+        Raises:
+          UserError: a budget of another shape.
+        """
+        check_budgets(space.sizes, self.budgets)
         return _Sums(self, space)
 
 

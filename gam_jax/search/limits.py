@@ -6,6 +6,7 @@ Source: NASAIC (arXiv 2002.04116): a design is trained only where this penalty i
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 
 from sharding.errors import UserError
@@ -17,11 +18,11 @@ class Limit:
 
     Attributes:
       name: of the figure.
-      most: what is within the limit.
-      bound: where the penalty of this figure is 1.
+      most: what is within the limit; a finite number.
+      bound: where the penalty of this figure is 1; a finite number above `most`.
 
     Raises:
-      UserError: the bound is not above the limit.
+      UserError: one of both is not finite, or the bound is not above the limit.
     """
 
     name: str
@@ -29,11 +30,19 @@ class Limit:
     bound: float
 
     def __post_init__(self) -> None:
-        if not self.bound > self.most:
+        for name in ("most", "bound"):
+            if not math.isfinite(value := getattr(self, name)):
+                raise UserError(f"limit of {self.name}: {name}={value}: give a finite number")
+        if self.bound <= self.most:
             raise UserError(f"limit of {self.name}: bound {self.bound} is not above {self.most}")
 
     def penalty(self, figure: float) -> float:
-        """0 up to the limit, 1 at the bound, and a straight line from there on."""
+        """0 up to the limit, 1 at the bound, and a straight line from there on.
+
+        A figure that is not a number (NaN) exceeds every limit: its penalty is infinite.
+        """
+        if math.isnan(figure):
+            return math.inf
         return max(0.0, (figure - self.most) / (self.bound - self.most))
 
 

@@ -166,13 +166,15 @@ class _Walk(Searcher):
 class Evolve(Strategy):
     """Children of the best so far, by change and by exchange.
 
-    The first `pool` candidates are drawn. A child has a parent among the `parents` best and, with
+    The first candidates are drawn. A child has a parent among the `parents` best and, with
     probability `mix`, a second one among the `pool` best, from which it has each choice with
-    probability 1/2. Then each choice is drawn anew with probability `change`; at least one is.
+    probability 1/2. Then each choice is drawn anew with probability `change`. If that gives a
+    candidate that is in the pool or waits for it, one choice is changed to another value.
 
     With `references`, so many of the pool that are no parents stand in the place of the second
     parent, and each exchanged choice is of one of them (ASI-Arch, arXiv 2507.18074: parents of
-    ranks 1 to 10, four references of ranks 11 to 50, and a language model that reads them).
+    ranks 1 to 10, four references of ranks 11 to 50, and a language model that reads them). Where
+    fewer are there, these are all; where none is, there is a second parent as without references.
 
     Attributes:
       pool: the best that are kept.
@@ -181,7 +183,7 @@ class Evolve(Strategy):
       mix: of a second parent, or of references.
       references: for a child; 0 for a second parent.
       first: candidates that are drawn before there are children; 0 for `pool`.
-      refresh: results after which the pool is made anew.
+      refresh: results after which the pool is made anew; until then they wait for it.
     """
 
     pool: Size = 16
@@ -244,11 +246,11 @@ class _Pool(Searcher):
         drawn = np.array(self._space.sample(self._random))
         changed = np.where(self._random.random(len(child)) < self._own.change, drawn, child)
         point = tuple(int(index) for index in changed)
-        known = {each.point for each in self._best}
+        known = {each.point for each in (*self._best, *self._waiting)}
         return _moved(self._space, point, self._random) if point in known else point
 
     def _other(self, choices: int) -> Sequence[int]:
-        """A second parent; or choices of references, each of any of them."""
+        """Choices of references, each of any of them; of a second parent where there are none."""
         own, rest = self._own, self._best[self._own.parents :]
         if not (own.references and rest):
             return self._one_of(own.pool)

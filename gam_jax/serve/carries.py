@@ -123,6 +123,7 @@ class Carries:
                 self._used(key)
                 self._trim()
                 return key[0], saved, pages
+        self._trim()  # what was read from the folder, and found no room on the device
         return 0, None, ()
 
     def parts(self, prompt: Sequence[int]) -> int:

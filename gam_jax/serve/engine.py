@@ -13,7 +13,7 @@ from gam_jax.serve.request import Closed, Counts, Full, Request
 from gam_jax.serve.residents import IN, Residents
 from gam_jax.serve.seating import Settings
 from gam_jax.serve.service import Service
-from gam_jax.serve.text import Text
+from gam_jax.serve.text import Text, described
 from sharding.errors import UserError
 
 NEWEST = 0.1
@@ -137,7 +137,7 @@ class Engine:
             self._take_stock()
         except Exception as error:
             with self._changed:
-                self._failure = f"{type(error).__name__}: {error}"
+                self._failure = described(error)
                 self._take_later()
                 self._put_in_queue()
                 self._service.fail(self._failure)
@@ -145,7 +145,7 @@ class Engine:
         finally:
             if self._residents is not None:
                 with self._changed:
-                    self._residents.gone(self._name)
+                    self._residents.left(self._name)
 
     def _take_in(self) -> bool:
         """Waits for something to do, and takes in what was asked; False when all is done."""

@@ -117,13 +117,16 @@ class Pace:
         self._timed.add(width)
         self._seconds[width] *= 1 + MEMORY * (1 if seconds > self._seconds[width] else -1)
 
+    def wrote(self, new: int) -> None:
+        """Takes how many tokens a plain pass has given a text: what has been spent so far."""
+        self._total += new * self._seconds[1]
+
     def plain(self, number: int, tokens: Sequence[int], new: int, guess: Guess) -> int:
-        """Takes what plain passes have given a text, see `Shadow.push`.
+        """Judges guesses by what plain passes have given a text, see `Shadow.push`.
 
         Returns:
           After how many more tokens it is to be called again: none of those before is guessed.
         """
-        self._total += new * self._seconds[1]
         if not self._free:
             return LONGEST
         shadow = self._shadows.get(number)
@@ -143,7 +146,6 @@ class Pace:
 
     def held(self, new: int) -> None:
         """Takes tokens of a text for which nothing may be guessed: no pass gives it more."""
-        self._total += new * self._seconds[1]
         if self._free:
             for _ in range(new):
                 self._gave(1)

@@ -133,13 +133,13 @@ class Programs:
 
     def ready(self, params: Params) -> Params:
         """Parameters as every program reads them, see `Trunk.ready`."""
-        return self._trunk.ready(params, self.model.dtype)
+        return self._trunk.ready(params, self.model.dtype, self.rows.layout)
 
     @property
     def param_specs(self) -> Params:
         """How what `ready` returns lies."""
         specs = rule_specs(self.model.table(), self.rows.layout)
-        return self._trunk.apart_params(specs, lambda spec, _: PartitionSpec(*spec[1:]))
+        return self._trunk.ready_specs(specs, self.rows.layout)
 
     @property
     def _trunk(self) -> Trunk:

@@ -13,6 +13,7 @@ the least recently used one. `gam_jax.planning.tiers.resident` simulates the sam
 from __future__ import annotations
 
 import collections
+import contextlib
 import threading
 from collections.abc import Iterable, Sequence
 
@@ -101,10 +102,16 @@ class Residents:
         self.changed.notify_all()
 
     def gone(self, name: str) -> None:
-        """It is not there any more, or is served no longer."""
+        """It is not on the devices any more; requests that wait for it still do."""
         for names in (self._held, self._loaded, self._going, self._closed, self._busy):
             names.discard(name)
         self._arrange()
+
+    def left(self, name: str) -> None:
+        """It is served no longer: it has no place, waits for none, and is not asked for again."""
+        with contextlib.suppress(ValueError):
+            self._waiting.remove(name)
+        self.gone(name)
 
     def _use(self, name: str) -> None:
         self._uses += 1

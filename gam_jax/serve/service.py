@@ -17,7 +17,7 @@ from gam_jax.serve.pace import Pace
 from gam_jax.serve.request import Counts
 from gam_jax.serve.scheduler import Turns, deal
 from gam_jax.serve.seating import Seating, Settings
-from gam_jax.serve.text import Text
+from gam_jax.serve.text import Text, described
 from sharding.errors import UserError
 
 
@@ -161,9 +161,9 @@ class Service:
         if guesses or any(flight.width > 1 for flight in self._flights):
             self._hear(0)  # what a guess follows must be seen
         for text in self.seats.give(self.queue):
-            if text.request.scores_prompt and not text.read:
+            if text.request.scores_prompt and not text.opened:
                 with self._guard(text):
-                    text.tell_prompt(0, None, 0)
+                    text.tell_first()
         self._read_prompts(guesses)
         begun = self._begin(guesses)
         self._hear(1 if begun else 0)
@@ -193,7 +193,7 @@ class Service:
         try:
             yield
         except Exception as error:
-            self._end(text, "error", f"{type(error).__name__}: {error}")
+            self._end(text, "error", described(error))
 
     # Reading.
 
@@ -373,13 +373,16 @@ class Service:
         return text.request.continuation.tokens - before
 
     def _judge(self, text: Text, width: int, new: int) -> None:
-        """Tells the pace what a pass has given."""
+        """Tells the pace what a pass has given, and what it would have given with guesses."""
         draft, row = self._draft, text.row
-        if draft is None or row is None:
+        if draft is None:
             return
         if width > 1:
             text.plain = text.quiet = 0
             self._pace.guessed(text.number, new)
+            return
+        self._pace.wrote(new)
+        if row is None:  # it has ended
             return
         if text.held:
             self._pace.held(new)

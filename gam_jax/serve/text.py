@@ -40,6 +40,7 @@ class Text:
       parked: its state, if it had to leave its row.
       seated: a number that grows with each text that gets its first row.
       served: a number that grows with each turn in which some of the prompt was read.
+      opened: whether the first token of a prompt that is scored has been told.
       begun: whether a step has drawn for it.
       plain: tokens written without guesses that the pace has not been told of.
       quiet: of how many together it is to be told.
@@ -55,7 +56,7 @@ class Text:
         self.pages: list[int] = []
         self.borders: frozenset[int] = frozenset()
         self.parked: Parked | None = None
-        self.seated, self.served, self.begun = 0, 0, False
+        self.seated, self.served, self.opened, self.begun = 0, 0, False, False
         self.plain, self.quiet = 0, 0
         self.leader: Text | None = None
         self.end: End | None = None
@@ -114,11 +115,13 @@ class Text:
             mask = own if own.any() else mask
         return mask
 
-    def tell_prompt(self, start: int, scores: Scores | None, size: int) -> None:
-        """Tells tokens of the prompt: the first one, or those that follow a block."""
-        if scores is None:
-            self.request.tell(Token(self.tokens[0], "", float("nan")))
-            return
+    def tell_first(self) -> None:
+        """Tells the first token of the prompt, which nothing stands before."""
+        self.opened = True
+        self.request.tell(Token(self.tokens[0], "", float("nan")))
+
+    def tell_prompt(self, start: int, scores: Scores, size: int) -> None:
+        """Tells the tokens of the prompt that follow those of a block."""
         for place in range(size):
             token = self.tokens[start + place + 1]
             top = self._top(scores, place)
@@ -158,12 +161,15 @@ class Text:
             self.finish("length")
 
     def finish(self, reason: str, error: str = "") -> None:
-        """Tells the end, once."""
+        """Tells the end, once; an error if what is held back cannot be decoded."""
         if self.end is not None:
             return
-        continuation = self.request.continuation
+        continuation, text = self.request.continuation, ""
+        try:
+            text = continuation.flush()
+        except Exception as failure:
+            reason, error = "error", error or described(failure)
         prompt = len(self.request.prompt)
-        text = continuation.flush()
         self.end = End(reason, text, prompt, self.cached, continuation.tokens, error)
         self.request.tell(self.end)
 
@@ -176,3 +182,8 @@ class Text:
         ids, log_probs = found.top_ids[place][:count], found.top_log_probs[place][:count]
         pairs = zip(ids.tolist(), log_probs.tolist(), strict=True)
         return tuple((token, value) for token, value in pairs if value > -math.inf)
+
+
+def described(error: Exception) -> str:
+    """An error in one line, for who asked."""
+    return f"{type(error).__name__}: {error}"

@@ -21,7 +21,6 @@ from gam_jax.layers import Layer, LayerNorm, Stack
 from gam_jax.layers.base import statistics
 from gam_jax.models import ImageClassifier, LanguageModel
 from gam_jax.models.base import on_stages, reported
-from gam_jax.ops.cross_entropy import block_size
 from gam_jax.params import Param
 from gam_jax.traffic import levels
 from gam_jax.traffic.documents import places_traffic, row_numbers, starts_traffic
@@ -74,7 +73,7 @@ def staged(
     back = [*layer_traffic(chunk, inside), *reports(stack, layout)]
     if language:
         ahead += _entering(model, sizes)
-        back += outside(model, sizes, block_size(layout.axes.backend))
+        back += outside(model, sizes, model.loss_tokens(layout.axes.backend))
         back += mixing(model, layout, sizes)
         yield from between_streams(whole, layout)
         if model.packed and model.context:

@@ -14,7 +14,6 @@ from typing import Any
 from gam_jax.layers import LayerNorm
 from gam_jax.models import BandExtender, Enhancer, ImageClassifier, LanguageModel, Model
 from gam_jax.models.base import TOKEN, on_stages
-from gam_jax.ops.cross_entropy import block_size
 from gam_jax.traffic import signals
 from gam_jax.traffic.documents import knows_starts, row_numbers
 from gam_jax.traffic.layers import FLOAT, layer_traffic
@@ -80,7 +79,7 @@ def _language(model: LanguageModel, layout: Layout, rows: int, tokens: int) -> l
     mesh, sizes = layout.mesh.shape, sizes_of(model, layout, rows, tokens)
     trunk: Any = model.trunk.varied
     inside = in_streams(model, layout, sizes)
-    most = block_size(layout.axes.backend)
+    most = model.loss_tokens(layout.axes.backend)
     parts = [*layer_traffic(trunk.stack, inside), *outside(model, sizes, most)]
     parts += padded(model, sizes)
     if model.packed and model.context:

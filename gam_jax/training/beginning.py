@@ -14,13 +14,22 @@ from gam_jax.master import first_values
 from gam_jax.optimizer import learning_rate_schedule
 from gam_jax.params import Params
 from gam_jax.training.experiment import Changes, Experiment, run_optimizer
-from gam_jax.training.folder import RunFolder, abstract_on_mesh, check_data, compiler, versions
+from gam_jax.training.folder import (
+    RunFolder,
+    abstract_on_mesh,
+    check_data,
+    compiler,
+    frozen_names,
+    versions,
+)
 from gam_jax.training.history import Began, note, read_history, skipped_from
 from gam_jax.training.progress import Progress
 from gam_jax.training.state import TrainState, begun_from, init_state
 from gam_jax.training.warm_start import Origin
 from sharding import processes
 from sharding.checkpoint import Checkpoints
+from sharding.checkpoint.keep import SOURCE
+from sharding.checkpoint.saved import Saved
 from sharding.errors import UserError
 from sharding.layout import Layout
 from sharding.whole_file import free_name
@@ -105,6 +114,7 @@ def begin(
     norms: Sequence[float] = ()
     if step is None:
         state, position, rows = _new(experiment, layout, folder, beginning, progress), 0, 0
+        _leave_frozen(experiment, checkpoints, beginning.source, progress)
     else:
         if step > experiment.train.steps:
             raise UserError(
@@ -115,6 +125,10 @@ def begin(
         extra = checkpoints.extra(step)
         check_data(extra, data, f"checkpoint {step}")
         state = checkpoints.restore(step, abstract_on_mesh(experiment, layout))
+        if frozen_names(experiment) and any(
+            x.place for x in checkpoints.manifest(step).arrays.values()
+        ):
+            checkpoints.elsewhere = checkpoints.standing(step)
         try:
             position, rows = _position(extra, experiment.train.batch)
             norms = [float(norm) for norm in extra.get("gradient_norms", ())]
@@ -249,6 +263,25 @@ def _new(
     if processes.is_first():
         report.write(folder.init)
     return begun_from(state, wide)
+
+
+def _leave_frozen(
+    experiment: Experiment, checkpoints: Checkpoints, source: Origin | None, progress: Progress
+) -> None:
+    """Notes where frozen parameters stand already, so that they need not be saved again."""
+    frozen = frozen_names(experiment)
+    if source is None or not frozen or checkpoints.config.frozen != SOURCE:
+        return
+    found = source.standing()
+    checkpoints.elsewhere = {name: found[name] for name in frozen if name in found}
+    places = {(x.place.folder, x.place.step) for x in checkpoints.elsewhere.values() if x.place}
+    for where, step in sorted(places):
+        kept = processes.is_first() and Saved(pathlib.Path(where)).pin(step)
+        stays = "" if kept else ", and must stay there"
+        progress.say(
+            f"frozen parameters are read from checkpoint {step} in {where}{stays}; "
+            f"--config.checkpoint.frozen=once keeps them in this run"
+        )
 
 
 def _position(extra: Mapping[str, Any], batch: int) -> tuple[int, int]:

@@ -15,8 +15,7 @@ from gam_jax.data.base import Data
 from gam_jax.data.text import Text
 from gam_jax.local import Local, with_workers
 from gam_jax.models.base import Model
-from gam_jax.models.side_tuned import ONLY, SideTuned
-from gam_jax.optimizer import OptimizerConfig, learning_rate_schedule
+from gam_jax.optimizer import OptimizerConfig, learning_rate_schedule, trained
 from sharding.bounds import Count, NotNegative, Seed, Size, check_bounds
 from sharding.checkpoint import CheckpointConfig
 from sharding.errors import UserError
@@ -159,12 +158,17 @@ def run_optimizer(experiment: Experiment) -> optax.GradientTransformation:
     """The optimizer of a run, of all its workers where it has some.
 
     Raises:
-      UserError: see `two_levels`; a model tuned at its side whose other parameters would move.
+      UserError: see `two_levels`; parameters would move that are the model's `frozen`.
     """
-    train, table = experiment.train, experiment.model.table()
-    if isinstance(experiment.model, SideTuned) and experiment.optimizer.only != ONLY:
-        raise UserError(f"a SideTuned model is frozen but for its side: give optimizer.only={ONLY}")
+    train, model, only = experiment.train, experiment.model, experiment.optimizer.only
+    table = model.table()
     own = two_levels(experiment.optimizer, train.bilevel, train.steps, table)
+    if moved := [name for name in trained(own, table) if name in model.frozen]:
+        rest = ",".join(f"{name}/*" for name in table if name not in model.frozen)
+        raise UserError(
+            f"optimizer.only={only}: weight decay would move {', '.join(moved)}, which "
+            f"{type(model).__name__} keeps as it is: give optimizer.only={rest}, or less"
+        )
     return with_workers(own, train.local)
 
 
@@ -179,6 +183,7 @@ FREE_TO_CHANGE = {
     "checkpoint.keep",
     "checkpoint.keep_best",
     "checkpoint.keep_every",
+    "checkpoint.frozen",
     "data.dir",
     "data.workers",
     "parallel.preset",

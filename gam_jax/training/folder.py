@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import importlib.metadata
 import json
 import os
@@ -291,6 +292,18 @@ def logical_axes(experiment: Experiment) -> dict[str, tuple[str | None, ...]]:
     opt_state = like_params(optimizer, abstract.opt_state, table, of_workers=of_workers)
     found = names.flat(abstract.replace(params=table, opt_state=opt_state))
     return {name: leaf.axes for name, leaf in found.items() if isinstance(leaf, Param)}
+
+
+def frozen_names(experiment: Experiment) -> tuple[str, ...]:
+    """The parameters that `optimizer.only` leaves as they are, by their names in a state."""
+    patterns = [name for name in experiment.optimizer.only.split(",") if name]
+    if not patterns:
+        return ()
+    return tuple(
+        f"params/{name}"
+        for name in names.flat(experiment.model.table())
+        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    )
 
 
 def compiler() -> dict[str, str]:

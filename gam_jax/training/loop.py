@@ -17,7 +17,7 @@ from gam_jax.training.beginning import Beginning, begin
 from gam_jax.training.divergence import Diverged, GradientNorms, diverged
 from gam_jax.training.experiment import Experiment, run_optimizer
 from gam_jax.training.expert_load import SPLIT, routing_lines, routing_scalars
-from gam_jax.training.folder import RunFolder, describe, logical_axes
+from gam_jax.training.folder import RunFolder, describe, frozen_names, logical_axes
 from gam_jax.training.heartbeat import TRAINING, Heartbeat
 from gam_jax.training.metrics import MetricsWriter, peak_memory, read_metrics
 from gam_jax.training.order import moves
@@ -134,6 +134,7 @@ class _Run:
         self.rate = learning_rate_schedule(experiment.optimizer, settings.steps)
         self.best = checkpoints.best_loss()
         self.axes = logical_axes(experiment)
+        self.frozen = frozen_names(experiment)
         self.norms, self.reached = GradientNorms(), False
         self.pending: tuple[int, dict[str, Any]] | None = None
         self.last: tuple[int, Score] | None = None
@@ -315,7 +316,7 @@ class _Run:
         spike = self.norms.spike(step)
         try:
             with self.clock.saving():
-                self.checkpoints.save(step, state, extra, loss, self.axes, spike)
+                self.checkpoints.save(step, state, extra, loss, self.axes, spike, self.frozen)
             if last:
                 self.checkpoints.wait()
         except NotFinite as error:

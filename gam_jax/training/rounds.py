@@ -17,7 +17,15 @@ from gam_jax.local import Local, LocalState, Workers, meet
 from gam_jax.master import updated
 from gam_jax.models.base import Batch, Model
 from gam_jax.optimizer import trained
-from gam_jax.params import Params, param_specs, shardings, stored_specs, without_counted
+from gam_jax.params import (
+    Params,
+    any_average,
+    param_specs,
+    shardings,
+    stored_specs,
+    with_averages,
+    without_counted,
+)
 from gam_jax.training.state import TrainState, state_shardings
 from gam_jax.training.step import (
     OPTIMIZER,
@@ -48,7 +56,8 @@ def make_round(model: Model, optimizer: Workers, layout: Layout, accumulate: int
     Every worker takes `every` steps from the state's parameters, with its own rows, moments and
     dropout; then all go on from one point (`gam_jax.local.meet`). Workers of one device take turns,
     so a run is the same however they lie. Of delay 1 what is summed over workers was known before
-    the round, and no step of the round waits for it.
+    the round, and no step of the round waits for it. Running averages (`Param.average`) are always
+    the mean of those that workers have at the end of this round.
 
     Args:
       model: what is trained, with parameters in float32.
@@ -97,7 +106,11 @@ def make_round(model: Model, optimizer: Workers, layout: Layout, accumulate: int
             ends = lax.with_sharding_constraint(ends, stored_each)
             sent = jax.tree.map(lambda x, end: x - end, params, ends)
             moved = _mean(sent, table, layout, local) if waited is None else waited
-            params, momentum = meet(local, params, outer.momentum, moved)
+            began = params
+            params, momentum = meet(local, began, outer.momentum, moved)
+            if any_average(table):  # a further step than that could make a variance negative
+                own = moved if waited is None else _mean(sent, table, layout, local)
+                params = with_averages(table, params, jax.tree.map(jnp.subtract, began, own))
             params = spread(params, table, layout)
         opt_state = LocalState(momentum, sent if local.delay else None, inner)
         after = state.replace(step=state.step + local.every, params=params, opt_state=opt_state)

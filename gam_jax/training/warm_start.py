@@ -18,6 +18,7 @@ from gam_jax.params import FLOAT32, Param, Params, Table, widened
 from gam_jax.training.folder import RunFolder
 from sharding.checkpoint import Checkpoints, names
 from sharding.checkpoint.digest import digest, shown
+from sharding.checkpoint.manifest import Stored
 from sharding.errors import UserError
 from sharding.whole_file import write_atomically
 
@@ -42,6 +43,10 @@ class Origin(Protocol):
 
     def plan(self, table: Table) -> Report:
         """What would be taken for a model of this table."""
+        ...
+
+    def standing(self) -> Mapping[str, Stored]:
+        """Arrays of a training state that stand in a checkpoint, with their places."""
         ...
 
     def start(self, table: Table, fresh: Params) -> tuple[Params, Report]:
@@ -88,6 +93,11 @@ class Source:
         """
         checkpoints = Checkpoints(self.run.checkpoints, read_only=True)
         return checkpoints, checkpoints.choose(self.which)
+
+    def standing(self) -> Mapping[str, Stored]:
+        """The arrays of its checkpoint."""
+        checkpoints, step = self.open()
+        return checkpoints.standing(step)
 
     def takes(self, name: str) -> bool:
         """Whether the patterns select a parameter."""
@@ -204,6 +214,11 @@ class Report:
     def write(self, path: pathlib.Path) -> None:
         """As JSON."""
         write_atomically(path, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+
+def begun_with(source: str) -> Report:
+    """Of a run whose first parameters were all made of another's, of other shapes."""
+    return Report(source, (), (), (), (), (), (), ())
 
 
 def _kind(source: Source, name: str, param: Param, stored: Mapping[str, names.Fact]) -> str:

@@ -18,16 +18,16 @@ from gam_jax.planning.traces import Levels, abstract_layout
 from gam_jax.tuning.experts import MIXTURE
 from gam_jax.tuning.ops import Op, Part, Settings, Tunable
 from gam_jax.tuning.scans import DIAGONAL, MEMORY, SELECTIVE
-from gam_jax.tuning.softmax import ATTENTION
+from gam_jax.tuning.softmax import ATTENTION, LATENT, LOSS
 from sharding.errors import UserError
 from sharding.layout import Layout
 from sharding.mesh import data_levels, parse_axes
 from sharding.rules import DEFAULT_RULES
 
 TUNABLE: Mapping[str, Tunable] = {
-    one.name: one for one in (MEMORY, SELECTIVE, DIAGONAL, ATTENTION, MIXTURE)
+    one.name: one for one in (MEMORY, SELECTIVE, DIAGONAL, ATTENTION, LATENT, MIXTURE, LOSS)
 }
-"""By the name of the op. A class of layers is in one of them at most."""
+"""By the name of the op. A class of layers, or of models, is in one of them at most."""
 BY_CLASS: Mapping[type, Tunable] = {cls: one for one in TUNABLE.values() for cls in one.shapes}
 BLOCKS = "blocks"
 """The blocks of a model as one op: they are told by a digest, and timed as the model has them."""
@@ -86,9 +86,9 @@ def ops_of(experiment: Any, part: Part) -> Iterator[Op]:
     """All ops of a run that can be tuned, one for each place in its configuration."""
 
     def within(config: Any) -> Iterator[Op]:
+        op = op_of(config, part, model.dtype)
+        yield from () if op is None else (op,)
         for inner in held(config):
-            op = op_of(inner, part, model.dtype)
-            yield from () if op is None else (op,)
             yield from within(inner)
 
     model: LanguageModel = experiment.model
@@ -98,7 +98,7 @@ def ops_of(experiment: Any, part: Part) -> Iterator[Op]:
 
 
 def op_of(config: Any, part: Part, dtype: str) -> Op | None:
-    """The op of a layer itself, on one device; None where it has none that is tuned."""
+    """The op of a layer itself, or of a model; None where it has none that is tuned."""
     found = BY_CLASS.get(type(config))
     if found is None or (config.width is None and not getattr(config, "head_size", 0)):
         return None

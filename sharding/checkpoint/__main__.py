@@ -12,6 +12,7 @@ where diff finds a difference or inspect --verify finds damage; 2 for bad input.
 from __future__ import annotations
 
 import argparse
+import collections
 import json
 import os
 import pathlib
@@ -121,6 +122,10 @@ def _print_arrays(found: dict[str, Any]) -> None:
         values = [f"{row[name]:.4g}" if name in row else "" for name in ("mean", "std")]
         table.add_row(escape(row["name"]), shape, row["dtype"], axes, *values)
     _console().print(table)
+    for place, count in collections.Counter(
+        row["in"] for row in found["arrays"] if "in" in row
+    ).items():
+        print(f"{count} of them stand in {place}")
 
 
 def _print_diff(found: dict[str, Any]) -> None:

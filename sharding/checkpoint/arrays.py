@@ -102,10 +102,13 @@ class Reader:
 
     Args:
       folder: of the checkpoint.
+      holder: the folder of the checkpoint in which an array stands; None where all stand here.
     """
 
-    def __init__(self, folder: pathlib.Path) -> None:
-        self._base = f"file://{(folder / FOLDER).absolute()}/"
+    def __init__(
+        self, folder: pathlib.Path, holder: Callable[[str], pathlib.Path] | None = None
+    ) -> None:
+        self._holder = holder or (lambda _: folder)
         self._context = ts.Context({"cache_pool": {"total_bytes_limit": _INDEX_CACHE_BYTES}})
 
     def blocks(self, name: str, fact: names.Fact) -> Iterator[tuple[Range, np.ndarray]]:
@@ -173,7 +176,7 @@ class Reader:
                     "driver": "zarr",
                     "kvstore": {
                         "driver": "ocdbt",
-                        "base": self._base,
+                        "base": f"file://{(self._holder(name) / FOLDER).absolute()}/",
                         "path": name.replace("/", ".") + "/",
                     },
                     "recheck_cached_data": False,

@@ -72,7 +72,10 @@ def inspect(text: str, verify: bool) -> dict[str, Any]:
         try:
             row.update(_values(checkpoints, step, name, stored, verify))
         except (Unreadable, ValueError, OSError) as error:
-            reason = str(error) if isinstance(error, Unreadable) else "cannot be read"
+            if isinstance(error, UserError) and not verify:
+                raise  # it stands in another checkpoint, which is gone
+            told = isinstance(error, (Unreadable, UserError))
+            reason = str(error) if told else "cannot be read"
             if not verify:
                 raise Damaged(f"'{name}' of checkpoint {step}", reason) from error
             damaged.setdefault(str(step), []).append(f"'{name}' {reason}")
@@ -89,6 +92,7 @@ def describe(name: str, stored: Stored) -> dict[str, Any]:
         "axes": stored.axes,
         "bytes": nbytes(stored.fact),
         "digest": stored.digest,
+        **({"in": f"{stored.place.folder}/{stored.place.step}"} if stored.place else {}),
     }
 
 

@@ -6,6 +6,11 @@ import dataclasses
 from collections.abc import Collection, Iterable, Mapping
 
 from sharding.bounds import Count, Size, check_bounds
+from sharding.errors import UserError, unknown
+
+SOURCE, ONCE, EACH = "source", "once", "each"
+FROZEN = (SOURCE, ONCE, EACH)
+"""Where what is not trained is stored."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,15 +24,22 @@ class CheckpointConfig:
       keep: how many of the newest are kept.
       keep_best: how many of least validation loss are kept beside them.
       keep_every: the first at or past each multiple of so many steps is kept for good; 0 for none.
+      frozen: where parameters are stored that `optimizer.only` leaves as they are. "source": in the
+        checkpoint of the run that they were taken from, or else in checkpoint 0, which a run has
+        that was begun with parameters of any other kind. "once": in the first checkpoint of this
+        run. "each": in every checkpoint.
     """
 
     every: Size = 200
     keep: Size = 2
     keep_best: Count = 1
     keep_every: Count = 0
+    frozen: str = SOURCE
 
     def __post_init__(self) -> None:
         check_bounds(self, "checkpoint")
+        if self.frozen not in FROZEN:
+            raise UserError(f"checkpoint.frozen: {unknown(self.frozen, FROZEN)}")
 
     def kept(
         self,

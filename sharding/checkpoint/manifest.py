@@ -21,12 +21,29 @@ from sharding.json_file import read_json
 
 FILE = "manifest.json"
 FORMAT = 1
+ELSEWHERE = 2
+"""The format of a manifest that names arrays which stand in other checkpoints."""
 MOST = 2**53
 """Of steps, bytes and numbers along an axis."""
 
 
 class Unreadable(Exception):
     """A file that is missing, cut short or changed; the message names it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Another checkpoint, in which an array stands under the same name.
+
+    Attributes:
+      folder: of that run's checkpoints, absolute.
+      step: which of them.
+      near: the same folder as seen from the one that names it, for runs that move together.
+    """
+
+    folder: str
+    step: int
+    near: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +54,13 @@ class Stored:
       fact: shape, dtype, kind of random key.
       axes: a logical axis name, or None, for each dimension; None if nobody said.
       digest: of its values, see `digest`.
+      place: where it stands; None for this checkpoint.
     """
 
     fact: Fact
     axes: tuple[str | None, ...] | None
     digest: str
+    place: Place | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,14 +115,14 @@ def read(folder: pathlib.Path) -> Manifest:
         values = read_json(folder / FILE, finite=False)["manifest"]
         text = (folder / FILE).read_text()
         version = values["format"]
-        if version == FORMAT and _text(values) == text:
+        if version in (FORMAT, ELSEWHERE) and _text(values) == text:
             return _from_json(values)
     except FileNotFoundError as error:
         raise Unreadable(f"{FILE} is missing") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Unreadable(f"{FILE} cannot be read: {type(error).__name__}") from error
-    if version != FORMAT:
-        raise Unreadable(f"{FILE} is of format {version}, this program reads {FORMAT}")
+    if version not in (FORMAT, ELSEWHERE):
+        raise Unreadable(f"{FILE} is of format {version}, this program reads {ELSEWHERE}")
     raise Unreadable(f"{FILE} does not have its own checksum")
 
 
@@ -174,11 +193,13 @@ def _to_json(manifest: Manifest) -> dict[str, Any]:
             **({"key": stored.fact.key} if stored.fact.key else {}),
             "axes": None if stored.axes is None else list(stored.axes),
             "digest": stored.digest,
+            **({"place": dataclasses.asdict(stored.place)} if stored.place else {}),
         }
         for name, stored in manifest.arrays.items()
     }
     files = {name: dataclasses.asdict(file) for name, file in manifest.files.items()}
-    values = {"format": FORMAT, **dataclasses.asdict(manifest), "arrays": arrays, "files": files}
+    form = ELSEWHERE if any(stored.place for stored in manifest.arrays.values()) else FORMAT
+    values = {"format": form, **dataclasses.asdict(manifest), "arrays": arrays, "files": files}
     if not manifest.suspect:
         del values["suspect"]
     return json.loads(json.dumps(values))  # tuples are lists from here on
@@ -204,9 +225,15 @@ def _stored(name: str, found: dict[str, Any]) -> Stored:
         if np.dtype(fact.dtype).hasobject or len(axes or fact.shape) != len(fact.shape):
             raise TypeError("no array")
         _ = fact.key and _text_of(fact.key)
-        return Stored(fact, axes, _text_of(found["digest"]))
+        return Stored(fact, axes, _text_of(found["digest"]), _place(found.get("place")))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Unreadable(f"{FILE}: {name[:80]!r} is no array of a checkpoint") from error
+
+
+def _place(found: Any) -> Place | None:
+    if found is None:
+        return None
+    return Place(_text_of(found["folder"]), _count(found["step"]), _text_of(found["near"]))
 
 
 def _count(value: Any) -> int:

@@ -22,6 +22,7 @@ from sharding.checkpoint.failures import Damaged, first_line
 from sharding.checkpoint.inspect import FOLDER, open_run
 from sharding.checkpoint.manifest import Manifest, Stored
 from sharding.checkpoint.names import nested
+from sharding.checkpoint.saved import OTHER_VALUES
 from sharding.checkpoint.store import Checkpoints
 from sharding.errors import UserError
 from sharding.paths import check_local
@@ -146,9 +147,13 @@ def _verified(checkpoints: Checkpoints, manifest: Manifest, name: str) -> np.nda
     where = f"'{name}' of checkpoint {manifest.step} in {checkpoints.folder}"
     try:
         array, found = _with_digest(checkpoints, manifest.step, name, stored)
+    except UserError:  # it stands in another checkpoint, which is gone
+        raise
     except (OSError, ValueError) as error:  # what TensorStore raises
         raise Damaged(where, f"it cannot be read: {first_line(error)}") from error
     if found != stored.digest:
+        if stored.place:
+            raise checkpoints.not_there(manifest.step, name, stored.place, OTHER_VALUES)
         raise Damaged(where, "it has other values than were saved")
     return array
 

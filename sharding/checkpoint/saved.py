@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -11,9 +13,14 @@ import numpy as np
 
 from sharding.checkpoint.arrays import Reader
 from sharding.checkpoint.failures import Damaged, first_line
-from sharding.checkpoint.manifest import Manifest, Unreadable, read
+from sharding.checkpoint.manifest import Manifest, Place, Stored, Unreadable, read
 from sharding.errors import UserError
 from sharding.paths import check_local
+
+NAMED = ".named"
+"""Beside a checkpoint, an empty file: other runs read from it, so that it is not pruned."""
+OTHER_VALUES = "holds other values than when it was named"
+"""Of another checkpoint, in which an array was left."""
 
 
 class Saved:
@@ -27,6 +34,7 @@ class Saved:
         check_local(folder)
         self.folder = folder.absolute()
         self._judged: dict[int, tuple[float | None, str]] = {}
+        self._others: dict[pathlib.Path, Manifest] = {}
 
     def steps(self) -> list[int]:
         """The steps that are saved, ascending; damaged ones too."""
@@ -94,8 +102,76 @@ class Saved:
         return self.manifest(step).extra
 
     def reader(self, step: int) -> Reader:
-        """Of the arrays of a step."""
-        return Reader(self.folder / str(step))
+        """Of the arrays of a step, also of those that stand in other checkpoints."""
+        arrays = self.manifest(step).arrays
+        return Reader(self.folder / str(step), lambda name: self.holder(step, name, arrays[name]))
+
+    def holder(self, step: int, name: str, stored: Stored) -> pathlib.Path:
+        """The folder of the checkpoint in which an array stands: that of the step, or another.
+
+        Args:
+          step: of the checkpoint that names it.
+          name: of the array.
+          stored: what that checkpoint says of it.
+
+        Raises:
+          UserError: the other checkpoint is gone, or holds other values.
+        """
+        place, reason = stored.place, "is not there"
+        if place is None:
+            return self.folder / str(step)
+        near = pathlib.Path(os.path.normpath(self.folder / place.near))
+        for folder in dict.fromkeys((near, pathlib.Path(place.folder))):
+            path = folder / str(place.step)
+            if not path.is_dir():
+                continue
+            try:
+                found = self._other(path).arrays.get(name)
+            except Unreadable as error:
+                reason = f"is damaged ({error})"
+                continue
+            if found == dataclasses.replace(stored, place=None, axes=found and found.axes):
+                return path
+            reason = OTHER_VALUES
+        raise self.not_there(step, name, place, reason)
+
+    def not_there(self, step: int, name: str, place: Place, reason: str) -> UserError:
+        """An array that cannot be read from where it stands, and how to mend that."""
+        where = pathlib.Path(place.folder) / str(place.step)
+        return UserError(
+            f"checkpoint {step} in {self.folder} leaves '{name}' in {where}, which {reason}: bring "
+            f"that checkpoint back there as it was, or link it from where it is now (ln -s)"
+        )
+
+    def standing(self, step: int) -> dict[str, Stored]:
+        """The arrays of a step, each with the place where it stands.
+
+        Raises:
+          UserError: see `holder` and `manifest`.
+        """
+        found = {}
+        for name, stored in self.manifest(step).arrays.items():
+            holder = self.holder(step, name, stored)
+            place = Place(str(holder.parent), int(holder.name))
+            found[name] = dataclasses.replace(stored, place=place)
+        return found
+
+    def pin(self, step: int) -> bool:
+        """Marks a checkpoint as one that others read from, which no run removes.
+
+        Returns:
+          Whether that could be written; the file may be removed by hand when no run needs it.
+        """
+        try:
+            (self.folder / f"{step}{NAMED}").touch()
+        except OSError:
+            return False
+        return True
+
+    def _other(self, path: pathlib.Path) -> Manifest:
+        if path not in self._others:
+            self._others[path] = read(path)
+        return self._others[path]
 
     def whole(self, step: int, name: str) -> np.ndarray:
         """An array of a step in this process's memory; its digest is not compared.
@@ -103,8 +179,11 @@ class Saved:
         Raises:
           Damaged: it is not what the manifest says, or cannot be read.
         """
+        reader, fact = self.reader(step), self.manifest(step).arrays[name].fact
         try:
-            return self.reader(step).whole(name, self.manifest(step).arrays[name].fact)
+            return reader.whole(name, fact)
+        except UserError:  # it stands in another checkpoint, which is gone
+            raise
         except (OSError, ValueError) as error:  # what TensorStore raises
             where = f"'{name}' of checkpoint {step} in {self.folder}"
             raise Damaged(where, f"it cannot be read: {first_line(error)}") from error

@@ -7,6 +7,7 @@ renamed to `<step>.deleting` first, so that half a checkpoint is never seen.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 import shutil
@@ -24,9 +25,9 @@ from sharding.checkpoint.arrays import Writer, count_bytes, own_digests
 from sharding.checkpoint.commit import complete
 from sharding.checkpoint.digest import add, shown
 from sharding.checkpoint.failures import CannotSave, Damaged, NotFinite, first_line
-from sharding.checkpoint.keep import CheckpointConfig
-from sharding.checkpoint.manifest import Manifest, Stored, Unreadable, check_files
-from sharding.checkpoint.saved import Saved
+from sharding.checkpoint.keep import EACH, SOURCE, CheckpointConfig
+from sharding.checkpoint.manifest import Manifest, Place, Stored, Unreadable, check_files
+from sharding.checkpoint.saved import NAMED, OTHER_VALUES, Saved
 from sharding.errors import UserError
 from sharding.whole_file import free_name
 
@@ -45,6 +46,9 @@ class Checkpoints(Saved):
       folder: where they are; made if it is not there.
       config: which are kept.
       read_only: changes nothing in the folder, not even what a run is just now saving there.
+
+    Attributes:
+      elsewhere: arrays that are known to stand in other checkpoints, by name, with their places.
     """
 
     def __init__(
@@ -56,11 +60,13 @@ class Checkpoints(Saved):
     ) -> None:
         super().__init__(folder)
         self.config = config
+        self.elsewhere: Mapping[str, Stored] = {}
         self._writer: Writer | None = None
         self._thread: threading.Thread | None = None
         self._failures: dict[int, CannotSave] = {}
         self._newest = -1
         self._checked: set[int] = set()
+        self._whole: set[pathlib.Path] = set()
         self._cleans = not read_only and processes.is_first()
         try:
             if self._cleans:
@@ -85,6 +91,7 @@ class Checkpoints(Saved):
         loss: float | None = None,
         axes: Axes | None = None,
         suspect: str = "",
+        frozen: Collection[str] = (),
     ) -> None:
         """Saves in the background; nothing if that step is saved already. All processes call it.
 
@@ -96,6 +103,8 @@ class Checkpoints(Saved):
           loss: validation loss, by which the best is chosen.
           axes: logical axes of arrays, by name.
           suspect: why the state may be bad, see `Manifest`.
+          frozen: names of arrays that are not trained. Those of them that stand in another
+            checkpoint, bit for bit, are named and not written, see `CheckpointConfig.frozen`.
 
         Raises:
           NotFinite: the state holds numbers that are not finite; nothing is written.
@@ -106,7 +115,6 @@ class Checkpoints(Saved):
         if processes.agree(step in self.steps()):
             return
         leaves = names.flat(state)
-        self._check_room(leaves)
         axes = axes or {}
         arrays = {
             name: Stored(names.fact(leaf), axes.get(name), "") for name, leaf in leaves.items()
@@ -115,6 +123,10 @@ class Checkpoints(Saved):
         digests, strange = own_digests(leaves)
         if strange := processes.first_said(strange):
             raise NotFinite(step, strange)
+        named = self._named(step, arrays, digests, frozen)
+        arrays |= named
+        leaves = {name: leaf for name, leaf in leaves.items() if name not in named}
+        self._check_room(leaves)
         self._writer = self._writer or Writer()
         partial = self.folder / f"{step}{PARTIAL}"
         try:
@@ -247,9 +259,12 @@ class Checkpoints(Saved):
         stored = self.manifest(step).arrays
         wanted = names.flat(abstract)
         self._compare(step, stored, wanted, partial)
+        self._check_others(step, {name: stored[name] for name in wanted})
         arrays, digests = self._read(step, {name: _placed(leaf) for name, leaf in wanted.items()})
         for name, value in _totals(digests).items():
             if value != stored[name].digest:
+                if place := stored[name].place:
+                    raise self.not_there(step, name, place, OTHER_VALUES)
                 raise self._damaged(step, f"'{name}' has other values than were saved")
         leaves = [
             jax.random.wrap_key_data(arrays[name], impl=names.key_kind(leaf))
@@ -260,6 +275,78 @@ class Checkpoints(Saved):
         return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
     # How.
+
+    def _named(
+        self,
+        step: int,
+        arrays: Mapping[str, Stored],
+        digests: Mapping[str, int],
+        frozen: Collection[str],
+    ) -> dict[str, Stored]:
+        """Those of the frozen arrays that stand elsewhere as they are here, with their places."""
+        if not frozen or self.config.frozen == EACH:
+            return {}
+        known = self._own(step)
+        if self.config.frozen == SOURCE:
+            known |= self.elsewhere
+        known = {
+            name: known[name]
+            for name in frozen
+            if name in known and known[name].fact == arrays[name].fact
+        }
+        same = _totals({name: digests[name] for name in known}) if known else {}
+        found = {}
+        for name, stored in known.items():
+            assert stored.place is not None
+            if same[name] == stored.digest:
+                near = os.path.relpath(stored.place.folder, self.folder)
+                place = dataclasses.replace(stored.place, near=near)
+                found[name] = dataclasses.replace(arrays[name], place=place)
+        return found
+
+    def _own(self, step: int) -> dict[str, Stored]:
+        """Arrays that earlier checkpoints of this folder hold, the oldest first: all that may be
+        named; with `frozen="source"` checkpoint 0 alone."""
+        found: dict[str, Stored] = {}
+        for other in self.steps():
+            if other >= step or (other and self.config.frozen == SOURCE):
+                break
+            try:
+                arrays = self.manifest(other).arrays
+            except Damaged:
+                continue
+            place = Place(str(self.folder), other)
+            for name, stored in arrays.items():
+                if stored.place is None:
+                    found.setdefault(name, dataclasses.replace(stored, place=place))
+        return found
+
+    def _check_others(self, step: int, wanted: Mapping[str, Stored]) -> None:
+        """Reads every byte of the other checkpoints in which arrays stand, the processes a share.
+
+        Raises:
+          UserError: one is gone, or is not as it was.
+        """
+        reason = ""
+        try:
+            names = {
+                self.holder(step, name, stored): name
+                for name, stored in wanted.items()
+                if stored.place
+            }
+            for path, name in names.items():
+                if path in self._whole:
+                    continue
+                try:
+                    check_files(path, self._other(path), processes.rank(), processes.count())
+                except Unreadable as error:
+                    place = Place(str(path.parent), int(path.name))
+                    raise self.not_there(step, name, place, f"is damaged ({error})") from error
+                self._whole.add(path)
+        except UserError as error:
+            reason = str(error)
+        if reason := processes.first_said(reason):
+            raise UserError(reason)
 
     def _read(self, step: int, wanted: Mapping[str, Any]) -> Any:
         found, reason = ({}, {}), ""
@@ -314,12 +401,25 @@ class Checkpoints(Saved):
             return
         steps = self.steps()
         suspect = {step for step in steps if self.suspect(step)}
-        kept = self.config.kept(steps, self.losses(), suspect)
-        for step in sorted(set(steps) - kept - {saved}):
+        kept = self.config.kept(steps, self.losses(), suspect) | {saved}
+        kept |= self._read_from(kept)
+        for step in sorted(set(steps) - kept):
             going = self.folder / f"{step}{DELETING}"
             os.replace(self.folder / str(step), going)
             self._checked.discard(step)
             shutil.rmtree(going)
+
+    def _read_from(self, kept: Collection[int]) -> set[int]:
+        """The steps that these, or other runs, read from."""
+        found = {step for step in self.steps() if (self.folder / f"{step}{NAMED}").exists()}
+        for step in kept:
+            try:
+                arrays = self.manifest(step).arrays.values()
+            except Damaged:
+                continue
+            own = {x.place.step for x in arrays if x.place and x.place.near == os.curdir}
+            found |= own
+        return found
 
     def _give_up(self, partial: pathlib.Path) -> None:
         self._writer = None  # Orbax's may be left in any state

@@ -20,7 +20,7 @@ from gam_jax.layers import (
     Residual,
     RMSNorm,
 )
-from gam_jax.models import LanguageModel
+from gam_jax.models import LanguageModel, SideTuned
 from gam_jax.training.folder import RunFolder, load_params
 from sharding.errors import UserError
 from sharding.layout import Layout
@@ -77,6 +77,13 @@ def test_the_grown_run_scores_as_before_on_another_mesh(grown_run, trained, comm
     assert scores[1]["loss"] == pytest.approx(scores[0]["loss"], rel=1e-5)
 
 
+def test_it_has_no_beginning_of_its_own(grown_run, trained, command):
+    assert json.loads((grown_run / "init.json").read_text())["source"].startswith(str(trained.path))
+    result = command("train", f"--run={grown_run}", "--resume=0", "--mesh=data=1")
+    assert (result.code, len(result.err.splitlines())) == (2, 1), result.err
+    assert "began from another run, and its checkpoint 0 is gone" in result.err
+
+
 def test_it_trains_on_and_its_optimizer_remembers(grown_run, command):
     folder = RunFolder(grown_run)
     _, before = load_params(folder, folder.experiment(), one_device())
@@ -110,6 +117,35 @@ def test_what_cannot_grow_is_one_line(words, message, trained, command, tmp_path
     assert (result.code, len(result.err.splitlines())) == (2, 1), result.err
     assert message in result.err
     assert not (tmp_path / "b").exists()
+
+
+def test_sizes_that_the_usual_config_does_not_have_can_be_set(trained, command, tmp_path):
+    """As those of a Residual; what else a config names is not taken from there."""
+    old = RunFolder(trained.path).experiment()
+    block = Residual(LinearMemory(heads=2, key_width=4, value_width=4))
+    new = dataclasses.replace(old, model=LanguageModel(block, 16, 2, vocab=256))
+    source = RunFolder(tmp_path / "a")
+    source.start(new, {})
+    words = (f"--run={source.path}", f"--out={tmp_path / 'b'}")
+    result = command("grow", *words, "--config.model.block.inner.heads=3")
+    assert "no checkpoint in" in result.err, result.err
+    result = command("grow", *words, "--config.model.block.inner.heads=1")
+    assert "2 units cannot become 1" in result.err, result.err
+    result = command("grow", *words, "--config=gam_paper", "--config.model.depth=3")
+    assert "from its own configuration" in result.err, result.err
+
+
+@pytest.mark.parametrize("verb", ["grow", "shrink"])
+def test_another_model_is_refused_by_its_kind(verb, trained, command, tmp_path):
+    old = RunFolder(trained.path).experiment()
+    inner = LanguageModel(Block(GAM(slots=8), MLP()), 16, 2, vocab=256)
+    optimizer = dataclasses.replace(old.optimizer, only="side/*")
+    new = dataclasses.replace(old, model=SideTuned(inner), optimizer=optimizer)
+    RunFolder(tmp_path / "a").start(new, {})
+    words = {"grow": "--config.model.inner.depth=3", "shrink": "--keep=ffn:0.5"}[verb]
+    result = command(verb, f"--run={tmp_path / 'a'}", f"--out={tmp_path / 'b'}", words)
+    assert (result.code, len(result.err.splitlines())) == (2, 1), result.err
+    assert f"only language models {verb}, not a SideTuned" in result.err
 
 
 def model(block, **fields):
@@ -195,6 +231,11 @@ PLAIN = {"activation": "swiglu", "bias": False}
             model(Block(HEADS, MoE(4, 2, MLP(hidden=8)))),
             model(Block(HEADS, MoE(8, 2, MLP(hidden=8)))),
             "let chosen grow alike",
+        ),
+        (
+            model(Block(HEADS, MoE(4, 2, MLP(hidden=8)))),
+            model(Block(HEADS, MoE(4, 1, MLP(hidden=16)))),
+            "computes something else",
         ),
         (
             model(Block(HEADS, FFN)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pathlib
 import random
 import signal
@@ -206,6 +207,8 @@ def test_gates_are_asked_in_turn_and_tell_what_a_candidate_costs(space):
     check_limits(found, found, Rules(parameters=1, flops=1, held=1))
     with pytest.raises(UserError, match=r"flops .* are 2.00 times the base's, and --flops=1.5"):
         check_limits(found, {**found, "flops": found["flops"] / 2}, Rules(flops=1.5))
+    with pytest.raises(UserError, match="flops nan are nan times"):
+        check_limits({**found, "flops": math.nan}, found, Rules(flops=1.5))
 
 
 def test_blocks_of_the_hybrid_space_have_alike_many_parameters():

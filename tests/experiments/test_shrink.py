@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from gam_jax import units
-from gam_jax.layers import MLP, Attention, Block
+from gam_jax.adapters import adapted
+from gam_jax.layers import MLP, Attention, Block, LinearMemory, MoE, Residual
 from gam_jax.models import LanguageModel
 from gam_jax.shrink import asked, shrinking
 from gam_jax.training.folder import RunFolder, load_params
@@ -68,6 +69,32 @@ def test_each_layer_keeps_what_scores_most_and_moments_follow():
     assert np.all(np.sort(queries // 2, axis=-1) == [0, 1])  # one of each group
 
 
+def test_what_else_changes_is_told():
+    mixer = Attention(heads=2, context=16)
+    routed = LanguageModel(Block(mixer, MoE(4, 2, MLP(hidden=6))), width=8, depth=1, vocab=16)
+    params = random_like(routed.table())
+    found = shrinking(routed, params, {"block.ffn.experts": 0.5}, units.scale)
+    assert found.told() == ["block.ffn.experts: 4 -> 2, chosen: 2 -> 1"]
+    retention = Residual(LinearMemory(16, heads=2, variant="retnet"))
+    fixed = LanguageModel(retention, width=16, depth=1, vocab=16)
+    found = shrinking(fixed, random_like(fixed.table()), {"block.inner.groups": 0.5}, units.scale)
+    assert "2 -> 1, the first, since the decay" in found.told()[0]
+
+
+def test_blocks_without_units_are_named():
+    bare = adapted(MODEL, "ffn/*", rank=2)
+    with pytest.raises(UserError, match="blocks of Adapted tell of no units"):
+        asked("ffn:0.5", bare)
+
+
+def test_scores_that_are_no_numbers_are_refused():
+    def scores(params, unit):
+        return units.scale(params, unit).at[0, 0].set(np.nan)
+
+    with pytest.raises(UserError, match="not all of its scores are finite"):
+        shrinking(MODEL, random_like(MODEL.table()), {"block.ffn.hidden": 0.5}, scores)
+
+
 @pytest.mark.parametrize(
     ("keep", "message"),
     [
@@ -78,6 +105,7 @@ def test_each_layer_keeps_what_scores_most_and_moments_follow():
         ("slots:0.5", "names no units: give one of"),
         ("ffn:0.5,hidden:0.5", "is there twice"),
         ("ffn:0.01", "leaves 0"),
+        ("groups:0.5,queries:0.5", "are both parts of blocks/mixer/query: keep some of the one"),
     ],
 )
 def test_what_cannot_be_kept_is_one_line(keep, message):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gam_jax import decode, sampling
-from gam_jax.layers import GAM, Attention, Block
+from gam_jax.layers import GAM, Attention, Block, MoE, Shallow
 from gam_jax.models.carry import ModelCarry
 from gam_jax.models.language import LanguageModel
 from sharding.layout import Layout
@@ -19,6 +19,8 @@ from tests.examples import random_like
 MODEL = LanguageModel(Block(GAM(slots=8)), width=16, depth=2, vocab=32)
 PARAMS = random_like(MODEL.table())
 ATTENTION = dataclasses.replace(MODEL, block=Block(Attention(context=512)))
+SHARED = dataclasses.replace(MODEL, block=Shallow(Block(GAM(slots=8)), 2))
+EXPERTS = dataclasses.replace(MODEL, block=Block(GAM(slots=8), MoE(experts=4)))
 PROMPT = np.random.default_rng(0).integers(0, 32, (2, 5)).astype(np.int32)
 COMPILED: list[str] = []
 jax.monitoring.register_event_duration_secs_listener(
@@ -46,6 +48,21 @@ def test_prefill_in_chunks_equals_the_whole(length):
     whole, last = jax.jit(MODEL)(PARAMS, tokens)
     np.testing.assert_allclose(logits, np.asarray(whole)[:, -1], atol=1e-5)
     chex.assert_trees_all_close(carry, last, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", [ATTENTION, SHARED, EXPERTS], ids=["attention", "shared", "MoE"])
+def test_ready_parameters_read_and_write_the_same(model):
+    """The blocks of the second are stacks themselves, and experts lie by themselves."""
+    params = random_like(model.table())
+    ready = decode.ready(model, params)
+    logits, carry = decode.prefill(model, params, UNLIKE)
+    found = decode.prefill(model, ready, UNLIKE)
+    chex.assert_trees_all_close(found, (logits, carry), atol=1e-5)
+    texts = [
+        decode.written(decode.generate(model, own, UNLIKE, 9, jax.random.key(0), temperature=0.0))
+        for own in (params, ready)
+    ]
+    chex.assert_trees_all_equal(*texts)
 
 
 def test_three_programs_read_prompts_of_all_lengths_and_one_writes_any_number_of_tokens():

@@ -163,6 +163,17 @@ def test_greedy_takes_the_first_of_equals():
     assert drawn.tolist() == [1]
 
 
+def test_a_draw_is_that_of_jax_and_the_likeliest_that_of_numpy():
+    logits = np.random.default_rng(0).integers(0, 5, (40, 300)).astype(np.float32)  # many are equal
+    logits[logits == 0] = -np.inf
+    logits[0], logits[1, 7] = -np.inf, np.inf
+    drawn, wanted = jax.jit(
+        jax.vmap(lambda key, x: (sampling.categorical(key, x), jax.random.categorical(key, x)))
+    )(sampling.row_keys(jax.random.key(3), 40), logits)
+    np.testing.assert_array_equal(drawn, wanted)
+    np.testing.assert_array_equal(jax.jit(sampling.likeliest)(logits), logits.argmax(-1))
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

@@ -22,9 +22,9 @@ from gam_jax.layers import (
     Shallow,
     SoftMixture,
 )
-from gam_jax.ops.attention import Rule
 from gam_jax.ops.ring_attention import ring_attention
 from gam_jax.ops.routing import Capacity, Router
+from gam_jax.ops.tiles import Rule
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.traffic.step import step_traffic
 from gam_jax.training.state import state_shardings

@@ -11,7 +11,8 @@ from jax import lax
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.sharding import PartitionSpec
 
-from gam_jax.ops.attention import Rule, attend_tokens
+from gam_jax.ops.attention import attend_tokens
+from gam_jax.ops.tiles import Rule
 from sharding.mesh import make_mesh
 from sharding.products import RECOMPUTED, product_flops, turns
 from tests.arrays import put

@@ -6,19 +6,33 @@ Written anew from section 3 of arXiv 2411.17651, without what its released code 
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 from collections.abc import Callable, Sequence
 
 from experiments.study.declare import Numbers
+from sharding.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """Arrives at a second; reads so many tokens and writes so many."""
+    """Arrives at a second; reads so many tokens and writes so many, at least one.
+
+    Raises:
+      UserError: a number that no request has.
+    """
 
     arrives: float
     reads: int
     writes: int
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.arrives):
+            raise UserError(f"request: arrives={self.arrives}: give a finite number of seconds")
+        if self.reads < 0 or self.writes < 1:
+            raise UserError(
+                f"request: reads={self.reads}, writes={self.writes}: give at least 0 and 1 tokens"
+            )
 
 
 @dataclasses.dataclass
@@ -56,10 +70,14 @@ def serve(requests: Sequence[Request], room: int, iteration: Iteration, batch: i
 
     Args:
       requests: by arrival.
-      room: tokens of the cache; each request alone fits.
+      room: tokens of the cache; each request alone fits, with all that it reads and writes.
       iteration: its time.
       batch: requests that run at once, at most; 0 for any number.
+
+    Raises:
+      UserError: requests are not by arrival, one alone does not fit, or `batch` is negative.
     """
+    _check(requests, room, batch)
     waiting = list(range(len(requests)))
     running: list[int] = []
     context = [0] * len(requests)
@@ -97,6 +115,19 @@ def serve(requests: Sequence[Request], room: int, iteration: Iteration, batch: i
             running.remove(i)
     trace.seconds = clock
     return trace
+
+
+def _check(requests: Sequence[Request], room: int, batch: int) -> None:
+    if batch < 0:
+        raise UserError(f"serve: batch={batch}: give how many run at once, or 0 for any number")
+    for number, one in enumerate(requests):
+        if one.reads + one.writes > room:
+            raise UserError(
+                f"serve: request {number} reads {one.reads} and writes {one.writes} tokens, "
+                f"for which room={room} is too small"
+            )
+        if number and one.arrives < requests[number - 1].arrives:
+            raise UserError(f"serve: request {number} arrives before the one before: sort them")
 
 
 def linear(prompts: Sequence[int], contexts: Sequence[int]) -> float:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from experiments.papers.apex import beside, released
 from experiments.papers.apex.loop import Request, linear, serve
 from experiments.papers.apex.plans import SMALL, held, plans
+from sharding.errors import UserError
 
 requests = st.lists(
     st.builds(Request, st.floats(0, 2), st.integers(1, 40), st.integers(1, 12)),
@@ -44,6 +45,31 @@ def test_one_request_alone_takes_its_prompt_and_its_tokens():
     found = serve([Request(1.0, 30, 3)], 100, linear)
     expected = 1.0 + linear([30], []) + linear([], [31]) + linear([], [32])
     assert found.seconds == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ((0.0, 5, 0), "reads=5, writes=0: give at least 0 and 1"),
+        ((0.0, -1, 3), "reads=-1, writes=3: give at least 0 and 1"),
+        ((float("nan"), 5, 3), "arrives=nan"),
+        ((float("inf"), 5, 3), "arrives=inf"),
+    ],
+)
+def test_a_request_that_never_ends_is_refused(numbers, message):
+    with pytest.raises(UserError, match=message):
+        Request(*numbers)
+
+
+def test_what_would_be_served_for_ever_is_refused():
+    fits, later = Request(0.0, 30, 10), Request(1.0, 3, 1)
+    assert serve([fits, later], 40, linear).written == 11
+    with pytest.raises(UserError, match=r"request 1 reads 30 and writes 10 .*room=39 is too small"):
+        serve([Request(0.0, 3, 1), fits], 39, linear)
+    with pytest.raises(UserError, match="request 1 arrives before"):
+        serve([later, fits], 40, linear)
+    with pytest.raises(UserError, match="batch=-1"):
+        serve([fits], 40, linear, -1)
 
 
 def test_the_released_engine_prints_what_the_loop_finds_on_its_tables():

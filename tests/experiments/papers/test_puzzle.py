@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from experiments.papers.puzzle import STUDY, official
 from experiments.papers.puzzle.children import solver
+from experiments.search.children import budgets_of, distilled
 from experiments.study import Setting
 from experiments.study.run import Request, run_study
+from gam_jax.blockwise import Library
+from gam_jax.layers import MLP, Attention, Block
+from gam_jax.models import LanguageModel
+from gam_jax.replacements import NO_OP
 from gam_jax.training.progress import Progress
 from sharding.errors import UserError
 from sharding.layout import Layout
@@ -66,3 +73,30 @@ def test_without_its_file_such_an_arm_is_not_run(tmp_path):
     for name in (*others, "missing.json"):
         with pytest.raises(UserError, match=rf"{name}.* no library of blocks as published"):
             official.official("official-80", Setting(data=str(tmp_path / name)), 0)
+
+
+PARENT = LanguageModel(Block(Attention(heads=2), MLP(hidden=8)), width=4, depth=2, vocab=8)
+
+
+def test_operations_are_those_of_a_sequence_of_which_the_parent_says_the_length():
+    """Of none they would all be 0, and any child would be within the budget."""
+    windowed = Block(Attention(heads=2, window=2), MLP(hidden=8))
+    endless = dataclasses.replace(PARENT, block=windowed)
+    with pytest.raises(UserError, match="no longest sequence: give it a context"):
+        budgets_of(Library(endless, (NO_OP,), (NO_OP,)), 0.5)
+    longest = dataclasses.replace(endless, context=4)
+    memory, work = budgets_of(Library(longest, (NO_OP,), (NO_OP,)), 0.5)
+    for budget in (memory, work):
+        parent, no_ffn, no_mixer, nothing = budget.uses[0]
+        assert parent > max(no_ffn, no_mixer) >= min(no_ffn, no_mixer) > nothing == 0
+        assert budget.limit == parent * len(budget.uses) / 2
+
+
+@pytest.mark.parametrize("options", [(NO_OP,), ()])
+def test_a_library_without_anything_to_train_stays_as_it_begins(options):
+    library = Library(PARENT, options, options)
+    tokens = np.zeros((1, 3), np.int32)
+    params = jax.jit(PARENT.init_params)(jax.random.key(0))
+    found, losses = distilled(library, params, [tokens] * 4, tokens, 0.1, 3, 0)
+    assert losses.shape == (0,)
+    assert jax.tree.all(jax.tree.map(np.array_equal, library.parent_params(found), dict(params)))

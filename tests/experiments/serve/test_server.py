@@ -140,7 +140,8 @@ def test_a_stream_says_what_a_whole_answer_says(server):
         assert "".join(piece["text"] for piece in own) == choice["text"]
         assert own[-1]["finish_reason"] == choice["finish_reason"]
         told = [x for p in own if p["logprobs"] for x in p["logprobs"]["token_logprobs"]]
-        assert told == choice["logprobs"]["token_logprobs"]
+        # Guesses, which come and go with what they cost, change rounding.
+        assert told == pytest.approx(choice["logprobs"]["token_logprobs"], abs=1e-5)
 
 
 def test_a_prompt_can_be_scored(server):

@@ -284,6 +284,9 @@ def _mixture(config):
 
 def test_scores_and_baselines_are_of_what_counts(data):
     assert set(data.scores({"": {"loss": (3.0, 2.0)}})) == {"loss", "perplexity"}
+    told = data.scores({"": {"loss": (3.0, 2.0), "agreed": (1.0, 4.0), "none": (0.0, 0.0)}})
+    assert set(told) == {"loss", "perplexity", "agreed"}
+    assert told["agreed"] == 0.25
     found = data.baselines()
     assert set(found) == {"unigram", "bigram"}
     counting = np.asarray(data.counts["train"]) > 0

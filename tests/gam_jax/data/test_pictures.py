@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experiments.cli import MAX_SEED
 from gam_jax.data import BoxViews, MovingSquares, views
 from gam_jax.data.drawn import TO_SCORE
 from gam_jax.data.squares import PATHS, hue
+from gam_jax.training import TrainConfig
 from sharding.errors import UserError
 
 seeds = st.integers(0, 2**32 - 1)
@@ -42,6 +44,13 @@ def test_rows_of_one_clip_differ_in_noise_and_time_alone():
     assert not np.array_equal(one["noise"], two["noise"])
     held = [tuple(data.row(TO_SCORE, number)["prompt"]) for number in range(30)]
     assert len(set(held)) == data.colours
+
+
+def test_no_run_is_trained_on_the_rows_that_score_it():
+    """Drawn rows are of a seed, and those of a validation of one that no run may have."""
+    with pytest.raises(UserError, match=r"train\.seed=4294967295"):
+        TrainConfig(seed=TO_SCORE)
+    assert MAX_SEED == TrainConfig(seed=MAX_SEED).seed < TO_SCORE
 
 
 def marched(scene, rays):

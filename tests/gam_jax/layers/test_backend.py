@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import pytest
 
 from gam_jax.ops import fused_attention
-from gam_jax.ops.attention import Rule
 from gam_jax.ops.fused_attention import implementation
+from gam_jax.ops.tiles import Rule
 from sharding.axes import Axes
 from tests.examples import EXAMPLES, inputs, params_of
 from tests.meshes import slow_unless_chosen

@@ -14,9 +14,11 @@ import pytest
 from gam_jax.layers.base import WHOLE
 from gam_jax.layers.channel_norm import BatchNorm, GroupNorm
 from gam_jax.layers.unet import UNet
+from gam_jax.local import Local, with_workers
 from gam_jax.models.base import BATCH, TOKEN, Model
 from gam_jax.optimizer import OptimizerConfig, make_optimizer
 from gam_jax.params import Param, normal
+from gam_jax.training.rounds import make_step, put_round
 from gam_jax.training.state import init_state
 from gam_jax.training.step import make_eval_step, make_gradients, make_train_step, put_batch
 from sharding.errors import UserError
@@ -109,16 +111,69 @@ def gradients(layer, shape, preset="data"):
 
 
 def test_statistics_are_summed_over_rows_and_space_of_all_devices():
-    """What is found for the running figures stands among the gradients."""
+    """How far they are from the running figures stands among the gradients."""
     one = gradients(NORM, (1, 1, 1))
-    own = jax.tree.map(lambda x: 0.5 * x + 0.3, random_like(MODEL.table()))["shift"]
-    mean, _, sample = moments(entered(X[0], np.asarray(own, np.float64)))
-    np.testing.assert_allclose(one[1]["layer"]["mean"], mean, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(one[1]["layer"]["variance"], sample, rtol=1e-5)
+    own = jax.tree.map(lambda x: 0.5 * x + 0.3, random_like(MODEL.table()))
+    mean, _, sample = moments(entered(X[0], np.asarray(own["shift"], np.float64)))
+    for name, wanted in (("mean", mean), ("variance", sample)):
+        off = wanted - np.asarray(own["layer"][name], np.float64)
+        np.testing.assert_allclose(one[1]["layer"][name], off, rtol=1e-5, atol=1e-6)
     for found, wanted in zip(
         gradients(NORM, (2, 4, 1), "fully_sharded+sequence"), one, strict=True
     ):
         assert_leaves_close(found, wanted, 2e-5)
+
+
+def test_running_figures_of_a_norm_used_twice_or_not_at_all():
+    """Twice, they go towards the mean of what both uses find; unused, they stay as they are."""
+    params = jax.tree.map(np.abs, jax.tree.map(np.asarray, random_like(NORM.table())))
+    table = {"twice": NORM.table(), "unused": NORM.table()}
+    optimizer = make_optimizer(OptimizerConfig(warmup=1), 10, table)
+    both = {"twice": params, "unused": params}
+
+    @jax.jit
+    def step(both, state, first, second):
+        def whole(both):
+            once = NORM(both["unused"], second)
+            twice = NORM(both["twice"], first) + NORM(both["twice"], second)
+            return jnp.sum(twice * first) + jnp.sum(jax.lax.stop_gradient(once))
+
+        changes, state = optimizer.update(jax.grad(whole)(both), state, both)
+        return jax.tree.map(jnp.add, both, changes), state
+
+    both, state = dict(both), optimizer.init(both)
+    for _ in range(30):
+        both, state = step(both, state, *X)
+    found = [moments(x) for x in X]
+    for name, place in (("mean", 0), ("variance", 2)):
+        wanted = np.mean([own[place] for own in found], 0)
+        np.testing.assert_allclose(both["twice"][name], wanted, rtol=1e-5)
+        np.testing.assert_array_equal(both["unused"][name], params[name])
+
+
+@pytest.mark.parametrize("local", [Local(2, 2, 1, momentum=0.5), Local(2, 2, 0, 0.7, 0.9, True)])
+def test_workers_go_on_from_the_mean_of_their_running_figures(local):
+    """Whatever they make of weights: a variance stays one, of any momentum and delay."""
+    layout, model = layout_of((1, 1, 1)), Shaped(dataclasses.replace(NORM, rate=0.9))
+    own = make_optimizer(OptimizerConfig(0.0, warmup=1, weight_decay=0.0), 10, model.table())
+    optimizer = with_workers(own, local)
+    state = init_state(model, optimizer, layout, seed=0)
+    shift = np.asarray(state.params["shift"], np.float64)
+    step, flat = make_step(model, optimizer, layout), 0.1 * X.reshape(2, 2, 2, 4, 2, 3)
+    wanted = {"mean": np.zeros(3), "variance": np.ones(3)}
+    for _ in range(3):
+        parts = [batch(x.reshape(4, 4, 2, 3)) for x in flat]
+        state, _ = step(state, put_round(model, layout, parts, local))
+        ends = []
+        for worker in range(2):
+            ends.append(dict(wanted))
+            for x in flat:
+                mean, _, sample = moments(entered(x[worker], shift))
+                for name, value in (("mean", mean), ("variance", sample)):
+                    ends[-1][name] = 0.1 * ends[-1][name] + 0.9 * value
+        wanted = {name: (ends[0][name] + ends[1][name]) / 2 for name in wanted}
+        for name, value in wanted.items():
+            np.testing.assert_allclose(state.params["layer"][name], value, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -149,18 +204,40 @@ NET = UNet(3, 2, 4, 1, norm=GroupNorm(4, 2), how="linear")
 @pytest.mark.parametrize(
     ("layer", "shape"),
     [
-        (NET, (1, 2, 1)),
+        (GroupNorm(3, 3), (1, 4, 1)),
+        pytest.param(NET, (1, 2, 1), marks=pytest.mark.slow),
         pytest.param(dataclasses.replace(NET, norm=NORM), (2, 2, 1), marks=pytest.mark.slow),
         pytest.param(
             dataclasses.replace(NET, norm=None, how="nearest"), (1, 2, 1), marks=pytest.mark.slow
         ),
     ],
 )
-def test_a_unet_on_split_space_is_the_whole_one(layer, shape):
+def test_split_space_is_the_whole_one(layer, shape):
     for own, other in zip(
         gradients(layer, shape, "data+sequence"), gradients(layer, (1, 1, 1)), strict=True
     ):
         assert_leaves_close(own, other, 3e-5)
+
+
+@pytest.mark.parametrize(
+    ("layer", "loss", "slopes"),
+    [
+        (NORM, 0.5701095193536101, [-0.7555629635, -0.06818424742, -0.02919877641]),
+        (NET, 40498.655481714486, [5666.146949531, 10542.6775166, 16403.6443413]),
+        pytest.param(
+            dataclasses.replace(NET, norm=NORM),
+            67798.83943243382,
+            [7423.945462841, 16149.84736317, 24193.17552026],
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_losses_and_slopes_are_those_of_torch(layer, loss, slopes):
+    """Of torch 2.13.0 in float64, through `conv2d`, `avg_pool2d`, `interpolate` without
+    `align_corners`, `group_norm` and `batch_norm`, which was given the same numbers."""
+    told, found = gradients(layer, (1, 1, 1))
+    np.testing.assert_allclose(told["loss"], loss, rtol=2e-5)
+    np.testing.assert_allclose(found["shift"], slopes, rtol=1e-4)
 
 
 @pytest.mark.slow
@@ -178,6 +255,8 @@ def test_what_does_not_fit_is_refused():
     for make, says in (
         (lambda: GroupNorm(4, 3), "does not divide 4"),
         (lambda: BatchNorm(4, rate=0.0), "never move"),
+        (lambda: GroupNorm(1)({}, X[0]), r"GroupNorm\.width=1, and x has 3"),
+        (lambda: BatchNorm(1)({}, X[0], training=False), r"BatchNorm\.width=1, and x has 3"),
         (lambda: UNet(1, 1, dims=4), "1, 2 or 3"),
         (lambda: NORM(random_like(NORM.table()), X[0, :1, :1, :1]), "one number for each"),
         (lambda: NET(random_like(NET.table()), X[0, :, :3]), "does not divide all"),

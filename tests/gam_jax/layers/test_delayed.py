@@ -249,6 +249,21 @@ def test_a_convolution_is_its_equation(node):
     np.testing.assert_allclose(found, naive(node, weight, params["bias"], x), atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "node",
+    [
+        Convolution(4, kernel=3, stride=2, normed=True),
+        Transposed(4, kernel=8, stride=4, normed=True),
+    ],
+)
+def test_normed_filters_begin_as_they_are_drawn(node):
+    """A gain is the length that its filter has at first, nearly."""
+    draw = jax.jit(lambda key: init_params(node.table(128), key))
+    params = jax.tree.map(np.asarray, draw(jax.random.key(0)))
+    lengths = np.sqrt(np.square(params["weight"]).sum((0, 1)))
+    np.testing.assert_allclose(params["gain"], lengths, rtol=0.1)
+
+
 @pytest.mark.parametrize("crop", [0, 2, 4])
 def test_a_transposed_convolution_is_its_equation(crop):
     node = Transposed(3, kernel=5, stride=2, crop=crop)

@@ -237,5 +237,8 @@ def test_what_cannot_be_mixed_is_refused():
         Mixed((MLP(),), share=3, width=WIDTH)
     with pytest.raises(ValueError, match="at least 2"):
         Mixed((MLP(),), "two", width=WIDTH)
+    for fields in ({"weights": "sparsemax"}, {"temperature": 0.5}):
+        with pytest.raises(ValueError, match="are of how='sum'"):
+            Mixed((MLP(), MLP()), "one", width=WIDTH, **fields)
     with pytest.raises(ValueError, match="not one of"):
         Mixed((MLP(), Attention()), "three", width=WIDTH)

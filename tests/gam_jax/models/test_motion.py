@@ -14,6 +14,8 @@ from gam_jax.models.motion import ALL, FROZEN, LOOKS, MOTION, TUNED, MotionTuned
 from gam_jax.models.pictures import PictureDenoiser
 from gam_jax.optimizer import OptimizerConfig, make_optimizer, trained
 from gam_jax.params import names_of
+from gam_jax.training import Experiment
+from gam_jax.training.experiment import run_optimizer
 from gam_jax.training.state import TrainState, init_state
 from gam_jax.training.step import make_gradients, make_train_step, put_batch
 from sharding.errors import UserError
@@ -99,6 +101,16 @@ def test_paths_train_disjoint_parameters_and_all_but_the_words_and_doors():
     blocks = {name for name in everything if "block_" in name}
     assert motion | looks == blocks
     assert everything == {name for name in names_of(table) if not name.startswith(FROZEN)}
+
+
+def test_a_run_in_which_the_frozen_copy_would_move_is_refused():
+    """It has no gradient, but weight decay moves whatever the optimizer has."""
+    for only in ("", "*", f"{MOTION},*/norm/*"):
+        experiment = Experiment(MODEL, DATA, optimizer=OptimizerConfig(only=only))
+        with pytest.raises(UserError, match=r"would move frozen, which .*\.only=tuned/\*, or less"):
+            run_optimizer(experiment)
+    for only in (ALL, MOTION, LOOKS):
+        run_optimizer(Experiment(MODEL, DATA, optimizer=OptimizerConfig(only=only)))
 
 
 def test_united_is_each_alone(moved):

@@ -225,8 +225,14 @@ def test_what_does_not_fit_is_refused():
             dataclasses.replace(MODEL, **change)
     with pytest.raises(UserError, match="rows, time, full"):
         BetweenPictures(8, 2, "columns")
+    with pytest.raises(UserError, match=r"heads=3 .* do not divide width=8"):
+        BetweenPictures(8, 3).table()
     with pytest.raises(UserError, match="4 pictures in 4 rows"):
         MODEL.check_mesh(layout_of((1, 8, 1), "data+sequence"))
+    odd, two = dataclasses.replace(MODEL, side=6), layout_of((1, 2, 1), "data+sequence")
+    with pytest.raises(UserError, match="4 pictures in 3 rows"):
+        odd.check_mesh(two)
+    dataclasses.replace(odd, sees=FULL).check_mesh(two)  # nothing is exchanged for pictures
     with pytest.raises(UserError, match=r"model\.pictures=4"):
         MODEL.fitted(dataclasses.replace(DATA, views=3).open())
     with pytest.raises(UserError, match=r"model\.words=5"):

@@ -139,6 +139,7 @@ def test_it_writes_what_it_is_trained_on(inner):
     own = tuned.writing_params(params)
     assert jax.tree.map(np.shape, own) == jax.tree.map(np.shape, random_like(writer.table()))
     assert writer.limit == (inner.limit or 2048)
+    assert tuned.carry_bytes(3) == writer.carry_bytes(3)
     writer = writer.for_length(8)
     ids = rows["inputs"]
     run = jax.jit(writer)

@@ -129,6 +129,35 @@ def test_its_objective_is_that_of_the_language_model_and_of_the_placeholders():
     assert jax.jit(one.objective)(params, batch)[0] == plain
 
 
+@pytest.mark.parametrize("accept", [0.0, 0.12])
+def test_its_scores_are_what_guesses_at_placeholders_would_have_given(accept):
+    """Beside the guesses one by one, each after its text and the placeholders before it."""
+    model, batch = model_of("gam", unit=4, accept=accept), batch_of()
+    params = random_like(model.table())
+    told = jax.jit(model.scored)(params, batch)
+    read = jax.jit(lambda tokens: model(params, tokens)[0])
+    size, unknown = TOKENS - TOKENS % model.every, [model.placeholder] * (model.unit - 1)
+    stood = judged = begun = 0
+    for row, tokens in enumerate(batch["inputs"]):
+        ends = [
+            end for end in range(model.every, size, model.every) if batch["weights"][row, end - 1]
+        ]
+        blocks = [np.concatenate([tokens[:end], unknown, [0] * TOKENS])[:TOKENS] for end in ends]
+        law = np.asarray(jax.nn.softmax(read(put(np.stack([tokens, *blocks])))))
+        begun += len(ends)
+        for end, own in zip(ends, law[1:], strict=True):
+            for place in range(end, min(end + model.unit - 1, size)):
+                if own[place].max() < accept or not batch["weights"][row, place]:
+                    break
+                judged += 1
+                if own[place].argmax() != law[0, place].argmax():
+                    break
+                stood += 1
+    assert 0 < stood < judged
+    assert told["agreed"] == (stood, judged)
+    assert told["tokens_a_pass"] == (begun + stood, begun)
+
+
 def test_what_a_placeholder_stands_for_is_not_seen():
     model, batch = model_of("attention", sure=0.0), batch_of()
     params = random_like(model.table())

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from gam_jax.ops import attention
-from gam_jax.ops.attention import Rule, Tiles, attend_tokens, merge, with_sinks
+from gam_jax.ops.attention import attend_tokens, merge, with_sinks
 from gam_jax.ops.fused_attention import attention as fused
 from gam_jax.ops.fused_attention import implementation
 from gam_jax.ops.ring_attention import ring_attention
 from gam_jax.ops.rotary import rotary
+from gam_jax.ops.tiles import EMPTY, Place, Rule, Tiles
 from sharding import collectives
 from sharding.mesh import make_mesh
 from tests.arrays import put, single
@@ -27,10 +27,10 @@ def normal(*shape, seed=0):
 def formula(rule, q, k, v, offset, first):
     """One query and head at a time: the mixture, and the logarithm of the sum."""
     batch, tokens, heads, _ = q.shape
-    first = np.broadcast_to(first, (batch, tokens))
-    out, lse = np.zeros((*q.shape[:3], v.shape[-1])), np.full(q.shape[:3], attention.EMPTY)
+    first, offset = np.broadcast_to(first, (batch, tokens)), np.broadcast_to(offset, batch)
+    out, lse = np.zeros((*q.shape[:3], v.shape[-1])), np.full(q.shape[:3], EMPTY)
     for b, t, h in np.ndindex(batch, tokens, heads):
-        g, place = h // (heads // k.shape[2]), offset + t
+        g, place = h // (heads // k.shape[2]), offset[b] + t
         begin = max(first[b, t], place - rule.window + 1) if rule.window else first[b, t]
         end = min(place + 1, k.shape[1]) if rule.causal else k.shape[1]
         if begin >= end:
@@ -68,6 +68,14 @@ CASES = {
     "documents": (Rule(0.4, block=4), 13, 13, 0, begun(13, (0, 5, 6), (4, 12))),
     "documents of one block": (Rule(0.4), 7, 7, 0, begun(7, (3,), (2, 4))),
     "documents in windows": (Rule(0.4, window=6, block=4), 13, 13, 0, begun(13, (5,), (1, 10))),
+    "a row at a time": (Rule(0.4, block=4, at_once=64), 13, 13, 0, 0),
+    "a group of heads at a time": (Rule(0.4, block=4, at_once=32), 13, 13, 0, 0),
+    "a row at a time, unlike caches": (Rule(0.4, block=4, at_once=64), 6, 16, (9, 2), 0),
+    "a group at a time, documents": (
+        Rule(0.4, window=6, block=4, at_once=1),
+        *(13, 13, 0),
+        begun(13, (5,), (1, 10)),
+    ),
     "documents after a cache": (Rule(0.4, block=4), 6, 16, 9, begun(16, (3,), (2, 11))[:, 9:15]),
 }
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -76,6 +84,7 @@ every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 @every_case
 def test_it_is_the_formula(case):
     rule, tokens, keys, offset, first = case
+    offset = np.array(offset, np.int32)
     arrays = heads(tokens, keys)
     out, lse = attended(rule, *single(arrays), offset, first)
     want_out, want_lse = formula(rule, *arrays, offset, first)
@@ -86,12 +95,13 @@ def test_it_is_the_formula(case):
 @every_case
 def test_its_gradients_are_those_of_the_formula(case):
     rule, tokens, keys, offset, first = case
+    offset = np.array(offset, np.int32)
     arrays = heads(tokens, keys)
     weights, lse_weights = normal(2, tokens, 4, 5, seed=1), normal(2, tokens, 4, seed=1)
 
     def loss(function, *arrays):
         out, lse = function(rule, *arrays, offset, first)
-        return (out * weights).sum() + (lse * (lse > attention.EMPTY / 2) * lse_weights).sum()
+        return (out * weights).sum() + (lse * (lse > EMPTY / 2) * lse_weights).sum()
 
     pull = jax.jit(jax.grad(lambda *arrays: loss(attend_tokens, *arrays), argnums=(0, 1, 2)))
     gradients = pull(*single(arrays))
@@ -136,15 +146,31 @@ def test_a_sink_is_one_more_key_without_a_value():
 
 
 def test_hidden_blocks_are_not_looked_at():
-    tiles = Tiles(Rule(1.0, window=4, block=4), 16, 16)
-    assert [tuple(map(int, tiles.seen(i, 0, 0))) for i in range(4)] == [
+    tiles = Tiles(Rule(1.0, window=4, block=4), 16, 16, (1, 1, 1))
+    assert [tuple(map(int, tiles.seen(Place(0, 0, i), 0, 0))) for i in range(4)] == [
         (0, 1),
         (0, 2),
         (1, 3),
         (2, 4),
     ]
-    causal = Tiles(Rule(1.0, block=4), 1, 64)
-    assert tuple(map(int, causal.seen(0, 9, 0))) == (0, 3)
+    causal = Tiles(Rule(1.0, block=4), 1, 64, (1, 1, 1))
+    assert tuple(map(int, causal.seen(Place(0, 0, 0), 9, 0))) == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("most", "together"),
+    {
+        0: (6, 4),
+        6 * 4 * 32: (6, 4),
+        23 * 32: (3, 4),
+        4 * 32: (1, 4),
+        3 * 32: (1, 2),
+        1: (1, 1),
+    }.items(),
+)
+def test_as_many_rows_and_groups_at_once_as_are_told(most, together):
+    rule = Rule(1.0, block=4, at_once=most)
+    assert Tiles(rule, 16, 16, (6, 4, 2)).together == together
 
 
 PACKINGS = {

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from gam_jax.ops.attention import Rule, attend_cache
+from gam_jax.ops.attention import attend_cache
 from gam_jax.ops.pages import PagedKeys, Pages
+from gam_jax.ops.tiles import Rule
 from sharding.topology import compiles, topology
 
 pytestmark = pytest.mark.slow

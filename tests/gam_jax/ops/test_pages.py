@@ -1,5 +1,7 @@
 """Caches in pages: read and written as the cache that they stand for, wherever the pages lie."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gam_jax.ops import pages
 from gam_jax.ops.attention import attend_cache
 from gam_jax.ops.cached_attention import attend_spans, causal_rule
 from gam_jax.ops.documents import spans_of
@@ -14,7 +17,7 @@ from gam_jax.ops.pages import PagedKeys, Pages
 from sharding.errors import UserError
 from tests.arrays import put
 
-ROWS, GROUPS, SIZE, PAGE, MOST = 3, 2, 4, 4, 5
+ROWS, GROUPS, SIZE, PAGE, MOST = 4, 2, 4, 4, 5
 POOL = 1 + ROWS * MOST
 
 
@@ -75,12 +78,38 @@ def attend(q, k, v, held, position):
     return attend_spans(causal_rule(0.5, 0, 0.0), room, q, k, v, held, position, axis=None)
 
 
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_row_that_is_read_in_parts_gets_the_same_bits_among_any_others(at_once, monkeypatch):
+    """In any place, beside shorter and longer ones; and what it gets where all are read at once."""
+    random = np.random.default_rng(0)
+    q, k, v = random.normal(size=(3, ROWS, 2, 2 * GROUPS, SIZE)).astype(np.float32)
+    k, v = k[:, :, :GROUPS], v[:, :, :GROUPS]
+    held = tuple(paged(random, random.normal(size=(ROWS, GROUPS, MOST * PAGE, SIZE))) for _ in "kv")
+    places = np.array([3, 17, 0, 9], np.int32)
+    whole, _ = attend(q, k, v, held, places)
+    row = 4 * GROUPS * MOST * PAGE * SIZE
+    monkeypatch.setattr(pages, "NEAR", at_once * row)
+
+    @jax.jit
+    def in_parts(*args):
+        return attend.__wrapped__(*args)[0]
+
+    found = np.asarray(in_parts(q, k, v, held, places))
+    np.testing.assert_allclose(found, whole, atol=1e-6)
+    for order in ([2, 3, 0, 1], [1, 0, 3, 2]):
+        moved = tuple(dataclasses.replace(x, table=x.table[np.array(order)]) for x in held)
+        for others in (places[order], np.where(np.array(order) == 3, 9, [16, 1, 2, 18])):
+            others = others.astype(np.int32)
+            again = np.asarray(in_parts(q[order], k[order], v[order], moved, others))
+            np.testing.assert_array_equal(again[order.index(3)], found[3])
+
+
 def test_tokens_beyond_the_pages_are_nan_and_those_before_are_not():
     random = np.random.default_rng(0)
     cache = random.normal(size=(ROWS, GROUPS, MOST * PAGE, SIZE)).astype(np.float32)
     held = paged(random, cache), paged(random, cache)
     q = np.ones((ROWS, 2, GROUPS, SIZE), np.float32)
-    y, _ = attend(q, q, q, held, put([MOST * PAGE - 1, 0, 3], jnp.int32))
+    y, _ = attend(q, q, q, held, put([MOST * PAGE - 1, 0, 3, 7], jnp.int32))
     y = np.asarray(y)
     assert np.isnan(y[0, 1]).all()
     assert np.isfinite(y[0, 0]).all()

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from gam_jax.ops.attention import Rule
 from gam_jax.ops.splash import _kernel, splash, suits
+from gam_jax.ops.tiles import Rule
 from sharding import collectives
 from sharding.mesh import make_mesh
 from sharding.opaque import opaque

@@ -9,6 +9,7 @@ import pytest
 
 from gam_jax.layers import GAM, MLP, Attention, Block
 from gam_jax.models.language import LanguageModel
+from gam_jax.ops.pages import columns_of
 from gam_jax.planning.serving import trace
 from gam_jax.serve.device import Device
 from gam_jax.serve.programs import SCORES
@@ -79,8 +80,10 @@ def test_a_row_that_has_read_more_takes_longer_where_its_cache_grows_and_there_a
         few, many = (traced(mixer).seconds(cluster, "step 1", n) for n in (1, LIMIT))
         assert (few < many) == (mixer == "attention")
     turns = traced("attention").programs["step 1"].turns
-    assert turns == LIMIT // 128
-    seconds = [traced("attention").seconds(cluster, "step 1", n) for n in (1, 128, 129)]
+    columns = columns_of(PAGE, LIMIT // PAGE, "cpu")
+    assert turns == LIMIT // columns > 1
+    counts = 1, columns, columns + 1
+    seconds = [traced("attention").seconds(cluster, "step 1", n) for n in counts]
     assert seconds[0] == seconds[1] < seconds[2]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import threading
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from gam_jax.search import (
     drawn_within,
     layer_by_layer,
 )
+from gam_jax.search.exact import _notes_to_stderr
 from sharding.errors import UserError
 
 
@@ -152,3 +155,107 @@ def test_notes_of_the_solver_do_not_reach_standard_output(capfd):
         best_sum(*drawn(seed))
     print("after")
     assert capfd.readouterr().out == "before\nafter\n"
+
+
+def test_without_a_standard_output_it_solves_too():
+    kept = os.dup(1)
+    os.close(1)
+    try:
+        point, _ = best_sum([[1.0, 0.0]])
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+    assert point == (1,)
+
+
+def test_two_threads_that_solve_at_once_leave_standard_output_where_it_was(capfd):
+    """The second one would take standard error for it, and put that back."""
+    first_left, second_there = threading.Event(), threading.Event()
+
+    def second():
+        with _notes_to_stderr():
+            second_there.set()
+            first_left.wait(10)
+
+    before = os.fstat(1).st_ino
+    other = threading.Thread(target=second)
+    with _notes_to_stderr():
+        other.start()
+        second_there.wait(0.2)
+    first_left.set()
+    other.join()
+    assert os.fstat(1).st_ino == before
+
+
+USES = Budget([[1.0, 2.0], [1.0, 2.0]], 3.0)
+RULES = [best_sum, by_ratio, layer_by_layer]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_tables_that_make_no_sense_are_refused_by_name(rule):
+    for costs, message in (
+        ([], "there is nothing to choose"),
+        ([[0.0, 1.0], []], "no value of choice 1 can be"),
+        ([[0.0, 1.0], [np.inf, np.inf]], "no value of choice 1 can be"),
+        ([[0.0, np.nan], [0.0, 1.0]], "choice 0 has .*infinity where a value cannot be"),
+        ([[0.0, -np.inf], [0.0, 1.0]], "choice 0 has .*infinity where a value cannot be"),
+        ([[0.0, 1.0], [0.0]], r"budget 0: .*\[2, 1\] numbers, got \[2, 2\]"),
+        ([[0.0, 1.0]], r"budget 0: .*\[2\] numbers, got \[2, 2\]"),
+    ):
+        with pytest.raises(UserError, match=message):
+            rule(costs, [USES])
+    with pytest.raises(UserError, match=r"choice 1 uses .*give finite numbers"):
+        Budget([[1.0], [np.inf]], 3.0)
+    with pytest.raises(UserError, match="limit=nan: give a finite number"):
+        Budget([[1.0]], np.nan)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_without_budgets_each_choice_has_its_least_cost(rule):
+    found = rule([[2.0, 1.0], [0.0, 5.0, np.inf]], [])
+    assert (found[0] if rule is best_sum else found) == (1, 0)
+
+
+def test_a_limit_of_0_is_held_exactly_and_refused_where_parts_of_it_are_taken():
+    nothing = Budget([[0.0, 1.0], [0.0, 1.0]], 0.0)
+    assert best_sum([[1.0, 0.0], [1.0, 0.0]], [nothing]) == ((0, 0), 2.0)
+    for rule in (by_ratio, layer_by_layer, lambda costs, own: drawn_within([2, 2], own, 0, 1)):
+        with pytest.raises(UserError, match=r"budget 0: limit=0\.0: .*give one above 0"):
+            rule([[1.0, 0.0], [1.0, 0.0]], [nothing])
+
+
+def test_layer_by_layer_never_takes_a_value_that_cannot_be():
+    """Within the share of the first choice there is none but value 0, which cannot be."""
+    costs, budget = [[np.inf, 0.0, 0.0], [0.0, 1.0]], Budget([[1, 4, 5], [0, 0]], 6)
+    assert layer_by_layer(costs, [budget]) == (1, 0)
+
+
+def test_points_to_leave_out_and_how_far_apart_are_checked():
+    costs = [[0.0, 1.0], [0.0, 1.0, 2.0]]
+    for apart in (0, 3):
+        with pytest.raises(UserError, match=f"apart={apart}: give 1 to 2"):
+            best_sum(costs, (), [(0, 0)], apart)
+    for point in ((0,), (0, 3), (-1, 0)):
+        with pytest.raises(UserError, match=r"is no point of choices of \[2, 3\] values"):
+            best_sum(costs, (), [point])
+
+
+def test_a_search_with_budgets_of_another_space_is_refused_as_it_begins():
+    with pytest.raises(UserError, match="budget 0: "):
+        Exact((USES,)).begin(Space.of({"a": [0, 1], "b": [0, 1, 2]}))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "budgets", "count", "least", "message"),
+    [
+        ([2, 2], [USES], 0, 0.9, "count=0: give at least 1"),
+        ([2, 2], [USES], 1, float("nan"), "least=nan: give a part"),
+        ([2, 2], [], 1, 0.9, "give at least one"),
+        ([], [], 1, 0.9, r"sizes=\[\]"),
+        ([2, 0], [USES], 1, 0.9, r"sizes=\[2, 0\]"),
+        ([2, 3], [USES], 1, 0.9, "budget 0: "),
+    ],
+)
+def test_draws_that_make_no_sense_are_refused_by_name(sizes, budgets, count, least, message):
+    with pytest.raises(UserError, match=message):
+        drawn_within(sizes, budgets, 0, count, least)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -30,5 +32,18 @@ def test_it_is_1_for_each_figure_at_its_bound():
 def test_what_makes_no_sense_is_refused():
     with pytest.raises(UserError, match="bound 2 is not above 2"):
         Limit("seconds", 2, 2)
+    for most, bound, wrong in (
+        (math.nan, 2, "most=nan"),
+        (-math.inf, 2, "most=-inf"),
+        (1, math.inf, "bound=inf"),
+        (1, math.nan, "bound=nan"),
+    ):
+        with pytest.raises(UserError, match=f"limit of seconds: {wrong}: give a finite number"):
+            Limit("seconds", most, bound)
     with pytest.raises(UserError, match="limit of bytes: there is no such figure"):
         penalty({"seconds": 1.0}, LIMITS)
+
+
+@pytest.mark.parametrize("figure", [math.nan, np.float32("nan"), math.inf])
+def test_a_figure_that_is_no_number_exceeds_every_limit(figure):
+    assert penalty({"seconds": figure, "bytes": 1.0}, LIMITS) == math.inf

@@ -162,6 +162,30 @@ def test_references_are_of_the_pool_and_no_parents_and_the_pool_waits():
         Evolve(50, 10, references=41)
 
 
+def test_a_child_that_waits_for_the_pool_is_changed_again():
+    space = Space.of({"a": [0, 1], "b": [0, 1]})
+    searcher = Evolve(2, 1, change=1.0, mix=0.0, first=1, refresh=4).begin(space)
+    searcher.ask(1)
+    searcher.tell([Told((0, 0), 0.0)] * 4)
+
+    def share():
+        children = searcher.ask(400)
+        return children.count((0, 1)) / len(children)
+
+    assert abs(share() - 3 / 8) < 0.08  # drawn, or what (0, 0) is changed to
+    searcher.tell([Told((0, 1), 1.0)])
+    assert abs(share() - 1 / 8) < 0.06  # only what (0, 0) is changed to
+
+
+def test_where_all_of_the_pool_are_parents_there_is_a_second_parent_and_no_reference():
+    space = Space.of({name: [0, 1, 2] for name in "abcdef"})
+    searcher = Evolve(3, 2, change=0.0, mix=1.0, references=1, first=1).begin(space)
+    searcher.ask(1)
+    searcher.tell([Told((0,) * 6, 0.0), Told((1,) * 6, 1.0)])
+    mixed = [{*child} for child in searcher.ask(40)]
+    assert {0, 1} in mixed
+
+
 def test_equal_candidates_are_measured_once():
     class Same(Space):
         def key(self, point):

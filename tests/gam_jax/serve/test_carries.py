@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from gam_jax.serve.carries import Carries
 from gam_jax.serve.executor import Draws
+from gam_jax.serve.pages import Pages, pages_of
 from gam_jax.serve.seating import Settings
-from tests.gam_jax.serve.fake import FakeExecutor, alone
+from tests.gam_jax.serve.fake import FakeExecutor, State, alone
 from tests.gam_jax.serve.test_service import BUDGET, VOCAB, Load, sizes_of
 
 PROMPT = list(range(30)) * 2
@@ -147,3 +149,29 @@ def test_several_answers_to_one_prompt_read_it_once(place, exact):
     again = 60 - 56 if exact else 1
     assert load.service.counts().read == len(PROMPT) + 5 * again
     load.check_nothing_is_left()
+
+
+def test_what_is_read_from_the_folder_and_has_no_room_on_the_device_keeps_to_the_bytes(tmp_path):
+    """All pages are in use: whatever is looked for is a miss, and memory is bounded as ever."""
+    sizes = sizes_of(2, 1, 4, 80)
+    executor, pool = FakeExecutor(sizes), Pages(sizes.pages)
+    executor.states[0] = State(30)
+    prompts = [[seed] * 30 for seed in range(4)]
+
+    def remember(carries, prompts):
+        """Rows go on in the pages."""
+        for prompt in prompts:
+            carries.put(prompt, 0, [pool.take() for _ in range(pages_of(30, 4))])
+
+    before = Carries(executor, pool, 10_000, tmp_path, live=4)
+    remember(before, prompts)
+    before.close()
+    (size,) = {path.stat().st_size for path in tmp_path.iterdir()}
+    again = Carries(executor, pool, 4 * size, tmp_path, live=4)
+    remember(again, [[9] * 30, [10] * 30])
+    held = [pool.take() for _ in range(pool.free)]
+    for prompt in prompts:
+        assert again.find(prompt) == (0, None, ())
+        assert again.bytes <= 4 * size
+    pool.release(held)
+    assert again.find([10] * 30)[0] == 30

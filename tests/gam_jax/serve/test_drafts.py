@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gam_jax.serve.drafts import Draft, Lookup, NgramDraft, RunDraft
 from gam_jax.serve.executor import Draws
-from gam_jax.serve.pace import EXCESS, LONGEST, MARGIN, Pace, Shadow
+from gam_jax.serve.pace import EXCESS, LONGEST, MARGIN, TRIAL, Pace, Shadow
 from gam_jax.serve.request import Counts
 from gam_jax.serve.seating import Settings
 from sharding.errors import UserError
@@ -68,7 +68,7 @@ def simulated(pace, gives, cost, passes):
             pace.guessed(0, gives(place))
             time, tokens = time + cost, tokens + gives(place)
         else:
-            pace._total += 1.0
+            pace.wrote(1)
             if pace._free:
                 pace._gave(gives(place))
             time, tokens = time + 1, tokens + 1
@@ -140,6 +140,21 @@ def test_tokens_a_pass_stand_beside_the_ideal(chance, replayed):
     a = counts.acceptance
     assert counts.ideal_tokens_a_pass == pytest.approx(sum(a**i for i in range(block)))
     assert counts.tokens_a_pass < counts.ideal_tokens_a_pass
+
+
+@pytest.mark.parametrize("length", [10, 100])
+def test_a_draft_that_was_given_up_is_tried_as_often_whatever_texts_are_long(length):
+    """A pass of it costs two; what it has cost by the end is as near to its bound as a trial is."""
+    written, wrong = 4000, Coin([0] * length, 0.0)
+    load = Load(sizes_of(2, 4), Settings(BUDGET, snapshots=0), wrong)
+    for seed in range(written // length):
+        load.ask([0], count=length, seed=seed)
+    load.run()
+    counts = load.service.counts()
+    excess = 2 * counts.guessed_passes - counts.guessed_written
+    time = written + excess
+    first = 24  # by which it is given up
+    assert EXCESS * time - first - 2 * TRIAL <= excess <= EXCESS * time + first
 
 
 def test_without_guesses_there_is_no_acceptance():

@@ -32,6 +32,7 @@ class Served:
         self.running = dict.fromkeys(NAMES, 0)
         self.later = dict.fromkeys(NAMES, 0)
         self.loads: list[str] = []
+        self.ended: set[str] = set()
 
     def ask(self, name):
         """Whether the request was taken in."""
@@ -51,8 +52,18 @@ class Served:
         self.later[name] = 0
         self.turn(name)
 
+    def stop(self, name):
+        """An engine ends, whatever it was asked, and is asked no more."""
+        self.ended.add(name)
+        self.running[name] = self.later[name] = 0
+        with self.residents.changed:
+            self.residents.left(name)
+        self.check()
+
     def turn(self, name):
         """What an engine does when it looks; whether that was anything."""
+        if name in self.ended:
+            return False
         with self.residents.changed:
             if self.later[name] and self.residents.open(name):
                 return self.take(name)
@@ -78,6 +89,7 @@ class Served:
         there = [name for name in NAMES if self.residents.loaded(name)]
         assert len(there) <= self.room
         assert {name for name in NAMES if self.running[name]} <= set(there)
+        assert not self.ended & set(there)
 
     def settle(self):
         """All engines look until none has anything to do; how many times that was."""
@@ -101,7 +113,8 @@ def test_one_request_after_another_hits_as_the_simulator_says(room, names):
     assert len(served.loads) == hits.count(False)
 
 
-events = st.tuples(st.sampled_from(["ask", "ask", "end", "turn", "leave"]), st.sampled_from(NAMES))
+kinds = st.sampled_from(["ask", "ask", "ask", "end", "turn", "leave", "stop"])
+events = st.tuples(kinds, st.sampled_from(NAMES))
 
 
 @settings(max_examples=300)
@@ -109,7 +122,7 @@ events = st.tuples(st.sampled_from(["ask", "ask", "end", "turn", "leave"]), st.s
 def test_whatever_happens_no_request_is_broken_and_none_waits_for_ever(room, drawn):
     served = Served(room)
     for event, name in drawn:
-        if event != "end" or served.running[name]:
+        if name not in served.ended and (event != "end" or served.running[name]):
             getattr(served, event)(name)
     for _ in range(200):
         served.settle()
@@ -118,6 +131,20 @@ def test_whatever_happens_no_request_is_broken_and_none_waits_for_ever(room, dra
         for name in [name for name in NAMES if served.running[name]]:
             served.end(name)
     raise AssertionError(f"{served.later} wait for ever")
+
+
+def test_a_model_that_is_served_no_longer_waits_for_no_place():
+    served = Served(1)
+    served.ask("a")
+    assert not served.ask("b")
+    assert not served.ask("a")  # it makes room for b first
+    served.stop("a")
+    served.settle()
+    assert served.running["b"]
+    served.end("b")
+    served.settle()
+    assert served.ask("b")
+    assert not served.ask("c")
 
 
 @given(st.integers(1, 2))
@@ -244,3 +271,25 @@ def test_a_stop_cuts_what_waits_for_a_model():
     waited([long])
     for name in "cd":
         served[name].stop(0)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_engine_that_ends_while_its_model_waits_takes_no_place_for_good(fails):
+    """One place: a makes room for b, is asked for again, and ends; then b and c take turns."""
+    served = engines(1, ENDLESS)
+    long = ask(served["a"], [1], count=10**6)
+    first = ask(served["b"], [1])
+    again = ask(served["a"], [1])
+    if fails:
+        served["a"]._service._executor.fails_after = 0
+        waited([long, again])
+        assert "the device is gone" in again.end.error
+    else:
+        served["a"].stop(0)
+    waited([first])
+    for name in "cbcb":
+        one = ask(served[name], [1])
+        waited([one])
+        assert one.tokens == one.alone
+    for engine in served.values():
+        engine.stop(0)

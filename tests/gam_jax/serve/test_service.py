@@ -49,6 +49,11 @@ class Asked:
         return [t.id for t in self.told if isinstance(t, Token)]
 
     @property
+    def written(self):
+        """Without tokens of the prompt, which are told first where they are scored."""
+        return self.tokens[len(self.request.prompt) if self.request.scores_prompt else 0 :]
+
+    @property
     def end(self):
         ends = [t for t in self.told if isinstance(t, End)]
         assert len(ends) <= 1
@@ -62,7 +67,8 @@ class Asked:
     @property
     def alone(self):
         r = self.request
-        return alone(r.prompt, r.max_tokens, r.seed, r.draws, VOCAB, r.continuation.ends)
+        found = alone(r.prompt, r.max_tokens, r.seed, r.draws, VOCAB, r.continuation.ends)
+        return [*r.prompt, *found] if r.scores_prompt else found
 
 
 def asked(prompt, count=5, seed=0, draws=Draws(), ends=(), stops=(), **options):
@@ -143,6 +149,7 @@ REQUESTS = st.fixed_dictionaries(
         "draws": st.sampled_from([Draws(), Draws(temperature=0), Draws(presence_penalty=1)]),
         "ends": st.sampled_from([(), (1, 2), tuple(range(0, VOCAB, 5))]),
         "user": st.sampled_from(["", "a", "b"]),
+        "scores_prompt": st.sampled_from([False, False, True]),
     }
 )
 FEW = st.fixed_dictionaries(
@@ -153,6 +160,7 @@ FEW = st.fixed_dictionaries(
         "count": st.integers(1, 20),
         "seed": st.integers(0, 1),
         "draws": st.sampled_from([Draws(), Draws(presence_penalty=1)]),
+        "scores_prompt": st.booleans(),
     }
 )
 """Long enough to be remembered, and like each other."""
@@ -245,9 +253,9 @@ def check_load(actions, rows, place, block, snapshots, exact, drafts, pays):
             assert one.tokens == one.alone
             stopped = one.tokens[-1] in one.request.continuation.ends
             assert one.end.reason == ("stop" if stopped else "length")
-        assert one.end.completion_tokens == len(one.tokens)
+        assert one.end.completion_tokens == len(one.written)
     assert counts.wasted <= len(load.all)
-    assert counts.written == sum(len(one.tokens) for one in load.all)
+    assert counts.written == sum(len(one.written) for one in load.all)
     assert sum(count for _, count in counts.requests) == len(load.all)
     if not cancelled and (draft is None or block == 1):
         fed = sum(count * len(rows) for kind, count, rows in load.executor.fed)

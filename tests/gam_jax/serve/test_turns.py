@@ -143,7 +143,7 @@ def test_a_prompt_is_scored_token_by_token(size, count):
     assert [token.log_prob for token in told[1:]] == [
         -(sum(range(place + 1)) % 97) for place in range(1, size)
     ]
-    assert one.tokens[size:] == one.alone
+    assert one.tokens == one.alone
     assert one.end is not None
     assert (one.end.reason, one.end.cached_tokens) == ("length", 0)
     assert one.end.completion_tokens == count
@@ -190,3 +190,38 @@ def test_the_youngest_row_waits_when_there_are_no_pages_and_goes_on_from_its_sta
     assert all(text.tokens == text.alone for text in texts)
     assert load.service.counts().read == 9  # nothing was read again
     load.check_nothing_is_left()
+
+
+def test_a_scored_text_that_left_its_row_before_it_was_read_tells_its_prompt_once():
+    """The first takes all pages; the other one has a row by then, and has read nothing."""
+    load = Load(sizes_of(rows=2, page=4, pages=5, limit=16), Settings(BUDGET, snapshots=0))
+    first = load.ask(list(range(13)), count=2)
+    scored = load.ask([7], count=3, scores_prompt=True)
+    load.run().check_nothing_is_left()
+    assert first.tokens == first.alone
+    assert scored.tokens == scored.alone
+    assert scored.tokens[0] == 7
+
+
+class Broken:
+    """A stream that cannot decode, not even what is left at the end."""
+
+    def push(self, token):
+        raise UserError(f"no such token as {token}")
+
+    def flush(self):
+        raise UserError("no such token is whole")
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_text_that_cannot_be_decoded_ends_all_the_same(leaves):
+    load = Load(sizes_of(rows=2))
+    broken, other = load.ask([1], count=9), load.ask([2], count=9)
+    broken.request.continuation._stream = Broken()
+    if leaves:
+        load.service.cancel({1})
+    load.run().check_nothing_is_left()
+    assert broken.end is not None
+    assert broken.end.reason == "error"
+    assert "no such token" in broken.end.error
+    assert other.tokens == other.alone
