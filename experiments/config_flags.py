@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import itertools
 import pathlib
 import sys
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from absl import flags
 from ml_collections import config_dict, config_flags
@@ -43,8 +44,9 @@ def define_config_flag(default: pathlib.Path = DEFAULT_CONFIG, of_run: bool = Fa
     """
     named = any(word.lstrip("-").partition("=")[0] == "config" for word in sys.argv[1:])
     if of_run and not named and (saved := _of_run()) is not None:
-        values, free = config_dict.ConfigDict(saved), cast(Any, {"accept_new_attributes": True})
-        config_flags.DEFINE_config_dict("config", values, lock_config=False, **free)
+        define: Any = config_flags.DEFINE_config_dict  # its types know no further arguments
+        values = config_dict.ConfigDict(saved)
+        define("config", values, lock_config=False, accept_new_attributes=True)
         return
     config_flags.DEFINE_config_file(
         "config",
@@ -109,7 +111,7 @@ class _ByName(flags.ArgumentParser):
 def _of_run() -> dict[str, Any] | None:
     """The configuration of the run that the command line names by --run; None where none is."""
     found = ""
-    for word, following in zip(sys.argv[1:], [*sys.argv[2:], ""], strict=True):
+    for word, following in itertools.pairwise([*sys.argv[1:], ""]):
         name, equals, value = word.lstrip("-").partition("=")
         if word.startswith("-") and name == "run":
             found = value if equals else following
