@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -57,6 +58,7 @@ from sharding.host_memory import DEVICE, HOST, copied, on_host
 from sharding.layout import Layout, bytes_held
 from sharding.messages import Kind, Total, compiled_messages, messages_of, totals
 from sharding.topology import TPUS, Topology, compiled
+from sharding.whole_file import write_atomically
 
 AWAY = "of it in the host's memory"
 LONGER = (1, 4, 16)
@@ -78,6 +80,7 @@ def define_flags() -> None:
         False,
         f"Compile a small step of every layer for --topology, and write {every_layer.PAGE}.",
     )
+    flags.DEFINE_list("layers", [], "With --every-layer: of these alone; other rows stay.")
     flags.DEFINE_string(
         "rates",
         "",
@@ -94,8 +97,10 @@ def main() -> None:
     """Counts, compares and prints."""
     args = flags.FLAGS
     if args.every_layer:
-        _every_layer(args.topology)
+        _every_layer(args.topology, every_layer.chosen(args.layers))
         return
+    if args.layers:
+        raise UserError("--layers are rows of a table: give --every-layer too")
     experiment = unread(adapt_from_flags(experiment_from_flags()))
     machine = topology(args.topology) if args.topology else None
     layout = layout_from_flags(experiment.parallel, topology=machine)
@@ -112,20 +117,18 @@ def main() -> None:
             rings.print_times(doors, rates)
 
 
-def _every_layer(name: str) -> None:
-    """Prints the table of all layers, and writes it where the page has a place for it."""
+def _every_layer(name: str, layers: Sequence[type]) -> None:
+    """Prints the table of some layers, and writes each row where the page has a place for it."""
     if not name:
         raise UserError("--every-layer needs a machine: give --topology, as v5e:2x2")
-    machine = topology(name)
-
-    def say(row: every_layer.Row) -> None:
-        print(every_layer.table([row]).splitlines()[-1], file=sys.stderr, flush=True)
-
-    text = every_layer.table(list(every_layer.rows(machine, say)))
-    print(text)
-    if every_layer.PAGE.is_file():
-        page = every_layer.PAGE.read_text(encoding="utf-8")
-        every_layer.PAGE.write_text(every_layer.kept(page, name, text), encoding="utf-8")
+    machine, found = topology(name), []
+    for row in every_layer.rows(machine, layers, lambda line: print(line, file=sys.stderr)):
+        found.append(row)
+        print(every_layer.table([row]).splitlines()[-1], file=sys.stderr)
+        if every_layer.PAGE.is_file():
+            page = every_layer.PAGE.read_text(encoding="utf-8")
+            write_atomically(every_layer.PAGE, every_layer.kept(page, name, [row]))
+    print(every_layer.table(found))
 
 
 def unread(experiment: Experiment) -> Experiment:

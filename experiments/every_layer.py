@@ -8,10 +8,12 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import re
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from experiments.abstract_step import lowered
+from gam_jax.config import unknown
 from gam_jax.data.text import Text
 from gam_jax.layers import (
     GAM,
@@ -58,7 +60,7 @@ from gam_jax.layers import (
 from gam_jax.models import LanguageModel
 from gam_jax.training.experiment import Experiment, TrainConfig
 from sharding.chains import longest_chain
-from sharding.errors import one_line
+from sharding.errors import UserError, one_line
 from sharding.layout import Layout
 from sharding.mesh import mesh_from_text
 from sharding.parallel import Parallel
@@ -188,29 +190,62 @@ def step_of(
     return lowered(experiment, Layout(devices, experiment.parallel))
 
 
-def rows(machine: Topology, say: Callable[[Row], Any]) -> Iterator[Row]:
-    """Every layer's, in the order of `LAYERS`; `say` is told each as soon as it is there."""
-    for layer in LAYERS.values():
-        row = row_of(layer, machine)
-        say(row)
-        yield row
+def chosen(names: Sequence[str]) -> list[type]:
+    """The layers of these names, all if there are none, in the order of `LAYERS`.
+
+    Raises:
+      UserError: there is no layer of a name.
+    """
+    for name in names:
+        if name not in LAYERS:
+            raise UserError(f"--layers: {unknown(name, LAYERS, 'layer')}")
+    return [layer for name, layer in LAYERS.items() if name in names or not names]
 
 
-def table(found: list[Row]) -> str:
+def rows(
+    machine: Topology, layers: Sequence[type], say: Callable[[str], Any] = lambda _: None
+) -> Iterator[Row]:
+    """Those of some layers, each as soon as it is there; `say` is told how many are left."""
+    begun = time.monotonic()
+    for done, layer in enumerate(layers, 1):
+        yield row_of(layer, machine)
+        left = len(layers) - done
+        guess = (time.monotonic() - begun) / done * left / 60
+        say(f"{done} of {len(layers)} layers" + (f", about {guess:.0f} min left" if left else ""))
+
+
+def table(found: Sequence[Row]) -> str:
     """The rows in Markdown."""
+    return _with_head([_line(row) for row in found])
+
+
+def _with_head(lines: list[str]) -> str:
     heads = " | ".join(f"bytes held, {mesh}" for mesh in MESHES)
-    lines = [
-        f"| layer | {heads} | turns at {TOKENS:,} tokens | at {MANY_TOKENS:,} | seconds |",
-        f"|{'---|' * (len(MESHES) + 4)}",
-    ]
-    for row in found:
-        cells = [f"{x:,}" if isinstance(x, int) else x or "-" for x in (*row.held, *row.chains)]
-        lines.append(f"| `{row.layer}` | {' | '.join(cells)} | {row.seconds:.1f} |")
-    return "\n".join(lines)
+    first = f"| layer | {heads} | turns at {TOKENS:,} tokens | at {MANY_TOKENS:,} | seconds |"
+    return "\n".join((first, f"|{'---|' * (len(MESHES) + 4)}", *lines))
 
 
-def kept(page: str, name: str, text: str) -> str:
-    """A page with the table of a machine between its marks, in place of the one before."""
+def _line(row: Row) -> str:
+    found = (*row.held, *row.chains)
+    cells = [f"{x:,}" if isinstance(x, int) else (x or "-").replace("|", "\\|") for x in found]
+    return f"| `{row.layer}` | {' | '.join(cells)} | {row.seconds:.1f} |"
+
+
+def kept(page: str, name: str, found: Sequence[Row]) -> str:
+    """A page with these rows between the marks of a machine, in place of those before.
+
+    Rows of other layers stay, and all stand in the order of `LAYERS`. A page without the marks is
+    given back as it is.
+    """
     begin, end = f"<!-- every layer: {name} -->", "<!-- end -->"
-    part = re.compile(rf"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    return part.sub(lambda _: f"{begin}\n\n{text}\n\n{end}", page)
+    part = re.compile(rf"{re.escape(begin)}(.*?){re.escape(end)}", re.DOTALL)
+
+    def renewed(place: re.Match[str]) -> str:
+        lines = {
+            line.split("`")[1]: line for line in re.findall(r"^\| `.*$", place[1], re.MULTILINE)
+        }
+        lines |= {row.layer: _line(row) for row in found}
+        text = _with_head([lines[layer] for layer in LAYERS if layer in lines])
+        return f"{begin}\n\n{text}\n\n{end}"
+
+    return part.sub(renewed, page)

@@ -54,7 +54,7 @@ def between(run: Run, candidate: Candidate, work: Work, cluster: Cluster) -> Bet
     crossing = tuple(
         name
         for name, size in candidate.sizes.items()
-        if size > 1 and apart[name] * size > cluster.parts[0].devices
+        if size > 1 and cluster.parts[0].devices % (apart[name] * size)
     )
     free = tuple(
         dataclasses.replace(level, bandwidth=math.inf, latency=0.0, shape=())

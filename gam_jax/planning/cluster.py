@@ -6,8 +6,9 @@ import dataclasses
 import itertools
 import math
 import re
+from collections.abc import Sequence
 
-from gam_jax.planning.profiles import Profile, profile, read_profiles
+from gam_jax.planning.profiles import Figure, Profile, Tier, profile, read_profiles
 from sharding.errors import UserError
 from sharding.paths import local_path
 from sharding.topology import MOST
@@ -94,7 +95,8 @@ class Cluster:
         """
         found, inside = [], 1
         for level in self.levels:
-            reach = math.gcd(size, max(level.devices // stride, 1))
+            even = level.devices % stride == 0  # else some neighbours stand in two groups
+            reach = math.gcd(size, level.devices // stride) if even else 1
             members = max(reach // inside, 1)
             if members > 1:
                 along = level.along(stride * inside, members)
@@ -106,7 +108,8 @@ class Cluster:
 def clusters(text: str, what: str = "--cluster") -> Cluster:
     """One cluster, or several joined by the slowest network of theirs: "A+B", see `cluster`.
 
-    A step is as fast as its slowest device, so each figure is the least of all.
+    A step is as fast as its slowest device, so each figure is the least of all, and each latency
+    the most, see `_slowest`.
 
     Raises:
       UserError: see `cluster`; clusters of unequal numbers of devices, or of levels that differ.
@@ -116,19 +119,49 @@ def clusters(text: str, what: str = "--cluster") -> Cluster:
         return parts[0]
     if len({tuple(level.devices for level in part.levels) for part in parts}) > 1:
         raise UserError(f"{what}={text}: the clusters differ in devices: give as many of each")
-    figures = {
-        name: min((part.profile.figures[name] for part in parts), key=lambda each: each.value)
-        for name in parts[0].profile.figures
-        if all(name in part.profile.figures for part in parts)
-    }
-    slowest = dataclasses.replace(parts[0].profile, name=text, figures=figures)
+    slowest = _slowest(text, [part.profile for part in parts])
     inside = tuple(
-        min((part.levels[i] for part in parts), key=lambda level: level.bandwidth)
+        dataclasses.replace(
+            min((part.levels[i] for part in parts), key=lambda level: level.bandwidth),
+            latency=max(part.levels[i].latency for part in parts),
+        )
         for i in range(len(parts[0].levels))
     )
     between = dataclasses.replace(_level(slowest, NETWORK, 0), name=BETWEEN)
     whole = dataclasses.replace(between, devices=len(parts) * parts[0].devices)
     return Cluster(text, slowest, (*inside, whole), tuple(parts))
+
+
+def _slowest(name: str, parts: Sequence[Profile]) -> Profile:
+    """A device that is as slow in each figure as the slowest of some, and has as little memory.
+
+    What is reached and what programs can use are taken of each device before they are compared.
+    What one of them has no figure of, this one has none of either.
+    """
+    known = [one.figures for one in parts]
+    figures: dict[str, Figure] = {}
+    for figure in known[0]:
+        if all(figure in each for each in known):
+            worst = max if figure.endswith(".latency") else min
+            figures[figure] = worst((each[figure] for each in known), key=lambda one: one.value)
+    figures = {
+        figure: each
+        for figure, each in figures.items()
+        if not figure.startswith("reached.") and not figure.endswith(".usable")
+    }
+    for figure, each in list(figures.items()):
+        kind, _, word = figure.partition(".")
+        if kind == "flops":
+            value = min(one.flops(word) for one in parts)
+        elif figure == "memory.device.bandwidth":
+            value = min(one.bandwidth for one in parts)
+        elif kind == "memory" and word.endswith(".capacity"):
+            tier = word.removesuffix(".capacity")
+            value = min(Tier(tier, one).capacity for one in parts)
+        else:
+            continue
+        figures[figure] = dataclasses.replace(each, value=value)
+    return dataclasses.replace(parts[0], name=name, figures=figures)
 
 
 def cluster(text: str, what: str = "--cluster") -> Cluster:

@@ -2,11 +2,14 @@
 
 Compilers make no array of what is computed element by element and read by the next operation: they
 fuse the two. So arrays are written only for products, sums, messages, loops and whatever these
-read. Everything else lives in what it is computed from.
+read. Everything else lives in what it is computed from. What is computed element by element from an
+array that nothing else reads lies where that lay. So the gradient by what several products read is
+one array, to which they are added one by one.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 import math
@@ -39,6 +42,15 @@ FUSED = frozenset(
 """What compilers compute within whatever reads it."""
 KERNELS = ("pallas_call", OPAQUE)
 """What keeps arrays of its own to itself."""
+ELSEWHERE = frozenset(
+    (
+        *("broadcast_in_dim", "iota", "transpose", "slice", "concatenate", "pad", "rev"),
+        *("dynamic_slice", "axis_index", "random_bits", "random_wrap", "random_unwrap"),
+    )
+)
+"""Of `FUSED`, what has numbers where other ones lay."""
+ELEMENTWISE = FUSED - ELSEWHERE
+ADDED = frozenset(("add", "add_any"))
 REDUCED = frozenset(("reduce_sum", "reduce_max", "reduce_min", "reduce_and", "reduce_or", "argmax"))
 """What writes an array, and computes what it reads on the way."""
 LANES = 128
@@ -109,7 +121,7 @@ class _Found:
         self.stacked.append(False)
         self.near.append(False)
         self.sizes.append(_bytes(aval))
-        self.tiles.append(min((-(-d // LANES) * LANES / d for d in aval.shape if d), default=1.0))
+        self.tiles.append(tiles(aval.shape))
         return len(self.sizes) - 1
 
     @property
@@ -126,6 +138,11 @@ class _Found:
                 (array, product), (arrays, products) = span
                 self.flops[product:products] = [0.0] * (products - product)
                 self.moved[array:arrays] = self.operands[array:arrays] = [0.0] * (arrays - array)
+
+
+def tiles(shape: Sequence[int]) -> float:
+    """By what part an array of these sizes is larger where memory has tiles, see `LANES`."""
+    return min((-(-d // LANES) * LANES / d for d in shape if d), default=1.0)
 
 
 def lives(jaxpr: Any) -> Lives:
@@ -167,9 +184,8 @@ def _follow(
     env: dict[Any, Any] = {}
     eqns = list(written_out(jaxpr, env))
     outs = [env.get(v, v) for v in jaxpr.outvars if not isinstance(v, core.Literal)]
-    reads, own = _arrays(eqns, outs, found)
+    reads, own, roots, straight = _arrays(eqns, outs, found)
     last = {array: i for i, read in enumerate(reads) for array in read}
-    roots = _roots_of(eqns, own)
     for v in jaxpr.outvars[:kept]:
         for array in () if isinstance(v, core.Literal) else roots.get(env.get(v, v), ()):
             last[array] = len(eqns)
@@ -177,12 +193,15 @@ def _follow(
     held: set[int] = set()
     for i, (eqn, read) in enumerate(zip(eqns, reads, strict=True)):
         written = [own[v] for v in eqn.outputs if v in own]
-        for array in written:
+        for array in (x for x in written if x not in held):
             end = last.get(array, i)
             found.near[array] = end < len(eqns) and not any(i <= loop <= end for loop in loops)
         _count(eqn, read, written, found, turns)
         if eqn.name in LOOPS:
             _loop(eqn, found, around | held | set(written), written, turns)
+        for v in eqn.outputs:  # it may lie where one of them lies that is not read again
+            free = (x for x in straight.get(v, ()) if x in held and last.get(x, i) <= i)
+            held -= {next((x for x in free if found.sizes[x] == found.sizes[own[v]]), -1)}
         held.update(written)
         found.points.append(around | held)
         held = {array for array in held if last.get(array, i) > i}
@@ -257,10 +276,24 @@ def written_out(jaxpr: Any, env: dict[Any, Any], called: bool = False) -> Iterat
             env[o] = None if isinstance(v, core.Literal) else own.get(v, v)
 
 
-def _arrays(
-    eqns: list[Equation], outs: list[Any], found: _Found
-) -> tuple[list[frozenset[int]], dict[Any, int]]:
-    """Which arrays each equation reads, and the number of each value that is one."""
+class _Arrays(NamedTuple):
+    """Of a jaxpr: numbers of arrays.
+
+    Attributes:
+      reads: that each equation reads.
+      own: of each value that is an array.
+      roots: that each value is read from.
+      straight: those that an array is computed from element by element.
+    """
+
+    reads: list[frozenset[int]]
+    own: dict[Any, int]
+    roots: dict[Any, frozenset[int]]
+    straight: dict[Any, frozenset[int]]
+
+
+def _arrays(eqns: list[Equation], outs: list[Any], found: _Found) -> _Arrays:
+    """Adds the arrays of a jaxpr to those that were found before."""
     needed = {v for v in outs if v is not None}
     for eqn in eqns:
         if eqn.name not in FUSED and eqn.name not in REDUCED:
@@ -272,13 +305,63 @@ def _arrays(
         for v in eqn.outputs:
             if eqn.name not in FUSED or v in needed:
                 own[v] = found.add(v.aval)
-    roots = _roots_of(eqns, own)
+    sums = _summed(eqns, outs, own, found.sizes)
+    roots = _roots_of(eqns, {**own, **sums})
     reads = []
     for eqn in eqns:
+        (out, *_) = eqn.outputs or (None,)
         fused = eqn.name in FUSED and not any(v in own for v in eqn.outputs)
-        inputs = () if fused else eqn.inputs
-        reads.append(frozenset(array for v in inputs for array in roots.get(v, ())))
-    return reads, own
+        inputs = () if fused and out not in sums else eqn.inputs
+        read = frozenset(array for v in inputs for array in roots.get(v, ()))
+        reads.append(read - {sums[out]} if out in sums else read)
+    return _Arrays(reads, own, roots, _straight(eqns, own, sums))
+
+
+def _summed(
+    eqns: list[Equation], outs: list[Any], own: dict[Any, int], sizes: Sequence[int]
+) -> dict[Any, int]:
+    """Sums that lie where one of their terms lies, which was written for the sum alone.
+
+    Where both terms were, and the later one is a product, it is added to the other as it is
+    computed: its value in `own` becomes the other's array.
+    """
+    uses = collections.Counter(v for eqn in eqns for v in eqn.inputs if v is not None)
+    uses.update(v for v in outs if v is not None)
+    alone: dict[Any, Any] = {}  # value -> that whose array it is, or will be computed from
+    products, found = set(), dict[Any, int]()
+    for eqn in eqns:
+        terms = [alone[v] for v in eqn.inputs if v in alone and uses[v] == 1]
+        for v in eqn.outputs:
+            if v in own and eqn.name not in FUSED and eqn.name not in LOOPS:
+                alone[v] = v
+                products |= {v} if own_flops(eqn.eqn) and eqn.name not in KERNELS else set()
+            elif terms and v not in own and eqn.name in ELEMENTWISE:
+                first, last = terms[0], terms[-1]
+                same = all(_bytes(v.aval) == sizes[own[term]] for term in terms)
+                if same and eqn.name in ADDED and len(eqn.inputs) == 2:
+                    first, last = sorted((first, last), key=lambda term: own[term])
+                    if last in products:
+                        own[last] = own[first]
+                    found[v] = own[first]
+                alone[v] = first
+    return found
+
+
+def _straight(
+    eqns: list[Equation], own: Mapping[Any, int], sums: Mapping[Any, int]
+) -> dict[Any, frozenset[int]]:
+    """Arrays that an array is computed from element by element."""
+    places = {**own, **sums}
+    below: dict[Any, frozenset[int]] = {}
+    found: dict[Any, frozenset[int]] = {}
+    for eqn in eqns:
+        arrays = frozenset(array for v in eqn.inputs for array in below.get(v, ()))
+        for v in eqn.outputs:
+            if v in own and eqn.name in ELEMENTWISE:
+                found[v] = arrays
+            fused = arrays if eqn.name in ELEMENTWISE else frozenset()
+            below[v] = frozenset((places[v],)) if v in places else fused
+    return found
 
 
 def _roots_of(eqns: list[Equation], own: Mapping[Any, int]) -> dict[Any, frozenset[int]]:

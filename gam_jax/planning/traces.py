@@ -17,6 +17,7 @@ from jax.interpreters import partial_eval
 from jax.sharding import AbstractMesh, AxisType
 
 from gam_jax.bilevel import Bilevel
+from gam_jax.config import to_dict
 from gam_jax.models.base import Model
 from gam_jax.optimizer import OptimizerConfig
 from gam_jax.params import Param, shard_dims, shardings, stored_specs
@@ -222,7 +223,7 @@ def trace(run: Run, one: Class, asked: Mapping[str, Iterable[int]], rows: int = 
       ValueError: the model refuses these devices.
     """
     model = run.with_remat(one.remat)
-    rows = rows or _unlike(model)
+    rows = rows or _unlike(model, run.window)
     many = {name: sorted(set(asked.get(name, (1,)))) for name in SCALED}
     sizes = {name: least for name, (least, *_) in many.items()}
     sizes |= {"data": max(asked.get("data", (1,))), **dict(one.sizes)}
@@ -263,11 +264,28 @@ def abstract_layout(
     return Layout(mesh, parallel, backend)  # type: ignore[arg-type]
 
 
-def _unlike(model: Any) -> int:
-    """A number of rows that is no factor of any size in the model."""
+def _unlike(model: Any, window: int) -> int:
+    """A number of rows that is no factor of any size in the model, nor of the tokens of a row.
+
+    Raises:
+      UserError: there is none among `PRIMES`.
+    """
     leaves = jax.tree.leaves(model.table(), is_leaf=lambda x: isinstance(x, Param))
     sizes = {size for param in leaves for size in param.shape}
-    return next(n for n in PRIMES if all(size % n for size in sizes))
+    sizes |= {window, *_numbers(to_dict(model))} - {0}
+    found = next((n for n in PRIMES if all(size % n for size in sizes)), 0)
+    if not found:
+        raise UserError(f"each of {PRIMES} is a factor of some size of the model: change one")
+    return found
+
+
+def _numbers(values: Any) -> set[int]:
+    """The whole numbers of a configuration, as blocks of tokens, which may be sizes of arrays."""
+    if isinstance(values, Mapping):
+        values = list(values.values())
+    if isinstance(values, list | tuple):
+        return set().union(*map(_numbers, values))
+    return {values} if isinstance(values, int) and not isinstance(values, bool) else set()
 
 
 def _shards(model: Any, layout: Layout) -> frozenset[int]:

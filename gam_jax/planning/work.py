@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from collections.abc import Mapping
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from gam_jax.models import Model
+from gam_jax.models.base import on_stages
 from gam_jax.optimizer import OptimizerConfig
+from gam_jax.params import Param, param_specs, shardings, stored_specs
+from gam_jax.planning.live import tiles
 from gam_jax.planning.traces import Class, Levels, Run, Traced, abstract_layout, class_of, trace
 from gam_jax.traffic import has_formula, state_bytes, step_traffic
 from gam_jax.traffic.memory import StateBytes, step_bytes
@@ -152,6 +159,8 @@ def work_of(
     scale = traced.scale(rows, candidate.sizes)
     gradients = gradient_bytes(state, run.optimizer)
     held = state.total + traced.held(scale, run.chip)
+    if run.backend == "tpu":
+        held += tile_bytes(state, model, layout)
     if through > 1:  # what earlier parts have found, beside what this one finds
         held += step_bytes(model, layout).gradients
     work = Work(
@@ -217,6 +226,27 @@ def _of_a_stage(work: Work, run: Run, candidate: Candidate, rows: float, stacked
 def state_of(run: Run, candidate: Candidate) -> StateBytes:
     """Bytes of parameters and optimizer's state on each device."""
     return state_bytes(run.model, run.optimizer, candidate.layout, bilevel=run.bilevel)
+
+
+def tile_bytes(state: StateBytes, model: Model, layout: Layout) -> float:
+    """What the state takes on a TPU besides its numbers, where these do not fill tiles."""
+    kept, used = _unfilled(model, layout)
+    return kept * state.parameters + used * (state.moments - state.host + state.master)
+
+
+@functools.lru_cache(maxsize=256)
+def _unfilled(model: Model, layout: Layout) -> tuple[float, float]:
+    """By what part parameters, as they lie and as their averages do, are larger in tiles."""
+    own, layout = on_stages(model, layout)
+    table: Any = own.stored_table()
+    params = jax.tree.leaves(table, is_leaf=lambda x: isinstance(x, Param))
+
+    def part(specs: Any) -> float:
+        placed = jax.tree.leaves(shardings(specs, layout))
+        shapes = [at.shard_shape(one.shape) for at, one in zip(placed, params, strict=True)]
+        return sum(math.prod(each) * tiles(each) for each in shapes) / sum(map(math.prod, shapes))
+
+    return part(param_specs(table, layout)) - 1, part(stored_specs(table, layout)) - 1
 
 
 def gradient_bytes(state: StateBytes, optimizer: OptimizerConfig) -> int:

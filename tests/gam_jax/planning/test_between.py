@@ -50,6 +50,14 @@ def test_only_the_outermost_axis_crosses():
     assert found.data == 0
 
 
+def test_groups_that_do_not_divide_a_cluster_cross_it():
+    six = clusters("h100:1x6+a100_80:1x6")
+    one = candidate(data=3, tensor=4)  # devices 4 to 7 are one group
+    assert between(RUN, one, work(one), six).crossing == ("data", "tensor")
+    one = candidate(data=4, tensor=3)
+    assert between(RUN, one, work(one), six).crossing == ("data",)
+
+
 def test_gradients_cross_once_and_activations_twice():
     one, size = candidate(data=16), 1 << 20
     found = between(RUN, one, work(one, Message("all_reduce", ("data",), 16, size)), TWO)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gam_jax.planning.cluster import Level, cluster, strides
+from gam_jax.planning.cluster import Level, cluster, clusters, strides
 from sharding.errors import UserError
 from tests.gam_jax.planning.made import made
 
@@ -84,3 +84,43 @@ def test_what_there_is_not_is_refused_in_one_line(text, says):
     with pytest.raises(UserError, match=says) as caught:
         cluster(text)
     assert "\n" not in str(caught.value)
+
+
+def test_an_axis_whose_neighbours_stand_in_two_nodes_is_joined_by_the_network_alone():
+    found = cluster("h100:3x8")  # tensor=3 inside data=8: devices 6 and 9 are neighbours
+    assert [members for members, _, _ in found.crossed(1, 3)] == [3]  # 6, 7 and 8
+    assert [members for members, _, _ in found.crossed(3, 8)] == [8]
+    assert [bandwidth for _, bandwidth, _ in found.crossed(3, 8)] == [found.levels[-1].bandwidth]
+    assert [members for members, _, _ in found.crossed(4, 6)] == [2, 3]
+
+
+TWO = """
+[{name}]
+about = "{name}"
+flops.bfloat16 = {{ value = {flops}, unit = "FLOP/s", kind = "measured", source = "here" }}
+memory.device.capacity = {{ value = {capacity}, unit = "B", kind = "measured", source = "here" }}
+memory.device.bandwidth = {{ value = 1e11, unit = "B/s", kind = "measured", source = "here" }}
+links.network.bandwidth = {{ value = 1e9, unit = "B/s", kind = "measured", source = "here" }}
+links.network.latency = {{ value = {latency}, unit = "s", kind = "measured", source = "here" }}
+"""
+
+
+def test_joined_clusters_have_the_worst_of_what_each_reaches_uses_and_waits(tmp_path, monkeypatch):
+    """A peak of which half is reached is none to be compared, nor memory that nobody can use."""
+    fast = (
+        TWO.format(name="fast", flops=1e14, capacity=16e9, latency=1e-6)
+        + """
+reached.bfloat16 = { value = 0.5, unit = "share", kind = "measured", source = "here" }
+memory.device.usable = { value = 14e9, unit = "B", kind = "measured", source = "here" }
+"""
+    )
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fast.toml").write_text(fast)
+    (tmp_path / "slow.toml").write_text(
+        TWO.format(name="slow", flops=8e13, capacity=32e9, latency=1e-5)
+    )
+    for text in ("fast.toml:2x1+slow.toml:2x1", "slow.toml:2x1+fast.toml:2x1"):
+        found = clusters(text)
+        assert found.profile.flops("bfloat16") == 5e13
+        assert found.profile.memory.capacity == 14e9
+        assert [level.latency for level in found.levels] == [1e-5, 1e-5]

@@ -29,6 +29,29 @@ def test_what_is_computed_element_by_element_is_written_once_in_the_end():
     assert found.peak == ARRAY
 
 
+def test_products_are_added_to_one_array_one_by_one():
+    """The gradient by what three products read: the sum, and what one of them reads."""
+
+    def added(x, w):
+        total = x @ w
+        for factor in (2.0, 3.0):
+            total = total + (factor * x) @ w
+        return jnp.sin(total) @ w
+
+    found = of(added, X, W)
+    assert found.peak == 2 * ARRAY
+    assert found.flops.sum() == 4 * 2 * ROWS * WIDTH**2
+    twice = of(lambda x, w: (a := x @ w) @ w + (a + jnp.sin(a) @ w), X, W)
+    assert twice.peak == 4 * ARRAY  # a is read again: it, its sine, and the product of each
+
+
+def test_what_is_computed_element_by_element_lies_where_that_lay():
+    found = of(lambda x, w: jnp.tanh(x @ w) @ w, X, W)
+    assert found.peak == 2 * ARRAY  # the tanh in place of its product, and the second product
+    found = of(lambda x, w: (jnp.tanh(a := x @ w).T @ jnp.sin(a.T).T) @ w, X, W)
+    assert found.alive.sum(axis=1).max() == 3  # a stays beside its tanh for the transposed sine
+
+
 def test_what_is_summed_is_not_written():
     assert of(lambda x: jnp.sum(x * x), X).sizes.tolist() == [4]
 

@@ -14,7 +14,7 @@ from experiments.planned import run_of
 from gam_jax.bilevel import Bilevel
 from gam_jax.data import Digits
 from gam_jax.data.text import Text
-from gam_jax.layers import GAM, MLP, Attention, Block, Mixed
+from gam_jax.layers import GAM, MLP, Attention, Block, Chunked, Mixed
 from gam_jax.models import ImageClassifier
 from gam_jax.models.language import LanguageModel
 from gam_jax.params import abstract_params
@@ -31,7 +31,7 @@ from gam_jax.planning.search import (
     plan,
 )
 from gam_jax.planning.traces import abstract_layout, trace
-from gam_jax.planning.work import Candidate, own_trace, state_of, work_of
+from gam_jax.planning.work import Candidate, own_trace, state_of, tile_bytes, work_of
 from gam_jax.traffic import state_bytes, step_traffic
 from gam_jax.training.experiment import Experiment, TrainConfig
 from gam_jax.training.step import make_gradients
@@ -302,3 +302,32 @@ def test_a_classifier_of_images_is_priced_and_computes_no_blocks_again():
     assert [each.candidate for each in found.priced] == [one]
     assert found.reasons == {REFUSED: 1}
     assert "ImageClassifier computes no blocks again" in found.refused[0].why
+
+
+def test_state_takes_whole_tiles_on_a_tpu():
+    """Heads of 64 numbers, their width split to 64, lie in rows of 128: twice as large."""
+    block = Block(Attention(heads=8, context=256))
+    model = LanguageModel(block, width=512, depth=4, vocab=1024)
+    run = run_of(Experiment(model, Text(window=256), TrainConfig(batch=8)))
+    mesh = tuple((name, 8 if name == "data" else 1) for name in AXIS_NAMES)
+    for preset, copies in (("fully_sharded", 3), ("zero1", 2), ("data", 0)):
+        one = Candidate(mesh, preset, 1, False)  # copies: parameters and averages in shards
+        heads = 4 * 4 * 512 * 512 / 8 * 4
+        more = tile_bytes(state_of(run, one), model, one.layout)
+        assert copies * heads <= more <= copies * heads * 1.01 + 2**17
+
+
+def test_a_traced_program_has_rows_that_are_no_factor_of_its_tokens():
+    """Else what grows with the tokens alone would be taken to grow with the rows."""
+    chunked = Block(Chunked(GAM(slots=16), size=13))
+    model = LanguageModel(chunked, width=32, depth=2, vocab=64)
+    run = run_of(Experiment(model, Text(window=11 * 26), TrainConfig(batch=48)))
+    mesh = tuple((name, 2 if name == "data" else 1) for name in AXIS_NAMES)
+    one = Candidate(mesh, "data", 1, False)
+    traced = trace(run, one.kind, {"data": (2,)})
+    assert traced.rows == 17
+    flops = sum(float(terms.at(traced.scale(24, one.sizes))) for terms in traced.flops.values())
+    own = own_trace(run, one)
+    scale = own.scale(24, one.sizes)
+    expected = sum(float(terms.at(scale)) for terms in own.flops.values())
+    assert flops == pytest.approx(expected, rel=0.05)  # blocks of the loss are not all full
