@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import grain  # noqa: F401, it defines flags of its own, which stay
 import pytest
 from absl import flags
 from hypothesis import strategies as st
