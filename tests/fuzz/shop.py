@@ -90,6 +90,6 @@ def opened(folder: pathlib.Path, trained: Run) -> Shop:
 def _as_trained_on_it(run: pathlib.Path, data: dict[str, Any]) -> None:
     """Makes the run's checkpoints those of a run on this folder's text."""
     fingerprints = from_dict(Data, data).open(None).fingerprints
-    for folder in (run / "checkpoints").iterdir():
+    for folder in (run / "checkpoints").glob("*/"):
         saved = manifest.read(folder)
         manifest.write(folder, dataclasses.replace(saved, extra={**saved.extra, **fingerprints}))
