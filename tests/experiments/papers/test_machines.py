@@ -14,13 +14,26 @@ from experiments.study.declare import SHORT
 
 PAGE = "machines.md"
 MACHINES = [study for study in STUDIES.values() if study.page == PAGE]
+SERVED = ("samba-coe", "served")
+"""An arm that trains three runs and serves them; its short form is serve/test_loaded.py."""
 
 
 @pytest.mark.parametrize("study", MACHINES, ids=lambda study: study.name)
 def test_every_claim_on_what_is_exact_holds(study):
     """Measures that are timed, and claims on drawn numbers, are judged and never tested."""
+    judge(study, [name for name in study.arms if (study.name, name) != SERVED])
+
+
+@pytest.mark.slow
+def test_a_server_with_room_for_fewer_hits_as_the_simulator_says():
+    study, arm = SERVED
+    judge(STUDIES[study], [arm])
+
+
+def judge(study, arms):
     found: dict[str, dict[str, Values]] = {}
-    for name, arm in study.arms.items():
+    for name in arms:
+        arm = study.arms[name]
         if arm.exact and arm.numbers is not None:
             for measure, value in arm.numbers(Setting(SHORT), 0).items():
                 assert measure in study.measures

@@ -132,7 +132,7 @@ def test_a_model_that_looks_ahead_writes_the_same(mixer):
 SLOW = pytest.mark.slow
 DRAFTED = {
     "gam on a mesh": ("gam", (2, 1, 2)),  # rows over two, channels over two
-    "attention": ("attention", None),
+    "attention": pytest.param("attention", None, marks=SLOW),
     "gam": pytest.param("gam", None, marks=SLOW),
     "attention on a mesh": pytest.param("attention", (2, 1, 2), marks=SLOW),
 }
