@@ -14,11 +14,13 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from gam_jax.decoder import PREFILL_CHUNK, Decoder, check_ready, made_ready
+from gam_jax.decoder import ready as ready
 from gam_jax.ids import check_ids
 from gam_jax.models.carry import ModelCarry
 from gam_jax.models.language import LanguageModel
-from gam_jax.models.trunk import Trunk, is_ready
-from gam_jax.params import Params, rows_where, rule_specs, shardings
+from gam_jax.models.trunk import is_ready
+from gam_jax.params import Params, rows_where
 from gam_jax.prompts import PromptLike, check_room, prompts_of
 from gam_jax.sampling import Past, Sampling, Settings, choose, drawable, row_keys, seen_in
 from sharding import collectives
@@ -28,104 +30,12 @@ from sharding.errors import UserError
 from sharding.layout import Layout
 from sharding.mesh import make_mesh
 
-PREFILL_CHUNK = 256
 READ_CHUNKS = (PREFILL_CHUNK, 16, 1)
 """Tokens of a prompt that are read at once: each number is a program to compile."""
 WRITE_CHUNK = 8
 """Tokens that are written by one call of the one program; what is too many is cut off."""
 ENDED = -1
 """Stands in the place of tokens that a row no longer writes: no id."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Decoder:
-    """A model that streams on a mesh.
-
-    Rows are split over `data` and `expert` if they divide them; else those compute them alike, as
-    those of `seq` do single tokens. Whole chunks of a prompt are split over `seq`. Logits and new
-    tokens are whole on every device, so that the draw is that of one device.
-
-    Attributes:
-      model: the model.
-      layout: the mesh and its rules, see `Layout.whole`.
-    """
-
-    model: LanguageModel
-    layout: Layout
-
-    @property
-    def apart(self) -> bool:
-        """Whether each block's carry and parameters lie by themselves while it writes."""
-        return self.layout.stages == 1
-
-    @property
-    def chunk(self) -> int:
-        """Tokens of a prompt that are read at once."""
-        return PREFILL_CHUNK * self.layout.mesh.shape["seq"]
-
-    def axes(self, batch: int, tokens: int) -> Axes:
-        """The mesh axes of a program over [batch, tokens]."""
-        axes, rows = self.layout.axes, self.layout.rows_over(batch)
-        return dataclasses.replace(axes, **rows, seq=axes.seq if tokens == self.chunk else None)
-
-    def next_logits(
-        self, params: Params, tokens: Array, carry: ModelCarry, axes: Axes
-    ) -> tuple[Array, ModelCarry]:
-        """The program of one device: whole logits [B, V] after its tokens, and the carry."""
-        logits, carry = self.model.last_logits(params, tokens, carry, axes)
-        return collectives.all_gather(logits, axes.rows, dim=0), carry
-
-    def carry_specs(self, batch: int, axes: Axes) -> ModelCarry:
-        """How a carry lies."""
-        return self.model.carry_specs(batch, self.layout, axes.rows)
-
-    def placed(self, carry: ModelCarry, logits: Array) -> tuple[ModelCarry, Array]:
-        """Both as `_read` gives them back, else that would be compiled twice."""
-        batch = logits.shape[0]
-        specs = self.carry_specs(batch, self.axes(batch, 1)), PartitionSpec()
-        return jax.device_put((carry, logits), shardings(specs, self.layout))
-
-    def writing_specs(self, batch: int, axes: Axes) -> ModelCarry:
-        """How what `_to_write` returns lies."""
-        specs, trunk = self.carry_specs(batch, axes), self.model.trunk
-        if not self.apart:
-            return specs
-        layers = trunk.apart(specs.layers, lambda spec, _: PartitionSpec(*spec[1:]))
-        return dataclasses.replace(specs, layers=layers)
-
-    @property
-    def param_specs(self) -> Params:
-        """How parameters lie."""
-        return rule_specs(self.model.table(), self.layout)
-
-    @property
-    def ready_specs(self) -> Params:
-        """How what `_ready` returns lies."""
-        if not self.apart:
-            return self.param_specs
-        return _trunk(self.model).ready_specs(self.param_specs, self.layout)
-
-    def on_mesh(
-        self,
-        program: Any,
-        carry: ModelCarry,
-        axes: Axes,
-        tokens: PartitionSpec,
-        params: Params | None = None,
-    ) -> Any:
-        """`program(params, carry, tokens or logits, *rest)` -> (carry, *whole) over the mesh."""
-        params = self.param_specs if params is None else params
-
-        def call(*args: Any) -> Any:
-            whole = (PartitionSpec(),) * (len(args) - 3)
-            return jax.shard_map(
-                lambda *own: program(*own, axes=axes),
-                mesh=self.layout.mesh,
-                in_specs=(params, carry, tokens, *whole),
-                out_specs=(carry, PartitionSpec()),
-            )(*args)
-
-        return call
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -159,34 +69,6 @@ def _read(
     whole = () if takes is None else (takes, logits)
     carry, found = program(params, carry, tokens, *whole)
     return found, carry
-
-
-def ready(model: LanguageModel, params: Params, layout: Layout | None = None) -> Params:
-    """Parameters as texts are read and written fastest: each block's by themselves, and cast.
-
-    Others are read out of the stacked ones, block by block, and made such for writing, at each
-    call. The programs that read are then written out layer by layer too, so that they take longer
-    to compile the more layers there are. They are a copy: let the others go if memory is scarce.
-
-    Args:
-      model: the model.
-      params: its parameters, on the layout's mesh.
-      layout: the mesh; None for one device.
-    """
-    return _ready(Decoder(model, (layout or Layout(make_mesh())).whole), params)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _ready(decoder: Decoder, params: Params) -> Params:
-    """Parameters of blocks as `_write` reads them at each token, see `Trunk.ready`."""
-    model = decoder.model
-    if is_ready(params) or not decoder.apart:
-        return params
-    return _trunk(model).ready(params, model.dtype, decoder.layout)
-
-
-def _trunk(model: LanguageModel) -> Trunk:
-    return Trunk(model.stack, model.norm)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -264,11 +146,13 @@ def prefill(
       The logits after each row's last token and the carry.
 
     Raises:
-      ValueError: no token, an id outside the vocabulary, or more than the model's `limit`.
+      ValueError: no token, an id outside the vocabulary, more than the model's `limit`, or
+        parameters that are ready for another model or mesh.
     """
     prompts = prompts_of(model, tokens)
     rows = len(prompts.lengths)
     decoder = Decoder(model, (layout or Layout(make_mesh())).whole)
+    check_ready(decoder, params)
     after = model.carry(rows) if carry is None else carry
     check_room(model, prompts.lengths, np.asarray(after.position))
     sizes = dict.fromkeys((decoder.chunk, *READ_CHUNKS))
@@ -387,10 +271,11 @@ def _pieces(
     layout: Layout | None,
 ) -> Iterator[np.ndarray]:
     decoder = Decoder(model, (layout or Layout(make_mesh())).whole)
+    check_ready(decoder, params)
     begun, keys = np.asarray(carry.position), row_keys(key, logits.shape[0])
     # It lies as `_write` gives it back, else that would be compiled twice.
     past = jax.device_put(Past.of(seen), NamedSharding(decoder.layout.mesh, PartitionSpec()))
-    carry, params = _to_write(decoder, carry), _ready(decoder, params)
+    carry, params = _to_write(decoder, carry), made_ready(decoder, params)
     ended = np.zeros(len(ends), bool)
     for start in range(0, tokens, WRITE_CHUNK):
         new, sound, logits, carry, past = _write(

@@ -175,7 +175,7 @@ def make_optimizer(
         return of_part(make_optimizer(config, steps, own), part)
     if not config.only:
         return _of_all(config, steps, table)
-    part = functools.partial(_part, patterns=tuple(filter(None, config.only.split(","))))
+    part = functools.partial(_part, only=config.only)
     own = part(table)
     if not own:
         raise UserError(
@@ -217,7 +217,12 @@ def of_part(
     return made
 
 
-def _part(tree: Any, patterns: tuple[str, ...], name: str = "") -> Any:
+def selects(only: str, path: str) -> bool:
+    """Whether patterns as `OptimizerConfig.only` has them match the path of a parameter."""
+    return any(fnmatch.fnmatchcase(path, pattern) for pattern in only.split(",") if pattern)
+
+
+def _part(tree: Any, only: str, name: str = "") -> Any:
     """A tree of dicts with the leaves that a pattern matches; what is no dict stays."""
     if not isinstance(tree, Mapping):
         return tree
@@ -225,9 +230,9 @@ def _part(tree: Any, patterns: tuple[str, ...], name: str = "") -> Any:
     for key, branch in tree.items():
         path = f"{name}/{key}" if name else key
         if isinstance(branch, Mapping):
-            if inside := _part(branch, patterns, path):
+            if inside := _part(branch, only, path):
                 found[key] = inside
-        elif any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns):
+        elif selects(only, path):
             found[key] = branch
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import jax
 from jaxtyping import Array, Bool, Float
@@ -68,22 +68,6 @@ def statistics(carry: Carry) -> dict[str, Statistics]:
         carry, is_leaf=lambda node: isinstance(node, Statistics)
     )
     return {path_name(path): leaf for path, leaf in leaves if isinstance(leaf, Statistics)}
-
-
-class Cut(NamedTuple):
-    """How parts of stacked arrays are taken, see `Layer.apart`.
-
-    Attributes:
-      take: (a leaf with an axis to be taken apart, which is its first; a number) -> that part.
-      experts: whether experts are to lie by themselves too.
-    """
-
-    take: Callable[[Any, int], Any]
-    experts: bool = False
-
-    def __call__(self, leaf: Any, number: int) -> Any:
-        """The part."""
-        return self.take(leaf, number)
 
 
 class Layer:
@@ -229,10 +213,21 @@ class Layer:
 
         Args:
           carry: a carry, or what has its names: its table, or parameters.
-          part: (a leaf with the axis of stacked blocks, number of a block) -> the block's own; a
-            `Cut` says more.
+          part: (a leaf with the axis of stacked blocks, number of a block) -> the block's own.
         """
         return carry
+
+    def experts_apart(self, params: Params, take: Callable[[Any, int], Any]) -> Params:
+        """Parameters in which the matrices of each of a few experts lie by themselves.
+
+        So a program copies none of them where it takes one, see `ops.grouped`. They have no
+        derivative.
+
+        Args:
+          params: parameters, or what has their names, such as specs.
+          take: (a leaf, its first axis that of experts; number of an expert) -> the expert's own.
+        """
+        return params
 
     def __call__(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -137,6 +138,12 @@ class Block(HalfBlocks):
             return ()
         return tuple(f"{name}/{inner}" for name in own for inner in own[name])
 
+    def experts_apart(self, params: Params, take: Callable[[Any, int], Any]) -> Params:
+        """Those of mixer and feed-forward."""
+        named = {"mixer": self.mixer, "ffn": self.ffn}
+        own = {name: layer.experts_apart(params[name], take) for name, layer in named.items()}
+        return {**params, **own}
+
     def carry_table(self, batch: int) -> Any:
         """Those of mixer and feed-forward."""
         return {"mixer": self.mixer.carry_table(batch), "ffn": self.ffn.carry_table(batch)}
@@ -212,6 +219,10 @@ class Residual(HalfBlocks):
     def silent(self) -> tuple[str, ...]:
         """Those of the inner layer."""
         return tuple(f"inner/{name}" for name in self.inner.silent())
+
+    def experts_apart(self, params: Params, take: Callable[[Any, int], Any]) -> Params:
+        """The inner layer's."""
+        return {**params, "inner": self.inner.experts_apart(params["inner"], take)}
 
     def carry_table(self, batch: int) -> Any:
         """The inner layer's."""

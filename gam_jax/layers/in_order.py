@@ -63,6 +63,10 @@ class InOrder(Layer):
         """Of each layer."""
         return {name: layer.apart(carry[name], part) for name, layer in self.named.items()}
 
+    def experts_apart(self, params: Params, take: Callable[[Any, int], Any]) -> Params:
+        """Of each layer."""
+        return {name: layer.experts_apart(params[name], take) for name, layer in self.named.items()}
+
     def __call__(
         self,
         params: Params,

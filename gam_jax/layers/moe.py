@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from gam_jax.layers.base import WHOLE, Cut, Layer, Statistics, inherit, known
+from gam_jax.layers.base import WHOLE, Layer, Statistics, inherit, known
 from gam_jax.layers.mlp import MLP
 from gam_jax.ops import dispatch, grouped, routing
 from gam_jax.ops.counted import counted
@@ -280,16 +280,15 @@ class MoE(Layer):
             table["filled"] = routing.Filled(*integers)
         return table
 
-    def apart(self, carry: Any, part: Callable[[Any, int], Any]) -> Any:
-        """Matrices of a few experts lie by themselves if `part` wants it, see `ops.grouped`."""
-        wanted = isinstance(part, Cut) and part.experts and self.experts <= grouped.FEW
-        if not wanted or "experts" not in carry:
-            return carry
+    def experts_apart(self, params: Params, take: Callable[[Any, int], Any]) -> Params:
+        """Those of its own, if they are few."""
+        if self.experts > grouped.FEW:
+            return params
         experts = {
-            name: tuple(part(x, i) for i in range(self.experts)) if name.startswith("w_") else x
-            for name, x in carry["experts"].items()
+            name: tuple(take(x, i) for i in range(self.experts)) if name.startswith("w_") else x
+            for name, x in params["experts"].items()
         }
-        return {**carry, "experts": experts}
+        return {**params, "experts": experts}
 
     def __call__(
         self,

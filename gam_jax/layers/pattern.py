@@ -142,6 +142,10 @@ class Pattern(Layer):
         """That of each layer by itself."""
         return self.runs.apart(carry, part)
 
+    def experts_apart(self, params: Params, take: Any) -> Params:
+        """As the layers do."""
+        return self.runs.experts_apart(params, take)
+
     def __call__(
         self,
         params: Params,

@@ -189,6 +189,12 @@ class Stack(Layer):
 
         return Apart(tuple(self.block.apart(own(i), part) for i in range(self.depth)))
 
+    def experts_apart(self, params: Any, take: Callable[[Any, int], Any]) -> Any:
+        """Of each block, where these are `Apart`; stacked ones stay."""
+        if not isinstance(params, Apart):
+            return params
+        return Apart(tuple(self.block.experts_apart(own, take) for own in params.blocks))
+
 
 # Compiled once for a stack, so that a call outside jax.jit does not compile its scan anew.
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))

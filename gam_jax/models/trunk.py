@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from gam_jax import params as tables
 from gam_jax.layers import ladder
-from gam_jax.layers.base import WHOLE, Carry, Cut, Layer
+from gam_jax.layers.base import WHOLE, Carry, Layer
 from gam_jax.layers.ladder import Stream
 from gam_jax.layers.stack import Stack
 from gam_jax.params import Params, Table
@@ -64,8 +64,9 @@ class Trunk(Layer):
         self, params: Params, take: Callable[[Any, int], Any], layout: Layout
     ) -> Params:
         """On a processor experts lie by themselves too: there what is cut out is copied."""
-        experts = layout.axes.backend == "cpu" and layout.axes.of("expert") is None
-        blocks = self.stack.apart(params["blocks"], Cut(take, experts))
+        blocks = self.stack.apart(params["blocks"], take)
+        if layout.axes.backend == "cpu" and layout.axes.of("expert") is None:
+            blocks = self.stack.experts_apart(blocks, take)
         return {**params, "blocks": Ready(blocks)}
 
     def __call__(

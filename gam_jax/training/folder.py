@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import importlib.metadata
 import json
 import os
@@ -18,6 +17,7 @@ from gam_jax.config import from_dict, to_dict
 from gam_jax.data import DATA, Data, Dataset
 from gam_jax.master import like_params
 from gam_jax.models.base import as_read
+from gam_jax.optimizer import selects
 from gam_jax.params import Param, Params, stack
 from gam_jax.training.experiment import (
     Changes,
@@ -296,14 +296,8 @@ def logical_axes(experiment: Experiment) -> dict[str, tuple[str | None, ...]]:
 
 def frozen_names(experiment: Experiment) -> tuple[str, ...]:
     """The parameters that `optimizer.only` leaves as they are, by their names in a state."""
-    patterns = [name for name in experiment.optimizer.only.split(",") if name]
-    if not patterns:
-        return ()
-    return tuple(
-        f"params/{name}"
-        for name in names.flat(experiment.model.table())
-        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-    )
+    only, table = experiment.optimizer.only, names.flat(experiment.model.table())
+    return tuple(f"params/{name}" for name in table if only and not selects(only, name))
 
 
 def compiler() -> dict[str, str]:

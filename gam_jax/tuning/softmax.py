@@ -13,7 +13,7 @@ from gam_jax.models import LanguageModel
 from gam_jax.ops.attention import attend_tokens
 from gam_jax.ops.cached_attention import causal_rule
 from gam_jax.ops.cross_entropy import Head, block_size, capped, loss_sum
-from gam_jax.ops.fused_attention import attention, implementation
+from gam_jax.ops.fused_attention import attention, for_backend, implementation
 from gam_jax.ops.splash import suits_block
 from gam_jax.ops.tiles import Rule
 from gam_jax.tuning.ops import Arrays, Op, Part, Settings, Shape, Tunable, shorter
@@ -113,7 +113,8 @@ def of_latent(layer: LatentAttention, part: Part) -> Shape | None:
 
 
 def _in_our_blocks(shape: Shape, settings: Settings, backend: str | None) -> Callable[..., Any]:
-    rule = _rule(shape).in_blocks(settings["block_size"])
+    asked = _rule(shape).in_blocks(settings["block_size"])
+    rule = for_backend(asked, backend, shape["tokens"])  # as the layer does
     return lambda q, k, v: attend_tokens(rule, q, k, v)[0].astype(q.dtype)
 
 

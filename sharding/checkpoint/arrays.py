@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 import tensorstore as ts
 
+from sharding import processes
 from sharding.checkpoint import names
-from sharding.checkpoint.digest import digest
+from sharding.checkpoint.digest import add, digest, shown
 from sharding.shards import Range, from_host, own_ranges, range_of
 
 FOLDER = "arrays"
@@ -278,3 +279,10 @@ def count_bytes(leaves: Mapping[str, Any]) -> int:
     """Bytes of whole arrays as they are stored, before compression."""
     facts = map(names.fact, leaves.values())
     return sum(math.prod(fact.shape) * np.dtype(fact.dtype).itemsize for fact in facts)
+
+
+def totals(digests: Mapping[str, int]) -> dict[str, str]:
+    """The digests of whole arrays from what each process has of them."""
+    own = np.array([add([value]) for value in digests.values()], np.uint64)
+    parts = processes.gather(own.view(np.uint32)).view(np.uint64)  # JAX would cut 64 bits short
+    return {name: shown(add(parts[:, i].tolist())) for i, name in enumerate(digests)}

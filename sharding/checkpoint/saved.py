@@ -126,7 +126,7 @@ class Saved:
             if not path.is_dir():
                 continue
             try:
-                found = self._other(path).arrays.get(name)
+                found = self.other(path).arrays.get(name)
             except Unreadable as error:
                 reason = f"is damaged ({error})"
                 continue
@@ -168,7 +168,8 @@ class Saved:
             return False
         return True
 
-    def _other(self, path: pathlib.Path) -> Manifest:
+    def other(self, path: pathlib.Path) -> Manifest:
+        """What another checkpoint says of itself; Unreadable if it cannot."""
         if path not in self._others:
             self._others[path] = read(path)
         return self._others[path]

@@ -7,7 +7,6 @@ renamed to `<step>.deleting` first, so that half a checkpoint is never seen.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import pathlib
 import shutil
@@ -17,16 +16,14 @@ from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
 
 from sharding import processes
-from sharding.checkpoint import names
-from sharding.checkpoint.arrays import Writer, count_bytes, own_digests
+from sharding.checkpoint import elsewhere, names
+from sharding.checkpoint.arrays import Writer, count_bytes, own_digests, totals
 from sharding.checkpoint.commit import complete
-from sharding.checkpoint.digest import add, shown
 from sharding.checkpoint.failures import CannotSave, Damaged, NotFinite, first_line
 from sharding.checkpoint.keep import EACH, SOURCE, CheckpointConfig
-from sharding.checkpoint.manifest import Manifest, Place, Stored, Unreadable, check_files
+from sharding.checkpoint.manifest import Manifest, Stored, Unreadable, check_files
 from sharding.checkpoint.saved import NAMED, OTHER_VALUES, Saved
 from sharding.errors import UserError
 from sharding.whole_file import free_name
@@ -123,7 +120,9 @@ class Checkpoints(Saved):
         digests, strange = own_digests(leaves)
         if strange := processes.first_said(strange):
             raise NotFinite(step, strange)
-        named = self._named(step, arrays, digests, frozen)
+        known = self._known(step) if frozen else {}
+        known = {name: known[name] for name in frozen if name in known}
+        named = elsewhere.unchanged(self.folder, known, arrays, digests)
         arrays |= named
         leaves = {name: leaf for name, leaf in leaves.items() if name not in named}
         self._check_room(leaves)
@@ -259,9 +258,9 @@ class Checkpoints(Saved):
         stored = self.manifest(step).arrays
         wanted = names.flat(abstract)
         self._compare(step, stored, wanted, partial)
-        self._check_others(step, {name: stored[name] for name in wanted})
+        elsewhere.check(self, step, {name: stored[name] for name in wanted}, self._whole)
         arrays, digests = self._read(step, {name: _placed(leaf) for name, leaf in wanted.items()})
-        for name, value in _totals(digests).items():
+        for name, value in totals(digests).items():
             if value != stored[name].digest:
                 if place := stored[name].place:
                     raise self.not_there(step, name, place, OTHER_VALUES)
@@ -276,77 +275,14 @@ class Checkpoints(Saved):
 
     # How.
 
-    def _named(
-        self,
-        step: int,
-        arrays: Mapping[str, Stored],
-        digests: Mapping[str, int],
-        frozen: Collection[str],
-    ) -> dict[str, Stored]:
-        """Those of the frozen arrays that stand elsewhere as they are here, with their places."""
-        if not frozen or self.config.frozen == EACH:
+    def _known(self, step: int) -> dict[str, Stored]:
+        """Arrays that stand in checkpoints from before a step, as far as they may be named."""
+        if self.config.frozen == EACH:
             return {}
-        known = self._own(step)
-        if self.config.frozen == SOURCE:
-            known |= self.elsewhere
-        known = {
-            name: known[name]
-            for name in frozen
-            if name in known and known[name].fact == arrays[name].fact
-        }
-        same = _totals({name: digests[name] for name in known}) if known else {}
-        found = {}
-        for name, stored in known.items():
-            assert stored.place is not None
-            if same[name] == stored.digest:
-                near = os.path.relpath(stored.place.folder, self.folder)
-                place = dataclasses.replace(stored.place, near=near)
-                found[name] = dataclasses.replace(arrays[name], place=place)
-        return found
-
-    def _own(self, step: int) -> dict[str, Stored]:
-        """Arrays that earlier checkpoints of this folder hold, the oldest first: all that may be
-        named; with `frozen="source"` checkpoint 0 alone."""
-        found: dict[str, Stored] = {}
-        for other in self.steps():
-            if other >= step or (other and self.config.frozen == SOURCE):
-                break
-            try:
-                arrays = self.manifest(other).arrays
-            except Damaged:
-                continue
-            place = Place(str(self.folder), other)
-            for name, stored in arrays.items():
-                if stored.place is None:
-                    found.setdefault(name, dataclasses.replace(stored, place=place))
-        return found
-
-    def _check_others(self, step: int, wanted: Mapping[str, Stored]) -> None:
-        """Reads every byte of the other checkpoints in which arrays stand, the processes a share.
-
-        Raises:
-          UserError: one is gone, or is not as it was.
-        """
-        reason = ""
-        try:
-            names = {
-                self.holder(step, name, stored): name
-                for name, stored in wanted.items()
-                if stored.place
-            }
-            for path, name in names.items():
-                if path in self._whole:
-                    continue
-                try:
-                    check_files(path, self._other(path), processes.rank(), processes.count())
-                except Unreadable as error:
-                    place = Place(str(path.parent), int(path.name))
-                    raise self.not_there(step, name, place, f"is damaged ({error})") from error
-                self._whole.add(path)
-        except UserError as error:
-            reason = str(error)
-        if reason := processes.first_said(reason):
-            raise UserError(reason)
+        steps = [other for other in self.steps() if other < step]
+        if self.config.frozen != SOURCE:
+            return elsewhere.held(self, steps)
+        return elsewhere.held(self, [0] if 0 in steps else []) | dict(self.elsewhere)
 
     def _read(self, step: int, wanted: Mapping[str, Any]) -> Any:
         found, reason = ({}, {}), ""
@@ -456,10 +392,3 @@ def _placed(leaf: Any) -> Any:
     words = names.stored(leaf)
     sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.ShapeDtypeStruct(words.shape, words.dtype, sharding=sharding)
-
-
-def _totals(digests: Mapping[str, int]) -> dict[str, str]:
-    """The digests of whole arrays from what each process has of them."""
-    own = np.array([add([value]) for value in digests.values()], np.uint64)
-    parts = processes.gather(own.view(np.uint32)).view(np.uint64)  # JAX would cut 64 bits short
-    return {name: shown(add(parts[:, i].tolist())) for i, name in enumerate(digests)}

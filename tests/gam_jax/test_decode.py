@@ -8,9 +8,20 @@ import numpy as np
 import pytest
 
 from gam_jax import decode, sampling
-from gam_jax.layers import GAM, Attention, Block, MoE, Shallow
+from gam_jax.layers import (
+    GAM,
+    MLP,
+    Attention,
+    Block,
+    InTurn,
+    MoE,
+    Pattern,
+    Residual,
+    Shallow,
+)
 from gam_jax.models.carry import ModelCarry
 from gam_jax.models.language import LanguageModel
+from sharding.errors import UserError
 from sharding.layout import Layout
 from sharding.mesh import make_mesh
 from tests.arrays import compiled, put, single
@@ -63,6 +74,21 @@ def test_ready_parameters_read_and_write_the_same(model):
         for own in (params, ready)
     ]
     chex.assert_trees_all_equal(*texts)
+
+
+def test_parameters_ready_for_another_model_or_mesh_are_refused():
+    ready = decode.ready(EXPERTS, random_like(EXPERTS.table()))
+    deeper = dataclasses.replace(EXPERTS, depth=3)
+    split = Layout(make_mesh(expert=2))
+    logits, carry = decode.prefill(EXPERTS, ready, PROMPT)
+    calls = [
+        lambda: decode.prefill(deeper, ready, PROMPT),
+        lambda: decode.prefill(EXPERTS, ready, PROMPT, layout=split),
+        lambda: list(decode.write(deeper, ready, logits, carry, 1, jax.random.key(0))),
+    ]
+    for call in calls:
+        with pytest.raises(UserError, match="made ready for another model, or another mesh"):
+            call()
 
 
 def test_three_programs_read_prompts_of_all_lengths_and_one_writes_any_number_of_tokens():
@@ -228,10 +254,25 @@ def test_parameters_are_read_where_they_lie():
     assert memory_of_writing(model).temp_size_in_bytes < held / 4
 
 
+@pytest.mark.parametrize("of", ["block", "turns", "pattern"])
+def test_experts_are_read_where_they_lie(of):
+    """A program that takes one of stacked matrices copies it."""
+    block = Block(
+        GAM(slots=8), MoE(experts=4, ffn=MLP(hidden=2048, activation="swiglu", bias=False))
+    )
+    held = {
+        "block": block,
+        "turns": InTurn((block, Residual(GAM(slots=8)))),
+        "pattern": Pattern((block, Residual(GAM(slots=8))), (0, 1)),
+    }
+    model = LanguageModel(held[of], width=64, depth=1, vocab=32)
+    assert memory_of_writing(model).temp_size_in_bytes < 64 * 2048 * 4
+
+
 def memory_of_writing(model):
     decoder = decode.Decoder(model, Layout(make_mesh()).whole)
     state = (
-        decode._ready(decoder, random_like(model.table())),
+        decode.made_ready(decoder, random_like(model.table())),
         put(np.zeros((2, 32), np.float32)),
         decode._to_write(decoder, model.carry(2)),
     )
