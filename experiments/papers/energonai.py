@@ -26,7 +26,7 @@ from gam_jax.data.tokenizer import ByteTokenizer
 from gam_jax.layers import MLP, Attention, Block
 from gam_jax.models.language import LanguageModel
 from gam_jax.serve.device import Device
-from gam_jax.serve.executor import Draws, Executor, Sizes, Work
+from gam_jax.serve.executor import Blocks, Draws, Executor, Sizes, Work
 from gam_jax.serve.programs import SCORES
 from gam_jax.serve.request import Request
 from gam_jax.serve.seating import Settings
@@ -93,10 +93,10 @@ class Counted:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._device, name)
 
-    def read(self, row: int, tokens: np.ndarray, *rest: Any) -> Any:
+    def read(self, blocks: Blocks) -> Any:
         """Counts."""
-        self.calls["read", len(tokens)] += 1
-        return self._device.read(row, tokens, *rest)
+        self.calls["read", blocks.tokens.shape[1]] += 1
+        return self._device.read(blocks)
 
     def step(self, work: Work) -> Any:
         """Counts."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from gam_jax.continuations import Continuation
 from gam_jax.planning.requests import Asked
-from gam_jax.serve.executor import MOST_TOP, Drawn, Draws, Sizes, Work
+from gam_jax.serve.executor import MOST_TOP, Blocks, Drawn, Draws, Sizes, Work
 from gam_jax.serve.request import Counts, End, Request, Token
 from gam_jax.serve.seating import Settings
 from gam_jax.serve.service import Service
@@ -134,10 +134,11 @@ class Priced:
         """See `Executor`."""
         self._call("copy a page")
 
-    def read(self, row: int, tokens: Any, pages: Any, follows: Any = None) -> Later:
+    def read(self, blocks: Blocks) -> Later:
         """See `Executor`."""
-        self._read[row] += len(tokens)
-        done = self._call(f"read {len(tokens)}", int(self._read[row]))
+        width = blocks.tokens.shape[1]
+        self._read[blocks.rows] += width
+        done = self._call(f"read {width}", int(self._read[blocks.rows].max()))
         return Later(self._clock, done, None)
 
     def step(self, work: Work) -> Later:

@@ -21,9 +21,9 @@ from gam_jax.models.semi import SemiDrafter
 from gam_jax.models.suits import positions_in
 from gam_jax.params import Params, shardings
 from gam_jax.sampling import Past, Sampling
-from gam_jax.serve.executor import MOST_BIASED, Drawn, Draws, Saved, Scores, Work
+from gam_jax.serve.executor import MOST_BIASED, Blocks, Drawn, Draws, Saved, Scores, Work
 from gam_jax.serve.listed import PAGE, WIDTHS, empty_state, listed, rows_of
-from gam_jax.serve.programs import WHOLE, Programs, Seats, marks, packed
+from gam_jax.serve.programs import WHOLE, Programs, Seats, marks, packed, packed_blocks
 from gam_jax.serve.saved import from_bytes, to_bytes
 from sharding.bounds import Count, check_number
 from sharding.errors import UserError
@@ -56,13 +56,16 @@ class DrawnLater:
 
 @dataclasses.dataclass(frozen=True)
 class ScoresLater:
-    """A read's answer; `scored` is None where none was asked for."""
+    """A read's answer, of so many rows; `scored` is None where none was asked for."""
 
     scored: Any
+    rows: int
 
     def result(self) -> Scores | None:
         """Waits for it."""
-        return None if self.scored is None else Scores(*map(np.asarray, self.scored))
+        if self.scored is None:
+            return None
+        return Scores(*(np.asarray(x)[: self.rows] for x in self.scored))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,20 +228,13 @@ class Device:
         """Copies a page of every growing cache."""
         self._change("copy a page", np.int32(source), np.int32(target))
 
-    def read(
-        self,
-        row: int,
-        tokens: Int[np.ndarray, W],
-        pages: Int[np.ndarray, N],
-        follows: Int[np.ndarray, W] | None = None,
-    ) -> ScoresLater:
-        """Feeds a block of a prompt, see `Executor.read`."""
-        work = np.stack([tokens, tokens if follows is None else follows]).astype(np.int32)
-        table, asked = np.asarray(pages, np.int32), NO if follows is None else YES
-        self._state, scored = self._compiled[f"read {len(tokens)}"](
-            self._state, self._params, np.int32(row), work, table, asked
+    def read(self, blocks: Blocks) -> ScoresLater:
+        """Feeds blocks of prompts, see `Executor.read`."""
+        asked = NO if blocks.follows is None else YES
+        self._state, scored = self._compiled[f"read {blocks.tokens.shape[1]}"](
+            self._state, self._params, packed_blocks(blocks, self.sizes), asked
         )
-        return ScoresLater(None if follows is None else _sent(scored))
+        return ScoresLater(_sent(scored) if asked else None, len(blocks.rows))
 
     def step(self, work: Work) -> DrawnLater:
         """Feeds W tokens of each row and draws, see `Executor.step`."""

@@ -7,7 +7,17 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from gam_jax.serve.executor import LAST_DRAWN, UNSURE, Draws, Executor, Pending, Saved, Sizes, Work
+from gam_jax.serve.executor import (
+    LAST_DRAWN,
+    UNSURE,
+    Blocks,
+    Draws,
+    Executor,
+    Pending,
+    Saved,
+    Sizes,
+    Work,
+)
 from gam_jax.serve.pages import Pages, pages_of
 from gam_jax.serve.scheduler import block_of
 from sharding.errors import UserError
@@ -204,7 +214,8 @@ class RunDraft(Draft):
         while len(read) < before:
             width = block_of(len(tokens) - len(read), self._executor.sizes.widths)
             block = np.asarray(tokens[len(read) : len(read) + width], np.int32)
-            self._executor.read(row, block, self._table(row))
+            own = np.asarray([row], np.int32)
+            self._executor.read(Blocks(own, block[None], self._table(row)[None]))
             read += block.tolist()
         self._kept[row] = self._executor.save(row), before
 

@@ -1,9 +1,9 @@
 """What the engine asks of the device: rows of texts in progress, read and written by few programs.
 
 A row is one text in progress: its recurrent state or KV cache, and tokens that the model has not
-read yet. Two programs do everything. `read` feeds a block of one row's prompt. `step` feeds the
-same number of tokens of every row, and draws one more; in a block with guesses, a guess stands if
-it is the token that the model draws itself.
+read yet. Two programs do everything. `read` feeds blocks of prompts. `step` feeds the same number
+of tokens of every row, and draws one more; in a block with guesses, a guess stands if it is the
+token that the model draws itself.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ MOST_TOP = 20
 """The most alternatives whose log probabilities are given out for a token."""
 MOST_BIASED = 300
 """The most tokens of a row whose logits can be given a bias."""
+TOGETHER, MOST_TOGETHER = 16, 4
+"""Tokens of narrow blocks that are read at once, and the most rows whose they are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +50,13 @@ class Sizes:
     row_pages: int
     limit: int
     vocab: int
+
+    def together(self, width: int) -> int:
+        """R, the most rows whose blocks of so many tokens are read at once.
+
+        To read few tokens costs little more than to read all parameters: several rows share that.
+        """
+        return max(1, min(self.rows, MOST_TOGETHER, TOGETHER // width))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +85,23 @@ class Draws:
     frequency_penalty: float = 0.0
     bias: tuple[tuple[int, float], ...] = ()
     top: int = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """Blocks of prompts, of as many tokens each; nothing is drawn.
+
+    Attributes:
+      rows: int32 [R]: whose they are, no row twice; at most `Sizes.together` of them.
+      tokens: int32 [R, W], W one of `Sizes.widths`.
+      pages: int32 [R, N]: see `Work`; those for this block too.
+      follows: int32 [R, W]: the token after each of a block, to be scored; None for no scores.
+    """
+
+    rows: Int[np.ndarray, " R"]
+    tokens: Int[np.ndarray, "R W"]
+    pages: Int[np.ndarray, "R N"]
+    follows: Int[np.ndarray, "R W"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,17 +155,17 @@ class Drawn:
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """What `read` tells of a block when asked, on the host.
+    """What `read` tells of blocks when asked, on the host.
 
     Attributes:
-      log_probs: float32 [W], of the token that follows each token of the block.
-      top_ids: int32 [W, MOST_TOP].
-      top_log_probs: float32 [W, MOST_TOP].
+      log_probs: float32 [R, W], of the token that follows each token of a block.
+      top_ids: int32 [R, W, MOST_TOP].
+      top_log_probs: float32 [R, W, MOST_TOP].
     """
 
-    log_probs: Float[np.ndarray, W]
-    top_ids: Int[np.ndarray, "W N"]
-    top_log_probs: Float[np.ndarray, "W N"]
+    log_probs: Float[np.ndarray, "R W"]
+    top_ids: Int[np.ndarray, "R W N"]
+    top_log_probs: Float[np.ndarray, "R W N"]
 
 
 Saved = Any
@@ -208,21 +234,8 @@ class Executor(Protocol):
         """Copies a page of every growing cache."""
         ...
 
-    def read(
-        self,
-        row: int,
-        tokens: Int[np.ndarray, W],
-        pages: Int[np.ndarray, N],
-        follows: Int[np.ndarray, W] | None = None,
-    ) -> Pending:
-        """Feeds a block of a prompt, W one of `Sizes.widths`; nothing is drawn.
-
-        Args:
-          row: its number.
-          tokens: the block.
-          pages: of the row, padded with 0 to `Sizes.row_pages`; those for this block too.
-          follows: the token after each of the block, to be scored; None for no scores.
-        """
+    def read(self, blocks: Blocks) -> Pending:
+        """Feeds blocks of prompts, a row each."""
         ...
 
     def step(self, work: Work) -> Pending:

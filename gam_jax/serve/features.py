@@ -73,15 +73,13 @@ class Features:
         """Without those of a row."""
         return self.replace(count=self.count.at[row].set(0))  # type: ignore[attr-defined]
 
-    def of_row(self, row: Int[Array, ""]) -> Features:
-        """Those of one row."""
-        return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, row, 1, 0), self)
+    def of_rows(self, rows: Int[Array, " R"]) -> Features:
+        """Those of some rows; of a row S, which there is not, those of any."""
+        return jax.tree.map(lambda x: jnp.take(x, rows, axis=0, mode="clip"), self)
 
-    def with_row(self, row: Int[Array, ""], one: Features) -> Features:
-        """With those of one row in its place."""
-        return jax.tree.map(
-            lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, row, 0), self, one
-        )
+    def with_rows(self, rows: Int[Array, " R"], some: Features) -> Features:
+        """With those of some rows in their places; none for a row S."""
+        return jax.tree.map(lambda x, new: x.at[rows].set(new, mode="drop"), self, some)
 
     def before(self, length: Int[Array, S], size: int) -> tuple[Array, Array]:
         """Of the last `size` of so many tokens of each row the feature before it, if there is one.

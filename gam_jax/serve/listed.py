@@ -115,15 +115,14 @@ def listed(programs: Programs, sizes: Sizes, params: Any, own: Any) -> dict[str,
 
     weights = given, programs.param_specs
     row, flag = (NUMBER, WHOLE), (FLAG, WHOLE)
-    table = _ints(sizes.row_pages), WHOLE
     words = ShapeDtypeStruct((sizes.rows, -(-sizes.vocab // 32)), np.uint32), WHOLE
     told = states, WHOLE
     for width in sorted({1, sizes.block}):
         work = _ints(sizes.rows, width + 2 + sizes.row_pages), WHOLE
         add(f"step {width}", programs.step, told, weights, work, words, flag)
     for width in sizes.widths:
-        work = _ints(2, width), WHOLE
-        add(f"read {width}", programs.read, told, weights, row, work, table, flag)
+        work = _ints(sizes.together(width), 1 + 2 * width + sizes.row_pages), WHOLE
+        add(f"read {width}", programs.read, told, weights, work, flag)
     if programs.drafter is not None and programs.passes:
         drafter = own, jax.tree.map(lambda _: WHOLE, own)
         work = _ints(sizes.rows, programs.drafter.window + 1), WHOLE

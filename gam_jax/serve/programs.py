@@ -1,4 +1,4 @@
-"""The programs of rows: a step of all, a block of one, and what moves states about.
+"""The programs of rows: a step of all, blocks of some, and what moves states about.
 
 Each is the program of one device of the mesh. All change one `State`, which is given away and
 written in place.
@@ -24,7 +24,15 @@ from gam_jax.models.trunk import Trunk
 from gam_jax.models.units import LexicalUnits
 from gam_jax.params import Params, rule_specs
 from gam_jax.sampling import Past, Sampling, choose, drawable, log_probs_of
-from gam_jax.serve.executor import LAST_DRAWN, MOST_BIASED, MOST_TOP, UNSURE, Work
+from gam_jax.serve.executor import (
+    LAST_DRAWN,
+    MOST_BIASED,
+    MOST_TOP,
+    UNSURE,
+    Blocks,
+    Sizes,
+    Work,
+)
 from gam_jax.serve.features import Features, guesses
 from gam_jax.serve.rows import Rows
 from sharding import collectives
@@ -98,6 +106,17 @@ def packed(work: Work) -> Int[np.ndarray, "S W+2+N"]:
     """A step's numbers in one array, for one transfer: tokens, known, guesses, pages."""
     counts = work.known[:, None], work.guesses[:, None]
     return np.concatenate([work.tokens, *counts, work.pages], axis=1, dtype=np.int32)
+
+
+def packed_blocks(blocks: Blocks, sizes: Sizes) -> Int[np.ndarray, "R 1+2W+N"]:
+    """Blocks of prompts likewise: rows, tokens, what follows, pages; empty places are of row S."""
+    width = blocks.tokens.shape[1]
+    follows = blocks.tokens if blocks.follows is None else blocks.follows
+    parts = blocks.rows[:, None], blocks.tokens, follows, blocks.pages
+    packed = np.zeros((sizes.together(width), 1 + 2 * width + sizes.row_pages), np.int32)
+    packed[:, 0] = sizes.rows
+    packed[: len(blocks.rows)] = np.concatenate(parts, axis=1)
+    return packed
 
 
 def empty_seats(rows: int, vocab: int) -> Seats:
@@ -207,38 +226,41 @@ class Programs:
         self,
         state: State,
         params: Params,
-        row: Int[Array, ""],
-        work: Int[Array, "2 W"],
-        pages: Int[Array, N],
+        work: Int[Array, "R 1+2W+N"],
         asked: Bool[Array, ""],
     ) -> tuple[State, tuple[Array, Array, Array]]:
-        """Feeds a block of one row; scores of what follows each token, zeros if none are asked."""
+        """Feeds a block of some rows, see `executor.Blocks`, which comes as `packed_blocks`.
+
+        Returns:
+          The state, and scores of what follows each token, zeros if none are asked.
+        """
         axes, split = self.rows.row_axes, self.rows.axes.rows
-        tokens, follows = work[None, 0], work[None, 1]
-        carry = self.rows.take(state.carry, row, split)
+        table = work.shape[1] - self.rows.row_pages
+        rows, (tokens, follows) = work[:, 0], jnp.split(work[:, 1:table], 2, axis=1)
+        carry = self.rows.take(state.carry, rows, split)
         hidden, after = self.model.hidden(
-            params, tokens, self.rows.with_tables(carry, pages[None]), axes
+            params, tokens, self.rows.with_tables(carry, work[:, table:]), axes
         )
 
         def scores() -> Any:
             with jax.named_scope(SCORES):
                 logits = self.model.logits(params, hidden, axes)
-            return jax.tree.map(lambda x: x[0], log_probs_of(logits, follows, MOST_TOP))
+            return log_probs_of(logits, follows, MOST_TOP)
 
         def none() -> Any:
-            top = jnp.zeros((tokens.shape[1], MOST_TOP), jnp.float32)
-            return top[:, 0], top.astype(jnp.int32), top
+            top = jnp.zeros((*tokens.shape, MOST_TOP), jnp.float32)
+            return top[..., 0], top.astype(jnp.int32), top
 
         scored = lax.cond(asked, scores, none)
         after = self.rows.without_tables(after)
         features = state.features
         if features is not None:
             whole = collectives.all_gather(hidden, axes.residual, dim=1)
-            width = jnp.full(1, whole.shape[1], jnp.int32)
-            one = features.of_row(row).fed(whole, carry.position, width)
-            features = features.with_row(row, one)
+            width = jnp.full(len(rows), whole.shape[1], jnp.int32)
+            some = features.of_rows(rows).fed(whole, carry.position, width)
+            features = features.with_rows(rows, some)
         return dataclasses.replace(
-            state, carry=self.rows.put(state.carry, row, after, split), features=features
+            state, carry=self.rows.put(state.carry, rows, after, split), features=features
         ), scored
 
     def guess(
@@ -262,13 +284,13 @@ class Programs:
         """Puts what a row has of its own in its place."""
         pools = self.rows.parted(state.carry)[1]
         one = self.rows.joined(own, pools)
-        carry = self.rows.put(state.carry, row, one, self.rows.axes.rows)
+        carry = self.rows.put(state.carry, row[None], one, self.rows.axes.rows)
         features = None if state.features is None else state.features.forget(row)
         return dataclasses.replace(state, carry=carry, features=features)
 
     def save(self, state: State, row: Array) -> list[Array]:
         """A copy of what a row has of its own."""
-        return self.rows.parted(self.rows.take(state.carry, row, self.rows.axes.rows))[0]
+        return self.rows.parted(self.rows.take(state.carry, row[None], self.rows.axes.rows))[0]
 
     def copy_page(self, state: State, source: Array, target: Array) -> State:
         """Copies a page in all pools."""

@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Int
 
@@ -138,35 +137,37 @@ class Rows:
         """The inverse."""
         return _map(lambda param, x: x.pool if grows(param) else x, self.table, carry)
 
-    def take(self, carry: ModelCarry, row: Int[Array, ""], rows: tuple[str, ...]) -> ModelCarry:
-        """One row of the carry, alike on all devices that split the rows; pools as they are."""
+    def take(self, carry: ModelCarry, rows: Int[Array, " R"], split: tuple[str, ...]) -> ModelCarry:
+        """Some rows of the carry, alike on all devices that split the rows; pools as they are.
+
+        A row S, which there is not, is one that has read nothing.
+        """
 
         def one(param: Param, x: Array) -> Array:
             if grows(param):
                 return x
             at = param.axes.index("batch")
-            index, here = _own(row, x.shape[at], rows)
-            found = lax.dynamic_slice_in_dim(x, index, 1, axis=at)
-            return collectives.psum(jnp.where(here, found, 0), rows) if rows else found
+            index, here = _own(rows, x.shape[at], split)
+            found = jnp.take(x, index, axis=at, mode="clip")
+            found = jnp.where(here.reshape(-1, *(1,) * (x.ndim - 1 - at)), found, 0)
+            return collectives.psum(found, split) if split else found
 
         return _map(one, self.table, carry)
 
     def put(
-        self, carry: ModelCarry, row: Int[Array, ""], one: ModelCarry, rows: tuple[str, ...]
+        self, carry: ModelCarry, rows: Int[Array, " R"], some: ModelCarry, split: tuple[str, ...]
     ) -> ModelCarry:
-        """The carry with another row in that place, and the pools of `one`."""
+        """The carry with other rows in those places, and the pools of `some`; none for a row S."""
 
         def into(param: Param, x: Array, new: Array) -> Array:
             if grows(param):
                 return new
             at = param.axes.index("batch")
-            index, here = _own(row, x.shape[at], rows)
-            new = new.astype(x.dtype)
-            if rows:
-                new = jnp.where(here, new, lax.dynamic_slice_in_dim(x, index, 1, axis=at))
-            return lax.dynamic_update_slice_in_dim(x, new, index, axis=at)
+            index, here = _own(rows, x.shape[at], split)
+            place = (*(slice(None),) * at, jnp.where(here, index, x.shape[at]))
+            return x.at[place].set(new.astype(x.dtype), mode="drop")
 
-        return _map(into, self.table, carry, one)
+        return _map(into, self.table, carry, some)
 
     def where(self, rows: Bool[Array, S], after: ModelCarry, before: ModelCarry) -> ModelCarry:
         """Rows of `after` where said so, else of `before`; the pools of `after`.
@@ -216,12 +217,10 @@ def grows(param: Param) -> bool:
     return "token" in param.axes
 
 
-def _own(row: Array, size: int, rows: tuple[str, ...]) -> tuple[Array, Array | bool]:
-    """The place of a row among this device's, and whether it is one of them."""
-    if not rows:
-        return row, True
-    place = row - collectives.axis_index(rows) * size
-    return jnp.clip(place, 0, size - 1), (place >= 0) & (place < size)
+def _own(rows: Array, size: int, split: tuple[str, ...]) -> tuple[Array, Array]:
+    """The places of rows among this device's, and which of them are there."""
+    places = rows - collectives.axis_index(split) * size if split else rows
+    return places, (places >= 0) & (places < size)
 
 
 def _is_param(leaf: object) -> bool:

@@ -63,6 +63,37 @@ def block_of(unread: int, widths: Sequence[int], border: int = 0) -> int:
     return next(width for width in widths if width <= most)
 
 
+def gathered(
+    dealt: Sequence[tuple[int, int]], room: Callable[[int], int]
+) -> list[tuple[int, list[int]]]:
+    """Blocks of as many tokens of several texts, which are read at once.
+
+    Args:
+      dealt: see `deal`.
+      room: the most texts whose blocks of so many tokens are read at once.
+
+    Returns:
+      Width, and the numbers of the texts, in the order in which they are read: the blocks of each
+      text in their own order, no text twice in one.
+    """
+    found: list[tuple[int, list[int]]] = []
+    after: dict[int, int] = {}  # of each text: where its next block may be
+    for text, width in dealt:
+        place = next(
+            (
+                place
+                for place in range(after.get(text, 0), len(found))
+                if found[place][0] == width and len(found[place][1]) < room(width)
+            ),
+            len(found),
+        )
+        if place == len(found):
+            found.append((width, []))
+        found[place][1].append(text)
+        after[text] = place + 1
+    return found
+
+
 def deal(
     unread: Sequence[int], widths: Sequence[int], borders: Sequence[int], budget: int
 ) -> list[tuple[int, int]]:

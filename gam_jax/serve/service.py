@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from gam_jax.serve.drafts import Draft
-from gam_jax.serve.executor import Drawn, Executor, Pending, Work
+from gam_jax.serve.executor import Blocks, Drawn, Executor, Pending, Work
 from gam_jax.serve.pace import Pace
 from gam_jax.serve.request import Counts
-from gam_jax.serve.scheduler import Turns, deal
+from gam_jax.serve.scheduler import Turns, deal, gathered
 from gam_jax.serve.seating import Seating, Settings
 from gam_jax.serve.text import Text, described
 from sharding.errors import UserError
@@ -23,11 +23,11 @@ from sharding.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Seat:
-    """A row's part in a step.
+    """A row's part in a step, or in a read that is scored.
 
     Attributes:
       text: whose it is.
-      row: its number.
+      row: its place among those of the step or read.
       known: tokens of the block that are known.
       guesses: that follow them.
     """
@@ -44,15 +44,15 @@ class Flight:
 
     Attributes:
       pending: its result.
-      seats: of a step; of a block of a prompt that is scored, one.
+      seats: of a step, or of blocks of prompts that are scored.
       width: tokens of each row.
-      start: where a scored block begins; None for a step.
+      starts: where each scored block begins; None for a step.
     """
 
     pending: Pending
     seats: tuple[Seat, ...]
     width: int
-    start: int | None = None
+    starts: tuple[int, ...] | None = None
 
 
 class Service:
@@ -207,33 +207,46 @@ class Service:
             [text.border() for text in reading],
             self._settings.prefill_budget,
         )
-        for number, width in blocks:
-            text = reading[number]
-            if text.row is not None and self.seats.space(text, text.read + width):
-                self._served += 1
-                text.served = self._served
-                self._read(text, width)
+        for width, numbers in gathered(blocks, self._sizes.together):
+            texts = [reading[number] for number in numbers]
+            fit = [text for text in texts if self._space(text, text.read + width)]
+            fit = [text for text in fit if text.row is not None]  # none has given up its row since
+            if fit:
+                self._read(fit, width)
 
     def _reads(self, text: Text, guesses: bool) -> bool:
         """Whether it has tokens to be read by blocks; those of a text that writes with guesses may
         be more than one, and the step feeds them."""
         return text.unread > 1 and not (guesses and text.begun)
 
-    def _read(self, text: Text, width: int) -> None:
-        row, start, scored = text.row, text.read, text.request.scores_prompt and not text.begun
-        assert row is not None
-        follows = np.asarray(text.tokens[start + 1 : start + 1 + width], np.int32)
+    def _space(self, text: Text, end: int) -> bool:
+        return text.row is not None and self.seats.space(text, end)
+
+    def _read(self, texts: Sequence[Text], width: int) -> None:
+        scored = [text.request.scores_prompt and not text.begun for text in texts]
+        follows = np.stack([text.block(width, ahead=1) for text in texts])
         pending = self._executor.read(
-            row, text.block(width), text.table(self._sizes.row_pages), follows if scored else None
+            Blocks(
+                np.asarray([text.row for text in texts], np.int32),
+                np.stack([text.block(width) for text in texts]),
+                np.stack([text.table(self._sizes.row_pages) for text in texts]),
+                follows if any(scored) else None,
+            )
         )
-        text.read += width
+        if any(scored):
+            places = [place for place, one in enumerate(scored) if one]
+            seats = tuple(Seat(texts[place], place, width) for place in places)
+            starts = tuple(seat.text.read for seat in seats)
+            self._flights.append(Flight(pending, seats, width, starts))
         self._last = None
-        if not text.begun:
-            self._done["read"] += width
-            if scored:
-                self._flights.append(Flight(pending, (Seat(text, row, width),), width, start))
-            if text.read in text.borders:
-                self.seats.remember(text)
+        for text in texts:
+            self._served += 1
+            text.served = self._served
+            text.read += width
+            if not text.begun:
+                self._done["read"] += width
+                if text.read in text.borders:
+                    self.seats.remember(text)
 
     # Writing.
 
@@ -325,13 +338,14 @@ class Service:
         """Takes results in the order in which they were asked for, until so many are left."""
         while len(self._flights) > left:
             flight = self._flights.popleft()
-            if flight.start is None:
-                self._hear_step(flight, flight.pending.result())
-            else:
-                text, scores = flight.seats[0].text, flight.pending.result()
-                if text.end is None:
-                    with self._guard(text):
-                        text.tell_prompt(flight.start, scores, flight.width)
+            found = flight.pending.result()
+            if flight.starts is None:
+                self._hear_step(flight, found)
+                continue
+            for seat, start in zip(flight.seats, flight.starts, strict=True):
+                if seat.text.end is None:
+                    with self._guard(seat.text):
+                        seat.text.tell_prompt(start, found, seat.row)
 
     def _hear_step(self, flight: Flight, drawn: Drawn) -> None:
         now = self._clock()

@@ -86,9 +86,10 @@ class Text:
         """How many tokens there are to the next place that no block may go over; 0 for none."""
         return min((place - self.read for place in self.borders if place > self.read), default=0)
 
-    def block(self, width: int) -> np.ndarray:
-        """The next tokens to be read."""
-        return np.asarray(self.tokens[self.read : self.read + width], np.int32)
+    def block(self, width: int, ahead: int = 0) -> np.ndarray:
+        """The next tokens to be read; with `ahead`, those that stand so much further on."""
+        begin = self.read + ahead
+        return np.asarray(self.tokens[begin : begin + width], np.int32)
 
     def known(self) -> list[int]:
         """What a step feeds: all that is unread, `LAST_DRAWN` if the host has not seen it."""
@@ -120,12 +121,11 @@ class Text:
         self.opened = True
         self.request.tell(Token(self.tokens[0], "", float("nan")))
 
-    def tell_prompt(self, start: int, scores: Scores, size: int) -> None:
-        """Tells the tokens of the prompt that follow those of a block."""
-        for place in range(size):
-            token = self.tokens[start + place + 1]
-            top = self._top(scores, place)
-            self.request.tell(Token(token, "", float(scores.log_probs[place]), top))
+    def tell_prompt(self, start: int, scores: Scores, row: int) -> None:
+        """Tells the tokens of the prompt that follow those of a block, the scores' own `row`."""
+        for place, log_prob in enumerate(scores.log_probs[row].tolist()):
+            token, top = self.tokens[start + place + 1], self._top(scores, (row, place))
+            self.request.tell(Token(token, "", log_prob, top))
 
     def take(self, drawn: Drawn, row: int, known: int) -> None:
         """Takes what a step has drawn, and tells it up to the end of the text.
@@ -173,9 +173,7 @@ class Text:
         self.end = End(reason, text, prompt, self.cached, continuation.tokens, error)
         self.request.tell(self.end)
 
-    def _top(
-        self, found: Drawn | Scores, place: int | tuple[int, int]
-    ) -> tuple[tuple[int, float], ...]:
+    def _top(self, found: Drawn | Scores, place: tuple[int, int]) -> tuple[tuple[int, float], ...]:
         count = self.request.draws.top
         if count <= 0:
             return ()

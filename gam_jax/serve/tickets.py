@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from gam_jax.serve.executor import Draws, Executor, Pending, Saved, Work
+from gam_jax.serve.executor import Blocks, Draws, Executor, Pending, Saved, Work
 from sharding.errors import UserError
 from sharding.links import Link
 
@@ -236,15 +236,9 @@ class Ticketed:
         """See `Executor.copy_page`."""
         self._run("copy_page", source, target)
 
-    def read(
-        self,
-        row: int,
-        tokens: Int[np.ndarray, W],
-        pages: Int[np.ndarray, N],
-        follows: Int[np.ndarray, W] | None = None,
-    ) -> Pending:
+    def read(self, blocks: Blocks) -> Pending:
         """See `Executor.read`."""
-        return self._run("read", row, tokens, pages, follows)
+        return self._run("read", blocks)
 
     def step(self, work: Work) -> Pending:
         """See `Executor.step`."""
@@ -362,9 +356,10 @@ def _told(arg: Any, parts: list[bytes]) -> Any:
         return {"saved": arg.number}
     if isinstance(arg, Draws):
         return {"draws": dataclasses.asdict(arg)}
-    if isinstance(arg, Work):
-        fields = (getattr(arg, field.name) for field in dataclasses.fields(Work))
-        return {"work": [_told(field, parts) for field in fields]}
+    if isinstance(arg, Work | Blocks):
+        fields = (getattr(arg, field.name) for field in dataclasses.fields(arg))
+        kind = "work" if isinstance(arg, Work) else "blocks"
+        return {kind: [_told(field, parts) for field in fields]}
     return [int(x) for x in arg] if isinstance(arg, tuple) else arg if arg is None else int(arg)
 
 
@@ -390,4 +385,4 @@ def _read(told: Any, parts: memoryview) -> tuple[Any, memoryview]:
     for one in value:
         field, parts = _read(one, parts)
         fields.append(field)
-    return Work(*fields), parts
+    return (Work if kind == "work" else Blocks)(*fields), parts

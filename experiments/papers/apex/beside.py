@@ -2,15 +2,16 @@
 
 `gam_jax.planning.batching.simulate` runs the server's own scheduler on a device that only counts
 seconds. It reads prompts in blocks before each step; the loop reads them in the iteration that
-writes their first token. So an iteration of the loop is priced as the blocks of its prompts and a
-step. Where all requests are there at first, with rows for all and no bound on prompts between two
-steps, both have the same rules. Else the server differs in two: a step begins before the last
-one's tokens are seen, so that who comes, or takes the place of who went, begins a step later; and
-`prefill_budget` bounds what is read between two steps.
+writes their first token. So an iteration of the loop is priced as the blocks of its prompts, read
+together as the server reads them, and a step. Where all requests are there at first, with rows for
+all and no bound on prompts between two steps, both have the same rules. Else the server differs in
+two: a step begins before the last one's tokens are seen, so that who comes, or takes the place of
+who went, begins a step later; and `prefill_budget` bounds what is read between two steps.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from experiments.papers.apex.loop import Request, drawn, serve
@@ -19,20 +20,11 @@ from gam_jax.planning.batching import simulate
 from gam_jax.planning.requests import Asked
 from gam_jax.serve.executor import Sizes
 from gam_jax.serve.listed import WIDTHS
-from gam_jax.serve.scheduler import block_of
+from gam_jax.serve.scheduler import deal, gathered
 
 STEP, TOKEN, CALL = 0.02, 1e-5, 1e-4
-"""Seconds of a step of all rows, of a token of a prompt, and of a block of one."""
+"""Seconds of a step of all rows, of a token of a block of prompts, and of such a block."""
 COUNT, ROWS = 60, 8
-
-
-def blocks(tokens: int) -> list[int]:
-    """In which blocks a prompt is read; a step reads its last token."""
-    found = []
-    while tokens > 1:
-        found.append(block_of(tokens, WIDTHS))
-        tokens -= found[-1]
-    return found
 
 
 def price(program: str, tokens: int) -> float:
@@ -43,9 +35,10 @@ def price(program: str, tokens: int) -> float:
     return STEP if kind == "step" else 0.0
 
 
-def iteration(prompts: Sequence[int], contexts: Sequence[int]) -> float:
+def iteration(sizes: Sizes, prompts: Sequence[int], contexts: Sequence[int]) -> float:
     """The same work in the loop."""
-    return STEP + sum(CALL + TOKEN * width for prompt in prompts for width in blocks(prompt))
+    dealt = deal(prompts, sizes.widths, [0] * len(prompts), sum(prompts))
+    return STEP + sum(CALL + TOKEN * width for width, _ in gathered(dealt, sizes.together))
 
 
 def compared(requests: Sequence[Request], rows: int = 0, budget: int = 2**20) -> Numbers:
@@ -64,7 +57,7 @@ def compared(requests: Sequence[Request], rows: int = 0, budget: int = 2**20) ->
     sizes = Sizes(rows or len(requests), WIDTHS, 1, 0, 1, 0, 0, 1)
     asked = [Asked(one.arrives, one.reads, one.writes) for one in requests]
     served = simulate(asked, sizes, price, (0.0, 0.0), lambda _: 0.0, budget)
-    loop = serve(requests, 10**9, iteration, rows)
+    loop = serve(requests, 10**9, functools.partial(iteration, sizes), rows)
     late = [one.last - loop.ends[i] for i, one in enumerate(served.told)]
     firsts = [one.first for one in served.told], [loop.firsts[i] for i in range(len(requests))]
     orders = [sorted(range(len(own)), key=own.__getitem__) for own in firsts]

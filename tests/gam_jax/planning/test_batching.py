@@ -51,8 +51,11 @@ def test_a_host_that_is_slower_than_its_device_is_what_counts():
 
 
 def test_equal_requests_at_once_take_their_prompts_and_as_many_steps_as_they_write():
+    """Blocks of as many prompts as are read together take what one takes."""
     found = run([Asked(0.0, 9, 7)] * 4, rows=4)
-    assert found.seconds == pytest.approx(4 * 8 * TOKEN + 7 * STEP)
+    reads = 4 // sizes_of(4).together(8)
+    assert reads == found.calls["read 8"] == 2
+    assert found.seconds == pytest.approx(reads * 8 * TOKEN + 7 * STEP)
     assert found.calls["step 1"] == 7
 
 

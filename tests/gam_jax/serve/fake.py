@@ -13,7 +13,16 @@ import pickle
 
 import numpy as np
 
-from gam_jax.serve.executor import LAST_DRAWN, MOST_TOP, Drawn, Draws, Scores, Sizes, Work
+from gam_jax.serve.executor import (
+    LAST_DRAWN,
+    MOST_TOP,
+    Blocks,
+    Drawn,
+    Draws,
+    Scores,
+    Sizes,
+    Work,
+)
 from sharding.errors import UserError
 
 
@@ -123,23 +132,25 @@ class FakeExecutor:
                 self.pages[table[place // page], place % page] = token
         return State(state.count + len(tokens), state.tokens if page else (*state.tokens, *tokens))
 
-    def read(self, row, tokens, pages, follows=None):
+    def read(self, blocks: Blocks):
         self._called()
-        assert len(tokens) in self.sizes.widths
-        assert pages.shape == (self.sizes.row_pages,)
-        self.fed.append(("read", len(tokens), [row]))
-        before = self.tokens_of(row, pages)
-        self.states[row] = self._put(row, list(map(int, tokens)), pages)
-        if follows is None:
+        rows, width = blocks.rows.tolist(), blocks.tokens.shape[1]
+        assert width in self.sizes.widths
+        assert 0 < len(rows) <= self.sizes.together(width)
+        assert len(rows) == len(set(rows))
+        assert blocks.tokens.shape == (len(rows), width)
+        assert blocks.pages.shape == (len(rows), self.sizes.row_pages)
+        self.fed.append(("read", width, rows))
+        before = [self.tokens_of(*pair) for pair in zip(rows, blocks.pages, strict=True)]
+        for row, tokens, pages in zip(rows, blocks.tokens, blocks.pages, strict=True):
+            self.states[row] = self._put(row, tokens.tolist(), pages)
+        if blocks.follows is None:
             return Result(None)
-        width = len(tokens)
-        assert len(follows) == width
-        scores = [
-            -((sum(before) + sum(tokens[: i + 1].tolist()) + int(follows[i])) % 97)
-            for i in range(width)
-        ]
-        top = np.zeros((width, MOST_TOP))
-        return Result(Scores(np.asarray(scores, float), top.astype(int), top))
+        assert blocks.follows.shape == blocks.tokens.shape
+        sums = np.asarray([sum(tokens) for tokens in before])[:, None]
+        scores = -((sums + np.cumsum(blocks.tokens, axis=1) + blocks.follows) % 97)
+        top = np.zeros((*scores.shape, MOST_TOP))
+        return Result(Scores(scores.astype(float), top.astype(int), top))
 
     def step(self, work: Work):
         self._called()

@@ -109,6 +109,8 @@ def test_a_text_is_what_it_is_alone_whoever_else_is_served(model):
             (alone,) = run(device, [text], random, departures=0)
             assert found.ids == alone.ids[: len(found.ids)]
             assert found.log_probs == alone.log_probs[: len(found.ids)]
+            assert found.scores == alone.scores[: len(found.scores)]
+            assert bool(alone.scores) == bool(text.key % 2 and len(text.prompt) > 1)
 
 
 @LAW

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gam_jax.serve.pages import Pages, pages_of
-from gam_jax.serve.scheduler import Turns, block_of, deal
+from gam_jax.serve.scheduler import Turns, block_of, deal, gathered
 
 WIDTHS = (256, 64, 16, 4, 1)
 
@@ -65,6 +65,28 @@ def test_blocks_of_a_turn_keep_the_budget_and_are_those_of_each_text_alone(unrea
     assert dealt or all(count == 1 for count in unread)
     if any(count > 1 for count in unread):  # the one that has waited longest is served
         assert dealt[0][0] == next(text for text, count in enumerate(unread) if count > 1)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.sampled_from(WIDTHS)), max_size=40),
+    st.lists(st.integers(1, 4), min_size=len(WIDTHS), max_size=len(WIDTHS)),
+)
+def test_blocks_that_are_read_together_are_all_blocks_each_text_s_in_order(dealt, room):
+    most = dict(zip(WIDTHS, room, strict=True))
+    read = gathered(dealt, most.__getitem__)
+    for text in range(6):
+        own = [width for number, width in dealt if number == text]
+        assert [width for width, texts in read if text in texts] == own
+    for width, texts in read:
+        assert len(texts) == len(set(texts)) <= most[width]
+    alone = gathered(dealt, lambda width: 1)
+    assert len(read) <= len(alone) == len(dealt)
+
+
+def test_equal_prompts_are_read_in_as_few_blocks_as_there_is_room_for():
+    dealt = deal([16] * 6, WIDTHS, [0] * 6, 2000)
+    read = [width for width, _ in gathered(dealt, lambda width: 4)]
+    assert read == 5 * [4] + 5 * [1]  # of 18 blocks each
 
 
 @given(st.lists(st.integers(0, 5), max_size=60), st.data())

@@ -108,7 +108,7 @@ class Load:
         turn = self.executor.fed[before:]
         self.fed.append(turn)
         assert sum(kind == "step" for kind, _, _ in turn) <= 1
-        prompts = [count for kind, count, _ in turn if kind == "read"]
+        prompts = [count * len(rows) for kind, count, rows in turn if kind == "read"]
         assert sum(prompts) <= self.budget
         rows = [text.row for text in self.service.seats.texts if text]
         assert rows == [row for row, text in enumerate(self.service.seats.texts) if text]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gam_jax.serve.executor import LAST_DRAWN, Draws, Work
+from gam_jax.serve.executor import LAST_DRAWN, Blocks, Draws, Work
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Row:
     read: int = 0
     ids: list[int] = dataclasses.field(default_factory=list)
     log_probs: list[float] = dataclasses.field(default_factory=list)
+    scores: list[float] = dataclasses.field(default_factory=list)
     stepped: bool = False
 
     @property
@@ -57,10 +58,25 @@ class Turns:
             row.pages.append(self.free.pop())
         return np.pad(np.array(row.pages, np.int32), (0, sizes.row_pages - len(row.pages)))
 
-    def read(self, row):
-        width = next(w for w in self.device.sizes.widths if w <= len(row.left))
-        self.device.read(row.number, row.left[:width], self.table(row, width))
-        row.left, row.read = row.left[width:], row.read + width
+    def width(self, row):
+        return next(w for w in self.device.sizes.widths if w <= len(row.left))
+
+    def read(self, *rows):
+        """The next blocks of some rows, equally wide; texts of odd keys want scores."""
+        (width,) = {self.width(row) for row in rows}
+        texts = [np.array([*row.left, row.unread[0]]) for row in rows]
+        wants = [row.text.key % 2 for row in rows]
+        blocks = Blocks(
+            np.array([row.number for row in rows]),
+            np.stack([text[:width] for text in texts]),
+            np.stack([self.table(row, width) for row in rows]),
+            np.stack([text[1 : width + 1] for text in texts]) if any(wants) else None,
+        )
+        found = self.device.read(blocks).result()
+        for place, row in enumerate(rows):
+            row.left, row.read = row.left[width:], row.read + width
+            if wants[place]:
+                row.scores += found.log_probs[place].tolist()
 
     def guesses(self, row, place, room):
         """Of what the text alone was, each right with some chance."""
@@ -112,7 +128,11 @@ def run(device, texts: Sequence[Text], random, departures=0.1, share=0.0, plain=
             rows[place] = turns.seat(texts[place], int(random.choice(empty)))
         reading = [row for row in rows.values() if len(row.left)]
         if reading and random.random() < 0.6:
-            turns.read(reading[random.integers(len(reading))])
+            width = turns.width(reading[random.integers(len(reading))])
+            some = [row for row in reading if turns.width(row) == width]
+            most = min(len(some), device.sizes.together(width))
+            chosen = random.permutation(len(some))[: random.integers(1, most + 1)]
+            turns.read(*(some[place] for place in chosen))
         writing = [p for p, row in rows.items() if not len(row.left) and random.random() < 0.8]
         if writing:
             turns.step([rows[p] for p in writing], writing)
