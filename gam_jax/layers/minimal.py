@@ -98,6 +98,7 @@ class MinimalRNN(Layer):
             axis=axes.seq,
             starts=starts,
             begin=begin,
+            backend=axes.backend,
         )
         outward, w_out, split = by_rows(transposed_flat), params["w_out"], axes.of("channel")
         return residual.leave_map(outward, w_out, states.astype(dtype), split, axes), last

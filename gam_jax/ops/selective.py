@@ -42,6 +42,10 @@ class Fixed(NamedTuple):
     begin: Array | None
 
 
+Part = Callable[[Array, Fixed, Tokens], tuple[Array, Array]]
+"""(state, fixed, tokens of a chunk) -> the state after them, and what is read."""
+
+
 def selective_scan(
     x: Float[Array, "B T D"],
     dt: Float[Array, "B T D"],
@@ -65,9 +69,10 @@ def selective_scan(
 
     Every state number has a decay of its own, so there is no product of matrices to be had. The
     chunked method holds the N D numbers of a token's state for one chunk at a time: it keeps the
-    state before each chunk, and its hand-written backward pass computes the others again. On
-    accelerators segments of `SEGMENT` tokens run side by side, twice: from zeros, then from the
-    states that they begin with, so that the steps which must follow one another do not grow with T.
+    state before each chunk, and its backward pass computes the others again. A processor goes
+    token by token inside a chunk. On accelerators the tokens of a chunk are written out, and
+    segments of `SEGMENT` tokens run side by side, twice: from zeros, then from the states that they
+    begin with, so that the steps which must follow one another do not grow with T.
 
     Args:
       x: inputs.
@@ -78,7 +83,7 @@ def selective_scan(
       state: what is carried in (before the first shard, where tokens are split); None for zeros.
       method: "chunked"; "associative", `lax.associative_scan` over all tokens; "recurrent", token
         by token. They differ in time and memory alone.
-      chunk: tokens in a chunk; the program grows with it.
+      chunk: tokens in a chunk; on accelerators the program grows with it.
       axis: mesh axis that splits the tokens. Each shard sends a decay and a state. It then runs
         again from the state that it was given.
       starts: true where documents begin: there the state is `begin` before the token decays it
@@ -171,8 +176,20 @@ def _associative(state: Array, fixed: Fixed, tokens: Tokens, chunk: int) -> tupl
     return states[-1], _read(states, tokens.c)
 
 
-def _chunked(state: Array, fixed: Fixed, tokens: Tokens, chunk: int) -> tuple[Array, Array]:
-    count = tokens.x.shape[0]
+def _recomputed(state: Array, fixed: Fixed, tokens: Tokens, chunk: int) -> tuple[Array, Array]:
+    """Token by token; the backward pass makes the states of a chunk again."""
+
+    def part(state: Array, fixed: Fixed, tokens: Tokens) -> tuple[Array, Array]:
+        return _recurrent(state, fixed, tokens, chunk)
+
+    return _chunked(state, fixed, tokens, chunk, jax.checkpoint(part, prevent_cse=False))
+
+
+def _chunked(
+    state: Array, fixed: Fixed, tokens: Tokens, chunk: int, part: Part | None = None
+) -> tuple[Array, Array]:
+    """Chunk after chunk; `part` computes one, see `_chunk`, which does where nothing is said."""
+    part, count = part or _chunk, tokens.x.shape[0]
     chunk = min(chunk, count)
     missing = -count % chunk  # steps of size 0 change nothing
 
@@ -181,7 +198,7 @@ def _chunked(state: Array, fixed: Fixed, tokens: Tokens, chunk: int) -> tuple[Ar
         return padded.reshape(-1, chunk, *x.shape[1:])
 
     state, y = lax.scan(
-        lambda state, part: _chunk(state, fixed, part), state, jax.tree.map(chunks, tokens)
+        lambda state, own: part(state, fixed, own), state, jax.tree.map(chunks, tokens)
     )
     return state, y.reshape(-1, *y.shape[2:])[:count]
 
@@ -217,7 +234,7 @@ def _segmented(state: Array, fixed: Fixed, tokens: Tokens, chunk: int) -> tuple[
 
 
 METHODS: dict[str, Callable[[Array, Fixed, Tokens, int], tuple[Array, Array]]] = {
-    "chunked": _chunked,
+    "chunked": _recomputed,
     "associative": _associative,
     "recurrent": _recurrent,
 }
@@ -226,16 +243,23 @@ METHODS: dict[str, Callable[[Array, Fixed, Tokens, int], tuple[Array, Array]]] =
 def _decay_and_write(fixed: Fixed, tokens: Tokens) -> tuple[Array, Array]:
     """exp(dt a), 0 where a document begins, and dt x b, each [..., B, N, D].
 
-    What is left of a document's start after its first token is written with it.
+    What is left of a document's start after its first token is written with it. Outer products,
+    so that gradients are products too: XLA on CPU takes many times as long for sums.
     """
-    decay = jnp.exp(tokens.dt[..., None, :] * fixed.a)
-    write = (tokens.dt * tokens.x)[..., None, :] * tokens.b[..., None]
+    ones = jnp.ones(fixed.a.shape[0], jnp.float32)
+    decay = jnp.exp(_outer(ones, tokens.dt) * fixed.a)
+    write = _outer(tokens.b, tokens.dt * tokens.x)
     if tokens.starts is not None:
         there = tokens.starts[..., None, None]
         if fixed.begin is not None:
             write = write + decay * there * fixed.begin
         decay = decay * ~there  # a select costs more
     return decay, write
+
+
+def _outer(x: Array, y: Array) -> Array:
+    """[..., N] and [..., D] as [..., N, D]; x may be [N], for all."""
+    return jnp.einsum("...n,...d->...nd", x, y, precision=lax.Precision.HIGHEST)
 
 
 def _read(states: Array, c: Array) -> Array:

@@ -177,7 +177,7 @@ def of_minimal(layer: MinimalRNN, part: Part) -> Shape:
 
 
 def _diagonal(shape: Shape, settings: Settings, backend: str | None) -> Callable[..., Any]:
-    return lambda *arrays: diagonal_scan(*arrays, **settings)[0]
+    return lambda *arrays: diagonal_scan(*arrays, backend=backend, **settings)[0]
 
 
 def _diagonal_arrays(shape: Shape, dtype: str, key: Any) -> Arrays:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
@@ -24,6 +25,7 @@ def diagonal_scan(
     axis: str | None = None,
     starts: Bool[Array, "B T"] | None = None,
     begin: Float[Array, B * S] | None = None,
+    backend: str | None = None,
 ) -> tuple[Float[Array, "B T *S"], Float[Array, B * S]]:
     """All states of h_t = exp(log_decay_t) h_{t-1} + write_t, and the last.
 
@@ -35,12 +37,14 @@ def diagonal_scan(
       write: what is added.
       state: what is carried in (before the first shard, where tokens are split); None for zeros.
       method: "chunked" runs all chunks side by side, token by token, then hands states from
-        chunk to chunk; "associative" is `lax.associative_scan`; "recurrent" token by token.
+        chunk to chunk, but on a processor, for which one after another is less work;
+        "associative" is `lax.associative_scan`; "recurrent" token by token.
       chunk: tokens in a chunk.
       axis: mesh axis that splits the tokens. Each shard sends a decay and a state.
       starts: true where documents begin: there the state is `begin` before the token decays it.
         None where all tokens belong to one.
       begin: what documents begin with, like `state`; None for zeros.
+      backend: where it will run, as "cpu"; None for JAX's default.
 
     Returns:
       states in the dtype of `write`, and the float32 state after the last token.
@@ -49,6 +53,8 @@ def diagonal_scan(
       UserError: an unknown method.
     """
     check_choice("diagonal_scan", "method", method, DIAGONAL_METHODS)
+    if method == "chunked" and (backend or jax.default_backend()) == "cpu":
+        method = "recurrent"
     dtype = write.dtype
     if state is None:
         state = jnp.zeros(write[:, 0].shape, jnp.float32)

@@ -119,7 +119,8 @@ def memory_scan(
         log_decay = begun(kept, starts)
         if begin is not None:
             ones = jnp.ones(kept[:, 0].shape, jnp.float32)
-            left, _ = diagonal_scan(kept, jnp.zeros(kept.shape), starts=starts, begin=ones)
+            given = {"starts": starts, "begin": ones, "backend": backend}
+            left, _ = diagonal_scan(kept, jnp.zeros(kept.shape), **given)
             begin = begin.astype(jnp.float32).reshape(state.shape)
             anew = Begin(begin, _by_group(left, groups))
         starts = jnp.broadcast_to(starts[..., None, None], (batch, tokens, groups, 1))
