@@ -188,11 +188,20 @@ def _diagonal_arrays(shape: Shape, dtype: str, key: Any) -> Arrays:
 
 
 _DIAGONAL = {"method": "chunked", "chunk": 64}
+
+
+def _diagonal_ways(op: Op, backend: str) -> Sequence[Settings]:
+    """A processor goes token by token, whatever the chunk."""
+    if backend == "cpu":
+        return [_DIAGONAL, {**_DIAGONAL, "method": "associative"}]
+    return _at_once(CHUNKS, _DIAGONAL, op.shape["tokens"])
+
+
 DIAGONAL = Tunable(
     name="diagonal_scan",
     shapes={MinimalRNN: of_minimal},
     default=_DIAGONAL,
-    ways=lambda op, backend: _at_once(CHUNKS, _DIAGONAL, op.shape["tokens"]),
+    ways=_diagonal_ways,
     call=_diagonal,
     plainest=lambda shape, *arrays: _diagonal(shape, {"method": "recurrent"}, None)(*arrays),
     draw=_diagonal_arrays,
