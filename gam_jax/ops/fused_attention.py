@@ -16,7 +16,7 @@ from gam_jax.ops.attention import attend_tokens
 from gam_jax.ops.tiles import BLOCK, Rule
 
 BLOCKS = {"cpu": 128}
-AT_ONCE = {"cpu": 4 * 128 * 128}
+AT_ONCE = {"cpu": 2 * 128 * 128}
 """Where smaller blocks, and fewer rows and heads at once, are faster: their scores stay in the
 cache of a processor."""
 
