@@ -35,6 +35,12 @@ MOST_PROCESSES = 999_999_999
 HEARTBEAT_SECONDS = 20
 """A process that has died is missed after that long even where nobody watches it."""
 
+THREADS = "NPROC"
+"""How many threads XLA starts on a processor, where this is set before the first array is made."""
+THREADS_OF_A_DEVICE = 4
+"""Threads of an emulated device: it waits for the others in several sums at a time, each of which
+holds one, and where all threads wait for devices that have none the program never ends."""
+
 MESSAGE_BYTES, HOST_BYTES = 1024, 64
 """Room for what processes tell each other: a line, and the name of a host."""
 
@@ -48,6 +54,7 @@ def emulate(devices: int) -> None:
     try:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", devices)
+        os.environ.setdefault(THREADS, str(THREADS_OF_A_DEVICE * devices))
     except RuntimeError:  # the backend has started
         if len(jax.devices()) != devices or jax.default_backend() != "cpu":
             raise UserError(

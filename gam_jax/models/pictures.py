@@ -18,7 +18,17 @@ from gam_jax.layers.norm import LayerNorm
 from gam_jax.layers.pictures import BETWEEN, ROWS, TIME, PictureBlock
 from gam_jax.models.base import BATCH, TOKEN, Batch, Measures, Model, sizes_of
 from gam_jax.ops import denoising
-from gam_jax.params import Param, Params, Table, fan_in, init_params, normal, zeros
+from gam_jax.params import (
+    Param,
+    Params,
+    Table,
+    abstract_params,
+    fan_in,
+    init_params,
+    normal,
+    path_name,
+    zeros,
+)
 from sharding.axes import Axes
 from sharding.bounds import AtLeastOne, Count, Positive, Size
 from sharding.errors import UserError
@@ -184,7 +194,17 @@ class PictureDenoiser(Model):
           copied: whether queries, keys and values of the new attentions, and their norm where they
             have one, are those of the attention within pictures; else they are drawn. Outputs are
             zeros either way.
+
+        Raises:
+          UserError: parameters of another model.
         """
+        plain = dataclasses.replace(self, sees="", guided=False)
+        wanted, given = (_shapes(x) for x in (abstract_params(plain.table()), base))
+        if wanted != given:
+            name = min(dict(wanted ^ given))
+            raise UserError(
+                f"the base's parameters are not those of this model without adapters: see {name}"
+            )
         own = dict(init_params(self.table(), key))
         for name, entry in base.items():
             own[name] = {**own[name], **entry} if name.startswith("block_") else entry
@@ -310,6 +330,12 @@ def _levels(time: Float[Array, B]) -> tuple[Array, Array]:
     """alpha and sigma, to be multiplied with pictures."""
     alpha, sigma = (one[:, None, None, None, None] for one in denoising.levels(time))
     return alpha, sigma
+
+
+def _shapes(params: Any) -> set[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of parameters."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {(path_name(path), x.shape) for path, x in leaves}
 
 
 def _affine(inputs: int, outputs: int) -> Table:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -81,6 +84,27 @@ def test_devices_that_are_there_already_can_be_asked_for_again():
     processes.emulate(len(jax.devices()))
     with pytest.raises(UserError, match="cannot emulate 3 devices: this process already uses 8"):
         processes.emulate(3)
+
+
+def without_threads_said(*command):
+    """A process whose environment says nothing of threads."""
+    left = {name: value for name, value in os.environ.items() if name != processes.THREADS}
+    return subprocess.run(
+        [sys.executable, *command], env=left, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_emulated_devices_have_threads_unless_their_number_was_said(monkeypatch):
+    says = "import os; from sharding.processes import emulate; emulate(8); print(os.environ['{}'])"
+    assert without_threads_said("-c", says.format(processes.THREADS)).stdout == "32\n"
+
+
+@pytest.mark.slow
+def test_a_step_over_eight_emulated_devices_ends():
+    """It waits in several sums at a time: with a thread a device, a signal ends it after 40 s."""
+    found = without_threads_said("-m", "experiments.benchmark", "long", "--short", "--repeats=1")
+    assert found.returncode == 0
+    assert "16,384 tokens, seq=8" in found.stdout
 
 
 def test_emulation_is_asked_for_by_a_variable(monkeypatch):

@@ -75,6 +75,14 @@ def test_it_begins_as_the_frozen_model_for_any_number_of_views(views, sees, besi
         np.testing.assert_array_equal(params["block_1"]["norm_0"]["scale"], other["norm"]["scale"])
 
 
+@pytest.mark.parametrize("sizes", [{"depth": 3}, {"depth": 1}, {"width": 4}], ids=str)
+def test_it_does_not_begin_from_another_model(sizes):
+    """A deeper one has blocks that there are not, of a shallower one some would stay as drawn."""
+    other = drawn(dataclasses.replace(BASE, **sizes).table())
+    with pytest.raises(UserError, match=r"not those of this model without adapters: see [a-z]"):
+        MODEL.begun(other, jax.random.key(0))
+
+
 def test_scales_of_zero_give_the_frozen_model_at_any_time():
     params = {**drawn(MODEL.table()), **{k: v for k, v in FROZEN.items() if "block" not in k}}
     for name in ("block_0", "block_1"):
