@@ -113,7 +113,8 @@ def selective_scan(
     if axis is None:
         last, y = run(*_alike(state, fixed, tokens), chunk)
     else:
-        own, _ = run(*_alike(jnp.zeros_like(state), fixed, tokens), chunk)
+        unread = tokens._replace(c=jnp.zeros_like(tokens.c))  # so that no gradient of it is summed
+        own, _ = run(*_alike(jnp.zeros_like(state), fixed, unread), chunk)
         decay = jnp.exp(jnp.sum(tokens.dt, 0)[:, None] * a)
         if starts is not None:
             decay = jnp.where(jnp.any(starts, axis=1)[:, None, None], 0.0, decay)

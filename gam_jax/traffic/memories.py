@@ -99,7 +99,7 @@ def _(layer: Mamba, sizes: Sizes) -> Iterator[Message]:
     yield from halo(sizes, layer.kernel - 1, channels)
     scans = 1 + (sizes.seq > 1)  # the shard alone, then from what is before it
     bc = tokens * layer.state * FLOAT
-    yield sizes.over_tensor("all_reduce", bc, 2 * scans)
+    yield sizes.over_tensor("all_reduce", bc, scans + 1)  # of b in both, of c in what is read
     state = sizes.rows * layer.state * channels * FLOAT
     yield from prefix(sizes, state, state)
 
