@@ -18,7 +18,7 @@ from gam_jax.ops.tiles import BLOCK, Rule
 BLOCKS = {"cpu": 128}
 AT_ONCE = {"cpu": 2 * 128 * 128}
 """Where smaller blocks, and fewer rows and heads at once, are faster: their scores stay in the
-cache of a processor."""
+cache of a processor, and its threads do not divide the products."""
 
 UNFUSED = (
     "attention in {dtype} on a GPU is not cuDNN's, which takes bfloat16 and float16 alone: "

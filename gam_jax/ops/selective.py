@@ -183,14 +183,14 @@ def _recomputed(state: Array, fixed: Fixed, tokens: Tokens, chunk: int) -> tuple
     def part(state: Array, fixed: Fixed, tokens: Tokens) -> tuple[Array, Array]:
         return _recurrent(state, fixed, tokens, chunk)
 
-    return _chunked(state, fixed, tokens, chunk, jax.checkpoint(part, prevent_cse=False))
+    return _by_chunks(jax.checkpoint(part, prevent_cse=False), state, fixed, tokens, chunk)
 
 
-def _chunked(
-    state: Array, fixed: Fixed, tokens: Tokens, chunk: int, part: Part | None = None
+def _by_chunks(
+    part: Part, state: Array, fixed: Fixed, tokens: Tokens, chunk: int
 ) -> tuple[Array, Array]:
-    """Chunk after chunk; `part` computes one, see `_chunk`, which does where nothing is said."""
-    part, count = part or _chunk, tokens.x.shape[0]
+    """Chunk after chunk, each computed by `part`."""
+    count = tokens.x.shape[0]
     chunk = min(chunk, count)
     missing = -count % chunk  # steps of size 0 change nothing
 
@@ -205,10 +205,10 @@ def _chunked(
 
 
 def _segmented(state: Array, fixed: Fixed, tokens: Tokens, chunk: int) -> tuple[Array, Array]:
-    """`_chunked`, with the segments of a sequence as rows beside each other."""
+    """Chunks written out, with the segments of a sequence as rows beside each other."""
     count, rows, channels = tokens.x.shape
     if count <= SEGMENT:
-        return _chunked(state, fixed, tokens, chunk)
+        return _by_chunks(_chunk, state, fixed, tokens, chunk)
     segments = -(-count // SEGMENT)
     many = None if fixed.begin is None else jnp.tile(fixed.begin, (segments, 1, 1))
     many = Fixed(fixed.a, many)
@@ -219,7 +219,7 @@ def _segmented(state: Array, fixed: Fixed, tokens: Tokens, chunk: int) -> tuple[
 
     def run(states: Array, parts: Tokens) -> tuple[Array, Array]:
         rows = jax.tree.map(lambda x: x.reshape(SEGMENT, -1, *x.shape[3:]), parts)
-        last, y = _chunked(states.reshape(-1, *fixed.a.shape), many, rows, chunk)
+        last, y = _by_chunks(_chunk, states.reshape(-1, *fixed.a.shape), many, rows, chunk)
         return last.reshape(states.shape), y.reshape(SEGMENT, segments, -1, channels)
 
     parts = jax.tree.map(beside, tokens)

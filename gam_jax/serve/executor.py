@@ -23,7 +23,7 @@ MOST_TOP = 20
 MOST_BIASED = 300
 """The most tokens of a row whose logits can be given a bias."""
 TOGETHER, MOST_TOGETHER = 16, 4
-"""Tokens of narrow blocks that are read at once, and the most rows whose they are."""
+"""Narrow blocks of several prompts are read at once: at most so many tokens, and so many rows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Sizes:
     def together(self, width: int) -> int:
         """R, the most rows whose blocks of so many tokens are read at once.
 
-        To read few tokens costs little more than to read all parameters: several rows share that.
+        Reading a few tokens costs about one pass over all parameters, which several rows share.
         """
         return max(1, min(self.rows, MOST_TOGETHER, TOGETHER // width))
 

@@ -36,6 +36,7 @@ from gam_jax.serve.executor import (
 from gam_jax.serve.features import Features, guesses
 from gam_jax.serve.rows import Rows
 from sharding import collectives
+from sharding.errors import UserError
 
 WHOLE = PartitionSpec()
 SCORES = "scores"
@@ -109,8 +110,19 @@ def packed(work: Work) -> Int[np.ndarray, "S W+2+N"]:
 
 
 def packed_blocks(blocks: Blocks, sizes: Sizes) -> Int[np.ndarray, "R 1+2W+N"]:
-    """Blocks of prompts likewise: rows, tokens, what follows, pages; empty places are of row S."""
-    width = blocks.tokens.shape[1]
+    """Blocks of prompts likewise: rows, tokens, what follows, pages; empty places are of row S.
+
+    Raises:
+      UserError: more blocks than are read at once, a row twice, or one that there is not.
+    """
+    width, rows = blocks.tokens.shape[1], blocks.rows.tolist()
+    if len(rows) > sizes.together(width) or len(set(rows)) < len(rows):
+        raise UserError(
+            f"blocks of {width} tokens of rows {rows}: give at most {sizes.together(width)}, each "
+            f"of another row"
+        )
+    if not set(rows) <= set(range(sizes.rows)):
+        raise UserError(f"blocks of rows {rows}: there are rows 0 to {sizes.rows - 1}")
     follows = blocks.tokens if blocks.follows is None else blocks.follows
     parts = blocks.rows[:, None], blocks.tokens, follows, blocks.pages
     packed = np.zeros((sizes.together(width), 1 + 2 * width + sizes.row_pages), np.int32)

@@ -224,13 +224,13 @@ class Service:
 
     def _read(self, texts: Sequence[Text], width: int) -> None:
         scored = [text.request.scores_prompt and not text.begun for text in texts]
-        follows = np.stack([text.block(width, ahead=1) for text in texts])
+        follows = [text.block(width, ahead=1) for text in texts] if any(scored) else None
         pending = self._executor.read(
             Blocks(
                 np.asarray([text.row for text in texts], np.int32),
                 np.stack([text.block(width) for text in texts]),
                 np.stack([text.table(self._sizes.row_pages) for text in texts]),
-                follows if any(scored) else None,
+                None if follows is None else np.stack(follows),
             )
         )
         if any(scored):

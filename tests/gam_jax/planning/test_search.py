@@ -17,6 +17,7 @@ from gam_jax.data.text import Text
 from gam_jax.layers import GAM, MLP, Attention, Block, Chunked, Mixed
 from gam_jax.models import ImageClassifier
 from gam_jax.models.language import LanguageModel
+from gam_jax.ops import fused_attention
 from gam_jax.params import abstract_params
 from gam_jax.planning.cluster import Level
 from gam_jax.planning.live import lives
@@ -129,8 +130,9 @@ def test_the_best_are_priced_by_programs_of_their_own(found):
         assert each.cost.seconds == pytest.approx(seconds[each.candidate], rel=0.05)
 
 
-def test_a_plan_prices_the_program_of_the_machines_backend():
-    """A TPU's kernel counts its products, and holds other arrays than a processor's blocks."""
+def test_a_plan_prices_the_program_of_the_machines_backend(monkeypatch):
+    """A TPU's kernel counts its products, and holds no scores; blocks of all heads at once do."""
+    monkeypatch.setattr(fused_attention, "AT_ONCE", {})
     block = Block(Attention(heads=4, context=256))
     model = LanguageModel(block, width=32, depth=2, vocab=256)
     experiment = Experiment(model, Text(window=256), TrainConfig(batch=8))
@@ -147,7 +149,7 @@ def test_a_plan_prices_the_program_of_the_machines_backend():
         assert flops == product_flops(jaxpr).total()
         assert ("opaque" in str(jaxpr)) == (backend == "tpu")
         held[backend] = work_of(run, one, traced).held
-    assert held["tpu"] != held["cpu"]
+    assert held["tpu"] < held["cpu"]
 
 
 WORDS = ("fully_sharded", "zero2", "mics", "hpz")

@@ -1,10 +1,15 @@
 """Turns between users, blocks without padding, pages counted by reference."""
 
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gam_jax.serve.executor import Blocks, Sizes
 from gam_jax.serve.pages import Pages, pages_of
+from gam_jax.serve.programs import packed_blocks
 from gam_jax.serve.scheduler import Turns, block_of, deal, gathered
+from sharding.errors import UserError
 
 WIDTHS = (256, 64, 16, 4, 1)
 
@@ -81,6 +86,23 @@ def test_blocks_that_are_read_together_are_all_blocks_each_text_s_in_order(dealt
         assert len(texts) == len(set(texts)) <= most[width]
     alone = gathered(dealt, lambda width: 1)
     assert len(read) <= len(alone) == len(dealt)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([0, 1, 2, 3, 4], "at most 4, each of another row"),
+        ([1, 1], "each of another row"),
+        ([0, 8], r"rows \[0, 8\]: there are rows 0 to 7"),
+        ([-1], "there are rows 0 to 7"),
+    ],
+)
+def test_blocks_that_cannot_be_read_together_are_refused(rows, words):
+    """A row that there is not would be read for nobody, and the first of two be lost."""
+    sizes = Sizes(8, WIDTHS, 1, 0, 1, 0, 0, 50)
+    blocks = Blocks(np.array(rows), np.zeros((len(rows), 4), int), np.zeros((len(rows), 0), int))
+    with pytest.raises(UserError, match=words):
+        packed_blocks(blocks, sizes)
 
 
 def test_equal_prompts_are_read_in_as_few_blocks_as_there_is_room_for():
